@@ -1,0 +1,63 @@
+# Two commands matter: `make demo` and `make test`. PIP_ARGS is handed to every `pip install`.
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help demo test setup lint format bench app hooks clean
+
+PYTHON ?= python3
+PIP_ARGS ?=
+TEST_ARGS ?=
+WORKERS ?= 2
+
+BIN := .venv/bin
+PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet $(PIP_ARGS) -c constraints.txt
+LOCKED := pyproject.toml constraints.txt
+DEMO_GRID := hw_profiles/demo.toml
+CODE := simulator hw_profiles traces kernels reports app tests
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+$(BIN)/python:
+	$(PYTHON) -m venv .venv
+
+# A stamp is newer than what it was installed from, so a second run installs nothing.
+.venv/.stamp-demo: $(LOCKED) | $(BIN)/python
+	$(PIP_INSTALL) -e '.[reports]'
+	@touch $@
+
+.venv/.stamp-test: $(LOCKED) | $(BIN)/python
+	$(PIP_INSTALL) -e '.[hub,reports,app,traces,kernels,cluster,dev]'
+	@touch $@ .venv/.stamp-demo
+
+demo: .venv/.stamp-demo  ## the answer for four models on five GPUs, and out/sweep.parquet (no torch)
+	@mkdir -p out
+	$(BIN)/python -m simulator.sweep --grid $(DEMO_GRID) --out out/sweep.parquet
+
+setup: .venv/.stamp-test  ## everything into .venv: all extras and the developer's tools
+
+test: setup  ## all tests, and why any were skipped; TEST_ARGS='-k name' picks some
+	$(BIN)/python -m pytest -n $(WORKERS) --benchmark-disable $(TEST_ARGS)
+
+lint: setup  ## ruff, import rules, types, spelling
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/ruff format --check $(CODE)
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/pyright
+	$(BIN)/codespell $(CODE) *.md
+
+format: setup  ## let ruff mend what it can
+	$(BIN)/ruff check --fix $(CODE)
+	$(BIN)/ruff format $(CODE)
+
+bench: setup  ## the speed contract, timed by pytest-benchmark
+	$(BIN)/python -m pytest tests/benchmarks --benchmark-only $(TEST_ARGS)
+
+app: setup  ## the dashboard
+	$(BIN)/streamlit run app/main.py
+
+hooks: setup  ## run the linters at every commit
+	$(BIN)/pre-commit install
+
+clean:  ## remove .venv, results and caches
+	rm -rf .venv out dist build .pytest_cache .ruff_cache .hypothesis .benchmarks
+	find $(CODE) -name __pycache__ -type d -prune -exec rm -rf {} +

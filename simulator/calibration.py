@@ -1,0 +1,458 @@
+"""Fitted coefficients: what a family's fit is, how it is stored, and which fit answers for a device.
+
+A fit is a few physical coefficients times a compact log-space residual surface, with its own
+out-of-fold error. Files live in ``hw_profiles/measured/<device>/<family>.toml``; a user's own
+measurements in ``$SHADOWLINE_HOME/measured/<device>/`` answer first.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from functools import lru_cache
+from importlib import resources
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from simulator.errors import InputError, UnsupportedError
+
+SCHEMA = 1
+MILLI = 1e-3
+DEFAULT = "_default"
+ANY = "any"
+VENDOR = "vendor"
+"""Library of the fit that answers when nobody names one."""
+
+NEAR_DTYPES: Mapping[str, tuple[str, ...]] = {
+    "fp8": ("fp8_static", "fp8_block", "int8"),
+    "fp8_static": ("fp8", "int8", "fp8_block"),
+    "fp8_block": ("fp8", "fp8_static", "int8"),
+    "int8": ("fp8_static", "fp8"),
+    "nvfp4": ("mxfp4",),
+    "mxfp4": ("nvfp4",),
+    "w4a16": ("w8a16",),
+    "w8a16": ("w4a16",),
+    "tf32": ("fp32",),
+    "fp32": ("tf32",),
+}
+"""Formats whose kernels behave alike, nearest first; used when a device has no fit of its own."""
+
+
+TWINS: Mapping[str, str] = {"bf16": "fp16", "fp16": "bf16"}
+"""Formats that run the same kernels at the same rate: a fit of one answers for the other in full."""
+
+
+class Basis(StrEnum):
+    """Where a number comes from, best first; a sum is as good as its worst part."""
+
+    CALIBRATED = "CALIBRATED"
+    EXTRAPOLATED = "EXTRAPOLATED"
+    DATASHEET = "DATASHEET"
+
+    @property
+    def rank(self) -> int:
+        """0 for the best basis, 2 for the worst."""
+        return list(Basis).index(self)
+
+    def merge(self, other: Basis) -> Basis:
+        """The worse of the two."""
+        return self if self.rank >= other.rank else other
+
+
+class DeviceLike(Protocol):
+    """The facts of a device that choose a fit."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def arch(self) -> str: ...
+
+    @property
+    def compute_capability(self) -> str | None: ...
+
+
+def scope_of(device: DeviceLike) -> str:
+    """Devices that share kernels: ``sm80``, ``sm86``, ``sm89``, ``sm90``, ``sm100`` (10.x), ``sm120``; else arch."""
+    capability = device.compute_capability
+    if not capability:
+        return device.arch
+    major, minor = (int(part) for part in capability.split("."))
+    return f"sm{major}{minor if major < 9 else 0}"
+
+
+@dataclass(frozen=True, eq=False)
+class Surface:
+    """Tensor-product multilinear surface over the log2 of its coordinates.
+
+    Parameters
+    ----------
+    axes : tuple of (name, knots)
+        Coordinate name and its knots in log2, strictly increasing; at least one knot per axis.
+    values : ndarray, shape (len(knots_0), len(knots_1), ...)
+        ln(measured/physics) at the knots [-].
+
+    Examples
+    --------
+    >>> s = Surface((("m", (0.0, 10.0)),), np.array([0.0, 1.0]))
+    >>> float(s(m=32.0))
+    0.5
+    """
+
+    axes: tuple[tuple[str, tuple[float, ...]], ...]
+    values: NDArray[np.float64]
+    _knots: tuple[NDArray[np.float64], ...] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        shape = tuple(len(knots) for _, knots in self.axes)
+        if self.values.shape != shape:
+            raise InputError(f"surface values have shape {self.values.shape}, its axes say {shape}")
+        for name, knots in self.axes:
+            if any(b <= a for a, b in zip(knots, knots[1:], strict=False)):
+                raise InputError(f"surface axis {name!r}: knots must increase, got {knots}")
+        object.__setattr__(self, "_knots", tuple(np.array(k, float) for _, k in self.axes))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Coordinate names, in the order of `values`."""
+        return tuple(name for name, _ in self.axes)
+
+    def __call__(self, **coords: ArrayLike) -> NDArray[np.float64]:
+        """Log residual at `coords` (natural values, not logs; they broadcast), clamped at the ends."""
+        if set(coords) != set(self.names):
+            raise InputError(f"surface needs coordinates {self.names}, got {tuple(coords)}")
+        values: NDArray[np.float64] = self.values
+        axis = 0
+        wide: list[tuple[NDArray[np.int64], NDArray[np.float64]]] = []
+        # Scalar coordinates are contracted first: with n and k fixed only a line in m is left.
+        for (name, _), knots in zip(self.axes, self._knots, strict=True):
+            i, w = _cell(np.asarray(coords[name], float), knots)
+            if i.size == 1:
+                i0, w0 = int(i.reshape(-1)[0]), float(w.reshape(-1)[0])
+                j0 = min(i0 + 1, len(knots) - 1)
+                lower, upper = np.take(values, i0, axis), np.take(values, j0, axis)
+                values = lower * (1.0 - w0) + upper * w0
+            else:
+                wide.append((i, w))
+                axis += 1
+        shape = np.broadcast_shapes(*(np.shape(v) for v in coords.values()))
+        return np.broadcast_to(_multilinear(values, wide), shape)
+
+    def inside(self, **coords: ArrayLike) -> NDArray[np.bool_]:
+        """Whether every coordinate lies within its knots (half an octave of grace)."""
+        ok: NDArray[np.bool_] = np.array(True)
+        for name, knots in self.axes:
+            x = np.log2(np.maximum(np.asarray(coords[name], float), 1e-30))
+            ok = ok & (x >= knots[0] - 0.5) & (x <= knots[-1] + 0.5)
+        return ok
+
+
+def _cell(
+    x: NDArray[np.float64], knots: NDArray[np.float64]
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Left knot index and weight of the right one, clamped, of natural values `x`."""
+    if len(knots) == 1:
+        return np.zeros(x.shape, np.int64), np.zeros(x.shape)
+    u = np.log2(np.maximum(x, 1e-30))
+    i = np.searchsorted(knots[1:-1], u, side="right")
+    w = (u - knots[i]) / (knots[i + 1] - knots[i])
+    return i.astype(np.int64), np.clip(w, 0.0, 1.0)
+
+
+def _multilinear(
+    values: NDArray[np.float64], cells: Sequence[tuple[NDArray[np.int64], NDArray[np.float64]]]
+) -> NDArray[np.float64]:
+    """Sum over the 2^d corners of `values` at `cells`, one gather per corner."""
+    if not cells:
+        return values
+    if len(cells) == 1:
+        i, w = cells[0]
+        low = values[i]
+        return low + w * (values[np.minimum(i + 1, len(values) - 1)] - low)
+    (i, w), rest = cells[0], cells[1:]
+    flat = values.reshape(-1)
+    strides = [int(s) // values.itemsize for s in np.ascontiguousarray(values).strides]
+    flat = np.ascontiguousarray(values).reshape(-1)
+    corners = [(i * strides[0], 1.0 - w), (np.minimum(i + 1, values.shape[0] - 1) * strides[0], w)]
+    for (j, v), stride, size in zip(rest, strides[1:], values.shape[1:], strict=True):
+        nxt = np.minimum(j + 1, size - 1)
+        corners = [
+            (at + step * stride, weight * part)
+            for at, weight in corners
+            for step, part in ((j, 1.0 - v), (nxt, v))
+        ]
+    total = flat[corners[0][0]] * corners[0][1]
+    for at, weight in corners[1:]:
+        total = total + flat[at] * weight
+    return total
+
+
+@dataclass(frozen=True)
+class Residual:
+    """Out-of-fold error of a fit, as e = ln(measured/predicted).
+
+    Attributes
+    ----------
+    sigma_in, sigma_cross : float
+        Robust standard deviation within the source, and against another source [-].
+    q05, q95 : float
+        Quantiles of e within the source [-].
+    bias : float
+        Median of e [-].
+    between_source : float
+        Standard deviation of the offset between two good sources on one device [-].
+    n_eff : float
+        Shape groups behind the quantiles [-].
+    classes : tuple of (from_s, q05, q95)
+        Quantiles by predicted time, ascending in `from_s`; empty = `q05`, `q95` hold throughout.
+    """
+
+    sigma_in: float
+    sigma_cross: float
+    q05: float
+    q95: float
+    bias: float = 0.0
+    between_source: float = 0.0
+    n_eff: float = 0.0
+    classes: tuple[tuple[float, float, float], ...] = ()
+
+    def quantiles(
+        self, time_s: ArrayLike, *, cross: bool = False
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """5 % and 95 % quantiles of e for predictions of `time_s`.
+
+        `cross` adds the between-source term in quadrature, 1.645 sigma to each side.
+        """
+        t = np.asarray(time_s, float)
+        lo, hi = np.full(t.shape, self.q05), np.full(t.shape, self.q95)
+        for from_s, q05, q95 in self.classes:
+            here = t >= from_s
+            lo, hi = np.where(here, q05, lo), np.where(here, q95, hi)
+        if cross:
+            extra = 1.645 * self.between_source
+            centre = (lo + hi) / 2
+            lo = centre - np.hypot(centre - lo, extra)
+            hi = centre + np.hypot(hi - centre, extra)
+        return lo, hi
+
+    def widened(self, extra_sigma: float) -> Residual:
+        """The same residual with an independent error of `extra_sigma` added."""
+        z = 1.645 * extra_sigma
+        return replace(
+            self,
+            sigma_in=float(np.hypot(self.sigma_in, extra_sigma)),
+            sigma_cross=float(np.hypot(self.sigma_cross, extra_sigma)),
+            q05=-float(np.hypot(self.q05, z)),
+            q95=float(np.hypot(self.q95, z)),
+            classes=tuple(
+                (t, -float(np.hypot(a, z)), float(np.hypot(b, z))) for t, a, b in self.classes
+            ),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Fit:
+    """One fitted member of a family: coefficients, residual surface and their error.
+
+    `device` is a profile name; in the ``_default`` file it is a `scope_of`, an architecture or ``any``.
+    """
+
+    family: str
+    device: str
+    dtype: str
+    library: str
+    coefficients: Mapping[str, float]
+    surface: Surface | None
+    n: int
+    sources: tuple[str, ...]
+    date: str
+    residual: Residual
+
+
+def dump(path: Path, fits: Iterable[Fit]) -> None:
+    """Write `fits` of one family as TOML, whole or not at all."""
+    fits = list(fits)
+    if not fits:
+        raise InputError("no fits to write", where=str(path))
+    lines = [
+        f"schema = {SCHEMA}",
+        f'family = "{fits[0].family}"',
+        f'device = "{fits[0].device if path.parent.name != DEFAULT else DEFAULT}"',
+        f'date = "{max(f.date for f in fits)}"',
+        "# residual: e = ln(measured/predicted), out of fold. surface: 1e-3 ln, C order.",
+    ]
+    for fit in fits:
+        lines += _fit_lines(fit)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    part.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    os.replace(part, path)
+    _load_file.cache_clear()
+    load_fits.cache_clear()
+
+
+def _fit_lines(fit: Fit) -> list[str]:
+    r = fit.residual
+    numbers = {
+        key: getattr(r, key)
+        for key in ("sigma_in", "sigma_cross", "q05", "q95", "bias", "between_source", "n_eff")
+    }
+    lines = [
+        "",
+        "[[fit]]",
+        f'device = "{fit.device}"',
+        f'dtype = "{fit.dtype}"',
+        f'library = "{fit.library}"',
+        f"n = {fit.n}",
+        "sources = [" + ", ".join(f'"{s}"' for s in fit.sources) + "]",
+        "coefficients = { " + ", ".join(f"{k} = {_g(v)}" for k, v in fit.coefficients.items()) + " }",
+        "residual = { "
+        + ", ".join(f"{k} = {_g(v)}" for k, v in numbers.items())
+        + ", classes = ["
+        + ", ".join(f"[{_g(t)}, {_g(a)}, {_g(b)}]" for t, a, b in r.classes)
+        + "] }",
+    ]
+    if fit.surface is not None:
+        lines.append("[fit.surface]")
+        axes = (
+            f'{{ name = "{name}", knots = [{", ".join(_g(k) for k in knots)}] }}'
+            for name, knots in fit.surface.axes
+        )
+        lines.append("axes = [" + ", ".join(axes) + "]")
+        # One string, not a TOML array: tomllib needs a second per megabyte of integers.
+        milli = np.rint(fit.surface.values / MILLI).astype(int)
+        rows = milli.reshape(-1, milli.shape[-1])
+        lines.append('values = """')
+        lines += [" ".join(str(v) for v in row) for row in rows]
+        lines.append('"""')
+    return lines
+
+
+def _g(value: float) -> str:
+    text = f"{float(value):.6g}"
+    return text if any(c in text for c in ".en") else text + ".0"
+
+
+def parse(text: str, where: str) -> tuple[Fit, ...]:
+    """Fits of the TOML `text`; `where` names it in errors."""
+    try:
+        data = tomllib.loads(text)
+        if data["schema"] != SCHEMA:
+            raise InputError(f"schema {data['schema']}, this version reads {SCHEMA}", where=where)
+        return tuple(_parse_fit(data, table) for table in data["fit"])
+    except (tomllib.TOMLDecodeError, KeyError, TypeError, ValueError) as err:
+        raise InputError(
+            f"not a fit table ({type(err).__name__}: {err}); rewrite it with "
+            "`python -m simulator.calibrate`",
+            where=where,
+        ) from err
+
+
+def _parse_fit(data: Mapping[str, Any], table: Mapping[str, Any]) -> Fit:
+    residual = dict(table["residual"])
+    classes = tuple((float(t), float(a), float(b)) for t, a, b in residual.pop("classes", ()))
+    surface = None
+    if "surface" in table:
+        axes = tuple(
+            (str(a["name"]), tuple(float(k) for k in a["knots"])) for a in table["surface"]["axes"]
+        )
+        raw = table["surface"]["values"]
+        flat = np.array(raw.split() if isinstance(raw, str) else raw, dtype=float)
+        surface = Surface(axes, flat.reshape(tuple(len(k) for _, k in axes)) * MILLI)
+    return Fit(
+        family=str(data["family"]),
+        device=str(table.get("device", data["device"])),
+        dtype=str(table["dtype"]),
+        library=str(table["library"]),
+        coefficients={str(k): float(v) for k, v in table["coefficients"].items()},
+        surface=surface,
+        n=int(table["n"]),
+        sources=tuple(table["sources"]),
+        date=str(table.get("date", data["date"])),
+        residual=Residual(**{k: float(v) for k, v in residual.items()}, classes=classes),
+    )
+
+
+def _homes() -> tuple[Traversable, ...]:
+    """Folders that hold ``<device>/<family>.toml``, the user's first."""
+    own = os.environ.get("SHADOWLINE_HOME")
+    packaged = resources.files("hw_profiles").joinpath("measured")
+    return ((Path(own) / "measured",) if own else ()) + (packaged,)
+
+
+@lru_cache(maxsize=256)
+def _load_file(path: Traversable) -> tuple[Fit, ...]:
+    return parse(path.read_text(encoding="utf-8"), str(path))
+
+
+@lru_cache(maxsize=512)
+def load_fits(device: str, family: str) -> tuple[Fit, ...]:
+    """Fits of `family` on `device` (a profile name or ``_default``), the user's own first; may be empty."""
+    found: list[Fit] = []
+    for home in _homes():
+        path = home.joinpath(device, f"{family}.toml")
+        if path.is_file():
+            found += _load_file(path)
+    return tuple(found)
+
+
+def lookup(
+    device: DeviceLike, family: str, dtype: str, library: str | None = None
+) -> tuple[Fit, Basis]:
+    """The fit that answers for `device`, and how good an answer it is.
+
+    In order: the device's own fit of this dtype (or its twin) and library (None: the ``vendor`` fit,
+    else its largest) -> CALIBRATED; its fit of another library or a near dtype -> EXTRAPOLATED; the pooled fit
+    of its `scope_of`, then architecture, -> EXTRAPOLATED; the family's pooled fit -> DATASHEET.
+    """
+    own = load_fits(device.name, family)
+    same = [f for f in own if f.dtype == dtype] or [f for f in own if f.dtype == TWINS.get(dtype)]
+    exact = [f for f in same if library is None or f.library == library]
+    if exact:
+        return _largest(exact), Basis.CALIBRATED
+    if same:
+        return _wider(_largest(same)), Basis.EXTRAPOLATED
+    near = _near(own, dtype)
+    if near is not None:
+        return _wider(near), Basis.EXTRAPOLATED
+    pooled = load_fits(DEFAULT, family)
+    scopes = (scope_of(device), device.arch)
+    for scope, basis in (*((s, Basis.EXTRAPOLATED) for s in scopes), (ANY, Basis.DATASHEET)):
+        here = [f for f in pooled if f.device == scope]
+        best = [f for f in here if f.dtype in (dtype, TWINS.get(dtype))]
+        if best:
+            named = [f for f in best if f.library == library]
+            return _largest(named or best), basis
+        near = _near(here, dtype)
+        if near is not None:
+            return _wider(near), basis
+    known = sorted({f.dtype for f in own} | {f.dtype for f in pooled})
+    raise UnsupportedError(
+        f"no {family} fit for {dtype} on {device.name} or its like; fitted: {', '.join(known) or 'none'};"
+        f" measure it with `python -m sparse_kernels.calibrate`"
+    )
+
+
+def _largest(fits: Sequence[Fit]) -> Fit:
+    return max(fits, key=lambda f: (f.library == VENDOR, f.n))
+
+
+def _near(fits: Sequence[Fit], dtype: str) -> Fit | None:
+    for other in NEAR_DTYPES.get(dtype, ()):
+        hits = [f for f in fits if f.dtype == other]
+        if hits:
+            return _largest(hits)
+    return None
+
+
+def _wider(fit: Fit) -> Fit:
+    """`fit` standing in for another library or dtype: two sources' distance, at least 10 %."""
+    extra = max(fit.residual.between_source, 0.10)
+    return replace(fit, residual=fit.residual.widened(extra))

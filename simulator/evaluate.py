@@ -1,0 +1,352 @@
+"""One group of points - everything fixed but batch, prompt and output - to times, memory and intervals.
+
+Arrays broadcast: a product grid passes shapes (B,1,1), (1,P,1), (1,1,O); scattered points pass flat arrays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+
+from simulator import memory
+from simulator.arrays import Array
+from simulator.calibration import Basis
+from simulator.device import Device
+from simulator.dtypes import KV_FORMATS, DType, Format, get_format
+from simulator.engine import Engine, get_engine
+from simulator.errors import UnsupportedError
+from simulator.lowering import ACT_BYTES, Lowering
+from simulator.model import ModelSpec
+from simulator.ops import Attention, Collective, Linear, Moe
+from simulator.policies import Policies, parse
+from simulator.roofline.timing import OpTime, time_op
+from simulator.scenario import AUTO, Scenario
+from simulator.uncertainty import combine
+from simulator.workload import Step, decode_step, prefill_step
+
+BOUNDS = ("compute", "weight reads", "KV reads", "activation traffic", "interconnect", "launch latency", "host")
+"""What a step can be bound by; columns store the index."""
+STATUSES = ("ok", "does_not_fit", "exceeds_context", "not_applicable", "unsupported_dtype")
+MAX_RUNNING_BATCH = 4096
+"""Largest batch `throughput_speedup_at_max_batch` is evaluated at [sequences]."""
+IDLE_SHARE, BUSY_SHARE = 0.35, 0.65
+"""Board power while serving: ``P = limit * (0.35 + 0.65 * busiest resource)``; an assumption, not a fit."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """What a product grid holds fixed while batch, prompt and output vary."""
+
+    model: ModelSpec
+    device: Device
+    policies: Policies
+    engine: Engine
+    fmt: Format
+    kv_dtype: str
+    tp: int = 1
+    pp: int = 1
+    ep: int = 1
+    utilisation: float = 0.9
+    block_tokens: int = 16
+    ignore_context: bool = False
+
+    @classmethod
+    def of(cls, scenario: Scenario, model: ModelSpec, device: Device) -> Group:
+        """Group of one scenario with its names already resolved."""
+        dtype = model.dtype if scenario.dtype == AUTO else scenario.dtype
+        if scenario.dtype == AUTO and dtype in ("bf16", "fp16") and not device.has(DType(dtype)):
+            dtype = "fp16" if dtype == "bf16" else "bf16"
+        kv = scenario.kv_cache_dtype
+        if kv == AUTO:
+            kv = "fp32" if dtype == "fp32" else "fp16" if dtype == "fp16" else "bf16"
+        return cls(
+            model, device, parse(scenario.policy), get_engine(scenario.engine), get_format(dtype), kv,
+            scenario.tp, scenario.pp, scenario.ep, scenario.gpu_memory_utilization,
+            scenario.block_size, scenario.ignore_context_limit,
+        )
+
+    @property
+    def gpus(self) -> int:
+        """GPUs of one replica [-]."""
+        return self.tp * self.pp
+
+    @cached_property
+    def lowering(self) -> Lowering:
+        """The model as cut and stored here."""
+        return Lowering(
+            self.model, self.policies, self.fmt, KV_FORMATS[self.kv_dtype], self.tp, self.ep
+        )
+
+    @property
+    def dense(self) -> Group:
+        """The same group without policies."""
+        return replace(self, policies=Policies())
+
+    @property
+    def dtype(self) -> str:
+        """Weight format after the policies."""
+        fmt = self.fmt
+        for policy in self.policies.members:
+            fmt = policy.weight_format(fmt)
+        return fmt.name
+
+    def problem(self) -> tuple[str, str] | None:
+        """(status, reason) when no point of the group can run, else None."""
+        if not self.device.has(self.fmt.math):
+            have = ", ".join(sorted(str(d) for d in DType if self.device.has(d)))
+            return "unsupported_dtype", f"{self.device.name} has no {self.fmt.math} rate; it has {have}"
+        reason = self.lowering.why_not()
+        if reason is None and self.gpus > 1 and not self.device.links:
+            reason = f"{self.device.name} has no GPU link in its profile; use tp=1 and pp=1"
+        if reason is None:
+            try:
+                step_time(self, decode_step(1.0, 2.0))
+            except UnsupportedError as error:
+                reason = error.message
+        return ("not_applicable", reason) if reason else None
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """Time of one forward pass of the whole pipeline; arrays of the step's shape.
+
+    Attributes
+    ----------
+    total_s, lo_s, hi_s : Array
+        Time with its 90 % interval [s].
+    gpu_s, host_s : Array
+        Sum of the kernels, and the host's submission beside it [s].
+    shares_s : tuple of Array
+        Time attributed to each of `BOUNDS` [s]; they add up to `total_s`.
+    mode : str
+        'graph', 'eager' or 'graph split'.
+    """
+
+    total_s: Array
+    lo_s: Array
+    hi_s: Array
+    gpu_s: Array
+    host_s: Array
+    shares_s: tuple[Array, ...]
+    busy: Array
+    mode: str
+    basis: Basis
+    ops: tuple[OpTime, ...] = ()
+
+
+def step_time(group: Group, step: Step, timer: Callable[..., OpTime] = time_op) -> StepTime:
+    """Time of one step: ``max(GPU stream, host submission) + scheduling``.
+
+    A data-dependent shape or a host-visible count splits the CUDA graph, and the step is submitted kernel
+    by kernel.
+    """
+    engine, device = group.engine, group.device
+    ops = group.lowering.ops(step)
+    times = [timer(op, device, engine) for op in ops]
+    if group.pp > 1:
+        send = Collective(
+            role="pp.send", op="send_recv", n_ranks=2, count=float(group.pp - 1),
+            message_bytes=step.rows * group.model.hidden * ACT_BYTES,
+        )
+        times.append(timer(send, device, engine))
+    interval = combine(times)
+    shares: list[Array] = [0.0] * len(BOUNDS)
+    gpu: Array = 0.0
+    math: Array = 0.0
+    moved: Array = 0.0
+    launches = 0.0
+    for t in times:
+        gpu = gpu + t.total_s
+        math, moved = math + t.math_s, moved + t.memory_s
+        launches = launches + float(np.max(t.op.count)) * getattr(t.op, "launches", 1.0)
+        _attribute(t, shares)
+    graph_safe = all(t.op.graph_safe and not t.op.host_sync for t in times)  # type: ignore[attr-defined]
+    wanted = engine.graph_prefill if step.prefills else engine.graph_decode
+    mode = "graph" if wanted and graph_safe else "graph split" if wanted else "eager"
+    per_launch = engine.launch_graph_s if mode == "graph" else engine.launch_eager_s
+    submit = launches * per_launch
+    schedule = engine.schedule_s + engine.row_s * step.sampled_rows
+    total = np.maximum(gpu, submit) + schedule
+    shares[-1] = np.maximum(submit - gpu, 0.0) + schedule
+    return StepTime(
+        total, np.maximum(total - interval.below_s, 0.0), total + interval.above_s, gpu,
+        submit + schedule, tuple(shares), np.maximum(math, moved) / np.maximum(total, 1e-30), mode,
+        interval.basis, tuple(times),
+    )
+
+
+def _attribute(t: OpTime, shares: list[Array]) -> None:
+    """Add the time of one op to the resource that binds it."""
+    memory_kind = (
+        1 if isinstance(t.op, Linear | Moe) else 2 if isinstance(t.op, Attention) else 3
+    )
+    if isinstance(t.op, Collective):
+        link_bound = np.asarray(t.link_s >= t.launch_s, float)
+        shares[4] = shares[4] + t.total_s * link_bound
+        shares[5] = shares[5] + t.total_s * (1.0 - link_bound)
+        return
+    body = np.maximum(t.math_s, t.memory_s)
+    by_launch = np.asarray(t.launch_s > body, float)
+    by_math = np.asarray(t.math_s > t.memory_s, float) * (1.0 - by_launch)
+    shares[0] = shares[0] + t.total_s * by_math
+    shares[memory_kind] = shares[memory_kind] + t.total_s * (1.0 - by_launch - by_math)
+    shares[5] = shares[5] + t.total_s * by_launch
+
+
+@dataclass(frozen=True)
+class Points:
+    """Answers for the points of one group; every array has the broadcast shape."""
+
+    group: Group
+    batch: Array
+    prompt: Array
+    output: Array
+    prefill: StepTime
+    decode: StepTime
+    ttft_s: np.ndarray
+    tpot_s: np.ndarray
+    ttft_lo_s: np.ndarray
+    ttft_hi_s: np.ndarray
+    tpot_lo_s: np.ndarray
+    tpot_hi_s: np.ndarray
+    footprint: memory.Footprint
+    max_batch: np.ndarray
+
+    @property
+    def basis(self) -> Basis:
+        """Worst basis of prefill and decode."""
+        basis = self.prefill.basis.merge(self.decode.basis)
+        return basis.merge(Basis.EXTRAPOLATED) if self.group.ignore_context else basis
+
+    @property
+    def e2e_s(self) -> np.ndarray:
+        """``TTFT + (output - 1) TPOT`` [s]."""
+        steps = np.asarray(self.output, float) - 1.0
+        return self.ttft_s + np.where(steps > 0, steps * np.nan_to_num(self.tpot_s), 0.0)
+
+    @property
+    def tokens_per_s(self) -> np.ndarray:
+        """Output tokens of the batch per second [1/s]."""
+        return self.batch * self.output / self.e2e_s
+
+    @property
+    def bound(self) -> np.ndarray:
+        """Index into `BOUNDS` of what takes most of the end-to-end time [-]."""
+        steps = np.asarray(self.output, float) - 1.0
+        shares = [
+            np.broadcast_to(p + steps * d, np.shape(self.ttft_s))
+            for p, d in zip(self._prefill_shares, self._decode_shares, strict=True)
+        ]
+        return np.argmax(np.stack(shares), axis=0)
+
+    @property
+    def _prefill_shares(self) -> list[Array]:
+        scale = self.ttft_s / np.maximum(self.prefill.total_s, 1e-30)
+        return [s * scale for s in self.prefill.shares_s]
+
+    @property
+    def _decode_shares(self) -> list[Array]:
+        return [_mean_last(s) for s in self.decode.shares_s]
+
+    @property
+    def power_w(self) -> np.ndarray:
+        """Board power of all GPUs, an estimate from the busiest resource [W]."""
+        steps = np.asarray(self.output, float) - 1.0
+        prefill, decode = self.prefill.busy, _mean_last(self.decode.busy)
+        e2e = self.e2e_s
+        busy = (self.ttft_s * prefill + (e2e - self.ttft_s) * decode) / e2e
+        del steps
+        share = IDLE_SHARE + BUSY_SHARE * np.clip(busy, 0.0, 1.0)
+        return self.group.device.power_w * self.group.gpus * share
+
+    @property
+    def energy_j_per_token(self) -> np.ndarray:
+        """Estimated energy per output token [J]."""
+        return self.power_w / self.tokens_per_s
+
+    @property
+    def usd_per_mtoken(self) -> np.ndarray:
+        """Rent of the GPUs per million output tokens, from the profile's list price [USD]."""
+        per_s = self.group.device.price_usd_per_h.value * self.group.gpus / 3600.0
+        return per_s / self.tokens_per_s * 1e6
+
+    @property
+    def fits(self) -> np.ndarray:
+        """Whether the batch fits the engine's share of memory."""
+        limit = memory.budget_bytes(self.group.device, self.group.utilisation)
+        return np.asarray(self.footprint.total_bytes <= limit)
+
+    @property
+    def short_bytes(self) -> np.ndarray:
+        """Bytes missing on the fullest GPU; negative where it fits [B]."""
+        limit = memory.budget_bytes(self.group.device, self.group.utilisation)
+        return np.asarray(self.footprint.total_bytes - limit)
+
+    @property
+    def status(self) -> np.ndarray:
+        """Index into `STATUSES`."""
+        longest = np.asarray(self.prompt, float) + self.output
+        over = longest > self.group.model.max_context
+        code = np.where(self.fits, 0, 1)
+        if not self.group.ignore_context:
+            code = np.where(over, 2, code)
+        return np.broadcast_to(code, np.shape(self.ttft_s))
+
+
+def evaluate(group: Group, batch: Array, prompt: Array, output: Array) -> Points:
+    """TTFT, TPOT, memory and intervals of a static batch.
+
+    TTFT is one prefill of the whole batch. TPOT is the mean decode step over contexts prompt+1 ...
+    prompt+output-1, from two points that have the mean and the variance of that range, which is exact for
+    a step time that is cubic in the context. With `pp` stages the batch is cut in ``min(batch, pp)``
+    micro-batches: decode takes a whole-pipeline pass of ``batch/pp`` rows per token, prefill
+    ``(micro + pp - 1) / pp`` passes.
+
+    Raises
+    ------
+    UnsupportedError
+        `Group.problem` says why beforehand.
+    """
+    b, p, o = (np.asarray(x, float) for x in (batch, prompt, output))
+    micro = np.minimum(b, float(group.pp))
+    rows = b / micro
+    prefill = step_time(group, prefill_step(rows, p))
+    passes = (micro + group.pp - 1.0) / group.pp
+    steps = o - 1.0
+    centre = p + o / 2.0
+    spread = np.sqrt(np.maximum(steps * steps - 1.0, 0.0) / 12.0)
+    nodes = np.stack(np.broadcast_arrays(centre - spread, centre + spread), axis=-1)
+    decode = step_time(group, decode_step(rows[..., None], np.maximum(nodes, p[..., None] + 1.0)))
+    shape = np.broadcast_shapes(b.shape, p.shape, o.shape)
+    one_token = np.broadcast_to(steps < 1.0, shape)
+
+    def tpot(step: Array) -> np.ndarray:
+        return np.where(one_token, np.nan, np.broadcast_to(_mean_last(step), shape))
+
+    return Points(
+        group, b, p, o, prefill, decode,
+        ttft_s=np.broadcast_to(prefill.total_s * passes, shape),
+        tpot_s=tpot(decode.total_s),
+        ttft_lo_s=np.broadcast_to(prefill.lo_s * passes, shape),
+        ttft_hi_s=np.broadcast_to(prefill.hi_s * passes, shape),
+        tpot_lo_s=tpot(decode.lo_s),
+        tpot_hi_s=tpot(decode.hi_s),
+        footprint=memory.footprint(
+            group.lowering, b, p, o, pp=group.pp, block_tokens=group.block_tokens
+        ),
+        max_batch=np.broadcast_to(
+            memory.max_batch(
+                group.lowering, group.device, p, o, pp=group.pp, utilisation=group.utilisation,
+                block_tokens=group.block_tokens,
+            ),
+            shape,
+        ),
+    )
+
+
+def _mean_last(x: Array) -> Array:
+    """Mean over the two context nodes."""
+    return x if np.ndim(x) == 0 else np.asarray(x).mean(axis=-1)

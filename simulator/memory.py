@@ -1,0 +1,186 @@
+"""What fits: weights, KV cache, activations and the runtime's own share of one GPU's memory."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from simulator.arrays import Array
+from simulator.device import Device
+from simulator.granularity import paged_tokens
+from simulator.lowering import Lowering
+from simulator.ops import Linear, Moe, Op
+from simulator.workload import Step
+
+CONTEXT_BYTES = 0.5e9
+"""CUDA context and loaded kernels [B]; measured 0.4-0.6 GB on Ampere and Hopper, assumed elsewhere."""
+GRAPH_POOL_BYTES = 0.6e9
+"""Captured decode graphs of a serving engine [B]; vLLM prints 0.3-1 GB for 7B-70B models."""
+COMM_BYTES = 0.4e9
+"""NCCL and custom all-reduce buffers per GPU when tp > 1 [B]."""
+MAX_BATCHED_TOKENS = 8192
+"""Tokens of one prefill pass an engine schedules at most; bounds the activation peak."""
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes on the fullest GPU.
+
+    Attributes
+    ----------
+    weights_bytes : float
+        Weights, predictors included [B].
+    kv_bytes : Array
+        KV cache of the whole batch at prompt + output tokens, whole pages [B].
+    activation_bytes : Array
+        Peak of the activations and logits [B].
+    runtime_bytes : float
+        Context, graph pool, communication buffers [B].
+    """
+
+    weights_bytes: float
+    kv_bytes: Array
+    activation_bytes: Array
+    runtime_bytes: float
+
+    @property
+    def other_bytes(self) -> Array:
+        """Everything but weights and KV [B]."""
+        return self.activation_bytes + self.runtime_bytes
+
+    @property
+    def total_bytes(self) -> Array:
+        """All of it [B]."""
+        return self.weights_bytes + self.kv_bytes + self.other_bytes
+
+
+def stored_bytes(op: Op) -> float:
+    """Bytes of weights an op keeps resident on one GPU, all its repetitions together [B]."""
+    count = float(np.max(op.count))
+    if isinstance(op, Linear):
+        per = op.fmt.weight_bytes if op.bytes_per_weight is None else op.bytes_per_weight
+        return float(op.groups * op.n * op.k) * per * count
+    if isinstance(op, Moe):
+        per = op.fmt.weight_bytes if op.bytes_per_weight is None else op.bytes_per_weight
+        return op.expert_elements * op.n_experts / op.ep * per * count
+    return 0.0
+
+
+def weights_bytes(lowering: Lowering, pp: int = 1) -> float:
+    """Resident weights of the fullest pipeline stage on one GPU [B].
+
+    Matrices as the ops read them (so predictors and formats count), the embedding in 16 bit split over
+    tp, norms, biases and position tables in 16 bit on every GPU.
+    """
+    model = lowering.model
+    layers, ends = 0.0, 0.0
+    for op in lowering.ops(Step(decode_rows=1.0)):
+        # Absorbed MLA products reuse the rows of kv_up, which only a prefill lowers.
+        if op.role.startswith(("lm_head", "embed", "unembed")):
+            ends += stored_bytes(op)
+        else:
+            layers += stored_bytes(op)
+    embedding = model.params("embedding") / lowering.tp * 2.0
+    if model.tied_embeddings:
+        ends, embedding = max(ends, embedding), 0.0
+    small = sum(model.params(part) for part in ("position", "norm")) * 2.0
+    small += _bias_elements(lowering) * 2.0
+    stages = math.ceil(model.n_layers / pp) / model.n_layers
+    if pp == 1:
+        return layers + ends + embedding + small
+    return (layers + small) * stages + max(ends, embedding)
+
+
+def _bias_elements(lowering: Lowering) -> float:
+    """Elements of the linear layers that are vectors, not matrices [-]."""
+    model = lowering.model
+    matrices = 0.0
+    dense = Lowering(model, type(lowering.policies)(), lowering.fmt, lowering.kv_element_bytes)
+    for op in dense.ops(Step(decode_rows=1.0)):
+        if isinstance(op, Linear):
+            matrices += float(op.groups * op.n * op.k) * float(np.max(op.count))
+        elif isinstance(op, Moe):
+            matrices += op.expert_elements * op.n_experts * float(np.max(op.count))
+    parts = ("attention", "ffn", "router", "projection", "lm_head")
+    total = float(sum(model.params(part) for part in parts))
+    if model.tied_embeddings:
+        total += model.params("embedding") - model.params("lm_head")
+    return max(total - matrices, 0.0)
+
+
+def kv_bytes_per_sequence(
+    lowering: Lowering, tokens: Array, *, pp: int = 1, block_tokens: int = 16
+) -> np.ndarray:
+    """KV cache of one sequence of `tokens` on one GPU, whole pages [B]."""
+    reserved = paged_tokens(tokens, block_tokens)
+    total = np.zeros(np.shape(reserved))
+    for kv, layers in lowering.kv_layouts():
+        total = total + kv.bytes(reserved) * layers
+    return total * (math.ceil(lowering.model.n_layers / pp) / lowering.model.n_layers)
+
+
+def activation_token_bytes(lowering: Lowering) -> float:
+    """Activations alive per token of a pass: two layers' residual and their widest tensor, 16 bit [B]."""
+    model, widest = lowering.model, 0.0
+    for op in lowering.ops(Step(decode_rows=1.0)):
+        if isinstance(op, Linear) and not op.role.startswith(("lm_head", "unembed", "predictor")):
+            widest = max(widest, float(op.n))
+        elif isinstance(op, Moe):
+            widest = max(widest, op.top_k * op.intermediate / op.tp * (op.matrices - 1))
+    return (2.0 * model.hidden + 2.0 * widest) * 2.0
+
+
+def activation_bytes(lowering: Lowering, batch: Array, prompt: Array) -> np.ndarray:
+    """Peak activations of one pass of at most `MAX_BATCHED_TOKENS`, and fp32 logits per sequence [B]."""
+    tokens = np.minimum(np.asarray(batch, float) * prompt, float(MAX_BATCHED_TOKENS))
+    logits = np.asarray(batch, float) * lowering.model.vocab * 4.0
+    return tokens * activation_token_bytes(lowering) + logits
+
+
+def footprint(
+    lowering: Lowering, batch: Array, prompt: Array, output: Array, *, pp: int = 1,
+    block_tokens: int = 16,
+) -> Footprint:
+    """Memory of a static batch at its longest [B]."""
+    per_sequence = kv_bytes_per_sequence(
+        lowering, np.asarray(prompt, float) + output, pp=pp, block_tokens=block_tokens
+    )
+    return Footprint(
+        weights_bytes(lowering, pp),
+        np.asarray(batch, float) * per_sequence,
+        activation_bytes(lowering, batch, prompt),
+        runtime_bytes(lowering.tp * pp),
+    )
+
+
+def runtime_bytes(gpus: int) -> float:
+    """Context, graph pool and, with several GPUs, communication buffers [B]."""
+    return CONTEXT_BYTES + GRAPH_POOL_BYTES + (COMM_BYTES if gpus > 1 else 0.0)
+
+
+def budget_bytes(device: Device, utilisation: float) -> float:
+    """Bytes an engine may use: the driver's total times vLLM's utilisation [B]."""
+    return device.capacity_bytes * utilisation
+
+
+def max_batch(
+    lowering: Lowering, device: Device, prompt: Array, output: Array, *, pp: int = 1,
+    utilisation: float = 0.9, block_tokens: int = 16,
+) -> np.ndarray:
+    """Largest static batch whose weights, KV and activations fit [-]; 0 where not even one does.
+
+    With ``a`` activation bytes per token, ``l`` logits and ``kv`` bytes per sequence and at most T tokens per
+    pass: ``max(pool // (kv + l + a * prompt), (pool - a * T) // (kv + l))``.
+    """
+    per_sequence = kv_bytes_per_sequence(
+        lowering, np.asarray(prompt, float) + output, pp=pp, block_tokens=block_tokens
+    )
+    runtime = runtime_bytes(lowering.tp * pp)
+    pool = budget_bytes(device, utilisation) - weights_bytes(lowering, pp) - runtime
+    logits = lowering.model.vocab * 4.0
+    per_token = activation_token_bytes(lowering)
+    few = np.floor(pool / (per_sequence + logits + per_token * np.asarray(prompt, float)))
+    many = np.floor((pool - per_token * MAX_BATCHED_TOKENS) / (per_sequence + logits))
+    return np.maximum(np.maximum(few, many), 0.0)

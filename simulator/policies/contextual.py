@@ -1,0 +1,244 @@
+"""Heads and neurons chosen for each token by a small predictor: Deja Vu and ShadowLLM."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import replace
+from typing import ClassVar, Literal
+
+import numpy as np
+from pydantic import Field
+
+from simulator.arrays import Array
+from simulator.dtypes import FORMATS, Format
+from simulator.layer import FfnSpec
+from simulator.model import ModelSpec
+from simulator.ops import Attention, Elementwise, Linear, Op
+from simulator.policies.base import Aspect, Compatibility, Context, Policy
+from simulator.policies.grammar import POLICIES
+from simulator.traffic import Operand
+from simulator.union import union_density
+
+_PREDICTOR = FORMATS["fp16"]
+
+
+def group_keep(keep: float, group: float) -> float:
+    """Share of KV heads with at least one kept query head of its `group`, heads picked alike [-]."""
+    return 1.0 - (1.0 - keep) ** group
+
+
+def sparse_layer(op: Op, ctx: Context, *, heads: float, neurons: float) -> Op:
+    """`op` with only the kept heads and neurons of a decode step.
+
+    Weights are read for the union over the rows of the step, multiply-adds done on that union, KV read per
+    sequence for the kept heads. Rows are gathered: one neuron is a row of `hidden` elements, one head `head_dim`.
+    """
+    attention, rows = ctx.layer.attention, ctx.step.rows
+    if isinstance(op, Attention):
+        kv_keep = group_keep(heads, attention.group_size)
+        return replace(op, head_keep=heads, kv_head_keep=kv_keep, graph_safe=True)
+    if not isinstance(op, Linear):
+        return op
+    row_bytes = ctx.model.hidden * op.fmt.weight_bytes
+    if op.role == "attn.qkv":
+        q = union_density(heads, rows, ctx.model.name)
+        kv = union_density(group_keep(heads, attention.group_size), rows, ctx.model.name)
+        share_q = attention.n_heads / (attention.n_heads + 2.0 * attention.n_kv_heads)
+        union: Array = share_q * q + (1.0 - share_q) * kv
+        run, axis = attention.head_dim * row_bytes, "n"
+    elif op.role == "attn.o":
+        union = union_density(heads, rows, ctx.model.name)
+        run, axis = attention.head_dim * row_bytes, "k"
+    elif op.role in ("mlp.gate_up", "mlp.up"):
+        union, run, axis = union_density(neurons, rows, ctx.model.name), row_bytes, "n"
+    elif op.role == "mlp.down":
+        union, run, axis = union_density(neurons, rows, ctx.model.name), row_bytes, "k"
+    else:
+        return op
+    return replace(
+        op, read_keep=union, flop_keep=union, gathered=axis, run_bytes=run  # type: ignore[arg-type]
+    )
+
+
+def predictor(
+    role: str, ctx: Context, *, rank: int, outputs: float, count: float, picked: float
+) -> tuple[Op, ...]:
+    """Two small products, a top-k and the write of the index list, per step.
+
+    The first matrix (hidden x rank) is replicated on every GPU, the second split: reads
+    ``(hidden * rank + rank * outputs / tp) * 2`` bytes.
+    """
+    rows, share = ctx.step.rows, outputs / ctx.tp
+    return (
+        Linear(
+            role=f"{role}.in", m=rows, n=rank, k=ctx.model.hidden, fmt=_PREDICTOR, count=count,
+            overhead=True,
+        ),
+        Linear(role=f"{role}.out", m=rows, n=share, k=rank, fmt=_PREDICTOR, count=count, overhead=True),
+        Elementwise(
+            role=f"{role}.top_k",
+            kind="topk",
+            read_bytes=rows * share * 4.0,
+            write_bytes=rows * share * picked * 4.0,
+            operand=Operand.INDEX,
+            count=count,
+            overhead=True,
+        ),
+    )
+
+
+def _needs_ffn(model: ModelSpec) -> str | None:
+    if model.is_moe:
+        return "neurons of routed experts are not covered by the method; use a model without experts"
+    if any(layer.attention.mla for layer in model.layers):
+        return "heads of MLA share one latent; the method covers ordinary heads"
+    return None
+
+
+def _weights_are_gathered(fmt: Format) -> str | None:
+    if fmt.weight_bits < fmt.act_bits and fmt.name != "w4a16":
+        return f"no gathering kernel for {fmt.name}"
+    return None
+
+
+@POLICIES.register("dejavu")
+class DejaVu(Policy):
+    """Per-layer predictors pick the heads and neurons of each token one block ahead [1]_.
+
+    Every layer reads an MLP predictor (hidden x mlp_rank x neurons) and an attention predictor
+    (hidden x attn_rank x heads). The prompt and any step with prompt tokens run dense.
+
+    References
+    ----------
+    .. [1] Liu et al., "Deja Vu", arXiv:2310.17157.
+    """
+
+    name: ClassVar[str] = "dejavu"
+    family: ClassVar[str] = "contextual activation"
+    summary: ClassVar[str] = "per-layer look-ahead predictors pick heads and ReLU neurons"
+    aspects: ClassVar[frozenset[Aspect]] = frozenset({Aspect.WEIGHT_ROWS})
+    compatibility: ClassVar[Compatibility] = Compatibility(
+        prefix_cache=False, chunked_prefill=False, speculative=False,
+        gqa="a KV head is read if any head of its group is kept",
+    )
+    citation: ClassVar[str] = "Liu et al. 2023, arXiv:2310.17157"
+    not_modelled: ClassVar[str] = (
+        "accuracy; recomputed K and V of heads that return; the second stream's overlap (predictors count in full)"
+    )
+    always_shown: ClassVar[tuple[str, ...]] = ("keep",)
+
+    keep: float = Field(0.25, gt=0.0, le=1.0, description="share of neurons kept per token")
+    attn_keep: float = Field(0.5, gt=0.0, le=1.0, description="share of heads kept per token")
+    mlp_rank: int = Field(1000, ge=1, le=65536, description="width of the MLP predictor")
+    attn_rank: int = Field(512, ge=1, le=65536, description="width of the attention predictor")
+    fallback: Literal["none", "dense"] = Field("none", description="dense path at keep=1")
+
+    def why_not(self, model: ModelSpec, fmt: Format) -> str | None:
+        """The method predicts exact zeros of ReLU."""
+        for layer in model.layers:
+            if isinstance(layer.ffn, FfnSpec) and layer.ffn.activation not in ("relu", "relu2"):
+                return (
+                    f"Deja Vu predicts the zeros of ReLU; {model.name} uses {layer.ffn.activation};"
+                    " shadowllm applies"
+                )
+        return _needs_ffn(model) or _weights_are_gathered(fmt)
+
+    @property
+    def _off(self) -> bool:
+        return self.fallback == "dense" and self.keep == 1.0 and self.attn_keep == 1.0
+
+    def rewrite(self, op: Op, ctx: Context) -> tuple[Op, ...]:
+        """Predictors in front of the first product of each block, gathered products after."""
+        if not ctx.decode_only or self._off or op.role == "lm_head":
+            return (op,)
+        sparse = sparse_layer(op, ctx, heads=self.attn_keep, neurons=self.keep)
+        if op.role == "attn.qkv":
+            heads = ctx.layer.attention.n_heads
+            return (
+                *predictor(
+                    "predictor.attn", ctx, rank=self.attn_rank, outputs=heads,
+                    count=float(np.max(op.count)), picked=self.attn_keep,
+                ),
+                sparse,
+            )
+        if op.role in ("mlp.gate_up", "mlp.up") and isinstance(ctx.layer.ffn, FfnSpec):
+            return (
+                *predictor(
+                    "predictor.mlp", ctx, rank=self.mlp_rank, outputs=ctx.layer.ffn.intermediate,
+                    count=float(np.max(op.count)), picked=self.keep,
+                ),
+                sparse,
+            )
+        return (sparse,)
+
+
+@POLICIES.register("shadowllm")
+class ShadowLlm(Policy):
+    """One predictor, read after layer 0's attention, picks the heads and neurons of every layer [1]_.
+
+    It is two products of width `rank` with outputs for all heads and all neurons of the model:
+    ``(2 * hidden * rank + rank * layers * (heads + neurons) / tp) * 2`` bytes once per step. Layer 0's
+    attention runs dense. The prompt and any step with prompt tokens run dense.
+
+    References
+    ----------
+    .. [1] Akhauri et al., "ShadowLLM", EMNLP 2024, arXiv:2406.16635.
+    """
+
+    name: ClassVar[str] = "shadowllm"
+    family: ClassVar[str] = "contextual activation"
+    summary: ClassVar[str] = "one predictor after layer 0 picks heads and neurons of the whole model"
+    aspects: ClassVar[frozenset[Aspect]] = frozenset({Aspect.WEIGHT_ROWS})
+    compatibility: ClassVar[Compatibility] = Compatibility(
+        prefix_cache=False, chunked_prefill=False, speculative=False,
+        gqa="a KV head is read if any head of its group is kept",
+    )
+    citation: ClassVar[str] = "Akhauri et al. 2024, arXiv:2406.16635"
+    not_modelled: ClassVar[str] = "accuracy; recomputed K and V of heads that return"
+    always_shown: ClassVar[tuple[str, ...]] = ("keep",)
+
+    keep: float = Field(0.5, gt=0.0, le=1.0, description="share of heads and of neurons kept per token")
+    attn_keep: float | None = Field(None, gt=0.0, le=1.0, description="share of heads; default keep")
+    rank: int = Field(2048, ge=1, le=65536, description="width of both predictors")
+    fallback: Literal["none", "dense"] = Field("none", description="dense path at keep=1")
+
+    def why_not(self, model: ModelSpec, fmt: Format) -> str | None:
+        """Any model of ordinary heads and neurons."""
+        return _needs_ffn(model) or _weights_are_gathered(fmt)
+
+    @property
+    def _heads(self) -> float:
+        return self.keep if self.attn_keep is None else self.attn_keep
+
+    @property
+    def _off(self) -> bool:
+        return self.fallback == "dense" and self.keep == 1.0 and self._heads == 1.0
+
+    def layer_key(self, index: int, n_layers: int) -> Hashable:
+        """Layer 0 carries the predictor and a dense attention."""
+        return index == 0
+
+    def rewrite(self, op: Op, ctx: Context) -> tuple[Op, ...]:
+        """Dense attention and the predictor in layer 0, gathered products everywhere else."""
+        if not ctx.decode_only or self._off or op.role == "lm_head":
+            return (op,)
+        if ctx.index == 0:
+            if op.role.startswith("attn."):
+                return (op,)
+            if op.role in ("mlp.gate_up", "mlp.up"):
+                return (*self._predictors(ctx), sparse_layer(op, ctx, heads=1.0, neurons=self.keep))
+        return (sparse_layer(op, ctx, heads=self._heads, neurons=self.keep),)
+
+    def _predictors(self, ctx: Context) -> tuple[Op, ...]:
+        heads = sum(layer.attention.n_heads for layer in ctx.model.layers)
+        neurons = sum(
+            layer.ffn.intermediate for layer in ctx.model.layers if isinstance(layer.ffn, FfnSpec)
+        )
+        return (
+            *predictor(
+                "predictor.attn", ctx, rank=self.rank, outputs=heads, count=1.0, picked=self._heads
+            ),
+            *predictor(
+                "predictor.mlp", ctx, rank=self.rank, outputs=neurons, count=1.0, picked=self.keep
+            ),
+        )

@@ -1,0 +1,179 @@
+"""The policy mini-language: ``name(key=value,...)`` joined by ``+``; a list ``[a,b]`` adds an axis."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+
+from pydantic import ValidationError
+
+from simulator.errors import InputError, UnknownNameError, suggest
+from simulator.policies.base import ORDER, Aspect, Context, KvLayout, Policy
+from simulator.registry import Registry
+
+POLICIES: Registry[type[Policy]] = Registry("policy", "shadowline.policies")
+
+_TERM = re.compile(r"\s*([A-Za-z_][\w-]*)\s*(?:\((.*)\))?\s*", re.DOTALL)
+_FLAG = "--policy"
+MAX_TEXT = 2000
+MAX_VARIANTS = 1000
+
+
+@dataclass(frozen=True)
+class Policies:
+    """Policies that run together, in the order they are applied; empty means dense."""
+
+    members: tuple[Policy, ...] = ()
+
+    @property
+    def spelling(self) -> str:
+        """Canonical text, equal for equal policies whatever order they were written in."""
+        return "+".join(p.spelling for p in self.members) or "dense"
+
+    def __str__(self) -> str:
+        return self.spelling
+
+    def layer_key(self, index: int, n_layers: int) -> tuple[object, ...]:
+        """Key of one layer over all members."""
+        return tuple(p.layer_key(index, n_layers) for p in self.members)
+
+    def layout(self, kv: KvLayout, ctx: Context) -> KvLayout:
+        """The KV cache after every member."""
+        for policy in self.members:
+            kv = policy.layout(kv, ctx)
+        return kv
+
+
+@lru_cache(maxsize=4096)
+def parse(text: str) -> Policies:
+    """Policies of one spelling without lists.
+
+    Raises
+    ------
+    InputError
+        Bad syntax, unknown parameter, value out of range, or members that rewrite the same thing.
+    UnknownNameError
+        A policy nobody registered.
+    """
+    found = expand(text)
+    if len(found) != 1:
+        raise InputError(
+            f"policy {text!r} spells {len(found)} policies; one is needed here", where=_FLAG
+        )
+    return found[0]
+
+
+def expand(text: str) -> list[Policies]:
+    """All policies a spelling stands for: lists multiply, in the order written."""
+    if len(text) > MAX_TEXT:
+        raise InputError(f"policy text of {len(text)} characters; at most {MAX_TEXT}", where=_FLAG)
+    terms = _split(text, "+")
+    if not terms or any(not t.strip() for t in terms):
+        raise InputError(
+            f"policy {text!r} has an empty part; write e.g. 'mustafar(keep=0.3)+w4a16'", where=_FLAG
+        )
+    variants = [_term(term) for term in terms]
+    total = 1
+    for choice in variants:
+        total *= len(choice)
+    if total > MAX_VARIANTS:
+        raise InputError(
+            f"policy {text[:60]!r} spells {total} variants; at most {MAX_VARIANTS}", where=_FLAG
+        )
+    return [_compose(members, text) for members in itertools.product(*variants)]
+
+
+def _term(text: str) -> list[Policy]:
+    match = _TERM.fullmatch(text)
+    if match is None:
+        raise InputError(
+            f"cannot read policy {text.strip()!r}; write name(key=value,...)", where=_FLAG
+        )
+    name, inside = match.group(1), match.group(2)
+    try:
+        cls = POLICIES[name]
+    except UnknownNameError as error:
+        raise UnknownNameError("policy", name, POLICIES, where=_FLAG) from error
+    choices: dict[str, list[str]] = {}
+    for part in _split(inside, ",") if inside and inside.strip() else []:
+        key, equals, value = part.partition("=")
+        key, value = key.strip(), value.strip()
+        if not equals or not key or not value:
+            raise InputError(
+                f"{cls.name}: cannot read {part.strip()!r}; write key=value", where=_FLAG
+            )
+        if key not in cls.model_fields:
+            near = suggest(key, cls.model_fields)
+            hint = f"did you mean {near[0]!r}?" if near else _known(cls)
+            raise InputError(f"{cls.name} has no parameter {key!r}; {hint}", where=_FLAG)
+        if key in choices:
+            raise InputError(f"{cls.name}: parameter {key!r} is given twice", where=_FLAG)
+        choices[key] = (
+            [v.strip() for v in value[1:-1].split(",")]
+            if value.startswith("[") and value.endswith("]")
+            else [value]
+        )
+    count = 1
+    for values in choices.values():
+        count *= len(values)
+    if count > MAX_VARIANTS:
+        raise InputError(f"{cls.name}: {count} variants; at most {MAX_VARIANTS}", where=_FLAG)
+    return [
+        _build(cls, dict(zip(choices, values, strict=True)))
+        for values in itertools.product(*choices.values())
+    ]
+
+
+def _build(cls: type[Policy], given: dict[str, str]) -> Policy:
+    try:
+        return cls.model_validate(given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = str(first["loc"][0]) if first["loc"] else ""
+        said = first["msg"].removeprefix("Value error, ")
+        value = f"={given[key]}" if key in given else ""
+        raise InputError(f"{cls.name}: {key}{value}: {said}", where=_FLAG) from None
+
+
+def _compose(members: tuple[Policy, ...], text: str) -> Policies:
+    taken: dict[Aspect, Policy] = {}
+    real = [m for m in members if m.aspects]
+    if len(real) < len(members) and len(members) > 1:
+        raise InputError("dense cannot be combined with another policy", where=_FLAG)
+    for policy in real:
+        for aspect in policy.aspects:
+            if aspect in taken:
+                raise InputError(
+                    f"{taken[aspect].name} and {policy.name} both rewrite the {aspect.value};"
+                    " use one of them",
+                    where=_FLAG,
+                )
+            taken[aspect] = policy
+    ordered = sorted(real, key=lambda p: (min(ORDER.index(a) for a in p.aspects), p.name))
+    return Policies(tuple(ordered))
+
+
+def _known(cls: type[Policy]) -> str:
+    fields = ", ".join(cls.model_fields)
+    return f"it has: {fields}" if fields else "it has none"
+
+
+def _split(text: str, separator: str) -> list[str]:
+    """Parts of `text` between separators that stand outside brackets."""
+    parts, depth, start = [], 0, 0
+    for i, char in enumerate(text):
+        if char in "([":
+            depth += 1
+        elif char in ")]":
+            depth -= 1
+            if depth < 0:
+                break
+        elif char == separator and depth == 0:
+            parts.append(text[start:i])
+            start = i + 1
+    if depth != 0:
+        raise InputError(f"policy {text!r}: brackets do not match", where=_FLAG)
+    parts.append(text[start:])
+    return parts

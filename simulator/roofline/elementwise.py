@@ -1,0 +1,73 @@
+"""Time of a streaming kernel (norm, activation, add, softmax, rope): bytes, and a launch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from simulator.errors import UnknownNameError
+
+if TYPE_CHECKING:
+    from simulator.calibration import Surface
+    from simulator.roofline.hardware import Hardware
+
+KINDS = ("norm", "activation", "add", "softmax", "rope", "unary", "binary", "copy")
+
+DEFAULT: Mapping[str, float] = {"t0_s": 2.0e-6, "bw_share": 0.85}
+"""Coefficients of a kernel that streams its operands once, used where nothing was fitted."""
+
+
+@dataclass(frozen=True)
+class ElementwiseTime:
+    """Terms of a streaming kernel [s], arrays of the broadcast input shape."""
+
+    total_s: np.ndarray
+    memory_s: np.ndarray
+    launch_s: np.ndarray
+
+
+def elementwise_floor(read_bytes: Any, write_bytes: Any, *, hw: Hardware) -> np.ndarray:
+    """Least time of the bytes [s] beyond what L2 may hold from the kernel before."""
+    moved = np.asarray(read_bytes, float) + np.asarray(write_bytes, float)
+    return np.maximum(moved - hw.l2_bytes, 0.0) / hw.hbm_bytes_per_s
+
+
+def elementwise_time(
+    read_bytes: Any,
+    write_bytes: Any,
+    *,
+    kind: str,
+    hw: Hardware,
+    coef: Mapping[str, float],
+    surface: Surface | None = None,
+) -> ElementwiseTime:
+    """Time of one streaming kernel.
+
+    t = t0 + passes*(read + write)/(share*hbm), never below the bytes beyond L2 at full rate.
+
+    Parameters
+    ----------
+    read_bytes, write_bytes : array_like
+        Compulsory bytes of one pass [B].
+    kind : str
+        One of `KINDS`; `coef` may hold `passes_<kind>`, the traffic of that kernel over one pass.
+    hw : Hardware
+        `hbm_bytes_per_s` [B/s] and `l2_bytes` [B].
+    coef : mapping
+        `t0_s` [s], `bw_share` [-], optional `passes_<kind>` [-].
+    surface : Surface, optional
+        Log residual over axis `log2_bytes`.
+    """
+    if kind not in KINDS:
+        raise UnknownNameError("elementwise kind", kind, KINDS)
+    moved = np.asarray(read_bytes, float) + np.asarray(write_bytes, float)
+    memory = moved * (coef.get(f"passes_{kind}", 1.0) / (coef["bw_share"] * hw.hbm_bytes_per_s))
+    launch = np.full_like(memory, coef["t0_s"])
+    if surface is not None:
+        factor = np.exp(surface(log2_bytes=np.log2(np.maximum(moved, 1.0))))
+        memory, launch = memory * factor, launch * factor
+    total = np.maximum(memory + launch, elementwise_floor(read_bytes, write_bytes, hw=hw))
+    return ElementwiseTime(total, memory, launch)

@@ -1,0 +1,166 @@
+"""Time of a dense matrix product C[m,n] = A[m,k] B[k,n] on one device.
+
+A library picks, per shape, an output tile and a split of the K loop; the model takes the best of a
+small candidate set, so neither full-tile waves nor skinny shapes are special cases.
+
+Per candidate with tile (tm, tn) and split s, in SM-seconds:
+
+    cta   = (k/s) (2 tm tn / (compute r) + tile_load (tm ab + tn wb) S / W) + ramp
+    waves = w + quant (ceil(w) - w),   w = batch ceil(m/tm) ceil(n/tn) s / S
+    math  = min over (tm, tn, s) of waves' cta + (s > 1)(split + split_io 8 m n / W)
+
+with r the tensor rate per SM, S the SM count, W the bandwidth of main memory, ab and wb the bytes
+per activation and weight element. Main memory is read once (`memory`), then
+
+    total = (max(math, memory) + overlap min(math, memory)) exp(surface(m, n, k)) + launch
+
+Not modelled: fused epilogues, power throttling over time, clocks below boost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from simulator.calibration import Surface
+from simulator.roofline.hardware import Hardware
+
+Array = NDArray[np.float64]
+
+TILES: tuple[tuple[int, int], ...] = (
+    (256, 128), (128, 256), (128, 128), (128, 64), (64, 128), (64, 64), (64, 32), (16, 64),
+)
+"""Candidate output tiles (rows of m, columns of n)."""
+SPLITS: tuple[int, ...] = (1, 2, 4, 8)
+"""Candidate splits of the K loop."""
+SPLIT_BYTES = 8.0
+"""fp32 partial sum written and read once [B]."""
+
+DEFAULTS: Mapping[str, float] = MappingProxyType(
+    {
+        "launch_s": 3.0e-6,
+        "compute": 0.85,
+        "tile_load": 0.15,
+        "ramp_s": 1.0e-6,
+        "quant": 0.8,
+        "split_s": 1.0e-6,
+        "split_io": 0.3,
+        "memory": 0.85,
+        "overlap": 0.2,
+        "act_extra_bytes": 0.0,
+    }
+)
+"""Coefficients of an average data-centre GPU: what a device without measurements starts from."""
+
+
+class GemmTime(NamedTuple):
+    """Terms of one product, all [s] and of the broadcast shape of the inputs."""
+
+    total_s: Array
+    math_s: Array
+    memory_s: Array
+    launch_s: Array
+
+
+def gemm_time(
+    m: ArrayLike,
+    n: ArrayLike,
+    k: ArrayLike,
+    *,
+    weight_bytes_per_element: float,
+    act_bytes: float,
+    out_bytes: float,
+    hw: Hardware,
+    coef: Mapping[str, float],
+    surface: Surface | None = None,
+    weight_read_bytes: ArrayLike | None = None,
+    flop: ArrayLike | None = None,
+    batch: ArrayLike = 1.0,
+) -> GemmTime:
+    """Time of `batch` products [m,k] x [k,n].
+
+    Parameters
+    ----------
+    m, n, k : array_like, broadcastable
+        Rows (tokens), outputs and inner length; fractions are allowed (``n * keep``) [-].
+    weight_bytes_per_element, act_bytes, out_bytes : float
+        Stored bytes per weight, per activation and per output element [B].
+    hw : Hardware
+        Device numbers for the format's math type.
+    coef : mapping
+        Coefficients named as in `DEFAULTS`; missing ones are an error.
+    surface : Surface, optional
+        Log residual over (m, n, k).
+    weight_read_bytes, flop : array_like, optional
+        Weight bytes read and operations done, in place of the dense counts [B], [flop].
+    batch : array_like
+        Independent products of one launch [-].
+
+    Returns
+    -------
+    GemmTime
+        `total_s` is never below `floor_s` of the same arguments.
+    """
+    m, n, k, batch = (np.asarray(x, float) for x in (m, n, k, batch))
+    dense_flop = 2.0 * batch * m * n * k
+    share = 1.0 if flop is None else np.asarray(flop, float) / np.maximum(dense_flop, 1e-300)
+    weight = batch * n * k * weight_bytes_per_element
+    if weight_read_bytes is not None:
+        weight = np.asarray(weight_read_bytes, float)
+    out = batch * m * n * out_bytes
+    moved = weight + batch * m * k * act_bytes + out
+    math = _tile_s(m, n, k, batch, weight_bytes_per_element, act_bytes, hw, coef) * share
+    rate = coef["memory"] * hw.hbm_bytes_per_s
+    memory = moved / rate
+    body = np.maximum(math, memory) + coef["overlap"] * np.minimum(math, memory)
+    if surface is not None:
+        body = body * np.exp(surface(m=m, n=n, k=k))
+    launch = coef["launch_s"] + batch * m * k * coef["act_extra_bytes"] / rate
+    low = _floor(dense_flop * share, moved, hw)
+    total = np.maximum(body + launch, low)
+    return GemmTime(total, math, memory, np.broadcast_to(launch, total.shape))
+
+
+def floor_s(flop: ArrayLike, moved_bytes: ArrayLike, hw: Hardware) -> Array:
+    """No product is faster: peak at maximum clock, and bytes that cannot sit in L2 [s]."""
+    return _floor(np.asarray(flop, float), np.asarray(moved_bytes, float), hw)
+
+
+def _floor(flop: Array, moved_bytes: Array, hw: Hardware) -> Array:
+    math = flop / (hw.math_flop_per_s * hw.max_clock_ratio)
+    return np.maximum(math, (moved_bytes - hw.l2_bytes) / hw.hbm_bytes_per_s)
+
+
+def _tile_s(
+    m: Array,
+    n: Array,
+    k: Array,
+    batch: Array,
+    weight_bytes: float,
+    act_bytes: float,
+    hw: Hardware,
+    coef: Mapping[str, float],
+) -> Array:
+    """Fastest candidate's time on the SMs [s]."""
+    per_flop_s = hw.sm_count / (coef["compute"] * hw.math_flop_per_s)
+    per_byte_s = coef["tile_load"] * hw.sm_count / hw.hbm_bytes_per_s
+    split_s = coef["split_io"] * SPLIT_BYTES * batch * m * n / hw.hbm_bytes_per_s
+    quant = coef["quant"]
+    best: Array | None = None
+    for tm, tn in TILES:
+        tiles = np.ceil(m / tm) * (np.ceil(n / tn) * batch / hw.sm_count)
+        step_s = 2.0 * tm * tn * per_flop_s + (tm * act_bytes + tn * weight_bytes) * per_byte_s
+        for split in SPLITS:
+            waves = tiles * split
+            waves = (1.0 - quant) * np.maximum(waves, 1.0) + quant * np.ceil(waves)
+            time = waves * (k * (step_s / split) + coef["ramp_s"])
+            if split > 1:
+                time = time + (coef["split_s"] + split_s)
+            best = time if best is None else np.minimum(best, time)
+    assert best is not None
+    return best

@@ -1,0 +1,78 @@
+"""The handful of device numbers the time functions read, as plain floats."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from simulator.dtypes import DType, Format, get_format
+
+if TYPE_CHECKING:
+    from simulator.device import Device
+
+
+@dataclass(frozen=True, slots=True)
+class Hardware:
+    """What a kernel of one number format sees of a device.
+
+    Attributes
+    ----------
+    sm_count : float
+        SMs, CUs or cores [-].
+    math_flop_per_s : float
+        Tensor (or matrix) rate of the format at boost clock [flop/s].
+    vector_flop_per_s : float
+        Rate of the ordinary fp32 lanes [flop/s].
+    hbm_bytes_per_s : float
+        Datasheet bandwidth of main memory [B/s].
+    l2_bytes : float
+        Last-level cache [B].
+    sector_bytes : float
+        Smallest useful read from main memory [B].
+    link_bytes_per_s, link_latency_s : float
+        Device-to-device link, one way per device [B/s], [s].
+    clock_hz : float
+        Boost clock [Hz].
+    arch : str
+        Architecture, e.g. ``hopper``.
+    max_clock_ratio : float
+        Maximum over boost clock; floors use ``math_flop_per_s * max_clock_ratio`` [-].
+    """
+
+    sm_count: float
+    math_flop_per_s: float
+    vector_flop_per_s: float
+    hbm_bytes_per_s: float
+    l2_bytes: float
+    sector_bytes: float
+    link_bytes_per_s: float
+    link_latency_s: float
+    clock_hz: float
+    arch: str
+    max_clock_ratio: float = 1.0
+
+
+@lru_cache(maxsize=1024)
+def hardware(device: Device, dtype: Format | DType | str) -> Hardware:
+    """Numbers of `device` for products in `dtype` (a format name, a `Format` or a math type)."""
+    if isinstance(dtype, DType):
+        math = dtype
+    else:
+        math = (get_format(dtype) if isinstance(dtype, str) else dtype).math
+    if math is DType.FP16 and not device.has(math) and device.has(DType.BF16):
+        math = DType.BF16
+    hbm = device.tier("hbm")
+    return Hardware(
+        sm_count=float(device.sm_count),
+        math_flop_per_s=device.peak_flop_per_s(math),
+        vector_flop_per_s=device.vector_flop_per_s,
+        hbm_bytes_per_s=device.hbm_bytes_per_s,
+        l2_bytes=float(device.l2_bytes),
+        sector_bytes=float(hbm.sector_bytes),
+        link_bytes_per_s=device.link.bandwidth_bytes_per_s if device.link else 0.0,
+        link_latency_s=device.link.latency_s if device.link else 0.0,
+        clock_hz=device.clock_hz.boost,
+        arch=device.arch,
+        max_clock_ratio=device.clock_hz.max / device.clock_hz.boost,
+    )

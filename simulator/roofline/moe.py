@@ -1,0 +1,156 @@
+"""Time of a fused mixture-of-experts layer on one rank: experts hit, rows padded, weights read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from simulator.errors import InputError
+
+if TYPE_CHECKING:
+    from simulator.calibration import Surface
+    from simulator.roofline.hardware import Hardware
+
+DEFAULT: Mapping[str, float] = {
+    "t0_s": 15.0e-6,
+    "math_share": 0.6,
+    "bw_share": 0.75,
+    "tile_rows": 16.0,
+}
+"""Coefficients of a Triton or CUTLASS grouped GEMM, used where nothing was fitted."""
+
+
+@dataclass(frozen=True)
+class MoeTime:
+    """Terms of a fused MoE layer [s], arrays of the broadcast input shape."""
+
+    total_s: np.ndarray
+    math_s: np.ndarray
+    memory_s: np.ndarray
+    launch_s: np.ndarray
+
+
+@dataclass(frozen=True)
+class Routing:
+    """Load of the busiest rank: `active` experts hit [-] and `rows` (token, expert) pairs [-]."""
+
+    active: np.ndarray
+    rows: np.ndarray
+
+
+def route(num_tokens: Any, topk: Any, n_experts: Any, *, ep: Any, distribution: str) -> Routing:
+    """Experts hit and rows computed on the busiest of `ep` ranks.
+
+    balanced: pairs spread one by one over the experts, active = min(E, T*k)/ep.
+    uniform: every token draws k of E at random, active = E/ep * (1 - (1 - k/E)^T).
+    power_law_A: expert counts follow P(x) ~ x^-A on [1, 0.8 T] ([0.01, 2] when T*k <= E), scaled to
+    T*k and rounded, so experts below half a token are idle (aiconfigurator's generator).
+    """
+    tokens, k = np.asarray(num_tokens, float), np.asarray(topk, float)
+    experts, ranks = np.asarray(n_experts, float), np.asarray(ep, float)
+    local, pairs = experts / ranks, tokens * k
+    if distribution == "balanced":
+        active = np.maximum(np.minimum(pairs, experts) / ranks, 1.0)
+        return Routing(np.minimum(active, local), np.maximum(pairs / ranks, active))
+    if distribution == "uniform":
+        hit = -np.expm1(tokens * np.log1p(-np.minimum(k / experts, 1.0 - 1e-12)))
+        active = np.maximum(local * hit, np.minimum(1.0, pairs))
+        return Routing(active, np.maximum(pairs / ranks, active))
+    if distribution.startswith("power_law_"):
+        return _power_law(pairs, tokens, experts, ranks, float(distribution.removeprefix("power_law_")))
+    raise InputError(
+        f"unknown routing {distribution!r}; write balanced, uniform or power_law_<alpha>"
+    )
+
+
+def _power_law(pairs: Any, tokens: Any, experts: Any, ranks: Any, alpha: float) -> Routing:
+    """Busiest rank under a truncated power law: quantiles of the law, and its spread over ranks."""
+    many = pairs > experts
+    low = np.where(many, 1.0, 0.01)
+    high = np.where(many, np.maximum(0.8 * tokens, 1.001), 2.0)
+    b = 1.0 - alpha
+    span = high**b - low**b
+
+    def moment(p: float) -> np.ndarray:
+        return b * (high ** (p + b) - low ** (p + b)) / ((p + b) * span)
+
+    mean = moment(1.0)
+    cut = np.clip(0.5 * experts * mean / np.maximum(pairs, 1.0), low, high)
+    hit = (high**b - cut**b) / span
+    local = experts / ranks
+    # Largest of `ranks` sums of `local` draws: mean + sd * sqrt(2 ln ranks).
+    spread = np.sqrt(np.maximum(moment(2.0) / mean**2 - 1.0, 0.0) / local)
+    load = 1.0 + spread * np.sqrt(2.0 * np.log(ranks))
+    rows = np.minimum(pairs / ranks * load, tokens * np.minimum(local, pairs / tokens))
+    active = np.clip(local * hit, np.minimum(1.0, pairs), np.maximum(np.minimum(local, rows), 1.0))
+    return Routing(active, np.maximum(rows, active))
+
+
+def moe_time(
+    num_tokens: Any,
+    hidden: Any,
+    inter: Any,
+    topk: Any,
+    n_experts: Any,
+    *,
+    tp: Any,
+    ep: Any,
+    weight_bytes_per_element: float,
+    gated: Any,
+    hw: Hardware,
+    coef: Mapping[str, float],
+    surface: Surface | None = None,
+    distribution: str = "uniform",
+    act_bytes: float = 2.0,
+    weight_read_bytes: Any = None,
+    flop: Any = None,
+) -> MoeTime:
+    """Time of one fused MoE layer (routed experts only) on the busiest rank.
+
+    t = (hypot(F/(share*peak), B/(share*hbm)) + t0) * exp(surface). F counts rows padded to the tile,
+    B the weights of the experts hit once, and the activations.
+
+    Parameters
+    ----------
+    num_tokens, hidden, inter, topk, n_experts : array_like
+        Tokens of the step, model width, expert width before tp, experts per token, experts.
+    tp, ep : array_like
+        Ranks that split each expert's width, and ranks that split the experts.
+    weight_bytes_per_element : float
+        Stored bytes per weight, scales included [B].
+    gated : array_like of bool
+        Three matrices per expert (gate, up, down) instead of two.
+    weight_read_bytes, flop : array_like, optional
+        Replace the dense counts (expert sparsity, compressed formats) [B], [flop].
+
+    Returns
+    -------
+    MoeTime
+        Arrays of the broadcast shape [s].
+    """
+    load = route(num_tokens, topk, n_experts, ep=ep, distribution=distribution)
+    matrices = np.where(np.asarray(gated, bool), 3.0, 2.0)
+    width = np.asarray(inter, float) / np.asarray(tp, float)
+    per_expert = matrices * np.asarray(hidden, float) * width
+    weights = load.active * per_expert * weight_bytes_per_element
+    if weight_read_bytes is not None:
+        weights = np.asarray(weight_read_bytes, float)
+    useful = 2.0 * load.rows * per_expert if flop is None else np.asarray(flop, float)
+    acts = act_bytes * load.rows * (2.0 * np.asarray(hidden, float) + matrices * width)
+    padded = useful + load.active * coef["tile_rows"] * per_expert
+    math = padded / (coef["math_share"] * hw.math_flop_per_s)
+    memory = (weights + acts) / (coef["bw_share"] * hw.hbm_bytes_per_s)
+    launch = np.full_like(math, coef["t0_s"])
+    body = np.hypot(math, memory)
+    if surface is not None:
+        rows = np.log2(np.maximum(load.rows / load.active, 1.0))
+        factor = np.exp(surface(log2_rows=rows, log2_bytes=np.log2(weights)))
+        math, memory, launch, body = math * factor, memory * factor, launch * factor, body * factor
+    floor = np.maximum(
+        useful / hw.math_flop_per_s,
+        np.maximum(weights - hw.l2_bytes, 0.0) / hw.hbm_bytes_per_s,
+    )
+    return MoeTime(np.maximum(body + launch, floor), math, memory, launch)

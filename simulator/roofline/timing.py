@@ -1,0 +1,201 @@
+"""An op on a device to its time terms: the one place where op kinds meet the time functions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import singledispatch
+
+import numpy as np
+
+from simulator.arrays import Array
+from simulator.calibration import Basis, Fit, lookup
+from simulator.device import Device
+from simulator.dtypes import DType
+from simulator.engine import Engine
+from simulator.errors import UnsupportedError
+from simulator.ops import Attention, Collective, Elementwise, Linear, Moe, Op
+from simulator.roofline.attention import attention_time
+from simulator.roofline.collective import collective_time
+from simulator.roofline.elementwise import elementwise_time
+from simulator.roofline.gemm import gemm_time
+from simulator.roofline.hardware import Hardware, hardware
+from simulator.roofline.moe import moe_time
+from simulator.roofline.sparse import expand_s, gathered_bytes, nm24_shares, pack_s
+
+# Kinds the elementwise fits know; ours in between are timed as the nearest of them.
+_STREAM_KIND = {"estimate": "unary", "topk": "softmax"}
+
+
+@dataclass(frozen=True, slots=True)
+class OpTime:
+    """Seconds of one op, all its repetitions in the step together.
+
+    Attributes
+    ----------
+    total_s : Array
+        Time on the GPU stream [s].
+    math_s, memory_s, link_s, launch_s : Array
+        What each resource alone would take [s]; they overlap, so they do not add up to `total_s`.
+    lo_s, hi_s : Array
+        90 % interval of this op alone [s].
+    family : str
+        Error family: ops of one family err together.
+    """
+
+    op: Op
+    total_s: Array
+    math_s: Array
+    memory_s: Array
+    link_s: Array
+    launch_s: Array
+    lo_s: Array
+    hi_s: Array
+    family: str
+    basis: Basis
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Raw:
+    total: Array
+    math: Array
+    memory: Array
+    link: Array
+    launch: Array
+    fit: Fit
+    basis: Basis
+    family: str
+    extrapolated: bool = False
+
+
+def time_op(op: Op, device: Device, engine: Engine) -> OpTime:
+    """Time of `op` on `device` with `engine`'s kernels.
+
+    Raises
+    ------
+    UnsupportedError
+        The device has no rate for the arithmetic, or no 2:4 tensor cores.
+    """
+    raw = _time(op, device, engine)
+    lo, hi = raw.fit.residual.quantiles(raw.total, cross=True)
+    basis = raw.basis.merge(Basis.EXTRAPOLATED) if raw.extrapolated else raw.basis
+    widen = 1.5 if raw.extrapolated else 1.0
+    count = op.count
+    total = raw.total * count
+    return OpTime(
+        op, total, raw.math * count, raw.memory * count, raw.link * count, raw.launch * count,
+        total * np.exp(lo * widen), total * np.exp(hi * widen), raw.family, basis,
+        f"{raw.fit.device}/{raw.fit.family}/{raw.fit.dtype}/{raw.fit.library}",
+    )
+
+
+@singledispatch
+def _time(op: Op, device: Device, engine: Engine) -> _Raw:
+    raise TypeError(f"no time function for {type(op).__name__}")
+
+
+@_time.register
+def _linear(op: Linear, device: Device, engine: Engine) -> _Raw:
+    hw = hardware(device, op.fmt.math)
+    fit, basis = lookup(device, "gemm", op.fmt.name, engine.gemm(device, op.fmt))
+    weight = gathered_bytes(op.weight_read_bytes, op.run_bytes, hw)
+    flop = op.flop
+    sparse = op.nm24 or op.gathered is not None or op.expand is not None
+    if op.nm24:
+        if not device.has(op.fmt.math, sparse24=True):
+            raise UnsupportedError(f"{device.name} has no 2:4 tensor cores for {op.fmt.math}")
+        stream, math = nm24_shares(device.arch)
+        weight, flop = weight / stream, flop / math
+    n = op.n * op.read_keep if op.gathered == "n" else op.n
+    k = op.k * op.read_keep if op.gathered == "k" else op.k
+    t = gemm_time(
+        op.m, n, k,
+        weight_bytes_per_element=op.fmt.weight_bytes, act_bytes=op.fmt.act_bytes, out_bytes=2.0,
+        hw=hw, coef=fit.coefficients, surface=fit.surface, batch=op.groups,
+        weight_read_bytes=weight if sparse or op.bytes_per_weight is not None else None,
+        flop=flop if sparse else None,
+    )
+    total = np.maximum(t.total_s, expand_s(op.expand, hw) + t.launch_s)
+    family = f"gemm.{op.fmt.name}"
+    return _Raw(total, t.math_s, t.memory_s, 0.0, t.launch_s, fit, basis, family, sparse)
+
+
+@_time.register
+def _attention(op: Attention, device: Device, engine: Engine) -> _Raw:
+    hw = hardware(device, op.math)
+    kv_format = "fp8" if op.kv_element_bytes < 2.0 else "bf16"
+    phase = "decode-mla" if op.latent else op.phase
+    fit, basis = lookup(
+        device, "attention", f"{phase}.{kv_format}", engine.attention(device, phase, kv_format)
+    )
+    sparse = op.attended is not None or op.bytes_per_token is not None
+    tokens = op.tokens
+    changed = sparse or np.ndim(op.head_keep) > 0 or op.head_keep != 1.0
+    flop = op.flop
+    t = attention_time(
+        phase=phase, batch=op.batch, q_len=op.q_len,
+        kv_len=np.maximum(tokens, op.q_len) if op.attended is not None else op.kv_len,
+        n_heads=op.n_heads, n_kv_heads=op.n_kv_heads, head_dim=op.head_dim,
+        window=0 if op.window is None or op.attended is not None else op.window,
+        kv_bytes_per_element=op.kv_element_bytes, act_bytes=2.0, hw=hw,
+        coef=fit.coefficients, surface=fit.surface,
+        kv_read_bytes=gathered_bytes(op.kv_read_bytes, op.run_bytes, hw) if changed else None,
+        flop=flop if changed or op.head_dim != op.v_head_dim else None,
+    )
+    total = np.maximum(t.total_s, expand_s(op.expand, hw) + t.launch_s)
+    # Decode pads query rows on the tensor cores; what binds it is told from the useful flop.
+    math = t.math_s if phase == "prefill" else flop / hw.math_flop_per_s
+    return _Raw(
+        total, math, t.memory_s, 0.0, t.launch_s, fit, basis, f"attention.{phase}",
+        extrapolated=bool(changed),
+    )
+
+
+@_time.register
+def _moe(op: Moe, device: Device, engine: Engine) -> _Raw:
+    hw = hardware(device, op.fmt.math)
+    fit, basis = lookup(device, "moe", op.fmt.name, engine.moe(device, op.fmt))
+    per = op.fmt.weight_bytes if op.bytes_per_weight is None else op.bytes_per_weight
+    t = moe_time(
+        op.tokens, op.hidden, op.intermediate, op.top_k, op.n_experts, tp=op.tp, ep=op.ep,
+        weight_bytes_per_element=per, gated=op.gated, hw=hw, coef=fit.coefficients,
+        surface=fit.surface, act_bytes=op.fmt.act_bytes,
+    )
+    return _Raw(t.total_s, t.math_s, t.memory_s, 0.0, t.launch_s, fit, basis, "moe")
+
+
+@_time.register
+def _elementwise(op: Elementwise, device: Device, engine: Engine) -> _Raw:
+    hw = hardware(device, _vector_dtype(device))
+    fit, basis = lookup(device, "elementwise", "bf16", engine.elementwise(device))
+    t = elementwise_time(
+        gathered_bytes(op.read_bytes, op.run_bytes, hw), op.write_bytes,
+        kind=_STREAM_KIND.get(op.kind, op.kind), hw=hw, coef=fit.coefficients, surface=fit.surface,
+    )
+    vector = op.flop / hw.vector_flop_per_s if hw.vector_flop_per_s else 0.0
+    lanes = vector + pack_s(op.pack_elements, hw)
+    total = np.maximum(t.total_s, lanes + t.launch_s)
+    return _Raw(total, lanes, t.memory_s, 0.0, t.launch_s, fit, basis, "elementwise")
+
+
+@_time.register
+def _collective(op: Collective, device: Device, engine: Engine) -> _Raw:
+    if not device.links:
+        raise UnsupportedError(f"{device.name} has no link to other GPUs in its profile; use tp=1")
+    hw = hardware(device, _vector_dtype(device))
+    fit, basis = lookup(device, "collective", op.op, engine.collective(device, op.op))
+    t = collective_time(
+        op.op, op.message_bytes, op.n_ranks, hw=hw, coef=fit.coefficients, surface=fit.surface
+    )
+    return _Raw(t.total_s, 0.0, 0.0, t.link_s, t.latency_s, fit, basis, "collective")
+
+
+def _vector_dtype(device: Device) -> DType:
+    for dtype in (DType.BF16, DType.FP16, DType.FP32):
+        if device.has(dtype):
+            return dtype
+    raise UnsupportedError(f"{device.name} has no floating-point rate in its profile")
+
+
+Timer = Callable[[Op, Device, Engine], OpTime]

@@ -1,0 +1,143 @@
+"""What a sweep says, gathered block by block: best row per device, wins and losses, break-even."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from simulator.evaluate import STATUSES
+from simulator.result import COLUMNS, Block
+
+WIN = 1.02
+"""Speed-up from which a policy counts as winning: below it is inside any measurement's noise."""
+
+SHOWN = (
+    "model", "device", "policy", "dtype", "tp", "pp", "batch", "prompt_tokens", "output_tokens",
+    "status", "ttft_s", "tpot_s", "tpot_lo_s", "tpot_hi_s", "tokens_per_s_per_gpu", "usd_per_mtoken",
+    "throughput_speedup_same_batch", "basis", "bound", "total_bytes",
+)
+
+
+@dataclass
+class PolicyTally:
+    """Speed-ups of one policy for one model on one device at the same batch."""
+
+    speedups: list[np.ndarray] = field(default_factory=list)
+    batches: list[np.ndarray] = field(default_factory=list)
+    prompts: list[np.ndarray] = field(default_factory=list)
+    reason: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Figures of the tally."""
+        if not self.speedups:
+            return {"rows": 0, "reason": self.reason}
+        s, b, p = (np.concatenate(x) for x in (self.speedups, self.batches, self.prompts))
+        return {
+            "rows": len(s),
+            "wins": float(np.mean(s >= WIN)),
+            "loses": float(np.mean(s < 1.0 / WIN)),
+            "median": float(np.median(s)),
+            "best": float(s.max()),
+            "worst": float(s.min()),
+            "break_even": break_even(s, b, p),
+        }
+
+
+def break_even(speedup: np.ndarray, batch: np.ndarray, prompt: np.ndarray) -> str:
+    """From which batch or prompt on a policy wins, in words; medians over the other axis."""
+    if np.all(speedup >= WIN):
+        return "wins everywhere here"
+    if not np.any(speedup >= WIN):
+        return "never wins here"
+    for name, axis in (("batch", batch), ("prompt", prompt)):
+        values = np.unique(axis)
+        if len(values) < 2:
+            continue
+        wins = np.array([np.median(speedup[axis == v]) >= WIN for v in values])
+        if not wins.any() or wins.all():
+            continue
+        if wins[-1] and not wins[: int(np.argmax(wins))].any() and wins[int(np.argmax(wins)) :].all():
+            return f"wins from {name} {int(values[np.argmax(wins)])}"
+        if wins[0] and not wins[int(np.argmin(wins)) :].any():
+            return f"wins up to {name} {int(values[np.argmin(wins) - 1])}"
+    return f"wins in {np.mean(speedup >= WIN):.0%} of the points"
+
+
+@dataclass
+class Summary:
+    """Running answer of a sweep."""
+
+    rows: int = 0
+    status: dict[str, int] = field(default_factory=dict)
+    best: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
+    best_of_policy: dict[tuple[str, str, str], dict[str, Any]] = field(default_factory=dict)
+    tallies: dict[tuple[str, str, str], PolicyTally] = field(default_factory=dict)
+
+    def add(self, block: Block) -> None:
+        """Take in one block."""
+        c = block.columns
+        self.rows += block.rows
+        codes = np.asarray(c["status"][0])
+        for code, n in zip(*np.unique(codes, return_counts=True), strict=True):
+            name = STATUSES[int(code)]
+            self.status[name] = self.status.get(name, 0) + int(n)
+        model, device, policy = (c[k][1][0] for k in ("model", "device", "policy"))
+        key = (model, device, policy)
+        tally = self.tallies.setdefault(key, PolicyTally())
+        ok = codes == 0
+        if not ok.any():
+            if codes[0] > 2:
+                tally.reason = c["reason"][1][0]
+            return
+        if policy != "dense":
+            tally.speedups.append(np.asarray(c["throughput_speedup_same_batch"])[ok])
+            tally.batches.append(np.asarray(c["batch"])[ok])
+            tally.prompts.append(np.asarray(c["prompt_tokens"])[ok])
+        rate = np.where(ok, np.asarray(c["tokens_per_s_per_gpu"], float), -np.inf)
+        row = row_at(block, int(np.argmax(rate)))
+        for store, name in ((self.best, key[:2]), (self.best_of_policy, key)):
+            old = store.get(name)  # type: ignore[call-overload]
+            if old is None or row["tokens_per_s_per_gpu"] > old["tokens_per_s_per_gpu"]:
+                store[name] = row  # type: ignore[index]
+
+    @property
+    def ok(self) -> int:
+        """Rows with status ok."""
+        return self.status.get("ok", 0)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for ``--json`` and for reports."""
+        return {
+            "rows": self.rows,
+            "status": self.status,
+            "best_per_device": list(self.best.values()),
+            "policies": [
+                {"model": m, "device": d, "policy": p, **t.to_dict()}
+                for (m, d, p), t in self.tallies.items()
+                if p != "dense"
+            ],
+        }
+
+
+def row_at(block: Block, index: int) -> dict[str, Any]:
+    """One row as plain values; absent ones are None."""
+    out: dict[str, Any] = {}
+    for name, column in COLUMNS.items():
+        value = block.columns[name]
+        if column.kind == "text":
+            code = int(value[0][index])
+            out[name] = value[1][code] if code >= 0 else None
+        else:
+            real = float(value[index])
+            known = np.isfinite(real)
+            out[name] = None if not known else int(real) if column.kind == "whole" else real
+    return out
+
+
+def merge_words(summary: Mapping[str, Any]) -> str:
+    """Rows by status in one line."""
+    parts = [f"{n:,} {status}" for status, n in summary["status"].items()]
+    return f"{summary['rows']:,} rows: " + ", ".join(parts)

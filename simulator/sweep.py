@@ -1,0 +1,331 @@
+"""Capacity planning over a grid: ``python -m simulator.sweep``."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+import typer
+
+from simulator import console
+from simulator.errors import EXIT_NOTHING_FEASIBLE, InputError
+from simulator.grid import Grid, names, policies, read_grids, whole_numbers
+from simulator.scenario import AUTO, Scenario
+
+if TYPE_CHECKING:
+    from simulator.device import Device
+    from simulator.evaluate import Group, Points
+    from simulator.model import ModelSpec
+    from simulator.result import Block
+    from simulator.summary import Summary
+
+CHUNK_POINTS = 50_000
+"""Points of one part: large enough that array work outweighs Python, small enough for the cache."""
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A group and the slice of its batch and prompt axes that make one part."""
+
+    number: int
+    scenario: Scenario
+    batch: tuple[int, ...]
+    prompt: tuple[int, ...]
+    output: tuple[int, ...]
+
+    @property
+    def points(self) -> int:
+        """Rows of the part."""
+        return len(self.batch) * len(self.prompt) * len(self.output)
+
+
+def chunks(grids: Sequence[Grid]) -> Iterator[Chunk]:
+    """Parts of all grids in the order of the output rows."""
+    number = 0
+    for grid in grids:
+        n_batch, n_prompt, n_output = grid.sizes
+        prompts_at_once = max(1, min(n_prompt, CHUNK_POINTS // n_output))
+        batches_at_once = max(1, CHUNK_POINTS // (n_output * n_prompt))
+        if batches_at_once > 1:
+            prompts_at_once = n_prompt
+        for scenario in grid.groups():
+            for b in range(0, n_batch, batches_at_once):
+                for p in range(0, n_prompt, prompts_at_once):
+                    yield Chunk(
+                        number, scenario, grid.batch[b : b + batches_at_once],
+                        grid.prompt_tokens[p : p + prompts_at_once], grid.output_tokens,
+                    )
+                    number += 1
+
+
+class Evaluator:
+    """Evaluates chunks one after another, keeping the dense twin of the last ones at hand."""
+
+    def __init__(self) -> None:
+        self._dense: tuple[object, Points | None] = (None, None)
+
+    def block(self, chunk: Chunk) -> Block:
+        """Rows of one chunk."""
+        from simulator.result import rows
+
+        group = group_of(chunk.scenario)
+        batch = np.asarray(chunk.batch, float)[:, None, None]
+        prompt = np.asarray(chunk.prompt, float)[None, :, None]
+        output = np.asarray(chunk.output, float)[None, None, :]
+        key = (chunk.scenario.model_copy(update={"policy": "dense"}), chunk.batch, chunk.prompt)
+        dense = self._dense[1] if self._dense[0] == key else None
+        if dense is None and group.policies.members and group.problem() is None:
+            from simulator.evaluate import evaluate
+
+            dense = evaluate(group.dense, batch, prompt, output)
+        block, points = rows(group, batch, prompt, output, dense)
+        if not group.policies.members:
+            dense = points
+        self._dense = (key, dense)
+        return block
+
+
+@lru_cache(maxsize=512)
+def group_of(scenario: Scenario) -> Group:
+    """Group of a scenario's fixed part, names resolved."""
+    from simulator.evaluate import Group
+
+    return Group.of(scenario, _model(scenario.model), _device(scenario.device))
+
+
+@lru_cache(maxsize=256)
+def _model(name: str) -> ModelSpec:
+    from simulator.hub import find_model
+
+    return find_model(name)
+
+
+@lru_cache(maxsize=256)
+def _device(name: str) -> Device:
+    from simulator.device import load
+
+    return load(name)
+
+
+def sweep(grids: Sequence[Grid]) -> Iterator[Block]:
+    """Rows of `grids`, block by block, in memory that does not grow with the grid."""
+    evaluator = Evaluator()
+    for chunk in chunks(grids):
+        yield evaluator.block(chunk)
+
+
+def plan_of(grids: Sequence[Grid]) -> dict[str, Any]:
+    """Everything that decides the rows: axes, settings, profiles and models by content."""
+    from simulator.result import SCHEMA_VERSION
+
+    devices = sorted({d for g in grids for d in g.device})
+    models = sorted({m for g in grids for m in g.model})
+    return {
+        "schema": SCHEMA_VERSION,
+        "grids": [g.to_dict() for g in grids],
+        "profiles": {d: _device(d).profile_hash for d in devices},
+        "models": {m: f"{_model(m).n_params}" for m in models},
+    }
+
+
+def write(
+    grids: Sequence[Grid], out: Path, *, command: str, resume: bool = False, quiet: bool = False
+) -> Summary:
+    """Sweep into `out` (Parquet, CSV or JSON by suffix), resumable, and return the answer."""
+    from simulator.parts import PartStore
+    from simulator.result import SCHEMA_VERSION, arrow_schema
+    from simulator.summary import Summary
+
+    plan = plan_of(grids)
+    work = list(chunks(grids))
+    store = PartStore(out, plan, resume=resume)
+    evaluator, summary = Evaluator(), Summary()
+    try:
+        for chunk in console.progress(work, len(work), "sweep", quiet=quiet):
+            block = evaluator.block(chunk)
+            summary.add(block)
+            if not store.has(chunk.number):
+                store.write(chunk.number, block.to_arrow())
+        metadata = {
+            "shadowline.schema": str(SCHEMA_VERSION),
+            "shadowline.command": command,
+            "shadowline.plan": json.dumps(plan, sort_keys=True),
+        }
+        store.finish(len(work), arrow_schema(metadata))
+    finally:
+        store.close()
+    return summary
+
+
+def show(summary: Summary, out: Path | None) -> None:
+    """Print the answer, then the best row of every model, device and policy."""
+    from simulator.summary import WIN, merge_words
+
+    answer = summary.to_dict()
+    console.out(merge_words(answer))
+    console.out()
+    console.table(
+        "Most tokens/s per GPU on each device",
+        ["model", "device", "policy", "dtype", "tp", "batch", "prompt", "output", "tokens/s/GPU",
+         "TTFT ms", "TPOT ms (90 %)", "vs dense", "$/Mtoken", "bound by", "basis"],
+        [_best_row(row) for row in answer["best_per_device"]],
+        left=4,
+    )
+    console.table(
+        "Where sparsity wins and loses: throughput against dense at the same batch",
+        ["model", "device", "policy", "rows", "wins", "loses", "median", "best", "worst", "break-even"],
+        [_tally_row(t) for t in answer["policies"]],
+        left=3,
+        note=f"wins: speed-up of {WIN:g} or more; loses: {1 / WIN:.2f} or less; over rows with status ok",
+    )
+    if out is not None:
+        console.out(f"all rows: {out}")
+
+
+def _best_row(row: dict[str, Any]) -> list[str]:
+    ms, num = console.milliseconds, console.number
+    tpot = f"{ms(row['tpot_s'])} ({ms(row['tpot_lo_s'])}-{ms(row['tpot_hi_s'])})"
+    gpus = f"{row['tp']}" if row["pp"] == 1 else f"{row['tp']}x{row['pp']}"
+    return [
+        row["model"], row["device"], row["policy"], row["dtype"], gpus, f"{row['batch']}",
+        f"{row['prompt_tokens']}", f"{row['output_tokens']}", num(row["tokens_per_s_per_gpu"]),
+        ms(row["ttft_s"]), tpot, f"{num(row['throughput_speedup_same_batch'])}x",
+        num(row["usd_per_mtoken"]), row["bound"], row["basis"].lower(),
+    ]
+
+
+def _tally_row(tally: dict[str, Any]) -> list[str]:
+    head = [tally["model"], tally["device"], tally["policy"], f"{tally['rows']}"]
+    if not tally["rows"]:
+        return [*head, "-", "-", "-", "-", "-", tally["reason"] or "no row fits"]
+    return [
+        *head, f"{tally['wins']:.0%}", f"{tally['loses']:.0%}",
+        *(f"{tally[k]:.2f}x" for k in ("median", "best", "worst")), tally["break_even"],
+    ]
+
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
+Names = Annotated[list[str] | None, typer.Option()]
+
+
+@app.command()
+def command(
+    model: Annotated[list[str] | None, typer.Option(help="model names, commas or repeated")] = None,
+    device: Annotated[list[str] | None, typer.Option(help="device names, commas or repeated")] = None,
+    policy: Annotated[
+        list[str] | None,
+        typer.Option(help="'name(key=value)' joined by +, a list [a,b] is an axis; repeat the flag"),
+    ] = None,
+    engine: Annotated[str, typer.Option(help="serving engine: kernels, vllm, ...")] = "vllm",
+    dtype: Annotated[str, typer.Option(help="weight formats of the dense model")] = AUTO,
+    kv_cache_dtype: Annotated[str, typer.Option(help="KV formats of the dense model")] = AUTO,
+    tp: Annotated[str, typer.Option(help="tensor-parallel GPUs, e.g. 1,2,4")] = "1",
+    pp: Annotated[str, typer.Option(help="pipeline stages")] = "1",
+    ep: Annotated[str, typer.Option(help="expert groups within tp")] = "1",
+    batch: Annotated[str, typer.Option("--batch", help="e.g. 1,4,16 or 1:64:x2")] = "1",
+    prompt_tokens: Annotated[
+        str, typer.Option("--prompt-tokens", "--isl", help="e.g. 512:131072:x4")
+    ] = "512",
+    output_tokens: Annotated[str, typer.Option("--output-tokens", "--osl")] = "128",
+    gpu_memory_utilization: Annotated[float, typer.Option(help="share of memory the engine may use")] = 0.9,
+    block_size: Annotated[int, typer.Option(help="tokens per KV page")] = 16,
+    ignore_context_limit: Annotated[
+        bool, typer.Option("--ignore-context-limit", help="predict beyond the context, as EXTRAPOLATED")
+    ] = False,
+    grid: Annotated[Path | None, typer.Option(help="TOML file of [[grid]] tables instead of the axes")] = None,
+    out: Annotated[Path | None, typer.Option(help="FILE.parquet, .csv or .json")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="continue an interrupted sweep of OUT")] = False,
+    json_: Annotated[bool, typer.Option("--json", help='{"rows": [...], "summary": {...}} on stdout')] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="no progress")] = False,
+) -> None:
+    """Predict a grid of models, devices, policies and loads; the answer first, then the table.
+
+    Exit 0; 2 bad input; 3 when no row is feasible; 130 interrupted.
+    """
+    if grid is not None:
+        if model or device or policy:
+            raise InputError("--grid holds all axes; drop --model, --device and --policy", where="--grid")
+        grids = read_grids(grid)
+    else:
+        grids = [
+            _grid(
+                model, device, policy, engine=engine, dtype=dtype, kv_cache_dtype=kv_cache_dtype, tp=tp,
+                pp=pp, ep=ep, batch=batch, prompt_tokens=prompt_tokens, output_tokens=output_tokens,
+                gpu_memory_utilization=gpu_memory_utilization, block_size=block_size,
+                ignore_context_limit=ignore_context_limit,
+            )
+        ]
+    if resume and out is None:
+        raise InputError("nothing to resume without --out", where="--resume")
+    _check(grids)
+    if out is not None:
+        line = "python -m simulator.sweep " + shlex.join(_repeatable(sys.argv[1:]))
+        summary = write(grids, out, command=line, resume=resume, quiet=quiet or json_)
+    else:
+        summary = _collect(grids, quiet or json_)
+    if json_:
+        console.out_json({"rows": _json_rows(grids), "summary": summary.to_dict()})
+    else:
+        show(summary, out)
+    if summary.ok == 0:
+        console.say("error: no row is feasible; the reason column says what would work")
+        raise typer.Exit(EXIT_NOTHING_FEASIBLE)
+
+
+def _grid(
+    model: list[str] | None, device: list[str] | None, policy: list[str] | None, **axes: Any
+) -> Grid:
+    for name, values in (("--model", model), ("--device", device)):
+        if not values:
+            raise InputError("is needed, e.g. --model llama-2-7b --device h100-sxm", where=name)
+    sizes = {
+        k: whole_numbers(axes.pop(k), "--" + k.replace("_", "-"))
+        for k in ("tp", "pp", "ep", "batch", "prompt_tokens", "output_tokens")
+    }
+    return Grid(
+        model=names(model or [], "--model"),
+        device=names(device or [], "--device"),
+        policy=policies(policy or ["dense"]),
+        **{k: names([axes.pop(k)], "--" + k.replace("_", "-")) for k in ("engine", "dtype", "kv_cache_dtype")},
+        **sizes,
+        **axes,
+    )
+
+
+def _check(grids: Sequence[Grid]) -> None:
+    """Resolve every name before the first row, so that a typo costs nothing."""
+    for grid in grids:
+        for scenario in grid.groups():
+            group_of(scenario)
+
+
+def _repeatable(arguments: Sequence[str]) -> list[str]:
+    """Arguments without what must not be in a file that --resume is to reproduce."""
+    return [a for a in arguments if a not in ("--resume", "--quiet", "--json")]
+
+
+def _collect(grids: Sequence[Grid], quiet: bool) -> Summary:
+    from simulator.summary import Summary
+
+    summary = Summary()
+    total = sum(1 for _ in chunks(grids))
+    for block in console.progress(sweep(grids), total, "sweep", quiet=quiet):
+        summary.add(block)
+    return summary
+
+
+def _json_rows(grids: Sequence[Grid]) -> list[dict[str, Any]]:
+    from simulator.summary import row_at
+
+    return [row_at(block, i) for block in sweep(grids) for i in range(block.rows)]
+
+
+if __name__ == "__main__":
+    console.main(app)

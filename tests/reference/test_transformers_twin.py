@@ -1,0 +1,94 @@
+"""Parameter counts against transformers' own models on the meta device: no weights, no network.
+
+The strongest check of the parsers: every bundled model whose architecture transformers knows must
+agree to the last parameter.
+"""
+
+from __future__ import annotations
+
+import json
+from importlib.resources import files
+from typing import Any
+
+import pytest
+
+from simulator import hub
+from simulator.architectures import from_config
+
+pytestmark = pytest.mark.torch
+
+# These files speak the authors' own dialect, which transformers reads with remote code only.
+REMOTE_ONLY = {"chatglm", "aquila"}
+
+
+def bundled(name: str) -> dict[str, Any]:
+    config = json.loads((files("hw_profiles") / "models" / f"{name}.json").read_text("utf-8"))
+    return {key: value for key, value in config.items() if not key.startswith("_")}
+
+
+def twin_params(config: dict[str, Any]) -> int:
+    """Parameters of transformers' model of `config`, each shared tensor once."""
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    # A quantised checkpoint has the same matrices; the quantiser would only rename their types.
+    config = {key: value for key, value in config.items() if key != "quantization_config"}
+    kind = config.pop("model_type")
+    if kind == "kimi_k2":
+        kind = "deepseek_v3"
+    built = transformers.AutoConfig.for_model(kind, **config)
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(built)
+    model.tie_weights()
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("name", hub.list_models())
+def test_bundled_model_has_as_many_parameters_as_its_twin(name: str) -> None:
+    config = bundled(name)
+    if config["model_type"] in REMOTE_ONLY:
+        pytest.skip(f"transformers reads {config['model_type']!r} with remote code only")
+    assert hub.find_model(name).n_params == twin_params(config)
+
+
+SWITCHES: list[tuple[str, dict[str, Any]]] = [
+    ("llama-3.2-1b", {"attention_bias": True, "mlp_bias": True}),
+    ("llama-3.2-1b", {"tie_word_embeddings": False, "num_key_value_heads": 32}),
+    ("qwen3-0.6b", {"attention_bias": True}),
+    ("phi-3-mini-4k", {"num_key_value_heads": 8, "tie_word_embeddings": True}),
+    ("glm-4-9b-chat", {"model_type": "glm4", "attention_bias": False}),
+    ("olmo-2-7b", {"attention_bias": True}),
+    ("command-r-35b", {"use_qk_norm": True, "num_key_value_heads": 8}),
+    ("starcoder2-3b", {"use_bias": False}),
+    ("gemma-3-1b", {"attention_bias": True}),
+    ("opt-125m", {"enable_bias": False}),
+    ("opt-350m", {"do_layer_norm_before": True}),
+    ("gpt-neox-20b", {"attention_bias": False, "use_parallel_residual": False}),
+    ("starcoder", {"multi_query": False}),
+    ("falcon-7b", {"multi_query": False, "parallel_attn": False, "bias": True, "alibi": True}),
+    ("falcon-40b", {"num_ln_in_parallel_attn": 1}),
+    ("gpt2", {"n_inner": 1000, "tie_word_embeddings": False}),
+    ("qwen1.5-moe-a2.7b", {"mlp_only_layers": [0, 3], "decoder_sparse_step": 2}),
+    ("qwen3-30b-a3b", {"mlp_only_layers": [1], "attention_bias": True}),
+    ("deepseek-v2-lite", {"q_lora_rank": 64, "attention_bias": True, "n_shared_experts": 1}),
+    ("deepseek-v3", {"q_lora_rank": None, "attention_bias": True, "first_k_dense_replace": 0}),
+    ("gpt-oss-20b", {"num_key_value_heads": 64, "num_local_experts": 4}),
+    (
+        "qwen3-0.6b",
+        {
+            "model_type": "glm4_moe",
+            "attention_bias": True,
+            "use_qk_norm": True,
+            "n_routed_experts": 8,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 96,
+            "n_shared_experts": 2,
+            "first_k_dense_replace": 3,
+        },
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "change"), SWITCHES)
+def test_every_switch_changes_the_count_as_in_the_twin(name: str, change: dict[str, Any]) -> None:
+    config = {**bundled(name), **change}
+    assert from_config(config, "switched").n_params == twin_params(config)
