@@ -80,7 +80,7 @@ class Group:
             self.model, self.policies, self.fmt, KV_FORMATS[self.kv_dtype], self.tp, self.ep
         )
 
-    @property
+    @cached_property
     def dense(self) -> Group:
         """The same group without policies."""
         return replace(self, policies=Policies())
@@ -93,6 +93,7 @@ class Group:
             fmt = policy.weight_format(fmt)
         return fmt.name
 
+    @cached_property
     def problem(self) -> tuple[str, str] | None:
         """(status, reason) when no point of the group can run, else None."""
         if not self.device.has(self.fmt.math):
@@ -254,11 +255,9 @@ class Points:
     @property
     def power_w(self) -> np.ndarray:
         """Board power of all GPUs, an estimate from the busiest resource [W]."""
-        steps = np.asarray(self.output, float) - 1.0
         prefill, decode = self.prefill.busy, _mean_last(self.decode.busy)
         e2e = self.e2e_s
         busy = (self.ttft_s * prefill + (e2e - self.ttft_s) * decode) / e2e
-        del steps
         share = IDLE_SHARE + BUSY_SHARE * np.clip(busy, 0.0, 1.0)
         return self.group.device.power_w * self.group.gpus * share
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 from simulator.dtypes import DType, Format
 from simulator.errors import UnsupportedError
@@ -55,7 +56,8 @@ class Lowering:
                 return reason
         return None
 
-    def groups(self) -> list[tuple[LayerSpec, tuple[int, ...]]]:
+    @cached_property
+    def groups(self) -> tuple[tuple[LayerSpec, tuple[int, ...]], ...]:
         """Layers that share their ops: equal in shape and equal to every policy."""
         found: dict[object, tuple[LayerSpec, list[int]]] = {}
         n = self.model.n_layers
@@ -63,12 +65,12 @@ class Lowering:
             for index in indices:
                 key = (layer, self.policies.layer_key(index, n))
                 found.setdefault(key, (layer, []))[1].append(index)
-        return [(layer, tuple(indices)) for layer, indices in found.values()]
+        return tuple((layer, tuple(indices)) for layer, indices in found.values())
 
     def ops(self, step: Step) -> list[Op]:
         """All ops of one forward pass on one GPU."""
         ops = list(self._head(step))
-        for layer, indices in self.groups():
+        for layer, indices in self.groups:
             ctx = self._context(layer, indices[0], step)
             for op in self._layer(ctx, float(len(indices))):
                 ops.extend(self._rewritten(op, ctx))
@@ -77,18 +79,24 @@ class Lowering:
             ops.extend(self._rewritten(op, last))
         return ops
 
-    def kv_layouts(self) -> list[tuple[KvLayout, int]]:
+    @cached_property
+    def one_token(self) -> tuple[Op, ...]:
+        """Ops of a decode step of one row: what is resident and how wide it gets."""
+        return tuple(self.ops(Step(decode_rows=1.0)))
+
+    @cached_property
+    def kv_layouts(self) -> tuple[tuple[KvLayout, int], ...]:
         """KV layout of one sequence per layer on one GPU, and how many layers have it."""
         step = Step(decode_rows=1.0)
         out = []
-        for layer, indices in self.groups():
+        for layer, indices in self.groups:
             attention = layer.attention
             dense = kv_bytes_per_token(attention, self.tp, self.kv_element_bytes)
             window = float("inf") if attention.window is None else float(attention.window)
             kv = KvLayout(token_bytes=dense, dense_bytes=dense, max_tokens=window)
             kv = self.policies.layout(kv, self._context(layer, indices[0], step))
             out.append((kv, len(indices)))
-        return out
+        return tuple(out)
 
     def _context(self, layer: LayerSpec, index: int, step: Step) -> Context:
         return Context(self.model, layer, index, step, self.tp, self.fmt, self.kv_element_bytes)

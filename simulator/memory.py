@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -12,7 +13,6 @@ from simulator.device import Device
 from simulator.granularity import paged_tokens
 from simulator.lowering import Lowering
 from simulator.ops import Linear, Moe, Op
-from simulator.workload import Step
 
 CONTEXT_BYTES = 0.5e9
 """CUDA context and loaded kernels [B]; measured 0.4-0.6 GB on Ampere and Hopper, assumed elsewhere."""
@@ -68,6 +68,7 @@ def stored_bytes(op: Op) -> float:
     return 0.0
 
 
+@lru_cache(maxsize=4096)
 def weights_bytes(lowering: Lowering, pp: int = 1) -> float:
     """Resident weights of the fullest pipeline stage on one GPU [B].
 
@@ -76,8 +77,8 @@ def weights_bytes(lowering: Lowering, pp: int = 1) -> float:
     """
     model = lowering.model
     layers, ends = 0.0, 0.0
-    for op in lowering.ops(Step(decode_rows=1.0)):
-        # Absorbed MLA products reuse the rows of kv_up, which only a prefill lowers.
+    for op in lowering.one_token:
+        # The absorbed MLA products of a decode step are the kv_up matrix, which only a prefill lowers.
         if op.role.startswith(("lm_head", "embed", "unembed")):
             ends += stored_bytes(op)
         else:
@@ -98,7 +99,7 @@ def _bias_elements(lowering: Lowering) -> float:
     model = lowering.model
     matrices = 0.0
     dense = Lowering(model, type(lowering.policies)(), lowering.fmt, lowering.kv_element_bytes)
-    for op in dense.ops(Step(decode_rows=1.0)):
+    for op in dense.one_token:
         if isinstance(op, Linear):
             matrices += float(op.groups * op.n * op.k) * float(np.max(op.count))
         elif isinstance(op, Moe):
@@ -116,15 +117,16 @@ def kv_bytes_per_sequence(
     """KV cache of one sequence of `tokens` on one GPU, whole pages [B]."""
     reserved = paged_tokens(tokens, block_tokens)
     total = np.zeros(np.shape(reserved))
-    for kv, layers in lowering.kv_layouts():
+    for kv, layers in lowering.kv_layouts:
         total = total + kv.bytes(reserved) * layers
     return total * (math.ceil(lowering.model.n_layers / pp) / lowering.model.n_layers)
 
 
+@lru_cache(maxsize=4096)
 def activation_token_bytes(lowering: Lowering) -> float:
     """Activations alive per token of a pass: two layers' residual and their widest tensor, 16 bit [B]."""
     model, widest = lowering.model, 0.0
-    for op in lowering.ops(Step(decode_rows=1.0)):
+    for op in lowering.one_token:
         if isinstance(op, Linear) and not op.role.startswith(("lm_head", "unembed", "predictor")):
             widest = max(widest, float(op.n))
         elif isinstance(op, Moe):

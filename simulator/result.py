@@ -131,7 +131,7 @@ def rows(
     for name, value in (("batch", batch), ("prompt_tokens", prompt), ("output_tokens", output)):
         columns[name] = np.broadcast_to(value, shape).ravel()
     columns["capacity_bytes"] = np.full(n, group.device.capacity_bytes)
-    problem = group.problem()
+    problem = group.problem
     if problem is not None:
         return _nothing(columns, group, batch, prompt, output, n, problem), None
     points = evaluate(group, batch, prompt, output)

@@ -81,7 +81,7 @@ class Evaluator:
         output = np.asarray(chunk.output, float)[None, None, :]
         key = (chunk.scenario.model_copy(update={"policy": "dense"}), chunk.batch, chunk.prompt)
         dense = self._dense[1] if self._dense[0] == key else None
-        if dense is None and group.policies.members and group.problem() is None:
+        if dense is None and group.policies.members and group.problem is None:
             from simulator.evaluate import evaluate
 
             dense = evaluate(group.dense, batch, prompt, output)

@@ -1,16 +1,19 @@
 """Time of one attention kernel: prefill, chunk on a long context, decode, absorbed MLA decode.
 
-    t = exp(surface) * (launch + (math (+) kv) + io + tiles + chain)        never below the floor
+    t = exp(surface) * (launch + io + chain + hypot(max4(math, kv), tiles))     never below the floor
 
-math   padded flop / (peak * math_eff); rows of a KV head's query group are padded to `row_tile`
-kv     KV bytes read / (bandwidth * kv_eff)
+math   flop / (peak * math_eff), the rows of a query tile padded to `row_tile`
+kv     KV bytes read, `page_tokens` more per sequence, / (bandwidth * kv_eff)
 io     bytes of Q, O and the new tokens' KV write / (bandwidth * io_eff)
 tiles  thread blocks per SM * tile_s: set-up, softmax and epilogue of a block
-chain  tokens one block must walk in a row (at most `split_tokens` where KV is split) * token_s
-(+)    smooth maximum: the two overlap inside a block
+chain  tokens one block walks in a row (at most `split_tokens` where KV is split) * token_s
+max4   (a^4 + b^4)^(1/4): tensor math and KV stream overlap inside a block
+window a kernel may skip only part of the tokens outside a sliding window: `window_leak`
+L2     a benchmark that repeats one KV buffer reads it from L2 while it fits (`l2_share`), `l2_gain`
+       times faster; a model step does not (`reuse=0`, the default)
 
 Contains: the KV-cache write of the new tokens (aiconfigurator times it with the kernel), the split-K
-reduction (in `chain` and `launch`). Does not contain: RoPE, projections, quantisation of Q.
+reduction (in `launch` and `chain`). Does not contain: RoPE, projections, quantisation of Q.
 """
 
 from __future__ import annotations
@@ -34,22 +37,13 @@ PHASES = ("prefill", "decode", "decode-mla")
 MLA_LATENT = 512
 MLA_ROPE = 64
 
-DEFAULT_COEF: dict[str, dict[str, float]] = {
-    "prefill": {
-        "launch_s": 8e-6, "math_eff": 0.62, "kv_eff": 0.8, "io_eff": 0.35, "tile_s": 1.0e-6,
-        "token_s": 2.0e-9, "split_tokens": 1e9, "row_tile": 128.0,
-    },
-    "decode": {
-        "launch_s": 7e-6, "math_eff": 0.35, "kv_eff": 0.85, "io_eff": 0.35, "tile_s": 1.0e-6,
-        "token_s": 4.0e-9, "split_tokens": 1024.0, "row_tile": 16.0,
-    },
-    "decode-mla": {
-        "launch_s": 12e-6, "math_eff": 0.60, "kv_eff": 0.85, "io_eff": 0.5, "tile_s": 1.0e-6,
-        "token_s": 4.0e-9, "split_tokens": 1024.0, "row_tile": 64.0,
-    },
-}
-"""Used where nothing is calibrated (basis DATASHEET): medians over the measured kernels."""
-
+COEFFICIENTS = (
+    "launch_s", "math_eff", "kv_eff", "io_eff", "tile_s", "token_s", "split_tokens",
+    "page_tokens", "window_leak", "l2_gain", "l2_share", "row_tile",
+)
+AXES = ("lanes", "tokens", "group", "head_dim")
+"""Surface coordinates: batch * KV heads; sqrt(q_len * tokens) of a chunk, tokens of a decode;
+query heads per KV head; head size."""
 
 @dataclass(frozen=True, slots=True)
 class AttentionTime:
@@ -91,11 +85,6 @@ def context_tokens(q_len: Array, kv_len: Array, window: Array = 0) -> Array:
     return np.minimum(kv_len, reach)
 
 
-def ceil_to(x: Array, tile: float) -> Array:
-    """x rounded up to a multiple of `tile`."""
-    return np.ceil(x / tile) * tile
-
-
 def attention_time(
     *,
     phase: str,
@@ -113,6 +102,7 @@ def attention_time(
     surface: Surface | None = None,
     kv_read_bytes: Array | None = None,
     flop: Array | None = None,
+    reuse: float = 0.0,
 ) -> AttentionTime:
     """Time of one layer's attention over arrays that broadcast.
 
@@ -132,49 +122,71 @@ def attention_time(
     hw : Hardware
         Peaks of the device for the dtype of the product.
     coef : mapping
-        Keys of `DEFAULT_COEF`, see the module text.
+        `COEFFICIENTS`, see the module text.
     surface : Surface, optional
-        Log residual over (lanes, tokens, group, head_dim), see `surface_coords`.
+        Log residual over `AXES`.
     kv_read_bytes, flop : array_like, optional
         Override the KV bytes read [B] and the useful flop [flop].
+    reuse : float
+        1 where the same KV was read just before (kernel benchmarks), 0 in a model step.
     """
     if phase not in PHASES:
         raise InputError(f"attention phase {phase!r} is not one of {', '.join(PHASES)}")
     mla = phase == "decode-mla"
-    group = n_heads / n_kv_heads
+    prefill = phase == "prefill"
     value_dim = MLA_LATENT if mla else head_dim
     token_bytes = (head_dim if mla else 2.0 * head_dim) * kv_bytes_per_element
     tokens = context_tokens(q_len, kv_len, window)
-    heads = batch * n_kv_heads
-    peak = hw.math_flop_per_s
-    bandwidth = hw.hbm_bytes_per_s
+    read_tokens = tokens + coef["page_tokens"]
+    pairs = causal_pairs(q_len, kv_len, window)
+    walked = pairs
+    if np.ndim(window) > 0 or window:
+        read_tokens = read_tokens + coef["window_leak"] * (kv_len - tokens)
+        walked = pairs + coef["window_leak"] * (causal_pairs(q_len, kv_len) - pairs)
+    peak, bandwidth = hw.math_flop_per_s, hw.hbm_bytes_per_s
+    lanes = batch * n_kv_heads
 
-    rows = group * q_len
-    row_tiles = np.ceil(rows / coef["row_tile"])
-    pad = row_tiles * coef["row_tile"] / rows
+    # A decode tile holds the query heads of one KV head, a prefill tile rows of one query head.
+    rows = q_len if prefill else n_heads / n_kv_heads
+    tiles = np.ceil(rows / coef["row_tile"])
+    blocks = (batch * n_heads if prefill else lanes) * tiles
+    pad = tiles * coef["row_tile"] / rows
     pair_flop = 2.0 * n_heads * (head_dim + value_dim)
-    useful = batch * (pair_flop * causal_pairs(q_len, kv_len, window)) if flop is None else flop
-    kv_bytes = heads * (token_bytes * tokens) if kv_read_bytes is None else kv_read_bytes
+    useful = batch * (pair_flop * pairs) if flop is None else flop
+    math_s = useful * (walked / pairs * pad / (peak * coef["math_eff"]))
+    kv_bytes = lanes * (token_bytes * tokens) if kv_read_bytes is None else kv_read_bytes
     new_bytes = batch * (
-        n_heads * q_len * (head_dim + value_dim) * act_bytes + n_kv_heads * q_len * token_bytes
+        q_len * (n_heads * (head_dim + value_dim) * act_bytes + n_kv_heads * token_bytes)
     )
-
-    math_s = useful * (pad / (peak * coef["math_eff"]))
-    kv_s = kv_bytes * (1.0 / (bandwidth * coef["kv_eff"]))
-    io_s = new_bytes * (1.0 / (bandwidth * coef["io_eff"]))
-    tiles_s = heads * row_tiles * (coef["tile_s"] / hw.sm_count)
+    kv_s = kv_bytes * (read_tokens / tokens / (bandwidth * coef["kv_eff"]))
+    io_s = new_bytes / (bandwidth * coef["io_eff"])
+    if reuse:
+        x = (kv_bytes + new_bytes) * (1.0 / (hw.l2_bytes * coef["l2_share"]))
+        x = x * x
+        x = x * x
+        saved = 1.0 - (reuse * (1.0 - 1.0 / coef["l2_gain"])) / (1.0 + x * x)
+        kv_s = kv_s * saved
+        io_s = io_s * saved if prefill else io_s
     chain_s = np.minimum(tokens, coef["split_tokens"]) * (coef["token_s"] * head_dim / 128.0)
-    overhead_s = coef["launch_s"] + tiles_s + chain_s
-    memory_s = kv_s + io_s
-    total_s = smooth_max(math_s, kv_s) + (io_s + overhead_s)
+    tiles_s = blocks * (coef["tile_s"] / hw.sm_count)
+    fixed_s = coef["launch_s"] + chain_s
+    work_s = np.sqrt(np.square(smooth_max(math_s, kv_s)) + np.square(tiles_s))
+    total_s = work_s + (io_s + fixed_s)
     if surface is not None:
-        total_s = total_s * np.exp(
-            surface(**surface_coords(batch, q_len, tokens, n_heads, n_kv_heads, head_dim))
-        )
+        coords = {
+            "lanes": lanes,
+            "tokens": np.sqrt(q_len * tokens) if prefill else tokens,
+            "group": n_heads / n_kv_heads,
+            "head_dim": head_dim,
+        }
+        total_s = total_s * np.exp(surface(**coords))
+    # New K, V and O may stay in L2; the cached tokens come from memory unless just read.
+    cached = kv_bytes * ((1.0 - reuse) * np.maximum(tokens - q_len, 0.0) / tokens)
+    floor_bytes = np.maximum(kv_bytes + (new_bytes - hw.l2_bytes), cached)
     floor_s = np.maximum(
-        useful * (1.0 / peak), (kv_bytes + (new_bytes - hw.l2_bytes)) * (1.0 / bandwidth)
+        useful * (1.0 / (peak * hw.max_clock_ratio)), floor_bytes * (1.0 / bandwidth)
     )
-    return AttentionTime(np.maximum(total_s, floor_s), math_s, memory_s, overhead_s)
+    return AttentionTime(np.maximum(total_s, floor_s), math_s, kv_s + io_s, fixed_s + tiles_s)
 
 
 def smooth_max(a: Array, b: Array) -> Array:
@@ -182,14 +194,3 @@ def smooth_max(a: Array, b: Array) -> Array:
     a2, b2 = a * a, b * b
     return np.sqrt(np.sqrt(a2 * a2 + b2 * b2))
 
-
-def surface_coords(
-    batch: Array, q_len: Array, tokens: Array, n_heads: Array, n_kv_heads: Array, head_dim: Array
-) -> dict[str, Array]:
-    """log2 coordinates of the residual surface; each keeps the shape of its own inputs."""
-    return {
-        "lanes": np.log2(batch * n_kv_heads),
-        "tokens": np.log2(tokens),
-        "group": np.log2(n_heads / n_kv_heads),
-        "head_dim": np.log2(head_dim),
-    }

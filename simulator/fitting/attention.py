@@ -1,0 +1,410 @@
+"""Fit and judge the attention time model (`simulator.roofline.attention`) on measured rows.
+
+Coefficients go from the general to the special: all devices of a kernel library -> device; each
+level starts at its parent and is held near it by a prior. What is left is smoothed per device,
+library and number format into a knot table (`simulator.fitting.kriging`).
+"""
+
+from __future__ import annotations
+
+import datetime
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from simulator.calibration import ANY, Fit, Residual, Surface, scope_of
+from simulator.errors import InputError
+from simulator.fitting import judge
+from simulator.fitting.kriging import Prior, krige, to_surface
+from simulator.roofline.attention import AXES, COEFFICIENTS, attention_time, context_tokens
+from simulator.roofline.hardware import Hardware, hardware
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Array = NDArray[np.float64]
+
+FAMILY = "attention"
+SHAPE = ("batch", "q_len", "kv_len", "n_heads", "n_kv_heads", "head_dim", "window")
+INPUTS: tuple[str, ...] = ("phase", "dtype", "kv_dtype", *SHAPE)
+"""A shape is held out on every device at once."""
+KEYS = ("source", "device", "library", *INPUTS)
+
+LIBRARIES: tuple[tuple[str, str], ...] = (
+    (r"^(vllm|sglang|trtllm)\b.*(?:trtllm_mha|trtllmdecode|trtllmprefill)", r"\1-trtllm-gen"),
+    (r"^(vllm|sglang)\b.*(fa[234])\b", r"\1-\2"),
+    (r"^(trtllm)\b.*torch_flow_flashinfer", r"\1-flashinfer"),
+    (r"^(trtllm)\b", r"\1"),
+    (r"^(vllm|sglang)\b.*(?:flashinfer|fidecode|fiprefill)", r"\1-flashinfer"),
+    (r"^(vllm|sglang)\b.*triton", r"\1-triton"),
+    (r"^(vllm|sglang)\b.*flash_att", r"\1-fa2"),
+    (r"^vLLM.*layerwise", "vllm"),
+    (r"FlashAttention-3|FlashMLA|flash_?attn_?3|^fa3", "fa3"),
+    (r"trtllm", "trtllm-gen"),
+    (r"FlashAttention-4|^fa4", "fa4"),
+    (r"[Ff]lash[ _-]?[Ii]nfer", "flashinfer"),
+    (r"triton", "triton"),
+    (r"[Ff]lash[ _-]?[Aa]tt|^fa2", "fa2"),
+    (r"sdpa|scaled_dot", "sdpa"),
+)
+"""Kernel string to library (`framework-generation`), first match wins; the rest is `other`."""
+
+PREFERRED = (
+    "vllm-fa3", "vllm-trtllm-gen", "vllm-fa2", "vllm-flashinfer", "vllm", "fa3", "sglang-fa3",
+    "sglang-trtllm-gen", "sglang-flashinfer", "sglang-fa2", "trtllm",
+)
+"""Library assumed when nobody names one: vLLM's default kernel of the device, then the others."""
+
+START: Mapping[str, Mapping[str, float]] = {
+    "prefill": dict(
+        launch_s=8e-6, math_eff=0.62, kv_eff=0.85, io_eff=0.5, tile_s=1e-6, token_s=3e-9,
+        split_tokens=1e9, page_tokens=1.0, window_leak=0.02, l2_gain=2.0, l2_share=0.7, row_tile=128.0,
+    ),
+    "decode": dict(
+        launch_s=7e-6, math_eff=0.35, kv_eff=0.85, io_eff=0.5, tile_s=1e-6, token_s=4e-9,
+        split_tokens=1024.0, page_tokens=16.0, window_leak=0.02, l2_gain=2.0, l2_share=0.7, row_tile=16.0,
+    ),
+    "decode-mla": dict(
+        launch_s=12e-6, math_eff=0.6, kv_eff=0.85, io_eff=0.5, tile_s=1e-6, token_s=4e-9,
+        split_tokens=1024.0, page_tokens=16.0, window_leak=0.02, l2_gain=2.0, l2_share=0.7, row_tile=64.0,
+    ),
+}
+ROW_TILES = {"prefill": (128.0, 64.0), "decode": (16.0, 64.0), "decode-mla": (64.0,)}
+BOUNDS: Mapping[str, tuple[float, float]] = {
+    "launch_s": (5e-7, 2e-4), "math_eff": (0.01, 1.0), "kv_eff": (0.05, 1.0), "io_eff": (0.03, 8.0),
+    "tile_s": (1e-9, 3e-5), "token_s": (1e-11, 3e-7), "split_tokens": (64.0, 2e9),
+    "page_tokens": (0.1, 512.0), "window_leak": (1e-3, 1.0), "l2_gain": (1.0, 20.0),
+    "l2_share": (0.1, 1.2),
+}
+FREE = tuple(c for c in COEFFICIENTS if c != "row_tile")
+SPREAD = 0.7
+"""Prior log standard deviation of a coefficient about its parent's."""
+SCALE = 0.10
+"""Log residual of a typical row; beyond it the loss turns linear."""
+PRIOR = Prior(shared=0.25, library=0.0, device=0.0, own=0.0, offset=0.0, noise=0.05, octaves=3.0, huber=0.15)
+LENGTHS = {"lanes": 3.0, "tokens": 3.0, "group": 2.0, "head_dim": 1.5}
+"""Length scale of the residual along each axis [octaves]."""
+KNOTS: Mapping[str, tuple[float, ...]] = {
+    "lanes": (0, 2, 4, 5.5, 7, 8.5, 10, 12, 14, 17),
+    "tokens": (1, 3, 5, 7, 8.5, 10, 11.5, 13, 15, 17),
+    "group": (0, 1.5, 3, 4.5, 6, 7),
+    "head_dim": (6, 7, 8),
+}
+SMALLEST = 20
+SMALLEST_SURFACE = 40
+FOLDS = 5
+BETWEEN_SOURCE = 0.18
+"""Log standard deviation between two sources on one device; see docs/calibration_attention.md."""
+
+
+def kernel_of(kernel: str) -> str:
+    """Library behind a kernel string, e.g. ``vllm-fa3``; `other` when no pattern fits."""
+    for pattern, name in LIBRARIES:
+        hit = re.search(pattern, kernel)
+        if hit:
+            return hit.expand(name)
+    return "other"
+
+
+def generation_of(library: str) -> str:
+    """Kernel generation of a library: ``vllm-trtllm-gen`` -> ``trtllm-gen``."""
+    return re.sub(r"^(vllm|sglang|trtllm)-", "", library)
+
+
+def key_of(phase: str, dtype: str, kv_dtype: str) -> str:
+    """`Fit.dtype` of a row: phase, KV format, and the product's format where it is fp8."""
+    kv = "fp8" if kv_dtype == "fp8" else "bf16"
+    return f"{phase}.{kv}.fp8" if dtype == "fp8" else f"{phase}.{kv}"
+
+
+def prepare(rows: pd.DataFrame) -> pd.DataFrame:
+    """Unflagged rows with profile name, library and fit key, repeats to their median."""
+    from simulator import device as devices
+
+    missing = {"source", "device", "time_s", *INPUTS} - set(rows.columns)
+    if missing:
+        raise InputError(f"attention rows lack the columns {sorted(missing)}", where="--data")
+    rows = judge.usable(rows).copy()
+    known = {name: devices.resolve(name) for name in rows["device"].astype(str).unique()}
+    rows["device"] = rows["device"].astype(str).map(known)
+    for column in ("source", "dtype", "kv_dtype", "phase"):
+        rows[column] = rows[column].astype(str)
+    rows["window"] = rows["window"].fillna(0)
+    kernel = rows["kernel"].fillna("").astype(str) if "kernel" in rows else [""] * len(rows)
+    rows["library"] = [kernel_of(s) for s in kernel]
+    out = judge.aggregate(rows, KEYS)
+    triples = zip(out["phase"], out["dtype"], out["kv_dtype"], strict=True)
+    out["key"] = [key_of(*t) for t in triples]
+    return out
+
+
+def _hardware(rows: pd.DataFrame) -> Hardware:
+    """Device numbers of each row as arrays, in the shape of a `Hardware`."""
+    from simulator import device as devices
+
+    pairs = list(zip(rows["device"], rows["dtype"], strict=True))
+    numbers = {p: hardware(devices.load(p[0]), p[1]) for p in set(pairs)}
+    first = numbers[pairs[0]]
+    fields: dict[str, Any] = {
+        f: np.array([getattr(numbers[p], f) for p in pairs], float)
+        for f in Hardware.__dataclass_fields__
+        if f != "arch"
+    }
+    return Hardware(**fields, arch=first.arch)
+
+
+class _Table:
+    """Rows of one phase as arrays."""
+
+    def __init__(self, rows: pd.DataFrame):
+        self.phase = str(rows["phase"].iloc[0])
+        self.hw = _hardware(rows)
+        self.shape = {c: rows[c].to_numpy(float) for c in SHAPE}
+        self.kv = np.where(rows["kv_dtype"].to_numpy() == "fp8", 1.0, 2.0)
+        self.act = np.where(rows["dtype"].to_numpy() == "fp8", 1.0, 2.0)
+        self.log_time = np.log(rows["time_s"].to_numpy(float))
+        self.groups = judge.shape_group(rows, INPUTS)
+
+    def where(self, mask: NDArray[np.bool_]) -> _Table:
+        """The rows of `mask`."""
+        out = object.__new__(_Table)
+        out.phase = self.phase
+        fields = {f: getattr(self.hw, f)[mask] for f in Hardware.__dataclass_fields__ if f != "arch"}
+        out.hw = Hardware(**fields, arch=self.hw.arch)
+        out.shape = {c: v[mask] for c, v in self.shape.items()}
+        out.kv, out.act, out.log_time = self.kv[mask], self.act[mask], self.log_time[mask]
+        out.groups = self.groups[mask]
+        return out
+
+    def __len__(self) -> int:
+        return len(self.log_time)
+
+    def log_model(self, coef: Mapping[str, float], surface: Surface | None = None) -> Array:
+        """ln of the modelled time of each row."""
+        t = attention_time(
+            phase=self.phase, **self.shape, kv_bytes_per_element=self.kv, act_bytes=self.act,  # type: ignore[arg-type]
+            hw=self.hw, coef=coef, surface=surface, reuse=1.0,
+        )
+        return np.log(t.total_s)
+
+    def x(self) -> Array:
+        """log2 surface coordinates, shape (rows, axes)."""
+        s = self.shape
+        tokens = context_tokens(s["q_len"], s["kv_len"], s["window"])
+        if self.phase == "prefill":
+            tokens = np.sqrt(tokens * s["q_len"])
+        columns = (s["batch"] * s["n_kv_heads"], tokens, s["n_heads"] / s["n_kv_heads"], s["head_dim"])
+        return np.log2(np.stack(columns, axis=1))
+
+
+def _solve(table: _Table, parent: Mapping[str, float], start: Mapping[str, float]) -> tuple[dict[str, float], float]:
+    """Coefficients near `parent` and the loss they leave."""
+    from scipy.optimize import least_squares
+
+    centre = np.log([parent[c] for c in FREE])
+    low, high = np.log([BOUNDS[c] for c in FREE]).T
+    row_tile = start["row_tile"]
+
+    def coefficients(p: Array) -> dict[str, float]:
+        return dict(zip(FREE, np.exp(p).tolist(), strict=True)) | {"row_tile": row_tile}
+
+    def miss(p: Array) -> Array:
+        off = (table.log_model(coefficients(p)) - table.log_time) / SCALE
+        return np.concatenate([off, (p - centre) / SPREAD])
+
+    first = np.clip(np.log([start[c] for c in FREE]), low + 1e-6, high - 1e-6)
+    found = least_squares(miss, first, bounds=(low, high), loss="soft_l1", max_nfev=25, x_scale=1.0)
+    return coefficients(found.x), float(found.cost)
+
+
+def _coefficients(table: _Table, parent: Mapping[str, float]) -> dict[str, float]:
+    """Best coefficients over the row tiles of the phase."""
+    tries = [
+        _solve(table, parent, dict(parent) | {"row_tile": tile}) for tile in ROW_TILES[table.phase]
+    ]
+    return min(tries, key=lambda t: t[1])[0]
+
+
+def _axes(x: Array) -> list[tuple[float, ...]]:
+    """Knots of each axis over the range of the rows; one knot where all rows agree."""
+    out: list[tuple[float, ...]] = []
+    for column, name in zip(x.T, AXES, strict=True):
+        low, high = float(column.min()), float(column.max())
+        if high - low < 0.25:
+            out.append((round((low + high) / 2, 3),))
+            continue
+        ends = KNOTS[name]
+        first = max((i for i, k in enumerate(ends) if k <= low + 0.1), default=0)
+        last = min((i for i, k in enumerate(ends) if k >= high - 0.1), default=len(ends) - 1)
+        out.append(tuple(float(k) for k in ends[first : last + 1]))
+    return out
+
+
+def _surface(table: _Table, coef: Mapping[str, float]) -> Surface | None:
+    """Knot table of what `coef` leaves, or None with too few rows."""
+    if len(table) < SMALLEST_SURFACE:
+        return None
+    x = table.x()
+    lengths = np.array([LENGTHS[a] for a in AXES]) / PRIOR.octaves
+    zero = np.zeros(len(table), np.int64)
+    model = krige(x / lengths, table.log_time - table.log_model(coef), zero, zero, PRIOR)
+    axes = _axes(x)
+    scaled = [tuple(k / step for k in knots) for knots, step in zip(axes, lengths, strict=True)]
+    surface = to_surface(model, AXES, scaled, None, None)
+    return Surface(tuple(zip(AXES, axes, strict=True)), surface.values)
+
+
+def _out_of_fold(table: _Table, parent: Mapping[str, float], coef: Mapping[str, float]) -> tuple[Array, Array]:
+    """ln(measured/predicted) and predicted seconds of rows left out in turn."""
+    predicted = np.full(len(table), np.nan)
+    for train, test in judge.folds(table.groups, FOLDS):
+        if not test.any() or train.sum() < SMALLEST // 2:
+            continue
+        part = table.where(train)
+        own = _solve(part, parent, coef)[0]
+        predicted[test] = table.where(test).log_model(own, _surface(part, own))
+    done = np.isfinite(predicted)
+    return (table.log_time - predicted)[done], np.exp(predicted[done])
+
+
+def residual_of(off: Array, predicted_s: Array) -> Residual:
+    """Error statistics of out-of-fold log residuals, by class of predicted time."""
+    if len(off) < 8:
+        return Residual(0.3, 0.35, -0.5, 0.5, between_source=BETWEEN_SOURCE, n_eff=float(len(off)))
+    sigma = 1.4826 * float(np.median(np.abs(off - np.median(off))))
+    low, high = (float(q) for q in np.quantile(off, TAILS))
+    classes = []
+    edges = _class_edges(predicted_s)
+    for edge, until in zip(edges, (*edges[1:], np.inf), strict=True):
+        here = off[(predicted_s >= edge) & (predicted_s < until)]
+        a, b = (float(q) for q in np.quantile(here, TAILS))
+        classes.append((edge, a, b))
+    return Residual(
+        sigma_in=sigma, sigma_cross=float(np.hypot(sigma, BETWEEN_SOURCE)), q05=low, q95=high,
+        bias=float(np.median(off)), between_source=BETWEEN_SOURCE, n_eff=float(len(off)),
+        classes=tuple(classes) if len(classes) > 1 else (),
+    )
+
+
+TAILS = (0.05, 0.95)
+CLASS_ROWS = 45
+
+
+def _class_edges(predicted_s: Array) -> tuple[float, ...]:
+    """Lower edges of time classes with at least `CLASS_ROWS` rows each."""
+    count = int(np.clip(len(predicted_s) // CLASS_ROWS, 1, 3))
+    inner = np.quantile(predicted_s, np.arange(1, count) / count)
+    return (0.0, *(float(e) for e in inner))
+
+
+def fit(rows: pd.DataFrame, *, date: str | None = None, residuals: bool = True) -> list[Fit]:
+    """Fits of every device, key and library of prepared `rows`, then the pooled ones.
+
+    `residuals` False skips the out-of-fold pass (learning curves, tests): in-sample error instead.
+    """
+    from simulator import device as devices
+
+    date = date or datetime.date.today().isoformat()
+    scopes = {d: scope_of(devices.load(d)) for d in rows["device"].unique()}
+    rows = rows.assign(scope=rows["device"].map(scopes))
+    out: list[Fit] = []
+    parents: dict[tuple[str, str], dict[str, float]] = {}
+    for (key, library), group in rows.groupby(["key", "library"]):
+        if len(group) < SMALLEST:
+            continue
+        table = _Table(group)
+        coef = _coefficients(table, START[table.phase])
+        parents[str(key), str(library)] = coef
+        out.append(_pooled(group, table, ANY, coef, date))
+        for scope, part in group.groupby("scope"):
+            inner = _Table(part)
+            if len(part) >= SMALLEST:
+                out.append(_pooled(part, inner, str(scope), _solve(inner, coef, coef)[0], date))
+    for (device, key, library), group in rows.groupby(["device", "key", "library"]):
+        if len(group) < SMALLEST:
+            continue
+        table = _Table(group)
+        parent = parents[str(key), str(library)]
+        coef = _coefficients(table, parent)
+        surface = _surface(table, coef)
+        if residuals:
+            off, predicted = _out_of_fold(table, parent, coef)
+        else:
+            model = table.log_model(coef, surface)
+            off, predicted = table.log_time - model, np.exp(model)
+        sources = tuple(sorted(group["source"].unique()))
+        out.append(
+            Fit(FAMILY, str(device), str(key), str(library), coef, surface, len(group), sources, date,
+                residual_of(off, predicted))
+        )
+    return out
+
+
+def _pooled(rows: pd.DataFrame, table: _Table, scope: str, coef: dict[str, float], date: str) -> Fit:
+    """A fit over devices: physics only, its error spread over the devices it was fitted on."""
+    off = table.log_time - table.log_model(coef)
+    residual = residual_of(off, np.exp(table.log_model(coef)))
+    sources = tuple(sorted(rows["source"].unique()))
+    key, library = str(rows["key"].iloc[0]), str(rows["library"].iloc[0])
+    return Fit(FAMILY, scope, key, library, coef, None, len(rows), sources, date, residual.widened(0.1))
+
+
+def choose(fits: Sequence[Fit], device: str, scope: str, key: str, library: str) -> tuple[Fit, bool]:
+    """Fit that answers for a row, and whether it stands in for another source or device.
+
+    Own device before its scope before any; in each: the library named, its kernel generation,
+    `PREFERRED`, the largest; then the same phase with another number format.
+    """
+    phase = key.split(".")[0]
+    own_key = [f for f in fits if f.dtype == key]
+    any_key = [f for f in fits if f.dtype.split(".")[0] == phase]
+    for pool in (own_key, any_key):
+        for place in (device, scope, ANY):
+            here = [f for f in pool if f.device == place]
+            if not here:
+                continue
+            named = [f for f in here if f.library == library]
+            if named:
+                return max(named, key=lambda f: f.n), place != device
+            kin = [f for f in here if generation_of(f.library) == generation_of(library)]
+            rank = {name: i for i, name in enumerate(PREFERRED)}
+            best = min(kin or here, key=lambda f: (rank.get(f.library, 99), -f.n))
+            return best, True
+    raise InputError(f"no attention fit covers {key} on {device}; fit rows of that phase first")
+
+
+def predict(
+    rows: pd.DataFrame, fits: Sequence[Fit], *, cross: bool = False
+) -> tuple[Array, Array, Array]:
+    """Predicted seconds of prepared `rows` and their 90 % interval; `cross` widens between sources."""
+    from simulator import device as devices
+
+    mid, lo, hi = (np.full(len(rows), np.nan) for _ in range(3))
+    place = np.arange(len(rows))
+    for (device, key, library), group in rows.assign(_at=place).groupby(["device", "key", "library"]):
+        scope = scope_of(devices.load(str(device)))
+        found, stand_in = choose(fits, str(device), scope, str(key), str(library))
+        at = group["_at"].to_numpy()
+        model = _Table(group).log_model(found.coefficients, found.surface)
+        low, high = found.residual.quantiles(np.exp(model), cross=cross or stand_in)
+        mid[at], lo[at], hi[at] = np.exp(model), np.exp(model + low), np.exp(model + high)
+    return mid, lo, hi
+
+
+def learning_curve(
+    rows: pd.DataFrame, shares: Iterable[float] = (0.1, 0.2, 0.4, 0.7), holdout: float = 0.3
+) -> list[dict[str, float]]:
+    """Held-out median and p90 APE against the share of shape groups fitted on."""
+    groups = judge.shape_group(rows, INPUTS)
+    test = judge.holdout(groups, holdout)
+    # The hash orders the shapes; the fitted share is taken from the other end of it.
+    order = groups.astype(np.float64) / 2.0**32
+    out = []
+    for share in shares:
+        train = rows[(order >= 1.0 - share) & ~test]
+        mid, _, _ = predict(rows[test], fit(train, residuals=False))
+        out.append({"share": share} | judge.figures(rows["time_s"].to_numpy(float)[test], mid))
+    return out

@@ -1,0 +1,262 @@
+"""One scenario, explained: ``python -m simulator.predict``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from simulator import console
+from simulator.errors import EXIT_NOTHING_FEASIBLE
+from simulator.scenario import AUTO, Scenario
+
+if TYPE_CHECKING:
+    from simulator.evaluate import Points
+    from simulator.roofline.timing import OpTime
+
+TERMS = ("math_s", "memory_s", "link_s", "launch_s")
+
+
+@dataclass(frozen=True)
+class OpRow:
+    """One op of a step, all its repetitions together [s]; terms overlap and need not add up."""
+
+    phase: str
+    role: str
+    count: float
+    total_s: float
+    math_s: float
+    memory_s: float
+    link_s: float
+    launch_s: float
+    flop: float
+    moved_bytes: float
+    overhead: bool
+    basis: str
+    source: str
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Everything Shadowline says about one scenario.
+
+    Attributes
+    ----------
+    row : dict
+        The sweep's columns for this scenario.
+    ops : tuple of OpRow
+        Breakdown of one prefill and of one mean decode step.
+    shares : dict
+        Share of the end-to-end time by what binds it [-].
+    sentence : str
+        The answer in words.
+    """
+
+    scenario: Scenario
+    row: dict[str, Any]
+    ops: tuple[OpRow, ...] = ()
+    shares: dict[str, float] = field(default_factory=dict)
+    sentence: str = ""
+
+    @property
+    def status(self) -> str:
+        """As in the sweep."""
+        return self.row["status"]
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Fits behind the numbers, each once."""
+        return tuple(sorted({op.source for op in self.ops}))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for ``--json``."""
+        return {
+            "rows": [self.row],
+            "ops": [vars(op) for op in self.ops],
+            "shares": self.shares,
+            "sentence": self.sentence,
+            "sources": list(self.sources),
+            "scenario": self.scenario.to_dict(),
+            "command": self.scenario.command,
+        }
+
+    def to_pandas(self) -> Any:
+        """Breakdown by op as a data frame."""
+        import pandas as pd
+
+        return pd.DataFrame([vars(op) for op in self.ops])
+
+
+def predict(scenario: Scenario) -> Prediction:
+    """Predict one scenario with its breakdown.
+
+    Raises
+    ------
+    ShadowlineError
+        Unknown names. A scenario that cannot run is a `Prediction` whose status says so.
+    """
+    import numpy as np
+
+    from simulator.result import rows
+    from simulator.summary import row_at
+    from simulator.sweep import group_of
+
+    group = group_of(scenario)
+    size = [np.array([v], float) for v in (scenario.batch, scenario.prompt_tokens, scenario.output_tokens)]
+    block, points = rows(group, *size)
+    row = row_at(block, 0)
+    if points is None or row["ttft_s"] is None:
+        return Prediction(scenario, row, sentence=f"{row['status']}: {row['reason']}")
+    ops = (*_op_rows("prefill", points.prefill.ops), *_op_rows("decode", points.decode.ops))
+    shares = _shares(points)
+    return Prediction(scenario, row, ops, shares, _sentence(row, shares))
+
+
+def _op_rows(phase: str, times: Sequence[OpTime]) -> list[OpRow]:
+    import numpy as np
+
+    def mean(x: Any) -> float:
+        return float(np.mean(x))
+
+    rows = []
+    for t in times:
+        traffic = t.op.traffic().scaled(t.op.count)
+        rows.append(
+            OpRow(
+                phase, t.op.role, mean(t.op.count), *(mean(getattr(t, k)) for k in ("total_s", *TERMS)),
+                flop=mean(traffic.total_flop), moved_bytes=mean(traffic.total_bytes),
+                overhead=t.op.overhead, basis=str(t.basis), source=t.source,
+            )
+        )
+    return rows
+
+
+def _shares(points: Points) -> dict[str, float]:
+    import numpy as np
+
+    from simulator.evaluate import BOUNDS
+
+    steps = float(np.ravel(points.output)[0]) - 1.0
+    scale = float(np.ravel(points.ttft_s)[0]) / max(float(np.mean(points.prefill.total_s)), 1e-30)
+    total = [
+        float(np.mean(p)) * scale + steps * float(np.mean(d))
+        for p, d in zip(points.prefill.shares_s, points.decode.shares_s, strict=True)
+    ]
+    whole = sum(total) or 1.0
+    return {name: t / whole for name, t in zip(BOUNDS, total, strict=True)}
+
+
+def _sentence(row: dict[str, Any], shares: dict[str, float]) -> str:
+    ms = console.milliseconds
+    parts = [
+        f"{row['model']} on {row['tp'] * row['pp']} x {row['device']}, {row['policy']}, batch {row['batch']},"
+        f" {row['prompt_tokens']} + {row['output_tokens']} tokens:"
+        f" TTFT {ms(row['ttft_s'])} ms ({ms(row['ttft_lo_s'])}-{ms(row['ttft_hi_s'])})"
+    ]
+    if row["tpot_s"] is not None:
+        parts.append(f"TPOT {ms(row['tpot_s'])} ms ({ms(row['tpot_lo_s'])}-{ms(row['tpot_hi_s'])})")
+    if row["tokens_per_s"] is not None:
+        parts.append(f"{console.number(row['tokens_per_s'])} tokens/s")
+    text = ", ".join(parts) + f"; bound by {row['bound']} ({max(shares.values()):.0%} of the time)"
+    if row["policy"] != "dense" and row["throughput_speedup_same_batch"] is not None:
+        speedup = row["throughput_speedup_same_batch"]
+        word = "faster" if speedup >= 1.0 else "slower"
+        text += f"; {max(speedup, 1 / speedup):.2f}x {word} than dense"
+    return text
+
+
+def show(prediction: Prediction) -> None:
+    """Print the answer, memory, and the breakdown by op and term."""
+    from simulator.units import format_bytes
+
+    row = prediction.row
+    console.out(prediction.sentence)
+    if row["reason"]:
+        console.out(f"status: {row['status']} ({row['reason']})")
+    console.out()
+    if row["total_bytes"] is not None:
+        console.table(
+            "Memory per GPU",
+            ["", "bytes"],
+            [
+                [name, format_bytes(row[key])]
+                for name, key in (
+                    ("weights", "weights_bytes"), ("KV cache", "kv_bytes"), ("other", "other_bytes"),
+                    ("total", "total_bytes"), ("capacity", "capacity_bytes"),
+                )
+            ],
+            note=f"largest batch at this length: {row['max_batch']}" if row["max_batch"] is not None else "",
+        )
+    for phase, title in (("prefill", "One prefill of the batch"), ("decode", "One mean decode step")):
+        ops = sorted((o for o in prediction.ops if o.phase == phase), key=lambda o: -o.total_s)
+        if not ops:
+            continue
+        total = sum(o.total_s for o in ops)
+        ms = console.milliseconds
+        console.table(
+            f"{title}: {ms(total)} ms of kernels, {row['mode'] if phase == 'decode' else 'by phase'}",
+            ["op", "calls", "ms", "share", "math ms", "memory ms", "link ms", "launch ms", "Gflop", "MB", "basis"],
+            [
+                [
+                    o.role + (" *" if o.overhead else ""), f"{o.count:g}", ms(o.total_s),
+                    f"{o.total_s / total:.0%}", *(ms(getattr(o, k)) for k in TERMS),
+                    console.number(o.flop / 1e9), console.number(o.moved_bytes / 1e6), o.basis.lower(),
+                ]
+                for o in ops
+            ],
+            note="terms overlap and need not add up; * = work the policy adds",
+        )
+    if prediction.shares:
+        shares = sorted(prediction.shares.items(), key=lambda kv: -kv[1])
+        console.table("Bound by", ["", "share of E2E"], [[k, f"{v:.0%}"] for k, v in shares if v >= 0.005])
+    console.out(f"again: {prediction.scenario.command}")
+
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
+
+
+@app.command()
+def command(
+    model: Annotated[str, typer.Option(help="model name, folder, config.json or hub id")],
+    device: Annotated[str, typer.Option(help="device name or profile file")],
+    policy: Annotated[str, typer.Option(help="'name(key=value)' joined by +")] = "dense",
+    engine: Annotated[str, typer.Option(help="serving engine: kernels, vllm, ...")] = "vllm",
+    dtype: Annotated[str, typer.Option(help="weight format of the dense model")] = AUTO,
+    kv_cache_dtype: Annotated[str, typer.Option(help="KV format of the dense model")] = AUTO,
+    tp: Annotated[int, typer.Option(help="tensor-parallel GPUs")] = 1,
+    pp: Annotated[int, typer.Option(help="pipeline stages")] = 1,
+    ep: Annotated[int, typer.Option(help="expert groups within tp")] = 1,
+    batch: Annotated[int, typer.Option(help="sequences in the static batch")] = 1,
+    prompt_tokens: Annotated[int, typer.Option("--prompt-tokens", "--isl", help="prompt tokens")] = 512,
+    output_tokens: Annotated[int, typer.Option("--output-tokens", "--osl", help="output tokens")] = 128,
+    gpu_memory_utilization: Annotated[float, typer.Option(help="share of memory the engine may use")] = 0.9,
+    block_size: Annotated[int, typer.Option(help="tokens per KV page")] = 16,
+    ignore_context_limit: Annotated[
+        bool, typer.Option("--ignore-context-limit", help="predict beyond the context, as EXTRAPOLATED")
+    ] = False,
+    json_: Annotated[bool, typer.Option("--json", help="one JSON object on stdout")] = False,
+) -> None:
+    """Predict one scenario, with its breakdown by op and by term and the bound in words.
+
+    Exit 0; 2 bad input; 3 when the scenario cannot run.
+    """
+    prediction = predict(
+        Scenario.of(
+            model=model, device=device, policy=policy, engine=engine, dtype=dtype,
+            kv_cache_dtype=kv_cache_dtype, tp=tp, pp=pp, ep=ep, batch=batch, prompt_tokens=prompt_tokens,
+            output_tokens=output_tokens, gpu_memory_utilization=gpu_memory_utilization,
+            block_size=block_size, ignore_context_limit=ignore_context_limit,
+        )
+    )
+    if json_:
+        console.out_json(prediction.to_dict())
+    else:
+        show(prediction)
+    if prediction.status != "ok":
+        raise typer.Exit(EXIT_NOTHING_FEASIBLE)
+
+
+if __name__ == "__main__":
+    console.main(app)
