@@ -153,13 +153,15 @@ def step_time(group: Group, step: Step, timer: Callable[..., OpTime] = time_op) 
             message_bytes=step.rows * group.model.hidden * ACT_BYTES,
         )
         times.append(timer(send, device, engine))
-    interval = combine(times)
+    # Small arrays first: the large ones are then touched once.
+    in_order = sorted(times, key=lambda t: np.size(t.total_s))
+    interval = combine(in_order)
     shares: list[Array] = [0.0] * len(BOUNDS)
     gpu: Array = 0.0
     math: Array = 0.0
     moved: Array = 0.0
     launches = 0.0
-    for t in times:
+    for t in in_order:
         gpu = gpu + t.total_s
         math, moved = math + t.math_s, moved + t.memory_s
         launches = launches + float(np.max(t.op.count)) * getattr(t.op, "launches", 1.0)
@@ -181,23 +183,35 @@ def step_time(group: Group, step: Step, timer: Callable[..., OpTime] = time_op) 
 
 def _attribute(t: OpTime, shares: list[Array]) -> None:
     """Add the time of one op to the resource that binds it."""
-    memory_kind = (
-        1 if isinstance(t.op, Linear | Moe) else 2 if isinstance(t.op, Attention) else 3
-    )
     if isinstance(t.op, Collective):
-        link_bound = np.asarray(t.link_s >= t.launch_s, float)
-        shares[4] = shares[4] + t.total_s * link_bound
-        shares[5] = shares[5] + t.total_s * (1.0 - link_bound)
+        _split(t.total_s, (4, t.link_s), (5, t.launch_s), shares)
+        return
+    kind = 1 if isinstance(t.op, Linear | Moe) else 2 if isinstance(t.op, Attention) else 3
+    if np.all(t.launch_s <= t.memory_s):
+        _split(t.total_s, (kind, t.memory_s), (0, t.math_s), shares)
         return
     body = np.maximum(t.math_s, t.memory_s)
-    by_launch = np.asarray(t.launch_s > body, float)
-    by_math = np.asarray(t.math_s > t.memory_s, float) * (1.0 - by_launch)
-    shares[0] = shares[0] + t.total_s * by_math
-    shares[memory_kind] = shares[memory_kind] + t.total_s * (1.0 - by_launch - by_math)
-    shares[5] = shares[5] + t.total_s * by_launch
+    by_launch = t.total_s * (t.launch_s > body)
+    shares[5] = shares[5] + by_launch
+    _split(t.total_s - by_launch, (kind, t.memory_s), (0, t.math_s), shares)
 
 
-@dataclass(frozen=True)
+def _split(
+    total: Array, first: tuple[int, Array], second: tuple[int, Array], shares: list[Array]
+) -> None:
+    """Give `total` to whichever of two resources takes longer."""
+    wins = np.asarray(first[1]) >= second[1]
+    if wins.all():
+        shares[first[0]] = shares[first[0]] + total
+    elif not wins.any():
+        shares[second[0]] = shares[second[0]] + total
+    else:
+        part = total * wins
+        shares[first[0]] = shares[first[0]] + part
+        shares[second[0]] = shares[second[0]] + (total - part)
+
+
+@dataclass(frozen=True, eq=False)
 class Points:
     """Answers for the points of one group; every array has the broadcast shape."""
 
@@ -222,44 +236,54 @@ class Points:
         basis = self.prefill.basis.merge(self.decode.basis)
         return basis.merge(Basis.EXTRAPOLATED) if self.group.ignore_context else basis
 
-    @property
+    @cached_property
     def e2e_s(self) -> np.ndarray:
         """``TTFT + (output - 1) TPOT`` [s]."""
         steps = np.asarray(self.output, float) - 1.0
-        return self.ttft_s + np.where(steps > 0, steps * np.nan_to_num(self.tpot_s), 0.0)
+        decode = steps * self.tpot_s
+        return self.ttft_s + (decode if np.all(steps > 0) else np.where(steps > 0, decode, 0.0))
 
-    @property
+    @cached_property
     def tokens_per_s(self) -> np.ndarray:
         """Output tokens of the batch per second [1/s]."""
         return self.batch * self.output / self.e2e_s
 
-    @property
+    @cached_property
     def bound(self) -> np.ndarray:
         """Index into `BOUNDS` of what takes most of the end-to-end time [-]."""
         steps = np.asarray(self.output, float) - 1.0
-        shares = [
-            np.broadcast_to(p + steps * d, np.shape(self.ttft_s))
-            for p, d in zip(self._prefill_shares, self._decode_shares, strict=True)
-        ]
-        return np.argmax(np.stack(shares), axis=0)
+        scale = self._passes
+        most: np.ndarray | None = None
+        code = np.zeros(np.shape(self.ttft_s), np.int8)
+        for i, (p, d) in enumerate(zip(self.prefill.shares_s, self.decode.shares_s, strict=True)):
+            share = np.asarray(p * scale + steps * _mean_nodes(d, self._ndim))
+            if most is None:
+                most = np.broadcast_to(share, code.shape).copy()
+                continue
+            larger = share > most
+            if larger.any():
+                code[np.broadcast_to(larger, code.shape)] = i
+                np.maximum(most, share, out=most)
+        return code
 
     @property
-    def _prefill_shares(self) -> list[Array]:
-        scale = self.ttft_s / np.maximum(self.prefill.total_s, 1e-30)
-        return [s * scale for s in self.prefill.shares_s]
+    def _ndim(self) -> int:
+        return np.ndim(self.ttft_s)
 
     @property
-    def _decode_shares(self) -> list[Array]:
-        return [_mean_last(s) for s in self.decode.shares_s]
+    def _passes(self) -> Array:
+        """Whole-pipeline passes of one prefill [-]."""
+        micro = np.minimum(self.batch, float(self.group.pp))
+        return (micro + self.group.pp - 1.0) / self.group.pp
 
-    @property
+    @cached_property
     def power_w(self) -> np.ndarray:
         """Board power of all GPUs, an estimate from the busiest resource [W]."""
-        prefill, decode = self.prefill.busy, _mean_last(self.decode.busy)
-        e2e = self.e2e_s
-        busy = (self.ttft_s * prefill + (e2e - self.ttft_s) * decode) / e2e
-        share = IDLE_SHARE + BUSY_SHARE * np.clip(busy, 0.0, 1.0)
-        return self.group.device.power_w * self.group.gpus * share
+        prefill, decode = self.prefill.busy, _mean_nodes(self.decode.busy, self._ndim)
+        share = self.ttft_s / self.e2e_s
+        busy = np.minimum(decode + share * (prefill - decode), 1.0)
+        watts = self.group.device.power_w * self.group.gpus
+        return (watts * BUSY_SHARE) * busy + watts * IDLE_SHARE
 
     @property
     def energy_j_per_token(self) -> np.ndarray:
@@ -317,13 +341,15 @@ def evaluate(group: Group, batch: Array, prompt: Array, output: Array) -> Points
     steps = o - 1.0
     centre = p + o / 2.0
     spread = np.sqrt(np.maximum(steps * steps - 1.0, 0.0) / 12.0)
-    nodes = np.stack(np.broadcast_arrays(centre - spread, centre + spread), axis=-1)
-    decode = step_time(group, decode_step(rows[..., None], np.maximum(nodes, p[..., None] + 1.0)))
+    nodes = np.stack(np.broadcast_arrays(centre - spread, centre + spread))
+    decode = step_time(group, decode_step(rows, np.maximum(nodes, p + 1.0)))
     shape = np.broadcast_shapes(b.shape, p.shape, o.shape)
     one_token = np.broadcast_to(steps < 1.0, shape)
+    several = not one_token.any()
 
     def tpot(step: Array) -> np.ndarray:
-        return np.where(one_token, np.nan, np.broadcast_to(_mean_last(step), shape))
+        mean = np.broadcast_to(_mean_nodes(step, len(shape)), shape)
+        return mean if several else np.where(one_token, np.nan, mean)
 
     return Points(
         group, b, p, o, prefill, decode,
@@ -346,6 +372,9 @@ def evaluate(group: Group, batch: Array, prompt: Array, output: Array) -> Points
     )
 
 
-def _mean_last(x: Array) -> Array:
-    """Mean over the two context nodes."""
-    return x if np.ndim(x) == 0 else np.asarray(x).mean(axis=-1)
+def _mean_nodes(x: Array, ndim: int) -> Array:
+    """Mean over the two context nodes, the leading axis of what depends on the context."""
+    if np.ndim(x) <= ndim:
+        return x
+    array = np.asarray(x)
+    return 0.5 * (array[0] + array[1])

@@ -139,7 +139,7 @@ def _shares(points: Points) -> dict[str, float]:
     from simulator.evaluate import BOUNDS
 
     steps = float(np.ravel(points.output)[0]) - 1.0
-    scale = float(np.ravel(points.ttft_s)[0]) / max(float(np.mean(points.prefill.total_s)), 1e-30)
+    scale = float(np.ravel(points.ttft_s)[0]) / float(np.mean(points.prefill.total_s))
     total = [
         float(np.mean(p)) * scale + steps * float(np.mean(d))
         for p, d in zip(points.prefill.shares_s, points.decode.shares_s, strict=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from importlib.metadata import entry_points
 from typing import Generic, TypeVar
 
 from simulator.errors import UnknownNameError, fold
@@ -40,6 +39,8 @@ class Registry(Mapping[str, T], Generic[T]):
 
     def _load(self) -> dict[str, T]:
         if not self._loaded:
+            from importlib.metadata import entry_points
+
             self._loaded = True
             for point in entry_points(group=self.group):
                 point.load()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -196,10 +197,10 @@ def _at_max_batch(points: Points, dense: Points) -> np.ndarray:
     """Throughput of each at its own largest batch, this over dense [-]."""
     if points is dense:
         return np.where(points.max_batch >= 1, 1.0, np.nan)
-    mine, theirs = best_rate(points), best_rate(dense)
-    return mine / theirs
+    return best_rate(points) / best_rate(dense)
 
 
+@lru_cache(maxsize=4)
 def best_rate(points: Points) -> np.ndarray:
     """Tokens per second at the largest batch that fits, at most `MAX_RUNNING_BATCH` [1/s]."""
     p, o = np.broadcast_arrays(points.prompt, points.output)

@@ -49,7 +49,9 @@ def combine(times: Iterable[OpTime]) -> Interval:
     rho = WITHIN_FAMILY
     low: Array = 0.0
     high: Array = 0.0
-    for sum_low, square_low, sum_high, square_high in families.values():
+    for sum_low, square_low, sum_high, square_high in sorted(
+        families.values(), key=lambda f: np.size(f[0])
+    ):
         low = low + (rho * sum_low * sum_low + (1.0 - rho) * square_low)
         high = high + (rho * sum_high * sum_high + (1.0 - rho) * square_high)
     return Interval(np.sqrt(low), np.sqrt(high), basis)

@@ -123,7 +123,7 @@ def _thin(mask: Mask, groups: NDArray[np.str_], most: int) -> Mask:
 def _train(table: Table, start: _Model | None = None) -> _Model:
     """Coefficients of every level and the pooled residuals; `start` saves steps in the folds."""
     model = _Model()
-    passes = 12 if start else 40
+    passes = 3 if start else 15
     for kind in np.unique(table.klass):
         of_kind = table.klass == kind
         free = tuple(c for c in BOUNDS if c != "act_extra_bytes" or kind not in WIDE_DTYPES)
@@ -144,9 +144,10 @@ def _train(table: Table, start: _Model | None = None) -> _Model:
             for device in np.unique(table.device[in_scope]):
                 on = in_scope & (table.device == device)
                 graph = on & ~np.isin(table.source, LAUNCH_INCLUSIVE)
-                own = learn((device, kind), graph if graph.sum() >= 30 else on, above, free)
+                base = graph if graph.sum() >= 30 else on
+                own = learn((device, kind), _thin(base, table.library, 300), above, free)
                 for name, mask in _libraries(table, on):
-                    learn((device, kind, name), mask, own, special)
+                    learn((device, kind, name), _thin(mask, table.device, 500), own, special)
             model.pools[scope, kind] = _pool(model, table, in_scope, kind)
     return model
 

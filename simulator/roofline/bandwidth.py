@@ -57,7 +57,7 @@ def kernel_bytes_per_s(
     """Average rate of a kernel that streams `total_bytes` and needs `ramp_s` to fill and drain.
 
     ``total / (total / peak + ramp)``: Quest's page-16 decode on an RTX 4090 is 8.5 us + bytes /
-    683 GB/s; RTX 6000 Ada reaches 475-578 GB/s of 960 at 16-64 MiB.
+    683 GB/s; RTX 6000 Ada, 475-578 GB/s of 960 at 16-64 MiB, is 8.5 us + bytes / 623 GB/s.
     """
     return total_bytes / (total_bytes / peak_bytes_per_s + ramp_s)
 

@@ -33,10 +33,10 @@ from simulator.roofline.hardware import Hardware
 Array = NDArray[np.float64]
 
 TILES: tuple[tuple[int, int], ...] = (
-    (256, 128), (128, 256), (128, 128), (128, 64), (64, 128), (64, 64), (64, 32), (16, 64),
+    (256, 128), (128, 128), (128, 64), (64, 64), (64, 32), (16, 64),
 )
 """Candidate output tiles (rows of m, columns of n)."""
-SPLITS: tuple[int, ...] = (1, 2, 4, 8)
+SPLITS: tuple[int, ...] = (1, 2, 4)
 """Candidate splits of the K loop."""
 SPLIT_BYTES = 8.0
 """fp32 partial sum written and read once [B]."""

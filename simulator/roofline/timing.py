@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import singledispatch
+from functools import lru_cache, singledispatch
 
 import numpy as np
 
 from simulator.arrays import Array
-from simulator.calibration import Basis, Fit, lookup
+from simulator.calibration import Basis, Fit, Residual, lookup
 from simulator.device import Device
 from simulator.dtypes import DType
 from simulator.engine import Engine
@@ -78,16 +78,39 @@ def time_op(op: Op, device: Device, engine: Engine) -> OpTime:
         The device has no rate for the arithmetic, or no 2:4 tensor cores.
     """
     raw = _time(op, device, engine)
-    lo, hi = raw.fit.residual.quantiles(raw.total, cross=True)
     basis = raw.basis.merge(Basis.EXTRAPOLATED) if raw.extrapolated else raw.basis
-    widen = 1.5 if raw.extrapolated else 1.0
+    lo, hi = interval_factors(raw.fit.residual, raw.total, SPARSE_WIDENING if raw.extrapolated else 1.0)
     count = op.count
     total = raw.total * count
     return OpTime(
         op, total, raw.math * count, raw.memory * count, raw.link * count, raw.launch * count,
-        total * np.exp(lo * widen), total * np.exp(hi * widen), raw.family, basis,
+        total * lo, total * hi, raw.family, basis,
         f"{raw.fit.device}/{raw.fit.family}/{raw.fit.dtype}/{raw.fit.library}",
     )
+
+
+SPARSE_WIDENING = 1.5
+"""Interval of a sparse kernel, in log width, over the dense fit it is carried from [-]."""
+
+
+def interval_factors(residual: Residual, time_s: Array, widen: float = 1.0) -> tuple[Array, Array]:
+    """Factors of the 90 % interval on predictions of `time_s` made for another source's kernel [-]."""
+    edges, low, high = _factor_table(residual, widen)
+    if len(low) == 1:
+        return low[0], high[0]
+    first, last = np.searchsorted(edges, [np.min(time_s), np.max(time_s)], side="right")
+    if first == last:
+        return low[first], high[first]
+    index = np.searchsorted(edges, time_s, side="right")
+    return low[index], high[index]
+
+
+@lru_cache(maxsize=4096)
+def _factor_table(residual: Residual, widen: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Class edges [s] and the factors from each on."""
+    edges = np.array([c[0] for c in residual.classes if c[0] > 0.0])
+    lo, hi = residual.quantiles(np.concatenate([[0.0], edges]), cross=True)
+    return edges, np.exp(np.asarray(lo) * widen), np.exp(np.asarray(hi) * widen)
 
 
 @singledispatch
