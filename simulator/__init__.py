@@ -1,0 +1,1 @@
+"""What sparsity buys an LLM on a device: the analytical model and its verbs."""

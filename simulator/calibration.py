@@ -312,7 +312,9 @@ def _fit_lines(fit: Fit) -> list[str]:
         f'library = "{fit.library}"',
         f"n = {fit.n}",
         "sources = [" + ", ".join(f'"{s}"' for s in fit.sources) + "]",
-        "coefficients = { " + ", ".join(f"{k} = {_g(v)}" for k, v in fit.coefficients.items()) + " }",
+        "coefficients = { "
+        + ", ".join(f"{k} = {_g(v)}" for k, v in fit.coefficients.items())
+        + " }",
         "residual = { "
         + ", ".join(f"{k} = {_g(v)}" for k, v in numbers.items())
         + ", classes = ["

@@ -41,15 +41,25 @@ def _plain(value: Any) -> Any:
 
 
 def table(
-    title: str, headers: Sequence[str], body: Iterable[Sequence[str]], *, left: int = 1,
+    title: str,
+    headers: Sequence[str],
+    body: Iterable[Sequence[str]],
+    *,
+    left: int = 1,
     note: str = "",
 ) -> None:
     """A table on stdout; the first `left` columns are text, the others numbers."""
     from rich.console import Console
     from rich.table import Table
 
-    shown = Table(title=title, title_justify="left", title_style="bold", header_style="bold", box=None,
-                  pad_edge=False)
+    shown = Table(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        header_style="bold",
+        box=None,
+        pad_edge=False,
+    )
     for i, name in enumerate(headers):
         shown.add_column(name, justify="left" if i < left else "right", overflow="fold")
     for row in body:

@@ -21,16 +21,7 @@ from pydantic import (
 from pydantic_core import core_schema
 
 from simulator.device_text import SCHEMA
-from simulator.device_types import (
-    Clock,
-    ClockName,
-    Device,
-    Kind,
-    Link,
-    MemoryTier,
-    Peak,
-    Sourced,
-)
+from simulator.device_types import Clock, ClockName, Device, Kind, Link, MemoryTier, Peak, Sourced
 from simulator.dtypes import DType
 from simulator.errors import InputError, suggest
 from simulator.units import exact_quantity, example, parse_quantity

@@ -13,8 +13,12 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 @app.command()
 def command(
-    name: Annotated[str | None, typer.Argument(help="one device, with every number's source")] = None,
-    toml: Annotated[bool, typer.Option("--toml", help="print the profile, to copy and edit")] = False,
+    name: Annotated[
+        str | None, typer.Argument(help="one device, with every number's source")
+    ] = None,
+    toml: Annotated[
+        bool, typer.Option("--toml", help="print the profile, to copy and edit")
+    ] = False,
     json_: Annotated[bool, typer.Option("--json", help='{"rows": [...]} on stdout')] = False,
 ) -> None:
     """List the devices, or show one with the source and kind of every number."""
@@ -26,8 +30,15 @@ def command(
             console.out(to_toml(device))
             return
         facts = [
-            {"device": device.name, "number": path, "value": s.value, "unit": s.unit, "kind": s.kind,
-             "source": s.source, "note": s.note}
+            {
+                "device": device.name,
+                "number": path,
+                "value": s.value,
+                "unit": s.unit,
+                "kind": s.kind,
+                "source": s.source,
+                "note": s.note,
+            }
             for path, s in device.facts()
         ]
         if json_:
@@ -36,8 +47,10 @@ def command(
             console.table(
                 f"{device.name} ({device.vendor} {device.arch}), profile {device.profile_hash}",
                 ["number", "value", "kind", "source", "note"],
-                [[f["number"], s.text, f["kind"], f["source"], f["note"]]
-                 for f, (_, s) in zip(facts, device.facts(), strict=True)],
+                [
+                    [f["number"], s.text, f["kind"], f["source"], f["note"]]
+                    for f, (_, s) in zip(facts, device.facts(), strict=True)
+                ],
                 left=5,
             )
         return
@@ -46,13 +59,43 @@ def command(
         console.out_json({"rows": rows})
     else:
         console.table(
-            f"{len(rows)} devices", ["device", "arch", "SMs", "GB", "GB/s", "16-bit TFLOP/s", "fp8 TFLOP/s",
-                                     "GPU link GB/s", "W", "$/h", "measured families"],
-            [[r["device"], r["arch"], f"{r['sm_count']}", *(
-                console.number(r[k]) for k in ("capacity_gb", "bandwidth_gb_per_s", "tflop16_per_s",
-                                               "tflop8_per_s", "link_gb_per_s", "power_w", "usd_per_h"))
-              , ", ".join(r["measured"]) or "-"] for r in rows],
-            left=2, note="peaks dense at boost clock; link one way per GPU; `python -m simulator.devices NAME` has sources",
+            f"{len(rows)} devices",
+            [
+                "device",
+                "arch",
+                "SMs",
+                "GB",
+                "GB/s",
+                "16-bit TFLOP/s",
+                "fp8 TFLOP/s",
+                "GPU link GB/s",
+                "W",
+                "$/h",
+                "measured families",
+            ],
+            [
+                [
+                    r["device"],
+                    r["arch"],
+                    f"{r['sm_count']}",
+                    *(
+                        console.number(r[k])
+                        for k in (
+                            "capacity_gb",
+                            "bandwidth_gb_per_s",
+                            "tflop16_per_s",
+                            "tflop8_per_s",
+                            "link_gb_per_s",
+                            "power_w",
+                            "usd_per_h",
+                        )
+                    ),
+                    ", ".join(r["measured"]) or "-",
+                ]
+                for r in rows
+            ],
+            left=2,
+            note="peaks dense at boost clock; link one way per GPU; `python -m simulator.devices NAME` has sources",
         )
 
 
@@ -63,13 +106,19 @@ def _row(device: Any) -> dict[str, Any]:
     half = DType.BF16 if device.has(DType.BF16) else DType.FP16 if device.has(DType.FP16) else None
     families = ("gemm", "attention", "collective", "moe", "elementwise")
     return {
-        "device": device.name, "vendor": device.vendor, "arch": device.arch, "sm_count": device.sm_count,
-        "capacity_gb": device.capacity_bytes / 1e9, "bandwidth_gb_per_s": device.hbm_bytes_per_s / 1e9,
+        "device": device.name,
+        "vendor": device.vendor,
+        "arch": device.arch,
+        "sm_count": device.sm_count,
+        "capacity_gb": device.capacity_bytes / 1e9,
+        "bandwidth_gb_per_s": device.hbm_bytes_per_s / 1e9,
         "tflop16_per_s": device.peak_flop_per_s(half) / 1e12 if half else None,
         "tflop8_per_s": device.peak_flop_per_s(DType.FP8) / 1e12 if device.has(DType.FP8) else None,
         "link_gb_per_s": device.link.bandwidth_bytes_per_s / 1e9 if device.links else None,
-        "power_w": device.power_w, "usd_per_h": device.price_usd_per_h.value,
-        "measured": [f for f in families if load_fits(device.name, f)], "profile": device.profile_hash,
+        "power_w": device.power_w,
+        "usd_per_h": device.price_usd_per_h.value,
+        "measured": [f for f in families if load_fits(device.name, f)],
+        "profile": device.profile_hash,
     }
 
 

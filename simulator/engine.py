@@ -54,7 +54,9 @@ class Engine:
 
     def attention(self, device: Device, phase: str, kv_format: str) -> str | None:
         """Kernel generation of attention."""
-        return self._kernel(device, f"attention.{phase}.{kv_format}", f"attention.{phase}", "attention")
+        return self._kernel(
+            device, f"attention.{phase}.{kv_format}", f"attention.{phase}", "attention"
+        )
 
     def moe(self, device: Device, fmt: Format) -> str | None:
         """Fused expert kernel."""

@@ -53,7 +53,9 @@ class UnknownNameError(InputError):
 class AmbiguousNameError(InputError):
     """An alias that fits several entries."""
 
-    def __init__(self, kind: str, name: str, candidates: Iterable[str], *, where: str | None = None):
+    def __init__(
+        self, kind: str, name: str, candidates: Iterable[str], *, where: str | None = None
+    ):
         listed = ", ".join(sorted(candidates))
         super().__init__(f"{kind} {name!r} is ambiguous; write one of: {listed}", where=where)
 

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 
-from simulator import memory
+from simulator import hub, memory
 from simulator.arrays import Array
 from simulator.calibration import Basis
 from simulator.device import Device
+from simulator.device import load as load_device
 from simulator.dtypes import KV_FORMATS, DType, Format, get_format
 from simulator.engine import Engine, get_engine
 from simulator.errors import UnsupportedError
@@ -27,7 +28,15 @@ from simulator.scenario import AUTO, Scenario
 from simulator.uncertainty import combine
 from simulator.workload import Step, decode_step, prefill_step
 
-BOUNDS = ("compute", "weight reads", "KV reads", "activation traffic", "interconnect", "launch latency", "host")
+BOUNDS = (
+    "compute",
+    "weight reads",
+    "KV reads",
+    "activation traffic",
+    "interconnect",
+    "launch latency",
+    "host",
+)
 """What a step can be bound by; columns store the index."""
 STATUSES = ("ok", "does_not_fit", "exceeds_context", "not_applicable", "unsupported_dtype")
 MAX_RUNNING_BATCH = 4096
@@ -63,9 +72,18 @@ class Group:
         if kv == AUTO:
             kv = "fp32" if dtype == "fp32" else "fp16" if dtype == "fp16" else "bf16"
         return cls(
-            model, device, parse(scenario.policy), get_engine(scenario.engine), get_format(dtype), kv,
-            scenario.tp, scenario.pp, scenario.ep, scenario.gpu_memory_utilization,
-            scenario.block_size, scenario.ignore_context_limit,
+            model,
+            device,
+            parse(scenario.policy),
+            get_engine(scenario.engine),
+            get_format(dtype),
+            kv,
+            scenario.tp,
+            scenario.pp,
+            scenario.ep,
+            scenario.gpu_memory_utilization,
+            scenario.block_size,
+            scenario.ignore_context_limit,
         )
 
     @property
@@ -98,7 +116,10 @@ class Group:
         """(status, reason) when no point of the group can run, else None."""
         if not self.device.has(self.fmt.math):
             have = ", ".join(sorted(str(d) for d in DType if self.device.has(d)))
-            return "unsupported_dtype", f"{self.device.name} has no {self.fmt.math} rate; it has {have}"
+            return (
+                "unsupported_dtype",
+                f"{self.device.name} has no {self.fmt.math} rate; it has {have}",
+            )
         reason = self.lowering.why_not()
         if reason is None and self.gpus > 1 and not self.device.links:
             reason = f"{self.device.name} has no GPU link in its profile; use tp=1 and pp=1"
@@ -108,6 +129,24 @@ class Group:
             except UnsupportedError as error:
                 reason = error.message
         return ("not_applicable", reason) if reason else None
+
+
+@lru_cache(maxsize=512)
+def group_of(scenario: Scenario) -> Group:
+    """Group of a scenario's fixed part, names resolved."""
+    return Group.of(scenario, find_model(scenario.model), find_device(scenario.device))
+
+
+@lru_cache(maxsize=256)
+def find_model(name: str) -> ModelSpec:
+    """Model by name, folder, file or hub id, read once per process."""
+    return hub.find_model(name)
+
+
+@lru_cache(maxsize=256)
+def find_device(name: str) -> Device:
+    """Device by name or profile file, read once per process."""
+    return load_device(name)
 
 
 @dataclass(frozen=True)
@@ -149,7 +188,10 @@ def step_time(group: Group, step: Step, timer: Callable[..., OpTime] = time_op) 
     times = [timer(op, device, engine) for op in ops]
     if group.pp > 1:
         send = Collective(
-            role="pp.send", op="send_recv", n_ranks=2, count=float(group.pp - 1),
+            role="pp.send",
+            op="send_recv",
+            n_ranks=2,
+            count=float(group.pp - 1),
             message_bytes=step.rows * group.model.hidden * ACT_BYTES,
         )
         times.append(timer(send, device, engine))
@@ -175,9 +217,16 @@ def step_time(group: Group, step: Step, timer: Callable[..., OpTime] = time_op) 
     total = np.maximum(gpu, submit) + schedule
     shares[-1] = np.maximum(submit - gpu, 0.0) + schedule
     return StepTime(
-        total, np.maximum(total - interval.below_s, 0.0), total + interval.above_s, gpu,
-        submit + schedule, tuple(shares), np.maximum(math, moved) / np.maximum(total, 1e-30), mode,
-        interval.basis, tuple(times),
+        total,
+        np.maximum(total - interval.below_s, 0.0),
+        total + interval.above_s,
+        gpu,
+        submit + schedule,
+        tuple(shares),
+        np.maximum(math, moved) / np.maximum(total, 1e-30),
+        mode,
+        interval.basis,
+        tuple(times),
     )
 
 
@@ -352,7 +401,12 @@ def evaluate(group: Group, batch: Array, prompt: Array, output: Array) -> Points
         return mean if several else np.where(one_token, np.nan, mean)
 
     return Points(
-        group, b, p, o, prefill, decode,
+        group,
+        b,
+        p,
+        o,
+        prefill,
+        decode,
         ttft_s=np.broadcast_to(prefill.total_s * passes, shape),
         tpot_s=tpot(decode.total_s),
         ttft_lo_s=np.broadcast_to(prefill.lo_s * passes, shape),
@@ -364,7 +418,12 @@ def evaluate(group: Group, batch: Array, prompt: Array, output: Array) -> Points
         ),
         max_batch=np.broadcast_to(
             memory.max_batch(
-                group.lowering, group.device, p, o, pp=group.pp, utilisation=group.utilisation,
+                group.lowering,
+                group.device,
+                p,
+                o,
+                pp=group.pp,
+                utilisation=group.utilisation,
                 block_tokens=group.block_tokens,
             ),
             shape,

@@ -58,9 +58,11 @@ class Grid:
         for values in itertools.product(*(getattr(self, axis) for axis in OUTER)):
             yield Scenario.of(
                 **dict(zip(OUTER, values, strict=True)),
-                batch=self.batch[0], prompt_tokens=self.prompt_tokens[0],
+                batch=self.batch[0],
+                prompt_tokens=self.prompt_tokens[0],
                 output_tokens=self.output_tokens[0],
-                gpu_memory_utilization=self.gpu_memory_utilization, block_size=self.block_size,
+                gpu_memory_utilization=self.gpu_memory_utilization,
+                block_size=self.block_size,
                 ignore_context_limit=self.ignore_context_limit,
             )
 
@@ -98,7 +100,9 @@ def _range(part: str, flag: str) -> list[int]:
         )
     first, last = _whole(bounds[0], flag), _whole(bounds[1], flag)
     if last < first:
-        raise InputError(f"{part!r} runs backwards; the first value must be the smaller", where=flag)
+        raise InputError(
+            f"{part!r} runs backwards; the first value must be the smaller", where=flag
+        )
     how = bounds[2]
     if how.startswith("x"):
         factor = _number(how[1:], part, flag)

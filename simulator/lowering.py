@@ -113,14 +113,20 @@ class Lowering:
         model = self.model
         row = model.hidden * ACT_BYTES
         yield Elementwise(
-            role="embed", kind="copy", read_bytes=step.rows * row, write_bytes=step.rows * row,
+            role="embed",
+            kind="copy",
+            read_bytes=step.rows * row,
+            write_bytes=step.rows * row,
             run_bytes=row,
         )
         if self.tp > 1:
             yield self._all_reduce("embed.all_reduce", step, 1.0)
         if model.embed_proj_dim:
             yield Linear(
-                role="embed.proj", m=step.rows, n=model.hidden / self.tp, k=model.embed_proj_dim,
+                role="embed.proj",
+                m=step.rows,
+                n=model.hidden / self.tp,
+                k=model.embed_proj_dim,
                 fmt=_dense_twin(self.fmt),
             )
 
@@ -131,7 +137,10 @@ class Lowering:
         width = model.embed_proj_dim or model.hidden
         if model.embed_proj_dim:
             yield Linear(
-                role="unembed.proj", m=rows, n=width, k=model.hidden / self.tp,
+                role="unembed.proj",
+                m=rows,
+                n=width,
+                k=model.hidden / self.tp,
                 fmt=_dense_twin(self.fmt),
             )
         yield Linear(
@@ -139,7 +148,9 @@ class Lowering:
         )
         if self.tp > 1:
             yield Collective(
-                role="lm_head.all_gather", op="all_gather", n_ranks=self.tp,
+                role="lm_head.all_gather",
+                op="all_gather",
+                n_ranks=self.tp,
                 message_bytes=rows * model.vocab * ACT_BYTES,
             )
         logits = rows * model.vocab * 4.0
@@ -173,32 +184,63 @@ class Lowering:
         if a.position == "rope":
             yield self._passes("attn.rope", "rope", step, q + kv_heads * a.head_dim, count)
         yield from self._cores(
-            step, count, window=a.window, n_heads=a.n_heads / self.tp, n_kv_heads=kv_heads,
-            prefill=(a.head_dim, a.v_head_dim), decode=(a.head_dim, a.v_head_dim),
+            step,
+            count,
+            window=a.window,
+            n_heads=a.n_heads / self.tp,
+            n_kv_heads=kv_heads,
+            prefill=(a.head_dim, a.v_head_dim),
+            decode=(a.head_dim, a.v_head_dim),
         )
         o_in = a.n_heads * a.v_head_dim / self.tp
         yield Linear(role="attn.o", m=step.rows, n=hidden, k=o_in, fmt=fmt, count=count)
 
     def _cores(
-        self, step: Step, count: float, *, window: int | None, n_heads: float, n_kv_heads: float,
-        prefill: tuple[float, float], decode: tuple[float, float], latent: bool = False,
+        self,
+        step: Step,
+        count: float,
+        *,
+        window: int | None,
+        n_heads: float,
+        n_kv_heads: float,
+        prefill: tuple[float, float],
+        decode: tuple[float, float],
+        latent: bool = False,
     ) -> Iterator[Op]:
-        math = self.fmt.math if self.fmt.math in (DType.BF16, DType.FP16, DType.FP32) else DType.BF16
+        math = (
+            self.fmt.math if self.fmt.math in (DType.BF16, DType.FP16, DType.FP32) else DType.BF16
+        )
         common = {
-            "n_heads": n_heads, "math": math, "kv_element_bytes": self.kv_element_bytes,
-            "window": window, "count": count,
+            "n_heads": n_heads,
+            "math": math,
+            "kv_element_bytes": self.kv_element_bytes,
+            "window": window,
+            "count": count,
         }
         if step.prefills:
             yield Attention(
-                role="attn.core.prefill", phase="prefill", batch=step.prefill_rows,
-                q_len=step.prefill_tokens, kv_len=step.prefill_context, head_dim=prefill[0],
-                v_head_dim=prefill[1], n_kv_heads=n_heads if latent else n_kv_heads, **common,
+                role="attn.core.prefill",
+                phase="prefill",
+                batch=step.prefill_rows,
+                q_len=step.prefill_tokens,
+                kv_len=step.prefill_context,
+                head_dim=prefill[0],
+                v_head_dim=prefill[1],
+                n_kv_heads=n_heads if latent else n_kv_heads,
+                **common,
             )
         if step.decodes:
             yield Attention(
-                role="attn.core", phase="decode", batch=step.decode_rows, q_len=1.0,
-                kv_len=step.decode_context, head_dim=decode[0], v_head_dim=decode[1],
-                n_kv_heads=n_kv_heads, latent=latent, **common,
+                role="attn.core",
+                phase="decode",
+                batch=step.decode_rows,
+                q_len=1.0,
+                kv_len=step.decode_context,
+                head_dim=decode[0],
+                v_head_dim=decode[1],
+                n_kv_heads=n_kv_heads,
+                latent=latent,
+                **common,
             )
 
     def _mla(self, a: AttentionSpec, mla: MlaSpec, step: Step, count: float) -> Iterator[Op]:
@@ -216,26 +258,44 @@ class Lowering:
         if step.prefills:
             context = step.prefill_rows * step.prefill_context
             yield Linear(
-                role="attn.kv_up", m=context, n=heads * (nope + a.v_head_dim), k=rank, fmt=fmt,
+                role="attn.kv_up",
+                m=context,
+                n=heads * (nope + a.v_head_dim),
+                k=rank,
+                fmt=fmt,
                 count=count,
             )
         if step.decodes:
             yield Linear(
-                role="attn.absorb_k", m=step.decode_rows, n=rank, k=nope, groups=heads,
-                fmt=_dense_twin(fmt), count=count,
+                role="attn.absorb_k",
+                m=step.decode_rows,
+                n=rank,
+                k=nope,
+                groups=heads,
+                fmt=_dense_twin(fmt),
+                count=count,
             )
         yield from self._cores(
-            step, count, window=a.window, n_heads=heads, n_kv_heads=1.0, latent=True,
-            prefill=(a.head_dim, a.v_head_dim), decode=(float(latent), float(rank)),
+            step,
+            count,
+            window=a.window,
+            n_heads=heads,
+            n_kv_heads=1.0,
+            latent=True,
+            prefill=(a.head_dim, a.v_head_dim),
+            decode=(float(latent), float(rank)),
         )
         if step.decodes:
             yield Linear(
-                role="attn.absorb_v", m=step.decode_rows, n=a.v_head_dim, k=rank, groups=heads,
-                fmt=_dense_twin(fmt), count=count,
+                role="attn.absorb_v",
+                m=step.decode_rows,
+                n=a.v_head_dim,
+                k=rank,
+                groups=heads,
+                fmt=_dense_twin(fmt),
+                count=count,
             )
-        yield Linear(
-            role="attn.o", m=rows, n=hidden, k=heads * a.v_head_dim, fmt=fmt, count=count
-        )
+        yield Linear(role="attn.o", m=rows, n=hidden, k=heads * a.v_head_dim, fmt=fmt, count=count)
 
     def _ffn(self, ffn: FfnSpec, step: Step, count: float, role: str) -> Iterator[Op]:
         hidden, fmt, width = self.model.hidden, self.fmt, ffn.intermediate / self.tp
@@ -243,7 +303,10 @@ class Lowering:
         yield Linear(role=up, m=step.rows, n=ffn.n_up * width, k=hidden, fmt=fmt, count=count)
         rows = step.rows * width * ACT_BYTES
         yield Elementwise(
-            role=f"{role}.act", kind="activation", read_bytes=rows * ffn.n_up, write_bytes=rows,
+            role=f"{role}.act",
+            kind="activation",
+            read_bytes=rows * ffn.n_up,
+            write_bytes=rows,
             count=count,
         )
         yield Linear(role=f"{role}.down", m=step.rows, n=hidden, k=width, fmt=fmt, count=count)
@@ -251,13 +314,25 @@ class Lowering:
     def _moe(self, moe: MoeSpec, step: Step, count: float) -> Iterator[Op]:
         hidden = self.model.hidden
         yield Linear(
-            role="moe.router", m=step.rows, n=moe.n_experts, k=hidden, fmt=_dense_twin(self.fmt),
+            role="moe.router",
+            m=step.rows,
+            n=moe.n_experts,
+            k=hidden,
+            fmt=_dense_twin(self.fmt),
             count=count,
         )
         yield Moe(
-            role="moe.experts", tokens=step.rows, hidden=hidden,
-            intermediate=moe.expert.intermediate, top_k=moe.top_k, n_experts=moe.n_experts,
-            gated=moe.expert.gated, fmt=self.fmt, tp=self.tp // self.ep, ep=self.ep, count=count,
+            role="moe.experts",
+            tokens=step.rows,
+            hidden=hidden,
+            intermediate=moe.expert.intermediate,
+            top_k=moe.top_k,
+            n_experts=moe.n_experts,
+            gated=moe.expert.gated,
+            fmt=self.fmt,
+            tp=self.tp // self.ep,
+            ep=self.ep,
+            count=count,
         )
         if moe.shared is not None:
             yield from self._ffn(moe.shared, step, count, "moe.shared")
@@ -265,19 +340,23 @@ class Lowering:
     def _norm(self, role: str, step: Step, count: float) -> Op:
         row = self.model.hidden * ACT_BYTES
         return Elementwise(
-            role=role, kind="norm", read_bytes=2.0 * step.rows * row,
-            write_bytes=2.0 * step.rows * row, count=count,
+            role=role,
+            kind="norm",
+            read_bytes=2.0 * step.rows * row,
+            write_bytes=2.0 * step.rows * row,
+            count=count,
         )
 
     def _passes(self, role: str, kind: str, step: Step, width: float, count: float) -> Op:
         moved = step.rows * width * ACT_BYTES
-        return Elementwise(
-            role=role, kind=kind, read_bytes=moved, write_bytes=moved, count=count
-        )
+        return Elementwise(role=role, kind=kind, read_bytes=moved, write_bytes=moved, count=count)
 
     def _all_reduce(self, role: str, step: Step, count: float) -> Op:
         return Collective(
-            role=role, op="all_reduce", n_ranks=self.tp, count=count,
+            role=role,
+            op="all_reduce",
+            n_ranks=self.tp,
+            count=count,
             message_bytes=step.rows * self.model.hidden * ACT_BYTES,
         )
 

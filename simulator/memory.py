@@ -142,7 +142,12 @@ def activation_bytes(lowering: Lowering, batch: Array, prompt: Array) -> np.ndar
 
 
 def footprint(
-    lowering: Lowering, batch: Array, prompt: Array, output: Array, *, pp: int = 1,
+    lowering: Lowering,
+    batch: Array,
+    prompt: Array,
+    output: Array,
+    *,
+    pp: int = 1,
     block_tokens: int = 16,
 ) -> Footprint:
     """Memory of a static batch at its longest [B]."""
@@ -168,8 +173,14 @@ def budget_bytes(device: Device, utilisation: float) -> float:
 
 
 def max_batch(
-    lowering: Lowering, device: Device, prompt: Array, output: Array, *, pp: int = 1,
-    utilisation: float = 0.9, block_tokens: int = 16,
+    lowering: Lowering,
+    device: Device,
+    prompt: Array,
+    output: Array,
+    *,
+    pp: int = 1,
+    utilisation: float = 0.9,
+    block_tokens: int = 16,
 ) -> np.ndarray:
     """Largest static batch whose weights, KV and activations fit [-]; 0 where not even one does.
 

@@ -13,7 +13,9 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 @app.command()
 def command(
-    name: Annotated[str | None, typer.Argument(help="model name, folder, config.json or hub id")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="model name, folder, config.json or hub id")
+    ] = None,
     json_: Annotated[bool, typer.Option("--json", help='{"rows": [...]} on stdout')] = False,
 ) -> None:
     """List the bundled models, or show what Shadowline reads from one."""
@@ -25,12 +27,44 @@ def command(
         return
     console.table(
         f"{len(rows)} model{'s' if len(rows) != 1 else ''}",
-        ["model", "architecture", "params", "active", "layers", "hidden", "heads", "KV heads", "FFN",
-         "context", "KV B/token", "dtype"],
-        [[r["model"], r["architecture"], f"{r['params'] / 1e9:.3g}B", f"{r['active_params'] / 1e9:.3g}B",
-          *(f"{r[k]:,}" for k in ("layers", "hidden", "heads", "kv_heads", "intermediate", "max_context")),
-          f"{r['kv_bytes_per_token']:,.0f}", r["dtype"]] for r in rows],
-        left=2, note="KV bytes in 16 bit, on one GPU",
+        [
+            "model",
+            "architecture",
+            "params",
+            "active",
+            "layers",
+            "hidden",
+            "heads",
+            "KV heads",
+            "FFN",
+            "context",
+            "KV B/token",
+            "dtype",
+        ],
+        [
+            [
+                r["model"],
+                r["architecture"],
+                f"{r['params'] / 1e9:.3g}B",
+                f"{r['active_params'] / 1e9:.3g}B",
+                *(
+                    f"{r[k]:,}"
+                    for k in (
+                        "layers",
+                        "hidden",
+                        "heads",
+                        "kv_heads",
+                        "intermediate",
+                        "max_context",
+                    )
+                ),
+                f"{r['kv_bytes_per_token']:,.0f}",
+                r["dtype"],
+            ]
+            for r in rows
+        ],
+        left=2,
+        note="KV bytes in 16 bit, on one GPU",
     )
     if name:
         console.out(f"source: {rows[0]['source']}")
@@ -42,11 +76,19 @@ def _row(model: Any) -> dict[str, Any]:
     first, last = model.layers[0], model.layers[-1]
     ffn = last.ffn.expert if isinstance(last.ffn, MoeSpec) else last.ffn
     return {
-        "model": model.name, "architecture": model.architecture, "params": model.n_params,
-        "active_params": model.n_active_params, "layers": model.n_layers, "hidden": model.hidden,
-        "heads": first.attention.n_heads, "kv_heads": first.attention.n_kv_heads,
-        "intermediate": ffn.intermediate, "max_context": model.max_context,
-        "kv_bytes_per_token": model.kv_bytes_per_token(2.0), "dtype": model.dtype, "source": model.source,
+        "model": model.name,
+        "architecture": model.architecture,
+        "params": model.n_params,
+        "active_params": model.n_active_params,
+        "layers": model.n_layers,
+        "hidden": model.hidden,
+        "heads": first.attention.n_heads,
+        "kv_heads": first.attention.n_kv_heads,
+        "intermediate": ffn.intermediate,
+        "max_context": model.max_context,
+        "kv_bytes_per_token": model.kv_bytes_per_token(2.0),
+        "dtype": model.dtype,
+        "source": model.source,
     }
 
 

@@ -18,11 +18,30 @@ class Op(Protocol):
     """One kernel (or one library call) of a step, on one GPU."""
 
     @property
-    def role(self) -> str: ...
+    def role(self) -> str:
+        """Where in the layer it stands, e.g. ``mlp.down``."""
+        ...
+
     @property
-    def count(self) -> Array: ...
+    def count(self) -> Array:
+        """Calls per step [-]."""
+        ...
+
     @property
-    def overhead(self) -> bool: ...
+    def overhead(self) -> bool:
+        """Work a policy adds to the dense model."""
+        ...
+
+    @property
+    def graph_safe(self) -> bool:
+        """Whether a CUDA graph can hold it."""
+        ...
+
+    @property
+    def host_sync(self) -> float:
+        """Times the host waits for a value of it [-]."""
+        ...
+
     def traffic(self) -> Traffic:
         """Demand of one call; `count` calls are made per step."""
         ...
@@ -303,7 +322,9 @@ class Moe:
                 Operand.WEIGHT: Access(self.active_experts * self.expert_elements * per),
                 Operand.ACTIVATION: Access(
                     routed * (self.hidden + self.intermediate / self.tp) * act,
-                    routed * (self.hidden + self.intermediate * (self.matrices - 1) / self.tp) * 2.0,
+                    routed
+                    * (self.hidden + self.intermediate * (self.matrices - 1) / self.tp)
+                    * 2.0,
                 ),
             },
             launches=4.0,

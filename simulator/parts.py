@@ -42,9 +42,7 @@ class PartStore:
         self.folder = out.with_name(out.name + ".parts")
         self.digest = hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()
         if out.suffix not in FORMATS:
-            raise InputError(
-                f"{out.name!r} must end in {', '.join(FORMATS)}", where="--out"
-            )
+            raise InputError(f"{out.name!r} must end in {', '.join(FORMATS)}", where="--out")
         if out.is_dir():
             raise InputError(f"{out} is a folder; give a file name in it", where="--out")
         self._open(resume)
@@ -110,7 +108,9 @@ class PartStore:
         try:
             return pq.read_table(path)
         except (pa.ArrowInvalid, OSError) as error:
-            raise InputError(f"is damaged ({error}); delete it and resume", where=str(path)) from None
+            raise InputError(
+                f"is damaged ({error}); delete it and resume", where=str(path)
+            ) from None
 
     def finish(self, count: int, schema: pa.Schema) -> None:
         """Join parts 0..count-1 into the output and remove them."""

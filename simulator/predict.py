@@ -99,13 +99,16 @@ def predict(scenario: Scenario) -> Prediction:
     """
     import numpy as np
 
+    from simulator.evaluate import group_of
     from simulator.result import rows
     from simulator.summary import row_at
-    from simulator.sweep import group_of
 
     group = group_of(scenario)
-    size = [np.array([v], float) for v in (scenario.batch, scenario.prompt_tokens, scenario.output_tokens)]
-    block, points = rows(group, *size)
+    batch, prompt, output = (
+        np.array([v], float)
+        for v in (scenario.batch, scenario.prompt_tokens, scenario.output_tokens)
+    )
+    block, points = rows(group, batch, prompt, output)
     row = row_at(block, 0)
     if points is None or row["ttft_s"] is None:
         return Prediction(scenario, row, sentence=f"{row['status']}: {row['reason']}")
@@ -125,9 +128,15 @@ def _op_rows(phase: str, times: Sequence[OpTime]) -> list[OpRow]:
         traffic = t.op.traffic().scaled(t.op.count)
         rows.append(
             OpRow(
-                phase, t.op.role, mean(t.op.count), *(mean(getattr(t, k)) for k in ("total_s", *TERMS)),
-                flop=mean(traffic.total_flop), moved_bytes=mean(traffic.total_bytes),
-                overhead=t.op.overhead, basis=str(t.basis), source=t.source,
+                phase,
+                t.op.role,
+                mean(t.op.count),
+                *(mean(getattr(t, k)) for k in ("total_s", *TERMS)),
+                flop=mean(traffic.total_flop),
+                moved_bytes=mean(traffic.total_bytes),
+                overhead=t.op.overhead,
+                basis=str(t.basis),
+                source=t.source,
             )
         )
     return rows
@@ -183,26 +192,51 @@ def show(prediction: Prediction) -> None:
             [
                 [name, format_bytes(row[key])]
                 for name, key in (
-                    ("weights", "weights_bytes"), ("KV cache", "kv_bytes"), ("other", "other_bytes"),
-                    ("total", "total_bytes"), ("capacity", "capacity_bytes"),
+                    ("weights", "weights_bytes"),
+                    ("KV cache", "kv_bytes"),
+                    ("other", "other_bytes"),
+                    ("total", "total_bytes"),
+                    ("capacity", "capacity_bytes"),
                 )
             ],
-            note=f"largest batch at this length: {row['max_batch']}" if row["max_batch"] is not None else "",
+            note=f"largest batch at this length: {row['max_batch']}"
+            if row["max_batch"] is not None
+            else "",
         )
-    for phase, title in (("prefill", "One prefill of the batch"), ("decode", "One mean decode step")):
+    for phase, title in (
+        ("prefill", "One prefill of the batch"),
+        ("decode", "One mean decode step"),
+    ):
         ops = sorted((o for o in prediction.ops if o.phase == phase), key=lambda o: -o.total_s)
         if not ops:
             continue
         total = sum(o.total_s for o in ops)
         ms = console.milliseconds
         console.table(
-            f"{title}: {ms(total)} ms of kernels, {row['mode'] if phase == 'decode' else 'by phase'}",
-            ["op", "calls", "ms", "share", "math ms", "memory ms", "link ms", "launch ms", "Gflop", "MB", "basis"],
+            f"{title}: {ms(total)} ms of kernels",
+            [
+                "op",
+                "calls",
+                "ms",
+                "share",
+                "math ms",
+                "memory ms",
+                "link ms",
+                "launch ms",
+                "Gflop",
+                "MB",
+                "basis",
+            ],
             [
                 [
-                    o.role + (" *" if o.overhead else ""), f"{o.count:g}", ms(o.total_s),
-                    f"{o.total_s / total:.0%}", *(ms(getattr(o, k)) for k in TERMS),
-                    console.number(o.flop / 1e9), console.number(o.moved_bytes / 1e6), o.basis.lower(),
+                    o.role + (" *" if o.overhead else ""),
+                    f"{o.count:g}",
+                    ms(o.total_s),
+                    f"{o.total_s / total:.0%}",
+                    *(ms(getattr(o, k)) for k in TERMS),
+                    console.number(o.flop / 1e9),
+                    console.number(o.moved_bytes / 1e6),
+                    o.basis.lower(),
                 ]
                 for o in ops
             ],
@@ -210,7 +244,9 @@ def show(prediction: Prediction) -> None:
         )
     if prediction.shares:
         shares = sorted(prediction.shares.items(), key=lambda kv: -kv[1])
-        console.table("Bound by", ["", "share of E2E"], [[k, f"{v:.0%}"] for k, v in shares if v >= 0.005])
+        console.table(
+            "Bound by", ["", "share of E2E"], [[k, f"{v:.0%}"] for k, v in shares if v >= 0.005]
+        )
     console.out(f"again: {prediction.scenario.command}")
 
 
@@ -229,12 +265,19 @@ def command(
     pp: Annotated[int, typer.Option(help="pipeline stages")] = 1,
     ep: Annotated[int, typer.Option(help="expert groups within tp")] = 1,
     batch: Annotated[int, typer.Option(help="sequences in the static batch")] = 1,
-    prompt_tokens: Annotated[int, typer.Option("--prompt-tokens", "--isl", help="prompt tokens")] = 512,
-    output_tokens: Annotated[int, typer.Option("--output-tokens", "--osl", help="output tokens")] = 128,
-    gpu_memory_utilization: Annotated[float, typer.Option(help="share of memory the engine may use")] = 0.9,
+    prompt_tokens: Annotated[
+        int, typer.Option("--prompt-tokens", "--isl", help="prompt tokens")
+    ] = 512,
+    output_tokens: Annotated[
+        int, typer.Option("--output-tokens", "--osl", help="output tokens")
+    ] = 128,
+    gpu_memory_utilization: Annotated[
+        float, typer.Option(help="share of memory the engine may use")
+    ] = 0.9,
     block_size: Annotated[int, typer.Option(help="tokens per KV page")] = 16,
     ignore_context_limit: Annotated[
-        bool, typer.Option("--ignore-context-limit", help="predict beyond the context, as EXTRAPOLATED")
+        bool,
+        typer.Option("--ignore-context-limit", help="predict beyond the context, as EXTRAPOLATED"),
     ] = False,
     json_: Annotated[bool, typer.Option("--json", help="one JSON object on stdout")] = False,
 ) -> None:
@@ -244,10 +287,21 @@ def command(
     """
     prediction = predict(
         Scenario.of(
-            model=model, device=device, policy=policy, engine=engine, dtype=dtype,
-            kv_cache_dtype=kv_cache_dtype, tp=tp, pp=pp, ep=ep, batch=batch, prompt_tokens=prompt_tokens,
-            output_tokens=output_tokens, gpu_memory_utilization=gpu_memory_utilization,
-            block_size=block_size, ignore_context_limit=ignore_context_limit,
+            model=model,
+            device=device,
+            policy=policy,
+            engine=engine,
+            dtype=dtype,
+            kv_cache_dtype=kv_cache_dtype,
+            tp=tp,
+            pp=pp,
+            ep=ep,
+            batch=batch,
+            prompt_tokens=prompt_tokens,
+            output_tokens=output_tokens,
+            gpu_memory_utilization=gpu_memory_utilization,
+            block_size=block_size,
+            ignore_context_limit=ignore_context_limit,
         )
     )
     if json_:

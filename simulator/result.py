@@ -66,7 +66,9 @@ COLUMNS: Mapping[str, Column] = {
     "ttft_speedup": Column("real", "1", "TTFT of dense over this"),
     "tpot_speedup": Column("real", "1", "TPOT of dense over this"),
     "throughput_speedup_same_batch": Column("real", "1", "tokens/s over dense at this batch"),
-    "throughput_speedup_at_max_batch": Column("real", "1", "tokens/s over dense, each at its largest batch"),
+    "throughput_speedup_at_max_batch": Column(
+        "real", "1", "tokens/s over dense, each at its largest batch"
+    ),
     "energy_j_per_token": Column("real", "J", "estimated energy per output token"),
     "usd_per_mtoken": Column("real", "USD", "estimated rent per million output tokens"),
 }
@@ -107,7 +109,9 @@ def arrow_schema(metadata: Mapping[str, str] | None = None) -> pa.Schema:
     import pyarrow as pa
 
     types = {
-        "text": pa.dictionary(pa.int32(), pa.string()), "whole": pa.int64(), "real": pa.float64(),
+        "text": pa.dictionary(pa.int32(), pa.string()),
+        "whole": pa.int64(),
+        "real": pa.float64(),
     }
     return pa.schema(
         [
@@ -119,7 +123,10 @@ def arrow_schema(metadata: Mapping[str, str] | None = None) -> pa.Schema:
 
 
 def rows(
-    group: Group, batch: np.ndarray, prompt: np.ndarray, output: np.ndarray,
+    group: Group,
+    batch: np.ndarray,
+    prompt: np.ndarray,
+    output: np.ndarray,
     dense: Points | None = None,
 ) -> tuple[Block, Points | None]:
     """Rows of one group, and its points (None where nothing can run).
@@ -146,8 +153,12 @@ def rows(
 
 def _labels(group: Group, n: int) -> dict[str, Any]:
     words = {
-        "model": group.model.name, "device": group.device.name, "policy": group.policies.spelling,
-        "engine": group.engine.name, "dtype": group.dtype, "kv_dtype": group.kv_dtype,
+        "model": group.model.name,
+        "device": group.device.name,
+        "policy": group.policies.spelling,
+        "engine": group.engine.name,
+        "dtype": group.dtype,
+        "kv_dtype": group.kv_dtype,
     }
     columns: dict[str, Any] = {k: (np.zeros(n, np.int32), [w]) for k, w in words.items()}
     for name in ("tp", "pp", "ep"):
@@ -168,16 +179,21 @@ def _fill(columns: dict[str, Any], points: Points, dense: Points, shape: tuple[i
     columns["reason"] = _reasons(points, status)
     rate, e2e = points.tokens_per_s, points.e2e_s
     for name, value in {
-        "ttft_s": points.ttft_s, "tpot_s": points.tpot_s, "e2e_s": e2e,
-        "ttft_lo_s": points.ttft_lo_s, "ttft_hi_s": points.ttft_hi_s,
-        "tpot_lo_s": points.tpot_lo_s, "tpot_hi_s": points.tpot_hi_s,
+        "ttft_s": points.ttft_s,
+        "tpot_s": points.tpot_s,
+        "e2e_s": e2e,
+        "ttft_lo_s": points.ttft_lo_s,
+        "ttft_hi_s": points.ttft_hi_s,
+        "tpot_lo_s": points.tpot_lo_s,
+        "tpot_hi_s": points.tpot_hi_s,
         "ttft_speedup": dense.ttft_s / points.ttft_s,
         "tpot_speedup": dense.tpot_s / points.tpot_s,
         "throughput_speedup_same_batch": dense.e2e_s / e2e,
     }.items():
         columns[name] = flat(value, timed)
     for name, value in {
-        "tokens_per_s": rate, "tokens_per_s_per_gpu": rate / points.group.gpus,
+        "tokens_per_s": rate,
+        "tokens_per_s_per_gpu": rate / points.group.gpus,
         "energy_j_per_token": points.power_w / rate,
         "usd_per_mtoken": points.usd_per_mtoken,
     }.items():
@@ -229,21 +245,33 @@ def _reasons(points: Points, status: np.ndarray) -> tuple[np.ndarray, list[str]]
         codes[long] = 0
     short = status == 1
     if short.any():
-        gib = np.ceil(np.broadcast_to(points.short_bytes, points.status.shape).ravel()[short] / 2**29) / 2
+        gib = (
+            np.ceil(np.broadcast_to(points.short_bytes, points.status.shape).ravel()[short] / 2**29)
+            / 2
+        )
         largest = points.max_batch.ravel()[short]
         unique, back = np.unique(np.stack([gib, largest]), axis=1, return_inverse=True)
         start = len(words)
         gpus = "more GPUs (tp), " if points.group.device.links else ""
         for g, b in unique.T:
-            works = f"batch {int(b)} fits" if b >= 1 else f"not even batch 1 fits: {gpus}a smaller dtype"
+            works = (
+                f"batch {int(b)} fits"
+                if b >= 1
+                else f"not even batch 1 fits: {gpus}a smaller dtype"
+            )
             words.append(f"short by {g:g} GiB per GPU; {works}")
         codes[short] = start + back.ravel()
     return codes, words
 
 
 def _nothing(
-    columns: dict[str, Any], group: Group, batch: np.ndarray, prompt: np.ndarray,
-    output: np.ndarray, n: int, problem: tuple[str, str],
+    columns: dict[str, Any],
+    group: Group,
+    batch: np.ndarray,
+    prompt: np.ndarray,
+    output: np.ndarray,
+    n: int,
+    problem: tuple[str, str],
 ) -> Block:
     """Rows of a group that cannot run: memory where the cut allows it, no times."""
     status, reason = problem

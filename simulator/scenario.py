@@ -27,10 +27,14 @@ class Scenario(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    model: str = Field(min_length=1, max_length=500, description="model name, folder, config.json or hub id")
+    model: str = Field(
+        min_length=1, max_length=500, description="model name, folder, config.json or hub id"
+    )
     device: str = Field(min_length=1, max_length=500, description="device name or profile file")
     policy: str = Field("dense", description="sparsity policy, e.g. 'mustafar(keep=0.3)'")
-    engine: str = Field("vllm", description="serving engine whose kernels and host side are assumed")
+    engine: str = Field(
+        "vllm", description="serving engine whose kernels and host side are assumed"
+    )
     dtype: str = Field(AUTO, description="format of the dense weights; auto = as published")
     kv_cache_dtype: str = Field(AUTO, description="format of the dense KV cache; auto = 16 bit")
     tp: int = Field(1, ge=1, le=1024, description="tensor-parallel GPUs")
@@ -63,6 +67,9 @@ class Scenario(BaseModel):
         if text.casefold() not in (*KV_FORMATS, AUTO):
             raise UnknownNameError("KV dtype", text, (*KV_FORMATS, AUTO), where="--kv-cache-dtype")
         return text.casefold()
+
+    def __hash__(self) -> int:
+        return hash(tuple(self.__dict__.values()))
 
     @classmethod
     def of(cls, **values: Any) -> Self:

@@ -15,9 +15,26 @@ WIN = 1.02
 """Speed-up from which a policy counts as winning: below it is inside any measurement's noise."""
 
 SHOWN = (
-    "model", "device", "policy", "dtype", "tp", "pp", "batch", "prompt_tokens", "output_tokens",
-    "status", "ttft_s", "tpot_s", "tpot_lo_s", "tpot_hi_s", "tokens_per_s_per_gpu", "usd_per_mtoken",
-    "throughput_speedup_same_batch", "basis", "bound", "total_bytes",
+    "model",
+    "device",
+    "policy",
+    "dtype",
+    "tp",
+    "pp",
+    "batch",
+    "prompt_tokens",
+    "output_tokens",
+    "status",
+    "ttft_s",
+    "tpot_s",
+    "tpot_lo_s",
+    "tpot_hi_s",
+    "tokens_per_s_per_gpu",
+    "usd_per_mtoken",
+    "throughput_speedup_same_batch",
+    "basis",
+    "bound",
+    "total_bytes",
 )
 
 
@@ -59,7 +76,11 @@ def break_even(speedup: np.ndarray, batch: np.ndarray, prompt: np.ndarray) -> st
         wins = np.array([np.median(speedup[axis == v]) >= WIN for v in values])
         if not wins.any() or wins.all():
             continue
-        if wins[-1] and not wins[: int(np.argmax(wins))].any() and wins[int(np.argmax(wins)) :].all():
+        if (
+            wins[-1]
+            and not wins[: int(np.argmax(wins))].any()
+            and wins[int(np.argmax(wins)) :].all()
+        ):
             return f"wins from {name} {int(values[np.argmax(wins)])}"
         if wins[0] and not wins[int(np.argmin(wins)) :].any():
             return f"wins up to {name} {int(values[np.argmin(wins) - 1])}"

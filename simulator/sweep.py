@@ -7,7 +7,6 @@ import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,9 +19,7 @@ from simulator.grid import Grid, names, policies, read_grids, whole_numbers
 from simulator.scenario import AUTO, Scenario
 
 if TYPE_CHECKING:
-    from simulator.device import Device
-    from simulator.evaluate import Group, Points
-    from simulator.model import ModelSpec
+    from simulator.evaluate import Points
     from simulator.result import Block
     from simulator.summary import Summary
 
@@ -59,8 +56,11 @@ def chunks(grids: Sequence[Grid]) -> Iterator[Chunk]:
             for b in range(0, n_batch, batches_at_once):
                 for p in range(0, n_prompt, prompts_at_once):
                     yield Chunk(
-                        number, scenario, grid.batch[b : b + batches_at_once],
-                        grid.prompt_tokens[p : p + prompts_at_once], grid.output_tokens,
+                        number,
+                        scenario,
+                        grid.batch[b : b + batches_at_once],
+                        grid.prompt_tokens[p : p + prompts_at_once],
+                        grid.output_tokens,
                     )
                     number += 1
 
@@ -73,6 +73,7 @@ class Evaluator:
 
     def block(self, chunk: Chunk) -> Block:
         """Rows of one chunk."""
+        from simulator.evaluate import evaluate, group_of
         from simulator.result import rows
 
         group = group_of(chunk.scenario)
@@ -82,36 +83,12 @@ class Evaluator:
         key = (chunk.scenario.model_copy(update={"policy": "dense"}), chunk.batch, chunk.prompt)
         dense = self._dense[1] if self._dense[0] == key else None
         if dense is None and group.policies.members and group.problem is None:
-            from simulator.evaluate import evaluate
-
             dense = evaluate(group.dense, batch, prompt, output)
         block, points = rows(group, batch, prompt, output, dense)
         if not group.policies.members:
             dense = points
         self._dense = (key, dense)
         return block
-
-
-@lru_cache(maxsize=512)
-def group_of(scenario: Scenario) -> Group:
-    """Group of a scenario's fixed part, names resolved."""
-    from simulator.evaluate import Group
-
-    return Group.of(scenario, _model(scenario.model), _device(scenario.device))
-
-
-@lru_cache(maxsize=256)
-def _model(name: str) -> ModelSpec:
-    from simulator.hub import find_model
-
-    return find_model(name)
-
-
-@lru_cache(maxsize=256)
-def _device(name: str) -> Device:
-    from simulator.device import load
-
-    return load(name)
 
 
 def sweep(grids: Sequence[Grid]) -> Iterator[Block]:
@@ -123,6 +100,7 @@ def sweep(grids: Sequence[Grid]) -> Iterator[Block]:
 
 def plan_of(grids: Sequence[Grid]) -> dict[str, Any]:
     """Everything that decides the rows: axes, settings, profiles and models by content."""
+    from simulator.evaluate import find_device, find_model
     from simulator.result import SCHEMA_VERSION
 
     devices = sorted({d for g in grids for d in g.device})
@@ -130,8 +108,8 @@ def plan_of(grids: Sequence[Grid]) -> dict[str, Any]:
     return {
         "schema": SCHEMA_VERSION,
         "grids": [g.to_dict() for g in grids],
-        "profiles": {d: _device(d).profile_hash for d in devices},
-        "models": {m: f"{_model(m).n_params}" for m in models},
+        "profiles": {d: find_device(d).profile_hash for d in devices},
+        "models": {m: f"{find_model(m).n_params}" for m in models},
     }
 
 
@@ -173,14 +151,40 @@ def show(summary: Summary, out: Path | None) -> None:
     console.out()
     console.table(
         "Most tokens/s per GPU on each device",
-        ["model", "device", "policy", "dtype", "tp", "batch", "prompt", "output", "tokens/s/GPU",
-         "TTFT ms", "TPOT ms (90 %)", "vs dense", "$/Mtoken", "bound by", "basis"],
+        [
+            "model",
+            "device",
+            "policy",
+            "dtype",
+            "tp",
+            "batch",
+            "prompt",
+            "output",
+            "tokens/s/GPU",
+            "TTFT ms",
+            "TPOT ms (90 %)",
+            "vs dense",
+            "$/Mtoken",
+            "bound by",
+            "basis",
+        ],
         [_best_row(row) for row in answer["best_per_device"]],
         left=4,
     )
     console.table(
         "Where sparsity wins and loses: throughput against dense at the same batch",
-        ["model", "device", "policy", "rows", "wins", "loses", "median", "best", "worst", "break-even"],
+        [
+            "model",
+            "device",
+            "policy",
+            "rows",
+            "wins",
+            "loses",
+            "median",
+            "best",
+            "worst",
+            "break-even",
+        ],
         [_tally_row(t) for t in answer["policies"]],
         left=3,
         note=f"wins: speed-up of {WIN:g} or more; loses: {1 / WIN:.2f} or less; over rows with status ok",
@@ -194,10 +198,21 @@ def _best_row(row: dict[str, Any]) -> list[str]:
     tpot = f"{ms(row['tpot_s'])} ({ms(row['tpot_lo_s'])}-{ms(row['tpot_hi_s'])})"
     gpus = f"{row['tp']}" if row["pp"] == 1 else f"{row['tp']}x{row['pp']}"
     return [
-        row["model"], row["device"], row["policy"], row["dtype"], gpus, f"{row['batch']}",
-        f"{row['prompt_tokens']}", f"{row['output_tokens']}", num(row["tokens_per_s_per_gpu"]),
-        ms(row["ttft_s"]), tpot, f"{num(row['throughput_speedup_same_batch'])}x",
-        num(row["usd_per_mtoken"]), row["bound"], row["basis"].lower(),
+        row["model"],
+        row["device"],
+        row["policy"],
+        row["dtype"],
+        gpus,
+        f"{row['batch']}",
+        f"{row['prompt_tokens']}",
+        f"{row['output_tokens']}",
+        num(row["tokens_per_s_per_gpu"]),
+        ms(row["ttft_s"]),
+        tpot,
+        f"{num(row['throughput_speedup_same_batch'])}x",
+        num(row["usd_per_mtoken"]),
+        row["bound"],
+        row["basis"].lower(),
     ]
 
 
@@ -206,8 +221,11 @@ def _tally_row(tally: dict[str, Any]) -> list[str]:
     if not tally["rows"]:
         return [*head, "-", "-", "-", "-", "-", tally["reason"] or "no row fits"]
     return [
-        *head, f"{tally['wins']:.0%}", f"{tally['loses']:.0%}",
-        *(f"{tally[k]:.2f}x" for k in ("median", "best", "worst")), tally["break_even"],
+        *head,
+        f"{tally['wins']:.0%}",
+        f"{tally['loses']:.0%}",
+        *(f"{tally[k]:.2f}x" for k in ("median", "best", "worst")),
+        tally["break_even"],
     ]
 
 
@@ -218,10 +236,14 @@ Names = Annotated[list[str] | None, typer.Option()]
 @app.command()
 def command(
     model: Annotated[list[str] | None, typer.Option(help="model names, commas or repeated")] = None,
-    device: Annotated[list[str] | None, typer.Option(help="device names, commas or repeated")] = None,
+    device: Annotated[
+        list[str] | None, typer.Option(help="device names, commas or repeated")
+    ] = None,
     policy: Annotated[
         list[str] | None,
-        typer.Option(help="'name(key=value)' joined by +, a list [a,b] is an axis; repeat the flag"),
+        typer.Option(
+            help="'name(key=value)' joined by +, a list [a,b] is an axis; repeat the flag"
+        ),
     ] = None,
     engine: Annotated[str, typer.Option(help="serving engine: kernels, vllm, ...")] = "vllm",
     dtype: Annotated[str, typer.Option(help="weight formats of the dense model")] = AUTO,
@@ -234,15 +256,24 @@ def command(
         str, typer.Option("--prompt-tokens", "--isl", help="e.g. 512:131072:x4")
     ] = "512",
     output_tokens: Annotated[str, typer.Option("--output-tokens", "--osl")] = "128",
-    gpu_memory_utilization: Annotated[float, typer.Option(help="share of memory the engine may use")] = 0.9,
+    gpu_memory_utilization: Annotated[
+        float, typer.Option(help="share of memory the engine may use")
+    ] = 0.9,
     block_size: Annotated[int, typer.Option(help="tokens per KV page")] = 16,
     ignore_context_limit: Annotated[
-        bool, typer.Option("--ignore-context-limit", help="predict beyond the context, as EXTRAPOLATED")
+        bool,
+        typer.Option("--ignore-context-limit", help="predict beyond the context, as EXTRAPOLATED"),
     ] = False,
-    grid: Annotated[Path | None, typer.Option(help="TOML file of [[grid]] tables instead of the axes")] = None,
+    grid: Annotated[
+        Path | None, typer.Option(help="TOML file of [[grid]] tables instead of the axes")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="FILE.parquet, .csv or .json")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="continue an interrupted sweep of OUT")] = False,
-    json_: Annotated[bool, typer.Option("--json", help='{"rows": [...], "summary": {...}} on stdout')] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="continue an interrupted sweep of OUT")
+    ] = False,
+    json_: Annotated[
+        bool, typer.Option("--json", help='{"rows": [...], "summary": {...}} on stdout')
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="no progress")] = False,
 ) -> None:
     """Predict a grid of models, devices, policies and loads; the answer first, then the table.
@@ -251,14 +282,27 @@ def command(
     """
     if grid is not None:
         if model or device or policy:
-            raise InputError("--grid holds all axes; drop --model, --device and --policy", where="--grid")
+            raise InputError(
+                "--grid holds all axes; drop --model, --device and --policy", where="--grid"
+            )
         grids = read_grids(grid)
     else:
         grids = [
             _grid(
-                model, device, policy, engine=engine, dtype=dtype, kv_cache_dtype=kv_cache_dtype, tp=tp,
-                pp=pp, ep=ep, batch=batch, prompt_tokens=prompt_tokens, output_tokens=output_tokens,
-                gpu_memory_utilization=gpu_memory_utilization, block_size=block_size,
+                model,
+                device,
+                policy,
+                engine=engine,
+                dtype=dtype,
+                kv_cache_dtype=kv_cache_dtype,
+                tp=tp,
+                pp=pp,
+                ep=ep,
+                batch=batch,
+                prompt_tokens=prompt_tokens,
+                output_tokens=output_tokens,
+                gpu_memory_utilization=gpu_memory_utilization,
+                block_size=block_size,
                 ignore_context_limit=ignore_context_limit,
             )
         ]
@@ -293,7 +337,10 @@ def _grid(
         model=names(model or [], "--model"),
         device=names(device or [], "--device"),
         policy=policies(policy or ["dense"]),
-        **{k: names([axes.pop(k)], "--" + k.replace("_", "-")) for k in ("engine", "dtype", "kv_cache_dtype")},
+        **{
+            k: names([axes.pop(k)], "--" + k.replace("_", "-"))
+            for k in ("engine", "dtype", "kv_cache_dtype")
+        },
         **sizes,
         **axes,
     )
@@ -301,6 +348,8 @@ def _grid(
 
 def _check(grids: Sequence[Grid]) -> None:
     """Resolve every name before the first row, so that a typo costs nothing."""
+    from simulator.evaluate import group_of
+
     for grid in grids:
         for scenario in grid.groups():
             group_of(scenario)

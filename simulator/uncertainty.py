@@ -42,7 +42,10 @@ def combine(times: Iterable[OpTime]) -> Interval:
         if t.family in families:
             f = families[t.family]
             families[t.family] = [
-                f[0] + below, f[1] + below * below, f[2] + above, f[3] + above * above
+                f[0] + below,
+                f[1] + below * below,
+                f[2] + above,
+                f[3] + above * above,
             ]
         else:
             families[t.family] = [below, below * below, above, above * above]

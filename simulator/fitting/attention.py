@@ -53,38 +53,94 @@ LIBRARIES: tuple[tuple[str, str], ...] = (
 """Kernel string to library (`framework-generation`), first match wins; the rest is `other`."""
 
 PREFERRED = (
-    "vllm-fa3", "vllm-trtllm-gen", "vllm-fa2", "vllm-flashinfer", "vllm", "fa3", "sglang-fa3",
-    "sglang-trtllm-gen", "sglang-flashinfer", "sglang-fa2", "trtllm",
+    "vllm-fa3",
+    "vllm-trtllm-gen",
+    "vllm-fa2",
+    "vllm-flashinfer",
+    "vllm",
+    "fa3",
+    "sglang-fa3",
+    "sglang-trtllm-gen",
+    "sglang-flashinfer",
+    "sglang-fa2",
+    "trtllm",
 )
 """Library assumed when nobody names one: vLLM's default kernel of the device, then the others."""
 
-START: Mapping[str, Mapping[str, float]] = {
-    "prefill": dict(
-        launch_s=8e-6, math_eff=0.62, kv_eff=0.85, io_eff=0.5, tile_s=1e-6, token_s=3e-9,
-        split_tokens=1e9, page_tokens=1.0, window_leak=0.02, l2_gain=2.0, l2_share=0.7, row_tile=128.0,
-    ),
-    "decode": dict(
-        launch_s=7e-6, math_eff=0.35, kv_eff=0.85, io_eff=0.5, tile_s=1e-6, token_s=4e-9,
-        split_tokens=1024.0, page_tokens=16.0, window_leak=0.02, l2_gain=2.0, l2_share=0.7, row_tile=16.0,
-    ),
-    "decode-mla": dict(
-        launch_s=12e-6, math_eff=0.6, kv_eff=0.85, io_eff=0.5, tile_s=1e-6, token_s=4e-9,
-        split_tokens=1024.0, page_tokens=16.0, window_leak=0.02, l2_gain=2.0, l2_share=0.7, row_tile=64.0,
-    ),
+_COMMON = {
+    "kv_eff": 0.85,
+    "io_eff": 0.5,
+    "tile_s": 1e-6,
+    "window_leak": 0.02,
+    "l2_gain": 2.0,
+    "l2_share": 0.7,
+    "dim_low": 0.15,
+    "dim_high": 0.1,
+    "alone_eff": 0.02,
+    "group_max": 1e9,
+    "packs_all": 1.0,
 }
+START: Mapping[str, Mapping[str, float]] = {
+    "prefill": _COMMON
+    | {
+        "launch_s": 8e-6,
+        "math_eff": 0.62,
+        "token_s": 3e-9,
+        "split_tokens": 1e9,
+        "page_tokens": 1.0,
+        "row_tile": 128.0,
+    },
+    "decode": _COMMON
+    | {
+        "launch_s": 7e-6,
+        "math_eff": 0.35,
+        "token_s": 4e-9,
+        "split_tokens": 1024.0,
+        "page_tokens": 16.0,
+        "row_tile": 16.0,
+    },
+    "decode-mla": _COMMON
+    | {
+        "launch_s": 12e-6,
+        "math_eff": 0.6,
+        "token_s": 4e-9,
+        "split_tokens": 1024.0,
+        "page_tokens": 16.0,
+        "dim_high": 0.01,
+        "row_tile": 64.0,
+    },
+}
+PACKING: Mapping[str, Sequence[Mapping[str, float]]] = {
+    "trtllm": ({"group_max": 32.0},),
+    "vllm-fa2": ({}, {"packs_all": 0.0}),
+}
+"""Alternatives to the coefficients of query packing that are tried for a library's decode kernel."""
 ROW_TILES = {"prefill": (128.0, 64.0), "decode": (16.0, 64.0), "decode-mla": (64.0,)}
 BOUNDS: Mapping[str, tuple[float, float]] = {
-    "launch_s": (5e-7, 2e-4), "math_eff": (0.01, 1.0), "kv_eff": (0.05, 1.0), "io_eff": (0.03, 8.0),
-    "tile_s": (1e-9, 3e-5), "token_s": (1e-11, 3e-7), "split_tokens": (64.0, 2e9),
-    "page_tokens": (0.1, 512.0), "window_leak": (1e-3, 1.0), "l2_gain": (1.0, 20.0),
+    "launch_s": (5e-7, 2e-4),
+    "math_eff": (0.01, 1.0),
+    "kv_eff": (0.05, 1.0),
+    "io_eff": (0.03, 8.0),
+    "tile_s": (1e-9, 3e-5),
+    "token_s": (1e-11, 3e-7),
+    "split_tokens": (64.0, 2e9),
+    "page_tokens": (0.1, 512.0),
+    "window_leak": (1e-3, 1.0),
+    "l2_gain": (1.0, 20.0),
     "l2_share": (0.1, 1.2),
+    "dim_low": (0.01, 3.0),
+    "dim_high": (0.01, 3.0),
+    "alone_eff": (1e-3, 1.0),
 }
-FREE = tuple(c for c in COEFFICIENTS if c != "row_tile")
+FIXED = ("row_tile", "group_max", "packs_all")
+FREE = tuple(c for c in COEFFICIENTS if c not in FIXED)
 SPREAD = 0.7
 """Prior log standard deviation of a coefficient about its parent's."""
 SCALE = 0.10
 """Log residual of a typical row; beyond it the loss turns linear."""
-PRIOR = Prior(shared=0.25, library=0.0, device=0.0, own=0.0, offset=0.0, noise=0.05, octaves=3.0, huber=0.15)
+PRIOR = Prior(
+    shared=0.25, library=0.0, device=0.0, own=0.0, offset=0.0, noise=0.05, octaves=3.0, huber=0.15
+)
 LENGTHS = {"lanes": 3.0, "tokens": 3.0, "group": 2.0, "head_dim": 1.5}
 """Length scale of the residual along each axis [octaves]."""
 KNOTS: Mapping[str, tuple[float, ...]] = {
@@ -172,7 +228,9 @@ class _Table:
         """The rows of `mask`."""
         out = object.__new__(_Table)
         out.phase = self.phase
-        fields = {f: getattr(self.hw, f)[mask] for f in Hardware.__dataclass_fields__ if f != "arch"}
+        fields = {
+            f: getattr(self.hw, f)[mask] for f in Hardware.__dataclass_fields__ if f != "arch"
+        }
         out.hw = Hardware(**fields, arch=self.hw.arch)
         out.shape = {c: v[mask] for c, v in self.shape.items()}
         out.kv, out.act, out.log_time = self.kv[mask], self.act[mask], self.log_time[mask]
@@ -185,8 +243,14 @@ class _Table:
     def log_model(self, coef: Mapping[str, float], surface: Surface | None = None) -> Array:
         """ln of the modelled time of each row."""
         t = attention_time(
-            phase=self.phase, **self.shape, kv_bytes_per_element=self.kv, act_bytes=self.act,  # type: ignore[arg-type]
-            hw=self.hw, coef=coef, surface=surface, reuse=1.0,
+            phase=self.phase,
+            **self.shape,
+            kv_bytes_per_element=self.kv,
+            act_bytes=self.act,  # type: ignore[arg-type]
+            hw=self.hw,
+            coef=coef,
+            surface=surface,
+            reuse=1.0,
         )
         return np.log(t.total_s)
 
@@ -196,20 +260,27 @@ class _Table:
         tokens = context_tokens(s["q_len"], s["kv_len"], s["window"])
         if self.phase == "prefill":
             tokens = np.sqrt(tokens * s["q_len"])
-        columns = (s["batch"] * s["n_kv_heads"], tokens, s["n_heads"] / s["n_kv_heads"], s["head_dim"])
+        columns = (
+            s["batch"] * s["n_kv_heads"],
+            tokens,
+            s["n_heads"] / s["n_kv_heads"],
+            s["head_dim"],
+        )
         return np.log2(np.stack(columns, axis=1))
 
 
-def _solve(table: _Table, parent: Mapping[str, float], start: Mapping[str, float]) -> tuple[dict[str, float], float]:
+def _solve(
+    table: _Table, parent: Mapping[str, float], start: Mapping[str, float]
+) -> tuple[dict[str, float], float]:
     """Coefficients near `parent` and the loss they leave."""
     from scipy.optimize import least_squares
 
     centre = np.log([parent[c] for c in FREE])
     low, high = np.log([BOUNDS[c] for c in FREE]).T
-    row_tile = start["row_tile"]
+    fixed = {c: start[c] for c in FIXED}
 
     def coefficients(p: Array) -> dict[str, float]:
-        return dict(zip(FREE, np.exp(p).tolist(), strict=True)) | {"row_tile": row_tile}
+        return dict(zip(FREE, np.exp(p).tolist(), strict=True)) | fixed
 
     def miss(p: Array) -> Array:
         off = (table.log_model(coefficients(p)) - table.log_time) / SCALE
@@ -220,10 +291,13 @@ def _solve(table: _Table, parent: Mapping[str, float], start: Mapping[str, float
     return coefficients(found.x), float(found.cost)
 
 
-def _coefficients(table: _Table, parent: Mapping[str, float]) -> dict[str, float]:
-    """Best coefficients over the row tiles of the phase."""
+def _coefficients(table: _Table, parent: Mapping[str, float], library: str) -> dict[str, float]:
+    """Best coefficients over the row tiles of the phase and the ways to pack query groups."""
+    ways = PACKING.get(library, ({},)) if table.phase == "decode" else ({},)
     tries = [
-        _solve(table, parent, dict(parent) | {"row_tile": tile}) for tile in ROW_TILES[table.phase]
+        _solve(table, parent, dict(parent) | {"row_tile": tile} | dict(way))
+        for tile in ROW_TILES[table.phase]
+        for way in ways
     ]
     return min(tries, key=lambda t: t[1])[0]
 
@@ -257,7 +331,9 @@ def _surface(table: _Table, coef: Mapping[str, float]) -> Surface | None:
     return Surface(tuple(zip(AXES, axes, strict=True)), surface.values)
 
 
-def _out_of_fold(table: _Table, parent: Mapping[str, float], coef: Mapping[str, float]) -> tuple[Array, Array]:
+def _out_of_fold(
+    table: _Table, parent: Mapping[str, float], coef: Mapping[str, float]
+) -> tuple[Array, Array]:
     """ln(measured/predicted) and predicted seconds of rows left out in turn."""
     predicted = np.full(len(table), np.nan)
     for train, test in judge.folds(table.groups, FOLDS):
@@ -283,8 +359,13 @@ def residual_of(off: Array, predicted_s: Array) -> Residual:
         a, b = (float(q) for q in np.quantile(here, TAILS))
         classes.append((edge, a, b))
     return Residual(
-        sigma_in=sigma, sigma_cross=float(np.hypot(sigma, BETWEEN_SOURCE)), q05=low, q95=high,
-        bias=float(np.median(off)), between_source=BETWEEN_SOURCE, n_eff=float(len(off)),
+        sigma_in=sigma,
+        sigma_cross=float(np.hypot(sigma, BETWEEN_SOURCE)),
+        q05=low,
+        q95=high,
+        bias=float(np.median(off)),
+        between_source=BETWEEN_SOURCE,
+        n_eff=float(len(off)),
         classes=tuple(classes) if len(classes) > 1 else (),
     )
 
@@ -316,7 +397,7 @@ def fit(rows: pd.DataFrame, *, date: str | None = None, residuals: bool = True) 
         if len(group) < SMALLEST:
             continue
         table = _Table(group)
-        coef = _coefficients(table, START[table.phase])
+        coef = _coefficients(table, START[table.phase], str(library))
         parents[str(key), str(library)] = coef
         out.append(_pooled(group, table, ANY, coef, date))
         for scope, part in group.groupby("scope"):
@@ -328,7 +409,7 @@ def fit(rows: pd.DataFrame, *, date: str | None = None, residuals: bool = True) 
             continue
         table = _Table(group)
         parent = parents[str(key), str(library)]
-        coef = _coefficients(table, parent)
+        coef = _coefficients(table, parent, str(library))
         surface = _surface(table, coef)
         if residuals:
             off, predicted = _out_of_fold(table, parent, coef)
@@ -337,22 +418,38 @@ def fit(rows: pd.DataFrame, *, date: str | None = None, residuals: bool = True) 
             off, predicted = table.log_time - model, np.exp(model)
         sources = tuple(sorted(group["source"].unique()))
         out.append(
-            Fit(FAMILY, str(device), str(key), str(library), coef, surface, len(group), sources, date,
-                residual_of(off, predicted))
+            Fit(
+                FAMILY,
+                str(device),
+                str(key),
+                str(library),
+                coef,
+                surface,
+                len(group),
+                sources,
+                date,
+                residual_of(off, predicted),
+            )
         )
     return out
 
 
-def _pooled(rows: pd.DataFrame, table: _Table, scope: str, coef: dict[str, float], date: str) -> Fit:
+def _pooled(
+    rows: pd.DataFrame, table: _Table, scope: str, coef: dict[str, float], date: str
+) -> Fit:
     """A fit over devices: physics only, its error spread over the devices it was fitted on."""
     off = table.log_time - table.log_model(coef)
     residual = residual_of(off, np.exp(table.log_model(coef)))
     sources = tuple(sorted(rows["source"].unique()))
     key, library = str(rows["key"].iloc[0]), str(rows["library"].iloc[0])
-    return Fit(FAMILY, scope, key, library, coef, None, len(rows), sources, date, residual.widened(0.1))
+    return Fit(
+        FAMILY, scope, key, library, coef, None, len(rows), sources, date, residual.widened(0.1)
+    )
 
 
-def choose(fits: Sequence[Fit], device: str, scope: str, key: str, library: str) -> tuple[Fit, bool]:
+def choose(
+    fits: Sequence[Fit], device: str, scope: str, key: str, library: str
+) -> tuple[Fit, bool]:
     """Fit that answers for a row, and whether it stands in for another source or device.
 
     Own device before its scope before any; in each: the library named, its kernel generation,
@@ -384,7 +481,9 @@ def predict(
 
     mid, lo, hi = (np.full(len(rows), np.nan) for _ in range(3))
     place = np.arange(len(rows))
-    for (device, key, library), group in rows.assign(_at=place).groupby(["device", "key", "library"]):
+    for (device, key, library), group in rows.assign(_at=place).groupby(
+        ["device", "key", "library"]
+    ):
         scope = scope_of(devices.load(str(device)))
         found, stand_in = choose(fits, str(device), scope, str(key), str(library))
         at = group["_at"].to_numpy()

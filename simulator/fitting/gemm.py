@@ -8,18 +8,18 @@ What is left is smoothed by `simulator.fitting.kriging` over devices of one comp
 from __future__ import annotations
 
 import datetime
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from simulator.calibration import ANY, VENDOR, Fit, Residual
+from simulator.errors import UnsupportedError
 from simulator.fitting import judge
 from simulator.fitting.gemm_rows import KEYS, Table, klass, library_of, prepare
-from simulator.fitting.kriging import Kriging, Prior, knots, krige, to_surface
-from simulator.roofline.gemm import DEFAULTS
+from simulator.fitting.gemm_train import Model, estimate, libraries_of, train
+from simulator.fitting.kriging import knots, to_surface
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,201 +28,215 @@ __all__ = ["INPUTS", "KEYS", "fit", "learning_curve", "library_of", "predict", "
 
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
-Coef = dict[str, float]
 
 FAMILY = "gemm"
 INPUTS: tuple[str, ...] = ("batch", "m", "n", "k")
 """A shape is held out on every device and in every dtype at once: siblings share their surface."""
 
-LAUNCH_INCLUSIVE = ("apex_plus", "apex_plus_glassml", "NeuSight", "vidur_opt_scheduler")
-"""Sources whose times contain the host's launch: they do not set a device's own launch floor."""
-
-BOUNDS: Mapping[str, tuple[float, float]] = {
-    "launch_s": (1e-7, 6e-5),
-    "compute": (0.2, 1.3),
-    "tile_load": (0.003, 3.0),
-    "ramp_s": (5e-8, 2e-5),
-    "quant": (0.02, 1.0),
-    "split_s": (5e-8, 1e-5),
-    "split_io": (0.01, 5.0),
-    "memory": (0.3, 1.05),
-    "overlap": (0.005, 1.0),
-    "act_extra_bytes": (0.05, 60.0),
-}
-WIDE_DTYPES = ("fp32", "tf32", "bf16", "fp16", "w8a16", "w4a16")
-"""Formats without an activation quantisation pass in their times."""
-OF_LIBRARY = ("launch_s", "compute", "memory", "act_extra_bytes", "ramp_s")
-"""Coefficients a library may have of its own; the others belong to the device."""
-SPREAD = 0.35
-"""Prior log standard deviation of a coefficient about its parent's."""
-SCALE = 0.06
-"""Log residual of a typical row; beyond it the loss turns linear."""
-SMALLEST_LIBRARY = 25
 BETWEEN_SOURCE = 0.08
 """Log standard deviation of two good sources about each other; see docs/calibration_gemm.md."""
-PRIOR = Prior()
 STEPS = (1.0, 1.25, 1.25)
 SCOPE_STEPS = (1.5, 2.0, 2.0)
 FOLDS = 5
 CLASS_EDGES_S = (0.0, 12e-6, 50e-6, 300e-6)
 """Lower ends of the size classes with error quantiles of their own [s]."""
 SMALLEST_CLASS = 40
+NAMES = ("m", "n", "k")
 
 
-@dataclass(eq=False)
-class _Model:
-    """Everything one training run learns; keys go from general to special."""
+def fit(rows: pd.DataFrame, *, date: str | None = None, residuals: bool = True) -> list[Fit]:
+    """Fits of every device, dtype and library in prepared `rows`, and the pooled ones.
 
-    coef: dict[tuple[str, ...], Coef] = field(default_factory=dict)
-    pools: dict[tuple[str, str], tuple[Kriging, dict[str, int], dict[str, int]]] = field(
-        default_factory=dict
-    )
+    Parameters
+    ----------
+    rows : DataFrame
+        From `prepare`.
+    date : str, optional
+        Date written into the fits; today by default.
+    residuals : bool
+        Whether to train five more times for out-of-fold errors; False leaves them at zero.
 
-    def best(self, *keys: tuple[str, ...]) -> Coef:
-        """Coefficients of the first key that was fitted."""
-        for key in keys:
-            if key in self.coef:
-                return self.coef[key]
-        return dict(DEFAULTS)
-
-
-def _descend(
-    table: Table, parent: Coef, start: Coef | None, free: Sequence[str], passes: int
-) -> Coef:
-    """Least squares in log time about `parent`: sum softL1((ln p/t)/SCALE) + ((ln c/c0)/SPREAD)^2."""
-    from scipy.optimize import least_squares
-
-    low = np.log([BOUNDS[c][0] for c in free])
-    high = np.log([BOUNDS[c][1] for c in free])
-    centre = np.clip(np.log([parent[c] for c in free]), low + 1e-6, high - 1e-6)
-    first = np.clip(np.log([(start or parent)[c] for c in free]), low + 1e-6, high - 1e-6)
-    target = np.log(table.time_s)
-
-    def residual(log_coef: Array) -> Array:
-        coef = dict(parent, **dict(zip(free, np.exp(log_coef), strict=True)))
-        off = (np.log(table.time(coef)) - target) / SCALE
-        # softL1 by hand: the prior terms must stay quadratic.
-        soft = np.sign(off) * np.sqrt(2.0 * (np.sqrt(1.0 + off**2) - 1.0))
-        return np.concatenate([soft, (log_coef - centre) / SPREAD])
-
-    found = least_squares(
-        residual, first, bounds=(low, high), max_nfev=passes, diff_step=1e-3, method="trf"
-    )
-    return dict(parent, **{c: float(v) for c, v in zip(free, np.exp(found.x), strict=True)})
-
-
-def _thin(mask: Mask, groups: NDArray[np.str_], most: int) -> Mask:
-    """`mask` with at most `most` rows of each group, evenly spaced."""
-    keep = np.zeros_like(mask)
-    for name in np.unique(groups[mask]):
-        at = np.flatnonzero(mask & (groups == name))
-        keep[at[np.linspace(0, len(at) - 1, min(most, len(at))).astype(int)]] = True
-    return keep
-
-
-def _train(table: Table, start: _Model | None = None) -> _Model:
-    """Coefficients of every level and the pooled residuals; `start` saves steps in the folds."""
-    model = _Model()
-    passes = 3 if start else 15
+    Returns
+    -------
+    list of Fit
+        `device` is a profile name, or a `scope_of` or ``any`` for the pooled fits.
+    """
+    rows = rows.reset_index(drop=True)
+    table = Table.of(rows)
+    model = train(table)
+    groups = judge.shape_group(rows, INPUTS)
+    own = _out_of_fold(table, model, groups) if residuals else table.time_s
+    away = _device_out(table) if residuals else table.time_s
+    general = estimate(model, table, ANY) if residuals else table.time_s
+    day = date or datetime.date.today().isoformat()
+    fits: list[Fit] = []
     for kind in np.unique(table.klass):
         of_kind = table.klass == kind
-        free = tuple(c for c in BOUNDS if c != "act_extra_bytes" or kind not in WIDE_DTYPES)
-        special = tuple(c for c in OF_LIBRARY if c in free)
-        parent = dict(DEFAULTS, act_extra_bytes=0.0 if kind in WIDE_DTYPES else 3.0)
-
-        def learn(key: tuple[str, ...], mask: Mask, above: Coef, which: tuple[str, ...]) -> Coef:
-            begin = start.coef.get(key) if start else None
-            model.coef[key] = _descend(table.where(mask), above, begin, which, passes)
-            return model.coef[key]
-
-        top = learn((ANY, kind), _thin(of_kind, table.device, 200), parent, free)
+        fits.append(_make(model, table, of_kind, general, day, (ANY, str(kind)), None))
         for scope in np.unique(table.scope[of_kind]):
-            in_scope = of_kind & (table.scope == scope)
-            above = learn((scope, kind), _thin(in_scope, table.device, 500), top, free)
-            for name, mask in _libraries(table, in_scope):
-                learn((scope, kind, name), _thin(mask, table.device, 500), above, special)
-            for device in np.unique(table.device[in_scope]):
-                on = in_scope & (table.device == device)
-                graph = on & ~np.isin(table.source, LAUNCH_INCLUSIVE)
-                base = graph if graph.sum() >= 30 else on
-                own = learn((device, kind), _thin(base, table.library, 300), above, free)
-                for name, mask in _libraries(table, on):
-                    learn((device, kind, name), _thin(mask, table.device, 500), own, special)
-            model.pools[scope, kind] = _pool(model, table, in_scope, kind)
-    return model
+            within = of_kind & (table.scope == scope)
+            several = len(np.unique(table.device[within])) > 1
+            error = away if several else general
+            where = str(scope)
+            fits.append(_make(model, table, within, error, day, (where, str(kind)), where))
+            for name, mask in libraries_of(table, within):
+                if len(np.unique(table.device[mask])) > 1:
+                    fits.append(
+                        _make(model, table, mask, error, day, (where, str(kind), name), where)
+                    )
+            for device in np.unique(table.device[within]):
+                on = within & (table.device == device)
+                fits.append(_make(model, table, on, own, day, (str(device), str(kind)), where))
+                for name, mask in libraries_of(table, on):
+                    fits.append(
+                        _make(model, table, mask, own, day, (str(device), str(kind), name), where)
+                    )
+    return fits
 
 
-def _libraries(table: Table, mask: Mask) -> Iterator[tuple[str, Mask]]:
-    for name in np.unique(table.library[mask]):
-        here = mask & (table.library == name)
-        if here.sum() >= SMALLEST_LIBRARY:
-            yield str(name), here
-
-
-def _pool(
-    model: _Model, table: Table, mask: Mask, kind: str
-) -> tuple[Kriging, dict[str, int], dict[str, int]]:
+def _make(
+    model: Model,
+    table: Table,
+    mask: Mask,
+    predicted_s: Array,
+    date: str,
+    key: tuple[str, ...],
+    scope: str | None,
+) -> Fit:
+    """The `Fit` of one key; `scope` None = physics only."""
+    device, kind = key[0], key[1]
+    library = key[2] if len(key) > 2 else VENDOR
     sub = table.where(mask)
-    y = np.log(sub.time_s / _physics(model, sub, "library"))
-    devices = {str(d): i for i, d in enumerate(np.unique(sub.device))}
-    libraries = {str(d): i for i, d in enumerate(np.unique(sub.library))}
-    codes = [
-        np.array([index[str(v)] for v in values])
-        for index, values in ((devices, sub.device), (libraries, sub.library))
-    ]
-    return krige(sub.x, y, codes[0], codes[1], PRIOR), devices, libraries
-
-
-def _keys(level: str, scope: str, device: str, kind: str, library: str) -> list[tuple[str, ...]]:
-    """Coefficient keys to try, best first, at a level of knowledge about a row."""
-    general: list[tuple[str, ...]] = [(scope, kind), (ANY, kind)]
-    if level == "library":
-        return [(device, kind, library), (device, kind), (scope, kind, library), *general]
-    if level == "device":
-        return [(device, kind), *general]
-    if level == "scope":
-        return [(scope, kind, library), *general]
-    return [(ANY, kind)]
-
-
-def _groups(table: Table) -> Iterator[tuple[Mask, str, str, str, str]]:
-    """Rows that share scope, device, class and library."""
-    label = np.array(
-        ["|".join(v) for v in zip(table.scope, table.device, table.klass, table.library, strict=True)]
-    )
-    for name in np.unique(label):
-        scope, device, kind, library = name.split("|")
-        yield label == name, scope, device, kind, library
-
-
-def _physics(model: _Model, table: Table, level: str) -> Array:
-    out = np.empty(len(table))
-    for mask, *names in _groups(table):
-        scope, device, kind, library = names
-        coef = model.best(*_keys(level, scope, device, kind, library))
-        out[mask] = table.where(mask).time(coef)
-    return out
-
-
-def _estimate(model: _Model, table: Table, level: str) -> Array:
-    """Physics times the pooled residual [s], knowing the row's `level`."""
-    out = _physics(model, table, level)
-    if level == ANY:
-        return out
-    for mask, scope, device, kind, library in _groups(table):
-        if (scope, kind) not in model.pools:
-            continue
+    surface = None
+    if scope is not None:
         kriging, devices, libraries = model.pools[scope, kind]
-        at_device = devices.get(device) if level in ("library", "device") else None
-        at_library = libraries.get(library) if level in ("library", "scope") else None
-        out[mask] *= np.exp(kriging.mean(table.x[mask], at_device, at_library))
+        steps = SCOPE_STEPS if device == scope else STEPS
+        axes = [knots(column, step) for column, step in zip(sub.x.T, steps, strict=True)]
+        surface = to_surface(kriging, NAMES, axes, devices.get(device), libraries.get(library))
+    names, counts = np.unique(sub.dtype, return_counts=True)
+    return Fit(
+        family=FAMILY,
+        device=device,
+        dtype=str(names[np.argmax(counts)]) if kind not in names else kind,
+        library=library,
+        coefficients=model.best(key),
+        surface=surface,
+        n=int(mask.sum()),
+        sources=tuple(sorted({str(s) for s in sub.source})),
+        date=date,
+        residual=_residual(sub.time_s, predicted_s[mask]),
+    )
+
+
+def _residual(measured_s: Array, predicted_s: Array) -> Residual:
+    """Out-of-fold quantiles of e = ln(measured/predicted), by size class where rows allow."""
+    e = np.log(measured_s / predicted_s)
+    low, high = np.quantile(e, [0.05, 0.95])
+    sigma = float((np.quantile(e, 0.84) - np.quantile(e, 0.16)) / 2.0)
+    number = np.searchsorted(CLASS_EDGES_S, predicted_s, side="right") - 1
+    classes = []
+    for i, edge in enumerate(CLASS_EDGES_S):
+        here = e[number == i]
+        if len(here) >= SMALLEST_CLASS:
+            a, b = np.quantile(here, [0.05, 0.95])
+            classes.append((edge, float(a), float(b)))
+        elif classes:
+            classes.append((edge, float(low), float(high)))
+    return Residual(
+        sigma_in=sigma,
+        sigma_cross=float(np.hypot(sigma, BETWEEN_SOURCE)),
+        q05=float(low),
+        q95=float(high),
+        bias=float(np.median(e)),
+        between_source=BETWEEN_SOURCE,
+        n_eff=float(len(e)),
+        classes=tuple(classes),
+    )
+
+
+def _out_of_fold(table: Table, model: Model, groups: NDArray[np.uint64]) -> Array:
+    """Prediction of every row by a model that never saw its shape [s]."""
+    out = estimate(model, table, "library")
+    for learn, test in judge.folds(groups, FOLDS):
+        if test.any() and learn.any():
+            out[test] = estimate(train(table.where(learn), model), table.where(test), "library")
     return out
 
 
-def _out_of_fold(table: Table, model: _Model, groups: NDArray[np.uint64]) -> Array:
-    """Prediction of every row by a model that never saw its shape [s]."""
+def _device_out(table: Table) -> Array:
+    """Prediction of every row by siblings of its device; its own general level where it has none [s]."""
     out = np.empty(len(table))
-    for train, test in judge.folds(groups, FOLDS):
-        if test.any() and train.any():
-            out[test] = _estimate(_train(table.where(train), model), table.where(test), "library")
+    for scope in np.unique(table.scope):
+        within = table.scope == scope
+        for device in np.unique(table.device[within]):
+            test = within & (table.device == device)
+            rest = within & ~test
+            model = train(table.where(rest)) if rest.any() else train(table.where(test))
+            out[test] = estimate(model, table.where(test), "scope")
+    return out
+
+
+def predict(rows: pd.DataFrame, fits: Iterable[Fit]) -> tuple[Array, Array, Array]:
+    """Middle, 5 % and 95 % of prepared `rows` [s] by the most special fit of each.
+
+    In order: device and library; device; its scope and library; scope; all devices. A row whose
+    source the fit never saw gets the between-source term.
+    """
+    table = Table.of(rows)
+    by_key = {(f.device, klass(f.dtype), f.library): f for f in fits}
+    mid, low, high = (np.empty(len(table)) for _ in range(3))
+    label = list(
+        zip(table.device, table.scope, table.klass, table.library, table.source, strict=True)
+    )
+    index: dict[tuple[str, ...], list[int]] = {}
+    for i, key in enumerate(label):
+        index.setdefault(tuple(map(str, key)), []).append(i)
+    for (device, scope, kind, library, source), at in index.items():
+        found = choose(by_key, device, scope, kind, library)
+        sub = table.where(np.isin(np.arange(len(table)), at))
+        mid[at] = sub.time(found.coefficients, found.surface)
+        a, b = found.residual.quantiles(mid[at], cross=source not in found.sources)
+        low[at], high[at] = mid[at] * np.exp(a), mid[at] * np.exp(b)
+    return mid, low, high
+
+
+def choose(
+    by_key: dict[tuple[str, str, str], Fit], device: str, scope: str, kind: str, library: str
+) -> Fit:
+    """Most special fit for a row; raises when the class was fitted nowhere."""
+    for key in ((device, kind, library), (device, kind, VENDOR), (scope, kind, library)):
+        if key in by_key:
+            return by_key[key]
+    for place in (scope, ANY):
+        if (place, kind, VENDOR) in by_key:
+            return by_key[place, kind, VENDOR]
+    raise UnsupportedError(
+        f"no gemm fit for {kind} on {device} or its like; fit rows of that dtype"
+    )
+
+
+def learning_curve(
+    rows: pd.DataFrame,
+    device: str,
+    dtype: str,
+    sizes: Sequence[int],
+    seeds: Sequence[int] = (0, 1, 2),
+) -> list[dict[str, float]]:
+    """Held-out error against the number of fit rows, from this device's rows alone.
+
+    The 30 % of shapes that `judge.holdout` names are never fitted; each size is drawn `seeds` times.
+    """
+    rows = rows[(rows["device"] == device) & (rows["dtype"] == dtype)].reset_index(drop=True)
+    table = Table.of(rows)
+    held = judge.holdout(judge.shape_group(rows, INPUTS), 0.3)
+    test, pool = table.where(held), np.flatnonzero(~held)
+    out = []
+    for size in sizes:
+        if size > len(pool):
+            continue
+        for seed in seeds:
+            drawn = np.random.default_rng(seed).choice(pool, size, replace=False)
+            learn = table.where(np.isin(np.arange(len(table)), drawn))
+            figures = judge.figures(test.time_s, estimate(train(learn), test, "library"))
+            out.append({"fit_rows": float(size), "seed": float(seed), **figures})
     return out

@@ -75,7 +75,9 @@ ROW_NUMBERS = ("sm_count", "math_flop_per_s", "hbm_bytes_per_s", "l2_bytes", "ma
 
 def _stack(each: list[Hardware]) -> Hardware:
     """One `Hardware` whose numbers are arrays, a row each: `gemm_time` broadcasts over them."""
-    numbers: dict[str, Any] = {f: np.array([getattr(h, f) for h in each], float) for f in ROW_NUMBERS}
+    numbers: dict[str, Any] = {
+        f: np.array([getattr(h, f) for h in each], float) for f in ROW_NUMBERS
+    }
     return replace(each[0], **numbers)
 
 

@@ -56,9 +56,7 @@ class Kriging:
     library: Codes
     alpha: Array
 
-    def mean(
-        self, x: Array, device: int | Codes | None, library: int | Codes | None
-    ) -> Array:
+    def mean(self, x: Array, device: int | Codes | None, library: int | Codes | None) -> Array:
         """Posterior mean at `x`; None drops the parts of that kind (an unseen device or library)."""
         share = _share(self.prior, device, library, self.device, self.library)
         smooth = _matern(x, self.x, self.prior.octaves)
@@ -92,14 +90,14 @@ def _share(
 
 
 def krige(x: Array, y: Array, device: Codes, library: Codes, prior: Prior) -> Kriging:
-    """Posterior given residuals `y`; outliers are down-weighted (Huber, three passes)."""
+    """Posterior given residuals `y`; outliers are down-weighted (one Huber pass)."""
     from scipy.linalg import cho_factor, cho_solve
 
     cov = _matern(x, x, prior.octaves) * _share(prior, device, library, device, library)
     cov += prior.offset**2 * (_same(device, device) & _same(library, library))
     weight = np.ones(len(y))
     alpha = np.zeros(len(y))
-    for _ in range(3):
+    for _ in range(2):
         noisy = cov.copy()
         noisy[np.diag_indices_from(noisy)] += prior.noise**2 / weight
         alpha = cho_solve(cho_factor(noisy, lower=True, overwrite_a=True), y)

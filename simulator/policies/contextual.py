@@ -56,7 +56,11 @@ def sparse_layer(op: Op, ctx: Context, *, heads: float, neurons: float) -> Op:
     else:
         return op
     return replace(
-        op, read_keep=union, flop_keep=union, gathered=axis, run_bytes=run  # type: ignore[arg-type]
+        op,
+        read_keep=union,
+        flop_keep=union,
+        gathered=axis,
+        run_bytes=run,  # type: ignore[arg-type]
     )
 
 
@@ -71,10 +75,17 @@ def predictor(
     rows, share = ctx.step.rows, outputs / ctx.tp
     return (
         Linear(
-            role=f"{role}.in", m=rows, n=rank, k=ctx.model.hidden, fmt=_PREDICTOR, count=count,
+            role=f"{role}.in",
+            m=rows,
+            n=rank,
+            k=ctx.model.hidden,
+            fmt=_PREDICTOR,
+            count=count,
             overhead=True,
         ),
-        Linear(role=f"{role}.out", m=rows, n=share, k=rank, fmt=_PREDICTOR, count=count, overhead=True),
+        Linear(
+            role=f"{role}.out", m=rows, n=share, k=rank, fmt=_PREDICTOR, count=count, overhead=True
+        ),
         Elementwise(
             role=f"{role}.top_k",
             kind="topk",
@@ -89,7 +100,9 @@ def predictor(
 
 def _needs_ffn(model: ModelSpec) -> str | None:
     if model.is_moe:
-        return "neurons of routed experts are not covered by the method; use a model without experts"
+        return (
+            "neurons of routed experts are not covered by the method; use a model without experts"
+        )
     if any(layer.attention.mla for layer in model.layers):
         return "heads of MLA share one latent; the method covers ordinary heads"
     return None
@@ -118,7 +131,9 @@ class DejaVu(Policy):
     summary: ClassVar[str] = "per-layer look-ahead predictors pick heads and ReLU neurons"
     aspects: ClassVar[frozenset[Aspect]] = frozenset({Aspect.WEIGHT_ROWS})
     compatibility: ClassVar[Compatibility] = Compatibility(
-        prefix_cache=False, chunked_prefill=False, speculative=False,
+        prefix_cache=False,
+        chunked_prefill=False,
+        speculative=False,
         gqa="a KV head is read if any head of its group is kept",
     )
     citation: ClassVar[str] = "Liu et al. 2023, arXiv:2310.17157"
@@ -156,16 +171,24 @@ class DejaVu(Policy):
             heads = ctx.layer.attention.n_heads
             return (
                 *predictor(
-                    "predictor.attn", ctx, rank=self.attn_rank, outputs=heads,
-                    count=float(np.max(op.count)), picked=self.attn_keep,
+                    "predictor.attn",
+                    ctx,
+                    rank=self.attn_rank,
+                    outputs=heads,
+                    count=float(np.max(op.count)),
+                    picked=self.attn_keep,
                 ),
                 sparse,
             )
         if op.role in ("mlp.gate_up", "mlp.up") and isinstance(ctx.layer.ffn, FfnSpec):
             return (
                 *predictor(
-                    "predictor.mlp", ctx, rank=self.mlp_rank, outputs=ctx.layer.ffn.intermediate,
-                    count=float(np.max(op.count)), picked=self.keep,
+                    "predictor.mlp",
+                    ctx,
+                    rank=self.mlp_rank,
+                    outputs=ctx.layer.ffn.intermediate,
+                    count=float(np.max(op.count)),
+                    picked=self.keep,
                 ),
                 sparse,
             )
@@ -187,18 +210,26 @@ class ShadowLlm(Policy):
 
     name: ClassVar[str] = "shadowllm"
     family: ClassVar[str] = "contextual activation"
-    summary: ClassVar[str] = "one predictor after layer 0 picks heads and neurons of the whole model"
+    summary: ClassVar[str] = (
+        "one predictor after layer 0 picks heads and neurons of the whole model"
+    )
     aspects: ClassVar[frozenset[Aspect]] = frozenset({Aspect.WEIGHT_ROWS})
     compatibility: ClassVar[Compatibility] = Compatibility(
-        prefix_cache=False, chunked_prefill=False, speculative=False,
+        prefix_cache=False,
+        chunked_prefill=False,
+        speculative=False,
         gqa="a KV head is read if any head of its group is kept",
     )
     citation: ClassVar[str] = "Akhauri et al. 2024, arXiv:2406.16635"
     not_modelled: ClassVar[str] = "accuracy; recomputed K and V of heads that return"
     always_shown: ClassVar[tuple[str, ...]] = ("keep",)
 
-    keep: float = Field(0.5, gt=0.0, le=1.0, description="share of heads and of neurons kept per token")
-    attn_keep: float | None = Field(None, gt=0.0, le=1.0, description="share of heads; default keep")
+    keep: float = Field(
+        0.5, gt=0.0, le=1.0, description="share of heads and of neurons kept per token"
+    )
+    attn_keep: float | None = Field(
+        None, gt=0.0, le=1.0, description="share of heads; default keep"
+    )
     rank: int = Field(2048, ge=1, le=65536, description="width of both predictors")
     fallback: Literal["none", "dense"] = Field("none", description="dense path at keep=1")
 

@@ -34,7 +34,9 @@ class StreamingLlm(Policy):
     aspects: ClassVar[frozenset[Aspect]] = frozenset({Aspect.KV_TOKENS})
     compatibility: ClassVar[Compatibility] = Compatibility(prefix_cache=False)
     citation: ClassVar[str] = "Xiao et al. 2023, arXiv:2309.17453"
-    not_modelled: ClassVar[str] = "accuracy; peak KV of the prompt before eviction is held one layer at a time"
+    not_modelled: ClassVar[str] = (
+        "accuracy; peak KV of the prompt before eviction is held one layer at a time"
+    )
     always_shown: ClassVar[tuple[str, ...]] = ("window",)
 
     window: int = Field(1020, ge=1, le=10_000_000, description="newest tokens kept")

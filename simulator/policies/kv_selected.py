@@ -83,7 +83,10 @@ class Quest(Policy):
             role="kv.top_k",
             kind="topk",
             read_bytes=scored * op.n_heads * 4.0,
-            write_bytes=op.batch * np.where(active, self.budget / self.page, 0.0) * op.n_heads * 4.0,
+            write_bytes=op.batch
+            * np.where(active, self.budget / self.page, 0.0)
+            * op.n_heads
+            * 4.0,
             operand=Operand.INDEX,
             count=launched,
             overhead=True,

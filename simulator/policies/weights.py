@@ -10,7 +10,7 @@ from pydantic import Field
 from simulator.dtypes import DType, Format
 from simulator.model import ModelSpec
 from simulator.ops import Linear, Moe, Op
-from simulator.policies.base import Aspect, Compatibility, Context, Policy
+from simulator.policies.base import Aspect, Context, Policy
 from simulator.policies.grammar import POLICIES
 
 # Kept apart by every published recipe: accuracy lives in the embedding and the output matrix.
@@ -95,6 +95,3 @@ class W4A16(Policy):
         if not is_weight(op):
             return (op,)
         return (replace(op, fmt=self.weight_format(op.fmt)),)  # type: ignore[type-var]
-
-
-__all__ = ["Compatibility", "Nm24", "W4A16"]

@@ -8,6 +8,10 @@ io     bytes of Q, O and the new tokens' KV write / (bandwidth * io_eff)
 tiles  thread blocks per SM * tile_s: set-up, softmax and epilogue of a block
 chain  tokens one block walks in a row (at most `split_tokens` where KV is split) * token_s
 max4   (a^4 + b^4)^(1/4): tensor math and KV stream overlap inside a block
+dim    math_eff falls as (128/d)^dim_low below and (d/128)^dim_high above a head size of 128
+alone  decode kernels that do not pack every query group: groups above `group_max` (TensorRT-LLM's
+       fallback), and with `packs_all` 0 (FlashAttention-2) a window or a group of 1, run one block
+       per query head at `alone_eff` of the peak and, in the second case, without split-K
 window a kernel may skip only part of the tokens outside a sliding window: `window_leak`
 L2     a benchmark that repeats one KV buffer reads it from L2 while it fits (`l2_share`), `l2_gain`
        times faster; a model step does not (`reuse=0`, the default)
@@ -38,12 +42,28 @@ MLA_LATENT = 512
 MLA_ROPE = 64
 
 COEFFICIENTS = (
-    "launch_s", "math_eff", "kv_eff", "io_eff", "tile_s", "token_s", "split_tokens",
-    "page_tokens", "window_leak", "l2_gain", "l2_share", "row_tile",
+    "launch_s",
+    "math_eff",
+    "kv_eff",
+    "io_eff",
+    "tile_s",
+    "token_s",
+    "split_tokens",
+    "page_tokens",
+    "window_leak",
+    "l2_gain",
+    "l2_share",
+    "dim_low",
+    "dim_high",
+    "alone_eff",
+    "row_tile",
+    "group_max",
+    "packs_all",
 )
 AXES = ("lanes", "tokens", "group", "head_dim")
 """Surface coordinates: batch * KV heads; sqrt(q_len * tokens) of a chunk, tokens of a decode;
 query heads per KV head; head size."""
+
 
 @dataclass(frozen=True, slots=True)
 class AttentionTime:
@@ -146,14 +166,25 @@ def attention_time(
     peak, bandwidth = hw.math_flop_per_s, hw.hbm_bytes_per_s
     lanes = batch * n_kv_heads
 
+    group = n_heads / n_kv_heads
+    rows = q_len if prefill else group
+    tile = coef["row_tile"]
+    efficiency = coef["math_eff"] * head_size_factor(head_dim, coef)
+    split = coef["split_tokens"]
     # A decode tile holds the query heads of one KV head, a prefill tile rows of one query head.
-    rows = q_len if prefill else n_heads / n_kv_heads
-    tiles = np.ceil(rows / coef["row_tile"])
+    tiles = np.ceil(rows / tile)
     blocks = (batch * n_heads if prefill else lanes) * tiles
-    pad = tiles * coef["row_tile"] / rows
+    rate = efficiency * rows / (tiles * tile)
+    if not prefill and (coef["packs_all"] == 0.0 or np.any(group > coef["group_max"])):
+        wide = np.asarray(group > coef["group_max"])
+        plain = (coef["packs_all"] == 0.0) & ((group <= 1.0) | (np.asarray(window) > 0))
+        alone = wide | (plain & (group > 1.0))
+        blocks = np.where(alone, batch * n_heads, blocks)
+        rate = np.where(alone, coef["alone_eff"], rate)
+        split = np.where(plain, np.inf, split)
     pair_flop = 2.0 * n_heads * (head_dim + value_dim)
     useful = batch * (pair_flop * pairs) if flop is None else flop
-    math_s = useful * (walked / pairs * pad / (peak * coef["math_eff"]))
+    math_s = useful * (walked / pairs / (peak * rate))
     kv_bytes = lanes * (token_bytes * tokens) if kv_read_bytes is None else kv_read_bytes
     new_bytes = batch * (
         q_len * (n_heads * (head_dim + value_dim) * act_bytes + n_kv_heads * token_bytes)
@@ -167,7 +198,7 @@ def attention_time(
         saved = 1.0 - (reuse * (1.0 - 1.0 / coef["l2_gain"])) / (1.0 + x * x)
         kv_s = kv_s * saved
         io_s = io_s * saved if prefill else io_s
-    chain_s = np.minimum(tokens, coef["split_tokens"]) * (coef["token_s"] * head_dim / 128.0)
+    chain_s = np.minimum(tokens, split) * (coef["token_s"] * head_dim / 128.0)
     tiles_s = blocks * (coef["tile_s"] / hw.sm_count)
     fixed_s = coef["launch_s"] + chain_s
     work_s = np.sqrt(np.square(smooth_max(math_s, kv_s)) + np.square(tiles_s))
@@ -176,7 +207,7 @@ def attention_time(
         coords = {
             "lanes": lanes,
             "tokens": np.sqrt(q_len * tokens) if prefill else tokens,
-            "group": n_heads / n_kv_heads,
+            "group": group,
             "head_dim": head_dim,
         }
         total_s = total_s * np.exp(surface(**coords))
@@ -189,8 +220,13 @@ def attention_time(
     return AttentionTime(np.maximum(total_s, floor_s), math_s, kv_s + io_s, fixed_s + tiles_s)
 
 
+def head_size_factor(head_dim: Array, coef: Mapping[str, float]) -> Array:
+    """Tensor efficiency of a head size over that of 128 [-]."""
+    low = (np.minimum(head_dim, 128.0) / 128.0) ** coef["dim_low"]
+    return low * (128.0 / np.maximum(head_dim, 128.0)) ** coef["dim_high"]
+
+
 def smooth_max(a: Array, b: Array) -> Array:
     """(a^4 + b^4)^(1/4): the larger one, 19 % more where both are equal."""
     a2, b2 = a * a, b * b
     return np.sqrt(np.sqrt(a2 * a2 + b2 * b2))
-

@@ -51,9 +51,7 @@ def block_bytes_in_flight(blocks: Array, sm_count: float, blocks_per_sm: float =
     return np.minimum(blocks, sm_count * blocks_per_sm) * BLOCK_BYTES
 
 
-def kernel_bytes_per_s(
-    total_bytes: Array, peak_bytes_per_s: float, ramp_s: float
-) -> Array:
+def kernel_bytes_per_s(total_bytes: Array, peak_bytes_per_s: float, ramp_s: float) -> Array:
     """Average rate of a kernel that streams `total_bytes` and needs `ramp_s` to fill and drain.
 
     ``total / (total / peak + ramp)``: Quest's page-16 decode on an RTX 4090 is 8.5 us + bytes /

@@ -8,15 +8,22 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from simulator.errors import UnknownNameError
+from simulator.errors import InputError, UnknownNameError
 
 if TYPE_CHECKING:
     from simulator.calibration import Surface
     from simulator.roofline.hardware import Hardware
 
+_LN2 = float(np.log(2.0))
 OPS = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "send_recv")
 
-DEFAULT: Mapping[str, float] = {"t0_s": 4.0e-6, "hop_s": 1.5e-6, "link_share": 0.75}
+DEFAULT: Mapping[str, float] = {
+    "t0_s": 4.0e-6,
+    "hop_s": 1.5e-6,
+    "fill_s": 1.0e-6,
+    "link_share": 0.75,
+    "share_slope": 0.0,
+}
 """Coefficients of an NVLink machine under a CUDA graph, used where nothing was fitted."""
 
 
@@ -66,7 +73,9 @@ def collective_time(
 ) -> CollectiveTime:
     """Time of one collective over `n_ranks` devices.
 
-    t = (t0 + hop*log2(n) + V/(share*link)) * exp(surface(log2 S, log2 n)), never below the floor.
+    t = (t0 + hop*log2 n + V/r + sqrt(fill*V/link)) * exp(surface), r = share*link*(n/2)^slope, V from
+    `link_bytes`, never below the floor. The square root is the start-up of a pipeline of chunks with
+    the best chunk size (Thakur, Rabenseifner and Gropp, 2005).
 
     Parameters
     ----------
@@ -77,12 +86,12 @@ def collective_time(
     n_ranks : array_like
         Devices n taking part.
     hw : Hardware
-        `link_bytes_per_s` is the one-way rate of one device's link [B/s].
+        `link_bytes_per_s` is the one-way rate of one device's link [B/s]; fits of several nodes carry
+        the network in their share.
     coef : mapping
-        `t0_s`, `hop_s` [s], `link_share` [-]; `link_bytes_per_s` [B/s] overrides the profile's link
-        (inter-node and PCIe fits, where the path is a property of the host).
+        `t0_s`, `hop_s`, `fill_s` [s], `link_share`, `share_slope` [-].
     surface : Surface, optional
-        Log residual over axes `log2_bytes` and `log2_ranks`.
+        Log residual over axes `bytes` and `ranks`.
 
     Returns
     -------
@@ -90,16 +99,16 @@ def collective_time(
         Arrays of the broadcast shape [s]; one rank costs nothing.
     """
     size, n = np.broadcast_arrays(np.asarray(message_bytes, float), np.asarray(n_ranks, float))
-    log_n = np.log2(np.maximum(n, 1.0))
-    rate = coef.get("link_bytes_per_s", hw.link_bytes_per_s) * coef["link_share"]
+    if np.any(n < 1.0) or np.any(size < 0.0):
+        raise InputError("a collective needs at least one rank and a size of 0 B or more")
+    log_n = np.log2(n)
+    bare = link_bytes(op, size, n) / hw.link_bytes_per_s
     latency = coef["t0_s"] + coef["hop_s"] * log_n
-    link = link_bytes(op, size, n) / rate
+    link = bare * np.exp(-_LN2 * coef["share_slope"] * (log_n - 1.0)) / coef["link_share"]
+    link = link + np.sqrt(coef["fill_s"] * bare)
     if surface is not None:
-        factor = np.exp(surface(log2_bytes=np.log2(np.maximum(size, 1.0)), log2_ranks=log_n))
+        factor = np.exp(surface(bytes=size, ranks=n))
         latency, link = latency * factor, link * factor
     total = np.maximum(latency + link, collective_floor(op, size, n, hw=hw))
-    alone = n <= 1.0
-    zero = np.zeros_like(total)
-    return CollectiveTime(
-        np.where(alone, zero, total), np.where(alone, zero, latency), np.where(alone, zero, link)
-    )
+    used = n > 1.0
+    return CollectiveTime(total * used, latency * used, link * used)

@@ -33,7 +33,12 @@ from simulator.roofline.hardware import Hardware
 Array = NDArray[np.float64]
 
 TILES: tuple[tuple[int, int], ...] = (
-    (256, 128), (128, 128), (128, 64), (64, 64), (64, 32), (16, 64),
+    (256, 128),
+    (128, 128),
+    (128, 64),
+    (64, 64),
+    (64, 32),
+    (16, 64),
 )
 """Candidate output tiles (rows of m, columns of n)."""
 SPLITS: tuple[int, ...] = (1, 2, 4)

@@ -60,7 +60,9 @@ def route(num_tokens: Any, topk: Any, n_experts: Any, *, ep: Any, distribution: 
         active = np.maximum(local * hit, np.minimum(1.0, pairs))
         return Routing(active, np.maximum(pairs / ranks, active))
     if distribution.startswith("power_law_"):
-        return _power_law(pairs, tokens, experts, ranks, float(distribution.removeprefix("power_law_")))
+        return _power_law(
+            pairs, tokens, experts, ranks, float(distribution.removeprefix("power_law_"))
+        )
     raise InputError(
         f"unknown routing {distribution!r}; write balanced, uniform or power_law_<alpha>"
     )
@@ -150,7 +152,6 @@ def moe_time(
         factor = np.exp(surface(log2_rows=rows, log2_bytes=np.log2(weights)))
         math, memory, launch, body = math * factor, memory * factor, launch * factor, body * factor
     floor = np.maximum(
-        useful / hw.math_flop_per_s,
-        np.maximum(weights - hw.l2_bytes, 0.0) / hw.hbm_bytes_per_s,
+        useful / hw.math_flop_per_s, np.maximum(weights - hw.l2_bytes, 0.0) / hw.hbm_bytes_per_s
     )
     return MoeTime(np.maximum(body + launch, floor), math, memory, launch)

@@ -34,9 +34,8 @@ def expand_s(expand: Expand | None, hw: Hardware) -> Array:
     if expand is None:
         return 0.0
     cycles = hw.sm_count * hw.clock_hz
-    return (
-        expand.elements / (EXPAND_ELEMENTS_PER_SM_CYCLE * cycles)
-        + expand.nonzeros / (EXPAND_NONZEROS_PER_SM_CYCLE * cycles)
+    return expand.elements / (EXPAND_ELEMENTS_PER_SM_CYCLE * cycles) + expand.nonzeros / (
+        EXPAND_NONZEROS_PER_SM_CYCLE * cycles
     )
 
 

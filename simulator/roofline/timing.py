@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, singledispatch
 
@@ -19,7 +18,7 @@ from simulator.roofline.attention import attention_time
 from simulator.roofline.collective import collective_time
 from simulator.roofline.elementwise import elementwise_time
 from simulator.roofline.gemm import gemm_time
-from simulator.roofline.hardware import Hardware, hardware
+from simulator.roofline.hardware import hardware
 from simulator.roofline.moe import moe_time
 from simulator.roofline.sparse import expand_s, gathered_bytes, nm24_shares, pack_s
 
@@ -79,12 +78,22 @@ def time_op(op: Op, device: Device, engine: Engine) -> OpTime:
     """
     raw = _time(op, device, engine)
     basis = raw.basis.merge(Basis.EXTRAPOLATED) if raw.extrapolated else raw.basis
-    lo, hi = interval_factors(raw.fit.residual, raw.total, SPARSE_WIDENING if raw.extrapolated else 1.0)
+    lo, hi = interval_factors(
+        raw.fit.residual, raw.total, SPARSE_WIDENING if raw.extrapolated else 1.0
+    )
     count = op.count
     total = raw.total * count
     return OpTime(
-        op, total, raw.math * count, raw.memory * count, raw.link * count, raw.launch * count,
-        total * lo, total * hi, raw.family, basis,
+        op,
+        total,
+        raw.math * count,
+        raw.memory * count,
+        raw.link * count,
+        raw.launch * count,
+        total * lo,
+        total * hi,
+        raw.family,
+        basis,
         f"{raw.fit.device}/{raw.fit.family}/{raw.fit.dtype}/{raw.fit.library}",
     )
 
@@ -133,9 +142,16 @@ def _linear(op: Linear, device: Device, engine: Engine) -> _Raw:
     n = op.n * op.read_keep if op.gathered == "n" else op.n
     k = op.k * op.read_keep if op.gathered == "k" else op.k
     t = gemm_time(
-        op.m, n, k,
-        weight_bytes_per_element=op.fmt.weight_bytes, act_bytes=op.fmt.act_bytes, out_bytes=2.0,
-        hw=hw, coef=fit.coefficients, surface=fit.surface, batch=op.groups,
+        op.m,
+        n,
+        k,
+        weight_bytes_per_element=op.fmt.weight_bytes,
+        act_bytes=op.fmt.act_bytes,
+        out_bytes=2.0,
+        hw=hw,
+        coef=fit.coefficients,
+        surface=fit.surface,
+        batch=op.groups,
         weight_read_bytes=weight if sparse or op.bytes_per_weight is not None else None,
         flop=flop if sparse else None,
     )
@@ -157,12 +173,19 @@ def _attention(op: Attention, device: Device, engine: Engine) -> _Raw:
     changed = sparse or np.ndim(op.head_keep) > 0 or op.head_keep != 1.0
     flop = op.flop
     t = attention_time(
-        phase=phase, batch=op.batch, q_len=op.q_len,
+        phase=phase,
+        batch=op.batch,
+        q_len=op.q_len,
         kv_len=np.maximum(tokens, op.q_len) if op.attended is not None else op.kv_len,
-        n_heads=op.n_heads, n_kv_heads=op.n_kv_heads, head_dim=op.head_dim,
+        n_heads=op.n_heads,
+        n_kv_heads=op.n_kv_heads,
+        head_dim=op.head_dim,
         window=0 if op.window is None or op.attended is not None else op.window,
-        kv_bytes_per_element=op.kv_element_bytes, act_bytes=2.0, hw=hw,
-        coef=fit.coefficients, surface=fit.surface,
+        kv_bytes_per_element=op.kv_element_bytes,
+        act_bytes=2.0,
+        hw=hw,
+        coef=fit.coefficients,
+        surface=fit.surface,
         kv_read_bytes=gathered_bytes(op.kv_read_bytes, op.run_bytes, hw) if changed else None,
         flop=flop if changed or op.head_dim != op.v_head_dim else None,
     )
@@ -170,7 +193,14 @@ def _attention(op: Attention, device: Device, engine: Engine) -> _Raw:
     # Decode pads query rows on the tensor cores; what binds it is told from the useful flop.
     math = t.math_s if phase == "prefill" else flop / hw.math_flop_per_s
     return _Raw(
-        total, math, t.memory_s, 0.0, t.launch_s, fit, basis, f"attention.{phase}",
+        total,
+        math,
+        t.memory_s,
+        0.0,
+        t.launch_s,
+        fit,
+        basis,
+        f"attention.{phase}",
         extrapolated=bool(changed),
     )
 
@@ -181,9 +211,19 @@ def _moe(op: Moe, device: Device, engine: Engine) -> _Raw:
     fit, basis = lookup(device, "moe", op.fmt.name, engine.moe(device, op.fmt))
     per = op.fmt.weight_bytes if op.bytes_per_weight is None else op.bytes_per_weight
     t = moe_time(
-        op.tokens, op.hidden, op.intermediate, op.top_k, op.n_experts, tp=op.tp, ep=op.ep,
-        weight_bytes_per_element=per, gated=op.gated, hw=hw, coef=fit.coefficients,
-        surface=fit.surface, act_bytes=op.fmt.act_bytes,
+        op.tokens,
+        op.hidden,
+        op.intermediate,
+        op.top_k,
+        op.n_experts,
+        tp=op.tp,
+        ep=op.ep,
+        weight_bytes_per_element=per,
+        gated=op.gated,
+        hw=hw,
+        coef=fit.coefficients,
+        surface=fit.surface,
+        act_bytes=op.fmt.act_bytes,
     )
     return _Raw(t.total_s, t.math_s, t.memory_s, 0.0, t.launch_s, fit, basis, "moe")
 
@@ -193,8 +233,12 @@ def _elementwise(op: Elementwise, device: Device, engine: Engine) -> _Raw:
     hw = hardware(device, _vector_dtype(device))
     fit, basis = lookup(device, "elementwise", "bf16", engine.elementwise(device))
     t = elementwise_time(
-        gathered_bytes(op.read_bytes, op.run_bytes, hw), op.write_bytes,
-        kind=_STREAM_KIND.get(op.kind, op.kind), hw=hw, coef=fit.coefficients, surface=fit.surface,
+        gathered_bytes(op.read_bytes, op.run_bytes, hw),
+        op.write_bytes,
+        kind=_STREAM_KIND.get(op.kind, op.kind),
+        hw=hw,
+        coef=fit.coefficients,
+        surface=fit.surface,
     )
     vector = op.flop / hw.vector_flop_per_s if hw.vector_flop_per_s else 0.0
     lanes = vector + pack_s(op.pack_elements, hw)
@@ -219,6 +263,3 @@ def _vector_dtype(device: Device) -> DType:
         if device.has(dtype):
             return dtype
     raise UnsupportedError(f"{device.name} has no floating-point rate in its profile")
-
-
-Timer = Callable[[Op, Device, Engine], OpTime]

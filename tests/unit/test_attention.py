@@ -8,12 +8,7 @@ import pytest
 from simulator.calibration import Surface
 from simulator.errors import InputError
 from simulator.fitting.attention import START, generation_of, kernel_of, key_of
-from simulator.roofline.attention import (
-    AXES,
-    attention_time,
-    causal_pairs,
-    context_tokens,
-)
+from simulator.roofline.attention import AXES, attention_time, causal_pairs, context_tokens
 from simulator.roofline.bandwidth import (
     achievable_bytes_per_s,
     gather_efficiency,
@@ -22,16 +17,32 @@ from simulator.roofline.bandwidth import (
 from simulator.roofline.hardware import Hardware
 
 H100 = Hardware(
-    sm_count=132.0, math_flop_per_s=989e12, vector_flop_per_s=67e12, hbm_bytes_per_s=3.35e12,
-    l2_bytes=50e6, sector_bytes=32.0, link_bytes_per_s=450e9, link_latency_s=5e-6, clock_hz=1.83e9,
-    arch="hopper", max_clock_ratio=1.08,
+    sm_count=132.0,
+    math_flop_per_s=989e12,
+    vector_flop_per_s=67e12,
+    hbm_bytes_per_s=3.35e12,
+    l2_bytes=50e6,
+    sector_bytes=32.0,
+    link_bytes_per_s=450e9,
+    link_latency_s=5e-6,
+    clock_hz=1.83e9,
+    arch="hopper",
+    max_clock_ratio=1.08,
 )
 
 
 def run(phase="decode", **over):
     args = dict(
-        batch=8.0, q_len=1.0 if phase != "prefill" else 512.0, kv_len=2048.0, n_heads=32, n_kv_heads=8,
-        head_dim=128, kv_bytes_per_element=2.0, act_bytes=2.0, hw=H100, coef=START[phase],
+        batch=8.0,
+        q_len=1.0 if phase != "prefill" else 512.0,
+        kv_len=2048.0,
+        n_heads=32,
+        n_kv_heads=8,
+        head_dim=128,
+        kv_bytes_per_element=2.0,
+        act_bytes=2.0,
+        hw=H100,
+        coef=START[phase],
     )
     return attention_time(phase=phase, **(args | over))
 
@@ -113,8 +124,17 @@ def test_shapes_broadcast():
 def test_unknown_phase_is_an_error():
     with pytest.raises(InputError, match="prefill, decode, decode-mla"):
         attention_time(
-            phase="train", batch=1, q_len=1, kv_len=1, n_heads=1, n_kv_heads=1, head_dim=64,
-            kv_bytes_per_element=2.0, act_bytes=2.0, hw=H100, coef=START["decode"],
+            phase="train",
+            batch=1,
+            q_len=1,
+            kv_len=1,
+            n_heads=1,
+            n_kv_heads=1,
+            head_dim=64,
+            kv_bytes_per_element=2.0,
+            act_bytes=2.0,
+            hw=H100,
+            coef=START["decode"],
         )
 
 

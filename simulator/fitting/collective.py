@@ -1,0 +1,143 @@
+"""Fit and judge collectives: one fit per device, operation and communication library.
+
+Rows carry the whole call: launch, barrier and transfer. CUDA-graph and eager timings of one kernel
+are different libraries, and so are one, two and four nodes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from simulator.calibration import Fit, Surface
+from simulator.fitting import judge
+from simulator.fitting.smooth import Array, Axis, Recipe, fit_family, predict_family
+from simulator.roofline.collective import DEFAULT, collective_floor, collective_time
+from simulator.roofline.hardware import Hardware, hardware
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+FAMILY = "collective"
+INPUTS = ("op", "n_gpus", "n_nodes", "bytes")
+
+PATTERNS: tuple[tuple[str, str], ...] = (
+    (r"NCCL \(torch\.distributed\)", "nccl_torch"),
+    (r"nccl-tests", "nccl_tests"),
+    (r"oneCCL", "oneccl"),
+    (r":TRTLLM$", "trtllm"),
+    (r":NCCL$", "nccl"),
+    # 0.5.12 was timed on a host with peer-to-peer PCIe, up to ten times faster than the others.
+    (r"sglang-0\.5\.12:.*_graph$", "sglang_p2p_graph"),
+    (r"sglang-0\.5\.12:.*_eager$", "sglang_p2p_eager"),
+    (r"sglang-0\.5\.([0-9]|10):.*_graph$", "sglang_old_graph"),
+    (r"sglang-0\.5\.([0-9]|10):.*_eager$", "sglang_old_eager"),
+    (r"sglang-.*_graph$", "sglang_graph"),
+    (r"sglang-.*_eager$", "sglang_eager"),
+    (r"vllm-0\.1[0-8]\..*_graph$", "vllm_old_graph"),
+    (r"vllm-0\.1[0-8]\..*_eager$", "vllm_old_eager"),
+    (r"vllm-.*_graph$", "vllm_graph"),
+    (r"vllm-.*_eager$", "vllm_eager"),
+)
+"""Kernel string -> library, first match; vLLM 0.19 and SGLang 0.5.12 changed their kernels."""
+
+PREFERRED = ("vllm_graph", "sglang_graph", "nccl", "nccl_tests", "trtllm", "nccl_torch")
+
+
+def library_of(kernel: str, n_nodes: int = 1) -> str:
+    """Library a kernel string belongs to; several nodes are a library of their own."""
+    for pattern, name in PATTERNS:
+        if re.search(pattern, kernel):
+            return name if n_nodes == 1 else f"{name}_{n_nodes}nodes"
+    return "other"
+
+
+def prepare(rows: pd.DataFrame) -> pd.DataFrame:
+    """Usable rows, repeats (versions of a library, number formats) aggregated to their median.
+
+    Adds `key` (the operation), `library`, `kernel_family`, `repeats` and `spread`.
+    """
+    rows = judge.usable(rows)
+    library = [
+        library_of(str(k), int(n)) for k, n in zip(rows["kernel"], rows["n_nodes"], strict=True)
+    ]
+    rows = rows.assign(device=rows["device"].astype(str).str.lower(), library=library)
+    out = judge.aggregate(rows, ["device", "source", "library", *INPUTS])
+    return out.assign(key=out["op"], kernel_family=out["library"], dtype="any")
+
+
+@lru_cache(maxsize=64)
+def _hardware(device: str) -> Hardware:
+    from simulator import device as devices
+
+    found = devices.load(device)
+    return hardware(found, next(d for d in ("bf16", "fp16", "fp32") if found.has(d)))
+
+
+def _link(rows: pd.DataFrame) -> Hardware:
+    """Hardware whose link rate is an array, one value per row (groups mix devices when pooled)."""
+    from dataclasses import replace
+
+    rate = np.array([_hardware(d).link_bytes_per_s for d in rows["device"]])
+    return replace(_hardware(str(rows["device"].iloc[0])), link_bytes_per_s=rate)  # type: ignore[arg-type]
+
+
+def log_model(rows: pd.DataFrame, coef: Mapping[str, float], surface: Surface | None) -> Array:
+    """ln seconds of rows of one operation."""
+    time = collective_time(
+        str(rows["op"].iloc[0]),
+        rows["bytes"].to_numpy(float),
+        rows["n_gpus"].to_numpy(float),
+        hw=_link(rows),
+        coef=coef,
+        surface=surface,
+    )
+    return np.log(time.latency_s + time.link_s)
+
+
+def coords(rows: pd.DataFrame) -> dict[str, Array]:
+    """Coordinates of the residual surface."""
+    return {"bytes": rows["bytes"].to_numpy(float), "ranks": rows["n_gpus"].to_numpy(float)}
+
+
+def floor_s(rows: pd.DataFrame) -> Array:
+    """Link floor of rows of one operation [s]; zero between nodes, whose network no profile states."""
+    bare = collective_floor(
+        str(rows["op"].iloc[0]),
+        rows["bytes"].to_numpy(float),
+        rows["n_gpus"].to_numpy(float),
+        hw=_link(rows),
+    )
+    return np.where(rows["n_nodes"].to_numpy() == 1, bare, 0.0)
+
+
+RECIPE = Recipe(
+    family=FAMILY,
+    inputs=INPUTS,
+    log_model=log_model,
+    coords=coords,
+    axes=(Axis("bytes", 1.0, 0.1), Axis("ranks", 1.0, 0.003)),
+    start=DEFAULT,
+    spread={"t0_s": 2.0, "hop_s": 2.0, "fill_s": 2.0, "link_share": 2.0, "share_slope": 1.0},
+    preferred=PREFERRED,
+    between_source=0.20,
+    between_device=0.20,
+    signed=("share_slope",),
+    smallest=6,
+)
+
+
+def fit(rows: pd.DataFrame, *, date: str | None = None, residuals: bool = True) -> list[Fit]:
+    """Fits of every device, operation and library of prepared `rows`, then the pooled ones."""
+    return fit_family(RECIPE, rows, date=date, residuals=residuals)
+
+
+def predict(
+    rows: pd.DataFrame, fits: Iterable[Fit], *, cross: bool = False
+) -> tuple[Array, Array, Array]:
+    """Predicted seconds of prepared `rows` and their 90 % interval; `cross` widens between sources."""
+    return predict_family(RECIPE, rows, fits, floor_s, cross=cross)

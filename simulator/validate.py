@@ -1,0 +1,284 @@
+"""How wrong are we: ``python -m simulator.validate --kind gemm --data FILE [--holdout 0.3|source|device]``."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from simulator import console
+from simulator.errors import InputError, UnknownNameError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from simulator.calibration import Fit
+
+KERNEL_KINDS = ("gemm", "attention", "collective", "moe", "elementwise")
+KINDS = (*KERNEL_KINDS, "sparse", "e2e")
+SMALLEST = 50
+"""Rows below which a split's figures are not printed, only its count."""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Prepared rows with predictions beside them, and which split they belong to."""
+
+    rows: pd.DataFrame
+    split: str
+
+
+def module_of(kind: str) -> Any:
+    """Fitting module of a kernel family: `prepare`, `INPUTS`, `fit`, `predict`."""
+    return importlib.import_module(f"simulator.fitting.{kind}")
+
+
+def read_rows(path: Path) -> pd.DataFrame:
+    """Measured rows of a Parquet or CSV file."""
+    import pandas as pd
+
+    if not path.is_file():
+        raise InputError(f"no such file: {path}", where="--data")
+    try:
+        return pd.read_csv(path) if path.suffix == ".csv" else pd.read_parquet(path)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{path} cannot be read: {str(error).splitlines()[0]}", where="--data"
+        ) from None
+
+
+def committed(kind: str, devices: Iterator[str] | list[str]) -> list[Fit]:
+    """Fits of the profiles as they are committed, pooled ones included."""
+    from simulator.calibration import DEFAULT, load_fits
+
+    return [f for name in (*dict.fromkeys(devices), DEFAULT) for f in load_fits(name, kind)]
+
+
+def judge_rows(
+    kind: str, raw: pd.DataFrame, holdout: str | None
+) -> tuple[list[Judged], dict[str, int]]:
+    """Predictions for the rows to be judged, and counts of the rows left out by reason."""
+    module = module_of(kind)
+    excluded = _excluded(raw)
+    rows = module.prepare(raw)
+    if holdout is None:
+        devices = sorted(rows["device"].unique())
+        return [_predicted(module, rows, committed(kind, devices), "in_source")], excluded
+    return list(_splits(module, rows, holdout)), excluded
+
+
+def _excluded(raw: pd.DataFrame) -> dict[str, int]:
+    import numpy as np
+
+    out: dict[str, int] = {}
+    if "flag" in raw:
+        flag = raw["flag"].fillna("").astype(str).str.strip()
+        out = {f"flag {k}": int(v) for k, v in flag[flag != ""].value_counts().items()}
+    if "time_s" in raw:
+        bad = ~np.isfinite(raw["time_s"].to_numpy(float)) | (raw["time_s"].to_numpy(float) <= 0)
+        if bad.any():
+            out["no positive time"] = int(bad.sum())
+    return out
+
+
+def _splits(module: Any, rows: pd.DataFrame, holdout: str) -> Iterator[Judged]:
+    from simulator.fitting import judge
+
+    if holdout in ("source", "device"):
+        yield from _left_out(module, rows, holdout)
+        return
+    try:
+        share = float(holdout)
+    except ValueError:
+        share = -1.0
+    if not 0.0 < share < 1.0:
+        raise InputError(
+            f"{holdout!r} is not a share between 0 and 1, 'source' or 'device'", where="--holdout"
+        )
+    test = judge.holdout(judge.shape_group(rows, module.INPUTS), share)
+    yield _predicted(module, rows[test], module.fit(rows[~test]), "in_source")
+
+
+def _left_out(module: Any, rows: pd.DataFrame, column: str) -> Iterator[Judged]:
+    """Leave one source of a device, or one device, out at a time."""
+    import pandas as pd
+
+    parts = []
+    if column == "device":
+        for name in sorted(rows["device"].unique()):
+            mine = (rows["device"] == name).to_numpy()
+            if mine.all():
+                raise InputError("one device only: nothing is left to fit on", where="--holdout")
+            parts.append(
+                _predicted(
+                    module, rows[mine], module.fit(rows[~mine], residuals=True), "cross_device"
+                ).rows
+            )
+        yield Judged(pd.concat(parts), "cross_device")
+        return
+    several = rows.groupby("device")["source"].nunique()
+    for source in sorted(rows["source"].unique()):
+        here = rows["device"].isin(several[several > 1].index) & (rows["source"] == source)
+        if here.any():
+            fits = module.fit(rows[rows["source"] != source])
+            parts.append(_predicted(module, rows[here], fits, "cross_source").rows)
+    if not parts:
+        raise InputError("no device has rows of two sources", where="--holdout")
+    yield Judged(pd.concat(parts), "cross_source")
+
+
+def _predicted(module: Any, rows: pd.DataFrame, fits: list[Fit], split: str) -> Judged:
+    from simulator.fitting.naive import naive_s
+
+    mid, lo, hi = module.predict(rows, fits, cross=split != "in_source")
+    naive = naive_s(module.FAMILY, rows)
+    return Judged(rows.assign(mid_s=mid, lo_s=lo, hi_s=hi, naive_s=naive), split)
+
+
+def table(kind: str, judged: Judged, by: tuple[str, ...]) -> list[dict[str, Any]]:
+    """Figures of every group of `by`, largest first; small groups carry their count only."""
+    rows = judged.rows
+    keys = [k for k in by if k in rows]
+    out = []
+    for names, group in rows.groupby(keys, dropna=False, sort=False):
+        labels = dict(zip(keys, names if isinstance(names, tuple) else (names,), strict=True))
+        out.append({"family": kind, **labels, "split": judged.split, **figures(group)})
+    return sorted(out, key=lambda r: -r["n"])
+
+
+def figures(rows: pd.DataFrame) -> dict[str, Any]:
+    """The contract's figures of one group of judged rows."""
+    import numpy as np
+
+    from simulator.fitting import judge
+
+    t, mid = rows["time_s"].to_numpy(float), rows["mid_s"].to_numpy(float)
+    if len(rows) < SMALLEST:
+        return {"n": len(rows)}
+    lo, hi = rows["lo_s"].to_numpy(float), rows["hi_s"].to_numpy(float)
+    repeated = rows["repeats"].to_numpy() > 1 if "repeats" in rows else np.zeros(len(rows), bool)
+    naive = np.abs(rows["naive_s"].to_numpy(float) / t - 1.0)
+    return {
+        **judge.figures(t, mid),
+        "coverage_90": float(np.mean((t >= lo) & (t <= hi))),
+        "interval_width": float(np.median(np.log(hi / lo))),
+        "noise_floor": float(np.median(rows["spread"].to_numpy()[repeated]))
+        if repeated.any()
+        else None,
+        "roofline_median_ape": float(np.nanmedian(naive)),
+    }
+
+
+def worst(judged: Judged, by: tuple[str, ...], n: int) -> list[dict[str, Any]]:
+    """The `n` groups with the largest median error among those with enough rows."""
+    rows = [r for r in table("", judged, by) if "median_ape" in r]
+    return sorted(rows, key=lambda r: -r["median_ape"])[:n]
+
+
+GROUP = ("source", "device", "dtype", "phase", "kernel_family")
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
+
+
+@app.command()
+def command(
+    kind: Annotated[str, typer.Option(help=" | ".join(KINDS))],
+    data: Annotated[Path, typer.Option(help="Parquet or CSV of measured rows")],
+    holdout: Annotated[
+        str | None,
+        typer.Option(
+            help="share, 'source' or 'device': fit in memory on the rest; none = judge what is committed"
+        ),
+    ] = None,
+    by: Annotated[str, typer.Option(help="columns of the table")] = "device,dtype,phase",
+    json_: Annotated[
+        bool, typer.Option("--json", help='{"rows": [...], "excluded": {...}} on stdout')
+    ] = False,
+) -> None:
+    """Judge predictions on measured rows: APE, bias, coverage and width of the interval.
+
+    Without --holdout nothing is fitted. Splits are by shape, repeats are aggregated to their median first.
+    """
+    if kind not in KINDS:
+        raise UnknownNameError("kind", kind, KINDS, where="--kind")
+    raw = read_rows(data)
+    if kind not in KERNEL_KINDS:
+        module = module_of(kind)
+        result = module.validate(raw, holdout)
+        if json_:
+            console.out_json(result)
+        else:
+            module.show(result)
+        return
+    judged, excluded = judge_rows(kind, raw, holdout)
+    for j in judged:
+        j.rows["kernel_family"] = j.rows["library"]
+    if json_:
+        rows = [r for j in judged for r in table(kind, j, GROUP)]
+        total = [{"family": kind, "split": j.split, **figures(j.rows)} for j in judged]
+        console.out_json({"rows": rows, "total": total, "excluded": excluded})
+        return
+    for j in judged:
+        shown = [{"family": kind, "device": "all", "split": j.split, **figures(j.rows)}]
+        shown += table(kind, j, tuple(c.strip() for c in by.split(",")))
+        _print(kind, j.split, shown, excluded)
+
+
+def _print(kind: str, split: str, rows: list[dict[str, Any]], excluded: dict[str, int]) -> None:
+    def percent(x: Any) -> str:
+        return "-" if x is None else f"{x:.1%}"
+
+    labels = [
+        k
+        for k in ("source", "device", "dtype", "phase", "op", "kernel_family")
+        if any(k in r for r in rows)
+    ]
+    console.table(
+        f"{kind}, {split}: predicted against measured",
+        [
+            *labels,
+            "n",
+            "> 50 us",
+            "median APE",
+            "> 50 us",
+            "p90 APE",
+            "bias",
+            "coverage",
+            "width",
+            "noise",
+            "roofline",
+        ],
+        [
+            [
+                *(str(r.get(k, "")) for k in labels),
+                f"{r['n']}",
+                *(
+                    [
+                        str(r["n_over_50us"]),
+                        percent(r["median_ape"]),
+                        percent(r["median_ape_over_50us"]),
+                        percent(r["p90_ape"]),
+                        f"{r['bias']:+.1%}",
+                        percent(r["coverage_90"]),
+                        f"{r['interval_width']:.2f}",
+                        percent(r["noise_floor"]),
+                        percent(r["roofline_median_ape"]),
+                    ]
+                    if "median_ape" in r
+                    else ["-"] * 9
+                ),
+            ]
+            for r in rows
+        ],
+        left=len(labels),
+        note="coverage: share inside the 90 % interval; width: median ln(hi/lo); roofline: median APE of max(flop/peak,"
+        " bytes/bandwidth); left out: "
+        + (", ".join(f"{v} {k}" for k, v in excluded.items()) or "nothing"),
+    )
+
+
+if __name__ == "__main__":
+    console.main(app)

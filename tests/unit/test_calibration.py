@@ -1,0 +1,173 @@
+"""Surfaces, residuals, the TOML round trip and which fit answers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+
+from simulator import calibration as cal
+from simulator.errors import InputError, UnsupportedError
+
+RESIDUAL = cal.Residual(0.04, 0.09, -0.07, 0.08, between_source=0.08, n_eff=300.0)
+
+
+@dataclass(frozen=True)
+class Card:
+    name: str
+    arch: str = "hopper"
+    compute_capability: str | None = "9.0"
+
+
+def surface() -> cal.Surface:
+    axes = (("m", (0.0, 3.0, 6.0)), ("n", (5.0, 9.0)), ("k", (5.0, 7.0, 11.0)))
+    return cal.Surface(axes, np.arange(18.0).reshape(3, 2, 3) * 0.01 - 0.05)
+
+
+def a_fit(**changes: object) -> cal.Fit:
+    fit = cal.Fit(
+        "gemm", "h100-sxm", "bf16", cal.VENDOR, {"launch_s": 2.5e-6, "compute": 1.0}, surface(),
+        1020, ("aiconfigurator",), "2026-01-01", RESIDUAL,
+    )
+    return replace(fit, **changes)
+
+
+def test_surface_is_exact_at_knots_and_linear_between():
+    s = surface()
+    assert float(s(m=8.0, n=512.0, k=128.0)) == pytest.approx(s.values[1, 1, 1], abs=1e-12)
+    mean = (s.values[1, 0, 0] + s.values[2, 0, 0]) / 2
+    assert float(s(m=2**4.5, n=32.0, k=32.0)) == pytest.approx(mean, abs=1e-12)
+
+
+def test_surface_scalar_line_and_grid_agree():
+    s = surface()
+    m = np.array([1.0, 7.0, 33.0, 500.0])
+    n = np.array([16.0, 40.0, 4096.0])[:, None]
+    k = np.array([32.0, 77.0])[:, None, None]
+    grid = s(m=m, n=n, k=k)
+    assert grid.shape == (2, 3, 4)
+    for i, j, h in np.ndindex(grid.shape):
+        one = s(m=m[h], n=n[j, 0], k=k[i, 0, 0])
+        assert float(one) == pytest.approx(grid[i, j, h], abs=1e-12)
+    np.testing.assert_allclose(s(m=m, n=40.0, k=77.0), grid[1, 1], atol=1e-12)
+
+
+def test_surface_is_clamped_and_says_so():
+    s = surface()
+    assert float(s(m=1e9, n=32.0, k=32.0)) == pytest.approx(s.values[2, 0, 0], abs=1e-12)
+    assert not bool(s.inside(m=1e9, n=32.0, k=32.0))
+    assert bool(s.inside(m=2.0, n=64.0, k=64.0))
+
+
+def test_surface_refuses_wrong_shape_knots_and_coordinates():
+    with pytest.raises(InputError, match="shape"):
+        cal.Surface((("m", (0.0, 1.0)),), np.zeros(3))
+    with pytest.raises(InputError, match="increase"):
+        cal.Surface((("m", (1.0, 1.0)),), np.zeros(2))
+    with pytest.raises(InputError, match="coordinates"):
+        surface()(m=1.0)
+
+
+def test_residual_classes_and_cross_source_widening():
+    r = replace(RESIDUAL, classes=((0.0, -0.2, 0.1), (50e-6, -0.05, 0.04)))
+    low, high = r.quantiles([1e-6, 1e-3])
+    np.testing.assert_allclose([low, high], [[-0.2, -0.05], [0.1, 0.04]])
+    wide_low, wide_high = r.quantiles([1e-6, 1e-3], cross=True)
+    assert (wide_low < low).all() and (wide_high > high).all()
+    assert r.widened(0.1).q95 > r.q95 and r.widened(0.0).q05 == pytest.approx(r.q05)
+
+
+def test_round_trip(tmp_path):
+    path = tmp_path / "h100-sxm" / "gemm.toml"
+    fit = a_fit(residual=replace(RESIDUAL, classes=((0.0, -0.2, 0.1),)))
+    cal.dump(path, [fit, a_fit(library="torch", surface=None)])
+    first, second = cal.parse(path.read_text(), str(path))
+    assert first.coefficients == fit.coefficients
+    assert first.residual == fit.residual
+    np.testing.assert_allclose(first.surface.values, fit.surface.values, atol=cal.MILLI / 2)
+    assert first.surface.axes == fit.surface.axes
+    assert (second.library, second.surface) == ("torch", None)
+
+
+def test_integer_lists_are_read_too():
+    text = """schema = 1
+family = "gemm"
+device = "x"
+date = "2026-01-01"
+[[fit]]
+dtype = "bf16"
+library = "vendor"
+n = 3
+sources = ["s"]
+coefficients = { launch_s = 1e-6 }
+residual = { sigma_in = 0.1, sigma_cross = 0.1, q05 = -0.1, q95 = 0.1 }
+surface = { axes = [{ name = "m", knots = [0, 1] }], values = [10, -20] }
+"""
+    (fit,) = cal.parse(text, "x.toml")
+    np.testing.assert_allclose(fit.surface.values, [0.010, -0.020])
+    with pytest.raises(InputError, match=r"x\.toml"):
+        cal.parse(text.replace("schema = 1", "schema = 9"), "x.toml")
+    with pytest.raises(InputError, match=r"x\.toml.*library"):
+        cal.parse(text.replace('library = "vendor"\n', ""), "x.toml")
+
+
+def test_basis_merges_to_the_worst():
+    assert cal.Basis.CALIBRATED.merge(cal.Basis.DATASHEET) is cal.Basis.DATASHEET
+    assert cal.Basis.EXTRAPOLATED.merge(cal.Basis.CALIBRATED) is cal.Basis.EXTRAPOLATED
+
+
+@pytest.mark.parametrize(
+    ("card", "scope"),
+    [
+        (Card("h", "hopper", "9.0"), "sm90"),
+        (Card("g", "blackwell", "10.3"), "sm100"),
+        (Card("a", "ampere", "8.6"), "sm86"),
+        (Card("m", "cdna3", None), "cdna3"),
+    ],
+)
+def test_scope(card, scope):
+    assert cal.scope_of(card) == scope
+
+
+@pytest.fixture
+def own_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("SHADOWLINE_HOME", str(tmp_path))
+    cal.load_fits.cache_clear()
+    yield tmp_path / "measured"
+    cal.load_fits.cache_clear()
+
+
+def test_lookup_order(own_home):
+    family = "toy"
+    cal.dump(own_home / "one" / f"{family}.toml", [
+        a_fit(family=family, device="one", library="torch", n=9000),
+        a_fit(family=family, device="one"),
+        a_fit(family=family, device="one", dtype="fp8"),
+    ])
+    cal.dump(own_home / cal.DEFAULT / f"{family}.toml", [
+        a_fit(family=family, device="sm90"),
+        a_fit(family=family, device=cal.ANY),
+        a_fit(family=family, device=cal.ANY, dtype="nvfp4"),
+    ])
+
+    def found(name: str, dtype: str, library: str | None = None, capability: str = "9.0"):
+        fit, basis = cal.lookup(Card(name, "x", capability), family, dtype, library)
+        return fit.device, fit.dtype, fit.library, basis
+
+    assert found("one", "bf16") == ("one", "bf16", "vendor", cal.Basis.CALIBRATED)
+    assert found("one", "fp16", "torch") == ("one", "bf16", "torch", cal.Basis.CALIBRATED)
+    assert found("one", "bf16", "nobody")[2:] == ("vendor", cal.Basis.EXTRAPOLATED)
+    assert found("one", "fp8_static")[1::2] == ("fp8", cal.Basis.EXTRAPOLATED)
+    assert found("two", "bf16")[::3] == ("sm90", cal.Basis.EXTRAPOLATED)
+    assert found("two", "bf16", capability="7.0")[::3] == ("any", cal.Basis.DATASHEET)
+    assert found("two", "mxfp4")[1::2] == ("nvfp4", cal.Basis.DATASHEET)
+    with pytest.raises(UnsupportedError, match="w4a16.*measure it"):
+        found("two", "w4a16")
+
+
+def test_a_fit_standing_in_is_wider(own_home):
+    cal.dump(own_home / "one" / "toy.toml", [a_fit(family="toy", device="one")])
+    exact, _ = cal.lookup(Card("one"), "toy", "bf16", "vendor")
+    other, _ = cal.lookup(Card("one"), "toy", "bf16", "nobody")
+    assert other.residual.q95 > exact.residual.q95

@@ -1,0 +1,163 @@
+"""The GEMM time model by hand, its floors and limits, and the fit on made-up rows."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from simulator import calibration as cal
+from simulator import device as devices
+from simulator.errors import UnsupportedError
+from simulator.fitting import gemm as fitting
+from simulator.roofline.gemm import DEFAULTS, SPLITS, TILES, floor_s, gemm_time
+from simulator.roofline.hardware import Hardware, hardware
+
+HW = Hardware(100.0, 1e15, 6e13, 3e12, 5e7, 32.0, 4e11, 1e-6, 1.8e9, "toy", 1.1)
+BYTES = {"weight_bytes_per_element": 2.0, "act_bytes": 2.0, "out_bytes": 2.0}
+
+
+def timed(m, n, k, coef=DEFAULTS, **more):
+    return gemm_time(m, n, k, **BYTES, hw=HW, coef=coef, **more)
+
+
+def test_by_hand_one_wave():
+    """m=n=640, k=4096 with 64x64 tiles is exactly 100 CTAs on 100 SMs: one wave, no split.
+
+    cta = 4096 (2*64*64*100/(c 1e15) + 0.15*256*100/3e12) + ramp; every other candidate is slower.
+    """
+    c = DEFAULTS
+    step = 2 * 64 * 64 * 100 / (c["compute"] * 1e15) + c["tile_load"] * (64 + 64) * 2 * 100 / 3e12
+    one_wave = 4096 * step + c["ramp_s"]
+    got = timed(640.0, 640.0, 4096.0)
+    assert float(got.math_s) <= one_wave * (1 + 1e-12)
+    best = math.inf
+    for tm, tn in TILES:
+        for s in SPLITS:
+            w = math.ceil(640 / tm) * math.ceil(640 / tn) * s / 100
+            w = (1 - c["quant"]) * max(w, 1.0) + c["quant"] * math.ceil(w)
+            rate = 2 * tm * tn * 100 / (c["compute"] * 1e15)
+            cta = 4096 / s * (rate + c["tile_load"] * 2 * (tm + tn) * 100 / 3e12) + c["ramp_s"]
+            extra = c["split_s"] + c["split_io"] * 8 * 640 * 640 / 3e12 if s > 1 else 0.0
+            best = min(best, w * cta + extra)
+    assert float(got.math_s) == pytest.approx(best, rel=1e-12)
+    memory = (640 * 4096 * 2 * 2 + 640 * 640 * 2) / (c["memory"] * 3e12)
+    assert float(got.memory_s) == pytest.approx(memory, rel=1e-12)
+    body = max(best, memory) + c["overlap"] * min(best, memory)
+    assert float(got.total_s) == pytest.approx(body + c["launch_s"], rel=1e-12)
+
+
+def test_scalar_vector_and_grid_agree():
+    m = np.array([1.0, 17.0, 300.0, 4096.0])
+    n = np.array([512.0, 4096.0])[:, None]
+    grid = timed(m, n, 1024.0).total_s
+    assert grid.shape == (2, 4)
+    for i, j in np.ndindex(2, 4):
+        assert float(timed(m[j], n[i, 0], 1024.0).total_s) == pytest.approx(grid[i, j], rel=1e-12)
+
+
+def test_never_below_the_floor_and_grows():
+    cheat = dict(DEFAULTS, compute=50.0, memory=50.0, tile_load=1e-6, launch_s=0.0, ramp_s=0.0)
+    m = 2.0 ** np.arange(0, 16)
+    flop, moved = 2 * m * 8192 * 8192, 2 * (8192.0**2 + 2 * m * 8192)
+    assert (timed(m, 8192.0, 8192.0, cheat).total_s >= floor_s(flop, moved, HW)).all()
+    powers = timed(m, 8192.0, 8192.0).total_s
+    assert (np.diff(powers) >= -1e-12).all()
+    assert float(floor_s(1e12, 0.0, HW)) == pytest.approx(1e12 / 1.1e15)
+
+
+def test_overrides_scale_math_and_weights():
+    m, n, k = 4096.0, 8192.0, 8192.0
+    full, half = timed(m, n, k), timed(m, n, k, flop=m * n * k)
+    assert float(half.math_s) == pytest.approx(float(full.math_s) / 2)
+    few = timed(1.0, n, k, weight_read_bytes=n * k)
+    assert float(few.memory_s) < float(timed(1.0, n, k).memory_s) * 0.51
+
+
+def test_surface_multiplies_all_but_the_launch():
+    flat = cal.Surface((("m", (0.0, 1.0)), ("n", (0.0,)), ("k", (0.0,))), np.full((2, 1, 1), 0.1))
+    plain, more = timed(128.0, 4096.0, 4096.0), timed(128.0, 4096.0, 4096.0, surface=flat)
+    launch = float(plain.launch_s)
+    ratio = (float(more.total_s) - launch) / (float(plain.total_s) - launch)
+    assert ratio == pytest.approx(math.exp(0.1))
+
+
+def test_missing_coefficient_is_an_error():
+    with pytest.raises(KeyError, match="compute"):
+        timed(1.0, 1.0, 1.0, {"launch_s": 1e-6})
+
+
+def test_hardware_of_a_device():
+    card = devices.load("h100-sxm")
+    hw = hardware(card, "w4a16")
+    assert hw.math_flop_per_s == card.peak_flop_per_s("fp16")
+    assert hw.max_clock_ratio >= 1.0
+    assert hardware(card, "fp8").math_flop_per_s == card.peak_flop_per_s("fp8")
+
+
+@pytest.mark.parametrize(
+    ("kernel", "library"),
+    [
+        ("vllm-0.24.0:torch.nn.functional.linear", "vllm"),
+        ("trtllm-1.3.0rc20:torch_flow", "trtllm"),
+        ("vllm-0.24.0:DeepGemmFp8BlockScaledMMKernel", "vllm_deepgemm"),
+        ("sglang-0.5.14:sglang_deepgemm_gemm_nt_f8f8bf16", "sglang"),
+        ("torch linear (vidur profiler):attn_post_proj", "torch"),
+        ("vLLM-0.19 layerwise:o_proj", "torch"),
+        ("cuBLAS GemmEx", "cublas_launch"),
+        ("bmm:ampere_sgemm_128x128_nn", "bmm"),
+        ("aiter:ck", "aiter_ck"),
+        ("DeepGEMM fp8", "deepgemm"),
+        ("something new", "other"),
+    ],
+)
+def test_library_of(kernel, library):
+    assert fitting.library_of(kernel) == library
+
+
+@pytest.fixture(scope="module")
+def made_rows():
+    """Rows drawn from the model itself on one card, 4 % noise; one flagged row."""
+    pd = pytest.importorskip("pandas")
+    rng = np.random.default_rng(0)
+    shape = 2.0 ** rng.integers([0, 8, 8], [14, 14, 14], size=(220, 3))
+    truth = dict(DEFAULTS, compute=0.7, memory=0.75, launch_s=4e-6)
+    hw = hardware(devices.load("h100-sxm"), "bf16")
+    time_s = gemm_time(*shape.T, **BYTES, hw=hw, coef=truth).total_s
+    rows = pd.DataFrame(shape, columns=["m", "n", "k"])
+    rows["time_s"] = time_s * np.exp(0.04 * rng.standard_normal(len(rows)))
+    rows["source"], rows["device"], rows["dtype"] = "made-up", "H100-SXM", "bf16"
+    rows["kernel"], rows["batch"], rows["flag"] = "torch.matmul", 1, ""
+    rows.loc[0, "flag"] = "broken"
+    return rows
+
+
+def test_fit_finds_the_truth_and_covers(made_rows):
+    rows = fitting.prepare(made_rows)
+    assert rows["device"].unique().tolist() == ["h100-sxm"]
+    assert rows["library"].unique().tolist() == ["torch"]
+    fits = fitting.fit(rows, date="2026-01-01")
+    (own,) = [f for f in fits if f.device == "h100-sxm" and f.library == cal.VENDOR]
+    assert own.coefficients["memory"] == pytest.approx(0.75, rel=0.1)
+    assert own.n == len(rows) <= len(made_rows) - 1
+    mid, low, high = fitting.predict(rows, fits)
+    assert np.median(np.abs(mid / rows["time_s"] - 1)) < 0.05
+    inside = (rows["time_s"] >= low) & (rows["time_s"] <= high)
+    assert 0.85 <= inside.mean() <= 1.0
+
+
+def test_unknown_class_is_refused(made_rows):
+    rows = fitting.prepare(made_rows)
+    fits = fitting.fit(rows, date="2026-01-01", residuals=False)
+    with pytest.raises(UnsupportedError, match="nvfp4"):
+        fitting.predict(rows.assign(dtype="nvfp4", device="b200"), fits)
+
+
+def test_learning_curve_falls(made_rows):
+    rows = fitting.prepare(made_rows)
+    curve = fitting.learning_curve(rows, "h100-sxm", "bf16", (20, 120), seeds=(0, 1))
+    few, many = (
+        np.median([c["median_ape"] for c in curve if c["fit_rows"] == size]) for size in (20, 120)
+    )
+    assert many < few
