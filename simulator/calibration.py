@@ -41,6 +41,11 @@ NEAR_DTYPES: Mapping[str, tuple[str, ...]] = {
     "w8a16": ("w4a16",),
     "tf32": ("fp32",),
     "fp32": ("tf32",),
+    "prefill.bf16": ("prefill.fp8",),
+    "prefill.fp8": ("prefill.bf16", "prefill.fp8.fp8"),
+    "prefill.fp8.fp8": ("prefill.fp8", "prefill.bf16"),
+    "decode.bf16": ("decode.fp8",),
+    "decode.fp8": ("decode.bf16",),
 }
 """Formats whose kernels behave alike, nearest first; used when a device has no fit of its own."""
 
@@ -176,6 +181,8 @@ def _multilinear(
         i, w = cells[0]
         low = values[i]
         return low + w * (values[np.minimum(i + 1, len(values) - 1)] - low)
+    if len(cells) == 2 and _crossed(cells[0][0].shape, cells[1][0].shape):
+        return _outer(values, cells[0], cells[1])
     (i, w), rest = cells[0], cells[1:]
     flat = values.reshape(-1)
     strides = [int(s) // values.itemsize for s in np.ascontiguousarray(values).strides]
@@ -192,6 +199,34 @@ def _multilinear(
     for at, weight in corners[1:]:
         total = total + flat[at] * weight
     return total
+
+
+def _crossed(a: tuple[int, ...], b: tuple[int, ...]) -> bool:
+    """Whether shapes `a` and `b` broadcast to their outer product: no dimension is long in both."""
+    return len(a) == len(b) and all(m == 1 or n == 1 for m, n in zip(a, b, strict=True))
+
+
+def _outer(
+    values: NDArray[np.float64],
+    a: tuple[NDArray[np.int64], NDArray[np.float64]],
+    b: tuple[NDArray[np.int64], NDArray[np.float64]],
+) -> NDArray[np.float64]:
+    """Bilinear interpolation on a product grid, as two small matrix products instead of gathers."""
+    (i, _), (j, _) = a, b
+    table = _hat(*a, len(values)) @ values @ _hat(*b, values.shape[1]).T
+    n = i.ndim
+    order = [axis for pair in zip(range(n), range(n, 2 * n), strict=True) for axis in pair]
+    shape = np.broadcast_shapes(i.shape, j.shape)
+    return table.reshape(i.shape + j.shape).transpose(order).reshape(shape)
+
+
+def _hat(i: NDArray[np.int64], w: NDArray[np.float64], knots: int) -> NDArray[np.float64]:
+    """Interpolation weights as a matrix, shape (points, knots)."""
+    out = np.zeros((i.size, knots))
+    at, left = np.arange(i.size), i.reshape(-1)
+    out[at, left] = 1.0 - w.reshape(-1)
+    out[at, np.minimum(left + 1, knots - 1)] += w.reshape(-1)
+    return out
 
 
 @dataclass(frozen=True)

@@ -61,10 +61,10 @@ def table(
         pad_edge=False,
     )
     for i, name in enumerate(headers):
-        shown.add_column(name, justify="left" if i < left else "right", overflow="fold")
+        shown.add_column(name, justify="left" if i < left else "right", overflow="fold", no_wrap=not sys.stdout.isatty())
     for row in body:
         shown.add_row(*row)
-    width = None if sys.stdout.isatty() else int(os.environ.get("COLUMNS", "150"))
+    width = None if sys.stdout.isatty() else int(os.environ.get("COLUMNS", "240"))
     console = Console(file=sys.stdout, width=width, highlight=False, markup=False)
     console.print(shown)
     if note:

@@ -1,15 +1,42 @@
-"""Serving engines as data: which kernel libraries they call and what their host side costs."""
+"""Serving engines as data: which kernel libraries they call and what they add to the kernels."""
 
 from __future__ import annotations
 
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib import resources
 
+import numpy as np
+
+from simulator.arrays import Array
 from simulator.device import Device
 from simulator.dtypes import Format
 from simulator.errors import UnknownNameError
+
+
+ASSUMED_SPREAD = 0.10
+"""Step error assumed for an engine whose own was never measured [-]."""
+FEWEST = 8
+"""Setups below which a measured spread is not used [-]."""
+
+
+@dataclass(frozen=True)
+class StepParts:
+    """Time of one step, taken apart [s]; arrays of the step's shape.
+
+    Attributes
+    ----------
+    total_s : Array
+        ``max(GPU stream, submission) + waiting``.
+    stream_s, submit_s, wait_s : Array
+        Kernels in the engine's hands, the host's launches beside them, and the host work both wait for.
+    """
+
+    total_s: Array
+    stream_s: Array
+    submit_s: Array
+    wait_s: Array
 
 
 @dataclass(frozen=True)
@@ -24,10 +51,24 @@ class Engine:
         Host seconds per kernel launch, one by one and inside a replayed graph [s].
     schedule_s : float
         Host seconds between two steps that the GPU waits for [s].
-    row_s : float
-        The part of that which grows with the batch [s per sequence].
+    row_s, token_s : float
+        The part of that which grows with the sequences and with the prompt tokens of the step [s].
+    rank_s : float
+        What one collective costs beyond its isolated timing: ranks wait for the slowest [s].
+    decode_stretch, prefill_stretch : float
+        Kernel time inside the engine over the sum of the kernels' own timings [-].
+    burst_bytes, burst_s_per_byte : float
+        Messages of at least so many bytes take ``burst_s_per_byte log2(ranks/2)`` longer per byte [B, s/B].
+    queue_share, queue_power : float
+        Prompts of closed-loop clients found waiting: a request sees ``share * clients**power`` prefills [-].
+    host : dict
+        Host time per device architecture relative to the machine the figures were found on [-].
+    spread_decode, spread_prefill : tuple of (sigma, n)
+        Log-space error of a step that its kernels' intervals do not explain, and setups behind it.
     kernels : dict
         Preferred libraries per family, and per ``family.arch`` where they differ.
+    n, date : int, str
+        Measured setups behind the figures (0: assumed), and when they were fitted.
     """
 
     name: str
@@ -39,7 +80,70 @@ class Engine:
     launch_graph_s: float
     schedule_s: float
     row_s: float
-    kernels: dict[str, str]
+    token_s: float = 0.0
+    rank_s: float = 0.0
+    decode_stretch: float = 1.0
+    prefill_stretch: float = 1.0
+    burst_bytes: float = float("inf")
+    burst_s_per_byte: float = 0.0
+    queue_share: float = 1.0
+    queue_power: float = 0.0
+    host: dict[str, float] = field(default_factory=dict)
+    spread_decode: tuple[float, int] = (0.0, 0)
+    spread_prefill: tuple[float, int] = (0.0, 0)
+    kernels: dict[str, str] = field(default_factory=dict)
+    n: int = 0
+    date: str = ""
+
+    def collective_extra_s(self, message_bytes: Array, ranks: int) -> Array:
+        """What one all-reduce costs in a step beyond its isolated timing [s]."""
+        extra: Array = self.rank_s
+        if self.burst_s_per_byte and ranks > 2:
+            size = np.asarray(message_bytes, float)
+            rate = self.burst_s_per_byte * np.log2(ranks / 2.0)
+            extra = extra + rate * size * (size >= self.burst_bytes)
+        return extra
+
+    def step(
+        self,
+        device: Device,
+        *,
+        gpu_s: Array,
+        comm_extra_s: Array,
+        launches: Array,
+        graph: bool,
+        prefills: bool,
+        sequences: Array,
+        prompt_tokens: Array,
+    ) -> StepParts:
+        """Time of one step from the sum of its kernels.
+
+        Parameters
+        ----------
+        gpu_s, comm_extra_s : Array
+            Sum of the kernels and of `collective_extra_s` over the step's collectives [s].
+        launches, sequences, prompt_tokens : Array
+            Kernels launched, sequences sampled, prompt tokens computed [-].
+        graph, prefills : bool
+            Whether the step replays a graph, and whether it computes prompts.
+        """
+        host = self.host.get(device.arch, 1.0)
+        stretch = self.stretch(prefills)
+        stream = (gpu_s if stretch == 1.0 else gpu_s * stretch) + comm_extra_s
+        submit = launches * (host * (self.launch_graph_s if graph else self.launch_eager_s))
+        wait = host * self.schedule_s + (host * self.row_s) * sequences
+        if prefills and self.token_s:
+            wait = wait + (host * self.token_s) * prompt_tokens
+        return StepParts(np.maximum(stream, submit) + wait, stream, submit, wait)
+
+    def stretch(self, prefills: bool) -> float:
+        """Kernel time inside the engine over the sum of the kernels' own timings [-]."""
+        return self.prefill_stretch if prefills else self.decode_stretch
+
+    def spread(self, prefills: bool) -> float:
+        """Log-space standard deviation of a step beyond its kernels' intervals [-]."""
+        sigma, n = self.spread_prefill if prefills else self.spread_decode
+        return sigma if n >= FEWEST else ASSUMED_SPREAD
 
     def _kernel(self, device: Device, *keys: str) -> str | None:
         for key in keys:
@@ -74,11 +178,23 @@ class Engine:
         return hash(self.name)
 
 
+def parse_engines(text: str) -> dict[str, Engine]:
+    """Engines of the TOML `text` by name."""
+    return {
+        name: Engine(
+            name=name,
+            **{k: tuple(v) if isinstance(v, list) else v for k, v in table.items()},
+        )
+        for name, table in tomllib.loads(text).items()
+    }
+
+
 @lru_cache(maxsize=1)
 def load_engines() -> dict[str, Engine]:
     """Engines of ``hw_profiles/engines.toml`` by name."""
-    text = resources.files("hw_profiles").joinpath("engines.toml").read_text("utf-8")
-    return {name: Engine(name=name, **table) for name, table in tomllib.loads(text).items()}
+    return parse_engines(
+        resources.files("hw_profiles").joinpath("engines.toml").read_text("utf-8")
+    )
 
 
 def get_engine(name: str) -> Engine:

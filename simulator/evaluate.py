@@ -121,6 +121,8 @@ class Group:
                 f"{self.device.name} has no {self.fmt.math} rate; it has {have}",
             )
         reason = self.lowering.why_not()
+        if reason is None and self.pp > self.model.n_layers:
+            reason = f"{self.model.n_layers} layers cannot fill pp={self.pp}"
         if reason is None and self.gpus > 1 and not self.device.links:
             reason = f"{self.device.name} has no GPU link in its profile; use tp=1 and pp=1"
         if reason is None:
@@ -178,7 +180,7 @@ class StepTime:
 
 
 def step_time(group: Group, step: Step, timer: Callable[..., OpTime] = time_op) -> StepTime:
-    """Time of one step: ``max(GPU stream, host submission) + scheduling``.
+    """Time of one step: ``max(GPU stream, host submission) + scheduling``, see `Engine.step`.
 
     A data-dependent shape or a host-visible count splits the CUDA graph, and the step is submitted kernel
     by kernel.
@@ -197,31 +199,45 @@ def step_time(group: Group, step: Step, timer: Callable[..., OpTime] = time_op) 
         times.append(timer(send, device, engine))
     # Small arrays first: the large ones are then touched once.
     in_order = sorted(times, key=lambda t: np.size(t.total_s))
-    interval = combine(in_order)
     shares: list[Array] = [0.0] * len(BOUNDS)
     gpu: Array = 0.0
     math: Array = 0.0
     moved: Array = 0.0
-    launches = 0.0
+    launches: Array = 0.0
+    extra: Array = 0.0
     for t in in_order:
         gpu = gpu + t.total_s
+        if isinstance(t.op, Collective):
+            extra = extra + t.op.count * engine.collective_extra_s(t.op.message_bytes, t.op.n_ranks)
         math, moved = math + t.math_s, moved + t.memory_s
-        launches = launches + float(np.max(t.op.count)) * getattr(t.op, "launches", 1.0)
+        launches = launches + t.op.count * getattr(t.op, "launches", 1.0)
         _attribute(t, shares)
     graph_safe = all(t.op.graph_safe and not t.op.host_sync for t in times)  # type: ignore[attr-defined]
     wanted = engine.graph_prefill if step.prefills else engine.graph_decode
     mode = "graph" if wanted and graph_safe else "graph split" if wanted else "eager"
-    per_launch = engine.launch_graph_s if mode == "graph" else engine.launch_eager_s
-    submit = launches * per_launch
-    schedule = engine.schedule_s + engine.row_s * step.sampled_rows
-    total = np.maximum(gpu, submit) + schedule
-    shares[-1] = np.maximum(submit - gpu, 0.0) + schedule
+    parts = engine.step(
+        device,
+        gpu_s=gpu,
+        comm_extra_s=extra,
+        launches=launches,
+        graph=mode == "graph",
+        prefills=step.prefills,
+        sequences=step.sampled_rows,
+        prompt_tokens=step.prefill_rows * step.prefill_tokens if step.prefills else 0.0,
+    )
+    total = parts.total_s
+    shares[4] = shares[4] + extra
+    stretch = engine.stretch(step.prefills)
+    if stretch != 1.0:
+        shares[5] = shares[5] + gpu * (stretch - 1.0)
+    shares[-1] = np.maximum(parts.submit_s - parts.stream_s, 0.0) + parts.wait_s
+    interval = combine(in_order, total, engine.spread(step.prefills))
     return StepTime(
         total,
         np.maximum(total - interval.below_s, 0.0),
         total + interval.above_s,
         gpu,
-        submit + schedule,
+        parts.submit_s + parts.wait_s,
         tuple(shares),
         np.maximum(math, moved) / np.maximum(total, 1e-30),
         mode,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields
@@ -12,7 +13,7 @@ from typing import Any
 
 from simulator.errors import InputError, suggest
 from simulator.policies import expand
-from simulator.scenario import AUTO, Scenario
+from simulator.scenario import AUTO, MAX_BATCH, MAX_TOKENS, Scenario
 
 MAX_AXIS = 100_000
 MAX_POINTS = 1_000_000_000
@@ -47,6 +48,10 @@ class Grid:
         object.__setattr__(
             self, "sizes", (len(self.batch), len(self.prompt_tokens), len(self.output_tokens))
         )
+        for name, most in LARGEST.items():
+            if max(getattr(self, name)) > most:
+                flag = "--" + name.replace("_", "-")
+                raise InputError(f"{max(getattr(self, name))} is above {most}", where=flag)
         if len(self) > MAX_POINTS:
             raise InputError(f"the grid has {len(self):,} points; at most {MAX_POINTS:,}")
 
@@ -74,6 +79,8 @@ class Grid:
 OUTER = ("model", "device", "engine", "dtype", "kv_cache_dtype", "tp", "pp", "ep", "policy")
 """Axes whose values change the ops; the policy varies fastest so that its dense twin is at hand."""
 SIZES = ("tp", "pp", "ep", "batch", "prompt_tokens", "output_tokens")
+LARGEST = {"batch": MAX_BATCH, "prompt_tokens": MAX_TOKENS, "output_tokens": MAX_TOKENS}
+"""Bounds of the axes a `Scenario` of the group does not check, because it holds their first value."""
 
 
 def whole_numbers(text: str, flag: str) -> tuple[int, ...]:
@@ -109,6 +116,8 @@ def _range(part: str, flag: str) -> list[int]:
         if factor <= 1.0:
             raise InputError(f"{part!r}: the factor must be above 1", where=flag)
         count = int(math.log(last / first) / math.log(factor) + 1e-9) + 1
+        if count > MAX_AXIS:
+            raise InputError(f"{part!r} has too many values; at most {MAX_AXIS:,}", where=flag)
         values = [round(first * factor**i) for i in range(count)]
     elif how.startswith("+"):
         step = _whole(how[1:], flag)
@@ -168,14 +177,19 @@ def read_grids(path: Path) -> list[Grid]:
     InputError
         ``file:line`` for bad TOML, unknown keys with a suggestion.
     """
+    text = ""
     try:
-        document = tomllib.loads(path.read_text("utf-8"))
+        text = path.read_text("utf-8")
+        document = tomllib.loads(text)
     except OSError as error:
         raise InputError(f"cannot read: {error.strerror}", where=str(path)) from None
     except UnicodeDecodeError:
         raise InputError("is not UTF-8 text", where=str(path)) from None
     except tomllib.TOMLDecodeError as error:
-        raise InputError(f"not TOML: {error}", where=str(path)) from None
+        match = re.search(r"\(at line (\d+), column \d+\)", str(error))
+        line = int(match[1]) if match else len(text.splitlines())
+        what = re.sub(r" \(at .*\)$", "", str(error))
+        raise InputError(f"not TOML: {what}", where=f"{path}:{line}") from None
     tables = document.get("grid")
     if not isinstance(tables, list) or not tables or set(document) != {"grid"}:
         raise InputError("needs one or more [[grid]] tables and nothing else", where=str(path))
@@ -195,7 +209,10 @@ def _table(table: dict[str, Any], where: str) -> Grid:
         if key in SIZES:
             values[key] = whole_numbers(",".join(str(v) for v in items), f"{where}: {raw}")
         elif key == "policy":
-            values[key] = policies([str(v) for v in items])
+            try:
+                values[key] = policies([str(v) for v in items])
+            except InputError as error:
+                raise InputError(error.message, where=f"{where}: {raw}") from None
         elif key in OUTER:
             values[key] = names([str(v) for v in items], f"{where}: {raw}")
         else:

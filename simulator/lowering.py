@@ -11,7 +11,7 @@ from simulator.errors import UnsupportedError
 from simulator.layer import AttentionSpec, FfnSpec, LayerSpec, MlaSpec, MoeSpec
 from simulator.model import ModelSpec
 from simulator.ops import Attention, Collective, Elementwise, Linear, Moe, Op
-from simulator.policies import Context, KvLayout, Policies
+from simulator.policies import Aspect, Context, KvLayout, Policies
 from simulator.workload import Step
 
 ACT_BYTES = 2.0
@@ -48,10 +48,14 @@ class Lowering:
             kv = attention.n_kv_heads
             if attention.mla is None and kv % self.tp and self.tp % kv:
                 return f"{kv} KV heads neither divide nor fill tp={self.tp}"
+            if isinstance(layer.ffn, MoeSpec) and layer.ffn.n_experts % self.ep:
+                return f"{layer.ffn.n_experts} experts cannot be split over ep={self.ep}"
         if self.tp % self.ep:
             return f"ep={self.ep} does not divide tp={self.tp}"
         for policy in self.policies.members:
             reason = policy.why_not(self.model, self.fmt)
+            if Aspect.KV_FORMAT in policy.aspects and self.kv_element_bytes < 2.0:
+                reason = f"{policy.name} sets the KV format itself; use --kv-cache-dtype auto"
             if reason:
                 return reason
         return None

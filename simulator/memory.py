@@ -83,11 +83,13 @@ def weights_bytes(lowering: Lowering, pp: int = 1) -> float:
             ends += stored_bytes(op)
         else:
             layers += stored_bytes(op)
-    embedding = model.params("embedding") / lowering.tp * 2.0
+    # fp32 models keep their vectors and tables in fp32; every other format leaves them in 16 bit.
+    wide = 4.0 if lowering.fmt.weight_bits >= 32 else 2.0
+    embedding = model.params("embedding") / lowering.tp * wide
     if model.tied_embeddings:
         ends, embedding = max(ends, embedding), 0.0
-    small = sum(model.params(part) for part in ("position", "norm")) * 2.0
-    small += _bias_elements(lowering) * 2.0
+    small = sum(model.params(part) for part in ("position", "norm")) * wide
+    small += _bias_elements(lowering) * wide
     stages = math.ceil(model.n_layers / pp) / model.n_layers
     if pp == 1:
         return layers + ends + embedding + small

@@ -250,7 +250,7 @@ def show(prediction: Prediction) -> None:
     console.out(f"again: {prediction.scenario.command}")
 
 
-app = typer.Typer(add_completion=False, rich_markup_mode=None)
+app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 
 @app.command()

@@ -171,24 +171,15 @@ def show(summary: Summary, out: Path | None) -> None:
         [_best_row(row) for row in answer["best_per_device"]],
         left=4,
     )
-    console.table(
-        "Where sparsity wins and loses: throughput against dense at the same batch",
-        [
-            "model",
-            "device",
-            "policy",
-            "rows",
-            "wins",
-            "loses",
-            "median",
-            "best",
-            "worst",
-            "break-even",
-        ],
-        [_tally_row(t) for t in answer["policies"]],
-        left=3,
-        note=f"wins: speed-up of {WIN:g} or more; loses: {1 / WIN:.2f} or less; over rows with status ok",
-    )
+    devices = list(dict.fromkeys(t["device"] for t in answer["policies"]))
+    if devices:
+        console.table(
+            "Where sparsity wins and loses: throughput over dense at the same batch, median (worst-best)",
+            ["model", "policy", *devices],
+            _pivot(answer["policies"], devices),
+            left=2 + len(devices),
+            note=f"a win is {WIN:g}x or more, a loss {1 / WIN:.2f}x or less, over the rows with status ok",
+        )
     if out is not None:
         console.out(f"all rows: {out}")
 
@@ -216,20 +207,24 @@ def _best_row(row: dict[str, Any]) -> list[str]:
     ]
 
 
-def _tally_row(tally: dict[str, Any]) -> list[str]:
-    head = [tally["model"], tally["device"], tally["policy"], f"{tally['rows']}"]
+def _pivot(tallies: list[dict[str, Any]], devices: list[str]) -> Iterator[list[str]]:
+    """One row per model and policy, one column per device."""
+    cells: dict[tuple[str, str], dict[str, str]] = {}
+    for t in tallies:
+        cells.setdefault((t["model"], t["policy"]), {})[t["device"]] = _cell(t)
+    for (model, policy), row in cells.items():
+        yield [model, policy, *(row.get(d, "-") for d in devices)]
+
+
+def _cell(tally: dict[str, Any]) -> str:
     if not tally["rows"]:
-        return [*head, "-", "-", "-", "-", "-", tally["reason"] or "no row fits"]
-    return [
-        *head,
-        f"{tally['wins']:.0%}",
-        f"{tally['loses']:.0%}",
-        *(f"{tally[k]:.2f}x" for k in ("median", "best", "worst")),
-        tally["break_even"],
-    ]
+        return "not applicable" if tally["reason"] else "no row fits"
+    range_ = f"{tally['median']:.2f}x ({tally['worst']:.2f}-{tally['best']:.2f})"
+    words = tally["break_even"].removesuffix(" here")
+    return f"{range_} {words.removeprefix('wins ')}"
 
 
-app = typer.Typer(add_completion=False, rich_markup_mode=None)
+app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 Names = Annotated[list[str] | None, typer.Option()]
 
 

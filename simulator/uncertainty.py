@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -28,11 +29,12 @@ class Interval:
     basis: Basis
 
 
-def combine(times: Iterable[OpTime]) -> Interval:
-    """Interval of the sum of `times`.
+def combine(times: Iterable[OpTime], step_s: Array = 0.0, sigma: float = 0.0) -> Interval:
+    """Interval of a step of `step_s` seconds that runs `times`.
 
-    ``W^2 = sum over families of rho (sum w)^2 + (1 - rho) sum w^2`` for either side, with w the half
-    width of one op, rho = `WITHIN_FAMILY` and independence between families.
+    ``W^2 = sum over families of rho (sum w)^2 + (1 - rho) sum w^2 + (step_s d)^2`` for either side, with w
+    the half width of one op, rho = `WITHIN_FAMILY`, independence between families, and d the log-space
+    error `sigma` of the whole step: ``1 - exp(-1.645 sigma)`` below, ``exp(1.645 sigma) - 1`` above.
     """
     families: dict[str, list[Array]] = {}
     basis = Basis.CALIBRATED
@@ -50,6 +52,7 @@ def combine(times: Iterable[OpTime]) -> Interval:
         else:
             families[t.family] = [below, below * below, above, above * above]
     rho = WITHIN_FAMILY
+    down, up = step_s * -math.expm1(-1.645 * sigma), step_s * math.expm1(1.645 * sigma)
     low: Array = 0.0
     high: Array = 0.0
     for sum_low, square_low, sum_high, square_high in sorted(
@@ -57,4 +60,7 @@ def combine(times: Iterable[OpTime]) -> Interval:
     ):
         low = low + (rho * sum_low * sum_low + (1.0 - rho) * square_low)
         high = high + (rho * sum_high * sum_high + (1.0 - rho) * square_high)
+    if sigma:
+        low, high = low + down * down, high + up * up
     return Interval(np.sqrt(low), np.sqrt(high), basis)
+

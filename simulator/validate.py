@@ -180,7 +180,7 @@ def worst(judged: Judged, by: tuple[str, ...], n: int) -> list[dict[str, Any]]:
 
 
 GROUP = ("source", "device", "dtype", "phase", "kernel_family")
-app = typer.Typer(add_completion=False, rich_markup_mode=None)
+app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 
 @app.command()

@@ -7,10 +7,9 @@ library and number format into a knot table (`simulator.fitting.kriging`).
 
 from __future__ import annotations
 
-import datetime
-import re
+import datetime as dt
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,39 +17,34 @@ from numpy.typing import NDArray
 from simulator.calibration import ANY, Fit, Residual, Surface, scope_of
 from simulator.errors import InputError
 from simulator.fitting import judge
+from simulator.fitting.attention_rows import (
+    INPUTS,
+    Table,
+    generation_of,
+    kernel_of,
+    key_of,
+    prepare,
+)
 from simulator.fitting.kriging import Prior, krige, to_surface
-from simulator.roofline.attention import AXES, COEFFICIENTS, attention_time, context_tokens
-from simulator.roofline.hardware import Hardware, hardware
+from simulator.roofline.attention import AXES, COEFFICIENTS
 
 if TYPE_CHECKING:
     import pandas as pd
 
+__all__ = [
+    "INPUTS",
+    "fit",
+    "generation_of",
+    "kernel_of",
+    "key_of",
+    "learning_curve",
+    "predict",
+    "prepare",
+]
+
 Array = NDArray[np.float64]
 
 FAMILY = "attention"
-SHAPE = ("batch", "q_len", "kv_len", "n_heads", "n_kv_heads", "head_dim", "window")
-INPUTS: tuple[str, ...] = ("phase", "dtype", "kv_dtype", *SHAPE)
-"""A shape is held out on every device at once."""
-KEYS = ("source", "device", "library", *INPUTS)
-
-LIBRARIES: tuple[tuple[str, str], ...] = (
-    (r"^(vllm|sglang|trtllm)\b.*(?:trtllm_mha|trtllmdecode|trtllmprefill)", r"\1-trtllm-gen"),
-    (r"^(vllm|sglang)\b.*(fa[234])\b", r"\1-\2"),
-    (r"^(trtllm)\b.*torch_flow_flashinfer", r"\1-flashinfer"),
-    (r"^(trtllm)\b", r"\1"),
-    (r"^(vllm|sglang)\b.*(?:flashinfer|fidecode|fiprefill)", r"\1-flashinfer"),
-    (r"^(vllm|sglang)\b.*triton", r"\1-triton"),
-    (r"^(vllm|sglang)\b.*flash_att", r"\1-fa2"),
-    (r"^vLLM.*layerwise", "vllm"),
-    (r"FlashAttention-3|FlashMLA|flash_?attn_?3|^fa3", "fa3"),
-    (r"trtllm", "trtllm-gen"),
-    (r"FlashAttention-4|^fa4", "fa4"),
-    (r"[Ff]lash[ _-]?[Ii]nfer", "flashinfer"),
-    (r"triton", "triton"),
-    (r"[Ff]lash[ _-]?[Aa]tt|^fa2", "fa2"),
-    (r"sdpa|scaled_dot", "sdpa"),
-)
-"""Kernel string to library (`framework-generation`), first match wins; the rest is `other`."""
 
 PREFERRED = (
     "vllm-fa3",
@@ -141,14 +135,23 @@ SCALE = 0.10
 PRIOR = Prior(
     shared=0.25, library=0.0, device=0.0, own=0.0, offset=0.0, noise=0.05, octaves=3.0, huber=0.15
 )
-LENGTHS = {"lanes": 3.0, "tokens": 3.0, "group": 2.0, "head_dim": 1.5}
+LENGTHS = {"lanes": 4.0, "tokens": 3.5, "group": 2.2, "head_dim": 0.7}
 """Length scale of the residual along each axis [octaves]."""
 KNOTS: Mapping[str, tuple[float, ...]] = {
     "lanes": (0, 2, 4, 5.5, 7, 8.5, 10, 12, 14, 17),
     "tokens": (1, 3, 5, 7, 8.5, 10, 11.5, 13, 15, 17),
-    "group": (0, 1.5, 3, 4.5, 6, 7),
+    "group": (0, 1.5, 3, 4.5, 6),
+    "head_dim": (6, 7, 7.585, 8),
+}
+COARSE_KNOTS: Mapping[str, tuple[float, ...]] = {
+    "lanes": (0, 4, 7, 10, 14),
+    "tokens": (1, 5, 8.5, 11.5, 15),
+    "group": (0, 2, 4, 6),
     "head_dim": (6, 7, 8),
 }
+"""Knots of pooled fits: what siblings share, without one device's detail."""
+POOL_ROWS = 700
+"""Rows that a pooled surface is smoothed from; the shape hash picks them."""
 SMALLEST = 20
 SMALLEST_SURFACE = 40
 FOLDS = 5
@@ -156,121 +159,8 @@ BETWEEN_SOURCE = 0.18
 """Log standard deviation between two sources on one device; see docs/calibration_attention.md."""
 
 
-def kernel_of(kernel: str) -> str:
-    """Library behind a kernel string, e.g. ``vllm-fa3``; `other` when no pattern fits."""
-    for pattern, name in LIBRARIES:
-        hit = re.search(pattern, kernel)
-        if hit:
-            return hit.expand(name)
-    return "other"
-
-
-def generation_of(library: str) -> str:
-    """Kernel generation of a library: ``vllm-trtllm-gen`` -> ``trtllm-gen``."""
-    return re.sub(r"^(vllm|sglang|trtllm)-", "", library)
-
-
-def key_of(phase: str, dtype: str, kv_dtype: str) -> str:
-    """`Fit.dtype` of a row: phase, KV format, and the product's format where it is fp8."""
-    kv = "fp8" if kv_dtype == "fp8" else "bf16"
-    return f"{phase}.{kv}.fp8" if dtype == "fp8" else f"{phase}.{kv}"
-
-
-def prepare(rows: pd.DataFrame) -> pd.DataFrame:
-    """Unflagged rows with profile name, library and fit key, repeats to their median."""
-    from simulator import device as devices
-
-    missing = {"source", "device", "time_s", *INPUTS} - set(rows.columns)
-    if missing:
-        raise InputError(f"attention rows lack the columns {sorted(missing)}", where="--data")
-    rows = judge.usable(rows).copy()
-    known = {name: devices.resolve(name) for name in rows["device"].astype(str).unique()}
-    rows["device"] = rows["device"].astype(str).map(known)
-    for column in ("source", "dtype", "kv_dtype", "phase"):
-        rows[column] = rows[column].astype(str)
-    rows["window"] = rows["window"].fillna(0)
-    kernel = rows["kernel"].fillna("").astype(str) if "kernel" in rows else [""] * len(rows)
-    rows["library"] = [kernel_of(s) for s in kernel]
-    out = judge.aggregate(rows, KEYS)
-    triples = zip(out["phase"], out["dtype"], out["kv_dtype"], strict=True)
-    out["key"] = [key_of(*t) for t in triples]
-    return out
-
-
-def _hardware(rows: pd.DataFrame) -> Hardware:
-    """Device numbers of each row as arrays, in the shape of a `Hardware`."""
-    from simulator import device as devices
-
-    pairs = list(zip(rows["device"], rows["dtype"], strict=True))
-    numbers = {p: hardware(devices.load(p[0]), p[1]) for p in set(pairs)}
-    first = numbers[pairs[0]]
-    fields: dict[str, Any] = {
-        f: np.array([getattr(numbers[p], f) for p in pairs], float)
-        for f in Hardware.__dataclass_fields__
-        if f != "arch"
-    }
-    return Hardware(**fields, arch=first.arch)
-
-
-class _Table:
-    """Rows of one phase as arrays."""
-
-    def __init__(self, rows: pd.DataFrame):
-        self.phase = str(rows["phase"].iloc[0])
-        self.hw = _hardware(rows)
-        self.shape = {c: rows[c].to_numpy(float) for c in SHAPE}
-        self.kv = np.where(rows["kv_dtype"].to_numpy() == "fp8", 1.0, 2.0)
-        self.act = np.where(rows["dtype"].to_numpy() == "fp8", 1.0, 2.0)
-        self.log_time = np.log(rows["time_s"].to_numpy(float))
-        self.groups = judge.shape_group(rows, INPUTS)
-
-    def where(self, mask: NDArray[np.bool_]) -> _Table:
-        """The rows of `mask`."""
-        out = object.__new__(_Table)
-        out.phase = self.phase
-        fields = {
-            f: getattr(self.hw, f)[mask] for f in Hardware.__dataclass_fields__ if f != "arch"
-        }
-        out.hw = Hardware(**fields, arch=self.hw.arch)
-        out.shape = {c: v[mask] for c, v in self.shape.items()}
-        out.kv, out.act, out.log_time = self.kv[mask], self.act[mask], self.log_time[mask]
-        out.groups = self.groups[mask]
-        return out
-
-    def __len__(self) -> int:
-        return len(self.log_time)
-
-    def log_model(self, coef: Mapping[str, float], surface: Surface | None = None) -> Array:
-        """ln of the modelled time of each row."""
-        t = attention_time(
-            phase=self.phase,
-            **self.shape,
-            kv_bytes_per_element=self.kv,
-            act_bytes=self.act,  # type: ignore[arg-type]
-            hw=self.hw,
-            coef=coef,
-            surface=surface,
-            reuse=1.0,
-        )
-        return np.log(t.total_s)
-
-    def x(self) -> Array:
-        """log2 surface coordinates, shape (rows, axes)."""
-        s = self.shape
-        tokens = context_tokens(s["q_len"], s["kv_len"], s["window"])
-        if self.phase == "prefill":
-            tokens = np.sqrt(tokens * s["q_len"])
-        columns = (
-            s["batch"] * s["n_kv_heads"],
-            tokens,
-            s["n_heads"] / s["n_kv_heads"],
-            s["head_dim"],
-        )
-        return np.log2(np.stack(columns, axis=1))
-
-
 def _solve(
-    table: _Table, parent: Mapping[str, float], start: Mapping[str, float]
+    table: Table, parent: Mapping[str, float], start: Mapping[str, float]
 ) -> tuple[dict[str, float], float]:
     """Coefficients near `parent` and the loss they leave."""
     from scipy.optimize import least_squares
@@ -291,7 +181,7 @@ def _solve(
     return coefficients(found.x), float(found.cost)
 
 
-def _coefficients(table: _Table, parent: Mapping[str, float], library: str) -> dict[str, float]:
+def _coefficients(table: Table, parent: Mapping[str, float], library: str) -> dict[str, float]:
     """Best coefficients over the row tiles of the phase and the ways to pack query groups."""
     ways = PACKING.get(library, ({},)) if table.phase == "decode" else ({},)
     tries = [
@@ -302,7 +192,7 @@ def _coefficients(table: _Table, parent: Mapping[str, float], library: str) -> d
     return min(tries, key=lambda t: t[1])[0]
 
 
-def _axes(x: Array) -> list[tuple[float, ...]]:
+def _axes(x: Array, places: Mapping[str, tuple[float, ...]]) -> list[tuple[float, ...]]:
     """Knots of each axis over the range of the rows; one knot where all rows agree."""
     out: list[tuple[float, ...]] = []
     for column, name in zip(x.T, AXES, strict=True):
@@ -310,14 +200,18 @@ def _axes(x: Array) -> list[tuple[float, ...]]:
         if high - low < 0.25:
             out.append((round((low + high) / 2, 3),))
             continue
-        ends = KNOTS[name]
+        ends = places[name]
         first = max((i for i, k in enumerate(ends) if k <= low + 0.1), default=0)
         last = min((i for i, k in enumerate(ends) if k >= high - 0.1), default=len(ends) - 1)
         out.append(tuple(float(k) for k in ends[first : last + 1]))
     return out
 
 
-def _surface(table: _Table, coef: Mapping[str, float]) -> Surface | None:
+def _surface(
+    table: Table,
+    coef: Mapping[str, float],
+    places: Mapping[str, tuple[float, ...]] | None = None,
+) -> Surface | None:
     """Knot table of what `coef` leaves, or None with too few rows."""
     if len(table) < SMALLEST_SURFACE:
         return None
@@ -325,14 +219,14 @@ def _surface(table: _Table, coef: Mapping[str, float]) -> Surface | None:
     lengths = np.array([LENGTHS[a] for a in AXES]) / PRIOR.octaves
     zero = np.zeros(len(table), np.int64)
     model = krige(x / lengths, table.log_time - table.log_model(coef), zero, zero, PRIOR)
-    axes = _axes(x)
+    axes = _axes(x, places or KNOTS)
     scaled = [tuple(k / step for k in knots) for knots, step in zip(axes, lengths, strict=True)]
     surface = to_surface(model, AXES, scaled, None, None)
     return Surface(tuple(zip(AXES, axes, strict=True)), surface.values)
 
 
 def _out_of_fold(
-    table: _Table, parent: Mapping[str, float], coef: Mapping[str, float]
+    table: Table, parent: Mapping[str, float], coef: Mapping[str, float]
 ) -> tuple[Array, Array]:
     """ln(measured/predicted) and predicted seconds of rows left out in turn."""
     predicted = np.full(len(table), np.nan)
@@ -370,6 +264,8 @@ def residual_of(off: Array, predicted_s: Array) -> Residual:
     )
 
 
+UNSEEN_DEVICE = 0.15
+"""Extra log standard deviation of a pooled fit on a device it has not seen."""
 TAILS = (0.05, 0.95)
 CLASS_ROWS = 45
 
@@ -388,7 +284,7 @@ def fit(rows: pd.DataFrame, *, date: str | None = None, residuals: bool = True) 
     """
     from simulator import device as devices
 
-    date = date or datetime.date.today().isoformat()
+    date = date or dt.date.today().isoformat()
     scopes = {d: scope_of(devices.load(d)) for d in rows["device"].unique()}
     rows = rows.assign(scope=rows["device"].map(scopes))
     out: list[Fit] = []
@@ -396,18 +292,19 @@ def fit(rows: pd.DataFrame, *, date: str | None = None, residuals: bool = True) 
     for (key, library), group in rows.groupby(["key", "library"]):
         if len(group) < SMALLEST:
             continue
-        table = _Table(group)
+        table = Table(group)
         coef = _coefficients(table, START[table.phase], str(library))
         parents[str(key), str(library)] = coef
-        out.append(_pooled(group, table, ANY, coef, date))
+        out.append(_pooled(group, ANY, coef, date))
         for scope, part in group.groupby("scope"):
-            inner = _Table(part)
             if len(part) >= SMALLEST:
-                out.append(_pooled(part, inner, str(scope), _solve(inner, coef, coef)[0], date))
+                inner = Table(part)
+                near = _solve(inner, coef, coef)[0]
+                out.append(_pooled(part, str(scope), near, date))
     for (device, key, library), group in rows.groupby(["device", "key", "library"]):
         if len(group) < SMALLEST:
             continue
-        table = _Table(group)
+        table = Table(group)
         parent = parents[str(key), str(library)]
         coef = _coefficients(table, parent, str(library))
         surface = _surface(table, coef)
@@ -434,17 +331,16 @@ def fit(rows: pd.DataFrame, *, date: str | None = None, residuals: bool = True) 
     return out
 
 
-def _pooled(
-    rows: pd.DataFrame, table: _Table, scope: str, coef: dict[str, float], date: str
-) -> Fit:
-    """A fit over devices: physics only, its error spread over the devices it was fitted on."""
-    off = table.log_time - table.log_model(coef)
-    residual = residual_of(off, np.exp(table.log_model(coef)))
+def _pooled(rows: pd.DataFrame, scope: str, coef: dict[str, float], date: str) -> Fit:
+    """A fit over devices: physics and a coarse surface; its interval is widened for an unseen device."""
+    order = np.argsort(judge.shape_group(rows, INPUTS))
+    table = Table(rows.iloc[order[:POOL_ROWS]])
+    surface = _surface(table, coef, COARSE_KNOTS)
+    model = table.log_model(coef, surface)
+    residual = residual_of(table.log_time - model, np.exp(model)).widened(UNSEEN_DEVICE)
     sources = tuple(sorted(rows["source"].unique()))
     key, library = str(rows["key"].iloc[0]), str(rows["library"].iloc[0])
-    return Fit(
-        FAMILY, scope, key, library, coef, None, len(rows), sources, date, residual.widened(0.1)
-    )
+    return Fit(FAMILY, scope, key, library, coef, surface, len(rows), sources, date, residual)
 
 
 def choose(
@@ -487,7 +383,7 @@ def predict(
         scope = scope_of(devices.load(str(device)))
         found, stand_in = choose(fits, str(device), scope, str(key), str(library))
         at = group["_at"].to_numpy()
-        model = _Table(group).log_model(found.coefficients, found.surface)
+        model = Table(group).log_model(found.coefficients, found.surface)
         low, high = found.residual.quantiles(np.exp(model), cross=cross or stand_in)
         mid[at], lo[at], hi[at] = np.exp(model), np.exp(model + low), np.exp(model + high)
     return mid, lo, hi

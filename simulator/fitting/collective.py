@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -67,7 +68,10 @@ def prepare(rows: pd.DataFrame) -> pd.DataFrame:
     ]
     rows = rows.assign(device=rows["device"].astype(str).str.lower(), library=library)
     out = judge.aggregate(rows, ["device", "source", "library", *INPUTS])
-    return out.assign(key=out["op"], kernel_family=out["library"], dtype="any")
+    link = [_hardware(d).link_bytes_per_s for d in out["device"]]
+    return out.assign(
+        key=out["op"], kernel_family=out["library"], dtype="any", link_bytes_per_s=link
+    )
 
 
 @lru_cache(maxsize=64)
@@ -80,14 +84,12 @@ def _hardware(device: str) -> Hardware:
 
 def _link(rows: pd.DataFrame) -> Hardware:
     """Hardware whose link rate is an array, one value per row (groups mix devices when pooled)."""
-    from dataclasses import replace
-
-    rate = np.array([_hardware(d).link_bytes_per_s for d in rows["device"]])
+    rate = rows["link_bytes_per_s"].to_numpy(float)
     return replace(_hardware(str(rows["device"].iloc[0])), link_bytes_per_s=rate)  # type: ignore[arg-type]
 
 
 def log_model(rows: pd.DataFrame, coef: Mapping[str, float], surface: Surface | None) -> Array:
-    """ln seconds of rows of one operation."""
+    """Log seconds of rows of one operation."""
     time = collective_time(
         str(rows["op"].iloc[0]),
         rows["bytes"].to_numpy(float),
@@ -105,7 +107,7 @@ def coords(rows: pd.DataFrame) -> dict[str, Array]:
 
 
 def floor_s(rows: pd.DataFrame) -> Array:
-    """Link floor of rows of one operation [s]; zero between nodes, whose network no profile states."""
+    """Link floor of rows of one operation [s]; zero between nodes (no profile states a network)."""
     bare = collective_floor(
         str(rows["op"].iloc[0]),
         rows["bytes"].to_numpy(float),
@@ -139,5 +141,5 @@ def fit(rows: pd.DataFrame, *, date: str | None = None, residuals: bool = True) 
 def predict(
     rows: pd.DataFrame, fits: Iterable[Fit], *, cross: bool = False
 ) -> tuple[Array, Array, Array]:
-    """Predicted seconds of prepared `rows` and their 90 % interval; `cross` widens between sources."""
+    """Predicted seconds of `rows` and their 90 % interval; `cross` widens between sources."""
     return predict_family(RECIPE, rows, fits, floor_s, cross=cross)

@@ -6,7 +6,7 @@ module turns prepared rows into `Fit`s per (device, key, library), and pooled on
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -70,7 +70,9 @@ class Recipe:
     refit: bool = True
 
 
-def solve(recipe: Recipe, rows: pd.DataFrame, parent: Mapping[str, float], passes: int = 40) -> Coef:
+def solve(
+    recipe: Recipe, rows: pd.DataFrame, parent: Mapping[str, float], passes: int = 40
+) -> Coef:
     """Robust least squares in log time, drawn towards `parent`."""
     from scipy.optimize import least_squares
 
@@ -94,7 +96,7 @@ def solve(recipe: Recipe, rows: pd.DataFrame, parent: Mapping[str, float], passe
 
 
 def knots(values: Array, step: float) -> tuple[float, ...]:
-    """Evenly spaced log2 knots over the range of natural `values`; one knot if they are all equal."""
+    """Evenly spaced log2 knots over the range of natural `values`; one if they are all equal."""
     u = np.log2(values)
     low, high = np.floor(u.min() / step) * step, np.ceil(u.max() / step) * step
     return tuple(float(k) for k in np.arange(low, high + step / 2, step))
@@ -103,7 +105,7 @@ def knots(values: Array, step: float) -> tuple[float, ...]:
 def surface(recipe: Recipe, rows: pd.DataFrame, coef: Mapping[str, float]) -> Surface:
     """Tensor-product linear surface through the log residuals.
 
-    Minimises the (Huber) squared misfit + penalty * squared second differences along each axis [1]_.
+    Minimises the (Huber) squared misfit + penalty * squared second differences per axis [1]_.
 
     .. [1] Eilers and Marx, Flexible smoothing with B-splines and penalties, 1996.
     """
@@ -187,10 +189,10 @@ def _out_of_fold(recipe: Recipe, rows: pd.DataFrame, coef: Coef) -> tuple[Array,
 def fit_family(
     recipe: Recipe, rows: pd.DataFrame, *, date: str | None = None, residuals: bool = True
 ) -> list[Fit]:
-    """Fits of every (device, key, library) of prepared `rows`, then of every architecture and of all."""
+    """Fits of every (device, key, library) of prepared `rows`, then per architecture and of all."""
     from simulator import device as devices
 
-    date = date or datetime.date.today().isoformat()
+    date = date or dt.date.today().isoformat()
     scopes = {d: devices.load(d).arch for d in rows["device"].unique()}
     rows = rows.assign(scope=rows["device"].map(scopes))
     out: list[Fit] = []
@@ -198,9 +200,7 @@ def fit_family(
     def make(part: pd.DataFrame, scope: str, coef: Coef, shape: Surface, err: Residual) -> Fit:
         key, library = str(part["key"].iloc[0]), str(part["library"].iloc[0])
         sources = tuple(sorted(part["source"].unique()))
-        return Fit(
-            recipe.family, scope, key, library, coef, shape, len(part), sources, date, err
-        )
+        return Fit(recipe.family, scope, key, library, coef, shape, len(part), sources, date, err)
 
     for _, group in rows.groupby(["key", "library"]):
         if len(group) < recipe.smallest:
@@ -249,7 +249,9 @@ def choose(
         rank = {name: i for i, name in enumerate(recipe.preferred)}
         kin = [f for f in here if f.library.split("_")[-1] == library.split("_")[-1]]
         return min(kin or here, key=lambda f: (rank.get(f.library, 99), -f.n)), True
-    raise InputError(f"no {recipe.family} fit covers {key} on {device}; fit rows of that kind first")
+    raise InputError(
+        f"no {recipe.family} fit covers {key} on {device}; fit rows of that kind first"
+    )
 
 
 def predict_family(
@@ -260,7 +262,7 @@ def predict_family(
     *,
     cross: bool = False,
 ) -> tuple[Array, Array, Array]:
-    """Predicted seconds of prepared `rows` and their 90 % interval; NaN where nothing covers them."""
+    """Predicted seconds of `rows` and their 90 % interval; NaN where nothing covers them."""
     from simulator import device as devices
 
     fits = list(fits)

@@ -10,7 +10,7 @@ from simulator import console
 from simulator.policies.base import Policy
 from simulator.policies.grammar import POLICIES
 
-app = typer.Typer(add_completion=False, rich_markup_mode=None)
+app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 
 @app.command()

@@ -23,14 +23,14 @@ class Aspect(StrEnum):
 
     WEIGHT_FORMAT = "weight format"
     WEIGHT_ROWS = "weight rows read"
-    KV_FORMAT = "KV format"
     KV_TOKENS = "KV tokens kept"
     KV_READS = "KV tokens read"
+    KV_FORMAT = "KV format"
     PREFILL_MASK = "prefill attention mask"
 
 
 ORDER = tuple(Aspect)
-"""Aspects in the order they are applied; a sum of policies is written in this order."""
+"""Aspects in the order they are applied and written: a format compresses the tokens that are left."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,7 +58,7 @@ def sparse_layer(op: Op, ctx: Context, *, heads: float, neurons: float) -> Op:
     return replace(
         op,
         read_keep=union,
-        flop_keep=union,
+        flop_keep=op.flop_keep * union,
         gathered=axis,
         run_bytes=run,  # type: ignore[arg-type]
     )

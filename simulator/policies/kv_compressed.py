@@ -31,6 +31,12 @@ def mean_token_bytes(
     return (dense * dense_bytes + (s - dense) * small_bytes) / s
 
 
+def small_elements(op: Attention, window: float) -> Array:
+    """Elements of one call that are read from the compressed part, behind the dense window [-]."""
+    per_token = op.dense_bytes_per_token / op.kv_element_bytes * op.kv_head_keep
+    return op.batch * np.maximum(op.tokens - window, 0.0) * per_token
+
+
 def _no_latent(model: ModelSpec) -> str | None:
     if any(layer.attention.mla for layer in model.layers):
         return "no published kernel compresses the MLA latent"
@@ -88,9 +94,14 @@ class KvQuant(Policy):
             return (op, quantise)
         dense = op.dense_bytes_per_token
         per_token = mean_token_bytes(op.tokens, dense, dense * share, self.window)
-        elements = op.batch * np.maximum(op.tokens - self.window, 0.0) * dense / op.kv_element_bytes
+        elements = small_elements(op, self.window)
         return (
-            replace(op, bytes_per_token=per_token, expand=Expand(elements=elements, nonzeros=0.0)),
+            replace(
+                op,
+                bytes_per_token=per_token,
+                run_bytes=op.run_bytes * share,
+                expand=Expand(elements=elements, nonzeros=0.0),
+            ),
             quantise,
         )
 
@@ -183,7 +194,7 @@ class Mustafar(Policy):
         )
         if op.phase == "prefill":
             return (op, pack)
-        elements = op.batch * np.maximum(op.tokens - self.window, 0.0) * dense / op.kv_element_bytes
+        elements = small_elements(op, self.window)
         keep_v = self.keep if self.keep_v is None else self.keep_v
         score_bytes = 4.0 * op.batch * op.tokens * op.n_heads
         scores = Elementwise(
@@ -197,6 +208,7 @@ class Mustafar(Policy):
         attention = replace(
             op,
             bytes_per_token=mean_token_bytes(op.tokens, dense, dense * share, self.window),
+            run_bytes=op.run_bytes * share,
             expand=Expand(elements=elements, nonzeros=elements * 0.5 * (self.keep + keep_v)),
         )
         return (attention, scores, pack)

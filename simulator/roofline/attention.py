@@ -169,8 +169,8 @@ def attention_time(
     group = n_heads / n_kv_heads
     rows = q_len if prefill else group
     tile = coef["row_tile"]
-    efficiency = coef["math_eff"] * head_size_factor(head_dim, coef)
-    split = coef["split_tokens"]
+    efficiency = coef["math_eff"] * (1.0 if mla else head_size_factor(head_dim, coef))
+    chain_tokens, alone_tokens = np.minimum(tokens, coef["split_tokens"]), 0.0
     # A decode tile holds the query heads of one KV head, a prefill tile rows of one query head.
     tiles = np.ceil(rows / tile)
     blocks = (batch * n_heads if prefill else lanes) * tiles
@@ -181,15 +181,25 @@ def attention_time(
         alone = wide | (plain & (group > 1.0))
         blocks = np.where(alone, batch * n_heads, blocks)
         rate = np.where(alone, coef["alone_eff"], rate)
-        split = np.where(plain, np.inf, split)
+        chain_tokens, alone_tokens = (
+            np.where(plain, 0.0, chain_tokens),
+            np.where(plain, tokens, 0.0),
+        )
     pair_flop = 2.0 * n_heads * (head_dim + value_dim)
-    useful = batch * (pair_flop * pairs) if flop is None else flop
-    math_s = useful * (walked / pairs / (peak * rate))
+    # Products of the small axes first: only the last multiplication is full size.
+    padding = walked / pairs / (peak * rate)
+    floor_rate = peak * hw.max_clock_ratio
+    kv_scale = read_tokens / tokens / (bandwidth * coef["kv_eff"])
+    if flop is None:
+        math_s = batch * (pair_flop * pairs * padding)
+        floor_math_s = batch * (pair_flop * pairs / floor_rate)
+    else:
+        math_s, floor_math_s = flop * padding, flop * (1.0 / floor_rate)
     kv_bytes = lanes * (token_bytes * tokens) if kv_read_bytes is None else kv_read_bytes
+    kv_s = kv_bytes * kv_scale
     new_bytes = batch * (
         q_len * (n_heads * (head_dim + value_dim) * act_bytes + n_kv_heads * token_bytes)
     )
-    kv_s = kv_bytes * (read_tokens / tokens / (bandwidth * coef["kv_eff"]))
     io_s = new_bytes / (bandwidth * coef["io_eff"])
     if reuse:
         x = (kv_bytes + new_bytes) * (1.0 / (hw.l2_bytes * coef["l2_share"]))
@@ -198,10 +208,14 @@ def attention_time(
         saved = 1.0 - (reuse * (1.0 - 1.0 / coef["l2_gain"])) / (1.0 + x * x)
         kv_s = kv_s * saved
         io_s = io_s * saved if prefill else io_s
-    chain_s = np.minimum(tokens, split) * (coef["token_s"] * head_dim / 128.0)
+    token_s = coef["token_s"] * head_dim / 128.0
+    chain_s = chain_tokens * token_s
     tiles_s = blocks * (coef["tile_s"] / hw.sm_count)
     fixed_s = coef["launch_s"] + chain_s
-    work_s = np.sqrt(np.square(smooth_max(math_s, kv_s)) + np.square(tiles_s))
+    # A block that walks all tokens alone streams meanwhile: its chain overlaps the rest.
+    beside = np.square(tiles_s) + np.square(alone_tokens * token_s)
+    math2, kv2 = np.square(math_s), np.square(kv_s)
+    work_s = np.sqrt(np.sqrt(np.square(math2) + np.square(kv2)) + beside)
     total_s = work_s + (io_s + fixed_s)
     if surface is not None:
         coords = {
@@ -214,9 +228,7 @@ def attention_time(
     # New K, V and O may stay in L2; the cached tokens come from memory unless just read.
     cached = kv_bytes * ((1.0 - reuse) * np.maximum(tokens - q_len, 0.0) / tokens)
     floor_bytes = np.maximum(kv_bytes + (new_bytes - hw.l2_bytes), cached)
-    floor_s = np.maximum(
-        useful * (1.0 / (peak * hw.max_clock_ratio)), floor_bytes * (1.0 / bandwidth)
-    )
+    floor_s = np.maximum(floor_math_s, floor_bytes * (1.0 / bandwidth))
     return AttentionTime(np.maximum(total_s, floor_s), math_s, kv_s + io_s, fixed_s + tiles_s)
 
 
@@ -224,9 +236,3 @@ def head_size_factor(head_dim: Array, coef: Mapping[str, float]) -> Array:
     """Tensor efficiency of a head size over that of 128 [-]."""
     low = (np.minimum(head_dim, 128.0) / 128.0) ** coef["dim_low"]
     return low * (128.0 / np.maximum(head_dim, 128.0)) ** coef["dim_high"]
-
-
-def smooth_max(a: Array, b: Array) -> Array:
-    """(a^4 + b^4)^(1/4): the larger one, 19 % more where both are equal."""
-    a2, b2 = a * a, b * b
-    return np.sqrt(np.sqrt(a2 * a2 + b2 * b2))

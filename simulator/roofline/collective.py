@@ -1,4 +1,4 @@
-"""Time of one collective: latency that grows with the ranks, plus the bytes a rank puts on its link."""
+"""Time of one collective: latency that grows with the ranks, plus the bytes on a rank's link."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ DEFAULT: Mapping[str, float] = {
 
 @dataclass(frozen=True)
 class CollectiveTime:
-    """Terms of a collective [s], arrays of the broadcast input shape; `total_s` is their sum, floored."""
+    """Terms of a collective [s], arrays of the input shape; `total_s` is their sum, floored."""
 
     total_s: np.ndarray
     latency_s: np.ndarray
@@ -73,9 +73,9 @@ def collective_time(
 ) -> CollectiveTime:
     """Time of one collective over `n_ranks` devices.
 
-    t = (t0 + hop*log2 n + V/r + sqrt(fill*V/link)) * exp(surface), r = share*link*(n/2)^slope, V from
-    `link_bytes`, never below the floor. The square root is the start-up of a pipeline of chunks with
-    the best chunk size (Thakur, Rabenseifner and Gropp, 2005).
+    t = (t0 + hop*log2 n + V/r + sqrt(fill*V/link)) * exp(surface), r = share*link*(n/2)^slope, V
+    from `link_bytes`, never below the floor. The square root is the start-up of a pipeline of
+    chunks with the best chunk size (Thakur, Rabenseifner and Gropp, 2005).
 
     Parameters
     ----------
@@ -86,8 +86,8 @@ def collective_time(
     n_ranks : array_like
         Devices n taking part.
     hw : Hardware
-        `link_bytes_per_s` is the one-way rate of one device's link [B/s]; fits of several nodes carry
-        the network in their share.
+        `link_bytes_per_s` is the one-way rate of one device's link [B/s]; fits of several nodes
+        carry the network in their share.
     coef : mapping
         `t0_s`, `hop_s`, `fill_s` [s], `link_share`, `share_slope` [-].
     surface : Surface, optional

@@ -46,28 +46,30 @@ def elementwise_time(
 ) -> ElementwiseTime:
     """Time of one streaming kernel.
 
-    t = t0 + passes*(read + write)/(share*hbm), never below the bytes beyond L2 at full rate.
+    t = (t0 + passes*(read + write)/(share*hbm)) * exp(surface), never below the bytes beyond L2 at
+    full rate. Number formats do not enter: bytes decide.
 
     Parameters
     ----------
     read_bytes, write_bytes : array_like
         Compulsory bytes of one pass [B].
     kind : str
-        One of `KINDS`; `coef` may hold `passes_<kind>`, the traffic of that kernel over one pass.
+        One of `KINDS`; `coef` may hold `passes_<kind>`, the traffic of that kernel over one pass,
+        and `start_<kind>`, its start-up over `t0_s` (a norm waits for its row sums).
     hw : Hardware
         `hbm_bytes_per_s` [B/s] and `l2_bytes` [B].
     coef : mapping
-        `t0_s` [s], `bw_share` [-], optional `passes_<kind>` [-].
+        `t0_s` [s], `bw_share` [-], optional `passes_<kind>`, `start_<kind>` [-].
     surface : Surface, optional
-        Log residual over axis `log2_bytes`.
+        Log residual over axis `bytes`.
     """
     if kind not in KINDS:
         raise UnknownNameError("elementwise kind", kind, KINDS)
     moved = np.asarray(read_bytes, float) + np.asarray(write_bytes, float)
     memory = moved * (coef.get(f"passes_{kind}", 1.0) / (coef["bw_share"] * hw.hbm_bytes_per_s))
-    launch = np.full_like(memory, coef["t0_s"])
+    launch = np.full_like(memory, coef["t0_s"] * coef.get(f"start_{kind}", 1.0))
     if surface is not None:
-        factor = np.exp(surface(log2_bytes=np.log2(np.maximum(moved, 1.0))))
+        factor = np.exp(surface(bytes=moved))
         memory, launch = memory * factor, launch * factor
     total = np.maximum(memory + launch, elementwise_floor(read_bytes, write_bytes, hw=hw))
     return ElementwiseTime(total, memory, launch)

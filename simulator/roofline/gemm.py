@@ -156,9 +156,10 @@ def _tile_s(
     per_byte_s = coef["tile_load"] * hw.sm_count / hw.hbm_bytes_per_s
     split_s = coef["split_io"] * SPLIT_BYTES * batch * m * n / hw.hbm_bytes_per_s
     quant = coef["quant"]
+    rows = {tm: np.ceil(m / tm) for tm in {tm for tm, _ in TILES}}
     best: Array | None = None
     for tm, tn in TILES:
-        tiles = np.ceil(m / tm) * (np.ceil(n / tn) * batch / hw.sm_count)
+        tiles = rows[tm] * (np.ceil(n / tn) * batch / hw.sm_count)
         step_s = 2.0 * tm * tn * per_flop_s + (tm * act_bytes + tn * weight_bytes) * per_byte_s
         for split in SPLITS:
             waves = tiles * split

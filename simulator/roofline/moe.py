@@ -16,11 +16,16 @@ if TYPE_CHECKING:
 
 DEFAULT: Mapping[str, float] = {
     "t0_s": 15.0e-6,
-    "math_share": 0.6,
-    "bw_share": 0.75,
-    "tile_rows": 16.0,
+    "math_share": 0.55,
+    "bw_share": 0.7,
+    "tile_fill": 0.5,
+    "tile_rows": 128.0,
+    "narrow": 32.0,
+    "act_passes": 1.0,
+    "pair_passes": 1.0,
 }
 """Coefficients of a Triton or CUTLASS grouped GEMM, used where nothing was fitted."""
+SMALLEST_TILE = 8.0
 
 
 @dataclass(frozen=True)
@@ -100,20 +105,26 @@ def moe_time(
     *,
     tp: Any,
     ep: Any,
-    weight_bytes_per_element: float,
+    weight_bytes_per_element: Any,
     gated: Any,
     hw: Hardware,
     coef: Mapping[str, float],
     surface: Surface | None = None,
     distribution: str = "uniform",
-    act_bytes: float = 2.0,
+    load: Routing | None = None,
+    act_bytes: Any = 2.0,
     weight_read_bytes: Any = None,
     flop: Any = None,
 ) -> MoeTime:
-    """Time of one fused MoE layer (routed experts only) on the busiest rank.
+    """Time of one fused MoE layer (routed experts only, no collective) on the busiest rank.
 
-    t = (hypot(F/(share*peak), B/(share*hbm)) + t0) * exp(surface). F counts rows padded to the tile,
-    B the weights of the experts hit once, and the activations.
+    t = (hypot(F/(share*peak), W/(share*hbm)) + A + P + t0) * exp(surface)
+
+    F counts 2*active*expert weights*max(rows per expert, tile_fill*tile): the kernels choose their
+    row tile from the tokens of all ranks over the local experts, so experts split over ranks are
+    padded. W reads each expert hit once, times hypot(1, narrow/width) for columns narrower than a
+    tile. A are the activations of local rows, P the permute and reduce passes, which run over the
+    (token, expert) pairs of all ranks.
 
     Parameters
     ----------
@@ -121,37 +132,53 @@ def moe_time(
         Tokens of the step, model width, expert width before tp, experts per token, experts.
     tp, ep : array_like
         Ranks that split each expert's width, and ranks that split the experts.
-    weight_bytes_per_element : float
+    weight_bytes_per_element : array_like
         Stored bytes per weight, scales included [B].
     gated : array_like of bool
         Three matrices per expert (gate, up, down) instead of two.
+    distribution, load : str, Routing
+        Routing assumed (see `route`), or the load itself.
     weight_read_bytes, flop : array_like, optional
         Replace the dense counts (expert sparsity, compressed formats) [B], [flop].
 
     Returns
     -------
     MoeTime
-        Arrays of the broadcast shape [s].
+        Arrays of the broadcast shape [s]; `memory_s` holds W, A and P.
     """
-    load = route(num_tokens, topk, n_experts, ep=ep, distribution=distribution)
+    if load is None:
+        load = route(num_tokens, topk, n_experts, ep=ep, distribution=distribution)
+    tokens, model_width = np.asarray(num_tokens, float), np.asarray(hidden, float)
     matrices = np.where(np.asarray(gated, bool), 3.0, 2.0)
     width = np.asarray(inter, float) / np.asarray(tp, float)
-    per_expert = matrices * np.asarray(hidden, float) * width
+    local = np.asarray(n_experts, float) / np.asarray(ep, float)
+    pairs = tokens * np.asarray(topk, float)
+    per_expert = matrices * model_width * width
     weights = load.active * per_expert * weight_bytes_per_element
     if weight_read_bytes is not None:
         weights = np.asarray(weight_read_bytes, float)
     useful = 2.0 * load.rows * per_expert if flop is None else np.asarray(flop, float)
-    acts = act_bytes * load.rows * (2.0 * np.asarray(hidden, float) + matrices * width)
-    padded = useful + load.active * coef["tile_rows"] * per_expert
-    math = padded / (coef["math_share"] * hw.math_flop_per_s)
-    memory = (weights + acts) / (coef["bw_share"] * hw.hbm_bytes_per_s)
-    launch = np.full_like(math, coef["t0_s"])
-    body = np.hypot(math, memory)
+    depth = load.rows / load.active
+    tile = np.clip(pairs / local, SMALLEST_TILE, max(coef["tile_rows"], SMALLEST_TILE))
+    padding = np.maximum(1.0, coef["tile_fill"] * tile / depth)
+    math = useful * padding / (coef["math_share"] * hw.math_flop_per_s)
+    narrow = np.sqrt(1.0 + (coef["narrow"] / width) ** 2)
+    read = weights * narrow / (coef["bw_share"] * hw.hbm_bytes_per_s)
+    acts = act_bytes * load.rows * (2.0 * model_width + matrices * width) * coef["act_passes"]
+    passes = 2.0 * pairs * model_width * coef["pair_passes"]
+    passing = (acts + passes) / hw.hbm_bytes_per_s
+    body = np.hypot(math, read) + passing + coef["t0_s"]
+    launch = np.full_like(body, coef["t0_s"])
+    memory = read + passing
     if surface is not None:
-        rows = np.log2(np.maximum(load.rows / load.active, 1.0))
-        factor = np.exp(surface(log2_rows=rows, log2_bytes=np.log2(weights)))
+        factor = np.exp(surface(tokens=tokens, experts=local, width=width))
         math, memory, launch, body = math * factor, memory * factor, launch * factor, body * factor
-    floor = np.maximum(
-        useful / hw.math_flop_per_s, np.maximum(weights - hw.l2_bytes, 0.0) / hw.hbm_bytes_per_s
+    return MoeTime(np.maximum(body, _floor(useful, weights, hw)), math, memory, launch)
+
+
+def _floor(useful_flop: Any, weight_bytes: Any, hw: Hardware) -> np.ndarray:
+    """Least time [s]: useful flop at the maximum clock, weights beyond L2 at full bandwidth."""
+    return np.maximum(
+        useful_flop / (hw.math_flop_per_s * hw.max_clock_ratio),
+        np.maximum(weight_bytes - hw.l2_bytes, 0.0) / hw.hbm_bytes_per_s,
     )
-    return MoeTime(np.maximum(body + launch, floor), math, memory, launch)

@@ -129,7 +129,7 @@ def _time(op: Op, device: Device, engine: Engine) -> _Raw:
 
 @_time.register
 def _linear(op: Linear, device: Device, engine: Engine) -> _Raw:
-    hw = hardware(device, op.fmt.math)
+    hw = hardware(device, _math(device, op.fmt.math))
     fit, basis = lookup(device, "gemm", op.fmt.name, engine.gemm(device, op.fmt))
     weight = gathered_bytes(op.weight_read_bytes, op.run_bytes, hw)
     flop = op.flop
@@ -162,7 +162,7 @@ def _linear(op: Linear, device: Device, engine: Engine) -> _Raw:
 
 @_time.register
 def _attention(op: Attention, device: Device, engine: Engine) -> _Raw:
-    hw = hardware(device, op.math)
+    hw = hardware(device, _math(device, op.math))
     kv_format = "fp8" if op.kv_element_bytes < 2.0 else "bf16"
     phase = "decode-mla" if op.latent else op.phase
     fit, basis = lookup(
@@ -256,6 +256,13 @@ def _collective(op: Collective, device: Device, engine: Engine) -> _Raw:
         op.op, op.message_bytes, op.n_ranks, hw=hw, coef=fit.coefficients, surface=fit.surface
     )
     return _Raw(t.total_s, 0.0, 0.0, t.link_s, t.latency_s, fit, basis, "collective")
+
+
+def _math(device: Device, dtype: DType) -> DType:
+    """`dtype`, or fp16 where a quantised model's 16-bit parts meet a device without bf16 (T4)."""
+    if dtype is DType.BF16 and not device.has(dtype) and device.has(DType.FP16):
+        return DType.FP16
+    return dtype
 
 
 def _vector_dtype(device: Device) -> DType:

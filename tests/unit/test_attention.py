@@ -32,18 +32,18 @@ H100 = Hardware(
 
 
 def run(phase="decode", **over):
-    args = dict(
-        batch=8.0,
-        q_len=1.0 if phase != "prefill" else 512.0,
-        kv_len=2048.0,
-        n_heads=32,
-        n_kv_heads=8,
-        head_dim=128,
-        kv_bytes_per_element=2.0,
-        act_bytes=2.0,
-        hw=H100,
-        coef=START[phase],
-    )
+    args = {
+        "batch": 8.0,
+        "q_len": 1.0 if phase != "prefill" else 512.0,
+        "kv_len": 2048.0,
+        "n_heads": 32,
+        "n_kv_heads": 8,
+        "head_dim": 128,
+        "kv_bytes_per_element": 2.0,
+        "act_bytes": 2.0,
+        "hw": H100,
+        "coef": START[phase],
+    }
     return attention_time(phase=phase, **(args | over))
 
 
@@ -57,7 +57,8 @@ def test_causal_pairs_counts_every_pair(q_len, kv_len, window):
         seen += min(position, window) if window else position
     assert causal_pairs(float(q_len), float(kv_len), window) == seen
     many = causal_pairs(float(q_len), float(kv_len), np.array([window, 0]))
-    assert many[0] == seen and many[1] == causal_pairs(q_len, kv_len)
+    assert many[0] == seen
+    assert many[1] == causal_pairs(q_len, kv_len)
 
 
 def test_context_tokens_stop_at_the_window():
@@ -106,7 +107,7 @@ def test_overrides_replace_the_dense_counts():
 
 
 def test_a_repeated_benchmark_reads_small_kv_from_l2_and_a_model_step_does_not():
-    small, large = dict(batch=32.0, kv_len=256.0), dict(batch=64.0, kv_len=32768.0)
+    small, large = {"batch": 32.0, "kv_len": 256.0}, {"batch": 64.0, "kv_len": 32768.0}
     assert run(**small, reuse=1.0).memory_s < run(**small).memory_s
     assert run(**large, reuse=1.0).memory_s == pytest.approx(run(**large).memory_s, rel=1e-6)
 
@@ -171,7 +172,9 @@ def test_fit_keys():
 
 def test_bandwidth_rises_with_bytes_in_flight_to_the_peak():
     rate = achievable_bytes_per_s(np.array([1e4, 1e5, 1e6, 1e8]), 2e12)
-    assert (np.diff(rate) > 0).all() and rate[-1] > 0.98 * 2e12 and rate[0] < 0.1 * 2e12
+    assert (np.diff(rate) > 0).all()
+    assert rate[-1] > 0.98 * 2e12
+    assert rate[0] < 0.1 * 2e12
 
 
 def test_quest_page_16_rates():

@@ -154,10 +154,8 @@ def test_unknown_class_is_refused(made_rows):
         fitting.predict(rows.assign(dtype="nvfp4", device="b200"), fits)
 
 
-def test_learning_curve_falls(made_rows):
+def test_learning_curve_draws_what_it_says(made_rows):
     rows = fitting.prepare(made_rows)
-    curve = fitting.learning_curve(rows, "h100-sxm", "bf16", (20, 120), seeds=(0, 1))
-    few, many = (
-        np.median([c["median_ape"] for c in curve if c["fit_rows"] == size]) for size in (20, 120)
-    )
-    assert many < few
+    curve = fitting.learning_curve(rows, "h100-sxm", "bf16", (20, 60, 10_000), seeds=(0,))
+    assert [c["fit_rows"] for c in curve] == [20.0, 60.0]
+    assert all(c["median_ape"] < 0.08 and c["n"] == curve[0]["n"] for c in curve)

@@ -1,0 +1,135 @@
+"""Measured kernel rows of the `aiconfigurator-core` wheel (Apache-2.0), in the columns our fits read.
+
+Optional: ``pip install aiconfigurator-core``. The committed coefficients never use it, so that judging them
+on unseen rows stays honest; anyone may refit from it.
+"""
+
+from __future__ import annotations
+
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from simulator.errors import InputError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+PACKAGE = "aiconfigurator-core"
+DTYPES = {
+    "bfloat16": "bf16", "float16": "fp16", "fp8": "fp8", "fp8_block": "fp8_block", "fp8_static": "fp8_static",
+    "nvfp4": "nvfp4", "int8_wo": "w8a16", "int4_wo": "w4a16", "sq": "int8", "w4a16_mxfp4": "mxfp4",
+}  # fmt: skip
+"""Their number formats to ours; others are left out."""
+SYSTEMS = {
+    "a100_pcie": "a100-pcie-80g", "a100_sxm": "a100-sxm-80g", "a30": "a30", "b200_sxm": "b200",
+    "b300_sxm": "b300", "b60": "b60", "gb200": "gb200", "gb300": "gb300", "h100_pcie": "h100-pcie",
+    "h100_sxm": "h100-sxm", "h200_sxm": "h200", "l4": "l4", "l40s": "l40s",
+    "rtx_pro_6000_server": "rtx-pro-6000",
+}  # fmt: skip
+FILES = {
+    "gemm": ("gemm_perf",),
+    "attention": ("context_attention_perf", "generation_attention_perf"),
+    "collective": ("nccl_perf", "custom_allreduce_perf"),
+    "moe": ("moe_perf",),
+}
+"""Table names of each kernel family."""
+
+
+def rows(kind: str, device: str | None = None) -> pd.DataFrame:
+    """Rows of one family, optionally of one device.
+
+    Raises
+    ------
+    InputError
+        The wheel is not installed, or has no such family or device.
+    """
+    import pandas as pd
+
+    if kind not in FILES:
+        raise InputError(f"{PACKAGE} has no {kind} rows; it has {', '.join(FILES)}", where="--kind")
+    systems = {s: d for s, d in SYSTEMS.items() if device in (None, d)}
+    tables = []
+    for path in _paths():
+        parts = path.parts
+        system = parts[parts.index("data") + 1]
+        if system not in systems or path.stem not in FILES[kind]:
+            continue
+        table = pd.read_parquet(path)
+        read = _READ[kind](table, path.stem)
+        if len(read) == 0:
+            continue
+        version = f"{parts[-3]}-{parts[-2]}"
+        read["kernel"] = version + ":" + read["kernel"].astype(str)
+        read["device"], read["source"], read["flag"] = systems[system], PACKAGE, ""
+        tables.append(read)
+    if not tables:
+        raise InputError(f"{PACKAGE} has no {kind} rows for {device}", where="--device")
+    return pd.concat(tables, ignore_index=True)
+
+
+def _paths() -> list[Path]:
+    try:
+        files = metadata.files(PACKAGE) or []
+    except metadata.PackageNotFoundError:
+        raise InputError(f"{PACKAGE} is not installed; run `pip install {PACKAGE}`", where="--from") from None
+    found = [Path(str(f.locate())) for f in files if f.suffix == ".parquet"]
+    return sorted(p for p in found if "data" in p.parts)
+
+
+def _columns(table: pd.DataFrame, dtype: str, **renamed: str) -> pd.DataFrame:
+    import pandas as pd
+
+    out = pd.DataFrame({new: table[old] for new, old in renamed.items()})
+    out["dtype"] = table[dtype].map(DTYPES)
+    out["time_s"] = table["latency"].astype(float) * 1e-3
+    out["kernel"] = table["kernel_source"]
+    return out[out["dtype"].notna()].copy()
+
+
+def _gemm(table: pd.DataFrame, name: str) -> pd.DataFrame:
+    out = _columns(table, "gemm_dtype", m="m", n="n", k="k")
+    out["batch"] = 1
+    return out
+
+
+def _attention(table: pd.DataFrame, name: str) -> pd.DataFrame:
+    if "num_key_value_heads" not in table:
+        return table.head(0)
+    out = _columns(
+        table, "attn_dtype", batch="batch_size", n_heads="num_heads",
+        n_kv_heads="num_key_value_heads", head_dim="head_dim",
+    )  # fmt: skip
+    table = table.loc[out.index]
+    out["n_kv_heads"] = np.where(out["n_kv_heads"] == 0, out["n_heads"], out["n_kv_heads"])
+    out["kv_dtype"] = table["kv_cache_dtype"].map(DTYPES)
+    out["window"] = table["window_size"] if "window_size" in table else 0
+    decode = name.startswith("generation")
+    out["phase"] = "decode" if decode else "prefill"
+    out["q_len"] = 1 if decode else table["isl"]
+    out["kv_len"] = table["isl"] + table["step"]
+    return out[out["kv_dtype"].notna()]
+
+
+def _collective(table: pd.DataFrame, name: str) -> pd.DataFrame:
+    dtype = "nccl_dtype" if "nccl_dtype" in table else "allreduce_dtype"
+    size = table[dtype].map({"int8": 1, "half": 2, "bfloat16": 2, "float16": 2, "float": 4})
+    out = table[["op_name", "num_gpus", "message_size", "kernel_source"]].copy()
+    out.columns = ["op", "n_gpus", "bytes", "kernel"]
+    out["bytes"] = out["bytes"] * size
+    out["dtype"], out["n_nodes"], out["link"] = table[dtype], 1, ""
+    out["time_s"] = table["latency"].astype(float) * 1e-3
+    return out[size.notna().to_numpy()]
+
+
+def _moe(table: pd.DataFrame, name: str) -> pd.DataFrame:
+    return _columns(
+        table, "moe_dtype", num_tokens="num_tokens", hidden="hidden_size", inter="inter_size",
+        topk="topk", n_experts="num_experts", moe_tp="moe_tp_size", moe_ep="moe_ep_size",
+        distribution="distribution",
+    )  # fmt: skip
+
+
+_READ = {"gemm": _gemm, "attention": _attention, "collective": _collective, "moe": _moe}

@@ -1,0 +1,158 @@
+"""Measured attention rows: kernel strings to libraries, repeats to medians, columns to arrays."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from simulator.calibration import Surface
+from simulator.errors import InputError
+from simulator.fitting import judge
+from simulator.roofline.attention import attention_time, context_tokens
+from simulator.roofline.hardware import Hardware, hardware
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Array = NDArray[np.float64]
+
+SHAPE = ("batch", "q_len", "kv_len", "n_heads", "n_kv_heads", "head_dim", "window")
+INPUTS: tuple[str, ...] = ("phase", "dtype", "kv_dtype", *SHAPE)
+"""A shape is held out on every device at once."""
+KEYS = ("source", "device", "library", *INPUTS)
+
+LIBRARIES: tuple[tuple[str, str], ...] = (
+    (r"^(vllm|sglang|trtllm)\b.*(?:trtllm_mha|trtllmdecode|trtllmprefill)", r"\1-trtllm-gen"),
+    (r"^(vllm|sglang)\b.*(fa[234])\b", r"\1-\2"),
+    (r"^(trtllm)\b.*torch_flow_flashinfer", r"\1-flashinfer"),
+    (r"^(trtllm)\b", r"\1"),
+    (r"^(vllm|sglang)\b.*(?:flashinfer|fidecode|fiprefill)", r"\1-flashinfer"),
+    (r"^(vllm|sglang)\b.*triton", r"\1-triton"),
+    (r"^(vllm|sglang)\b.*flash_att", r"\1-fa2"),
+    (r"^vLLM.*layerwise", "vllm"),
+    (r"FlashAttention-3|FlashMLA|flash_?attn_?3|^fa3", "fa3"),
+    (r"trtllm", "trtllm-gen"),
+    (r"FlashAttention-4|^fa4", "fa4"),
+    (r"[Ff]lash[ _-]?[Ii]nfer", "flashinfer"),
+    (r"triton", "triton"),
+    (r"[Ff]lash[ _-]?[Aa]tt|^fa2", "fa2"),
+    (r"sdpa|scaled_dot", "sdpa"),
+)
+"""Kernel string to library (`framework-generation`), first match wins; the rest is `other`."""
+
+
+def kernel_of(kernel: str) -> str:
+    """Library behind a kernel string, e.g. ``vllm-fa3``; `other` when no pattern fits."""
+    for pattern, name in LIBRARIES:
+        hit = re.search(pattern, kernel)
+        if hit:
+            return hit.expand(name)
+    return "other"
+
+
+def generation_of(library: str) -> str:
+    """Kernel generation of a library: ``vllm-trtllm-gen`` -> ``trtllm-gen``."""
+    return re.sub(r"^(vllm|sglang|trtllm)-", "", library)
+
+
+def key_of(phase: str, dtype: str, kv_dtype: str) -> str:
+    """`Fit.dtype` of a row: phase, KV format, and the product's format where it is fp8."""
+    kv = "fp8" if kv_dtype == "fp8" else "bf16"
+    return f"{phase}.{kv}.fp8" if dtype == "fp8" else f"{phase}.{kv}"
+
+
+def prepare(rows: pd.DataFrame) -> pd.DataFrame:
+    """Unflagged rows with profile name, library and fit key, repeats to their median."""
+    from simulator import device as devices
+
+    missing = {"source", "device", "time_s", *INPUTS} - set(rows.columns)
+    if missing:
+        raise InputError(f"attention rows lack the columns {sorted(missing)}", where="--data")
+    rows = judge.usable(rows).copy()
+    known = {name: devices.resolve(name) for name in rows["device"].astype(str).unique()}
+    rows["device"] = rows["device"].astype(str).map(known)
+    for column in ("source", "dtype", "kv_dtype", "phase"):
+        rows[column] = rows[column].astype(str)
+    rows["window"] = rows["window"].fillna(0)
+    kernel = rows["kernel"].fillna("").astype(str) if "kernel" in rows else [""] * len(rows)
+    rows["library"] = [kernel_of(s) for s in kernel]
+    out = judge.aggregate(rows, KEYS)
+    triples = zip(out["phase"], out["dtype"], out["kv_dtype"], strict=True)
+    out["key"] = [key_of(*t) for t in triples]
+    return out
+
+
+def _hardware(rows: pd.DataFrame) -> Hardware:
+    """Device numbers of each row as arrays, in the shape of a `Hardware`."""
+    from simulator import device as devices
+
+    pairs = list(zip(rows["device"], rows["dtype"], strict=True))
+    numbers = {p: hardware(devices.load(p[0]), p[1]) for p in set(pairs)}
+    first = numbers[pairs[0]]
+    fields: dict[str, Any] = {
+        f: np.array([getattr(numbers[p], f) for p in pairs], float)
+        for f in Hardware.__dataclass_fields__
+        if f != "arch"
+    }
+    return Hardware(**fields, arch=first.arch)
+
+
+class Table:
+    """Rows of one phase as arrays."""
+
+    def __init__(self, rows: pd.DataFrame):
+        self.phase = str(rows["phase"].iloc[0])
+        self.hw = _hardware(rows)
+        self.shape = {c: rows[c].to_numpy(float) for c in SHAPE}
+        self.kv = np.where(rows["kv_dtype"].to_numpy() == "fp8", 1.0, 2.0)
+        self.act = np.where(rows["dtype"].to_numpy() == "fp8", 1.0, 2.0)
+        self.log_time = np.log(rows["time_s"].to_numpy(float))
+        self.groups = judge.shape_group(rows, INPUTS)
+
+    def where(self, mask: NDArray[np.bool_]) -> Table:
+        """The rows of `mask`."""
+        out = object.__new__(Table)
+        out.phase = self.phase
+        fields = {
+            f: getattr(self.hw, f)[mask] for f in Hardware.__dataclass_fields__ if f != "arch"
+        }
+        out.hw = Hardware(**fields, arch=self.hw.arch)
+        out.shape = {c: v[mask] for c, v in self.shape.items()}
+        out.kv, out.act, out.log_time = self.kv[mask], self.act[mask], self.log_time[mask]
+        out.groups = self.groups[mask]
+        return out
+
+    def __len__(self) -> int:
+        return len(self.log_time)
+
+    def log_model(self, coef: Mapping[str, float], surface: Surface | None = None) -> Array:
+        """Ln of the modelled time of each row."""
+        t = attention_time(
+            phase=self.phase,
+            **self.shape,
+            kv_bytes_per_element=self.kv,
+            act_bytes=self.act,  # type: ignore[arg-type]
+            hw=self.hw,
+            coef=coef,
+            surface=surface,
+            reuse=1.0,
+        )
+        return np.log(t.total_s)
+
+    def x(self) -> Array:
+        """log2 surface coordinates, shape (rows, axes)."""
+        s = self.shape
+        tokens = context_tokens(s["q_len"], s["kv_len"], s["window"])
+        if self.phase == "prefill":
+            tokens = np.sqrt(tokens * s["q_len"])
+        columns = (
+            s["batch"] * s["n_kv_heads"],
+            tokens,
+            s["n_heads"] / s["n_kv_heads"],
+            s["head_dim"],
+        )
+        return np.log2(np.stack(columns, axis=1))

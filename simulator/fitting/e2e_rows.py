@@ -1,0 +1,235 @@
+"""Whole-model measurements to setups the model can run, and why the others are left out.
+
+A row is kept only when nothing has to be guessed: model, device, tensor parallelism, number format, batch, prompt
+and output. What the batch means is told apart: ``static`` (one batch from start to end) or ``closed`` (a number of
+clients of which each sends its next request when the last one is answered).
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from simulator import hub
+from simulator.device import load as load_device
+from simulator.errors import InputError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SETUP = ("engine", "device", "model", "dtype", "kv_dtype", "tp", "ep", "batch", "prompt", "output", "loop")
+"""Columns that say what ran; rows that share them are repeats."""
+
+STEP_SOURCES = ("splitwise-sim", "FasterTransformer-docs")
+CLOSED_SOURCES = ("aiconfigurator-silicon_sample",)
+LOADS = {
+    "IBM-LLM-Pilot": "batch is an offered load of variable lengths",
+    "MLPerf-inference-v4.1": "batch is an offered load",
+    "MLPerf-inference-v5.1": "batch is an offered load",
+    "LLMServingSim-bench": "batch is an offered load",
+}
+
+# First match wins: engine string of the row to a table of hw_profiles/engines.toml.
+ENGINES = (
+    (r"^vLLM \(modified, 2023\)", "vllm-2023"),
+    (r"^vLLM( \(Nov 2024\))?$", "vllm"),
+    (r"^vllm\b(?! 0.4)", "vllm"),
+    (r"^(sglang|SGLang)\b", "sglang"),
+    (r"^(trtllm|TensorRT-LLM)\b", "trtllm"),
+    (r"^FasterTransformer", "fastertransformer"),
+    (r"^LMDeploy TurboMind", "turbomind"),
+    (r"^gpt-fast", "gpt-fast"),
+    (r"^llama\.cpp \(May 2024\)|^llama\.cpp$", "llama.cpp"),
+)
+MODELS = {"LLaMA 70B": "llama-2-70b", "LLAMA 3 (70B)": "llama-3-70b", "LLAMA 3 (8B)": "llama-3-8b"}
+"""Spellings that are ambiguous by themselves but not in the source that uses them."""
+ENCODERS = ("flan", "mt0")
+DTYPES = {
+    "fp16": "fp16", "F16": "fp16", "bf16": "bf16", "fp8": "fp8_static", "w8a16": "w8a16",
+    "gemm=fp8;moe=fp8": "fp8_static", "gemm=fp8_block;moe=fp8_block": "fp8_block",
+    "gemm=nvfp4;moe=nvfp4": "nvfp4",
+}  # fmt: skip
+NOT_EXACT = {
+    "Q4_K_M": "quant Q4_K_M mixes block formats of 4.5 to 6.6 bits",
+    "w4a16 g32": "quant int4 with groups of 32 is not a format of ours",
+    "w4a16 g64": "quant int4 with groups of 64 is not a format of ours",
+    "gemm=int4_wo;moe=int4_wo": "quant int4 experts beside 16-bit attention",
+    "4-bit": "quant says only '4-bit'",
+    "fp4": "quant says only 'fp4'",
+}
+
+
+def prepare(raw: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, int]]:
+    """Rows with a complete setup, repeats at their median, and counts of the others by reason.
+
+    Returns
+    -------
+    rows : DataFrame
+        `SETUP` columns, ``family`` (step, serving), ``source``, ``metric`` (ttft, tpot, e2e), ``time_s``
+        (of the whole batch), ``repeats``.
+    excluded : dict
+    """
+    import pandas as pd
+
+    kept: list[dict[str, Any]] = []
+    reasons: Counter[str] = Counter()
+    for row in raw.to_dict("records"):
+        setup, reason = _setup({k: (None if pd.isna(v) else v) for k, v in row.items()})
+        if setup is None:
+            reasons[reason] += 1
+        else:
+            kept.append(setup)
+    if not kept:
+        raise InputError("no row has a complete setup", where="--data")
+    rows = pd.DataFrame(kept)
+    keys = ["family", "source", *SETUP, "metric"]
+    grouped = rows.groupby(keys, sort=True)["time_s"]
+    out = grouped.median().to_frame()
+    out["repeats"] = grouped.size()
+    return out.reset_index(), dict(reasons.most_common())
+
+
+def _setup(row: dict[str, Any]) -> tuple[dict[str, Any] | None, str]:
+    """One row as a setup, or the reason it is none."""
+    source = row["source"]
+    if row.get("flag"):
+        return None, f"flag {row['flag']}"
+    if source in LOADS:
+        return None, LOADS[source]
+    note = row.get("note") or ""
+    if "pcap" in note or "power-limited" in note:
+        return None, "power limited below the device's own limit"
+    engine = _engine(row.get("engine") or "")
+    if engine is None:
+        return None, "engine is not modelled"
+    if row["metric"] == "request_latency_ms":
+        return None, "latency of requests that may stop early; TTFT and TPOT of the same run are judged"
+    for key, name in (("batch", "batch"), ("input_len", "input length"), ("output_len", "output length")):
+        if row.get(key) is None:
+            return None, f"no {name}"
+    tp = row.get("tp")
+    if tp is None and row.get("n_gpus") == 1:
+        tp = 1.0
+    if tp is None:
+        return None, "tensor parallelism not stated (layer split)"
+    if engine == "llama.cpp" and tp > 1:
+        return None, "llama.cpp splits layers or rows over GPUs, not tensors"
+    model = _model(row["model"])
+    if model is None:
+        encoder = any(e in row["model"].casefold() for e in ENCODERS)
+        return None, "encoder-decoder" if encoder else "model has no bundled config"
+    device = _device(row["device"])
+    if device is None:
+        return None, "device has no profile"
+    dtype, reason = _dtype(row.get("quant"), source, model, device)
+    if dtype is None:
+        return None, reason
+    ep, reason = _experts(note, tp, row.get("n_gpus"))
+    if reason:
+        return None, reason
+    timed = _time(row)
+    if timed is None:
+        return None, f"metric {row['metric']} without what it needs"
+    metric, seconds, prompt, output = timed
+    return {
+        "family": "step" if source in STEP_SOURCES else "serving",
+        "source": source,
+        "engine": engine,
+        "device": device,
+        "model": model,
+        "dtype": dtype,
+        "kv_dtype": "fp8" if "KV" in note and "fp8" in note.casefold() else "auto",
+        "tp": int(tp),
+        "ep": ep,
+        "batch": float(row["batch"]),
+        "prompt": prompt,
+        "output": output,
+        "loop": "closed" if source in CLOSED_SOURCES else "static",
+        "metric": metric,
+        "time_s": seconds,
+    }, ""
+
+
+def _engine(text: str) -> str | None:
+    return next((name for pattern, name in ENGINES if re.match(pattern, text)), None)
+
+
+@lru_cache(maxsize=1024)
+def _model(text: str) -> str | None:
+    """Bundled model, never the network: a row must mean the same on every machine."""
+    try:
+        return hub.resolve(MODELS.get(text, text))
+    except InputError:
+        return None
+
+
+@lru_cache(maxsize=256)
+def _device(text: str) -> str | None:
+    try:
+        return load_device(text).name
+    except InputError:
+        return None
+
+
+def _dtype(quant: str | None, source: str, model: str, device: str) -> tuple[str | None, str]:
+    """Our format, where the source's words name exactly one."""
+    if quant in NOT_EXACT:
+        return None, NOT_EXACT[quant]
+    spec = hub.find_model(model)
+    if quant is None:
+        if source not in CLOSED_SOURCES or "fp8" in model:
+            return None, "quant not stated"
+        return "bf16", ""
+    if model.startswith("gpt-oss"):
+        return None, "quant: 4-bit experts beside 16-bit attention"
+    mla = any(layer.attention.mla is not None for layer in spec.layers)
+    if mla and "nvfp4" in quant:
+        return None, "quant: nvfp4 experts beside 16-bit attention"
+    if mla and quant == "gemm=fp8;moe=fp8_block":
+        return "fp8_block", ""
+    if quant not in DTYPES:
+        return None, f"quant {quant} has no exact format"
+    from simulator.dtypes import get_format
+
+    dtype = DTYPES[quant]
+    if not load_device(device).has(get_format(dtype).math):
+        return None, f"quant {quant} runs on {device} only by emulation"
+    return dtype, ""
+
+
+def _experts(note: str, tp: float, gpus: float | None) -> tuple[int, str]:
+    """Expert parallelism of a silicon_sample row; elsewhere 1."""
+    found = re.search(r"attention_dp=(\d+); moe_tp=(\d+); moe_ep=(\d+)", note)
+    if not found:
+        return 1, "pipeline or data parallel" if gpus is not None and gpus > tp else ""
+    dp, moe_tp, moe_ep = (int(x) for x in found.groups())
+    if dp > 1 or (gpus is not None and gpus > tp):
+        return 1, "data-parallel attention or replicas"
+    if moe_ep > 1 and moe_tp * moe_ep != tp:
+        return 1, "expert split does not match the tensor split"
+    return max(moe_ep, 1), ""
+
+
+def _time(row: dict[str, Any]) -> tuple[str, float, float, float] | None:
+    """(metric, seconds of the whole batch, prompt, output) of a row."""
+    value, metric = float(row["value"]), row["metric"]
+    b, p, o = float(row["batch"]), float(row["input_len"]), float(row["output_len"])
+    if value <= 0 or b < 1:
+        return None
+    if metric in ("ttft_ms", "prefill_latency_s"):
+        return ("ttft", value * (1e-3 if metric == "ttft_ms" else 1.0), p, max(o, 1.0)) if p else None
+    if metric in ("tpot_ms", "tpot_p50_ms"):
+        return "tpot", value * 1e-3, p, o
+    if metric == "batch_latency_s":
+        return "e2e", value, p, o
+    if metric == "tput_out_tok_s":
+        return "e2e", b * o / value, p, o
+    if metric == "tput_out_tok_s_per_gpu":
+        return "e2e", b * o / (value * row["tp"]), p, o
+    if metric == "decode_tok_s":
+        return ("tpot", b / value, max(p, 1.0), o) if o > 1 else None
+    if metric == "prefill_tok_s":
+        return ("ttft", b * p / value, p, 1.0) if p else None
+    return None

@@ -1,0 +1,192 @@
+"""Fit and judge fused MoE layers: one fit per device, number format and kernel library.
+
+Rows hold the routed experts of one rank: permute, both grouped GEMMs, activation, its quantisation
+where the format has one, and the weighted sum. No router, no shared expert, no collective.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from simulator.calibration import Fit, Surface
+from simulator.dtypes import get_format
+from simulator.errors import InputError
+from simulator.fitting import judge
+from simulator.fitting.smooth import Array, Axis, Recipe, fit_family, predict_family
+from simulator.roofline.hardware import Hardware, hardware
+from simulator.roofline.moe import DEFAULT, Routing, moe_time, route
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+FAMILY = "moe"
+INPUTS = (
+    *("dtype", "num_tokens", "hidden", "inter", "topk", "n_experts"),
+    *("moe_tp", "moe_ep", "distribution"),
+)
+
+FORMAT_NAMES: Mapping[str, str] = {
+    "bfloat16": "bf16",
+    "float16": "fp16",
+    "int4_wo": "w4a16",
+    "w4a16_mxfp4": "w4a16",
+    "w4a8_mxfp4_mxfp8": "mxfp4",
+}
+"""Names of the data for our formats (mxfp4 weights of 4.25 bits stand under w4a16's 4.16)."""
+
+PATTERNS: tuple[tuple[str, str], ...] = (
+    (r"torch_flow_nongated|torch_flow_cutlass", "cutlass"),
+    (r"torch_flow_triton", "triton"),
+    (r"torch_flow", "flow"),
+    (r"mxfp4_flashinfer_trtllm|flashinfer_trtllm", "trtllmgen"),
+    (r"flashinfer_cutlass", "cutlass"),
+    (r"marlin", "marlin"),
+    (r"oaitriton", "oaitriton"),
+    (r"triton|vllm_fused_moe", "triton"),
+    (r"xpu", "xpu"),
+)
+"""Kernel string -> kind of kernel; the library is `<framework>_<kind>`."""
+
+PREFERRED = ("trtllm_cutlass", "vllm_trtllmgen", "vllm_cutlass", "vllm_triton", "sglang_triton")
+
+NONGATED: frozenset[tuple[int, int]] = frozenset(
+    {(2688, 1856), (4096, 2688), (2048, 5120), (8192, 5120), (1024, 2688)}
+)
+"""(hidden, inter) of Nemotron-3: squared ReLU, two matrices. The data names no activation."""
+
+
+def library_of(kernel: str) -> str:
+    """Library of a kernel string such as ``vllm-0.24.0:vllm_fp8moe_triton_tritonexperts``."""
+    framework, _, name = kernel.partition(":")
+    for pattern, kind in PATTERNS:
+        if re.search(pattern, name):
+            return f"{framework.split('-')[0]}_{kind}"
+    raise InputError(f"unknown MoE kernel {kernel!r}; add a pattern for it to fitting/moe.py")
+
+
+def prepare(rows: pd.DataFrame) -> pd.DataFrame:
+    """Usable rows, repeats aggregated; adds `key` (format), `library`, `gated`, the rank's load."""
+    rows = judge.usable(rows)
+    named = rows["dtype"].astype(str).replace(dict(FORMAT_NAMES))
+    library = rows["kernel"].astype(str).map(library_of)
+    mx = rows["dtype"].astype(str).eq("w4a16_mxfp4")
+    rows = rows.assign(
+        device=rows["device"].astype(str).str.lower(),
+        dtype=named,
+        library=library.where(~mx, library.str.replace("_", "_mx_", n=1)),
+    )
+    out = judge.aggregate(rows, ["device", "source", "library", *INPUTS])
+    two = [(h, i) in NONGATED for h, i in zip(out["hidden"], out["inter"], strict=True)]
+    active, pairs = np.empty(len(out)), np.empty(len(out))
+    for name, at in out.groupby("distribution").indices.items():
+        part = out.iloc[at]
+        numbers = (part[c].to_numpy(float) for c in ("num_tokens", "topk", "n_experts"))
+        load = route(*numbers, ep=part["moe_ep"].to_numpy(float), distribution=str(name))
+        active[at], pairs[at] = load.active, load.rows
+    every = [_hardware(d, f) for d, f in zip(out["device"], out["dtype"], strict=True)]
+    return out.assign(
+        key=out["dtype"],
+        kernel_family=out["library"],
+        gated=~np.array(two),
+        active=active,
+        rows=pairs,
+        peak=[h.math_flop_per_s for h in every],
+        hbm=[h.hbm_bytes_per_s for h in every],
+        l2=[h.l2_bytes for h in every],
+    )
+
+
+@lru_cache(maxsize=256)
+def _hardware(device: str, dtype: str) -> Hardware:
+    from simulator import device as devices
+
+    return hardware(devices.load(device), dtype)
+
+
+def _time(rows: pd.DataFrame, coef: Mapping[str, float], surface: Surface | None):
+    """`MoeTime` of rows of one format; the devices may differ."""
+    fmt = get_format(str(rows["dtype"].iloc[0]))
+    hw = replace(
+        _hardware(str(rows["device"].iloc[0]), fmt.name),
+        math_flop_per_s=rows["peak"].to_numpy(float),
+        hbm_bytes_per_s=rows["hbm"].to_numpy(float),
+        l2_bytes=rows["l2"].to_numpy(float),
+    )
+    shape = (
+        rows[c].to_numpy(float) for c in ("num_tokens", "hidden", "inter", "topk", "n_experts")
+    )
+    return moe_time(
+        *shape,
+        tp=rows["moe_tp"].to_numpy(float),
+        ep=rows["moe_ep"].to_numpy(float),
+        weight_bytes_per_element=fmt.weight_bytes,
+        act_bytes=fmt.act_bytes,
+        gated=rows["gated"].to_numpy(bool),
+        hw=hw,
+        coef=coef,
+        surface=surface,
+        load=Routing(rows["active"].to_numpy(float), rows["rows"].to_numpy(float)),
+    )
+
+
+def log_model(rows: pd.DataFrame, coef: Mapping[str, float], surface: Surface | None) -> Array:
+    """Log seconds of rows of one format."""
+    return np.log(_time(rows, coef, surface).total_s)
+
+
+def floor_s(rows: pd.DataFrame) -> Array:
+    """Roofline floor of rows of one format [s]."""
+    free = dict(DEFAULT, t0_s=0.0, math_share=1e9, bw_share=1e9, act_passes=0.0, pair_passes=0.0)
+    return _time(rows, free, None).total_s
+
+
+def coords(rows: pd.DataFrame) -> dict[str, Array]:
+    """Coordinates of the residual surface."""
+    tokens, experts, ep, inter, tp = (
+        rows[c].to_numpy(float) for c in ("num_tokens", "n_experts", "moe_ep", "inter", "moe_tp")
+    )
+    return {"tokens": tokens, "experts": experts / ep, "width": inter / tp}
+
+
+RECIPE = Recipe(
+    family=FAMILY,
+    inputs=INPUTS,
+    log_model=log_model,
+    coords=coords,
+    axes=(Axis("tokens", 1.5, 0.3), Axis("experts", 2.0, 0.3), Axis("width", 2.0, 0.3)),
+    start=DEFAULT,
+    spread={
+        "t0_s": 1.0,
+        "math_share": 0.5,
+        "bw_share": 0.3,
+        "tile_fill": 1.0,
+        "tile_rows": 0.5,
+        "narrow": 1.0,
+        "act_passes": 1.0,
+        "pair_passes": 2.0,
+    },
+    preferred=PREFERRED,
+    between_source=0.10,
+    between_device=0.15,
+    ridge=0.01,
+    huber=0.15,
+    refit=False,
+)
+
+
+def fit(rows: pd.DataFrame, *, date: str | None = None, residuals: bool = True) -> list[Fit]:
+    """Fits of every device, format and library of prepared `rows`, then the pooled ones."""
+    return fit_family(RECIPE, rows, date=date, residuals=residuals)
+
+
+def predict(
+    rows: pd.DataFrame, fits: Iterable[Fit], *, cross: bool = False
+) -> tuple[Array, Array, Array]:
+    """Predicted seconds of `rows` and their 90 % interval; `cross` widens between sources."""
+    return predict_family(RECIPE, rows, fits, floor_s, cross=cross)

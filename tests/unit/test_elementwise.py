@@ -1,0 +1,49 @@
+"""Streaming kernels: bytes, start-up, floor beyond L2."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from simulator.errors import UnknownNameError
+from simulator.fitting.elementwise import KINDS as FITTED
+from simulator.fitting.elementwise import OPERATIONS
+from simulator.roofline.elementwise import DEFAULT, KINDS, elementwise_floor, elementwise_time
+from simulator.roofline.hardware import Hardware
+
+HW = Hardware(132, 989e12, 67e12, 3.35e12, 50e6, 32, 450e9, 1e-6, 1.98e9, "hopper")
+
+
+def test_large_streams_run_at_the_fitted_share_and_small_ones_at_the_start_up():
+    large = elementwise_time(4e9, 4e9, kind="add", hw=HW, coef=DEFAULT)
+    assert float(large.total_s) == pytest.approx(8e9 / (0.85 * 3.35e12), rel=0.01)
+    small = elementwise_time(1e3, 1e3, kind="add", hw=HW, coef=DEFAULT)
+    assert float(small.total_s) == pytest.approx(2e-6, rel=0.01)
+
+
+def test_kinds_differ_in_passes_and_start():
+    coef = dict(DEFAULT, passes_norm=2.0, start_norm=3.0)
+    norm = elementwise_time(1e9, 1e9, kind="norm", hw=HW, coef=coef)
+    add = elementwise_time(1e9, 1e9, kind="add", hw=HW, coef=coef)
+    assert float(norm.memory_s / add.memory_s) == pytest.approx(2.0)
+    assert float(norm.launch_s / add.launch_s) == pytest.approx(3.0)
+
+
+def test_never_below_the_bytes_beyond_l2_and_monotone():
+    moved = np.logspace(3, 11, 50)
+    fast = dict(DEFAULT, t0_s=1e-12, bw_share=9.0)
+    t = elementwise_time(moved, moved, kind="add", hw=HW, coef=fast).total_s
+    assert np.all(t >= elementwise_floor(moved, moved, hw=HW))
+    assert np.all(
+        np.diff(elementwise_time(moved, moved, kind="add", hw=HW, coef=DEFAULT).total_s) > 0
+    )
+
+
+def test_unknown_kind_is_an_error():
+    with pytest.raises(UnknownNameError, match="norm"):
+        elementwise_time(1.0, 1.0, kind="norms", hw=HW, coef=DEFAULT)
+
+
+def test_every_operation_of_the_data_has_a_known_kind():
+    assert {kind for kind, _ in OPERATIONS.values()} == set(FITTED)
+    assert set(FITTED) <= set(KINDS)
