@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import numpy as np
+from typing import Any
+
 import numpy.typing as npt
 
-Array = npt.NDArray[np.float64] | float
+Array = npt.NDArray[Any] | float
 """A float64 array of any shape, or a scalar that broadcasts against one."""

@@ -1,4 +1,4 @@
-"""Fitted coefficients: what a family's fit is, how it is stored, and which fit answers for a device.
+"""Fitted coefficients: what a fit is, how it is stored, and which one answers for a device.
 
 A fit is a few physical coefficients times a compact log-space residual surface, with its own
 out-of-fold error. Files live in ``hw_profiles/measured/<device>/<family>.toml``; a user's own
@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import lru_cache
 from importlib import resources
@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from simulator.errors import InputError, UnsupportedError
+from simulator.surface import Surface
 
 SCHEMA = 1
 MILLI = 1e-3
@@ -51,7 +52,7 @@ NEAR_DTYPES: Mapping[str, tuple[str, ...]] = {
 
 
 TWINS: Mapping[str, str] = {"bf16": "fp16", "fp16": "bf16"}
-"""Formats that run the same kernels at the same rate: a fit of one answers for the other in full."""
+"""Formats that run the same kernels at the same rate: a fit of one answers for the other."""
 
 
 class Basis(StrEnum):
@@ -85,148 +86,12 @@ class DeviceLike(Protocol):
 
 
 def scope_of(device: DeviceLike) -> str:
-    """Devices that share kernels: ``sm80``, ``sm86``, ``sm89``, ``sm90``, ``sm100`` (10.x), ``sm120``; else arch."""
+    """Devices that share kernels: ``sm80``, ``sm86``, ..., ``sm100`` (all 10.x); else the arch."""
     capability = device.compute_capability
     if not capability:
         return device.arch
     major, minor = (int(part) for part in capability.split("."))
     return f"sm{major}{minor if major < 9 else 0}"
-
-
-@dataclass(frozen=True, eq=False)
-class Surface:
-    """Tensor-product multilinear surface over the log2 of its coordinates.
-
-    Parameters
-    ----------
-    axes : tuple of (name, knots)
-        Coordinate name and its knots in log2, strictly increasing; at least one knot per axis.
-    values : ndarray, shape (len(knots_0), len(knots_1), ...)
-        ln(measured/physics) at the knots [-].
-
-    Examples
-    --------
-    >>> s = Surface((("m", (0.0, 10.0)),), np.array([0.0, 1.0]))
-    >>> float(s(m=32.0))
-    0.5
-    """
-
-    axes: tuple[tuple[str, tuple[float, ...]], ...]
-    values: NDArray[np.float64]
-    _knots: tuple[NDArray[np.float64], ...] = field(init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        shape = tuple(len(knots) for _, knots in self.axes)
-        if self.values.shape != shape:
-            raise InputError(f"surface values have shape {self.values.shape}, its axes say {shape}")
-        for name, knots in self.axes:
-            if any(b <= a for a, b in zip(knots, knots[1:], strict=False)):
-                raise InputError(f"surface axis {name!r}: knots must increase, got {knots}")
-        object.__setattr__(self, "_knots", tuple(np.array(k, float) for _, k in self.axes))
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Coordinate names, in the order of `values`."""
-        return tuple(name for name, _ in self.axes)
-
-    def __call__(self, **coords: ArrayLike) -> NDArray[np.float64]:
-        """Log residual at `coords` (natural values, not logs; they broadcast), clamped at the ends."""
-        if set(coords) != set(self.names):
-            raise InputError(f"surface needs coordinates {self.names}, got {tuple(coords)}")
-        values: NDArray[np.float64] = self.values
-        axis = 0
-        wide: list[tuple[NDArray[np.int64], NDArray[np.float64]]] = []
-        # Scalar coordinates are contracted first: with n and k fixed only a line in m is left.
-        for (name, _), knots in zip(self.axes, self._knots, strict=True):
-            i, w = _cell(np.asarray(coords[name], float), knots)
-            if i.size == 1:
-                i0, w0 = int(i.reshape(-1)[0]), float(w.reshape(-1)[0])
-                j0 = min(i0 + 1, len(knots) - 1)
-                lower, upper = np.take(values, i0, axis), np.take(values, j0, axis)
-                values = lower * (1.0 - w0) + upper * w0
-            else:
-                wide.append((i, w))
-                axis += 1
-        shape = np.broadcast_shapes(*(np.shape(v) for v in coords.values()))
-        return np.broadcast_to(_multilinear(values, wide), shape)
-
-    def inside(self, **coords: ArrayLike) -> NDArray[np.bool_]:
-        """Whether every coordinate lies within its knots (half an octave of grace)."""
-        ok: NDArray[np.bool_] = np.array(True)
-        for name, knots in self.axes:
-            x = np.log2(np.maximum(np.asarray(coords[name], float), 1e-30))
-            ok = ok & (x >= knots[0] - 0.5) & (x <= knots[-1] + 0.5)
-        return ok
-
-
-def _cell(
-    x: NDArray[np.float64], knots: NDArray[np.float64]
-) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Left knot index and weight of the right one, clamped, of natural values `x`."""
-    if len(knots) == 1:
-        return np.zeros(x.shape, np.int64), np.zeros(x.shape)
-    u = np.log2(np.maximum(x, 1e-30))
-    i = np.searchsorted(knots[1:-1], u, side="right")
-    w = (u - knots[i]) / (knots[i + 1] - knots[i])
-    return i.astype(np.int64), np.clip(w, 0.0, 1.0)
-
-
-def _multilinear(
-    values: NDArray[np.float64], cells: Sequence[tuple[NDArray[np.int64], NDArray[np.float64]]]
-) -> NDArray[np.float64]:
-    """Sum over the 2^d corners of `values` at `cells`, one gather per corner."""
-    if not cells:
-        return values
-    if len(cells) == 1:
-        i, w = cells[0]
-        low = values[i]
-        return low + w * (values[np.minimum(i + 1, len(values) - 1)] - low)
-    if len(cells) == 2 and _crossed(cells[0][0].shape, cells[1][0].shape):
-        return _outer(values, cells[0], cells[1])
-    (i, w), rest = cells[0], cells[1:]
-    flat = values.reshape(-1)
-    strides = [int(s) // values.itemsize for s in np.ascontiguousarray(values).strides]
-    flat = np.ascontiguousarray(values).reshape(-1)
-    corners = [(i * strides[0], 1.0 - w), (np.minimum(i + 1, values.shape[0] - 1) * strides[0], w)]
-    for (j, v), stride, size in zip(rest, strides[1:], values.shape[1:], strict=True):
-        nxt = np.minimum(j + 1, size - 1)
-        corners = [
-            (at + step * stride, weight * part)
-            for at, weight in corners
-            for step, part in ((j, 1.0 - v), (nxt, v))
-        ]
-    total = flat[corners[0][0]] * corners[0][1]
-    for at, weight in corners[1:]:
-        total = total + flat[at] * weight
-    return total
-
-
-def _crossed(a: tuple[int, ...], b: tuple[int, ...]) -> bool:
-    """Whether shapes `a` and `b` broadcast to their outer product: no dimension is long in both."""
-    return len(a) == len(b) and all(m == 1 or n == 1 for m, n in zip(a, b, strict=True))
-
-
-def _outer(
-    values: NDArray[np.float64],
-    a: tuple[NDArray[np.int64], NDArray[np.float64]],
-    b: tuple[NDArray[np.int64], NDArray[np.float64]],
-) -> NDArray[np.float64]:
-    """Bilinear interpolation on a product grid, as two small matrix products instead of gathers."""
-    (i, _), (j, _) = a, b
-    table = _hat(*a, len(values)) @ values @ _hat(*b, values.shape[1]).T
-    n = i.ndim
-    order = [axis for pair in zip(range(n), range(n, 2 * n), strict=True) for axis in pair]
-    shape = np.broadcast_shapes(i.shape, j.shape)
-    return table.reshape(i.shape + j.shape).transpose(order).reshape(shape)
-
-
-def _hat(i: NDArray[np.int64], w: NDArray[np.float64], knots: int) -> NDArray[np.float64]:
-    """Interpolation weights as a matrix, shape (points, knots)."""
-    out = np.zeros((i.size, knots))
-    at, left = np.arange(i.size), i.reshape(-1)
-    out[at, left] = 1.0 - w.reshape(-1)
-    out[at, np.minimum(left + 1, knots - 1)] += w.reshape(-1)
-    return out
 
 
 @dataclass(frozen=True)
@@ -296,7 +161,7 @@ class Residual:
 class Fit:
     """One fitted member of a family: coefficients, residual surface and their error.
 
-    `device` is a profile name; in the ``_default`` file it is a `scope_of`, an architecture or ``any``.
+    `device` is a profile name; in the ``_default`` file a `scope_of`, an architecture or ``any``.
     """
 
     family: str
@@ -431,7 +296,7 @@ def _load_file(path: Traversable) -> tuple[Fit, ...]:
 
 @lru_cache(maxsize=512)
 def load_fits(device: str, family: str) -> tuple[Fit, ...]:
-    """Fits of `family` on `device` (a profile name or ``_default``), the user's own first; may be empty."""
+    """Fits of `family` on `device` (or ``_default``), the user's own first; may be empty."""
     found: list[Fit] = []
     for home in _homes():
         path = home.joinpath(device, f"{family}.toml")
@@ -445,9 +310,10 @@ def lookup(
 ) -> tuple[Fit, Basis]:
     """The fit that answers for `device`, and how good an answer it is.
 
-    In order: the device's own fit of this dtype (or its twin) and library (None: the ``vendor`` fit,
-    else its largest) -> CALIBRATED; its fit of another library or a near dtype -> EXTRAPOLATED; the pooled fit
-    of its `scope_of`, then architecture, -> EXTRAPOLATED; the family's pooled fit -> DATASHEET.
+    In order: the device's own fit of this dtype (or its twin) and library (None: the ``vendor``
+    fit, else its largest) -> CALIBRATED; its fit of another library or a near dtype ->
+    EXTRAPOLATED; the pooled fit of its `scope_of`, then architecture, -> EXTRAPOLATED; the family's
+    pooled fit -> DATASHEET.
     """
     own = load_fits(device.name, family)
     same = [f for f in own if f.dtype == dtype] or [f for f in own if f.dtype == TWINS.get(dtype)]
@@ -472,8 +338,9 @@ def lookup(
             return _wider(near), basis
     known = sorted({f.dtype for f in own} | {f.dtype for f in pooled})
     raise UnsupportedError(
-        f"no {family} fit for {dtype} on {device.name} or its like; fitted: {', '.join(known) or 'none'};"
-        f" measure it with `python -m sparse_kernels.calibrate`"
+        f"no {family} fit for {dtype} on {device.name} or its like; "
+        f"fitted: {', '.join(known) or 'none'}; "
+        "measure it with `python -m sparse_kernels.calibrate`"
     )
 
 

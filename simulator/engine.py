@@ -63,10 +63,13 @@ class Engine:
         Prompts of closed-loop clients found waiting: a request sees ``share * clients**power`` prefills [-].
     host : dict
         Host time per device architecture relative to the machine the figures were found on [-].
-    spread_decode, spread_prefill : tuple of (sigma, n)
-        Log-space error of a step that its kernels' intervals do not explain, and setups behind it.
+    spread_decode, spread_prefill, spread_queue : tuple of (sigma, n)
+        Log-space error of a step, and of the wait in a closed loop, that the kernels' intervals do not
+        explain, and setups behind it.
     kernels : dict
         Preferred libraries per family, and per ``family.arch`` where they differ.
+    kv : dict
+        Format of the KV cache by format of the linear layers, where it is not their 16-bit twin.
     n, date : int, str
         Measured setups behind the figures (0: assumed), and when they were fitted.
     """
@@ -91,7 +94,9 @@ class Engine:
     host: dict[str, float] = field(default_factory=dict)
     spread_decode: tuple[float, int] = (0.0, 0)
     spread_prefill: tuple[float, int] = (0.0, 0)
+    spread_queue: tuple[float, int] = (0.0, 0)
     kernels: dict[str, str] = field(default_factory=dict)
+    kv: dict[str, str] = field(default_factory=dict)
     n: int = 0
     date: str = ""
 
@@ -144,6 +149,12 @@ class Engine:
         """Log-space standard deviation of a step beyond its kernels' intervals [-]."""
         sigma, n = self.spread_prefill if prefills else self.spread_decode
         return sigma if n >= FEWEST else ASSUMED_SPREAD
+
+    def kv_dtype(self, fmt: Format) -> str:
+        """Format of the KV cache when nobody names one."""
+        if fmt.name in self.kv:
+            return self.kv[fmt.name]
+        return fmt.name if fmt.name in ("fp16", "fp32") else "bf16"
 
     def _kernel(self, device: Device, *keys: str) -> str | None:
         for key in keys:

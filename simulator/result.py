@@ -220,7 +220,7 @@ def _at_max_batch(points: Points, dense: Points) -> np.ndarray:
 def best_rate(points: Points) -> np.ndarray:
     """Tokens per second at the largest batch that fits, at most `MAX_RUNNING_BATCH` [1/s]."""
     p, o = np.broadcast_arrays(points.prompt, points.output)
-    shape = np.broadcast_shapes(p.shape, points.batch.shape)
+    shape = np.broadcast_shapes(p.shape, np.shape(points.batch))
     largest = points.max_batch
     if p.shape != shape:
         # The batch axis does not change the largest batch: one evaluation serves all of it.

@@ -43,15 +43,15 @@ def scattered(columns: Mapping[str, Sequence[Any] | np.ndarray], **settings: Any
         place = order[start:stop]
         fixed = {c: columns[c][place[0]] for c in outer}
         fixed = {c: int(v) if c in SIZES else str(v) for c, v in fixed.items()}
-        points = [
+        batch, prompt, output = (
             sizes[a][place] if a in sizes else np.array([float(Scenario.model_fields[a].default)])
             for a in POINT_AXES
-        ]
+        )
         group = group_of(Scenario.of(**fixed, **settings))
         dense = None
         if group.policies.members and group.problem is None:
-            dense = evaluate(group.dense, *points)
-        blocks.append(rows(group, *points, dense)[0])
+            dense = evaluate(group.dense, batch, prompt, output)
+        blocks.append(rows(group, batch, prompt, output, dense)[0])
         places.append(place)
     return _gather(blocks, np.concatenate(places))
 

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simulator.calibration import ANY, Fit, Residual, Surface, scope_of
-from simulator.errors import InputError
 from simulator.fitting import judge
+from simulator.fitting.attention_choose import choose
 from simulator.fitting.attention_rows import (
     INPUTS,
     Table,
@@ -45,21 +45,6 @@ __all__ = [
 Array = NDArray[np.float64]
 
 FAMILY = "attention"
-
-PREFERRED = (
-    "vllm-fa3",
-    "vllm-trtllm-gen",
-    "vllm-fa2",
-    "vllm-flashinfer",
-    "vllm",
-    "fa3",
-    "sglang-fa3",
-    "sglang-trtllm-gen",
-    "sglang-flashinfer",
-    "sglang-fa2",
-    "trtllm",
-)
-"""Library assumed when nobody names one: vLLM's default kernel of the device, then the others."""
 
 _COMMON = {
     "kv_eff": 0.85,
@@ -144,9 +129,9 @@ KNOTS: Mapping[str, tuple[float, ...]] = {
     "head_dim": (6, 7, 7.585, 8),
 }
 COARSE_KNOTS: Mapping[str, tuple[float, ...]] = {
-    "lanes": (0, 4, 7, 10, 14),
-    "tokens": (1, 5, 8.5, 11.5, 15),
-    "group": (0, 2, 4, 6),
+    "lanes": (0, 5, 9, 14),
+    "tokens": (1, 6, 10, 15),
+    "group": (0, 2.5, 6),
     "head_dim": (6, 7, 8),
 }
 """Knots of pooled fits: what siblings share, without one device's detail."""
@@ -208,9 +193,7 @@ def _axes(x: Array, places: Mapping[str, tuple[float, ...]]) -> list[tuple[float
 
 
 def _surface(
-    table: Table,
-    coef: Mapping[str, float],
-    places: Mapping[str, tuple[float, ...]] | None = None,
+    table: Table, coef: Mapping[str, float], places: Mapping[str, tuple[float, ...]] | None = None
 ) -> Surface | None:
     """Knot table of what `coef` leaves, or None with too few rows."""
     if len(table) < SMALLEST_SURFACE:
@@ -341,32 +324,6 @@ def _pooled(rows: pd.DataFrame, scope: str, coef: dict[str, float], date: str) -
     sources = tuple(sorted(rows["source"].unique()))
     key, library = str(rows["key"].iloc[0]), str(rows["library"].iloc[0])
     return Fit(FAMILY, scope, key, library, coef, surface, len(rows), sources, date, residual)
-
-
-def choose(
-    fits: Sequence[Fit], device: str, scope: str, key: str, library: str
-) -> tuple[Fit, bool]:
-    """Fit that answers for a row, and whether it stands in for another source or device.
-
-    Own device before its scope before any; in each: the library named, its kernel generation,
-    `PREFERRED`, the largest; then the same phase with another number format.
-    """
-    phase = key.split(".")[0]
-    own_key = [f for f in fits if f.dtype == key]
-    any_key = [f for f in fits if f.dtype.split(".")[0] == phase]
-    for pool in (own_key, any_key):
-        for place in (device, scope, ANY):
-            here = [f for f in pool if f.device == place]
-            if not here:
-                continue
-            named = [f for f in here if f.library == library]
-            if named:
-                return max(named, key=lambda f: f.n), place != device
-            kin = [f for f in here if generation_of(f.library) == generation_of(library)]
-            rank = {name: i for i, name in enumerate(PREFERRED)}
-            best = min(kin or here, key=lambda f: (rank.get(f.library, 99), -f.n))
-            return best, True
-    raise InputError(f"no attention fit covers {key} on {device}; fit rows of that phase first")
 
 
 def predict(

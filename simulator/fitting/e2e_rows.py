@@ -40,17 +40,18 @@ ENGINES = (
     (r"^(trtllm|TensorRT-LLM)\b", "trtllm"),
     (r"^FasterTransformer", "fastertransformer"),
     (r"^LMDeploy TurboMind", "turbomind"),
-    (r"^gpt-fast", "gpt-fast"),
     (r"^llama\.cpp \(May 2024\)|^llama\.cpp$", "llama.cpp"),
 )
 MODELS = {"LLaMA 70B": "llama-2-70b", "LLAMA 3 (70B)": "llama-3-70b", "LLAMA 3 (8B)": "llama-3-8b"}
 """Spellings that are ambiguous by themselves but not in the source that uses them."""
 ENCODERS = ("flan", "mt0")
 DTYPES = {
-    "fp16": "fp16", "F16": "fp16", "bf16": "bf16", "fp8": "fp8_static", "w8a16": "w8a16",
-    "gemm=fp8;moe=fp8": "fp8_static", "gemm=fp8_block;moe=fp8_block": "fp8_block",
+    "fp16": "fp16", "F16": "fp16", "bf16": "bf16", "fp8": "fp8", "w8a16": "w8a16",
+    "gemm=fp8;moe=fp8": "fp8", "gemm=fp8_block;moe=fp8_block": "fp8_block",
     "gemm=nvfp4;moe=nvfp4": "nvfp4",
 }  # fmt: skip
+BLOCK_FP8 = ("deepseek-v3", "qwen3-235b-a22b", "minimax-m2.5")
+"""Models whose published FP8 checkpoint has scales per 128x128 tile, whatever the row calls it."""
 NOT_EXACT = {
     "Q4_K_M": "quant Q4_K_M mixes block formats of 4.5 to 6.6 bits",
     "w4a16 g32": "quant int4 with groups of 32 is not a format of ours",
@@ -184,11 +185,11 @@ def _dtype(quant: str | None, source: str, model: str, device: str) -> tuple[str
         return "bf16", ""
     if model.startswith("gpt-oss"):
         return None, "quant: 4-bit experts beside 16-bit attention"
+    if model in BLOCK_FP8 and quant.startswith("gemm=fp8"):
+        return "fp8_block", ""
     mla = any(layer.attention.mla is not None for layer in spec.layers)
     if mla and "nvfp4" in quant:
         return None, "quant: nvfp4 experts beside 16-bit attention"
-    if mla and quant == "gemm=fp8;moe=fp8_block":
-        return "fp8_block", ""
     if quant not in DTYPES:
         return None, f"quant {quant} has no exact format"
     from simulator.dtypes import get_format

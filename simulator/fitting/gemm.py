@@ -40,7 +40,8 @@ HOST_TIMED = ("apex_plus", "apex_plus_glassml", "NeuSight", "vidur_opt_scheduler
 BETWEEN_SOURCE = 0.12
 """Log standard deviation of two good sources about each other; see docs/calibration_gemm.md."""
 STEPS = (1.0, 1.25, 1.25)
-SCOPE_STEPS = (1.5, 2.0, 2.0)
+SCOPE_STEPS = (2.0, 2.5, 2.5)
+"""Knot spacing in octaves of (m, n, k), of a device and of a pooled fit."""
 FOLDS = 5
 CLASS_EDGES_S = (0.0, 12e-6, 50e-6, 300e-6)
 """Lower ends of the size classes with error quantiles of their own [s]."""
@@ -108,11 +109,15 @@ def graph_launch(fit: Fit, fits: Sequence[Fit]) -> Fit:
     near = [f for f in fits if f.device == fit.device and klass(f.dtype) == klass(fit.dtype)]
     clean = [f for f in near if f.library != VENDOR and not set(f.sources) & set(HOST_TIMED)]
     if not clean:
-        scopes = {scope_of(devices.load(fit.device))} if fit.device in devices.list_devices() else ()
+        scopes = (
+            {scope_of(devices.load(fit.device))} if fit.device in devices.list_devices() else ()
+        )
         clean = [
             f
             for f in fits
-            if f.device in scopes and f.library == VENDOR and klass(f.dtype) == klass(fit.dtype)
+            if f.device in scopes
+            and f.library == VENDOR
+            and klass(f.dtype) == klass(fit.dtype)
             and not set(f.sources) <= set(HOST_TIMED)
         ]
     if not clean:
@@ -191,7 +196,7 @@ def _out_of_fold(table: Table, model: Model, groups: NDArray[np.uint64]) -> Arra
 
 
 def _device_out(table: Table) -> Array:
-    """Prediction of every row by siblings of its device; its own general level where it has none [s]."""
+    """Prediction of every row by siblings of its device; without any, by its own [s]."""
     out = np.empty(len(table))
     for scope in np.unique(table.scope):
         within = table.scope == scope
@@ -251,7 +256,7 @@ def learning_curve(
 ) -> list[dict[str, float]]:
     """Held-out error against the number of fit rows, from this device's rows alone.
 
-    The 30 % of shapes that `judge.holdout` names are never fitted; each size is drawn `seeds` times.
+    The 30 % of shapes that `judge.holdout` names are never fitted; each size is drawn per seed.
     """
     rows = rows[(rows["device"] == device) & (rows["dtype"] == dtype)].reset_index(drop=True)
     table = Table.of(rows)

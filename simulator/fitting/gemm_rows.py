@@ -1,4 +1,4 @@
-"""Measured GEMM rows as the fit reads them: libraries, profile names, arrays with device numbers."""
+"""Measured GEMM rows as the fit reads them: libraries, profile names, device numbers."""
 
 from __future__ import annotations
 

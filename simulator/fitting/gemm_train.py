@@ -68,7 +68,7 @@ class Model:
 def _descend(
     table: Table, parent: Coef, start: Coef | None, free: Sequence[str], passes: int
 ) -> Coef:
-    """Least squares in log time about `parent`: sum softL1((ln p/t)/SCALE) + ((ln c/c0)/SPREAD)^2."""
+    """Least squares in log time about `parent`: softL1((ln p/t)/SCALE) + ((ln c/c0)/SPREAD)^2."""
     from scipy.optimize import least_squares
 
     low = np.log([BOUNDS[c][0] for c in free])

@@ -5,7 +5,7 @@ shared by all, one by groups of the same library, one by groups of the same devi
 
     y_g(x) = f(x) + f_library(x) + f_device(x) + f_g(x) + c_g + noise,
 
-each a Gaussian process with a Matern-3/2 kernel over log2 of the inputs [1]_. Only its posterior mean
+each a Gaussian process with a Matern-3/2 kernel over log2 of the inputs [1]_. Only its mean
 at the knots is kept (a `Surface`); no training row is stored.
 
 .. [1] Rasmussen and Williams, Gaussian Processes for Machine Learning, 2006, eq. 2.25 and 4.17.
@@ -57,7 +57,7 @@ class Kriging:
     alpha: Array
 
     def mean(self, x: Array, device: int | Codes | None, library: int | Codes | None) -> Array:
-        """Posterior mean at `x`; None drops the parts of that kind (an unseen device or library)."""
+        """Posterior mean at `x`; None drops the parts of that kind (never seen)."""
         share = _share(self.prior, device, library, self.device, self.library)
         smooth = _matern(x, self.x, self.prior.octaves)
         total = (smooth * share) @ self.alpha

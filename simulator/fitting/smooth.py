@@ -9,7 +9,7 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -129,7 +129,7 @@ def surface(recipe: Recipe, rows: pd.DataFrame, coef: Mapping[str, float]) -> Su
         miss = np.abs(off - basis @ values)
         weight = np.minimum(1.0, recipe.huber / np.maximum(miss, 1e-12))
     named = tuple((a.name, at) for a, at in zip(recipe.axes, axes, strict=True))
-    return Surface(named, np.round(values.reshape(sizes), 3))
+    return Surface(named, np.round(values.reshape(sizes), 3).astype(np.float64))
 
 
 def _hat(u: Array, at: Array) -> Array:
@@ -178,9 +178,9 @@ def _out_of_fold(recipe: Recipe, rows: pd.DataFrame, coef: Coef) -> tuple[Array,
     for train, test in judge.folds(groups):
         if not test.any() or train.sum() < max(4, recipe.smallest // 2):
             continue
-        part = rows[train]
+        part = rows.loc[train]
         own = solve(recipe, part, coef, 12) if recipe.refit else coef
-        predicted[test] = recipe.log_model(rows[test], own, surface(recipe, part, own))
+        predicted[test] = recipe.log_model(rows.loc[test], own, surface(recipe, part, own))
     done = np.isfinite(predicted)
     measured = np.log(rows["time_s"].to_numpy(float))
     return (measured - predicted)[done], np.exp(predicted[done])
@@ -194,7 +194,7 @@ def fit_family(
 
     date = date or dt.date.today().isoformat()
     scopes = {d: devices.load(d).arch for d in rows["device"].unique()}
-    rows = rows.assign(scope=rows["device"].map(scopes))
+    rows = rows.assign(scope=[scopes[d] for d in rows["device"]])
     out: list[Fit] = []
 
     def make(part: pd.DataFrame, scope: str, coef: Coef, shape: Surface, err: Residual) -> Fit:
@@ -235,20 +235,22 @@ def choose(
 ) -> tuple[Fit, bool]:
     """Fit that answers for a row, and whether it stands in for another library or device.
 
-    Own device before its architecture before any; in each the library named, then its kin (the same
-    last word), then `preferred`, then the largest.
+    On the device itself: the library named, else its kin (the same last word), then `preferred`, then
+    the largest. Elsewhere the library named counts for more than the architecture.
     """
     pool = [f for f in fits if f.dtype == key]
-    for place in (device, scope, ANY):
-        here = [f for f in pool if f.device == place]
-        if not here:
-            continue
-        named = [f for f in here if f.library == library]
+    own = [f for f in pool if f.device == device]
+    places = (device,) if own else (scope, ANY)
+    for place in places:
+        named = [f for f in pool if f.device == place and f.library == library]
         if named:
             return max(named, key=lambda f: f.n), place != device
-        rank = {name: i for i, name in enumerate(recipe.preferred)}
-        kin = [f for f in here if f.library.split("_")[-1] == library.split("_")[-1]]
-        return min(kin or here, key=lambda f: (rank.get(f.library, 99), -f.n)), True
+    rank = {name: i for i, name in enumerate(recipe.preferred)}
+    for place in places:
+        here = [f for f in pool if f.device == place]
+        if here:
+            kin = [f for f in here if f.library.split("_")[-1] == library.split("_")[-1]]
+            return min(kin or here, key=lambda f: (rank.get(f.library, 99), -f.n)), True
     raise InputError(
         f"no {recipe.family} fit covers {key} on {device}; fit rows of that kind first"
     )
@@ -268,7 +270,8 @@ def predict_family(
     fits = list(fits)
     mid, lo, hi = (np.full(len(rows), np.nan) for _ in range(3))
     placed = rows.assign(_at=np.arange(len(rows)))
-    for (device, key, library), group in placed.groupby(["device", "key", "library"]):
+    for names, group in placed.groupby(["device", "key", "library"]):
+        device, key, library = cast("tuple[str, str, str]", names)
         scope = devices.load(str(device)).arch
         if not any(f.dtype == key for f in fits):
             continue

@@ -60,7 +60,7 @@ def sparse_layer(op: Op, ctx: Context, *, heads: float, neurons: float) -> Op:
         read_keep=union,
         flop_keep=op.flop_keep * union,
         gathered=axis,
-        run_bytes=run,  # type: ignore[arg-type]
+        run_bytes=run,
     )
 
 
@@ -247,7 +247,7 @@ class ShadowLlm(Policy):
 
     def layer_key(self, index: int, n_layers: int) -> Hashable:
         """Layer 0 carries the predictor and a dense attention."""
-        return index == 0
+        return index == 0 and not self._off
 
     def rewrite(self, op: Op, ctx: Context) -> tuple[Op, ...]:
         """Dense attention and the predictor in layer 0, gathered products everywhere else."""

@@ -20,9 +20,9 @@ Array = Any
 """float or ndarray; everything broadcasts."""
 
 DRAM_LATENCY_S = 0.65e-6
-"""Load-to-use latency of device memory under no load: 0.5-0.8 us on Ampere to Blackwell [s]."""
+"""Load-to-use latency of device memory under no load; assumed, not fitted [s]."""
 BLOCK_BYTES = 32768.0
-"""Bytes one thread block keeps in flight: two stages of a 64-token K tile, 128 wide, 2 B [B]."""
+"""Bytes one thread block keeps in flight, assumed: two stages of a 64-token K tile, 128 wide, 2 B [B]."""
 RUN_BYTES = 128.0
 """Extra bytes a run costs [B]. Page-16 runs of 4 KiB lose 3 % (measured: nothing against dense at
 equal bytes, RTX 4090 Quest figures 8-9), token runs of 512 B lose 20 %, of 256 B 33 %."""

@@ -20,7 +20,6 @@ Not modelled: fused epilogues, power throttling over time, clocks below boost.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import NamedTuple
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from simulator.calibration import Surface
+from simulator.calibration import ANY, Fit, Residual, Surface
 from simulator.errors import InputError
-from simulator.fitting.attention import START, generation_of, kernel_of, key_of
+from simulator.fitting.attention import START, generation_of, kernel_of, key_of, residual_of
+from simulator.fitting.attention_choose import LEGACY_MATH, choose
 from simulator.roofline.attention import AXES, attention_time, causal_pairs, context_tokens
 from simulator.roofline.bandwidth import (
     achievable_bytes_per_s,
@@ -183,3 +184,43 @@ def test_quest_page_16_rates():
     assert gather_efficiency(4096.0, 32.0) > 0.95
     assert gather_efficiency(np.inf, 32.0) == 1.0
     assert gather_efficiency(256.0, 32.0) < gather_efficiency(512.0, 32.0) < 0.85
+
+
+def some_fit(device, library, key="prefill.bf16", n=100):
+    residual = Residual(0.05, 0.2, -0.1, 0.1)
+    return Fit(
+        "attention", device, key, library, START["prefill"], None, n, ("x",), "2026-01-01", residual
+    )
+
+
+def test_the_named_library_then_its_generation_then_vllm_answers():
+    fits = [
+        some_fit("h200", "vllm-fa3"),
+        some_fit("h200", "trtllm", n=900),
+        some_fit(ANY, "vllm-fa2"),
+    ]
+    assert choose(fits, "h200", "sm90", "prefill.bf16", "trtllm") == (fits[1], False)
+    assert choose(fits, "h200", "sm90", "prefill.bf16", "sglang-fa3") == (fits[0], True)
+    assert choose(fits, "h200", "sm90", "prefill.bf16", "other") == (fits[0], True)
+    with pytest.raises(InputError, match="no attention fit covers"):
+        choose(fits, "h200", "sm90", "decode.bf16", "other")
+
+
+def test_ampere_kernels_reach_less_of_a_hopper_peak():
+    fits = [some_fit("h200", "vllm-fa3"), some_fit(ANY, "vllm-fa2")]
+    found, stand_in = choose(fits, "h200", "sm90", "prefill.bf16", "fa2")
+    share = LEGACY_MATH["fa2", "sm90"]
+    assert stand_in
+    assert found.coefficients["math_eff"] == pytest.approx(share * START["prefill"]["math_eff"])
+    assert choose(fits[:1], "h200", "sm90", "prefill.bf16", "fa2")[0] is fits[0]
+
+
+def test_residual_quantiles_cover_their_rows():
+    rng = np.random.default_rng(0)
+    seconds = np.exp(rng.uniform(-12, -4, 600))
+    off = rng.normal(0.0, np.where(seconds < 1e-4, 0.3, 0.05))
+    residual = residual_of(off, seconds)
+    low, high = residual.quantiles(seconds)
+    assert 0.85 <= np.mean((off >= low) & (off <= high)) <= 0.95
+    assert len(residual.classes) == 3
+    assert (high - low)[seconds > 1e-2].max() < (high - low)[seconds < 2e-5].min()

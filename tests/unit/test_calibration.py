@@ -27,8 +27,16 @@ def surface() -> cal.Surface:
 
 def a_fit(**changes: object) -> cal.Fit:
     fit = cal.Fit(
-        "gemm", "h100-sxm", "bf16", cal.VENDOR, {"launch_s": 2.5e-6, "compute": 1.0}, surface(),
-        1020, ("aiconfigurator",), "2026-01-01", RESIDUAL,
+        "gemm",
+        "h100-sxm",
+        "bf16",
+        cal.VENDOR,
+        {"launch_s": 2.5e-6, "compute": 1.0},
+        surface(),
+        1020,
+        ("aiconfigurator",),
+        "2026-01-01",
+        RESIDUAL,
     )
     return replace(fit, **changes)
 
@@ -140,16 +148,22 @@ def own_home(tmp_path, monkeypatch):
 
 def test_lookup_order(own_home):
     family = "toy"
-    cal.dump(own_home / "one" / f"{family}.toml", [
-        a_fit(family=family, device="one", library="torch", n=9000),
-        a_fit(family=family, device="one"),
-        a_fit(family=family, device="one", dtype="fp8"),
-    ])
-    cal.dump(own_home / cal.DEFAULT / f"{family}.toml", [
-        a_fit(family=family, device="sm90"),
-        a_fit(family=family, device=cal.ANY),
-        a_fit(family=family, device=cal.ANY, dtype="nvfp4"),
-    ])
+    cal.dump(
+        own_home / "one" / f"{family}.toml",
+        [
+            a_fit(family=family, device="one", library="torch", n=9000),
+            a_fit(family=family, device="one"),
+            a_fit(family=family, device="one", dtype="fp8"),
+        ],
+    )
+    cal.dump(
+        own_home / cal.DEFAULT / f"{family}.toml",
+        [
+            a_fit(family=family, device="sm90"),
+            a_fit(family=family, device=cal.ANY),
+            a_fit(family=family, device=cal.ANY, dtype="nvfp4"),
+        ],
+    )
 
     def found(name: str, dtype: str, library: str | None = None, capability: str = "9.0"):
         fit, basis = cal.lookup(Card(name, "x", capability), family, dtype, library)

@@ -62,7 +62,7 @@ def test_lists_multiply_in_the_order_written() -> None:
         "mustafar(keep=0.3,window=0)", "mustafar(keep=0.3)",
         "mustafar(keep=0.5,window=0)", "mustafar(keep=0.5)",
     ]  # fmt: skip
-    assert len(expand("mustafar(keep=[0.3,0.5])+kv_quant" if False else "quest(budget=[64,128])+w4a16")) == 2
+    assert len(expand("quest(budget=[64,128])+w4a16(group=[64,128])")) == 4
 
 
 BAD = {
@@ -117,7 +117,9 @@ def test_a_typo_in_the_name_gets_the_nearest(text: str, meant: str) -> None:
         parse(text)
 
 
-@pytest.mark.parametrize("text", ["müstafar", "密集", "mustafar(keep=0.3)", "😀", "a\x00b", "w4a16\n\n+"])
+@pytest.mark.parametrize(
+    "text", ["müstafar", "密集", "mustafar\uff08keep=0.3\uff09", "😀", "a\x00b", "w4a16\n\n+"]
+)
 def test_unicode_and_control_characters_are_refused_not_crashed_on(text: str) -> None:
     with pytest.raises(InputError):
         parse(text)

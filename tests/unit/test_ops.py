@@ -10,14 +10,7 @@ import pytest
 from simulator.dtypes import FORMATS, DType, get_format
 from simulator.errors import UnknownNameError
 from simulator.granularity import moved_bytes, paged_tokens
-from simulator.ops import (
-    Attention,
-    Collective,
-    Elementwise,
-    Linear,
-    Moe,
-    causal_pairs,
-)
+from simulator.ops import Attention, Collective, Elementwise, Linear, Moe, causal_pairs
 from simulator.traffic import Access, Operand, Traffic
 
 FP16 = FORMATS["fp16"]
@@ -81,7 +74,8 @@ def test_run_length_of_an_access() -> None:
 def test_short_runs_move_whole_sectors() -> None:
     """32 B sectors: runs of 8 B move 4x, of 48 B 64/48, of 64 B nothing more, a stream nothing more."""
     np.testing.assert_allclose(
-        moved_bytes(960.0, np.array([8.0, 48.0, 64.0, np.inf]), 32.0), [3840.0, 1280.0, 960.0, 960.0]
+        moved_bytes(960.0, np.array([8.0, 48.0, 64.0, np.inf]), 32.0),
+        [3840.0, 1280.0, 960.0, 960.0],
     )
 
 
@@ -122,7 +116,10 @@ def test_linear_reads_the_union_and_nothing_of_the_rest() -> None:
 def test_batched_linear_counts_every_group() -> None:
     one = Linear(role="x", m=2.0, n=3.0, k=4.0, fmt=FP16)
     eight = Linear(role="x", m=2.0, n=3.0, k=4.0, fmt=FP16, groups=8.0)
-    assert_same(Traffic() + one.traffic().scaled(8.0), eight.traffic().scaled(1.0) + Traffic({}, {}, launches=7.0))
+    assert_same(
+        Traffic() + one.traffic().scaled(8.0),
+        eight.traffic().scaled(1.0) + Traffic({}, {}, launches=7.0),
+    )
 
 
 def test_formats_cost_their_bits() -> None:
@@ -224,7 +221,9 @@ def test_experts_that_all_run_are_all_read() -> None:
 
 
 def test_elementwise_and_collective() -> None:
-    e = Elementwise(role="e", kind="copy", read_bytes=64.0, write_bytes=32.0, flop=5.0, run_bytes=16.0)
+    e = Elementwise(
+        role="e", kind="copy", read_bytes=64.0, write_bytes=32.0, flop=5.0, run_bytes=16.0
+    )
     t = e.traffic()
     assert t.access[Operand.ACTIVATION] == Access(64.0, 32.0, 4.0)
     assert t.flop == {DType.FP32: 5.0}
@@ -236,7 +235,8 @@ def test_elementwise_and_collective() -> None:
 def test_ops_broadcast_over_a_grid() -> None:
     m = np.array([1.0, 2.0, 4.0])[:, None]
     kv = np.array([8.0, 16.0])[None, :]
-    total = Linear(role="x", m=m, n=2.0, k=2.0, fmt=FP16).traffic() + attention(
-        batch=m, kv_len=kv
-    ).traffic()
+    total = (
+        Linear(role="x", m=m, n=2.0, k=2.0, fmt=FP16).traffic()
+        + attention(batch=m, kv_len=kv).traffic()
+    )
     assert np.shape(total.total_bytes) == (3, 2)

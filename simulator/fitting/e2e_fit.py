@@ -1,0 +1,237 @@
+"""Few figures of an engine from whole-model measurements, the kernels being fixed beforehand.
+
+The kernels of every setup are summed once (`Sums`); then a robust least-squares on ln(predicted/measured) finds the
+host's and the engine's figures, each with a prior, so that a figure the rows say nothing about stays where it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from simulator.closed_loop import Cycle, solve
+from simulator.engine import Engine
+from simulator.evaluate import Group
+from simulator.fitting.e2e_steps import (
+    FITS,
+    Sums,
+    bare,
+    closed_sums,
+    groups,
+    predict,
+    static_sums,
+)
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Z90 = 1.645
+FREE: Mapping[str, tuple[str, ...]] = {
+    "vllm": (
+        "decode_stretch", "prefill_stretch", "launch_eager_s", "schedule_s", "row_s", "rank_s", "queue_share",
+    ),
+    "sglang": (
+        "decode_stretch", "prefill_stretch", "launch_eager_s", "schedule_s", "row_s", "rank_s", "queue_share",
+    ),
+    "trtllm": (
+        "decode_stretch", "prefill_stretch", "launch_eager_s", "schedule_s", "row_s", "rank_s", "queue_share",
+    ),
+    "vllm-2023": (
+        "prefill_stretch", "launch_eager_s", "schedule_s", "row_s", "burst_s_per_byte", "host.ampere",
+    ),
+    "fastertransformer": ("decode_stretch", "prefill_stretch", "launch_eager_s", "schedule_s", "rank_s"),
+    "turbomind": ("decode_stretch", "prefill_stretch", "schedule_s", "row_s"),
+    "llama.cpp": ("decode_stretch", "prefill_stretch", "schedule_s", "row_s"),
+}  # fmt: skip
+"""Figures of each engine that its rows determine; the others are taken from `engines.toml` as they are."""
+WIDTH: Mapping[str, float] = {"decode_stretch": 0.15, "prefill_stretch": 0.3, "queue_power": 0.2}
+"""Log-space standard deviation of the prior around the value in `engines.toml`; 1.0 where not named."""
+PRIOR_WEIGHT = 2.0
+"""Rows' worth of one standard deviation of the prior [-]."""
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """Rows of one group with the sums of their two steps."""
+
+    group: Group
+    metric: np.ndarray
+    time_s: np.ndarray
+    more: np.ndarray
+    first: Sums
+    later: Sums
+    loop: Cycle | None
+    rows: np.ndarray
+
+
+def blocks(rows: pd.DataFrame, engines: Mapping[str, Engine]) -> list[Block]:
+    """Rows that can be run, as kernel sums; figures of the kernels come from `engines`."""
+    out = []
+    for group, part, reason in groups(rows, {k: bare(e) for k, e in engines.items()}):
+        if reason:
+            continue
+        loop: Cycle | None = None
+        if part["loop"].iloc[0] == "static":
+            first, later = static_sums(group, part)
+        else:
+            first, later, loop = closed_sums(group, part)
+        out.append(
+            Block(
+                group,
+                part["metric"].to_numpy(),
+                part["time_s"].to_numpy(float),
+                np.maximum(part["output"].to_numpy(float) - 1.0, 0.0),
+                first,
+                later,
+                loop,
+                part.index.to_numpy(),
+            )
+        )
+    return out
+
+
+def _step_s(engine: Engine, group: Group, s: Sums, *, prefills: bool) -> np.ndarray:
+    extra = np.zeros_like(s.gpu_s)
+    for size, count in s.messages:
+        extra = extra + count * engine.collective_extra_s(size, group.tp)
+    parts = engine.step(
+        group.device,
+        gpu_s=s.gpu_s,
+        comm_extra_s=extra,
+        launches=s.launches,
+        graph=engine.graph_prefill if prefills else engine.graph_decode,
+        prefills=prefills,
+        sequences=s.sequences,
+        prompt_tokens=s.prompt_tokens,
+    )
+    return np.asarray(parts.total_s)
+
+
+def block_s(engine: Engine, block: Block) -> np.ndarray:
+    """Seconds of the rows of `block`; a static decode takes its mean kernel time, not the mean of two steps."""
+    first = _step_s(engine, block.group, block.first, prefills=True)
+    later = _step_s(engine, block.group, block.later, prefills=False)
+    if block.loop is None:
+        ttft, tpot = first, later
+    else:
+        ttft, tpot = solve(block.loop, engine.queue_share, engine.queue_power, later, first)
+    return np.where(
+        block.metric == "ttft",
+        ttft,
+        np.where(block.metric == "tpot", tpot, ttft + block.more * tpot),
+    )
+
+
+def with_figures(engine: Engine, names: tuple[str, ...], values: np.ndarray) -> Engine:
+    """`engine` with the named figures; ``host.ampere`` is an entry of a table."""
+    plain = {n: float(v) for n, v in zip(names, values, strict=True) if "." not in n}
+    host = dict(engine.host)
+    for name, value in zip(names, values, strict=True):
+        if "." in name:
+            host[name.partition(".")[2]] = float(value)
+    return replace(engine, **plain, host=host)  # type: ignore[arg-type]
+
+
+def _figure(engine: Engine, name: str) -> float:
+    table, _, key = name.partition(".")
+    return float(getattr(engine, table)[key] if key else getattr(engine, name))
+
+
+def fit_engine(engine: Engine, found: list[Block]) -> Engine:
+    """`engine` with its free figures fitted to `found`; each block weighs by the root of its rows."""
+    from scipy.optimize import least_squares
+
+    names = FREE[engine.name]
+    start = np.log([_figure(engine, n) for n in names])
+    prior = np.array([WIDTH.get(n, 1.0) for n in names])
+    weights = np.concatenate([np.full(len(b.time_s), len(b.time_s) ** -0.5) for b in found])
+    weights *= len(weights) ** 0.5 / np.sqrt(np.sum(weights**2))
+    log_time = np.log(np.concatenate([b.time_s for b in found]))
+
+    def residuals(x: np.ndarray) -> np.ndarray:
+        now = with_figures(engine, names, np.exp(x))
+        e = np.log(np.concatenate([block_s(now, b) for b in found])) - log_time
+        return np.concatenate([e * weights / 0.1, (x - start) / prior * PRIOR_WEIGHT])
+
+    done = least_squares(residuals, start, loss="soft_l1", max_nfev=60)
+    return with_figures(engine, names, np.exp(done.x))
+
+
+def fit(rows: pd.DataFrame, engines: Mapping[str, Engine]) -> dict[str, Engine]:
+    """Engines fitted on prepared `rows`; those without a row or without free figures stay as they are."""
+    out = dict(engines)
+    for name in sorted(set(rows["engine"]) & set(FREE)):
+        mine = rows[rows["engine"] == name]
+        judged = predict(mine, engines)
+        usable = mine[(judged["reason"] == FITS).reindex(mine.index).to_numpy()]
+        if len(usable) < 2 * len(FREE[name]):
+            continue
+        found = blocks(usable, engines)
+        fitted = fit_engine(engines[name], found)
+        sure = {f"spread_{k}": (0.0, 999) for k in ("decode", "prefill", "queue")}
+        alone = predict(usable, {**engines, name: replace(fitted, **sure)})  # type: ignore[arg-type]
+        out[name] = replace(fitted, n=len(usable), **spreads(alone))  # type: ignore[arg-type]
+    return out
+
+
+def spreads(judged: pd.DataFrame) -> dict[str, tuple[float, int]]:
+    """Extra log-space sigma of decode, prefill and queue so that 90 % of `judged` lie in their intervals.
+
+    With w the half width from the kernels, ``(1.645 sigma)^2`` is the 0.9 quantile of ``max(e^2 - w^2, 0)``.
+    """
+    e = np.log(judged["time_s"].to_numpy(float) / judged["mid_s"].to_numpy(float))
+    side = np.where(e > 0, judged["hi_s"] / judged["mid_s"], judged["mid_s"] / judged["lo_s"])
+    need = np.maximum(e**2 - np.log(np.maximum(side, 1.0)) ** 2, 0.0)
+    metric, closed = judged["metric"].to_numpy(), (judged["loop"] == "closed").to_numpy()
+    picks = {
+        "spread_decode": (metric == "tpot") | (metric == "e2e"),
+        "spread_prefill": ((metric == "ttft") | (metric == "e2e")) & ~closed,
+        "spread_queue": (metric == "ttft") & closed,
+    }
+    return {
+        name: (float(np.sqrt(np.quantile(need[mask], 0.9)) / Z90), int(mask.sum()))
+        if mask.any()
+        else (0.0, 0)
+        for name, mask in picks.items()
+    }
+
+
+def to_toml(engines: Mapping[str, Engine]) -> str:
+    """Text of ``engines.toml``: what differs from an engine's defaults, three digits."""
+    from dataclasses import MISSING, fields
+
+    out = ["# What serving engines add to their kernels; times in seconds. n = measured setups behind the figures"]
+    out += ["# (0: assumed). Fitted by simulator.fitting.e2e_fit; see docs/calibration_engine.md.", ""]
+    for name, engine in engines.items():
+        key = name if name.replace("-", "").replace("_", "").isalnum() else f'"{name}"'
+        out.append(f"[{key}]")
+        tables = []
+        for f in fields(engine):
+            value = getattr(engine, f.name)
+            if f.name == "name" or value == f.default:
+                continue
+            if isinstance(value, dict):
+                if value:
+                    items = ", ".join(f'"{k}" = {_text(v)}' for k, v in value.items())
+                    tables.append(f"{f.name} = {{ {items} }}")
+                continue
+            assert f.default is not MISSING or value is not None
+            out.append(f"{f.name} = {_text(value)}")
+        out += [*tables, ""]
+    return "\n".join(out)
+
+
+def _text(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        return '"' + value.replace('"', "'") + '"'
+    if isinstance(value, tuple):
+        return "[" + ", ".join(_text(v) for v in value) + "]"
+    if isinstance(value, int):
+        return str(value)
+    text = f"{value:.3g}"
+    return text if any(c in text for c in ".en") else f"{text}.0"

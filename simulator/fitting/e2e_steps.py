@@ -1,0 +1,226 @@
+"""Measured setups through the model: predictions row by row, and the kernel sums an engine is fitted on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from simulator.arrays import Array
+from simulator.closed_loop import Cycle, closed_loop, cycle
+from simulator.dtypes import get_format
+from simulator.engine import Engine
+from simulator.evaluate import Group, StepTime, evaluate, find_device, find_model, step_time
+from simulator.ops import Collective
+from simulator.policies import Policies
+from simulator.traffic import Operand
+from simulator.workload import Step, decode_step, prefill_step
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+GROUP = ("engine", "device", "model", "dtype", "kv_dtype", "tp", "ep", "loop")
+"""Columns that one `Group` holds fixed."""
+STATIC_UTILISATION = 0.98
+"""Share of memory a fixed batch may fill; scripts of fixed batches leave nothing aside [-]."""
+FITS, NO_FIT, NOT_APPLICABLE, NO_LINK = "", "does not fit in memory", "not applicable", "spans nodes"
+
+
+def group_of(row: Mapping[str, object], engine: Engine) -> Group:
+    """Group of a prepared row."""
+    device = find_device(str(row["device"]))
+    fmt = get_format(str(row["dtype"]))
+    if fmt.name in ("bf16", "fp16") and not device.has(fmt.math):
+        fmt = get_format("fp16" if fmt.name == "bf16" else "bf16")
+    kv = str(row["kv_dtype"])
+    if kv == "auto":
+        kv = engine.kv_dtype(fmt)
+    return Group(
+        find_model(str(row["model"])),
+        device,
+        Policies(),
+        engine,
+        fmt,
+        kv,
+        tp=int(row["tp"]),  # type: ignore[call-overload]
+        ep=int(row["ep"]),  # type: ignore[call-overload]
+        utilisation=STATIC_UTILISATION if row["loop"] == "static" else 0.9,
+        ignore_context=True,
+    )
+
+
+def groups(
+    rows: pd.DataFrame, engines: Mapping[str, Engine]
+) -> Iterator[tuple[Group, pd.DataFrame, str]]:
+    """(group, its rows, why they cannot be judged or '')."""
+    for key, part in rows.groupby(list(GROUP), sort=True):
+        row = dict(zip(GROUP, key, strict=True))
+        group = group_of(row, engines[row["engine"]])
+        links = group.device.links
+        if group.tp > 1 and links and group.tp > max(link.max_ranks for link in links):
+            yield group, part, NO_LINK
+        else:
+            yield group, part, NOT_APPLICABLE if group.problem else FITS
+
+
+def predict(rows: pd.DataFrame, engines: Mapping[str, Engine]) -> pd.DataFrame:
+    """`rows` with ``mid_s``, ``lo_s``, ``hi_s``, ``naive_s``, ``basis`` and ``reason`` ('' = judged)."""
+    import pandas as pd
+
+    parts = []
+    for group, part, reason in groups(rows, engines):
+        if reason:
+            parts.append(part.assign(reason=reason))
+            continue
+        static = part["loop"].iloc[0] == "static"
+        parts.append(_static(group, part) if static else _closed(group, part))
+    return pd.concat(parts).sort_index()
+
+
+def _static(group: Group, part: pd.DataFrame) -> pd.DataFrame:
+    b, p, o = _points(part)
+    points = evaluate(group, b, p, o)
+    more = np.maximum(o - 1.0, 0.0)
+    metric = part["metric"].to_numpy()
+    columns = {}
+    for name, ttft, tpot in (
+        ("mid_s", points.ttft_s, points.tpot_s),
+        ("lo_s", points.ttft_lo_s, points.tpot_lo_s),
+        ("hi_s", points.ttft_hi_s, points.tpot_hi_s),
+        ("naive_s", *_naive(group, b, p, o)),
+    ):
+        columns[name] = _pick(metric, ttft, np.nan_to_num(tpot), more)
+    reason = np.where(np.broadcast_to(points.fits, b.shape), FITS, NO_FIT)
+    return part.assign(**columns, basis=str(points.basis), reason=reason)
+
+
+def _closed(group: Group, part: pd.DataFrame) -> pd.DataFrame:
+    c, p, o = _points(part)
+    loop = closed_loop(group, c, p, o)
+    metric = part["metric"].to_numpy()
+    more = np.maximum(o - 1.0, 0.0)
+    naive = _naive(group, c, p, o, prefills=np.ones_like(c))
+    basis = step_time(group, decode_step(1.0, 2.0)).basis
+    return part.assign(
+        mid_s=_pick(metric, loop.ttft_s, loop.tpot_s, more),
+        lo_s=_pick(metric, loop.ttft_lo_s, loop.tpot_lo_s, more),
+        hi_s=_pick(metric, loop.ttft_hi_s, loop.tpot_hi_s, more),
+        naive_s=_pick(metric, *naive, more),
+        basis=str(basis),
+        reason=np.where(loop.running < 1.0 + 1e-9, np.where(c > 1.0, NO_FIT, FITS), FITS),
+    )
+
+
+def _points(part: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    return tuple(part[k].to_numpy(float) for k in ("batch", "prompt", "output"))  # type: ignore[return-value]
+
+
+def _pick(metric: np.ndarray, ttft: Array, tpot: Array, more: np.ndarray) -> np.ndarray:
+    return np.where(metric == "ttft", ttft, np.where(metric == "tpot", tpot, ttft + more * tpot))
+
+
+def _naive(
+    group: Group, b: np.ndarray, p: np.ndarray, o: np.ndarray, prefills: np.ndarray | None = None
+) -> tuple[Array, Array]:
+    """Bare roofline of a prefill and of a mean decode step: ``max(flop/peak, bytes/bandwidth)`` [s]."""
+    rows = b if prefills is None else prefills
+    return _bare(group, prefill_step(rows, p)), _bare(group, decode_step(b, p + o / 2.0))
+
+
+def _bare(group: Group, step: Step) -> Array:
+    flop_s: Array = 0.0
+    moved: Array = 0.0
+    for op in group.lowering.ops(step):
+        demand = op.traffic().scaled(op.count)
+        for dtype, flop in demand.flop.items():
+            # Vector work is not on the tensor peak; the bare roofline leaves it out.
+            if str(dtype) != "fp32":
+                flop_s = flop_s + flop / group.device.peak_flop_per_s(dtype)
+        for operand in (Operand.WEIGHT, Operand.KV):
+            if operand in demand.access:
+                moved = moved + demand.access[operand].total_bytes
+    return np.maximum(flop_s, moved / group.device.hbm_bytes_per_s)
+
+
+@dataclass(frozen=True)
+class Sums:
+    """What one step is made of before an engine adds to it; arrays over rows.
+
+    Attributes
+    ----------
+    gpu_s : ndarray
+        Sum of the kernels [s].
+    launches, collectives : ndarray
+        Kernels launched, and how many of them are all-reduces or gathers [-].
+    messages : tuple of (bytes, count)
+        Size of each kind of collective and how often it is called.
+    sequences, prompt_tokens : ndarray
+        Sequences sampled and prompt tokens computed [-].
+    """
+
+    gpu_s: np.ndarray
+    launches: np.ndarray
+    messages: tuple[tuple[np.ndarray, np.ndarray], ...]
+    sequences: np.ndarray
+    prompt_tokens: np.ndarray
+
+
+def bare(engine: Engine) -> Engine:
+    """The engine's kernels without its host: launches cost one second each, so `host_s` counts them."""
+    return replace(
+        engine,
+        launch_eager_s=1.0,
+        launch_graph_s=1.0,
+        schedule_s=0.0,
+        row_s=0.0,
+        token_s=0.0,
+        rank_s=0.0,
+        decode_stretch=1.0,
+        prefill_stretch=1.0,
+        burst_s_per_byte=0.0,
+        host={},
+    )
+
+
+def sums(time: StepTime, step: Step, shape: tuple[int, ...]) -> Sums:
+    """Sums of a step timed with a `bare` engine; a leading axis of context nodes is averaged."""
+
+    def flat(x: Array) -> np.ndarray:
+        x = np.asarray(x, float)
+        return np.broadcast_to(x.mean(axis=0) if x.ndim > len(shape) else x, shape)
+
+    found = [t.op for t in time.ops if isinstance(t.op, Collective)]
+    return Sums(
+        flat(time.gpu_s),
+        flat(time.host_s),
+        tuple((flat(op.message_bytes), flat(op.count)) for op in found),
+        flat(step.sampled_rows),
+        flat(step.prefill_rows * step.prefill_tokens if step.prefills else 0.0),
+    )
+
+
+def static_sums(group: Group, part: pd.DataFrame) -> tuple[Sums, Sums]:
+    """(prefill, mean decode step) of a fixed batch, with a `bare` engine in `group`."""
+    b, p, o = _points(part)
+    first = prefill_step(b, p)
+    spread = np.sqrt(np.maximum((o - 1.0) ** 2 - 1.0, 0.0) / 12.0)
+    nodes = np.stack([p + o / 2.0 - spread, p + o / 2.0 + spread])
+    later = decode_step(b, np.maximum(nodes, p + 1.0))
+    return (
+        sums(step_time(group, first), first, b.shape),
+        sums(step_time(group, later), decode_step(b, p), b.shape),
+    )
+
+
+def closed_sums(group: Group, part: pd.DataFrame) -> tuple[Sums, Sums, Cycle]:
+    """(mixed, decode) steps of a closed loop, with a `bare` engine in `group`."""
+    c, p, o = _points(part)
+    found = cycle(group, c, p, o)
+    mixed = Step(decode_rows=found.running, prefill_rows=1.0, prefill_tokens=p, prefills=True)
+    return (
+        sums(found.mixed, mixed, c.shape),
+        sums(found.decode, decode_step(found.running, p), c.shape),
+        found,
+    )

@@ -1,0 +1,147 @@
+"""A log residual over named coordinates: a knot table, interpolated multilinearly in log2."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from simulator.errors import InputError
+
+
+@dataclass(frozen=True, eq=False)
+class Surface:
+    """Tensor-product multilinear surface over the log2 of its coordinates.
+
+    Parameters
+    ----------
+    axes : tuple of (name, knots)
+        Coordinate name and its knots in log2, strictly increasing; at least one knot per axis.
+    values : ndarray, shape (len(knots_0), len(knots_1), ...)
+        ln(measured/physics) at the knots [-].
+
+    Examples
+    --------
+    >>> s = Surface((("m", (0.0, 10.0)),), np.array([0.0, 1.0]))
+    >>> float(s(m=32.0))
+    0.5
+    """
+
+    axes: tuple[tuple[str, tuple[float, ...]], ...]
+    values: NDArray[np.float64]
+    _knots: tuple[NDArray[np.float64], ...] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        shape = tuple(len(knots) for _, knots in self.axes)
+        if self.values.shape != shape:
+            raise InputError(f"surface values have shape {self.values.shape}, its axes say {shape}")
+        for name, knots in self.axes:
+            if any(b <= a for a, b in zip(knots, knots[1:], strict=False)):
+                raise InputError(f"surface axis {name!r}: knots must increase, got {knots}")
+        object.__setattr__(self, "_knots", tuple(np.array(k, float) for _, k in self.axes))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Coordinate names, in the order of `values`."""
+        return tuple(name for name, _ in self.axes)
+
+    def __call__(self, **coords: ArrayLike) -> NDArray[np.float64]:
+        """Log residual at `coords` (natural values, they broadcast), clamped at the ends."""
+        if set(coords) != set(self.names):
+            raise InputError(f"surface needs coordinates {self.names}, got {tuple(coords)}")
+        values: NDArray[np.float64] = self.values
+        axis = 0
+        wide: list[tuple[NDArray[np.int64], NDArray[np.float64]]] = []
+        # Scalar coordinates are contracted first: with n and k fixed only a line in m is left.
+        for (name, _), knots in zip(self.axes, self._knots, strict=True):
+            i, w = _cell(np.asarray(coords[name], float), knots)
+            if i.size == 1:
+                i0, w0 = int(i.reshape(-1)[0]), float(w.reshape(-1)[0])
+                j0 = min(i0 + 1, len(knots) - 1)
+                lower, upper = np.take(values, i0, axis), np.take(values, j0, axis)
+                values = lower * (1.0 - w0) + upper * w0
+            else:
+                wide.append((i, w))
+                axis += 1
+        shape = np.broadcast_shapes(*(np.shape(v) for v in coords.values()))
+        return np.broadcast_to(_multilinear(values, wide), shape)
+
+    def inside(self, **coords: ArrayLike) -> NDArray[np.bool_]:
+        """Whether every coordinate lies within its knots (half an octave of grace)."""
+        ok: NDArray[np.bool_] = np.array(True)
+        for name, knots in self.axes:
+            x = np.log2(np.maximum(np.asarray(coords[name], float), 1e-30))
+            ok = ok & (x >= knots[0] - 0.5) & (x <= knots[-1] + 0.5)
+        return ok
+
+
+def _cell(
+    x: NDArray[np.float64], knots: NDArray[np.float64]
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Left knot index and weight of the right one, clamped, of natural values `x`."""
+    if len(knots) == 1:
+        return np.zeros(x.shape, np.int64), np.zeros(x.shape)
+    u = np.log2(np.maximum(x, 1e-30))
+    i = np.searchsorted(knots[1:-1], u, side="right")
+    w = (u - knots[i]) / (knots[i + 1] - knots[i])
+    return i.astype(np.int64), np.clip(w, 0.0, 1.0)
+
+
+def _multilinear(
+    values: NDArray[np.float64], cells: Sequence[tuple[NDArray[np.int64], NDArray[np.float64]]]
+) -> NDArray[np.float64]:
+    """Sum over the 2^d corners of `values` at `cells`, one gather per corner."""
+    if not cells:
+        return values
+    if len(cells) == 1:
+        i, w = cells[0]
+        low = values[i]
+        return low + w * (values[np.minimum(i + 1, len(values) - 1)] - low)
+    if len(cells) == 2 and _crossed(cells[0][0].shape, cells[1][0].shape):
+        return _outer(values, cells[0], cells[1])
+    (i, w), rest = cells[0], cells[1:]
+    values = np.ascontiguousarray(values)
+    flat = values.reshape(-1)
+    strides = [s // values.itemsize for s in values.strides]
+    corners = [(i * strides[0], 1.0 - w), (np.minimum(i + 1, values.shape[0] - 1) * strides[0], w)]
+    for (j, v), stride, size in zip(rest, strides[1:], values.shape[1:], strict=True):
+        nxt = np.minimum(j + 1, size - 1)
+        corners = [
+            (at + step * stride, weight * part)
+            for at, weight in corners
+            for step, part in ((j, 1.0 - v), (nxt, v))
+        ]
+    total = flat[corners[0][0]] * corners[0][1]
+    for at, weight in corners[1:]:
+        total = total + flat[at] * weight
+    return total
+
+
+def _crossed(a: tuple[int, ...], b: tuple[int, ...]) -> bool:
+    """Whether shapes `a` and `b` broadcast to their outer product: no dimension is long in both."""
+    return len(a) == len(b) and all(m == 1 or n == 1 for m, n in zip(a, b, strict=True))
+
+
+def _outer(
+    values: NDArray[np.float64],
+    a: tuple[NDArray[np.int64], NDArray[np.float64]],
+    b: tuple[NDArray[np.int64], NDArray[np.float64]],
+) -> NDArray[np.float64]:
+    """Bilinear interpolation on a product grid, as two small matrix products instead of gathers."""
+    (i, _), (j, _) = a, b
+    table = _hat(*a, len(values)) @ values @ _hat(*b, values.shape[1]).T
+    n = i.ndim
+    order = [axis for pair in zip(range(n), range(n, 2 * n), strict=True) for axis in pair]
+    shape = np.broadcast_shapes(i.shape, j.shape)
+    return table.reshape(i.shape + j.shape).transpose(order).reshape(shape)
+
+
+def _hat(i: NDArray[np.int64], w: NDArray[np.float64], knots: int) -> NDArray[np.float64]:
+    """Interpolation weights as a matrix, shape (points, knots)."""
+    out = np.zeros((i.size, knots))
+    at, left = np.arange(i.size), i.reshape(-1)
+    out[at, left] = 1.0 - w.reshape(-1)
+    out[at, np.minimum(left + 1, knots - 1)] += w.reshape(-1)
+    return out

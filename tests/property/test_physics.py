@@ -1,0 +1,347 @@
+"""Laws that hold whatever the coefficients are: monotone in the machine, exact at keep=1, unit-free."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from simulator import memory
+from simulator.device import Device, load, scaled
+from simulator.dtypes import FORMATS
+from simulator.evaluate import Group, Points, evaluate, step_time
+from simulator.hub import find_model
+from simulator.lowering import Lowering
+from simulator.ops import Attention, Linear, Moe
+from simulator.policies import parse
+from simulator.result import COLUMNS, rows
+from simulator.roofline import timing
+from simulator.scenario import Scenario
+from simulator.summary import row_at
+from simulator.traffic import Operand, Traffic
+from simulator.workload import decode_step, prefill_step
+
+POLICIES = (
+    "dense", "nm24", "w4a16", "kv_quant(bits=4)", "streaming_llm(window=1020)", "quest(budget=1024)",
+    "mustafar(keep=0.3)", "shadowllm(keep=0.5)", "shadowllm(keep=0.3)+quest(budget=256)+w4a16",
+)  # fmt: skip
+DEVICES = ("a100-sxm-80g", "h100-sxm", "rtx-4090", "mi300x")
+FEW = settings(max_examples=15)
+
+models = st.sampled_from(("llama-2-7b", "llama-3.1-8b", "opt-6.7b"))
+devices = st.sampled_from(DEVICES)
+policies = st.sampled_from(POLICIES)
+batches = st.sampled_from((1, 2, 3, 7, 16, 33, 64, 200))
+prompts = st.sampled_from((1, 5, 100, 512, 1000, 1500, 2047))
+outputs = st.sampled_from((1, 2, 3, 17, 128))
+keeps = st.floats(0.01, 1.0)
+factors = st.floats(1.0, 8.0)
+
+
+@lru_cache(maxsize=64)
+def device(name: str, bandwidth: float = 1.0, math: float = 1.0, link: float = 1.0) -> Device:
+    return scaled(load(name), bandwidth=bandwidth, math=math, link=link)
+
+
+def group(model: str, dev: Device, policy: str, **fields: Any) -> Group:
+    scenario = Scenario.of(
+        model=model, device=dev.name, policy=policy, ignore_context_limit=True, **fields
+    )
+    return Group.of(scenario, find_model(model), dev)
+
+
+def points(g: Group, batch: Any, prompt: Any, output: Any) -> Points:
+    return evaluate(g, *(np.atleast_1d(np.asarray(x, float)) for x in (batch, prompt, output)))
+
+
+def runs(g: Group) -> bool:
+    """Whether the group applies at all (2:4 on a card without, ...)."""
+    return g.problem is None
+
+
+@FEW
+@given(models, devices, policies, batches, prompts, st.sampled_from((2, 17, 128)), factors)
+def test_more_bandwidth_or_more_math_is_never_slower(
+    model: str, name: str, policy: str, batch: int, prompt: int, output: int, factor: float
+) -> None:
+    base = group(model, device(name), policy)
+    if not runs(base):
+        return
+    before = points(base, batch, prompt, output)
+    factor = round(factor, 2)
+    for kind in ("bandwidth", "math"):
+        after = points(group(model, device(name, **{kind: factor}), policy), batch, prompt, output)
+        for name_ in ("ttft_s", "tpot_s"):
+            was, now = getattr(before, name_), getattr(after, name_)
+            assert np.all(now <= was * (1 + 1e-9)), (kind, name_, was, now)
+
+
+@FEW
+@given(models, st.sampled_from(("a100-sxm-80g", "h100-sxm")), batches, prompts, factors)
+def test_a_faster_link_is_never_slower(
+    model: str, name: str, batch: int, prompt: int, factor: float
+) -> None:
+    slow, fast = (
+        points(group(model, device(name, link=f), "dense", tp=4), batch, prompt, 16)
+        for f in (1.0, round(factor, 2))
+    )
+    assert np.all(fast.ttft_s <= slow.ttft_s * (1 + 1e-9))
+    assert np.all(fast.tpot_s <= slow.tpot_s * (1 + 1e-9))
+
+
+def split(policy: str, model: str, batch: float, context: float) -> tuple[Traffic, Traffic]:
+    """Useful traffic of the model's own ops and of the declared overhead, in a decode step."""
+    low = Lowering(find_model(model), parse(policy), FORMATS["fp16"], 2.0)
+    own, extra = Traffic(), Traffic()
+    for op in low.ops(decode_step(batch, context)):
+        t = op.traffic().scaled(op.count)
+        own, extra = (own, extra + t) if op.overhead else (own + t, extra)
+    return own, extra
+
+
+def useful(t: Traffic) -> float:
+    return float(np.sum(t.total_bytes))
+
+
+AT_ONE = {
+    "opt-6.7b": ("shadowllm(keep=1)", "dejavu(keep=1,attn_keep=1)"),
+    "llama-2-7b": ("shadowllm(keep=1)", "quest(budget=1000000)", "streaming_llm(window=1000000)"),
+    "llama-3.1-8b": ("quest(budget=1000000)", "streaming_llm(window=1000000)"),
+}
+
+
+@pytest.mark.parametrize(("model", "policy"), [(m, p) for m, ps in AT_ONE.items() for p in ps])
+def test_keeping_all_reads_what_dense_reads_and_overhead_is_the_difference(
+    model: str, policy: str
+) -> None:
+    for batch, context in ((1.0, 64.0), (7.0, 1000.0), (64.0, 8000.0)):
+        dense, none = split("dense", model, batch, context)
+        own, _ = split(policy, model, batch, context)
+        assert useful(none) == 0.0
+        assert useful(own) == pytest.approx(useful(dense), rel=1e-12)
+        assert np.sum(own.total_flop) == pytest.approx(np.sum(dense.total_flop), rel=1e-12)
+
+
+def test_a_bitmap_at_keep_one_costs_its_metadata_and_nothing_else() -> None:
+    """Mustafar's format holds 19/128 beside the values; that is in the KV op, not in an overhead op."""
+    dense, _ = split("dense", "llama-2-7b", 4.0, 1000.0)
+    own, _ = split("mustafar(keep=1,window=0)", "llama-2-7b", 4.0, 1000.0)
+    extra = 4.0 * 1000.0 * 524_288 * 19 / 128
+    assert useful(own) - useful(dense) == pytest.approx(extra, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("model", "policy"),
+    [
+        ("opt-6.7b", "shadowllm(keep=1,fallback=dense)"),
+        ("opt-6.7b", "dejavu(keep=1,attn_keep=1,fallback=dense)"),
+        ("llama-2-7b", "mustafar(keep=1,fallback=dense)"),
+    ],
+)
+def test_with_fallback_dense_keep_one_is_dense_exactly(model: str, policy: str) -> None:
+    dev = device("a100-sxm-80g")
+    dense, sparse = (points(group(model, dev, p), [1, 16], 512, 64) for p in ("dense", policy))
+    for name in ("ttft_s", "tpot_s", "tpot_lo_s", "tpot_hi_s", "max_batch"):
+        np.testing.assert_array_equal(getattr(dense, name), getattr(sparse, name), err_msg=name)
+    np.testing.assert_array_equal(dense.footprint.total_bytes, sparse.footprint.total_bytes)
+
+
+KEPT = ("mustafar(keep={})", "shadowllm(keep={})", "dejavu(keep={0},attn_keep={0})")
+
+
+@given(st.sampled_from(KEPT), keeps, keeps, batches, st.sampled_from((1.0, 32.0, 33.0, 2000.0)))
+def test_more_keep_never_means_fewer_useful_bytes(
+    template: str, a: float, b: float, batch: int, context: float
+) -> None:
+    less, more = sorted((round(a, 4), round(b, 4)))
+    low, high = (
+        split(template.format(k), "opt-6.7b", float(batch), context)[0] for k in (less, more)
+    )
+    for operand in Operand:
+        assert np.sum(low.read_bytes(operand)) <= np.sum(high.read_bytes(operand)) * (1 + 1e-12)
+    assert np.sum(low.total_flop) <= np.sum(high.total_flop) * (1 + 1e-12)
+
+
+@given(st.sampled_from(("quest(budget={})", "streaming_llm(window={})")), st.data())
+def test_more_budget_never_means_fewer_useful_bytes(template: str, data: st.DataObject) -> None:
+    less, more = sorted(data.draw(st.lists(st.integers(16, 20_000), min_size=2, max_size=2)))
+    low, high = (split(template.format(k), "llama-3.1-8b", 3.0, 9000.0)[0] for k in (less, more))
+    assert useful(low) <= useful(high) * (1 + 1e-12)
+
+
+def test_traffic_of_a_sum_of_policies_is_free_of_order() -> None:
+    names = ["w4a16", "streaming_llm(window=500)", "kv_quant(bits=4)", "shadowllm(keep=0.5)"]
+    found = {
+        useful(split("+".join(names[i:] + names[:i]), "opt-6.7b", 4.0, 900.0)[0]) for i in range(4)
+    }
+    assert len(found) == 1
+
+
+@pytest.mark.parametrize(
+    ("policy", "extra"),
+    [*((p, {}) for p in POLICIES), ("dense", {"tp": 2}), ("quest(budget=1024)", {"pp": 2})],
+    ids=str,
+)
+def test_a_grid_cell_equals_the_scalar_call(policy: str, extra: dict[str, int]) -> None:
+    """To rounding: a product grid adds small arrays first, so the last bit may differ."""
+    batch, prompt, output = (
+        np.array([1.0, 5, 64]),
+        np.array([1.0, 500, 1500]),
+        np.array([1.0, 2, 100]),
+    )
+    g = group("llama-2-7b", device("h100-sxm"), policy, **extra)
+    grid, _ = rows(g, batch[:, None, None], prompt[None, :, None], output[None, None, :])
+    for index in range(0, grid.rows, 4):
+        i, j, k = np.unravel_index(index, (3, 3, 3))
+        cell, _ = rows(g, batch[i : i + 1], prompt[j : j + 1], output[k : k + 1])
+        left, right = row_at(grid, index), row_at(cell, 0)
+        for name, column in COLUMNS.items():
+            if column.kind == "real" and left[name] is not None:
+                assert left[name] == pytest.approx(right[name], rel=1e-12), (name, index)
+            else:
+                assert left[name] == right[name], (name, index)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_time_scales_with_the_unit_of_time(policy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every rate divided by 8 and every latency times 8 (seconds read as eighths): times are 8-fold.
+
+    A constant that hides a second or a rate inside a formula breaks this.
+    """
+    unit = 8.0
+    g = group("llama-2-7b", device("a100-sxm-80g"), policy, tp=2)
+    steps = (
+        prefill_step(3.0, 700.0),
+        decode_step(np.array([1.0, 40.0]), np.array([300.0, 3000.0])),
+    )
+    before = [step_time(g, s) for s in steps]
+    real_hardware, real_lookup = timing.hardware, timing.lookup
+
+    def hardware(dev: Device, dtype: Any) -> Any:
+        hw = real_hardware(dev, dtype)
+        rates = {
+            f.name: getattr(hw, f.name) / unit
+            for f in dataclasses.fields(hw)
+            if f.name.endswith("_per_s") or f.name == "clock_hz"
+        }
+        return dataclasses.replace(hw, **rates, link_latency_s=hw.link_latency_s * unit)
+
+    def lookup(*args: Any) -> Any:
+        fit, basis = real_lookup(*args)
+        coefficients = {
+            k: v * unit
+            if k.endswith("_s") and not k.endswith("_per_s")
+            else v / unit
+            if k.endswith("_per_s")
+            else v
+            for k, v in fit.coefficients.items()
+        }
+        return dataclasses.replace(fit, coefficients=coefficients), basis
+
+    monkeypatch.setattr(timing, "hardware", hardware)
+    monkeypatch.setattr(timing, "lookup", lookup)
+    engine = dataclasses.replace(
+        g.engine,
+        **{
+            f.name: getattr(g.engine, f.name) * unit
+            for f in dataclasses.fields(g.engine)
+            if f.name.endswith("_s")
+        },
+    )
+    slow = dataclasses.replace(g, engine=engine)
+    for step, was in zip(steps, before, strict=True):
+        np.testing.assert_allclose(
+            step_time(slow, step).total_s, unit * np.asarray(was.total_s), rtol=1e-9
+        )
+
+
+def least(op: Any, dev: Device) -> float:
+    """Flop at maximum clock, or compulsory bytes beyond the L2, whichever takes longer [s]."""
+    if isinstance(op, Linear | Moe):
+        math = op.fmt.math
+    elif isinstance(op, Attention):
+        math = op.math
+    else:
+        return 0.0
+    t = op.traffic()
+    flop = float(np.max(t.total_flop)) / dev.peak_flop_per_s(math, clock="max")
+    moved = float(np.max(t.read_bytes(Operand.WEIGHT) + t.read_bytes(Operand.KV)))
+    return max(flop, (moved - dev.l2_bytes) / dev.hbm_bytes_per_s)
+
+
+@FEW
+@given(models, devices, policies, batches, prompts)
+def test_no_kernel_is_faster_than_its_floor(
+    model: str, name: str, policy: str, batch: int, prompt: int
+) -> None:
+    g = group(model, device(name), policy)
+    if not runs(g):
+        return
+    for step in (
+        prefill_step(float(batch), float(prompt)),
+        decode_step(float(batch), float(prompt)),
+    ):
+        for t in step_time(g, step).ops:
+            floor = least(t.op, g.device) * float(np.max(t.op.count))
+            assert np.max(t.total_s) >= floor * (1 - 1e-9), t.op.role
+
+
+@FEW
+@given(models, devices, policies, batches, prompts, outputs)
+def test_intervals_hold_the_answer_and_shares_add_up(
+    model: str, name: str, policy: str, batch: int, prompt: int, output: int
+) -> None:
+    g = group(model, device(name), policy)
+    if not runs(g):
+        return
+    p = points(g, batch, prompt, output)
+    assert 0.0 <= p.ttft_lo_s <= p.ttft_s <= p.ttft_hi_s < np.inf
+    if output > 1:
+        assert 0.0 <= p.tpot_lo_s <= p.tpot_s <= p.tpot_hi_s < np.inf
+        assert p.e2e_s == pytest.approx(p.ttft_s + (output - 1) * p.tpot_s)
+    else:
+        assert np.isnan(p.tpot_s).all()
+        assert p.e2e_s == p.ttft_s
+    for step in (p.prefill, p.decode):
+        total = sum(np.asarray(s, float) for s in step.shares_s)
+        np.testing.assert_allclose(total, np.broadcast_to(step.total_s, np.shape(total)), rtol=1e-9)
+        for t in step.ops:
+            for term in ("total_s", "math_s", "memory_s", "link_s", "launch_s"):
+                assert np.all(np.asarray(getattr(t, term)) >= 0.0), (t.op.role, term)
+
+
+@FEW
+@given(models, policies, batches, prompts, st.integers(1, 400))
+def test_tpot_is_the_mean_of_the_decode_steps(
+    model: str, policy: str, batch: int, prompt: int, output: int
+) -> None:
+    """Two nodes stand for all contexts: within 2 % of the sum (quest and streaming have a kink)."""
+    if output < 2:
+        return
+    g = group(model, device("a100-sxm-80g"), policy, engine="kernels")
+    contexts = prompt + np.arange(1.0, output)
+    every = np.mean(
+        np.broadcast_to(step_time(g, decode_step(float(batch), contexts)).total_s, contexts.shape)
+    )
+    kinked = any(word in policy for word in ("quest", "streaming"))
+    tpot = float(points(g, batch, prompt, output).tpot_s[0])
+    assert tpot == pytest.approx(every, rel=0.06 if kinked else 0.02)
+
+
+@FEW
+@given(models, st.sampled_from(("rtx-4090", "a100-sxm-80g")), policies, prompts, outputs)
+def test_the_largest_batch_is_the_largest(
+    model: str, name: str, policy: str, prompt: int, output: int
+) -> None:
+    g = group(model, device(name), policy)
+    best = float(points(g, 1, prompt, output).max_batch[0])
+    if best >= 1:
+        assert points(g, best, prompt, output).fits.all()
+    assert not points(g, best + 1, prompt, output).fits.any()
+    limit = memory.budget_bytes(g.device, g.utilisation)
+    assert memory.footprint(g.lowering, best, prompt, output).total_bytes <= limit or best == 0

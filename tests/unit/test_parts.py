@@ -1,0 +1,228 @@
+"""Files are whole or absent: parts, locks, resumption and damage."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from simulator.errors import InputError
+from simulator.evaluate import STATUSES
+from simulator.parts import PartStore
+from simulator.result import COLUMNS, Block, arrow_schema
+from simulator.summary import Summary, break_even, row_at
+
+PLAN = {"a": 1}
+
+
+def block(n: int = 3, **changes: Any) -> Block:
+    """Rows with every column filled; `changes` replace columns."""
+    columns: dict[str, Any] = {}
+    for name, column in COLUMNS.items():
+        if column.kind == "text":
+            columns[name] = (np.zeros(n, np.int32), ["x"])
+        else:
+            columns[name] = np.arange(1.0, n + 1.0)
+    columns["status"] = (np.zeros(n, np.int32), list(STATUSES))
+    columns["reason"] = (np.full(n, -1), [])
+    return Block({**columns, **changes}, n)
+
+
+def fill(out: Path, *, parts: int = 2, resume: bool = False) -> PartStore:
+    store = PartStore(out, PLAN, resume=resume)
+    for i in range(parts):
+        if not store.has(i):
+            store.write(i, block(i + 1).to_arrow())
+    return store
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".csv", ".json"])
+def test_parts_become_one_file_and_vanish(tmp_path: Path, suffix: str) -> None:
+    import pandas as pd
+
+    out = tmp_path / f"o{suffix}"
+    store = fill(out)
+    assert not out.exists()
+    store.finish(2, arrow_schema({"k": "v"}))
+    store.close()
+    assert [p.name for p in tmp_path.iterdir()] == [out.name]
+    if suffix == ".parquet":
+        frame = pd.read_parquet(out)
+    elif suffix == ".csv":
+        frame = pd.read_csv(out)
+    else:
+        document = json.loads(out.read_text())
+        assert document["metadata"] == {"k": "v"}
+        frame = pd.DataFrame(document["rows"])
+    assert list(frame.columns) == list(COLUMNS)
+    assert frame["batch"].tolist() == [1, 1, 2]
+    assert frame["status"].tolist() == ["ok"] * 3
+
+
+def test_parquet_columns_carry_unit_and_meaning(tmp_path: Path) -> None:
+    import pyarrow.parquet as pq
+
+    store = fill(tmp_path / "o.parquet", parts=1)
+    store.finish(1, arrow_schema({"shadowline.schema": "1"}))
+    schema = pq.read_schema(tmp_path / "o.parquet")
+    assert schema.metadata[b"shadowline.schema"] == b"1"
+    for field in schema:
+        assert field.metadata[b"meaning"].decode() == COLUMNS[field.name].meaning
+        assert field.metadata[b"unit"].decode() == COLUMNS[field.name].unit
+
+
+def test_a_resumed_store_keeps_its_parts_and_a_fresh_one_drops_them(tmp_path: Path) -> None:
+    out = tmp_path / "o.parquet"
+    fill(out).close()
+    again = PartStore(out, PLAN, resume=True)
+    assert again.has(0)
+    assert again.has(1)
+    again.close()
+    fresh = PartStore(out, PLAN, resume=False)
+    assert not fresh.has(0)
+    fresh.close()
+
+
+def test_parts_of_another_plan_are_refused_and_kept(tmp_path: Path) -> None:
+    out = tmp_path / "o.parquet"
+    fill(out).close()
+    with pytest.raises(InputError, match="belongs to another sweep"):
+        PartStore(out, {"a": 2}, resume=True)
+    assert PartStore(out, PLAN, resume=True).has(1)
+
+
+def test_a_second_writer_is_refused_and_a_dead_one_is_not_waited_for(tmp_path: Path) -> None:
+    out = tmp_path / "o.parquet"
+    fill(out).close()
+    lock = tmp_path / "o.parquet.parts" / "lock"
+    alive = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    try:
+        lock.write_text(str(alive.pid))
+        with pytest.raises(InputError, match=f"process {alive.pid} is writing"):
+            PartStore(out, PLAN, resume=True)
+        assert lock.exists()
+    finally:
+        alive.kill()
+        alive.wait()
+    PartStore(out, PLAN, resume=True).close()
+    assert not lock.exists()
+
+
+def test_a_truncated_part_is_named_and_no_output_appears(tmp_path: Path) -> None:
+    out = tmp_path / "o.parquet"
+    store = fill(out)
+    part = sorted((tmp_path / "o.parquet.parts").glob("part-*"))[1]
+    part.write_bytes(part.read_bytes()[:200])
+    with pytest.raises(InputError) as caught:
+        store.finish(2, arrow_schema())
+    store.close()
+    assert str(caught.value).startswith(str(part))
+    assert "delete it and resume" in str(caught.value)
+    assert not out.exists()
+    assert not list(tmp_path.glob(".*.tmp"))
+    part.unlink()
+    again = fill(out, resume=True)
+    again.finish(2, arrow_schema())
+    assert out.exists()
+
+
+def test_an_old_output_survives_a_failed_run(tmp_path: Path) -> None:
+    out = tmp_path / "o.csv"
+    out.write_text("old")
+    store = fill(out)
+    next((tmp_path / "o.csv.parts").glob("part-*")).write_bytes(b"junk")
+    with pytest.raises(InputError):
+        store.finish(2, arrow_schema())
+    assert out.read_text() == "old"
+
+
+@pytest.mark.parametrize("name", ["o.txt", "o", "o.parquet.gz"])
+def test_unknown_suffixes_are_refused_before_anything_is_made(tmp_path: Path, name: str) -> None:
+    with pytest.raises(InputError, match="must end in"):
+        PartStore(tmp_path / name, PLAN, resume=False)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_unwritable_place_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for out in (tmp_path / "file" / "o.csv", tmp_path / "d.csv"):
+        (tmp_path / "d.csv").mkdir(exist_ok=True)
+        with pytest.raises(InputError, match="--out"):
+            PartStore(out, PLAN, resume=False)
+
+
+@pytest.mark.skipif(
+    os.geteuid() == 0 if hasattr(os, "geteuid") else True, reason="root may write anywhere"
+)
+def test_a_read_only_folder_is_one_line(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(InputError, match="cannot write"):
+        PartStore(tmp_path / "o.csv", PLAN, resume=False)
+
+
+def test_absent_numbers_are_null_everywhere() -> None:
+    b = block(2, ttft_s=np.array([1.0, np.nan]), max_batch=np.array([np.nan, 7.0]))
+    table = b.to_arrow()
+    assert table["ttft_s"].to_pylist() == [1.0, None]
+    assert table["max_batch"].to_pylist() == [None, 7]
+    assert table["reason"].to_pylist() == [None, None]
+    assert row_at(b, 1)["ttft_s"] is None
+    assert row_at(b, 1)["max_batch"] == 7
+
+
+def named(
+    policy: str, speedup: list[float], rate: list[float], status: list[int] | None = None
+) -> Block:
+    n = len(speedup)
+    return block(
+        n,
+        policy=(np.zeros(n, np.int32), [policy]),
+        status=(np.array(status or [0] * n), list(STATUSES)),
+        batch=2.0 ** np.arange(n),
+        prompt_tokens=np.full(n, 512.0),
+        throughput_speedup_same_batch=np.array(speedup),
+        tokens_per_s_per_gpu=np.array(rate),
+    )
+
+
+def test_a_summary_finds_the_best_row_and_who_wins() -> None:
+    """Speed-ups 0.5, 1.0, 1.5 at batch 1, 2, 4: one win, one loss, break-even at 4."""
+    s = Summary()
+    s.add(named("dense", [1.0, 1.0, 1.0], [1.0, 2.0, 3.0]))
+    s.add(named("quest(budget=64)", [0.5, 1.0, 1.5], [0.5, 2.0, 4.5]))
+    s.add(named("w4a16", [2.0, 2.0, 2.0], [9.0, 9.0, 9.0], [1, 1, 1]))
+    answer = s.to_dict()
+    assert answer["rows"] == 9
+    assert answer["status"] == {"ok": 6, "does_not_fit": 3}
+    (best,) = answer["best_per_device"]
+    assert (best["policy"], best["batch"]) == ("quest(budget=64)", 4)
+    quest, w4 = answer["policies"]
+    assert quest["wins"] == quest["loses"] == pytest.approx(1 / 3)
+    assert (quest["median"], quest["best"], quest["worst"]) == (1.0, 1.5, 0.5)
+    assert quest["break_even"] == "wins from batch 4"
+    assert w4["rows"] == 0
+
+
+@pytest.mark.parametrize(
+    ("speedup", "words"),
+    [
+        ([1.1, 1.2, 1.3], "wins everywhere here"),
+        ([0.9, 1.0, 1.019], "never wins here"),
+        ([1.5, 1.1, 0.9], "wins up to batch 2"),
+        ([0.9, 1.5, 0.9], "wins in 33% of the points"),
+    ],
+)
+def test_break_even_in_words(speedup: list[float], words: str) -> None:
+    batch = np.array([1.0, 2.0, 4.0])
+    assert break_even(np.array(speedup), batch, np.full(3, 512.0)) == words
+
+
+def test_break_even_falls_back_to_the_prompt() -> None:
+    prompt = np.array([128.0, 1024.0])
+    assert break_even(np.array([0.8, 1.4]), np.ones(2), prompt) == "wins from prompt 1024"
