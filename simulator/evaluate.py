@@ -398,7 +398,12 @@ def evaluate(group: Group, batch: Array, prompt: Array, output: Array) -> Points
     UnsupportedError
         `Group.problem` says why beforehand.
     """
-    b, p, o = (np.asarray(x, float) for x in (batch, prompt, output))
+    # One number of axes for all three, so that the context nodes can lead.
+    ndim = max(np.ndim(batch), np.ndim(prompt), np.ndim(output))
+    b, p, o = (
+        np.reshape(np.asarray(x, float), (1,) * (ndim - np.ndim(x)) + np.shape(x))
+        for x in (batch, prompt, output)
+    )
     micro = np.minimum(b, float(group.pp))
     rows = b / micro
     prefill = step_time(group, prefill_step(rows, p))

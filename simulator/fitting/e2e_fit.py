@@ -29,20 +29,18 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Z90 = 1.645
+_GRAPHS = ("decode_stretch", "prefill_stretch", "schedule_s", "row_s", "rank_s")
 FREE: Mapping[str, tuple[str, ...]] = {
-    "vllm": (
-        "decode_stretch", "prefill_stretch", "launch_eager_s", "schedule_s", "row_s", "rank_s", "queue_share",
-    ),
-    "sglang": (
-        "decode_stretch", "prefill_stretch", "launch_eager_s", "schedule_s", "row_s", "rank_s", "queue_share",
-    ),
-    "trtllm": (
-        "decode_stretch", "prefill_stretch", "launch_eager_s", "schedule_s", "row_s", "rank_s", "queue_share",
-    ),
+    "vllm": (*_GRAPHS, "queue_share"),
+    "vllm-2024": _GRAPHS,
     "vllm-2023": (
         "prefill_stretch", "launch_eager_s", "schedule_s", "row_s", "burst_s_per_byte", "host.ampere",
     ),
-    "fastertransformer": ("decode_stretch", "prefill_stretch", "launch_eager_s", "schedule_s", "rank_s"),
+    "sglang": (*_GRAPHS, "queue_share"),
+    "sglang-0.5.1": (*_GRAPHS, "queue_share"),
+    "trtllm": (*_GRAPHS, "queue_share"),
+    "trtllm-2024": _GRAPHS,
+    "fastertransformer": ("decode_stretch", "prefill_stretch", "schedule_s", "rank_s"),
     "turbomind": ("decode_stretch", "prefill_stretch", "schedule_s", "row_s"),
     "llama.cpp": ("decode_stretch", "prefill_stretch", "schedule_s", "row_s"),
 }  # fmt: skip

@@ -34,9 +34,11 @@ LOADS = {
 # First match wins: engine string of the row to a table of hw_profiles/engines.toml.
 ENGINES = (
     (r"^vLLM \(modified, 2023\)", "vllm-2023"),
-    (r"^vLLM( \(Nov 2024\))?$", "vllm"),
-    (r"^vllm\b(?! 0.4)", "vllm"),
+    (r"^vLLM( \(Nov 2024\))?$", "vllm-2024"),
+    (r"^vllm\b", "vllm"),
+    (r"^sglang 0\.5\.1\b", "sglang-0.5.1"),
     (r"^(sglang|SGLang)\b", "sglang"),
+    (r"^TensorRT-LLM\b(?! v1)", "trtllm-2024"),
     (r"^(trtllm|TensorRT-LLM)\b", "trtllm"),
     (r"^FasterTransformer", "fastertransformer"),
     (r"^LMDeploy TurboMind", "turbomind"),
