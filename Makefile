@@ -36,7 +36,7 @@ demo: .venv/.stamp-demo  ## the answer for four models on five GPUs, and out/swe
 setup: .venv/.stamp-test  ## everything into .venv: all extras and the developer's tools
 
 test: setup  ## all tests, and why any were skipped; TEST_ARGS='-k name' picks some
-	$(BIN)/python -m pytest -n $(WORKERS) --benchmark-disable $(TEST_ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --ignore tests/benchmarks --benchmark-disable $(TEST_ARGS)
 
 lint: setup  ## ruff, import rules, types, spelling
 	$(BIN)/ruff check $(CODE)

@@ -14,6 +14,7 @@ import numpy as np
 
 from simulator import memory
 from simulator.arrays import Array
+from simulator.engine import Engine
 from simulator.evaluate import Group, StepTime, step_time
 from simulator.workload import Step, decode_step
 
@@ -41,14 +42,15 @@ class Cycle:
         All running clients generate; one of them has its prompt computed instead.
     clients, running : Array
         Clients, and how many of them fit in memory at once [-].
-    output : Array
-        Tokens generated per request [-].
+    prompt, output : Array
+        Tokens computed and generated per request [-].
     """
 
     decode: StepTime
     mixed: StepTime
     clients: Array
     running: Array
+    prompt: Array
     output: Array
 
 
@@ -78,23 +80,25 @@ def cycle(group: Group, clients: Array, prompt: Array, output: Array) -> Cycle:
         prefills=True,
     )
     decode = step_time(group, decode_step(running, context))
-    return Cycle(decode, step_time(group, mixed), c, running, o)
+    return Cycle(decode, step_time(group, mixed), c, running, p, o)
 
 
 def solve(
-    steps: Cycle, share: float, power: float, decode_s: Array, mixed_s: Array
+    steps: Cycle, engine: Engine, decode_s: Array, mixed_s: Array
 ) -> tuple[np.ndarray, np.ndarray]:
     """TTFT and TPOT [s] of a cycle whose steps take `decode_s` and `mixed_s`.
 
     ``TTFT = mixed * max(1, share running^power)``, plus ``cycle (clients / running - 1)`` where not all
-    clients fit; ``TPOT = (cycle - TTFT) / (output - 1)``, at least a decode step.
+    clients fit and `frontend_s` per prompt token; ``TPOT = (cycle - TTFT) / (output - 1)``, at least a
+    decode step.
     """
     own = np.maximum(np.asarray(mixed_s) - decode_s, 0.0)
     whole = steps.running * own + steps.output * decode_s
-    waits = np.maximum(1.0, share * steps.running**power)
+    waits = np.maximum(1.0, engine.queue_share * steps.running**engine.queue_power)
     ttft = mixed_s * np.minimum(waits, np.maximum(steps.running, 1.0))
     tpot = np.maximum((whole - ttft) / np.maximum(steps.output - 1.0, 1.0), decode_s)
-    return ttft + whole * (steps.clients / steps.running - 1.0), tpot
+    ttft = ttft + whole * (steps.clients / steps.running - 1.0)
+    return ttft + engine.frontend_s * steps.prompt, tpot
 
 
 def closed_loop(group: Group, clients: Array, prompt: Array, output: Array) -> Loop:
@@ -118,11 +122,10 @@ def closed_loop(group: Group, clients: Array, prompt: Array, output: Array) -> L
     """
     steps = cycle(group, clients, prompt, output)
     engine = group.engine
-    share, power = engine.queue_share, engine.queue_power
     d, m = steps.decode, steps.mixed
-    ttft, tpot = solve(steps, share, power, d.total_s, m.total_s)
-    low = solve(steps, share, power, d.lo_s, np.maximum(m.lo_s, d.lo_s))
-    high = solve(steps, share, power, d.hi_s, np.maximum(m.hi_s, d.hi_s))
+    ttft, tpot = solve(steps, engine, d.total_s, m.total_s)
+    low = solve(steps, engine, d.lo_s, np.maximum(m.lo_s, d.lo_s))
+    high = solve(steps, engine, d.hi_s, np.maximum(m.hi_s, d.hi_s))
     sigma, _ = engine.spread_queue
     factor = np.exp(np.hypot(1.645 * sigma, np.log(np.maximum(high[0], ttft) / ttft)))
     return Loop(

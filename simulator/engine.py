@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tomllib
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -17,6 +18,10 @@ from simulator.errors import UnknownNameError
 
 ASSUMED_SPREAD = 0.10
 """Step error assumed for an engine whose own was never measured [-]."""
+MOST_HIDDEN = 0.3
+"""Share of the kernels' time that fusion and overlap can hide [-]."""
+FOREIGN_SPREAD = 0.25
+"""Further step error on an architecture the engine was never measured on [-]."""
 FEWEST = 8
 """Setups below which a measured spread is not used [-]."""
 
@@ -31,12 +36,15 @@ class StepParts:
         ``max(GPU stream, submission) + waiting``.
     stream_s, submit_s, wait_s : Array
         Kernels in the engine's hands, the host's launches beside them, and the host work both wait for.
+    gain_s : Array or None
+        What the engine's hands add to the kernels' own timings, negative where they save; None = nothing.
     """
 
     total_s: Array
     stream_s: Array
     submit_s: Array
     wait_s: Array
+    gain_s: Array | None
 
 
 @dataclass(frozen=True)
@@ -55,12 +63,18 @@ class Engine:
         The part of that which grows with the sequences and with the prompt tokens of the step [s].
     rank_s : float
         What one collective costs beyond its isolated timing: ranks wait for the slowest [s].
+    hidden_s : float
+        What a kernel inside a graph saves over its isolated timing: fused quantisation and norms, a launch
+        that overlaps the kernel before [s]. At most `MOST_HIDDEN` of the kernels' time.
     decode_stretch, prefill_stretch : float
         Kernel time inside the engine over the sum of the kernels' own timings [-].
     burst_bytes, burst_s_per_byte : float
         Messages of at least so many bytes take ``burst_s_per_byte log2(ranks/2)`` longer per byte [B, s/B].
     queue_share, queue_power : float
         Prompts of closed-loop clients found waiting: a request sees ``share * clients**power`` prefills [-].
+    frontend_s : float
+        Time of a request before its prompt reaches the scheduler, per prompt token; seen by clients of a
+        closed loop only [s].
     host : dict
         Host time per device architecture relative to the machine the figures were found on [-].
     spread_decode, spread_prefill, spread_queue : tuple of (sigma, n)
@@ -70,6 +84,8 @@ class Engine:
         Preferred libraries per family, and per ``family.arch`` where they differ.
     kv : dict
         Format of the KV cache by format of the linear layers, where it is not their 16-bit twin.
+    archs : tuple of str
+        Device architectures it was measured on; empty: does not matter.
     n, date : int, str
         Measured setups behind the figures (0: assumed), and when they were fitted.
     """
@@ -85,18 +101,21 @@ class Engine:
     row_s: float
     token_s: float = 0.0
     rank_s: float = 0.0
+    hidden_s: float = 0.0
     decode_stretch: float = 1.0
     prefill_stretch: float = 1.0
     burst_bytes: float = float("inf")
     burst_s_per_byte: float = 0.0
     queue_share: float = 1.0
     queue_power: float = 0.0
+    frontend_s: float = 0.0
     host: dict[str, float] = field(default_factory=dict)
     spread_decode: tuple[float, int] = (0.0, 0)
     spread_prefill: tuple[float, int] = (0.0, 0)
     spread_queue: tuple[float, int] = (0.0, 0)
     kernels: dict[str, str] = field(default_factory=dict)
     kv: dict[str, str] = field(default_factory=dict)
+    archs: tuple[str, ...] = ()
     n: int = 0
     date: str = ""
 
@@ -133,22 +152,26 @@ class Engine:
             Whether the step replays a graph, and whether it computes prompts.
         """
         host = self.host.get(device.arch, 1.0)
-        stretch = self.stretch(prefills)
-        stream = (gpu_s if stretch == 1.0 else gpu_s * stretch) + comm_extra_s
+        stretch = self.prefill_stretch if prefills else self.decode_stretch
+        gain: Array | None = None
+        if stretch != 1.0:
+            gain = gpu_s * (stretch - 1.0)
+        if graph and self.hidden_s:
+            hidden = np.minimum(launches * self.hidden_s, MOST_HIDDEN * gpu_s)
+            gain = -hidden if gain is None else gain - hidden
+        stream = gpu_s + comm_extra_s if gain is None else gpu_s + gain + comm_extra_s
         submit = launches * (host * (self.launch_graph_s if graph else self.launch_eager_s))
         wait = host * self.schedule_s + (host * self.row_s) * sequences
         if prefills and self.token_s:
             wait = wait + (host * self.token_s) * prompt_tokens
-        return StepParts(np.maximum(stream, submit) + wait, stream, submit, wait)
+        return StepParts(np.maximum(stream, submit) + wait, stream, submit, wait, gain)
 
-    def stretch(self, prefills: bool) -> float:
-        """Kernel time inside the engine over the sum of the kernels' own timings [-]."""
-        return self.prefill_stretch if prefills else self.decode_stretch
-
-    def spread(self, prefills: bool) -> float:
+    def spread(self, device: Device, prefills: bool) -> float:
         """Log-space standard deviation of a step beyond its kernels' intervals [-]."""
         sigma, n = self.spread_prefill if prefills else self.spread_decode
-        return sigma if n >= FEWEST else ASSUMED_SPREAD
+        sigma = sigma if n >= FEWEST else ASSUMED_SPREAD
+        known = not self.archs or device.arch in self.archs
+        return sigma if known else math.hypot(sigma, FOREIGN_SPREAD)
 
     def kv_dtype(self, fmt: Format) -> str:
         """Format of the KV cache when nobody names one."""

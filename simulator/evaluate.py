@@ -227,11 +227,10 @@ def step_time(group: Group, step: Step, timer: Callable[..., OpTime] = time_op) 
     )
     total = parts.total_s
     shares[4] = shares[4] + extra
-    stretch = engine.stretch(step.prefills)
-    if stretch != 1.0:
-        shares[5] = shares[5] + gpu * (stretch - 1.0)
+    if parts.gain_s is not None:
+        shares[5] = shares[5] + parts.gain_s
     shares[-1] = np.maximum(parts.submit_s - parts.stream_s, 0.0) + parts.wait_s
-    interval = combine(in_order, total, engine.spread(step.prefills))
+    interval = combine(in_order, total, engine.spread(device, step.prefills))
     return StepTime(
         total,
         np.maximum(total - interval.below_s, 0.0),

@@ -12,7 +12,7 @@ from simulator.arrays import Array
 from simulator.calibration import Basis
 from simulator.roofline.timing import OpTime
 
-WITHIN_FAMILY = 0.6
+WITHIN_FAMILY = 0.3
 """Correlation of the log errors of two ops of one family on one device [-].
 
 A library that is slow on one shape tends to be slow on its neighbours; whole-model steps judge it

@@ -66,9 +66,27 @@ def judge_rows(
     excluded = _excluded(raw)
     rows = module.prepare(raw)
     if holdout is None:
-        devices = sorted(rows["device"].unique())
-        return [_predicted(module, rows, committed(kind, devices), "in_source")], excluded
+        return list(_committed(kind, module, rows)), excluded
     return list(_splits(module, rows, holdout)), excluded
+
+
+def _committed(kind: str, module: Any, rows: pd.DataFrame) -> Iterator[Judged]:
+    """Rows by what the committed fits have seen: their source, their device, or neither."""
+    import numpy as np
+
+    fits = committed(kind, sorted(rows["device"].unique()))
+    seen: dict[str, set[str]] = {}
+    for fit in fits:
+        seen.setdefault(fit.device, set()).update(fit.sources)
+    split = np.array(
+        [
+            "cross_device" if d not in seen else "in_source" if s in seen[d] else "cross_source"
+            for d, s in zip(rows["device"], rows["source"], strict=True)
+        ]
+    )
+    for name in ("in_source", "cross_source", "cross_device"):
+        if (split == name).any():
+            yield _predicted(module, rows[split == name], fits, name)
 
 
 def _excluded(raw: pd.DataFrame) -> dict[str, int]:

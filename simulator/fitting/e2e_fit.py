@@ -14,7 +14,7 @@ import numpy as np
 
 from simulator.closed_loop import Cycle, solve
 from simulator.engine import Engine
-from simulator.evaluate import Group
+from simulator.evaluate import Group, find_device
 from simulator.fitting.e2e_steps import (
     FITS,
     Sums,
@@ -29,25 +29,29 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Z90 = 1.645
-_GRAPHS = ("decode_stretch", "prefill_stretch", "schedule_s", "row_s", "rank_s")
+_GRAPHS = ("decode_stretch", "prefill_stretch", "schedule_s", "row_s", "rank_s", "hidden_s")
 FREE: Mapping[str, tuple[str, ...]] = {
-    "vllm": (*_GRAPHS, "queue_share"),
-    "vllm-2024": _GRAPHS,
+    "vllm": (*_GRAPHS, "queue_share", "frontend_s"),
+    "vllm-2024": _GRAPHS[:-1],
     "vllm-2023": (
         "prefill_stretch", "launch_eager_s", "schedule_s", "row_s", "burst_s_per_byte", "host.ampere",
     ),
-    "sglang": (*_GRAPHS, "queue_share"),
-    "sglang-0.5.1": (*_GRAPHS, "queue_share"),
-    "trtllm": (*_GRAPHS, "queue_share"),
-    "trtllm-2024": _GRAPHS,
+    "sglang": (*_GRAPHS, "queue_share", "frontend_s"),
+    "sglang-0.5.1": (*_GRAPHS, "queue_share", "frontend_s"),
+    "trtllm": (*_GRAPHS, "queue_share", "frontend_s"),
+    "trtllm-2024": _GRAPHS[:-1],
     "fastertransformer": ("decode_stretch", "prefill_stretch", "schedule_s", "rank_s"),
     "turbomind": ("decode_stretch", "prefill_stretch", "schedule_s", "row_s"),
     "llama.cpp": ("decode_stretch", "prefill_stretch", "schedule_s", "row_s"),
 }  # fmt: skip
 """Figures of each engine that its rows determine; the others are taken from `engines.toml` as they are."""
-WIDTH: Mapping[str, float] = {"decode_stretch": 0.15, "prefill_stretch": 0.3, "queue_power": 0.2}
+WIDTH: Mapping[str, float] = {
+    "decode_stretch": 0.1, "prefill_stretch": 0.3, "schedule_s": 0.4, "hidden_s": 0.7,
+}  # fmt: skip
 """Log-space standard deviation of the prior around the value in `engines.toml`; 1.0 where not named."""
-PRIOR_WEIGHT = 2.0
+BOUNDS: Mapping[str, tuple[float, float]] = {"decode_stretch": (0.85, 3.0), "prefill_stretch": (0.85, 3.0)}
+"""A kernel in an engine cannot be much faster than alone: what is below that is another error [-]."""
+PRIOR_WEIGHT = 3.0
 """Rows' worth of one standard deviation of the prior [-]."""
 
 
@@ -115,7 +119,7 @@ def block_s(engine: Engine, block: Block) -> np.ndarray:
     if block.loop is None:
         ttft, tpot = first, later
     else:
-        ttft, tpot = solve(block.loop, engine.queue_share, engine.queue_power, later, first)
+        ttft, tpot = solve(block.loop, engine, later, first)
     return np.where(
         block.metric == "ttft",
         ttft,
@@ -154,7 +158,10 @@ def fit_engine(engine: Engine, found: list[Block]) -> Engine:
         e = np.log(np.concatenate([block_s(now, b) for b in found])) - log_time
         return np.concatenate([e * weights / 0.1, (x - start) / prior * PRIOR_WEIGHT])
 
-    done = least_squares(residuals, start, loss="soft_l1", max_nfev=60)
+    room = [(BOUNDS.get(n, (1e-12, 1e2))) for n in names]
+    low, high = np.log(np.array(room)).T
+    start = np.clip(start, low + 1e-6, high - 1e-6)
+    done = least_squares(residuals, start, bounds=(low, high), loss="soft_l1", max_nfev=60)
     return with_figures(engine, names, np.exp(done.x))
 
 
@@ -164,14 +171,18 @@ def fit(rows: pd.DataFrame, engines: Mapping[str, Engine]) -> dict[str, Engine]:
     for name in sorted(set(rows["engine"]) & set(FREE)):
         mine = rows[rows["engine"] == name]
         judged = predict(mine, engines)
-        usable = mine[(judged["reason"] == FITS).reindex(mine.index).to_numpy()]
+        runs = (judged["reason"] == FITS).reindex(mine.index).to_numpy()
+        # Elsewhere the kernels are borrowed, and their error would end up in the engine's figures.
+        own = np.array([find_device(d).vendor == "nvidia" for d in mine["device"]])
+        usable = mine[runs & (own if (runs & own).any() else True)]
         if len(usable) < 2 * len(FREE[name]):
             continue
         found = blocks(usable, engines)
         fitted = fit_engine(engines[name], found)
         sure = {f"spread_{k}": (0.0, 999) for k in ("decode", "prefill", "queue")}
         alone = predict(usable, {**engines, name: replace(fitted, **sure)})  # type: ignore[arg-type]
-        out[name] = replace(fitted, n=len(usable), **spreads(alone))  # type: ignore[arg-type]
+        archs = tuple(sorted({find_device(d).arch for d in usable["device"]}))
+        out[name] = replace(fitted, n=len(usable), archs=archs, **spreads(alone))  # type: ignore[arg-type]
     return out
 
 

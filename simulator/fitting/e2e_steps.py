@@ -25,7 +25,10 @@ GROUP = ("engine", "device", "model", "dtype", "kv_dtype", "tp", "ep", "loop")
 """Columns that one `Group` holds fixed."""
 STATIC_UTILISATION = 0.98
 """Share of memory a fixed batch may fill; scripts of fixed batches leave nothing aside [-]."""
-FITS, NO_FIT, NOT_APPLICABLE, NO_LINK = "", "does not fit in memory", "not applicable", "spans nodes"
+TOO_FAST = 0.9
+"""Below this share of the bare roofline a row cannot be what it says (early stops, other precision) [-]."""
+FITS, NO_FIT, NOT_APPLICABLE = "", "does not fit in memory", "not applicable"
+NO_LINK, IMPOSSIBLE = "tensor parallelism over several nodes", "faster than the bare roofline"
 
 
 def group_of(row: Mapping[str, object], engine: Engine) -> Group:
@@ -76,7 +79,9 @@ def predict(rows: pd.DataFrame, engines: Mapping[str, Engine]) -> pd.DataFrame:
             continue
         static = part["loop"].iloc[0] == "static"
         parts.append(_static(group, part) if static else _closed(group, part))
-    return pd.concat(parts).sort_index()
+    out = pd.concat(parts).sort_index()
+    faster = (out["time_s"] < TOO_FAST * out["naive_s"]) & (out["reason"] == FITS)
+    return out.assign(reason=np.where(faster, IMPOSSIBLE, out["reason"]))
 
 
 def _static(group: Group, part: pd.DataFrame) -> pd.DataFrame:

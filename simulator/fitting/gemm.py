@@ -70,7 +70,9 @@ def fit(rows: pd.DataFrame, *, date: str | None = None, residuals: bool = True) 
     table = Table.of(rows)
     model = train(table)
     groups = judge.shape_group(rows, INPUTS)
-    own = _out_of_fold(table, model, groups) if residuals else table.time_s
+    named, unnamed = (
+        _out_of_fold(table, model, groups) if residuals else (table.time_s, table.time_s)
+    )
     away = _device_out(table) if residuals else table.time_s
     general = estimate(model, table, ANY) if residuals else table.time_s
     day = date or datetime.date.today().isoformat()
@@ -91,10 +93,10 @@ def fit(rows: pd.DataFrame, *, date: str | None = None, residuals: bool = True) 
                     )
             for device in np.unique(table.device[within]):
                 on = within & (table.device == device)
-                fits.append(_make(model, table, on, own, day, (str(device), str(kind)), where))
+                fits.append(_make(model, table, on, unnamed, day, (str(device), str(kind)), where))
                 for name, mask in libraries_of(table, on):
                     fits.append(
-                        _make(model, table, mask, own, day, (str(device), str(kind), name), where)
+                        _make(model, table, mask, named, day, (str(device), str(kind), name), where)
                     )
     return [graph_launch(f, fits) for f in fits]
 
@@ -186,13 +188,16 @@ def _residual(measured_s: Array, predicted_s: Array) -> Residual:
     )
 
 
-def _out_of_fold(table: Table, model: Model, groups: NDArray[np.uint64]) -> Array:
-    """Prediction of every row by a model that never saw its shape [s]."""
-    out = estimate(model, table, "library")
+def _out_of_fold(table: Table, model: Model, groups: NDArray[np.uint64]) -> tuple[Array, Array]:
+    """Every row by a model that never saw its shape, its library named and not named [s]."""
+    named = estimate(model, table, "library")
+    unnamed = estimate(model, table, "device")
     for learn, test in judge.folds(groups, FOLDS):
         if test.any() and learn.any():
-            out[test] = estimate(train(table.where(learn), model), table.where(test), "library")
-    return out
+            fold = train(table.where(learn), model)
+            named[test] = estimate(fold, table.where(test), "library")
+            unnamed[test] = estimate(fold, table.where(test), "device")
+    return named, unnamed
 
 
 def _device_out(table: Table) -> Array:
@@ -208,7 +213,9 @@ def _device_out(table: Table) -> Array:
     return out
 
 
-def predict(rows: pd.DataFrame, fits: Iterable[Fit]) -> tuple[Array, Array, Array]:
+def predict(
+    rows: pd.DataFrame, fits: Iterable[Fit], *, cross: bool = False
+) -> tuple[Array, Array, Array]:
     """Middle, 5 % and 95 % of prepared `rows` [s] by the most special fit of each.
 
     In order: device and library; device; its scope and library; scope; all devices. A row whose
@@ -227,7 +234,7 @@ def predict(rows: pd.DataFrame, fits: Iterable[Fit]) -> tuple[Array, Array, Arra
         found = choose(by_key, device, scope, kind, library)
         sub = table.where(np.isin(np.arange(len(table)), at))
         mid[at] = sub.time(found.coefficients, found.surface)
-        a, b = found.residual.quantiles(mid[at], cross=source not in found.sources)
+        a, b = found.residual.quantiles(mid[at], cross=cross or source not in found.sources)
         low[at], high[at] = mid[at] * np.exp(a), mid[at] * np.exp(b)
     return mid, low, high
 

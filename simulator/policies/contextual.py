@@ -56,11 +56,7 @@ def sparse_layer(op: Op, ctx: Context, *, heads: float, neurons: float) -> Op:
     else:
         return op
     return replace(
-        op,
-        read_keep=union,
-        flop_keep=op.flop_keep * union,
-        gathered=axis,
-        run_bytes=run,
+        op, read_keep=union, flop_keep=op.flop_keep * union, gathered=axis, run_bytes=run
     )
 
 

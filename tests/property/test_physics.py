@@ -207,6 +207,16 @@ def test_a_grid_cell_equals_the_scalar_call(policy: str, extra: dict[str, int]) 
                 assert left[name] == right[name], (name, index)
 
 
+def test_a_cell_counts_its_own_launches() -> None:
+    """Where the host binds, contexts inside quest's budget must not pay for those outside it."""
+    g = group("llama-2-7b", device("h100-sxm"), "quest(budget=1024)")
+    g = dataclasses.replace(g, engine=dataclasses.replace(g.engine, launch_graph_s=1e-3))
+    grid = step_time(g, decode_step(1.0, np.array([500.0, 1500.0])))
+    alone = [step_time(g, decode_step(1.0, np.array([c]))) for c in (500.0, 1500.0)]
+    np.testing.assert_allclose(grid.total_s, [float(np.max(s.total_s)) for s in alone], rtol=1e-12)
+    assert grid.total_s[1] - grid.total_s[0] == pytest.approx(2 * 30 * 1e-3)
+
+
 @pytest.mark.parametrize("policy", POLICIES)
 def test_time_scales_with_the_unit_of_time(policy: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every rate divided by 8 and every latency times 8 (seconds read as eighths): times are 8-fold.

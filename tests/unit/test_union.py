@@ -45,6 +45,11 @@ def test_rows_that_share_touch_less_than_independent_ones(model: str | None) -> 
     assert np.all(union_density(0.1, rows, model) < independent)
 
 
+def test_batches_beyond_the_table_go_on_growing() -> None:
+    """256 rows touch 0.641 of OPT-66B; four times as many touch more, and still not all."""
+    assert 0.66 < float(union_density(0.0751, 1024.0, "opt-66b")) < 0.9
+
+
 def test_fractional_and_huge_batches_stay_finite() -> None:
     d = union_density(0.3, np.array([0.5, 1.5, 1e12]))
     assert np.all(np.isfinite(d))
