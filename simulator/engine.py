@@ -11,6 +11,7 @@ from importlib import resources
 import numpy as np
 
 from simulator.arrays import Array
+from simulator.calibration import TWINS, load_fits
 from simulator.device import Device
 from simulator.dtypes import Format
 from simulator.errors import UnknownNameError
@@ -187,8 +188,9 @@ class Engine:
         return None
 
     def gemm(self, device: Device, fmt: Format) -> str | None:
-        """Library of the linear layers, None = the device's best measured."""
-        return self._kernel(device, f"gemm.{fmt.name}", "gemm")
+        """Library of the linear layers where it was measured; None = the device's pooled vendor fit."""
+        name = self._kernel(device, f"gemm.{fmt.name}", "gemm")
+        return name if name is not None and _measured(device.name, fmt.name, name) else None
 
     def attention(self, device: Device, phase: str, kv_format: str) -> str | None:
         """Kernel generation of attention."""
@@ -210,6 +212,13 @@ class Engine:
 
     def __hash__(self) -> int:
         return hash(self.name)
+
+
+@lru_cache(maxsize=4096)
+def _measured(device: str, dtype: str, library: str) -> bool:
+    """Whether `library` has a GEMM fit of its own for `dtype` (or its twin) on `device`."""
+    names = (dtype, TWINS.get(dtype))
+    return any(f.library == library and f.dtype in names for f in load_fits(device, "gemm"))
 
 
 def parse_engines(text: str) -> dict[str, Engine]:

@@ -1,0 +1,127 @@
+"""How wrong we are, in one table: ``python -m simulator.accuracy --data DIR``.
+
+Without --update it judges the committed fits and compares them with the golden copy; with --update it refits
+on 70 % of the shapes of every family, judges the other 30 %, and writes the golden copy and the table.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from simulator import console
+from simulator.errors import InputError
+from simulator.validate import KERNEL_KINDS, figures, judge_rows, read_rows
+
+GOLDEN = "accuracy.json"
+"""Golden copy in `hw_profiles`, so that an installed Shadowline can say how wrong it is."""
+SLACK = 0.002
+"""How much a committed median or p90 may worsen before the golden test fails [-]."""
+TARGETS = {
+    "gemm": (0.04, 0.14), "attention": (0.04, 0.14), "collective": (0.10, 0.25), "moe": (0.10, 0.25),
+    "elementwise": (None, None),
+}  # fmt: skip
+"""Median and p90 APE the design asks of unseen shapes, kernel known [-]."""
+
+
+def measure(data: Path, holdout: str | None) -> dict[str, Any]:
+    """Figures of every kernel family whose file is in `data`.
+
+    Returns
+    -------
+    dict
+        kind -> {file_sha256, n, median_ape, p90_ape, bias, coverage_90, ...}.
+    """
+    out: dict[str, Any] = {}
+    for kind in KERNEL_KINDS:
+        path = data / f"{kind}.parquet"
+        if not path.is_file():
+            continue
+        judged, _ = judge_rows(kind, read_rows(path), holdout)
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+        for j in judged:
+            out[f"{kind}.{j.split}" if j.split != "in_source" else kind] = {
+                "file_sha256": digest, **figures(j.rows),
+            }  # fmt: skip
+    if not out:
+        raise InputError(f"{data} holds none of {', '.join(k + '.parquet' for k in KERNEL_KINDS)}", where="--data")
+    return out
+
+
+def golden() -> dict[str, Any]:
+    """The committed copy: ``{date, committed, held_out}``."""
+    return json.loads(resources.files("hw_profiles").joinpath(GOLDEN).read_text("utf-8"))
+
+
+def worse(now: dict[str, Any], then: dict[str, Any]) -> list[str]:
+    """What got worse than the golden copy on the same file, one line each."""
+    out = []
+    for kind, old in then.items():
+        new = now.get(kind)
+        if new is None or new["file_sha256"] != old["file_sha256"]:
+            continue
+        out += [
+            f"{kind}: {key} {old[key]:.2%} -> {new[key]:.2%}"
+            for key in ("median_ape", "p90_ape")
+            if new[key] > old[key] + SLACK
+        ]
+    return out
+
+
+def markdown(held_out: dict[str, Any]) -> str:
+    """The README's table."""
+    lines = [
+        "| family | held-out rows | median APE (target) | p90 APE (target) | bias | 90 % interval covers | bare roofline |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for kind, row in held_out.items():
+        median, p90 = TARGETS.get(kind.split(".")[0], (None, None))
+        lines.append(
+            f"| {kind} | {row['n']:,} | {_percent(row['median_ape'], median)} | {_percent(row['p90_ape'], p90)} |"
+            f" {row['bias']:+.1%} | {row['coverage_90']:.0%} | {row['roofline_median_ape']:.0%} |"
+        )
+    return "\n".join(lines)
+
+
+def _percent(value: float, target: float | None) -> str:
+    return f"{value:.1%}" + (f" ({target:.0%})" if target is not None else "")
+
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+
+
+@app.command()
+def command(
+    data: Annotated[Path, typer.Option(help="folder with gemm.parquet, attention.parquet, ...")],
+    update: Annotated[
+        Path | None, typer.Option(help="refit on 70 %, judge 30 %, write this golden copy (minutes)")
+    ] = None,
+    date: Annotated[str, typer.Option(help="ISO date to write with --update")] = "",
+    json_: Annotated[bool, typer.Option("--json", help="figures on stdout")] = False,
+) -> None:
+    """Print the accuracy table; exit 2 when a committed fit got worse than the golden copy."""
+    if update is not None:
+        record = {"date": date, "committed": measure(data, None), "held_out": measure(data, "0.3")}
+        try:
+            update.write_text(json.dumps(record, indent=1) + "\n")
+        except OSError as error:
+            raise InputError(f"cannot write {update}: {error.strerror}", where="--update") from None
+        console.out(markdown(record["held_out"]))
+        return
+    now, old = measure(data, None), golden()
+    if json_:
+        console.out_json({"rows": [{"kind": k, **v} for k, v in now.items()], "golden": old})
+    else:
+        console.out(markdown(now))
+    problems = worse(now, old["committed"])
+    if problems:
+        raise InputError("; ".join(problems) + f"; if meant, rerun with --update hw_profiles/{GOLDEN}")
+
+
+if __name__ == "__main__":
+    console.main(app)

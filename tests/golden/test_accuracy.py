@@ -1,0 +1,32 @@
+"""A change that makes the committed fits worse on the measured rows must say so.
+
+``python -m simulator.accuracy --data DIR --update hw_profiles/accuracy.json`` writes a new golden copy.
+"""
+
+import pytest
+
+from simulator import accuracy
+
+
+@pytest.mark.data
+def test_committed_fits_are_no_worse_than_the_golden_copy(data_dir):
+    now = accuracy.measure(data_dir, None)
+    then = accuracy.golden()["committed"]
+    same = [k for k in then if k in now and now[k]["file_sha256"] == then[k]["file_sha256"]]
+    if not same:
+        pytest.skip("measured data differs from the golden copy's")
+    assert accuracy.worse(now, then) == []
+
+
+def test_a_worse_fit_is_noticed():
+    then = {"gemm": {"file_sha256": "a", "median_ape": 0.04, "p90_ape": 0.14}}
+    now = {"gemm": {"file_sha256": "a", "median_ape": 0.05, "p90_ape": 0.14}}
+    assert accuracy.worse(now, then) == ["gemm: median_ape 4.00% -> 5.00%"]
+    assert accuracy.worse({"gemm": {**now["gemm"], "file_sha256": "b"}}, then) == []
+
+
+def test_the_readme_shows_the_golden_table():
+    from pathlib import Path
+
+    readme = Path(__file__).parents[2] / "README.md"
+    assert accuracy.markdown(accuracy.golden()["held_out"]) in readme.read_text("utf-8")
