@@ -76,7 +76,7 @@ def worse(now: dict[str, Any], then: dict[str, Any]) -> list[str]:
 def markdown(held_out: dict[str, Any]) -> str:
     """The README's table."""
     lines = [
-        "| family | held-out rows | median APE (target) | p90 APE (target) | bias | 90 % interval covers | bare roofline |",
+        "| family | held-out rows | median APE (target) | p90 APE (target) | bias | covered | bare roofline |",
         "|---|---|---|---|---|---|---|",
     ]
     for kind, row in held_out.items():

@@ -76,13 +76,19 @@ class DeviceLike(Protocol):
     """The facts of a device that choose a fit."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """Profile name."""
+        ...
 
     @property
-    def arch(self) -> str: ...
+    def arch(self) -> str:
+        """Architecture."""
+        ...
 
     @property
-    def compute_capability(self) -> str | None: ...
+    def compute_capability(self) -> str | None:
+        """NVIDIA's, or None."""
+        ...
 
 
 def scope_of(device: DeviceLike) -> str:

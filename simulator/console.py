@@ -61,7 +61,8 @@ def table(
         pad_edge=False,
     )
     for i, name in enumerate(headers):
-        shown.add_column(name, justify="left" if i < left else "right", overflow="fold", no_wrap=not sys.stdout.isatty())
+        side = "left" if i < left else "right"
+        shown.add_column(name, justify=side, overflow="fold", no_wrap=not sys.stdout.isatty())
     for row in body:
         shown.add_row(*row)
     width = None if sys.stdout.isatty() else int(os.environ.get("COLUMNS", "240"))

@@ -20,6 +20,10 @@ class DType(StrEnum):
     FP4 = "fp4"
 
 
+AUTO = "auto"
+"""Format as the model was published."""
+
+
 @dataclass(frozen=True, slots=True)
 class Format:
     """How the operands of a matrix product are stored and multiplied.

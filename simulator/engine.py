@@ -140,6 +140,7 @@ class Engine:
         prefills: bool,
         sequences: Array,
         prompt_tokens: Array,
+        floor_s: Array = 0.0,
     ) -> StepParts:
         """Time of one step from the sum of its kernels.
 
@@ -151,6 +152,8 @@ class Engine:
             Kernels launched, sequences sampled, prompt tokens computed [-].
         graph, prefills : bool
             Whether the step replays a graph, and whether it computes prompts.
+        floor_s : Array
+            Least time of the step's weights and KV; what the engine saves never goes below it [s].
         """
         host = self.host.get(device.arch, 1.0)
         stretch = self.prefill_stretch if prefills else self.decode_stretch
@@ -160,12 +163,19 @@ class Engine:
         if graph and self.hidden_s:
             hidden = np.minimum(launches * self.hidden_s, MOST_HIDDEN * gpu_s)
             gain = -hidden if gain is None else gain - hidden
+        if gain is not None and self.saves(prefills):
+            gain = np.maximum(gain, floor_s - gpu_s)
         stream = gpu_s + comm_extra_s if gain is None else gpu_s + gain + comm_extra_s
         submit = launches * (host * (self.launch_graph_s if graph else self.launch_eager_s))
         wait = host * self.schedule_s + (host * self.row_s) * sequences
         if prefills and self.token_s:
             wait = wait + (host * self.token_s) * prompt_tokens
         return StepParts(np.maximum(stream, submit) + wait, stream, submit, wait, gain)
+
+    def saves(self, prefills: bool) -> bool:
+        """Whether a step may take less than the sum of its kernels."""
+        stretch = self.prefill_stretch if prefills else self.decode_stretch
+        return stretch < 1.0 or self.hidden_s > 0.0
 
     def spread(self, device: Device, prefills: bool) -> float:
         """Log-space standard deviation of a step beyond its kernels' intervals [-]."""

@@ -16,7 +16,7 @@ from simulator.arrays import Array
 from simulator.calibration import Basis
 from simulator.device import Device
 from simulator.device import load as load_device
-from simulator.dtypes import KV_FORMATS, DType, Format, get_format
+from simulator.dtypes import AUTO, KV_FORMATS, DType, Format, get_format
 from simulator.engine import Engine, get_engine
 from simulator.errors import UnsupportedError
 from simulator.lowering import ACT_BYTES, Lowering
@@ -24,7 +24,7 @@ from simulator.model import ModelSpec
 from simulator.ops import Attention, Collective, Linear, Moe
 from simulator.policies import Policies, parse
 from simulator.roofline.timing import OpTime, time_op
-from simulator.scenario import AUTO, Scenario
+from simulator.scenario import Scenario
 from simulator.uncertainty import combine
 from simulator.workload import Step, decode_step, prefill_step
 
@@ -224,6 +224,7 @@ def step_time(group: Group, step: Step, timer: Callable[..., OpTime] = time_op) 
         prefills=step.prefills,
         sequences=step.sampled_rows,
         prompt_tokens=step.prefill_rows * step.prefill_tokens if step.prefills else 0.0,
+        floor_s=_floor_s(in_order, device) if engine.saves(step.prefills) else 0.0,
     )
     total = parts.total_s
     shares[4] = shares[4] + extra
@@ -243,6 +244,18 @@ def step_time(group: Group, step: Step, timer: Callable[..., OpTime] = time_op) 
         interval.basis,
         tuple(times),
     )
+
+
+def _floor_s(times: list[OpTime], device: Device) -> Array:
+    """Time to read the weights and the KV of a step once, beyond what L2 holds [s]."""
+    moved: Array = 0.0
+    for t in times:
+        op = t.op
+        if isinstance(op, Linear):
+            moved = moved + op.count * op.weight_read_bytes
+        elif isinstance(op, Attention):
+            moved = moved + op.count * op.kv_read_bytes
+    return np.maximum(moved - device.l2_bytes, 0.0) * (1.0 / device.hbm_bytes_per_s)
 
 
 def _attribute(t: OpTime, shares: list[Array]) -> None:

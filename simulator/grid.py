@@ -11,9 +11,10 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from simulator.dtypes import AUTO
 from simulator.errors import InputError, suggest
 from simulator.policies import expand
-from simulator.scenario import AUTO, MAX_BATCH, MAX_TOKENS, Scenario
+from simulator.scenario import MAX_BATCH, MAX_TOKENS, Scenario
 
 MAX_AXIS = 100_000
 MAX_POINTS = 1_000_000_000

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from simulator import console
+from simulator.dtypes import AUTO
 from simulator.errors import EXIT_NOTHING_FEASIBLE
-from simulator.scenario import AUTO, Scenario
 
 if TYPE_CHECKING:
     from simulator.evaluate import Points
     from simulator.roofline.timing import OpTime
+    from simulator.scenario import Scenario
 
 TERMS = ("math_s", "memory_s", "link_s", "launch_s")
 
@@ -285,6 +286,8 @@ def command(
 
     Exit 0; 2 bad input; 3 when the scenario cannot run.
     """
+    from simulator.scenario import Scenario
+
     prediction = predict(
         Scenario.of(
             model=model,

@@ -10,11 +10,10 @@ from urllib.parse import parse_qsl, urlencode
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from simulator.dtypes import FORMATS, KV_FORMATS
+from simulator.dtypes import AUTO, FORMATS, KV_FORMATS
 from simulator.errors import InputError, UnknownNameError, suggest
 from simulator.policies import parse
 
-AUTO = "auto"
 MAX_TOKENS = 100_000_000
 MAX_BATCH = 1_000_000
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -38,7 +39,7 @@ class Surface:
         if self.values.shape != shape:
             raise InputError(f"surface values have shape {self.values.shape}, its axes say {shape}")
         for name, knots in self.axes:
-            if any(b <= a for a, b in zip(knots, knots[1:], strict=False)):
+            if any(b <= a for a, b in pairwise(knots)):
                 raise InputError(f"surface axis {name!r}: knots must increase, got {knots}")
         object.__setattr__(self, "_knots", tuple(np.array(k, float) for _, k in self.axes))
 

@@ -10,17 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
 import typer
 
 from simulator import console
+from simulator.dtypes import AUTO
 from simulator.errors import EXIT_NOTHING_FEASIBLE, InputError
-from simulator.grid import Grid, names, policies, read_grids, whole_numbers
-from simulator.scenario import AUTO, Scenario
 
+# `--help` answers before numpy, pydantic and the policies are needed.
 if TYPE_CHECKING:
     from simulator.evaluate import Points
+    from simulator.grid import Grid
     from simulator.result import Block
+    from simulator.scenario import Scenario
     from simulator.summary import Summary
 
 CHUNK_POINTS = 50_000
@@ -73,6 +74,8 @@ class Evaluator:
 
     def block(self, chunk: Chunk) -> Block:
         """Rows of one chunk."""
+        import numpy as np
+
         from simulator.evaluate import evaluate, group_of
         from simulator.result import rows
 
@@ -275,6 +278,8 @@ def command(
 
     Exit 0; 2 bad input; 3 when no row is feasible; 130 interrupted.
     """
+    from simulator.grid import read_grids
+
     if grid is not None:
         if model or device or policy:
             raise InputError(
@@ -321,6 +326,8 @@ def command(
 def _grid(
     model: list[str] | None, device: list[str] | None, policy: list[str] | None, **axes: Any
 ) -> Grid:
+    from simulator.grid import Grid, names, policies, whole_numbers
+
     for name, values in (("--model", model), ("--device", device)):
         if not values:
             raise InputError("is needed, e.g. --model llama-2-7b --device h100-sxm", where=name)

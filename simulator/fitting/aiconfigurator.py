@@ -105,7 +105,7 @@ def _attention(table: pd.DataFrame, name: str) -> pd.DataFrame:
     table = table.loc[out.index]
     out["n_kv_heads"] = np.where(out["n_kv_heads"] == 0, out["n_heads"], out["n_kv_heads"])
     out["kv_dtype"] = table["kv_cache_dtype"].map(DTYPES)
-    out["window"] = table["window_size"] if "window_size" in table else 0
+    out["window"] = table.get("window_size", 0)
     decode = name.startswith("generation")
     out["phase"] = "decode" if decode else "prefill"
     out["q_len"] = 1 if decode else table["isl"]

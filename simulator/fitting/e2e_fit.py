@@ -38,7 +38,8 @@ FREE: Mapping[str, tuple[str, ...]] = {
     ),
     "sglang": (*_GRAPHS, "queue_share", "frontend_s"),
     "sglang-0.5.1": (*_GRAPHS, "queue_share", "frontend_s"),
-    "trtllm": (*_GRAPHS, "queue_share", "frontend_s"),
+    # Its schedule and its waiting ranks cannot be told from what its fused kernels hide.
+    "trtllm": ("decode_stretch", "prefill_stretch", "row_s", "hidden_s", "queue_share", "frontend_s"),
     "trtllm-2024": _GRAPHS[:-1],
     "fastertransformer": ("decode_stretch", "prefill_stretch", "schedule_s", "rank_s"),
     "turbomind": ("decode_stretch", "prefill_stretch", "schedule_s", "row_s"),
@@ -49,8 +50,10 @@ WIDTH: Mapping[str, float] = {
     "decode_stretch": 0.1, "prefill_stretch": 0.3, "schedule_s": 0.4, "hidden_s": 0.7,
 }  # fmt: skip
 """Log-space standard deviation of the prior around the value in `engines.toml`; 1.0 where not named."""
-BOUNDS: Mapping[str, tuple[float, float]] = {"decode_stretch": (0.85, 3.0), "prefill_stretch": (0.85, 3.0)}
+BOUNDS: Mapping[str, tuple[float, float]] = {"decode_stretch": (0.85, 3.0), "prefill_stretch": (0.9, 3.0)}
 """A kernel in an engine cannot be much faster than alone: what is below that is another error [-]."""
+FEWEST_FOREIGN = 20
+"""Rows an architecture needs for a host figure of its own [-]."""
 PRIOR_WEIGHT = 3.0
 """Rows' worth of one standard deviation of the prior [-]."""
 
@@ -142,11 +145,10 @@ def _figure(engine: Engine, name: str) -> float:
     return float(getattr(engine, table)[key] if key else getattr(engine, name))
 
 
-def fit_engine(engine: Engine, found: list[Block]) -> Engine:
-    """`engine` with its free figures fitted to `found`; each block weighs by the root of its rows."""
+def fit_engine(engine: Engine, found: list[Block], names: tuple[str, ...]) -> Engine:
+    """`engine` with the figures `names` fitted to `found`; each block weighs by the root of its rows."""
     from scipy.optimize import least_squares
 
-    names = FREE[engine.name]
     start = np.log([_figure(engine, n) for n in names])
     prior = np.array([WIDTH.get(n, 1.0) for n in names])
     weights = np.concatenate([np.full(len(b.time_s), len(b.time_s) ** -0.5) for b in found])
@@ -177,13 +179,29 @@ def fit(rows: pd.DataFrame, engines: Mapping[str, Engine]) -> dict[str, Engine]:
         usable = mine[runs & (own if (runs & own).any() else True)]
         if len(usable) < 2 * len(FREE[name]):
             continue
-        found = blocks(usable, engines)
-        fitted = fit_engine(engines[name], found)
+        fitted = fit_engine(engines[name], blocks(usable, engines), FREE[name])
+        fitted = _foreign_hosts(fitted, mine[runs & ~own], engines)
         sure = {f"spread_{k}": (0.0, 999) for k in ("decode", "prefill", "queue")}
         alone = predict(usable, {**engines, name: replace(fitted, **sure)})  # type: ignore[arg-type]
         archs = tuple(sorted({find_device(d).arch for d in usable["device"]}))
         out[name] = replace(fitted, n=len(usable), archs=archs, **spreads(alone))  # type: ignore[arg-type]
     return out
+
+
+def _foreign_hosts(
+    engine: Engine, rows: pd.DataFrame, engines: Mapping[str, Engine]
+) -> Engine:
+    """`engine` with the host figure of every architecture in `rows`, nothing else touched.
+
+    It stands for all that the port of the engine to that architecture does more slowly per launch and row.
+    """
+    arch = np.array([find_device(d).arch for d in rows["device"]], dtype=object)
+    for name in sorted(set(arch)):
+        mine = rows[arch == name]
+        if len(mine) >= FEWEST_FOREIGN and engine.row_s > 0.0:
+            start = replace(engine, host={**engine.host, str(name): engine.host.get(str(name), 2.0)})
+            engine = fit_engine(start, blocks(mine, {**engines, engine.name: start}), (f"host.{name}",))
+    return engine
 
 
 def spreads(judged: pd.DataFrame) -> dict[str, tuple[float, int]]:

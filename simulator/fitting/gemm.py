@@ -7,7 +7,7 @@ What is left is smoothed by `simulator.fitting.kriging` over devices of one comp
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -75,7 +75,7 @@ def fit(rows: pd.DataFrame, *, date: str | None = None, residuals: bool = True) 
     )
     away = _device_out(table) if residuals else table.time_s
     general = estimate(model, table, ANY) if residuals else table.time_s
-    day = date or datetime.date.today().isoformat()
+    day = date or dt.date.today().isoformat()
     fits: list[Fit] = []
     for kind in np.unique(table.klass):
         of_kind = table.klass == kind

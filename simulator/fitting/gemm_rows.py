@@ -100,6 +100,7 @@ class Table:
 
     @staticmethod
     def of(rows: pd.DataFrame) -> Table:
+        """Arrays of prepared rows with their device numbers beside them."""
         from simulator import device as devices
 
         pairs = list(zip(rows["device"], rows["dtype"], strict=True))
@@ -118,6 +119,7 @@ class Table:
         return len(self.m)
 
     def where(self, mask: NDArray[np.bool_]) -> Table:
+        """The masked rows."""
         columns = {f.name: getattr(self, f.name)[mask] for f in fields(self) if f.name != "hw"}
         numbers: dict[str, Any] = {f: getattr(self.hw, f)[mask] for f in ROW_NUMBERS}
         return Table(**columns, hw=replace(self.hw, **numbers))

@@ -132,6 +132,7 @@ def train(table: Table, start: Model | None = None) -> Model:
 
 
 def libraries_of(table: Table, mask: Mask) -> Iterator[tuple[str, Mask]]:
+    """Libraries of the masked rows that have enough of them for a fit of their own."""
     for name in np.unique(table.library[mask]):
         here = mask & (table.library == name)
         if here.sum() >= SMALLEST_LIBRARY:
@@ -178,6 +179,7 @@ def _groups(table: Table) -> Iterator[tuple[Mask, str, str, str, str]]:
 
 
 def physics(model: Model, table: Table, level: str) -> Array:
+    """Time of the physical model alone at a level of sharing [s]."""
     out = np.empty(len(table))
     for mask, *names in _groups(table):
         scope, device, kind, library = names

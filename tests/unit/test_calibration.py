@@ -82,8 +82,10 @@ def test_residual_classes_and_cross_source_widening():
     low, high = r.quantiles([1e-6, 1e-3])
     np.testing.assert_allclose([low, high], [[-0.2, -0.05], [0.1, 0.04]])
     wide_low, wide_high = r.quantiles([1e-6, 1e-3], cross=True)
-    assert (wide_low < low).all() and (wide_high > high).all()
-    assert r.widened(0.1).q95 > r.q95 and r.widened(0.0).q05 == pytest.approx(r.q05)
+    assert (wide_low < low).all()
+    assert (wide_high > high).all()
+    assert r.widened(0.1).q95 > r.q95
+    assert r.widened(0.0).q05 == pytest.approx(r.q05)
 
 
 def test_round_trip(tmp_path):
@@ -176,7 +178,7 @@ def test_lookup_order(own_home):
     assert found("two", "bf16")[::3] == ("sm90", cal.Basis.EXTRAPOLATED)
     assert found("two", "bf16", capability="7.0")[::3] == ("any", cal.Basis.DATASHEET)
     assert found("two", "mxfp4")[1::2] == ("nvfp4", cal.Basis.DATASHEET)
-    with pytest.raises(UnsupportedError, match="w4a16.*measure it"):
+    with pytest.raises(UnsupportedError, match=r"w4a16.*measure it"):
         found("two", "w4a16")
 
 

@@ -1,0 +1,129 @@
+"""Engines: the step formula, look-ups, the closed loop's limits."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from simulator.closed_loop import closed_loop, cycle, solve
+from simulator.device import load
+from simulator.dtypes import get_format
+from simulator.engine import Engine, get_engine, load_engines, parse_engines
+from simulator.errors import UnknownNameError
+from simulator.evaluate import group_of, step_time
+from simulator.fitting.e2e_fit import to_toml
+from simulator.scenario import Scenario
+from simulator.workload import decode_step, prefill_step
+
+
+def plain(**changes: object) -> Engine:
+    base = Engine("x", "x", "test", True, False, 5e-6, 1e-6, 0.0, 0.0)
+    return replace(base, **changes)  # type: ignore[arg-type]
+
+
+def step_s(engine: Engine, gpu_s: float, launches: float = 100.0, **more: object) -> float:
+    parts = engine.step(
+        load("h100-sxm"),
+        gpu_s=gpu_s,
+        comm_extra_s=0.0,
+        launches=launches,
+        graph=True,
+        prefills=False,
+        sequences=8.0,
+        prompt_tokens=0.0,
+        **more,  # type: ignore[arg-type]
+    )
+    return float(parts.total_s)
+
+
+def test_step_is_the_slower_of_stream_and_submission_plus_waiting() -> None:
+    assert step_s(plain(), 1e-3) == pytest.approx(1e-3)
+    assert step_s(plain(), 1e-5) == pytest.approx(100 * 1e-6)
+    assert step_s(plain(schedule_s=1e-3, row_s=1e-4), 1e-3) == pytest.approx(1e-3 + 1e-3 + 8e-4)
+
+
+def test_savings_stop_at_the_floor() -> None:
+    engine = plain(hidden_s=1e-3, decode_stretch=0.85)
+    assert step_s(engine, 1e-2, floor_s=9e-3) == pytest.approx(9e-3)
+    assert step_s(engine, 1e-2) >= 0.5e-2
+
+
+def test_host_factor_scales_host_time_only() -> None:
+    engine = plain(schedule_s=1e-3, host={"hopper": 2.0})
+    assert step_s(engine, 1e-3) == pytest.approx(3e-3)
+
+
+def test_large_messages_cost_more_only_beyond_two_ranks() -> None:
+    engine = plain(burst_bytes=1e6, burst_s_per_byte=1e-12)
+    assert engine.collective_extra_s(2e6, 2) == 0.0
+    assert float(engine.collective_extra_s(2e6, 8)) == pytest.approx(2e6 * 1e-12 * 2)
+    assert float(engine.collective_extra_s(1e5, 8)) == 0.0
+
+
+def test_kernel_of_an_architecture_wins() -> None:
+    engine = plain(kernels={"attention": "a", "attention.hopper": "b", "gemm": "nobody"})
+    assert engine.attention(load("h100-sxm"), "decode", "bf16") == "b"
+    assert engine.attention(load("a100-sxm-80g"), "decode", "bf16") == "a"
+    assert engine.gemm(load("h100-sxm"), get_format("bf16")) is None
+
+
+def test_spread_is_wider_where_never_measured() -> None:
+    engine = plain(spread_decode=(0.1, 50), archs=("hopper",))
+    near = engine.spread(load("h100-sxm"), False)
+    assert near == pytest.approx(0.1)
+    assert engine.spread(load("mi300x"), False) > near
+
+
+def test_engines_file_round_trips_and_names_its_sources() -> None:
+    engines = load_engines()
+    again = parse_engines(to_toml(engines))
+    assert list(again) == list(engines)
+    for name, engine in engines.items():
+        assert engine.source and engine.title
+        assert again[name] == engine
+        if engine.n:
+            assert engine.date
+    with pytest.raises(UnknownNameError, match="vllm"):
+        get_engine("vlm")
+
+
+@pytest.mark.parametrize("engine", sorted(load_engines()))
+def test_no_engine_beats_the_bandwidth(engine: str) -> None:
+    group = group_of(Scenario(model="llama-3.1-8b", device="h100-sxm", engine=engine))
+    step = step_time(group, decode_step(np.array([1.0, 16.0, 256.0]), 8192.0))
+    kv = 8192.0 * 131072.0 * np.array([1.0, 16.0, 256.0])
+    floor = (15.0e9 + kv - group.device.l2_bytes) / group.device.hbm_bytes_per_s
+    assert np.all(step.total_s >= 0.98 * floor)
+    assert np.all(step.lo_s <= step.total_s) and np.all(step.total_s <= step.hi_s)
+    shares = sum(np.broadcast_to(s, (3,)) for s in step.shares_s)
+    np.testing.assert_allclose(shares, step.total_s, rtol=1e-9)
+
+
+def test_one_client_waits_for_nobody() -> None:
+    group = group_of(Scenario(model="llama-3.1-8b", device="h100-sxm"))
+    loop = closed_loop(group, 1.0, 1024.0, 128.0)
+    alone = float(step_time(group, prefill_step(1.0, 1024.0)).total_s)
+    front = group.engine.frontend_s * 1024.0
+    assert float(loop.ttft_s) == pytest.approx(alone + front, rel=0.05)
+
+
+def test_cycle_is_conserved_whatever_the_queue() -> None:
+    group = group_of(Scenario(model="llama-3.1-8b", device="h100-sxm"))
+    steps = cycle(group, 32.0, 2048.0, 256.0)
+    d, m = steps.decode.total_s, steps.mixed.total_s
+    whole = []
+    for share in (0.3, 1.0):
+        engine = replace(group.engine, queue_share=share, frontend_s=0.0)
+        ttft, tpot = solve(steps, engine, d, m)
+        whole.append(float(ttft + 255.0 * tpot))
+    assert whole[0] == pytest.approx(whole[1])
+
+
+def test_more_clients_never_answer_faster() -> None:
+    group = group_of(Scenario(model="llama-3.1-8b", device="h100-sxm"))
+    loop = closed_loop(group, np.array([1.0, 4.0, 16.0, 64.0, 256.0, 1024.0]), 4096.0, 128.0)
+    assert np.all(np.diff(loop.ttft_s) > 0) and np.all(np.diff(loop.tpot_s) >= -1e-12)
+    assert np.all(loop.ttft_lo_s <= loop.ttft_s) and np.all(loop.ttft_s <= loop.ttft_hi_s)
+    assert loop.running[-1] < 1024.0
