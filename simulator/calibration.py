@@ -7,6 +7,7 @@ measurements in ``$SHADOWLINE_HOME/measured/<device>/`` answer first.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
@@ -309,6 +310,20 @@ def load_fits(device: str, family: str) -> tuple[Fit, ...]:
         if path.is_file():
             found += _load_file(path)
     return tuple(found)
+
+
+def fits_digest(device: str) -> str:
+    """12 hex digits over the contents of every fit file that may answer for `device`."""
+    digest = hashlib.sha256()
+    for home in _homes():
+        for name in (device, DEFAULT):
+            folder = home.joinpath(name)
+            if not folder.is_dir():
+                continue
+            for path in sorted(folder.iterdir(), key=lambda p: p.name):
+                if path.name.endswith(".toml"):
+                    digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def lookup(

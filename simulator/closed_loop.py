@@ -72,7 +72,8 @@ def cycle(group: Group, clients: Array, prompt: Array, output: Array) -> Cycle:
     running = np.minimum(c, np.maximum(most, 1.0))
     context = p + o / 2.0
     mixed = Step(
-        decode_rows=np.maximum(running - 1.0, 1e-3),
+        # Nobody else there: small enough to vanish beside a prompt token, whole tiles stay whole.
+        decode_rows=np.maximum(running - 1.0, 1e-14),
         decode_context=context,
         prefill_rows=1.0,
         prefill_tokens=p,
@@ -137,4 +138,3 @@ def closed_loop(group: Group, clients: Array, prompt: Array, output: Array) -> L
         tpot_hi_s=np.maximum(high[1], tpot),
         running=np.asarray(steps.running),
     )
-

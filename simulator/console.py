@@ -97,7 +97,8 @@ def main(app: Callable[..., Any]) -> NoReturn:
         say(f"error: {error.format_message().rstrip('.')}; see --help")
         raise SystemExit(EXIT_BAD_INPUT) from None
     except (typer.Abort, KeyboardInterrupt):
-        say("interrupted; finished parts are kept, continue with --resume")
+        kept = "; finished parts are kept, continue with --resume" if "--out" in sys.argv else ""
+        say("interrupted" + kept)
         raise SystemExit(EXIT_INTERRUPTED) from None
     except BrokenPipeError:
         # `| head` is a normal way to read a table.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import tomllib
 from dataclasses import dataclass, field
@@ -19,8 +20,6 @@ from simulator.errors import UnknownNameError
 
 ASSUMED_SPREAD = 0.10
 """Step error assumed for an engine whose own was never measured [-]."""
-MOST_HIDDEN = 0.3
-"""Share of the kernels' time that fusion and overlap can hide [-]."""
 FOREIGN_SPREAD = 0.25
 """Further step error on an architecture the engine was never measured on [-]."""
 FEWEST = 8
@@ -66,7 +65,7 @@ class Engine:
         What one collective costs beyond its isolated timing: ranks wait for the slowest [s].
     hidden_s : float
         What a kernel inside a graph saves over its isolated timing: fused quantisation and norms, a launch
-        that overlaps the kernel before [s]. At most `MOST_HIDDEN` of the kernels' time.
+        that overlaps the kernel before [s]; below the least time of any kernel, about 2 us.
     decode_stretch, prefill_stretch : float
         Kernel time inside the engine over the sum of the kernels' own timings [-].
     burst_bytes, burst_s_per_byte : float
@@ -157,15 +156,15 @@ class Engine:
         """
         host = self.host.get(device.arch, 1.0)
         stretch = self.prefill_stretch if prefills else self.decode_stretch
+        stream: Array = gpu_s
         gain: Array | None = None
-        if stretch != 1.0:
-            gain = gpu_s * (stretch - 1.0)
-        if graph and self.hidden_s:
-            hidden = np.minimum(launches * self.hidden_s, MOST_HIDDEN * gpu_s)
-            gain = -hidden if gain is None else gain - hidden
-        if gain is not None and self.saves(prefills):
-            gain = np.maximum(gain, floor_s - gpu_s)
-        stream = gpu_s + comm_extra_s if gain is None else gpu_s + gain + comm_extra_s
+        if stretch != 1.0 or (graph and self.hidden_s):
+            hidden = launches * self.hidden_s if graph else 0.0
+            stream = gpu_s * stretch - hidden
+            if self.saves(prefills):
+                stream = np.maximum(stream, floor_s)
+            gain = stream - gpu_s
+        stream = stream + comm_extra_s
         submit = launches * (host * (self.launch_graph_s if graph else self.launch_eager_s))
         wait = host * self.schedule_s + (host * self.row_s) * sequences
         if prefills and self.token_s:
@@ -235,8 +234,7 @@ def parse_engines(text: str) -> dict[str, Engine]:
     """Engines of the TOML `text` by name."""
     return {
         name: Engine(
-            name=name,
-            **{k: tuple(v) if isinstance(v, list) else v for k, v in table.items()},
+            name=name, **{k: tuple(v) if isinstance(v, list) else v for k, v in table.items()}
         )
         for name, table in tomllib.loads(text).items()
     }
@@ -245,9 +243,13 @@ def parse_engines(text: str) -> dict[str, Engine]:
 @lru_cache(maxsize=1)
 def load_engines() -> dict[str, Engine]:
     """Engines of ``hw_profiles/engines.toml`` by name."""
-    return parse_engines(
-        resources.files("hw_profiles").joinpath("engines.toml").read_text("utf-8")
-    )
+    return parse_engines(resources.files("hw_profiles").joinpath("engines.toml").read_text("utf-8"))
+
+
+def engines_digest() -> str:
+    """12 hex digits of the engine table's contents."""
+    data = resources.files("hw_profiles").joinpath("engines.toml").read_bytes()
+    return hashlib.sha256(data).hexdigest()[:12]
 
 
 def get_engine(name: str) -> Engine:

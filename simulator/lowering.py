@@ -30,6 +30,8 @@ class Lowering:
         Bytes per element of the dense KV cache [B].
     tp, ep : int
         Tensor-parallel ranks, and how many groups of them the experts are split between.
+    expert_fmt : Format, optional
+        Format of routed experts where a checkpoint quantises only them (GPT-OSS).
     """
 
     model: ModelSpec
@@ -38,6 +40,7 @@ class Lowering:
     kv_element_bytes: float
     tp: int = 1
     ep: int = 1
+    expert_fmt: Format | None = None
 
     def why_not(self) -> str | None:
         """Reason the cut or a policy does not apply, or None."""
@@ -333,7 +336,7 @@ class Lowering:
             top_k=moe.top_k,
             n_experts=moe.n_experts,
             gated=moe.expert.gated,
-            fmt=self.fmt,
+            fmt=self.expert_fmt or self.fmt,
             tp=self.tp // self.ep,
             ep=self.ep,
             count=count,

@@ -104,6 +104,20 @@ class Block:
         return pa.Table.from_arrays(arrays, schema=arrow_schema())
 
 
+    @classmethod
+    def from_arrow(cls, table: pa.Table) -> Block:
+        """Inverse of `to_arrow`."""
+        columns: dict[str, Any] = {}
+        for name, column in COLUMNS.items():
+            array = table.column(name).combine_chunks()
+            if column.kind == "text":
+                codes = array.indices.fill_null(-1).to_numpy()
+                columns[name] = (codes, array.dictionary.to_pylist())
+            else:
+                columns[name] = array.to_numpy(zero_copy_only=False).astype(float)
+        return cls(columns, table.num_rows)
+
+
 def arrow_schema(metadata: Mapping[str, str] | None = None) -> pa.Schema:
     """Schema with the unit and the meaning of every column."""
     import pyarrow as pa

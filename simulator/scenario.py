@@ -8,11 +8,11 @@ import shlex
 from typing import Any, Self
 from urllib.parse import parse_qsl, urlencode
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from simulator.dtypes import AUTO, FORMATS, KV_FORMATS
 from simulator.errors import InputError, UnknownNameError, suggest
-from simulator.policies import parse
+from simulator.policies import Aspect, parse
 
 MAX_TOKENS = 100_000_000
 MAX_BATCH = 1_000_000
@@ -66,6 +66,21 @@ class Scenario(BaseModel):
         if text.casefold() not in (*KV_FORMATS, AUTO):
             raise UnknownNameError("KV dtype", text, (*KV_FORMATS, AUTO), where="--kv-cache-dtype")
         return text.casefold()
+
+    @model_validator(mode="after")
+    def _one_format_each(self) -> Self:
+        for policy in parse(self.policy).members:
+            if Aspect.KV_FORMAT in policy.aspects and KV_FORMATS.get(self.kv_cache_dtype, 2.0) < 2.0:
+                raise InputError(
+                    f"{policy.name} sets the KV format itself; drop --kv-cache-dtype {self.kv_cache_dtype}",
+                    where="--policy",
+                )
+            sets = self.dtype != AUTO and policy.weight_format(FORMATS[self.dtype]).name != self.dtype
+            if sets and FORMATS[self.dtype].weight_bits < 16:
+                raise InputError(
+                    f"{policy.name} sets the weight format itself; drop --dtype {self.dtype}", where="--policy"
+                )
+        return self
 
     def __hash__(self) -> int:
         return hash(tuple(self.__dict__.values()))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -102,7 +104,9 @@ def sweep(grids: Sequence[Grid]) -> Iterator[Block]:
 
 
 def plan_of(grids: Sequence[Grid]) -> dict[str, Any]:
-    """Everything that decides the rows: axes, settings, profiles and models by content."""
+    """Everything that decides the rows: axes, settings, and by content profiles, models, fits and engines."""
+    from simulator.calibration import fits_digest
+    from simulator.engine import engines_digest
     from simulator.evaluate import find_device, find_model
     from simulator.result import SCHEMA_VERSION
 
@@ -110,10 +114,17 @@ def plan_of(grids: Sequence[Grid]) -> dict[str, Any]:
     models = sorted({m for g in grids for m in g.model})
     return {
         "schema": SCHEMA_VERSION,
+        "version": version("shadowline"),
         "grids": [g.to_dict() for g in grids],
         "profiles": {d: find_device(d).profile_hash for d in devices},
-        "models": {m: f"{find_model(m).n_params}" for m in models},
+        "models": {m: _digest(find_model(m)) for m in models},
+        "fits": {d: fits_digest(find_device(d).name) for d in devices},
+        "engines": engines_digest(),
     }
+
+
+def _digest(value: object) -> str:
+    return hashlib.sha256(repr(value).encode()).hexdigest()[:12]
 
 
 def write(
@@ -121,7 +132,7 @@ def write(
 ) -> Summary:
     """Sweep into `out` (Parquet, CSV or JSON by suffix), resumable, and return the answer."""
     from simulator.parts import PartStore
-    from simulator.result import SCHEMA_VERSION, arrow_schema
+    from simulator.result import SCHEMA_VERSION, Block, arrow_schema
     from simulator.summary import Summary
 
     plan = plan_of(grids)
@@ -130,10 +141,12 @@ def write(
     evaluator, summary = Evaluator(), Summary()
     try:
         for chunk in console.progress(work, len(work), "sweep", quiet=quiet):
+            if store.has(chunk.number):
+                summary.add(Block.from_arrow(store.read(chunk.number)))
+                continue
             block = evaluator.block(chunk)
             summary.add(block)
-            if not store.has(chunk.number):
-                store.write(chunk.number, block.to_arrow())
+            store.write(chunk.number, block.to_arrow())
         metadata = {
             "shadowline.schema": str(SCHEMA_VERSION),
             "shadowline.command": command,
@@ -309,13 +322,15 @@ def command(
     if resume and out is None:
         raise InputError("nothing to resume without --out", where="--resume")
     _check(grids)
+    kept: list[Block] = []
     if out is not None:
         line = "python -m simulator.sweep " + shlex.join(_repeatable(sys.argv[1:]))
         summary = write(grids, out, command=line, resume=resume, quiet=quiet or json_)
     else:
-        summary = _collect(grids, quiet or json_)
+        summary = _collect(grids, quiet or json_, kept if json_ else None)
     if json_:
-        console.out_json({"rows": _json_rows(grids), "summary": summary.to_dict()})
+        blocks = kept or sweep(grids)
+        console.out_json({"rows": _json_rows(blocks), "summary": summary.to_dict()})
     else:
         show(summary, out)
     if summary.ok == 0:
@@ -362,20 +377,22 @@ def _repeatable(arguments: Sequence[str]) -> list[str]:
     return [a for a in arguments if a not in ("--resume", "--quiet", "--json")]
 
 
-def _collect(grids: Sequence[Grid], quiet: bool) -> Summary:
+def _collect(grids: Sequence[Grid], quiet: bool, kept: list[Block] | None) -> Summary:
     from simulator.summary import Summary
 
     summary = Summary()
     total = sum(1 for _ in chunks(grids))
     for block in console.progress(sweep(grids), total, "sweep", quiet=quiet):
         summary.add(block)
+        if kept is not None:
+            kept.append(block)
     return summary
 
 
-def _json_rows(grids: Sequence[Grid]) -> list[dict[str, Any]]:
+def _json_rows(blocks: Iterable[Block]) -> list[dict[str, Any]]:
     from simulator.summary import row_at
 
-    return [row_at(block, i) for block in sweep(grids) for i in range(block.rows)]
+    return [row_at(block, i) for block in blocks for i in range(block.rows)]
 
 
 if __name__ == "__main__":

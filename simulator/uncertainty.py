@@ -55,9 +55,7 @@ def combine(times: Iterable[OpTime], step_s: Array = 0.0, sigma: float = 0.0) ->
     down, up = step_s * -math.expm1(-1.645 * sigma), step_s * math.expm1(1.645 * sigma)
     low: Array = 0.0
     high: Array = 0.0
-    for sum_low, square_low, sum_high, square_high in sorted(
-        families.values(), key=lambda f: np.size(f[0])
-    ):
+    for sum_low, square_low, sum_high, square_high in families.values():
         low = low + (rho * sum_low * sum_low + (1.0 - rho) * square_low)
         high = high + (rho * sum_high * sum_high + (1.0 - rho) * square_high)
     if sigma:

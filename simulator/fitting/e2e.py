@@ -58,11 +58,17 @@ def validate(raw: pd.DataFrame, holdout: str | None) -> dict[str, Any]:
         out += [{**r, "split": split} for r in table(part, BY)]
     totals = []
     for split, part in good.groupby("split"):
-        for by in (("family", "metric"), ("family", "engine"), ("family", "engine", "tp", "metric")):
+        for by in (
+            ("family", "metric"),
+            ("family", "engine"),
+            ("family", "engine", "tp", "metric"),
+        ):
             totals += [{"by": " ".join(by), **r, "split": split} for r in table(part, by)]
         step = part[part["family"] == "step"]
         if len(step):
-            totals.append({"by": "family", "family": "step", "metric": "all", **figures(step), "split": split})
+            totals.append(
+                {"by": "family", "family": "step", "metric": "all", **figures(step), "split": split}
+            )
     for row in totals:
         target = TARGETS.get((row["family"], row.get("metric", "")))
         if target and "engine" not in row:
@@ -70,9 +76,7 @@ def validate(raw: pd.DataFrame, holdout: str | None) -> dict[str, Any]:
     return {"rows": out, "total": totals, "excluded": excluded}
 
 
-def _judged(
-    rows: pd.DataFrame, engines: Mapping[str, Engine], holdout: str | None
-) -> pd.DataFrame:
+def _judged(rows: pd.DataFrame, engines: Mapping[str, Engine], holdout: str | None) -> pd.DataFrame:
     import pandas as pd
 
     if holdout is None:
@@ -82,7 +86,9 @@ def _judged(
         for value in sorted(rows[holdout].unique()):
             mine = (rows[holdout] == value).to_numpy()
             if mine.all():
-                raise InputError(f"one {holdout} only: nothing is left to fit on", where="--holdout")
+                raise InputError(
+                    f"one {holdout} only: nothing is left to fit on", where="--holdout"
+                )
             now = fit(rows[~mine], engines)
             parts.append(predict(rows[mine], now).assign(split=f"cross_{holdout}"))
         return pd.concat(parts)
@@ -146,7 +152,17 @@ def show(result: Mapping[str, Any]) -> None:
     ):
         console.table(
             title,
-            [*labels, "n", "median APE", "target", "p90 APE", "bias", "coverage", "width", "roofline"],
+            [
+                *labels,
+                "n",
+                "median APE",
+                "target",
+                "p90 APE",
+                "bias",
+                "coverage",
+                "width",
+                "roofline",
+            ],
             [[*(str(r.get(k, "")) for k in labels), *_cells(r)] for r in rows],
             left=len(labels),
         )

@@ -15,15 +15,7 @@ import numpy as np
 from simulator.closed_loop import Cycle, solve
 from simulator.engine import Engine
 from simulator.evaluate import Group, find_device
-from simulator.fitting.e2e_steps import (
-    FITS,
-    Sums,
-    bare,
-    closed_sums,
-    groups,
-    predict,
-    static_sums,
-)
+from simulator.fitting.e2e_steps import FITS, Sums, bare, closed_sums, groups, predict, static_sums
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -50,7 +42,11 @@ WIDTH: Mapping[str, float] = {
     "decode_stretch": 0.1, "prefill_stretch": 0.3, "schedule_s": 0.4, "hidden_s": 0.7,
 }  # fmt: skip
 """Log-space standard deviation of the prior around the value in `engines.toml`; 1.0 where not named."""
-BOUNDS: Mapping[str, tuple[float, float]] = {"decode_stretch": (0.85, 3.0), "prefill_stretch": (0.9, 3.0)}
+BOUNDS: Mapping[str, tuple[float, float]] = {
+    "decode_stretch": (0.85, 3.0),
+    "prefill_stretch": (0.9, 3.0),
+    "hidden_s": (1e-9, 1.5e-6),
+}
 """A kernel in an engine cannot be much faster than alone: what is below that is another error [-]."""
 FEWEST_FOREIGN = 20
 """Rows an architecture needs for a host figure of its own [-]."""
@@ -188,9 +184,7 @@ def fit(rows: pd.DataFrame, engines: Mapping[str, Engine]) -> dict[str, Engine]:
     return out
 
 
-def _foreign_hosts(
-    engine: Engine, rows: pd.DataFrame, engines: Mapping[str, Engine]
-) -> Engine:
+def _foreign_hosts(engine: Engine, rows: pd.DataFrame, engines: Mapping[str, Engine]) -> Engine:
     """`engine` with the host figure of every architecture in `rows`, nothing else touched.
 
     It stands for all that the port of the engine to that architecture does more slowly per launch and row.
@@ -199,8 +193,12 @@ def _foreign_hosts(
     for name in sorted(set(arch)):
         mine = rows[arch == name]
         if len(mine) >= FEWEST_FOREIGN and engine.row_s > 0.0:
-            start = replace(engine, host={**engine.host, str(name): engine.host.get(str(name), 2.0)})
-            engine = fit_engine(start, blocks(mine, {**engines, engine.name: start}), (f"host.{name}",))
+            start = replace(
+                engine, host={**engine.host, str(name): engine.host.get(str(name), 2.0)}
+            )
+            engine = fit_engine(
+                start, blocks(mine, {**engines, engine.name: start}), (f"host.{name}",)
+            )
     return engine
 
 
@@ -230,8 +228,13 @@ def to_toml(engines: Mapping[str, Engine]) -> str:
     """Text of ``engines.toml``: what differs from an engine's defaults, three digits."""
     from dataclasses import MISSING, fields
 
-    out = ["# What serving engines add to their kernels; times in seconds. n = measured setups behind the figures"]
-    out += ["# (0: assumed). Fitted by simulator.fitting.e2e_fit; see docs/calibration_engine.md.", ""]
+    out = [
+        "# What serving engines add to their kernels; times in seconds. n = measured setups behind the figures"
+    ]
+    out += [
+        "# (0: assumed). Fitted by simulator.fitting.e2e_fit; see docs/calibration_engine.md.",
+        "",
+    ]
     for name, engine in engines.items():
         key = name if name.replace("-", "").replace("_", "").isalnum() else f'"{name}"'
         out.append(f"[{key}]")

@@ -19,7 +19,19 @@ from simulator.errors import InputError
 if TYPE_CHECKING:
     import pandas as pd
 
-SETUP = ("engine", "device", "model", "dtype", "kv_dtype", "tp", "ep", "batch", "prompt", "output", "loop")
+SETUP = (
+    "engine",
+    "device",
+    "model",
+    "dtype",
+    "kv_dtype",
+    "tp",
+    "ep",
+    "batch",
+    "prompt",
+    "output",
+    "loop",
+)
 """Columns that say what ran; rows that share them are repeats."""
 
 STEP_SOURCES = ("splitwise-sim", "FasterTransformer-docs")
@@ -108,8 +120,15 @@ def _setup(row: dict[str, Any]) -> tuple[dict[str, Any] | None, str]:
     if engine is None:
         return None, "engine is not modelled"
     if row["metric"] == "request_latency_ms":
-        return None, "latency of requests that may stop early; TTFT and TPOT of the same run are judged"
-    for key, name in (("batch", "batch"), ("input_len", "input length"), ("output_len", "output length")):
+        return (
+            None,
+            "latency of requests that may stop early; TTFT and TPOT of the same run are judged",
+        )
+    for key, name in (
+        ("batch", "batch"),
+        ("input_len", "input length"),
+        ("output_len", "output length"),
+    ):
         if row.get(key) is None:
             return None, f"no {name}"
     tp = row.get("tp")
@@ -225,7 +244,9 @@ def _time(row: dict[str, Any]) -> tuple[str, float, float, float] | None:
     if value <= 0 or b < 1:
         return None
     if metric in ("ttft_ms", "prefill_latency_s"):
-        return ("ttft", value * (1e-3 if metric == "ttft_ms" else 1.0), p, max(o, 1.0)) if p else None
+        return (
+            ("ttft", value * (1e-3 if metric == "ttft_ms" else 1.0), p, max(o, 1.0)) if p else None
+        )
     if metric in ("tpot_ms", "tpot_p50_ms"):
         return "tpot", value * 1e-3, p, o
     if metric == "batch_latency_s":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, singledispatch
 
 import numpy as np
@@ -265,12 +265,19 @@ def _elementwise(op: Elementwise, device: Device, engine: Engine) -> _Raw:
 def _collective(op: Collective, device: Device, engine: Engine) -> _Raw:
     if not device.links:
         raise UnsupportedError(f"{device.name} has no link to other GPUs in its profile; use tp=1")
-    hw = hardware(device, _vector_dtype(device))
+    link = device.link_for(op.n_ranks)
+    hw = replace(
+        hardware(device, _vector_dtype(device)),
+        link_bytes_per_s=link.bandwidth_bytes_per_s,
+        link_latency_s=link.latency_s,
+    )
     fit, basis = lookup(device, "collective", op.op, engine.collective(device, op.op))
     t = collective_time(
         op.op, op.message_bytes, op.n_ranks, hw=hw, coef=fit.coefficients, surface=fit.surface
     )
-    return _Raw(t.total_s, 0.0, 0.0, t.link_s, t.latency_s, fit, basis, "collective")
+    # Beyond the link's domain there is a network that no profile describes.
+    beyond = op.n_ranks > link.max_ranks
+    return _Raw(t.total_s, 0.0, 0.0, t.link_s, t.latency_s, fit, basis, "collective", beyond)
 
 
 def _math(device: Device, dtype: DType) -> DType:

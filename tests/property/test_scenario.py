@@ -21,8 +21,18 @@ def policy_text(keep: float, budget: int, weights: str, order: bool) -> str:
     return "+".join(parts[::-1] if order else parts)
 
 
+def scenario(**values: object) -> Scenario:
+    """A scenario; a policy that sets a format leaves that format's flag at auto."""
+    policy = str(values["policy"])
+    if "w4a16" in policy:
+        values["dtype"] = "auto"
+    if "mustafar" in policy:
+        values["kv_cache_dtype"] = "auto"
+    return Scenario.of(**values)
+
+
 scenarios = st.builds(
-    Scenario.of,
+    scenario,
     model=names,
     device=names,
     policy=st.one_of(

@@ -60,6 +60,8 @@ BAD = {
     ("predict", *BASE, "--dtype", "fp61"): "did you mean 'fp16'",
     ("predict", *BASE, "--kv-cache-dtype", "fp9"): "did you mean",
     ("predict", *BASE, "--engine", "vlm"): "did you mean 'vllm'",
+    ("predict", *BASE, "--policy", "kv_quant", "--kv-cache-dtype", "fp8"): "drop --kv-cache-dtype fp8",
+    ("predict", *BASE, "--policy", "w4a16", "--dtype", "fp8"): "drop --dtype fp8",
     ("sweep", *BASE, "--batch", "0,1"): "must be 1 or more",
     ("sweep", *BASE, "--batch", "nan"): "not a whole number",
     ("sweep", *BASE, "--batch", "1,99999999999"): "above 1000000",
@@ -177,8 +179,6 @@ NOT_FEASIBLE = {
     ("--pp", "33"): "not_applicable",
     ("--dtype", "nvfp4"): "unsupported_dtype",
     ("--policy", "dejavu"): "not_applicable",
-    ("--policy", "kv_quant", "--kv-cache-dtype", "fp8"): "not_applicable",
-    ("--policy", "w4a16", "--dtype", "fp8"): "not_applicable",
 }
 
 

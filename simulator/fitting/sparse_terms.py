@@ -1,0 +1,317 @@
+"""What a sparse kernel and its dense counterpart spend time on, pattern family by pattern family.
+
+A time is a sum of stages; a stage is the 4-norm of its resources (they overlap); a resource is a sum
+of terms ``coefficient * seconds``: the coefficient is 1 where the resource runs at its datasheet
+rate, and in seconds for launches and fixed work. Every term is a physical count over a rate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Array = NDArray[np.float64]
+HIDDEN, Q_LORA, LATENT, ROPE, VALUE = 7168.0, 1536.0, 512.0, 64.0, 128.0
+"""DeepSeek-V3.2: width, query rank, latent, rotary part and head size of the attention module."""
+TOP_K, INDEX_HEADS, INDEX_DIM, INDEX_BYTES = 2048.0, 64.0, 128.0, 132.0
+"""Its lightning indexer: tokens kept, heads, head size, stored bytes per token (fp8 and a scale)."""
+WEIGHT_BYTES = {"bfloat16": 2.0, "fp8_block": 1.0, "nvfp4": 0.5625}
+SHARED_ROWS = 8.0
+"""Sparse rows of one thread block that read an operand row once [-]."""
+NM24_WEIGHT = 0.5 + 2.0 / 16.0 / 2.0
+"""Stored bytes of a 2:4 fp16 weight over dense: half the values and two bits for each kept one."""
+
+
+class Term(NamedTuple):
+    """`seconds` at coefficient 1, and the coefficient to start from."""
+
+    name: str
+    seconds: Array
+    start: float
+
+
+Side = list[list[list[Term]]]
+"""Stages of resources of terms."""
+
+
+class Rates(NamedTuple):
+    """Datasheet rates of each row's device, (rows,) [flop/s], [B/s], [-]."""
+
+    math: Array
+    math8: Array
+    weight: Array
+    vector: Array
+    hbm: Array
+    sm: Array
+
+
+def names(side: Side) -> dict[str, float]:
+    """Coefficients of `side` and where a fit starts."""
+    return {t.name: t.start for stage in side for resource in stage for t in resource}
+
+
+def total_s(side: Side, coef: Mapping[str, float]) -> Array:
+    """Time of `side`, shape (rows,) [s]."""
+    total: Array = np.zeros(1)
+    for stage in side:
+        sums = [sum(coef[t.name] * t.seconds for t in resource) for resource in stage]
+        powers = sum(np.square(np.square(np.asarray(s, float))) for s in sums)
+        total = total + (np.sqrt(np.sqrt(powers)) if len(sums) > 1 else np.asarray(sums[0], float))
+    return total
+
+
+def rates(rows: pd.DataFrame) -> Rates:
+    """Rates of `rows`' devices; `weight` is the one of the row's weight format."""
+    from simulator.device import load
+    from simulator.dtypes import DType
+
+    found = []
+    for name, fmt in zip(rows["device"], rows["weight"], strict=True):
+        device = load(str(name))
+        half = DType.BF16 if device.has(DType.BF16) else DType.FP16
+        math = device.peak_flop_per_s(half)
+        math8 = device.peak_flop_per_s(DType.FP8) if device.has(DType.FP8) else math
+        nvfp4 = device.peak_flop_per_s(DType.FP4) if device.has(DType.FP4) else math8
+        weight = {"fp8_block": math8, "nvfp4": nvfp4}.get(str(fmt), math)
+        found.append(
+            (math, math8, weight, device.vector_flop_per_s, device.hbm_bytes_per_s, device.sm_count)
+        )
+    return Rates(*np.array(found, float).reshape(-1, 6).T)
+
+
+def _columns(rows: pd.DataFrame, *columns: str) -> list[Array]:
+    return [rows[c].to_numpy(float) for c in columns]
+
+
+def _launch(start: float, n: int, name: str = "launch_s") -> list[list[Term]]:
+    return [[Term(name, np.ones(n), start)]]
+
+
+def _waves(m: Array, n: Array, flop: Array, r: Rates, tm: float, tn: float) -> Array:
+    """Seconds of `flop` in whole waves of tiles tm x tn, one tile per SM."""
+    tiles = np.ceil(m / tm) * np.ceil(n / tn)
+    return np.ceil(tiles / r.sm) * r.sm * (tm * tn) / (m * n) * flop / r.math
+
+
+def _product(rows: pd.DataFrame, r: Rates) -> tuple[Side, Side]:
+    """2:4: half the flop at the dense tensor rate, coefficient 0.5 = the doubled rate is reached."""
+    m, n, k = _columns(rows, "m", "n", "k")
+    flop = 2.0 * m * n * k
+
+    def side(weight: float, share: float) -> Side:
+        return [
+            _launch(5e-6, len(rows)),
+            [
+                [
+                    Term("math", flop * share / r.math, 0.5),
+                    Term("waves", _waves(m, n, flop * share, r, 128, 256), 0.5),
+                ],
+                [Term("stream", 2.0 * (weight * n * k + m * k + m * n) / r.hbm, 1.2)],
+            ],
+        ]
+
+    return side(1.0, 1.0), side(NM24_WEIGHT, 0.5)
+
+
+def _vnm(rows: pd.DataFrame, r: Rates) -> tuple[Side, Side]:
+    """V:N:M: the inner length shrinks to keep * k; blocks of V rows reload the operand."""
+    m, n, k, keep, v = _columns(rows, "m", "n", "k", "keep", "vector")
+    flop = 2.0 * m * n * k
+    dense, _ = _product(rows, r)
+    sparse = [
+        _launch(5e-6, len(rows)),
+        [[Term("out", 2.0 * m * n / r.hbm, 1.0), Term("operand", 2.0 * m * k / r.hbm, 0.1)]],
+        [
+            [
+                Term("math", keep * flop / r.math, 0.6),
+                Term("waves", _waves(m, n, keep * flop, r, 128, 64), 0.3),
+                Term("reload", keep * flop / r.math * 128.0 / v, 0.3),
+            ]
+        ],
+    ]
+    return dense, sparse
+
+
+def _spmm(rows: pd.DataFrame, r: Rates) -> tuple[Side, Side]:
+    """Sputnik and CLASP: per non-zero work, and operand rows read once per 8 sparse rows (a union)."""
+    m, n, k, keep, v = _columns(rows, "m", "n", "k", "keep", "vector")
+    flop = 2.0 * m * n * k
+    union = 1.0 - (1.0 - keep) ** SHARED_ROWS
+    dense, _ = _product(rows, r)
+    sparse = [
+        _launch(5e-6, len(rows)),
+        [
+            [
+                Term("nonzero", keep * flop / r.vector, 1.0),
+                Term("union", union * flop / SHARED_ROWS / v / r.vector, 1.0),
+                Term("out", 2.0 * m * n / r.hbm, 1.0),
+                Term("row", m * n * np.sqrt(k) * 2.0 / r.vector, 0.1),
+            ]
+        ],
+    ]
+    return dense, sparse
+
+
+def _cats(rows: pd.DataFrame, r: Rates) -> tuple[Side, Side]:
+    """Gated MLP at one token, fp32: the gate stays dense, up and down read kept rows."""
+    n, k, keep = _columns(rows, "n", "k", "keep")
+    one = 4.0 * n * k / r.hbm
+    dense = [_launch(5e-6, len(rows)), [[Term("stream", 3.0 * one, 1.2)]]]
+    sparse = [
+        _launch(1e-5, len(rows)),
+        [[Term("gate", one, 1.2), Term("kept", 2.0 * keep * one, 1.2)]],
+    ]
+    return dense, sparse
+
+
+def _prosparse(rows: pd.DataFrame, r: Rates) -> tuple[Side, Side]:
+    """One projection at one token: kept rows gathered, and a scan of all outputs or inputs."""
+    n, k, keep = _columns(rows, "n", "k", "keep")
+    one = 2.0 * n * k / r.hbm
+    dense = [_launch(2e-5, len(rows)), [[Term("stream", one, 1.2)]]]
+    return dense, [_launch(4e-5, len(rows)), [[Term("kept", keep * one, 1.4)]]]
+
+
+def _blocks(rows: pd.DataFrame, r: Rates) -> tuple[Side, Side]:
+    """Prefill that attends selected or compressed blocks; every query row pays for its list."""
+    b, q, h, keep = _columns(rows, "batch", "q_len", "n_heads", "keep")
+    pairs = b * q * (q + 1.0) / 2.0 * h * 4.0 * 128.0 / r.math
+    row = b * q * h * 4.0 * 128.0 / r.math
+    dense = [_launch(2e-5, len(rows)), [[Term("pairs", pairs, 1.5), Term("row", 128.0 * row, 1.0)]]]
+    sparse = [
+        _launch(5e-5, len(rows)),
+        [[Term("pairs", keep * pairs, 4.0), Term("row", 128.0 * row, 1.0)]],
+    ]
+    return dense, sparse
+
+
+def _whole_prefill(rows: pd.DataFrame, r: Rates) -> tuple[Side, Side]:
+    """Whole Llama-3-8B prefill: products per token, attention per pair; the sparse one fixed per token."""
+    (q,) = _columns(rows, "q_len")
+    products = 2.0 * 7.5e9 * q / r.math
+    pairs = 32.0 * 32.0 * 4.0 * 128.0 * q * q / 2.0 / r.math
+    dense = [_launch(0.2, len(rows)), [[Term("products", products, 1.3), Term("pairs", pairs, 1.5)]]]
+    sparse = [_launch(0.5, len(rows)), [[Term("products", products, 1.5), Term("pairs", pairs, 0.2)]]]
+    return dense, sparse
+
+
+def _module(rows: pd.DataFrame, r: Rates, indexer: bool) -> tuple[Side, Array]:
+    """Projections of the attention module, fixed work by weight format; and its tokens, (rows,)."""
+    b, q, h, kv = _columns(rows, "batch", "q_len", "n_heads", "kv_bytes")
+    t = b * q
+    fmt = rows["weight"].astype(str).to_numpy()
+    bytes_each = np.array([WEIGHT_BYTES[f] for f in fmt])
+    shared = HIDDEN * (Q_LORA + LATENT + ROPE)
+    if indexer:
+        shared += Q_LORA * INDEX_HEADS * INDEX_DIM + HIDDEN * (INDEX_DIM + INDEX_HEADS)
+    per_head = Q_LORA * (VALUE + ROPE) + VALUE * HIDDEN
+    absorbed = 2.0 * VALUE * LATENT
+    read = (shared + h * per_head) * bytes_each + h * absorbed * 2.0
+    fixed = [Term("launch_s", np.ones(len(rows)), 4e-5)]
+    fixed += [
+        Term(f"launch_{f}_s", (fmt == f).astype(float), 2e-5) for f in WEIGHT_BYTES if f != "bfloat16"
+    ]
+    fixed.append(Term("launch_kv8_s", (kv < 2.0).astype(float), 1e-6))
+    side = [
+        [fixed],
+        [
+            [Term("weights", read / r.hbm, 1.5)],
+            [
+                Term("projections", 2.0 * t * (shared + h * per_head) / r.weight, 1.5),
+                Term("absorbed", 2.0 * t * h * absorbed / r.math, 1.5),
+                Term("tokens", t * (HIDDEN * 4.0 + h * 2.0 * LATENT) / r.hbm, 2.0),
+            ],
+        ],
+    ]
+    return side, t
+
+
+def _dsa_decode(rows: pd.DataFrame, r: Rates) -> tuple[Side, Side]:
+    """Absorbed MLA decode against indexer, top-k and the latent of the chosen tokens."""
+    b, s, h, kv = _columns(rows, "batch", "kv_len", "n_heads", "kv_bytes")
+    width = LATENT + ROPE
+    kept = np.minimum(s, TOP_K)
+    dense, t = _module(rows, r, indexer=False)
+    dense.append(
+        [
+            [Term("kv", b * s * width * kv / r.hbm, 1.2)],
+            [Term("pairs", 2.0 * b * s * h * (width + LATENT) / r.math, 1.5),
+             Term("pairs_pad", 2.0 * b * s * 64.0 * (width + LATENT) / r.math, 0.3)],
+        ]
+    )
+    sparse, t = _module(rows, r, indexer=True)
+    chosen = 2.0 * t * (width + LATENT) / r.math
+    sparse.append(
+        [
+            [Term("kv", b * kept * width * kv / r.hbm, 1.2), Term("kv_pad", b * TOP_K * width * kv / r.hbm, 0.3)],
+            [
+                Term("pairs", kept * h * chosen, 1.0),
+                Term("pairs_head_pad", kept * 64.0 * chosen, 0.5),
+                Term("pairs_token_pad", TOP_K * 64.0 * chosen, 0.5),
+            ],
+        ]
+    )
+    over = (s > TOP_K).astype(float)
+    edge = ((s > TOP_K) & (s < 1.25 * TOP_K)).astype(float)
+    sparse += [
+        [[Term("select_s", over, 2e-5), Term("edge_s", edge, 1e-6),
+          Term("edge_row_s", edge * t, 1e-8)]],
+        [
+            [Term("index_bytes", b * s * INDEX_BYTES / r.hbm, 1.2)],
+            [Term("index_math", 2.0 * b * s * INDEX_HEADS * INDEX_DIM / r.math8, 1.5)],
+            [Term("scores", over * 8.0 * b * s / r.hbm, 1.5)],
+        ],
+    ]
+    return dense, sparse
+
+
+def _dsa_prefill(rows: pd.DataFrame, r: Rates) -> tuple[Side, Side]:
+    """Plain MLA prefill against indexer, top-k per query row and absorbed attention to its choice."""
+    b, q, h = _columns(rows, "batch", "q_len", "n_heads")
+    pairs = b * q * (q + 1.0) / 2.0
+    short = np.minimum(q, TOP_K)
+    kept = b * (short * (short + 1.0) / 2.0 + (q - short) * TOP_K)
+    dense, t = _module(rows, r, indexer=False)
+    dense.append([[Term("pairs", 2.0 * pairs * h * (2.0 * VALUE + ROPE) / r.math, 1.5)]])
+    sparse, t = _module(rows, r, indexer=True)
+    each = 2.0 * (2.0 * LATENT + ROPE) / r.math
+    over = (q > TOP_K).astype(float)
+    sparse += [
+        [
+            [
+                Term("pairs", kept * h * each, 1.0),
+                Term("pairs_head_pad", kept * 64.0 * each, 0.5),
+                Term("pairs_pad", TOP_K * t * h * each, 0.3),
+                Term("pairs_both_pad", TOP_K * t * 64.0 * each, 0.3),
+            ]
+        ],
+        [
+            [
+                Term("index_math", 2.0 * pairs * INDEX_HEADS * INDEX_DIM / r.math8, 1.5),
+                Term("scores", 8.0 * pairs / r.hbm, 1.0),
+                Term("select", over * t * 1e-8, 1.0),
+                Term("list", t * TOP_K * 4.0 / r.hbm, 1.0),
+            ]
+        ],
+    ]
+    return dense, sparse
+
+
+FAMILIES: Mapping[str, Callable[[pd.DataFrame, Rates], tuple[Side, Side]]] = {
+    "DSA decode": _dsa_decode,
+    "DSA prefill": _dsa_prefill,
+    "2:4": _product,
+    "V:N:M": _vnm,
+    "Sputnik": _spmm,
+    "CLASP": _spmm,
+    "CATS": _cats,
+    "ProSparse": _prosparse,
+    "NSA": _blocks,
+    "MInference": _whole_prefill,
+}
