@@ -17,7 +17,6 @@ from simulator.device import Device
 from simulator.dtypes import Format
 from simulator.errors import UnknownNameError
 
-
 ASSUMED_SPREAD = 0.10
 """Step error assumed for an engine whose own was never measured [-]."""
 FOREIGN_SPREAD = 0.25

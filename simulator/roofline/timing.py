@@ -265,12 +265,11 @@ def _elementwise(op: Elementwise, device: Device, engine: Engine) -> _Raw:
 def _collective(op: Collective, device: Device, engine: Engine) -> _Raw:
     if not device.links:
         raise UnsupportedError(f"{device.name} has no link to other GPUs in its profile; use tp=1")
-    link = device.link_for(op.n_ranks)
-    hw = replace(
-        hardware(device, _vector_dtype(device)),
-        link_bytes_per_s=link.bandwidth_bytes_per_s,
-        link_latency_s=link.latency_s,
-    )
+    link, fastest = device.link_for(op.n_ranks), device.link
+    hw = hardware(device, _vector_dtype(device))
+    if link is not fastest:
+        share = link.bandwidth_bytes_per_s / fastest.bandwidth_bytes_per_s
+        hw = replace(hw, link_bytes_per_s=hw.link_bytes_per_s * share)
     fit, basis = lookup(device, "collective", op.op, engine.collective(device, op.op))
     t = collective_time(
         op.op, op.message_bytes, op.n_ranks, hw=hw, coef=fit.coefficients, surface=fit.surface

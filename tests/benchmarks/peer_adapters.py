@@ -172,7 +172,8 @@ class Genz:
         except ValueError as error:
             raise Refused(str(error).split(" System Memory")[0]) from None
         finally:
-            for path in set(self.written.iterdir()) - before:
+            after = set(self.written.iterdir()) if self.written.is_dir() else set()
+            for path in after - before:
                 path.unlink(missing_ok=True)
 
     def answer(self, row: Row, facts: Row, variant: str) -> tuple[float, float]:
