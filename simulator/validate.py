@@ -211,6 +211,10 @@ def command(
             help="share, 'source' or 'device': fit in memory on the rest; none = judge what is committed"
         ),
     ] = None,
+    learning_curve: Annotated[
+        list[str] | None,
+        typer.Option(help="DEVICE:DTYPE (gemm): held-out error against how many rows of it were fitted; repeat"),
+    ] = None,
     by: Annotated[str, typer.Option(help="columns of the table")] = "device,dtype,phase",
     json_: Annotated[
         bool, typer.Option("--json", help='{"rows": [...], "excluded": {...}} on stdout')
@@ -223,6 +227,9 @@ def command(
     if kind not in KINDS:
         raise UnknownNameError("kind", kind, KINDS, where="--kind")
     raw = read_rows(data)
+    if learning_curve:
+        _curves(kind, raw, learning_curve, json_)
+        return
     if kind not in KERNEL_KINDS:
         module = module_of(kind)
         result = module.validate(raw, holdout)
@@ -243,6 +250,55 @@ def command(
         shown = [{"family": kind, "device": "all", "split": j.split, **figures(j.rows)}]
         shown += table(kind, j, tuple(c.strip() for c in by.split(",")))
         _print(kind, j.split, shown, excluded)
+
+
+CURVE_SIZES = (10, 20, 40, 80, 160, 320, 640)
+CURVE_SEEDS = (0, 1, 2)
+
+
+def _curves(kind: str, raw: pd.DataFrame, wanted: list[str], json_: bool) -> None:
+    """Error on 30 % of the shapes against the number of rows of this device alone that were fitted."""
+    from simulator.device import resolve
+
+    if kind != "gemm":
+        raise InputError("only gemm has a learning curve per device", where="--learning-curve")
+    module = module_of(kind)
+    rows, out = module.prepare(raw), []
+    for text in wanted:
+        device, colon, dtype = text.partition(":")
+        if not colon:
+            raise InputError(f"{text!r}: write DEVICE:DTYPE, e.g. h100-sxm:bf16", where="--learning-curve")
+        name = resolve(device)
+        points = module.learning_curve(rows, name, dtype, CURVE_SIZES, CURVE_SEEDS)
+        if not points:
+            raise InputError(f"fewer than {CURVE_SIZES[0]} rows of {name} {dtype}", where="--learning-curve")
+        for size in CURVE_SIZES:
+            runs = [p for p in points if p["fit_rows"] == size]
+            if runs:
+                medians = [p["median_ape"] for p in runs]
+                out.append(
+                    {
+                        "device": name, "dtype": dtype, "fit_rows": size, "n": runs[0]["n"],
+                        "median_ape": sorted(medians)[len(medians) // 2],
+                        "best": min(medians), "worst": max(medians),
+                        "p90_ape": sorted(p["p90_ape"] for p in runs)[len(runs) // 2],
+                    }
+                )  # fmt: skip
+    if json_:
+        console.out_json({"rows": out})
+        return
+    console.table(
+        f"{kind}: error on unseen shapes against rows fitted, {len(CURVE_SEEDS)} draws",
+        ["device", "dtype", "rows fitted", "judged on", "median APE", "best draw", "worst draw", "p90 APE"],
+        [
+            [
+                r["device"], r["dtype"], f"{r['fit_rows']}", f"{r['n']}",
+                *(f"{r[k]:.1%}" for k in ("median_ape", "best", "worst", "p90_ape")),
+            ]
+            for r in out
+        ],
+        left=2,
+    )  # fmt: skip
 
 
 def _print(kind: str, split: str, rows: list[dict[str, Any]], excluded: dict[str, int]) -> None:

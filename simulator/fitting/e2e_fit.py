@@ -43,7 +43,7 @@ WIDTH: Mapping[str, float] = {
 }  # fmt: skip
 """Log-space standard deviation of the prior around the value in `engines.toml`; 1.0 where not named."""
 BOUNDS: Mapping[str, tuple[float, float]] = {
-    "decode_stretch": (0.85, 3.0),
+    "decode_stretch": (0.95, 3.0),
     "prefill_stretch": (0.9, 3.0),
     "hidden_s": (1e-9, 1.5e-6),
 }

@@ -58,12 +58,24 @@ def names(side: Side) -> dict[str, float]:
 
 def total_s(side: Side, coef: Mapping[str, float]) -> Array:
     """Time of `side`, shape (rows,) [s]."""
-    total: Array = np.zeros(1)
+    return log_slopes(side, coef)[0]
+
+
+def log_slopes(side: Side, coef: Mapping[str, float]) -> tuple[Array, Array]:
+    """Time [s], shape (rows,), and its slope d ln t / d ln c, shape (rows, coefficients)."""
+    total: Array = np.zeros(len(side[0][0][0].seconds))
+    slopes: list[Array] = []
     for stage in side:
-        sums = [sum(coef[t.name] * t.seconds for t in resource) for resource in stage]
-        powers = sum(np.square(np.square(np.asarray(s, float))) for s in sums)
-        total = total + (np.sqrt(np.sqrt(powers)) if len(sums) > 1 else np.asarray(sums[0], float))
-    return total
+        parts = [[coef[t.name] * t.seconds for t in resource] for resource in stage]
+        sums = [np.sum(part, axis=0) for part in parts]
+        time = sums[0]
+        if len(sums) > 1:
+            time = np.sqrt(np.sqrt(np.sum([np.square(np.square(s)) for s in sums], axis=0)))
+        total = total + time
+        for part, own in zip(parts, sums, strict=True):
+            weight = (own / np.maximum(time, 1e-30)) ** 3
+            slopes += [weight * p for p in part]
+    return total, np.stack(slopes, axis=1) / total[:, None]
 
 
 def rates(rows: pd.DataFrame) -> Rates:
@@ -197,7 +209,7 @@ def _whole_prefill(rows: pd.DataFrame, r: Rates) -> tuple[Side, Side]:
     products = 2.0 * 7.5e9 * q / r.math
     pairs = 32.0 * 32.0 * 4.0 * 128.0 * q * q / 2.0 / r.math
     dense = [_launch(0.2, len(rows)), [[Term("products", products, 1.3), Term("pairs", pairs, 1.5)]]]
-    sparse = [_launch(0.5, len(rows)), [[Term("products", products, 1.5), Term("pairs", pairs, 0.2)]]]
+    sparse = [_launch(1.0, len(rows)), [[Term("products", products, 1.5), Term("pairs", pairs, 0.2)]]]
     return dense, sparse
 
 
@@ -271,6 +283,21 @@ def _dsa_decode(rows: pd.DataFrame, r: Rates) -> tuple[Side, Side]:
     return dense, sparse
 
 
+def _mla_kernel(rows: pd.DataFrame, r: Rates) -> tuple[Side, Side]:
+    """Attention kernel alone, dense MLA against 2048 given tokens: short lists are padded."""
+    b, s, h, kv = _columns(rows, "batch", "kv_len", "n_heads", "kv_bytes")
+    width = LATENT + ROPE
+    pair = 2.0 * b * h * (width + LATENT) / r.math
+
+    def side(tokens: Array) -> Side:
+        kv_s, pairs = b * tokens * width * kv / r.hbm, tokens * pair
+        return [
+            _launch(1e-5, len(rows)), [[Term("kv", kv_s, 1.2)], [Term("pairs", pairs, 1.5)]]
+        ]
+
+    return side(s), side(np.full(len(s), TOP_K))
+
+
 def _dsa_prefill(rows: pd.DataFrame, r: Rates) -> tuple[Side, Side]:
     """Plain MLA prefill against indexer, top-k per query row and absorbed attention to its choice."""
     b, q, h = _columns(rows, "batch", "q_len", "n_heads")
@@ -306,6 +333,7 @@ def _dsa_prefill(rows: pd.DataFrame, r: Rates) -> tuple[Side, Side]:
 FAMILIES: Mapping[str, Callable[[pd.DataFrame, Rates], tuple[Side, Side]]] = {
     "DSA decode": _dsa_decode,
     "DSA prefill": _dsa_prefill,
+    "MLA kernel": _mla_kernel,
     "2:4": _product,
     "V:N:M": _vnm,
     "Sputnik": _spmm,

@@ -1,0 +1,155 @@
+"""Measured sparse kernels as rows a fit can read: pattern family, kernel, device, counts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from simulator.errors import InputError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+INPUTS = ("family", "m", "n", "k", "batch", "q_len", "kv_len", "n_heads", "keep")
+"""One shape and sparsity; formats, kernels and devices stand on the same side of a split."""
+COUNTS = ("m", "n", "k", "batch", "q_len", "kv_len", "n_heads")
+NEEDED = (*COUNTS, "source", "device", "category", "pattern", "dtype", "sparsity")
+TIMES = ("dense_time_s", "sparse_time_s")
+FEWEST = 4
+"""Rows of a kernel below which nothing is fitted to it."""
+
+
+def prepare(raw: pd.DataFrame) -> pd.DataFrame:
+    """Usable rows of a sparse file, see `split`."""
+    return split(raw)[0]
+
+
+def split(raw: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, int]]:
+    """Usable rows, repeats at their median, and counts of the rows left out by reason.
+
+    Adds `family`, `library` (sparse kernel), `baseline` (dense kernel), `weight` and `kv_bytes`
+    (number formats), `keep`, `vector` (rows per block), `arch`, `speedup`, `naive`.
+    """
+    import pandas as pd
+
+    from simulator.device import load
+
+    missing = [c for c in (*NEEDED, *TIMES) if c not in raw]
+    if missing:
+        raise InputError(f"column {missing[0]!r} is missing; a sparse file has {', '.join(NEEDED)}")
+    rows = raw.reset_index(drop=True).copy()
+    for column in ("category", "pattern", "dtype", "device", "dense_kernel", "sparse_kernel"):
+        rows[column] = rows[column].fillna("").astype(str)
+    rows["family"] = _family(rows)
+    rows["library"], rows["baseline"] = _library(rows)
+    rows["device"] = rows["device"].map({d: _profile(d) for d in rows["device"].unique()})
+    times = [pd.to_numeric(rows[c], errors="coerce").to_numpy(float) for c in TIMES]
+    flag = rows["flag"].fillna("").astype(str).str.strip() if "flag" in rows else ""
+    reason = np.select(
+        [
+            np.asarray(flag != "") & np.ones(len(rows), bool),
+            ~(times[0] > 0),
+            ~(times[1] > 0),
+            (rows["device"] == "").to_numpy(),
+            (rows["family"] == "").to_numpy(),
+        ],
+        ["flagged", "no dense time", "no sparse time", "device not stated", "no model of the kernel"],
+        "",
+    )
+    good = pd.Series(reason == "", index=rows.index)
+    count = rows[good].groupby(["family", "library"])["source"].transform("size")
+    reason[count.index[count < FEWEST]] = f"fewer than {FEWEST} rows of the kernel"
+    excluded = {k: int(v) for k, v in pd.Series(reason[reason != ""]).value_counts().items()}
+    rows = rows[reason == ""].copy()
+    dtype = rows["dtype"]
+    rows["weight"] = dtype.str.extract(r"gemm=(\w+)", expand=False).fillna("bfloat16")
+    rows["kv_bytes"] = np.where(dtype.str.contains("kv=fp8"), 1.0, 2.0)
+    rows["naive"] = 1.0 / (1.0 - rows["sparsity"].astype(float))
+    rows["keep"] = 1.0 - rows["sparsity"].astype(float).fillna(0.0)
+    width = rows["pattern"].str.extract(r"(?:V=|v=)(\d+)", expand=False)
+    rows["vector"] = pd.to_numeric(width).fillna(1.0)
+    rows["arch"] = rows["device"].map({d: load(d).arch for d in rows["device"].unique()})
+    for column in COUNTS:
+        rows[column] = rows[column].astype(float).fillna(1.0)
+    keys = [*INPUTS, "weight", "kv_bytes", "vector", "arch", "source", "device", "library", "baseline"]
+    grouped = rows.groupby(keys, sort=True)
+    out = grouped[[*TIMES, "naive"]].median()
+    out["pattern"] = grouped["pattern"].first()
+    out = out.reset_index()
+    out["speedup"] = out["dense_time_s"] / out["sparse_time_s"]
+    return out, excluded
+
+
+def _family(rows: pd.DataFrame) -> np.ndarray:
+    """Pattern family by the table's words; '' where no model covers the kernel."""
+    pattern, category, source = rows["pattern"], rows["category"], rows["source"].astype(str)
+    dsa = pattern.str.contains("DSA")
+    return np.select(
+        [
+            dsa & category.str.contains("decode"),
+            dsa,
+            pattern.str.startswith("sparse MLA kernel"),
+            pattern.str.startswith("2:4") & (category == "spmm-weight"),
+            pattern.str.startswith("V:N:M"),
+            pattern.str.contains("Sputnik"),
+            pattern.str.contains("CLASP"),
+            pattern.str.startswith("neuron-sparse"),
+            source.str.startswith("ProSparse"),
+            pattern.str.contains("NSA|compressed KV|selected blocks"),
+            pattern.str.contains("MInference|Triangle attention"),
+        ],
+        [
+            "DSA decode",
+            "DSA prefill",
+            "MLA kernel",
+            "2:4",
+            "V:N:M",
+            "Sputnik",
+            "CLASP",
+            "CATS",
+            "ProSparse",
+            "NSA",
+            "MInference",
+        ],
+        "",
+    )
+
+
+def _library(rows: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """Kernel of the sparse and of the dense time, without version numbers."""
+    family, kernel = rows["family"], rows["sparse_kernel"]
+    framework = rows["dense_kernel"].str.split("-").str[0]
+    sparse, dense = (
+        framework + " " + rows[c].str.split(":").str[-1] for c in ("sparse_kernel", "dense_kernel")
+    )
+    # Prefill of one framework mixes dense kernels by length, not by choice: one baseline.
+    baseline = np.select(
+        [family == "DSA decode", family == "DSA prefill", family == "MInference"],
+        [dense, framework, rows["dense_kernel"]],
+        "dense",
+    )
+    library = np.select(
+        [
+            family.str.startswith("DSA"),
+            family == "V:N:M",
+            family.isin(["CLASP", "ProSparse"]),
+            family == "2:4",
+            # Two kernels of one file with three rows each do the same thing.
+            kernel.isin(["InfLLMv2", "Triton NSA"]),
+        ],
+        [sparse, "Spatha", rows["pattern"], "any", "InfLLMv2 and its NSA"],
+        kernel,
+    )
+    return library, baseline
+
+
+def _profile(name: str) -> str:
+    """Profile name of a measured device, '' where there is none or the name is not a card's."""
+    from simulator.device import resolve
+    from simulator.errors import UnknownNameError
+
+    try:
+        return resolve(name) if name else ""
+    except UnknownNameError:
+        return ""
