@@ -1,12 +1,15 @@
 # Two commands matter: `make demo` and `make test`. PIP_ARGS is handed to every `pip install`.
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test setup lint format bench app hooks clean
+.PHONY: help demo test setup lint format bench bench-peers app hooks clean
 
 PYTHON ?= python3
 PIP_ARGS ?=
 TEST_ARGS ?=
 WORKERS ?= 2
+ARGS ?=
+PEERS := aiconfigurator-core==0.12.0 --no-deps+llm-analysis==0.2.2 fire~=0.5.0 \
+  --no-deps+genz-llm==0.0.16+paretoset tqdm matplotlib seaborn ipython
 
 BIN := .venv/bin
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet $(PIP_ARGS) -c constraints.txt
@@ -15,7 +18,7 @@ DEMO_GRID := hw_profiles/demo.toml
 CODE := simulator hw_profiles traces kernels reports app tests
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 $(BIN)/python:
 	$(PYTHON) -m venv .venv
@@ -52,6 +55,18 @@ format: setup  ## let ruff mend what it can
 bench: setup  ## the speed contract, timed by pytest-benchmark
 	$(BIN)/python -m pytest tests/benchmarks --benchmark-only $(TEST_ARGS)
 
+# The peers' own environment. --no-deps: their transformers, kaleido and notebooks are for other uses than ours.
+# What cannot be installed is reported by the run, and tried again by the next one.
+.venv-peers/.stamp:
+	$(PYTHON) -m venv .venv-peers
+	@ok=1; for what in $(PEERS); do \
+	  .venv-peers/bin/python -m pip install --disable-pip-version-check --quiet $(PIP_ARGS) \
+	    $$(echo $$what | tr + " ") || ok=0; \
+	done; [ $$ok = 0 ] || touch $@
+
+bench-peers: setup .venv-peers/.stamp  ## speed and error beside the pip-installable peers; ARGS='--json FILE'
+	$(BIN)/python tests/benchmarks/peers.py $(ARGS)
+
 app: setup  ## the dashboard
 	$(BIN)/streamlit run app/main.py
 
@@ -59,5 +74,5 @@ hooks: setup  ## run the linters at every commit
 	$(BIN)/pre-commit install
 
 clean:  ## remove .venv, results and caches
-	rm -rf .venv out dist build .pytest_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf .venv .venv-peers out dist build .pytest_cache .ruff_cache .hypothesis .benchmarks
 	find $(CODE) -name __pycache__ -type d -prune -exec rm -rf {} +

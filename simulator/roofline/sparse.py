@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 
 from simulator.arrays import Array
+from simulator.calibration import ANY, DEFAULT, load_fits
+from simulator.errors import UnsupportedError
 from simulator.granularity import moved_bytes
 from simulator.ops import Expand
 from simulator.roofline.hardware import Hardware
@@ -55,18 +59,26 @@ def gathered_bytes(useful_bytes: Array, run_bytes: float, hw: Hardware) -> Array
     return moved * ((run_bytes + GATHER_RUN_BYTES) / run_bytes)
 
 
-NM24_STREAM_SHARE = {"ampere": 0.83, "ada": 0.83, "hopper": 0.58, "blackwell": 0.58}
-"""Achieved stream rate of a 2:4 product over the dense one's, by architecture [-].
-
-cuSPARSELt block products of the SlideSparse repository: 1.11 of 1.33 TB/s (A100), 1.01 of 1.73 (H100).
-"""
-NM24_MATH_SHARE = {"ampere": 0.70, "ada": 0.75, "hopper": 0.80, "blackwell": 0.75}
-"""Achieved share of the doubled tensor rate, relative to the dense product's share [-]; same source."""
-NM24_OTHER = (0.60, 0.70)
-"""Stream and math share where nothing was measured (EXTRAPOLATED)."""
+NM24_KEY, NM24_LIBRARY = "2:4 shares", "all"
+"""Where the 2:4 shares stand in ``hw_profiles/measured/_default/sparse.toml``."""
 
 
+@lru_cache(maxsize=64)
 def nm24_shares(arch: str) -> tuple[float, float]:
-    """(stream, math) shares of a 2:4 product on `arch` [-]."""
-    stream, math = NM24_OTHER
-    return NM24_STREAM_SHARE.get(arch, stream), NM24_MATH_SHARE.get(arch, math)
+    """(stream, math) shares of a 2:4 product on `arch` [-].
+
+    Achieved stream rate over the dense product's, and share of the doubled tensor rate relative to the
+    dense product's share; an architecture without an entry takes that of ``any`` (EXTRAPOLATED).
+    """
+    found = {
+        f.device: f.coefficients
+        for f in reversed(load_fits(DEFAULT, "sparse"))
+        if f.dtype == NM24_KEY and f.library == NM24_LIBRARY
+    }
+    if not found:
+        raise UnsupportedError(
+            "no 2:4 shares in measured/_default/sparse.toml; reinstall the profiles, or fit them with "
+            "`python -m simulator.calibrate`"
+        )
+    shares = found.get(arch, found[ANY])
+    return shares["stream"], shares["math"]

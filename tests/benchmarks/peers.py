@@ -11,27 +11,32 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from peers_own import MODES, REFITTED, SPEED_DEVICE, SPEED_MODEL, own_answers, own_speed
+
+# Before anything imports numpy.
 os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1")
 
 Row = dict[str, Any]
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 PEERS = ("aiconfigurator", "llm-analysis", "genz-llm")
-REFITTED = "shadowline / engine refitted"
-MODES = {
-    REFITTED: "engine's figures refitted without the row's (model, device); kernels as committed",
-    "shadowline / as committed": "the engine that ran; its few figures were fitted on these rows too",
-    "shadowline / vllm today": "with the current vLLM profile, as aiconfigurator's tables are",
-}
-ANCHOR_ENGINE = "trtllm"
-SPEED_MODEL, SPEED_DEVICE = "llama-2-7b", "a100-sxm-80g"
-STEP_COLUMNS = ("source", "engine", "device", "model", "dtype", "tp", "batch", "prompt", "output", "metric", "time_s")
+STEP_COLUMNS = (
+    "source",
+    "engine",
+    "device",
+    "model",
+    "dtype",
+    "tp",
+    "batch",
+    "prompt",
+    "output",
+    "metric",
+    "time_s",
+)
 
 
 def facts(model: str) -> Row:
@@ -95,54 +100,6 @@ def anchors(start: int) -> list[Row]:
     ]
 
 
-def refitted(rows: Any, engines: Any) -> Any:
-    """Predictions of engines refitted without the (model, device) of a row, or without its setup where alone."""
-    import numpy as np
-    import pandas as pd
-
-    from simulator.fitting import e2e_fit, judge
-    from simulator.fitting.e2e_rows import SETUP
-    from simulator.fitting.e2e_steps import predict
-
-    parts = []
-    for engine, mine in rows.groupby("engine"):
-        unit = mine["model"] + " " + mine["device"]
-        runs = predict(mine, engines)["reason"] == ""
-        fold = unit if unit[runs].nunique() > 1 else pd.Series(
-            judge.fold_of(judge.shape_group(mine, SETUP), 5), index=mine.index
-        )  # fmt: skip
-        for value in np.unique(fold):
-            test = fold == value
-            now = e2e_fit.fit(mine[~test], {engine: engines[engine]})
-            parts.append(predict(mine[test], now))
-    return pd.concat(parts).sort_index()
-
-
-def own_answers(rows: Any, extra: list[Row]) -> dict[str, dict[int, float | str]]:
-    """Shadowline's modes: seconds or the reason of every row id."""
-    import numpy as np
-
-    from simulator.engine import load_engines
-    from simulator.evaluate import evaluate, group_of
-    from simulator.fitting.e2e_steps import predict
-    from simulator.scenario import Scenario
-
-    out: dict[str, dict[int, float | str]] = {name: {} for name in MODES}
-    if rows is not None:
-        engines = load_engines()
-        frames = (refitted(rows, engines), predict(rows, engines), predict(rows.assign(engine="vllm"), engines))
-        for name, frame in zip(MODES, frames, strict=True):
-            for row in frame.to_dict("records"):
-                out[name][row["id"]] = row["reason"] or float(row["mid_s"])
-    for row in extra:
-        for name in MODES:
-            engine = "vllm" if name.endswith("today") else ANCHOR_ENGINE
-            group = group_of(Scenario.of(model=row["model"], device=row["device"], engine=engine, dtype="fp16"))
-            arrays = (np.array([float(row[k])]) for k in ("batch", "prompt", "output"))
-            out[name][row["id"]] = float(evaluate(group, *arrays).tpot_s[0])
-    return out
-
-
 def grid_points(quick: bool) -> list[Row]:
     """Distinct (batch, prompt, output) of one model on one device, shuffled the same way in every run."""
     import numpy as np
@@ -155,54 +112,6 @@ def grid_points(quick: bool) -> list[Row]:
     return [points[i] for i in np.random.default_rng(0).permutation(len(points))]
 
 
-def own_speed(points: list[Row], limit_s: float) -> list[Row]:
-    """Shadowline on the same points: as a product grid, as shuffled rows, one by one, and as bare decode steps."""
-    import numpy as np
-
-    from simulator.evaluate import group_of, step_time
-    from simulator.grid import Grid
-    from simulator.predict import predict
-    from simulator.scatter import scattered
-    from simulator.scenario import Scenario
-    from simulator.sweep import sweep
-    from simulator.workload import decode_step
-
-    fixed = {"model": SPEED_MODEL, "device": SPEED_DEVICE}
-    axes = {"batch": "batch", "prompt_tokens": "prompt", "output_tokens": "output"}
-    columns = {k: np.array([p[v] for p in points]) for k, v in axes.items()}
-    grid = Grid(
-        model=(SPEED_MODEL,), device=(SPEED_DEVICE,),
-        **{k: tuple(int(x) for x in np.unique(v)) for k, v in columns.items()},
-    )  # fmt: skip
-    names = {k: [v] * len(points) for k, v in fixed.items()}
-    group = group_of(Scenario.of(**fixed))
-    context = columns["prompt_tokens"] + 1.0
-    batch = columns["batch"].astype(float)
-    singles = [Scenario.of(**fixed, **{k: p[v] for k, v in axes.items()}) for p in points[:2000]]
-
-    def one_by_one() -> int:
-        start = time.perf_counter()
-        for n, scenario in enumerate(singles, 1):
-            predict(scenario)
-            if time.perf_counter() - start > limit_s:
-                return n
-        return len(singles)
-
-    works: tuple[tuple[str, str, Callable[[], int]], ...] = (
-        ("answer", "sweep([Grid]): product grid, memory, cost and intervals", lambda: sum(b.rows for b in sweep([grid]))),
-        ("answer", "scattered(columns): the points in shuffled order", lambda: scattered({**names, **columns}).rows),
-        ("answer", "predict(Scenario): one point per call", one_by_one),
-        ("step", "step_time(group, decode_step(batch, context)): arrays", lambda: np.size(step_time(group, decode_step(batch, context)).total_s)),
-    )  # fmt: skip
-    out = []
-    for what, call, work in works:
-        work()
-        start = time.perf_counter()
-        done = work()
-        out.append({"what": what, "call": call, "points": int(done), "seconds": time.perf_counter() - start})
-    return out
-
-
 def run_peer(name: str, python: Path, work: Row, timeout_s: float) -> Row:
     """What a peer's process answered, or {'missing': why}."""
     if not python.is_file():
@@ -210,7 +119,12 @@ def run_peer(name: str, python: Path, work: Row, timeout_s: float) -> Row:
     command = [str(python), str(HERE / "peer_adapters.py"), name]
     try:
         done = subprocess.run(
-            command, input=json.dumps(work), capture_output=True, text=True, timeout=timeout_s, check=False
+            command,
+            input=json.dumps(work),
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=False,
         )
     except subprocess.TimeoutExpired:
         return {"missing": f"no answer within {timeout_s:.0f} s"}
@@ -230,13 +144,20 @@ def compare(rows: list[Row], tools: dict[str, dict[int, float | str]]) -> Row:
 
     def errors(tool: str, ids: list[int]) -> Any:
         answered = [tools[tool].get(i) for i in ids]
-        return np.array([a / truth[i] - 1.0 for a, i in zip(answered, ids, strict=True) if isinstance(a, float)])
+        return np.array(
+            [a / truth[i] - 1.0 for a, i in zip(answered, ids, strict=True) if isinstance(a, float)]
+        )
 
     def figures(x: Any) -> Row:
         if len(x) == 0:
             return {"n": 0}
         ape = np.abs(x)
-        return {"n": len(x), "median_ape": float(np.median(ape)), "p90_ape": float(np.quantile(ape, 0.9)), "bias": float(np.median(x))}
+        return {
+            "n": len(x),
+            "median_ape": float(np.median(ape)),
+            "p90_ape": float(np.quantile(ape, 0.9)),
+            "bias": float(np.median(x)),
+        }
 
     keys = ("source", "model", "device", "metric")
     groups: dict[tuple, list[int]] = {}
@@ -249,14 +170,26 @@ def compare(rows: list[Row], tools: dict[str, dict[int, float | str]]) -> Row:
         for key, ids in groups.items():
             mine = [i for i in ids if i in judged]
             entry = {**dict(zip(keys, key, strict=True)), "tool": tool, "asked": len(ids)}
-            table.append({**entry, **figures(errors(tool, mine))} if mine else {**entry, "n": 0, "own": True})
+            table.append(
+                {**entry, **figures(errors(tool, mine))} if mine else {**entry, "n": 0, "own": True}
+            )
             reasons.update(
                 (" ".join(key[:3]), str(found.get(i))) for i in ids if not isinstance(found.get(i), float)
             )  # fmt: skip
         refusals += [{"tool": tool, "rows": k[0], "n": n, "why": k[1]} for k, n in reasons.items()]
         if tool not in MODES:
-            both = [i for i in judged if isinstance(found.get(i), float) and isinstance(tools[REFITTED].get(i), float)]
-            pairs.append({"tool": tool, "peer": figures(errors(tool, both)), "shadowline": figures(errors(REFITTED, both))})
+            both = [
+                i
+                for i in judged
+                if isinstance(found.get(i), float) and isinstance(tools[REFITTED].get(i), float)
+            ]
+            pairs.append(
+                {
+                    "tool": tool,
+                    "peer": figures(errors(tool, both)),
+                    "shadowline": figures(errors(REFITTED, both)),
+                }
+            )
     return {"groups": table, "refusals": refusals, "pairs": pairs}
 
 
@@ -270,17 +203,31 @@ def show(result: Row) -> None:
                 if s["what"] == what:
                     rate = s["points"] / s["seconds"]
                     print(f"    {name:<15}{rate:>12,.0f}  {s['points']:>6,} points  {s['call']}")
-    print("\nmedian error and bias on the same measured rows; (n) where not all were answered; own = its own anchor")
+    print(
+        "\nmedian error and bias on the same measured rows; (n) where not all were answered; own = its own anchor"
+    )
     found = result["errors"]["groups"]
     tools = list(dict.fromkeys(g["tool"] for g in found))
     for letter, tool in zip("ABCDEFGHIJKLMNOPQ", tools, strict=False):
         note = MODES.get(tool) or result["notes"].get(tool.split(" / ")[0], "")
         print(f"    {letter} {tool:<30} {note}")
-    print(f"\n    {'rows':<56}{'n':>4}" + "".join(f"{c:>15}" for c in "ABCDEFGHIJKLMNOPQ"[: len(tools)]))
-    for key in dict.fromkeys(tuple(g[k] for k in ("source", "model", "device", "metric")) for g in found):
-        line = [g for g in found if tuple(g[k] for k in ("source", "model", "device", "metric")) == key]
-        print(f"    {' '.join(key):<56}{line[0]['asked']:>4}" + "".join(f"{cell(g):>15}" for g in line))
-    print("\neach peer on the rows it answers, and Shadowline (A) on those very rows: median, p90, bias")
+    print(
+        f"\n    {'rows':<56}{'n':>4}"
+        + "".join(f"{c:>15}" for c in "ABCDEFGHIJKLMNOPQ"[: len(tools)])
+    )
+    for key in dict.fromkeys(
+        tuple(g[k] for k in ("source", "model", "device", "metric")) for g in found
+    ):
+        line = [
+            g for g in found if tuple(g[k] for k in ("source", "model", "device", "metric")) == key
+        ]
+        print(
+            f"    {' '.join(key):<56}{line[0]['asked']:>4}"
+            + "".join(f"{cell(g):>15}" for g in line)
+        )
+    print(
+        "\neach peer on the rows it answers, and Shadowline (A) on those very rows: median, p90, bias"
+    )
     for pair in result["errors"]["pairs"]:
         a, b = pair["peer"], pair["shadowline"]
         if a["n"]:
@@ -313,14 +260,18 @@ def main() -> None:
     parser.add_argument("--python", type=Path, default=ROOT / ".venv-peers" / "bin" / "python")
     parser.add_argument("--json", type=Path, help="write the figures to this file, too")
     parser.add_argument("--limit", type=float, default=3.0, help="seconds per timed call")
-    parser.add_argument("--timeout", type=float, default=300.0, help="seconds per peer")
+    parser.add_argument(
+        "--budget", type=float, default=240.0, help="seconds per peer for the measured rows"
+    )
     parser.add_argument("--quick", action="store_true", help="a tenth of the points for the timing")
     args = parser.parse_args()
 
     table, why = measured()
     rows: list[Row] = []
     if table is not None:
-        rows = [{"id": r["id"], **{k: r[k] for k in STEP_COLUMNS}} for r in table.to_dict("records")]
+        rows = [
+            {"id": r["id"], **{k: r[k] for k in STEP_COLUMNS}} for r in table.to_dict("records")
+        ]
         for row in rows:
             row.update({k: int(row[k]) for k in ("tp", "batch", "prompt", "output")})
     extra = anchors(len(rows))
@@ -332,11 +283,14 @@ def main() -> None:
         "models": {m: facts(m) for m in {*(r["model"] for r in rows), SPEED_MODEL}},
         "points": points,
         "limit_s": args.limit,
+        "budget_s": args.budget,
     }
     results: dict[str, Row] = {"shadowline": {"speed": own_speed(points, args.limit)}}
     notes = {}
     for name in PEERS:
-        results[name] = found = run_peer(name, args.python, work, args.timeout)
+        results[name] = found = run_peer(
+            name, args.python, work, args.budget + 20.0 * args.limit + 60.0
+        )
         notes[name] = found.get("version", "")
         for answer in found.pop("answers", ()):
             mine = tools.setdefault(f"{name} / {answer['variant']}", {})

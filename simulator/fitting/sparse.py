@@ -1,0 +1,380 @@
+"""Speed-up of sparse kernels over dense: fits by pattern family, and how wrong they are.
+
+A speed-up is the ratio of two modelled times (`sparse_terms`); both sides are fitted to measured times
+in log space, every coefficient drawn towards its parent's: family, kernel, architecture, device.
+``python -m simulator.validate --kind sparse`` calls `validate` and `show`;
+``python -m simulator.fitting.sparse --data FILE`` writes the committed file.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from simulator import console
+from simulator.calibration import ANY, DEFAULT, Fit, Residual, dump, load_fits
+from simulator.errors import InputError
+from simulator.fitting import judge, smooth
+from simulator.fitting.sparse_rows import INPUTS, TIMES, prepare, split
+from simulator.fitting.sparse_shares import nm24_fits
+from simulator.fitting.sparse_terms import FAMILIES, log_slopes, names, rates, total_s
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["FAMILY", "INPUTS", "fit", "predict", "prepare", "show", "validate"]
+
+FAMILY = "sparse"
+Array = np.ndarray
+Coef = dict[str, float]
+SIDES = ("dense", "sparse")
+LEVELS = (("family", 2.0, 2.0), ("kernel", 1.0, 2.0), ("arch", 0.7, 2.0), ("device", 0.3, 1.0))
+"""Scope of a fit, and log spread of its coefficients about the wider scope's: rates, fixed seconds."""
+FIXED = ("launch", "select_s", "edge")
+SURFACE = ("Sputnik", "CLASP")
+AXES = tuple(smooth.Axis(a, s, 0.3) for a, s in (("keep", 1.0), ("n", 2.0), ("k", 2.0)))
+BETWEEN_SOURCE, BETWEEN_DEVICE, BETWEEN_ARCH = 0.15, 0.20, 0.35
+"""Log sigma added to another source's, a sibling's and a stranger's speed-up [-]."""
+SMALLEST = 50
+"""Rows below which a group is listed row by row instead of summed up."""
+FOLDS = 5
+TARGET = (0.12, 0.35)
+
+
+def _solve(family: str, side: int, rows: pd.DataFrame, centre: Coef, spread: Array) -> Coef:
+    """Robust least squares in log time, drawn towards `centre`."""
+    from scipy.optimize import least_squares
+
+    terms = FAMILIES[family](rows, rates(rows))[side]
+    keys, start = list(centre), np.log(list(centre.values()))
+    target = np.log(rows[TIMES[side]].to_numpy(float))
+
+    def evaluate(p: Array) -> tuple[Array, Array]:
+        time, slopes = log_slopes(terms, dict(zip(keys, np.exp(p), strict=True)))
+        off = (np.log(time) - target) / 0.15
+        root = np.sqrt(1.0 + off**2)
+        soft = np.sign(off) * np.sqrt(2.0 * (root - 1.0))
+        bend = np.where(np.abs(off) < 1e-6, 1.0, off / (root * np.where(soft == 0, 1.0, soft)))
+        prior = 0.7 * (p - start) / spread
+        return (
+            np.concatenate([soft, prior]),
+            np.concatenate([(bend / 0.15)[:, None] * slopes, np.diag(0.7 / spread)]),
+        )
+
+    found = least_squares(
+        lambda p: evaluate(p)[0], start, jac=lambda p: evaluate(p)[1], max_nfev=60
+    )
+    return dict(zip(keys, (float(v) for v in np.exp(found.x)), strict=True))
+
+
+def _chains(family: str, rows: pd.DataFrame, side: int) -> dict[tuple[str, ...], Coef]:
+    """Coefficients of one side by scope: (), (kernel,), (kernel, arch), (kernel, arch, device)."""
+    column = ("baseline", "library")[side]
+    found: dict[tuple[str, ...], Coef] = {}
+    start = names(FAMILIES[family](rows, rates(rows))[side])
+    keys = [column, "arch", "device"]
+    for depth, (_, rate, fixed) in enumerate(LEVELS):
+        groups = rows.groupby(keys[:depth]) if depth else [((), rows)]
+        for key, part in groups:
+            parent = found[tuple(key)[:-1]] if depth else start
+            spread = np.array([fixed if n.startswith(FIXED) else rate for n in parent])
+            found[tuple(key)] = _solve(family, side, part, parent, spread) if len(part) > 1 else parent
+    return found
+
+
+def fit(rows: pd.DataFrame, *, date: str | None = None, residuals: bool = True) -> list[Fit]:
+    """Fits of prepared `rows` per pattern family: each device, architecture, kernel pair, and pooled.
+
+    A fit's library names both kernels, ``dense > sparse``. Residuals are out of five folds by shape.
+    """
+    date = date or dt.date.today().isoformat()
+    fits = _fit(rows, date)
+    if not residuals:
+        return fits + nm24_fits(rows, date)
+    errors = _residuals(rows, date)
+    out = []
+    for f in fits:
+        error = errors.get((f.dtype, f.library), errors[(f.dtype, ANY)])
+        if f.device == ANY:
+            error = error.widened(BETWEEN_ARCH)
+        elif f.device in set(rows["arch"]):
+            error = error.widened(BETWEEN_DEVICE)
+        out.append(replace(f, residual=error))
+    return out + nm24_fits(rows, date)
+
+
+def _fit(rows: pd.DataFrame, date: str) -> list[Fit]:
+    out: list[Fit] = []
+    plain = smooth.residual_of(np.zeros(0), np.zeros(0), BETWEEN_SOURCE)
+    for family, group in rows.groupby("family"):
+        chain = [_chains(str(family), group, side) for side in (0, 1)]
+
+        def make(
+            part: pd.DataFrame,
+            device: str,
+            pair: str,
+            keys: list[tuple[str, ...]],
+            family: str = str(family),
+            chain: list[dict[tuple[str, ...], Coef]] = chain,
+        ) -> Fit:
+            coef = {
+                f"{SIDES[i]}.{name}": value
+                for i in (0, 1)
+                for name, value in chain[i][keys[i]].items()
+            }
+            surface = None
+            if family in SURFACE and len(part) >= 12 and pair != ANY:
+                surface = _surface(family, part, coef)
+            sources = tuple(sorted(part["source"].unique()))
+            return Fit(FAMILY, device, family, pair, coef, surface, len(part), sources, date, plain)
+
+        out.append(make(group, ANY, ANY, [(), ()]))
+        for (dense, sparse), pair_rows in group.groupby(["baseline", "library"]):
+            pair = f"{dense} > {sparse}"
+            out.append(make(pair_rows, ANY, pair, [(dense,), (sparse,)]))
+            for arch, part in pair_rows.groupby("arch"):
+                out.append(make(part, str(arch), pair, [(dense, arch), (sparse, arch)]))
+                for device, own in part.groupby("device"):
+                    keys = [(dense, arch, device), (sparse, arch, device)]
+                    out.append(make(own, str(device), pair, keys))
+    return out
+
+
+def _recipe(family: str) -> smooth.Recipe:
+    def log_speedup(part: pd.DataFrame, coef: Mapping[str, float], _: object) -> Array:
+        return np.log(speedup(family, part, coef))
+
+    def coords(part: pd.DataFrame) -> dict[str, Array]:
+        return {a.name: part[a.name].to_numpy(float) for a in AXES}
+
+    return smooth.Recipe(FAMILY, INPUTS, log_speedup, coords, AXES, {}, {}, (), 0.0, 0.0)
+
+
+def _surface(family: str, rows: pd.DataFrame, coef: Coef) -> smooth.Surface:
+    return smooth.surface(_recipe(family), rows.assign(time_s=rows["speedup"]), coef)
+
+
+def _residuals(rows: pd.DataFrame, date: str) -> dict[tuple[str, str], Residual]:
+    """Out-of-fold errors of ln(measured/predicted) per family, and per kernel pair of 30 rows on."""
+    judged = out_of_fold(rows, date)
+    out: dict[tuple[str, str], Residual] = {}
+    for family, part in judged.groupby("family"):
+        for pair, own in (*part.groupby(part["baseline"] + " > " + part["library"]), (ANY, part)):
+            if len(own) >= 30 or pair == ANY:
+                off = np.log(own["speedup"].to_numpy() / own["mid"].to_numpy())
+                out[str(family), str(pair)] = smooth.residual_of(
+                    off, own["mid"].to_numpy(), BETWEEN_SOURCE
+                )
+    return out
+
+
+def out_of_fold(rows: pd.DataFrame, date: str = "") -> pd.DataFrame:
+    """Every row predicted by fits that have not seen its shape, column `mid`."""
+    import pandas as pd
+
+    parts = []
+    for train, test in judge.folds(judge.shape_group(rows, INPUTS), FOLDS):
+        if test.any() and train.any():
+            mid, _, _ = predict(rows[test], _fit(rows[train], date))
+            parts.append(rows[test].assign(mid=mid))
+    judged = pd.concat(parts)
+    return judged[np.isfinite(judged["mid"])]
+
+
+def speedup(family: str, rows: pd.DataFrame, coef: Mapping[str, float]) -> Array:
+    """Modelled dense over sparse time of `rows`, shape (rows,) [-]."""
+    times = []
+    for name, side in zip(SIDES, FAMILIES[family](rows, rates(rows)), strict=True):
+        own = {k.split(".", 1)[1]: v for k, v in coef.items() if k.startswith(f"{name}.")}
+        times.append(total_s(side, own))
+    return times[0] / times[1]
+
+
+def predict(
+    rows: pd.DataFrame, fits: list[Fit], *, cross: bool = False
+) -> tuple[Array, Array, Array]:
+    """Speed-up over dense of prepared `rows` and its 90 % interval; NaN where no fit covers them."""
+    mid, lo, hi = (np.full(len(rows), np.nan) for _ in range(3))
+    placed = rows.assign(_at=np.arange(len(rows)))
+    for key, part in placed.groupby(["family", "arch", "device", "baseline", "library"]):
+        family, arch, device, dense, sparse = (str(k) for k in key)
+        wanted = [(place, f"{dense} > {sparse}") for place in (device, arch, ANY)]
+        known = {(f.device, f.library): f for f in fits if f.dtype == family}
+        found = next((known[w] for w in (*wanted, (ANY, ANY)) if w in known), None)
+        if found is None:
+            continue
+        value = speedup(family, part, found.coefficients)
+        if found.surface is not None:
+            value = value * np.exp(
+                found.surface(**{a.name: part[a.name].to_numpy(float) for a in AXES})
+            )
+        low, high = found.residual.quantiles(value, cross=cross)
+        at = part["_at"].to_numpy()
+        mid[at], lo[at], hi[at] = value, value * np.exp(low), value * np.exp(high)
+    return mid, lo, hi
+
+
+def validate(raw: pd.DataFrame, holdout: str | None) -> dict[str, Any]:
+    """Figures per family and device, small groups row by row, totals, and what was left out.
+
+    `holdout` None judges the committed fits on all rows (they have seen them); a share refits on the
+    rest; 'source' and 'device' leave one out at a time, for families that have another.
+    """
+    import pandas as pd
+
+    rows, excluded = split(raw)
+    parts = list(_judged(rows, holdout))
+    judged = pd.concat(parts)
+    lost = ~np.isfinite(judged["mid"])
+    if lost.any():
+        excluded["no other row of the family to fit on"] = int(lost.sum())
+    judged = judged[~lost]
+    if judged.empty:
+        raise InputError("nothing is left to judge", where="--holdout")
+    out: list[dict[str, Any]] = []
+    total: list[dict[str, Any]] = []
+    for family in (f for f in FAMILIES if (judged["family"] == f).any()):
+        mine = judged[judged["family"] == family]
+        total.append({"family": family, **figures(mine), "few": len(mine) < SMALLEST})
+        for device, part in mine.groupby("device"):
+            label = {"family": family, "device": device}
+            out.append({**label, **(figures(part) if len(part) >= SMALLEST else {"n": len(part)})})
+            if len(part) < SMALLEST and len(mine) < SMALLEST:
+                out[-1]["rows"] = [
+                    {
+                        **{k: r[k] for k in ("library", "keep", "m", "n", "k", "q_len", "kv_len")},
+                        "measured": r["speedup"],
+                        "predicted": r["mid"],
+                    }
+                    for r in part.to_dict("records")
+                ]
+    medians = [r["median_ape"] for r in total], [r["p90_ape"] for r in total]
+    total.append(
+        {
+            "family": "median over families",
+            "n": len(judged),
+            "median_ape": float(np.median(medians[0])),
+            "p90_ape": float(np.median(medians[1])),
+            "target_median_ape": TARGET[0],
+            "target_p90_ape": TARGET[1],
+        }
+    )
+    label = judged["split"].iloc[0]
+    return {
+        "rows": [{**r, "split": label} for r in out],
+        "total": [{**r, "split": label} for r in total],
+        "excluded": excluded,
+    }
+
+
+def _judged(rows: pd.DataFrame, holdout: str | None) -> Iterator[pd.DataFrame]:
+    if holdout is None:
+        yield _with(rows, list(load_fits(DEFAULT, FAMILY)), "in_source")
+        return
+    if holdout in ("source", "device"):
+        for value in sorted(rows[holdout].unique()):
+            mine = rows[holdout] == value
+            others = rows[~mine & rows["family"].isin(rows.loc[mine, "family"].unique())]
+            if len(others):
+                fits = fit(others)
+            else:
+                fits = []
+            yield _with(rows[mine], fits, f"cross_{holdout}", cross=holdout == "source")
+        return
+    try:
+        share = float(holdout)
+    except ValueError:
+        share = -1.0
+    if not 0.0 < share < 1.0:
+        raise InputError(
+            f"{holdout!r} is not a share between 0 and 1, 'source' or 'device'", where="--holdout"
+        )
+    test = judge.holdout(judge.shape_group(rows, INPUTS), share)
+    if test.all() or not test.any():
+        raise InputError("a side of the split is empty; take another share", where="--holdout")
+    yield _with(rows[test], fit(rows[~test]), "in_source")
+
+
+def _with(rows: pd.DataFrame, fits: list[Fit], label: str, *, cross: bool = False) -> pd.DataFrame:
+    mid, lo, hi = predict(rows, fits, cross=cross)
+    return rows.assign(mid=mid, lo=lo, hi=hi, split=label)
+
+
+def figures(rows: pd.DataFrame) -> dict[str, Any]:
+    """Contract figures of one group; `naive_median_ape` is that of 1/(1 - sparsity)."""
+    s, mid, lo, hi = (rows[c].to_numpy(float) for c in ("speedup", "mid", "lo", "hi"))
+    ratio = mid / s
+    ape = np.abs(ratio - 1.0)
+    naive = np.abs(rows["naive"].to_numpy(float) / s - 1.0)
+    naive = naive[np.isfinite(naive)]
+    return {
+        "n": len(rows),
+        "median_ape": float(np.median(ape)),
+        "p90_ape": float(np.quantile(ape, 0.9)),
+        "bias": float(np.median(ratio) - 1.0),
+        "coverage_90": float(np.mean((s >= lo) & (s <= hi))),
+        "interval_width": float(np.median(np.log(hi / lo))),
+        "naive_median_ape": float(np.median(naive)) if len(naive) else None,
+    }
+
+
+def show(result: Mapping[str, Any]) -> None:
+    """Totals by family, groups by device, then the rows of small groups."""
+    labels = ("family", "device")
+    heads = [*labels, "n", "median APE", "p90 APE", "bias", "coverage", "width", "naive"]
+    split_ = result["total"][0]["split"]
+    for title, rows in (
+        (f"speed-up over dense, {split_}: by pattern family", result["total"]),
+        ("by family and device", result["rows"]),
+    ):
+        console.table(
+            title,
+            heads,
+            [[*(str(r.get(k, "all")) for k in labels), *_cells(r)] for r in rows],
+            left=2,
+            note=f"target {TARGET[0]:.0%} / {TARGET[1]:.0%}; naive: 1/(1 - sparsity)",
+        )
+    few = [(g, r) for g in result["rows"] for r in g.get("rows", ())]
+    if few:
+        console.table(
+            f"families of fewer than {SMALLEST} rows",
+            ["family", "device", "kernel", "keep", "measured", "predicted", "error"],
+            [
+                [
+                    g["family"], g["device"], r["library"], f"{r['keep']:.3f}", f"{r['measured']:.2f}",
+                    f"{r['predicted']:.2f}", f"{r['predicted'] / r['measured'] - 1:+.0%}",
+                ]
+                for g, r in few
+            ],
+            left=3,
+        )  # fmt: skip
+    left = ", ".join(f"{n} {reason}" for reason, n in result["excluded"].items())
+    console.out("left out: " + (left or "nothing"))
+
+
+def _cells(row: Mapping[str, Any]) -> list[str]:
+    if "median_ape" not in row:
+        return [str(row["n"])] + ["-"] * 6
+    naive = row.get("naive_median_ape")
+    shown = [str(row["n"]), f"{row['median_ape']:.1%}", f"{row['p90_ape']:.1%}"]
+    if "bias" not in row:
+        return [*shown, "-", "-", "-", "-"]
+    return [
+        *shown,
+        f"{row['bias']:+.1%}",
+        f"{row['coverage_90']:.0%}",
+        f"{row['interval_width']:.2f}",
+        "-" if naive is None else f"{naive:.0%}",
+    ]
+
+
+def write(rows: pd.DataFrame, out: Path) -> list[Fit]:
+    """Fit all `rows` and write ``_default/sparse.toml`` under `out`."""
+    fits = fit(rows)
+    dump(out / DEFAULT / f"{FAMILY}.toml", fits)
+    return fits
