@@ -49,7 +49,10 @@ def measure(data: Path, holdout: str | None) -> dict[str, Any]:
                 "file_sha256": digest, **figures(j.rows),
             }  # fmt: skip
     if not out:
-        raise InputError(f"{data} holds none of {', '.join(k + '.parquet' for k in KERNEL_KINDS)}", where="--data")
+        raise InputError(
+            f"{data} holds none of {', '.join(k + '.parquet' for k in KERNEL_KINDS)}",
+            where="--data",
+        )
     return out
 
 
@@ -99,7 +102,8 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions
 def command(
     data: Annotated[Path, typer.Option(help="folder with gemm.parquet, attention.parquet, ...")],
     update: Annotated[
-        Path | None, typer.Option(help="refit on 70 %, judge 30 %, write this golden copy (minutes)")
+        Path | None,
+        typer.Option(help="refit on 70 %, judge 30 %, write this golden copy (minutes)"),
     ] = None,
     date: Annotated[str, typer.Option(help="ISO date to write with --update")] = "",
     json_: Annotated[bool, typer.Option("--json", help="figures on stdout")] = False,
@@ -120,7 +124,9 @@ def command(
         console.out(markdown(now))
     problems = worse(now, old["committed"])
     if problems:
-        raise InputError("; ".join(problems) + f"; if meant, rerun with --update hw_profiles/{GOLDEN}")
+        raise InputError(
+            "; ".join(problems) + f"; if meant, rerun with --update hw_profiles/{GOLDEN}"
+        )
 
 
 if __name__ == "__main__":

@@ -89,12 +89,15 @@ def command(
     kind: Annotated[str, typer.Option(help=" | ".join(KERNEL_KINDS))],
     data: Annotated[Path | None, typer.Option(help="Parquet or CSV of measured rows")] = None,
     from_: Annotated[
-        str | None, typer.Option("--from", help="'aiconfigurator-core': the rows of that installed wheel")
+        str | None,
+        typer.Option("--from", help="'aiconfigurator-core': the rows of that installed wheel"),
     ] = None,
     device: Annotated[str | None, typer.Option(help="fit one device only")] = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="folder of measured/ tables; default your own ($SHADOWLINE_HOME/measured)"),
+        typer.Option(
+            help="folder of measured/ tables; default your own ($SHADOWLINE_HOME/measured)"
+        ),
     ] = None,
     date: Annotated[str | None, typer.Option(help="ISO date to write; default today")] = None,
     json_: Annotated[bool, typer.Option("--json", help='{"rows": [...]} on stdout')] = False,

@@ -15,7 +15,8 @@ import numpy as np
 from simulator import memory
 from simulator.arrays import Array
 from simulator.engine import Engine
-from simulator.evaluate import Group, StepTime, step_time
+from simulator.group import Group
+from simulator.step import StepTime, step_time
 from simulator.workload import Step, decode_step
 
 
@@ -114,7 +115,7 @@ def closed_loop(group: Group, clients: Array, prompt: Array, output: Array) -> L
 
     Examples
     --------
-    >>> from simulator.evaluate import group_of
+    >>> from simulator.group import group_of
     >>> from simulator.scenario import Scenario
     >>> group = group_of(Scenario(model="llama-3.1-8b", device="h100-sxm"))
     >>> loop = closed_loop(group, [1.0, 64.0], 1024.0, 128.0)

@@ -100,7 +100,7 @@ def predict(scenario: Scenario) -> Prediction:
     """
     import numpy as np
 
-    from simulator.evaluate import group_of
+    from simulator.group import group_of
     from simulator.result import rows
     from simulator.summary import row_at
 
@@ -146,7 +146,7 @@ def _op_rows(phase: str, times: Sequence[OpTime]) -> list[OpRow]:
 def _shares(points: Points) -> dict[str, float]:
     import numpy as np
 
-    from simulator.evaluate import BOUNDS
+    from simulator.step import BOUNDS
 
     steps = float(np.ravel(points.output)[0]) - 1.0
     scale = float(np.ravel(points.ttft_s)[0]) / float(np.mean(points.prefill.total_s))

@@ -11,9 +11,11 @@ import numpy as np
 
 from simulator import memory
 from simulator.errors import UnsupportedError
-from simulator.evaluate import BOUNDS, MAX_RUNNING_BATCH, STATUSES, Group, Points, evaluate
+from simulator.evaluate import MAX_RUNNING_BATCH, STATUSES, Points, evaluate
+from simulator.group import Group
 from simulator.lowering import Lowering
 from simulator.policies import Policies
+from simulator.step import BOUNDS
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -102,7 +104,6 @@ class Block:
                 real = np.asarray(value, float)
                 arrays.append(pa.array(real, mask=~np.isfinite(real)))
         return pa.Table.from_arrays(arrays, schema=arrow_schema())
-
 
     @classmethod
     def from_arrow(cls, table: pa.Table) -> Block:

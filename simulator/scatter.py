@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from simulator.errors import InputError
-from simulator.evaluate import evaluate, group_of
+from simulator.evaluate import evaluate
 from simulator.grid import OUTER, SIZES
+from simulator.group import group_of
 from simulator.result import COLUMNS, Block, rows
 from simulator.scenario import Scenario
 
@@ -70,9 +71,7 @@ def _length(columns: Mapping[str, Any]) -> int:
     return lengths.pop()
 
 
-def _codes(
-    columns: Mapping[str, Any], outer: Sequence[str], n: int
-) -> np.ndarray:
+def _codes(columns: Mapping[str, Any], outer: Sequence[str], n: int) -> np.ndarray:
     """One number per row for its combination of the outer columns."""
     code = np.zeros(n, np.int64)
     for name in outer:

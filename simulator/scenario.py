@@ -70,15 +70,21 @@ class Scenario(BaseModel):
     @model_validator(mode="after")
     def _one_format_each(self) -> Self:
         for policy in parse(self.policy).members:
-            if Aspect.KV_FORMAT in policy.aspects and KV_FORMATS.get(self.kv_cache_dtype, 2.0) < 2.0:
+            if (
+                Aspect.KV_FORMAT in policy.aspects
+                and KV_FORMATS.get(self.kv_cache_dtype, 2.0) < 2.0
+            ):
                 raise InputError(
                     f"{policy.name} sets the KV format itself; drop --kv-cache-dtype {self.kv_cache_dtype}",
                     where="--policy",
                 )
-            sets = self.dtype != AUTO and policy.weight_format(FORMATS[self.dtype]).name != self.dtype
+            sets = (
+                self.dtype != AUTO and policy.weight_format(FORMATS[self.dtype]).name != self.dtype
+            )
             if sets and FORMATS[self.dtype].weight_bits < 16:
                 raise InputError(
-                    f"{policy.name} sets the weight format itself; drop --dtype {self.dtype}", where="--policy"
+                    f"{policy.name} sets the weight format itself; drop --dtype {self.dtype}",
+                    where="--policy",
                 )
         return self
 

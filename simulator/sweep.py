@@ -78,7 +78,8 @@ class Evaluator:
         """Rows of one chunk."""
         import numpy as np
 
-        from simulator.evaluate import evaluate, group_of
+        from simulator.evaluate import evaluate
+        from simulator.group import group_of
         from simulator.result import rows
 
         group = group_of(chunk.scenario)
@@ -107,7 +108,7 @@ def plan_of(grids: Sequence[Grid]) -> dict[str, Any]:
     """Everything that decides the rows: axes, settings, and by content profiles, models, fits and engines."""
     from simulator.calibration import fits_digest
     from simulator.engine import engines_digest
-    from simulator.evaluate import find_device, find_model
+    from simulator.group import find_device, find_model
     from simulator.result import SCHEMA_VERSION
 
     devices = sorted({d for g in grids for d in g.device})
@@ -365,7 +366,7 @@ def _grid(
 
 def _check(grids: Sequence[Grid]) -> None:
     """Resolve every name before the first row, so that a typo costs nothing."""
-    from simulator.evaluate import group_of
+    from simulator.group import group_of
 
     for grid in grids:
         for scenario in grid.groups():

@@ -61,4 +61,3 @@ def combine(times: Iterable[OpTime], step_s: Array = 0.0, sigma: float = 0.0) ->
     if sigma:
         low, high = low + down * down, high + up * up
     return Interval(np.sqrt(low), np.sqrt(high), basis)
-

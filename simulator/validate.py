@@ -213,7 +213,9 @@ def command(
     ] = None,
     learning_curve: Annotated[
         list[str] | None,
-        typer.Option(help="DEVICE:DTYPE (gemm): held-out error against how many rows of it were fitted; repeat"),
+        typer.Option(
+            help="DEVICE:DTYPE (gemm): held-out error against how many rows of it were fitted; repeat"
+        ),
     ] = None,
     by: Annotated[str, typer.Option(help="columns of the table")] = "device,dtype,phase",
     json_: Annotated[
@@ -267,11 +269,15 @@ def _curves(kind: str, raw: pd.DataFrame, wanted: list[str], json_: bool) -> Non
     for text in wanted:
         device, colon, dtype = text.partition(":")
         if not colon:
-            raise InputError(f"{text!r}: write DEVICE:DTYPE, e.g. h100-sxm:bf16", where="--learning-curve")
+            raise InputError(
+                f"{text!r}: write DEVICE:DTYPE, e.g. h100-sxm:bf16", where="--learning-curve"
+            )
         name = resolve(device)
         points = module.learning_curve(rows, name, dtype, CURVE_SIZES, CURVE_SEEDS)
         if not points:
-            raise InputError(f"fewer than {CURVE_SIZES[0]} rows of {name} {dtype}", where="--learning-curve")
+            raise InputError(
+                f"fewer than {CURVE_SIZES[0]} rows of {name} {dtype}", where="--learning-curve"
+            )
         for size in CURVE_SIZES:
             runs = [p for p in points if p["fit_rows"] == size]
             if runs:

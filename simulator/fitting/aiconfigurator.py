@@ -74,7 +74,9 @@ def _paths() -> list[Path]:
     try:
         files = metadata.files(PACKAGE) or []
     except metadata.PackageNotFoundError:
-        raise InputError(f"{PACKAGE} is not installed; run `pip install {PACKAGE}`", where="--from") from None
+        raise InputError(
+            f"{PACKAGE} is not installed; run `pip install {PACKAGE}`", where="--from"
+        ) from None
     found = [Path(str(f.locate())) for f in files if f.suffix == ".parquet"]
     return sorted(p for p in found if "data" in p.parts)
 

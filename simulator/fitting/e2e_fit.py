@@ -14,8 +14,8 @@ import numpy as np
 
 from simulator.closed_loop import Cycle, solve
 from simulator.engine import Engine
-from simulator.evaluate import Group, find_device
 from simulator.fitting.e2e_steps import FITS, Sums, bare, closed_sums, groups, predict, static_sums
+from simulator.group import Group, find_device
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -12,9 +12,11 @@ from simulator.arrays import Array
 from simulator.closed_loop import Cycle, closed_loop, cycle
 from simulator.dtypes import get_format
 from simulator.engine import Engine
-from simulator.evaluate import Group, StepTime, evaluate, find_device, find_model, step_time
+from simulator.evaluate import evaluate
+from simulator.group import Group, find_device, find_model
 from simulator.ops import Collective
 from simulator.policies import Policies
+from simulator.step import StepTime, step_time
 from simulator.traffic import Operand
 from simulator.workload import Step, decode_step, prefill_step
 

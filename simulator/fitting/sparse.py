@@ -33,9 +33,11 @@ FAMILY = "sparse"
 Array = np.ndarray
 Coef = dict[str, float]
 SIDES = ("dense", "sparse")
-LEVELS = (("family", 2.0, 2.0), ("kernel", 1.0, 2.0), ("arch", 0.7, 2.0), ("device", 0.3, 1.0))
+LEVELS = (("family", 2.0, 2.0), ("kernel", 2.0, 2.0), ("arch", 1.0, 2.0), ("device", 0.3, 1.0))
 """Scope of a fit, and log spread of its coefficients about the wider scope's: rates, fixed seconds."""
 FIXED = ("launch", "select_s", "edge")
+COUPLED = ("2:4", "NSA", "MInference", "MLA kernel")
+"""Families whose two sides have the same terms."""
 SURFACE = ("Sputnik", "CLASP")
 AXES = tuple(smooth.Axis(a, s, 0.3) for a, s in (("keep", 1.0), ("n", 2.0), ("k", 2.0)))
 BETWEEN_SOURCE, BETWEEN_DEVICE, BETWEEN_ARCH = 0.15, 0.20, 0.35
@@ -72,8 +74,14 @@ def _solve(family: str, side: int, rows: pd.DataFrame, centre: Coef, spread: Arr
     return dict(zip(keys, (float(v) for v in np.exp(found.x)), strict=True))
 
 
-def _chains(family: str, rows: pd.DataFrame, side: int) -> dict[tuple[str, ...], Coef]:
-    """Coefficients of one side by scope: (), (kernel,), (kernel, arch), (kernel, arch, device)."""
+def _chains(
+    family: str, rows: pd.DataFrame, side: int, dense: Mapping[tuple[str, ...], Coef] | None = None
+) -> dict[tuple[str, ...], Coef]:
+    """Coefficients of one side by scope: (), (kernel,), (kernel, arch), (kernel, arch, device).
+
+    With `dense`, a coefficient starts from its dense namesake of the same scope times the parent's ratio:
+    what a card does to one side it does to the other.
+    """
     column = ("baseline", "library")[side]
     found: dict[tuple[str, ...], Coef] = {}
     start = names(FAMILIES[family](rows, rates(rows))[side])
@@ -82,9 +90,19 @@ def _chains(family: str, rows: pd.DataFrame, side: int) -> dict[tuple[str, ...],
         groups = rows.groupby(keys[:depth]) if depth else [((), rows)]
         for key, part in groups:
             parent = found[tuple(key)[:-1]] if depth else start
+            if dense is not None and depth:
+                here, above = (_of(dense, part, d) for d in (depth, depth - 1))
+                parent = {n: c * here[n] / above[n] for n, c in parent.items()}
             spread = np.array([fixed if n.startswith(FIXED) else rate for n in parent])
-            found[tuple(key)] = _solve(family, side, part, parent, spread) if len(part) > 1 else parent
+            found[tuple(key)] = (
+                _solve(family, side, part, parent, spread) if len(part) > 1 else parent
+            )
     return found
+
+
+def _of(dense: Mapping[tuple[str, ...], Coef], rows: pd.DataFrame, depth: int) -> Coef:
+    """Dense coefficients at `depth` for rows of one scope."""
+    return dense[tuple(str(rows[c].iloc[0]) for c in ("baseline", "arch", "device")[:depth])]
 
 
 def fit(rows: pd.DataFrame, *, date: str | None = None, residuals: bool = True) -> list[Fit]:
@@ -112,7 +130,9 @@ def _fit(rows: pd.DataFrame, date: str) -> list[Fit]:
     out: list[Fit] = []
     plain = smooth.residual_of(np.zeros(0), np.zeros(0), BETWEEN_SOURCE)
     for family, group in rows.groupby("family"):
-        chain = [_chains(str(family), group, side) for side in (0, 1)]
+        dense_chain = _chains(str(family), group, 0)
+        coupled = dense_chain if family in COUPLED else None
+        chain = [dense_chain, _chains(str(family), group, 1, coupled)]
 
         def make(
             part: pd.DataFrame,

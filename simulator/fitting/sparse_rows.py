@@ -54,7 +54,13 @@ def split(raw: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, int]]:
             (rows["device"] == "").to_numpy(),
             (rows["family"] == "").to_numpy(),
         ],
-        ["flagged", "no dense time", "no sparse time", "device not stated", "no model of the kernel"],
+        [
+            "flagged",
+            "no dense time",
+            "no sparse time",
+            "device not stated",
+            "no model of the kernel",
+        ],
         "",
     )
     good = pd.Series(reason == "", index=rows.index)
@@ -72,7 +78,18 @@ def split(raw: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, int]]:
     rows["arch"] = rows["device"].map({d: load(d).arch for d in rows["device"].unique()})
     for column in COUNTS:
         rows[column] = rows[column].astype(float).fillna(1.0)
-    keys = [*INPUTS, "weight", "kv_bytes", "vector", "arch", "source", "device", "library", "baseline", "sparse_kernel"]
+    keys = [
+        *INPUTS,
+        "weight",
+        "kv_bytes",
+        "vector",
+        "arch",
+        "source",
+        "device",
+        "library",
+        "baseline",
+        "sparse_kernel",
+    ]
     # The kernel stays in the key: a family may pool two, but their times are two measurements.
     grouped = rows.groupby(keys, sort=True)
     out = grouped[[*TIMES, "naive"]].median()
@@ -124,10 +141,10 @@ def _library(rows: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     sparse, dense = (
         framework + " " + rows[c].str.split(":").str[-1] for c in ("sparse_kernel", "dense_kernel")
     )
-    # Prefill of one framework mixes dense kernels by length, not by choice: one baseline.
+    # Prefill picks its dense kernel by length, not by choice: one baseline beside each sparse kernel.
     baseline = np.select(
         [family == "DSA decode", family == "DSA prefill", family == "MInference"],
-        [dense, framework, rows["dense_kernel"]],
+        [dense, sparse, rows["dense_kernel"]],
         "dense",
     )
     library = np.select(

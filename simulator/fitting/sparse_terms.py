@@ -83,18 +83,18 @@ def rates(rows: pd.DataFrame) -> Rates:
     from simulator.device import load
     from simulator.dtypes import DType
 
-    found = []
-    for name, fmt in zip(rows["device"], rows["weight"], strict=True):
-        device = load(str(name))
+    keys = list(zip(rows["device"].astype(str), rows["weight"].astype(str), strict=True))
+    found = {}
+    for name, fmt in set(keys):
+        device = load(name)
         half = DType.BF16 if device.has(DType.BF16) else DType.FP16
         math = device.peak_flop_per_s(half)
         math8 = device.peak_flop_per_s(DType.FP8) if device.has(DType.FP8) else math
         nvfp4 = device.peak_flop_per_s(DType.FP4) if device.has(DType.FP4) else math8
-        weight = {"fp8_block": math8, "nvfp4": nvfp4}.get(str(fmt), math)
-        found.append(
-            (math, math8, weight, device.vector_flop_per_s, device.hbm_bytes_per_s, device.sm_count)
-        )
-    return Rates(*np.array(found, float).reshape(-1, 6).T)
+        weight = {"fp8_block": math8, "nvfp4": nvfp4}.get(fmt, math)
+        vector, hbm = device.vector_flop_per_s, device.hbm_bytes_per_s
+        found[name, fmt] = (math, math8, weight, vector, hbm, float(device.sm_count))
+    return Rates(*np.array([found[k] for k in keys], float).reshape(-1, 6).T)
 
 
 def _columns(rows: pd.DataFrame, *columns: str) -> list[Array]:
@@ -208,8 +208,14 @@ def _whole_prefill(rows: pd.DataFrame, r: Rates) -> tuple[Side, Side]:
     (q,) = _columns(rows, "q_len")
     products = 2.0 * 7.5e9 * q / r.math
     pairs = 32.0 * 32.0 * 4.0 * 128.0 * q * q / 2.0 / r.math
-    dense = [_launch(0.2, len(rows)), [[Term("products", products, 1.3), Term("pairs", pairs, 1.5)]]]
-    sparse = [_launch(1.0, len(rows)), [[Term("products", products, 1.5), Term("pairs", pairs, 0.2)]]]
+    dense = [
+        _launch(0.2, len(rows)),
+        [[Term("products", products, 1.3), Term("pairs", pairs, 1.5)]],
+    ]
+    sparse = [
+        _launch(1.0, len(rows)),
+        [[Term("products", products, 1.5), Term("pairs", pairs, 0.2)]],
+    ]
     return dense, sparse
 
 
@@ -227,7 +233,9 @@ def _module(rows: pd.DataFrame, r: Rates, indexer: bool) -> tuple[Side, Array]:
     read = (shared + h * per_head) * bytes_each + h * absorbed * 2.0
     fixed = [Term("launch_s", np.ones(len(rows)), 4e-5)]
     fixed += [
-        Term(f"launch_{f}_s", (fmt == f).astype(float), 2e-5) for f in WEIGHT_BYTES if f != "bfloat16"
+        Term(f"launch_{f}_s", (fmt == f).astype(float), 2e-5)
+        for f in WEIGHT_BYTES
+        if f != "bfloat16"
     ]
     fixed.append(Term("launch_kv8_s", (kv < 2.0).astype(float), 1e-6))
     side = [
@@ -253,15 +261,20 @@ def _dsa_decode(rows: pd.DataFrame, r: Rates) -> tuple[Side, Side]:
     dense.append(
         [
             [Term("kv", b * s * width * kv / r.hbm, 1.2)],
-            [Term("pairs", 2.0 * b * s * h * (width + LATENT) / r.math, 1.5),
-             Term("pairs_pad", 2.0 * b * s * 64.0 * (width + LATENT) / r.math, 0.3)],
+            [
+                Term("pairs", 2.0 * b * s * h * (width + LATENT) / r.math, 1.5),
+                Term("pairs_pad", 2.0 * b * s * 64.0 * (width + LATENT) / r.math, 0.3),
+            ],
         ]
     )
     sparse, t = _module(rows, r, indexer=True)
     chosen = 2.0 * t * (width + LATENT) / r.math
     sparse.append(
         [
-            [Term("kv", b * kept * width * kv / r.hbm, 1.2), Term("kv_pad", b * TOP_K * width * kv / r.hbm, 0.3)],
+            [
+                Term("kv", b * kept * width * kv / r.hbm, 1.2),
+                Term("kv_pad", b * TOP_K * width * kv / r.hbm, 0.3),
+            ],
             [
                 Term("pairs", kept * h * chosen, 1.0),
                 Term("pairs_head_pad", kept * 64.0 * chosen, 0.5),
@@ -272,8 +285,13 @@ def _dsa_decode(rows: pd.DataFrame, r: Rates) -> tuple[Side, Side]:
     over = (s > TOP_K).astype(float)
     edge = ((s > TOP_K) & (s < 1.25 * TOP_K)).astype(float)
     sparse += [
-        [[Term("select_s", over, 2e-5), Term("edge_s", edge, 1e-6),
-          Term("edge_row_s", edge * t, 1e-8)]],
+        [
+            [
+                Term("select_s", over, 2e-5),
+                Term("edge_s", edge, 1e-6),
+                Term("edge_row_s", edge * t, 1e-8),
+            ]
+        ],
         [
             [Term("index_bytes", b * s * INDEX_BYTES / r.hbm, 1.2)],
             [Term("index_math", 2.0 * b * s * INDEX_HEADS * INDEX_DIM / r.math8, 1.5)],
@@ -291,9 +309,7 @@ def _mla_kernel(rows: pd.DataFrame, r: Rates) -> tuple[Side, Side]:
 
     def side(tokens: Array) -> Side:
         kv_s, pairs = b * tokens * width * kv / r.hbm, tokens * pair
-        return [
-            _launch(1e-5, len(rows)), [[Term("kv", kv_s, 1.2)], [Term("pairs", pairs, 1.5)]]
-        ]
+        return [_launch(1e-5, len(rows)), [[Term("kv", kv_s, 1.2)], [Term("pairs", pairs, 1.5)]]]
 
     return side(s), side(np.full(len(s), TOP_K))
 

@@ -275,7 +275,8 @@ def main() -> None:
         for row in rows:
             row.update({k: int(row[k]) for k in ("tp", "batch", "prompt", "output")})
     extra = anchors(len(rows))
-    rows += extra
+    # Anchors first: a slow peer may not get through all rows.
+    rows = extra + rows
     tools = own_answers(table, extra)
     points = grid_points(args.quick)
     work = {

@@ -43,8 +43,9 @@ def own_answers(rows: Any, extra: list[Row]) -> dict[str, dict[int, float | str]
     import numpy as np
 
     from simulator.engine import load_engines
-    from simulator.evaluate import evaluate, group_of
+    from simulator.evaluate import evaluate
     from simulator.fitting.e2e_steps import predict
+    from simulator.group import group_of
     from simulator.scenario import Scenario
 
     out: dict[str, dict[int, float | str]] = {name: {} for name in MODES}
@@ -73,11 +74,12 @@ def own_speed(points: list[Row], limit_s: float) -> list[Row]:
     """Shadowline on the same points: as a product grid, as shuffled rows, one by one, and as bare decode steps."""
     import numpy as np
 
-    from simulator.evaluate import group_of, step_time
     from simulator.grid import Grid
+    from simulator.group import group_of
     from simulator.predict import predict
     from simulator.scatter import scattered
     from simulator.scenario import Scenario
+    from simulator.step import step_time
     from simulator.sweep import sweep
     from simulator.workload import decode_step
 

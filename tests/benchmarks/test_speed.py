@@ -50,7 +50,9 @@ def test_million_points_dense(benchmark):
 
 
 # The dense twin of every point is evaluated too: speed-ups are part of each row.
-@pytest.mark.parametrize("policy", ["quest(budget=256)", "shadowllm(keep=0.5)", "mustafar(keep=0.3)"])
+@pytest.mark.parametrize(
+    "policy", ["quest(budget=256)", "shadowllm(keep=0.5)", "mustafar(keep=0.3)"]
+)
 def test_heavy_policy(benchmark, policy):
     grid = product_grid(policy, MODELS[:1])
     timed(benchmark, len(grid), lambda: count(grid))
@@ -72,7 +74,9 @@ def test_shuffled_scenarios(benchmark):
 def test_one_prediction_in_process(benchmark):
     from simulator.predict import predict
 
-    scenario = Scenario.of(model="llama-2-7b", device="h100-sxm", policy="mustafar(keep=0.3)", batch=16)
+    scenario = Scenario.of(
+        model="llama-2-7b", device="h100-sxm", policy="mustafar(keep=0.3)", batch=16
+    )
     benchmark(lambda: predict(scenario))
 
 

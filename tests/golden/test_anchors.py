@@ -9,8 +9,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from simulator.evaluate import group_of, step_time
+from simulator.group import group_of
 from simulator.scenario import Scenario
+from simulator.step import step_time
 from simulator.workload import decode_step, prefill_step
 
 BATCHES = np.array([1.0, 16.0, 64.0])

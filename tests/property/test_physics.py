@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from simulator import memory
 from simulator.device import Device, load, scaled
 from simulator.dtypes import FORMATS
-from simulator.evaluate import Group, Points, evaluate, step_time
+from simulator.evaluate import Points, evaluate
+from simulator.group import Group
 from simulator.hub import find_model
 from simulator.lowering import Lowering
 from simulator.ops import Attention, Linear, Moe
@@ -22,6 +23,7 @@ from simulator.policies import parse
 from simulator.result import COLUMNS, rows
 from simulator.roofline import timing
 from simulator.scenario import Scenario
+from simulator.step import step_time
 from simulator.summary import row_at
 from simulator.traffic import Operand, Traffic
 from simulator.workload import decode_step, prefill_step

@@ -12,9 +12,10 @@ from simulator.device import load
 from simulator.dtypes import get_format
 from simulator.engine import Engine, get_engine, load_engines, parse_engines
 from simulator.errors import UnknownNameError
-from simulator.evaluate import group_of, step_time
 from simulator.fitting.e2e_fit import to_toml
+from simulator.group import group_of
 from simulator.scenario import Scenario
+from simulator.step import step_time
 from simulator.workload import decode_step, prefill_step
 
 

@@ -1,0 +1,170 @@
+"""One forward pass of a group: kernels, the engine's hands around them, what binds it, and its interval."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from simulator.arrays import Array
+from simulator.calibration import Basis
+from simulator.device import Device
+from simulator.lowering import ACT_BYTES
+from simulator.ops import Attention, Collective, Linear, Moe
+from simulator.roofline.timing import OpTime, time_op
+from simulator.uncertainty import combine
+from simulator.workload import Step
+
+if TYPE_CHECKING:
+    from simulator.group import Group
+
+BOUNDS = (
+    "compute",
+    "weight reads",
+    "KV reads",
+    "activation traffic",
+    "interconnect",
+    "launch latency",
+    "host",
+)
+"""What a step can be bound by; columns store the index."""
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """Time of one forward pass of the whole pipeline; arrays of the step's shape.
+
+    Attributes
+    ----------
+    total_s, lo_s, hi_s : Array
+        Time with its 90 % interval [s].
+    gpu_s, host_s : Array
+        Sum of the kernels, and the host's submission beside it [s].
+    shares_s : tuple of Array
+        Time attributed to each of `BOUNDS` [s]; they add up to `total_s`.
+    mode : str
+        'graph', 'eager' or 'graph split'.
+    """
+
+    total_s: Array
+    lo_s: Array
+    hi_s: Array
+    gpu_s: Array
+    host_s: Array
+    shares_s: tuple[Array, ...]
+    busy: Array
+    mode: str
+    basis: Basis
+    ops: tuple[OpTime, ...] = ()
+
+
+def step_time(group: Group, step: Step, timer: Callable[..., OpTime] = time_op) -> StepTime:
+    """Time of one step: ``max(GPU stream, host submission) + scheduling``, see `Engine.step`.
+
+    A data-dependent shape or a host-visible count splits the CUDA graph, and the step is submitted kernel
+    by kernel.
+    """
+    engine, device = group.engine, group.device
+    ops = group.lowering.ops(step)
+    times = [timer(op, device, engine) for op in ops]
+    if group.pp > 1:
+        send = Collective(
+            role="pp.send",
+            op="send_recv",
+            n_ranks=2,
+            count=float(group.pp - 1),
+            message_bytes=step.rows * group.model.hidden * ACT_BYTES,
+        )
+        times.append(timer(send, device, engine))
+    # What depends on the context goes last: those arrays are the large ones, touched once. The order is the
+    # same for one point and for a grid, so both add up to the same number.
+    in_order = sorted(times, key=lambda t: t.op.role.startswith(("attn.core", "kv.")))
+    shares: list[Array] = [0.0] * len(BOUNDS)
+    gpu: Array = 0.0
+    math: Array = 0.0
+    moved: Array = 0.0
+    launches: Array = 0.0
+    extra: Array = 0.0
+    for t in in_order:
+        gpu = gpu + t.total_s
+        if isinstance(t.op, Collective):
+            extra = extra + t.op.count * engine.collective_extra_s(t.op.message_bytes, t.op.n_ranks)
+        math, moved = math + t.math_s, moved + t.memory_s
+        launches = launches + t.op.count * getattr(t.op, "launches", 1.0)
+        _attribute(t, shares)
+    graph_safe = all(t.op.graph_safe and not t.op.host_sync for t in times)  # type: ignore[attr-defined]
+    wanted = engine.graph_prefill if step.prefills else engine.graph_decode
+    mode = "graph" if wanted and graph_safe else "graph split" if wanted else "eager"
+    parts = engine.step(
+        device,
+        gpu_s=gpu,
+        comm_extra_s=extra,
+        launches=launches,
+        graph=mode == "graph",
+        prefills=step.prefills,
+        sequences=step.sampled_rows,
+        prompt_tokens=step.prefill_rows * step.prefill_tokens if step.prefills else 0.0,
+        floor_s=_floor_s(in_order, device) if engine.saves(step.prefills) else 0.0,
+    )
+    total = parts.total_s
+    shares[4] = shares[4] + extra
+    if parts.gain_s is not None:
+        shares[5] = shares[5] + parts.gain_s
+    shares[-1] = np.maximum(parts.submit_s - parts.stream_s, 0.0) + parts.wait_s
+    interval = combine(in_order, total, engine.spread(device, step.prefills))
+    return StepTime(
+        total,
+        np.maximum(total - interval.below_s, 0.0),
+        total + interval.above_s,
+        gpu,
+        parts.submit_s + parts.wait_s,
+        tuple(shares),
+        np.maximum(math, moved) / np.maximum(total, 1e-30),
+        mode,
+        interval.basis,
+        tuple(times),
+    )
+
+
+def _floor_s(times: list[OpTime], device: Device) -> Array:
+    """Time to read the weights and the KV of a step once, beyond what L2 holds [s]."""
+    moved: Array = 0.0
+    for t in times:
+        op = t.op
+        if isinstance(op, Linear):
+            moved = moved + op.count * op.weight_read_bytes
+        elif isinstance(op, Attention):
+            moved = moved + op.count * op.kv_read_bytes
+    return np.maximum(moved - device.l2_bytes, 0.0) * (1.0 / device.hbm_bytes_per_s)
+
+
+def _attribute(t: OpTime, shares: list[Array]) -> None:
+    """Add the time of one op to the resource that binds it."""
+    if isinstance(t.op, Collective):
+        _split(t.total_s, (4, t.link_s), (5, t.launch_s), shares)
+        return
+    kind = 1 if isinstance(t.op, Linear | Moe) else 2 if isinstance(t.op, Attention) else 3
+    if np.all(t.launch_s <= t.memory_s):
+        _split(t.total_s, (kind, t.memory_s), (0, t.math_s), shares)
+        return
+    body = np.maximum(t.math_s, t.memory_s)
+    by_launch = t.total_s * (t.launch_s > body)
+    shares[5] = shares[5] + by_launch
+    _split(t.total_s - by_launch, (kind, t.memory_s), (0, t.math_s), shares)
+
+
+def _split(
+    total: Array, first: tuple[int, Array], second: tuple[int, Array], shares: list[Array]
+) -> None:
+    """Give `total` to whichever of two resources takes longer."""
+    wins = np.asarray(first[1]) >= second[1]
+    if wins.all():
+        shares[first[0]] = shares[first[0]] + total
+    elif not wins.any():
+        shares[second[0]] = shares[second[0]] + total
+    else:
+        part = total * wins
+        shares[first[0]] = shares[first[0]] + part
+        shares[second[0]] = shares[second[0]] + (total - part)
