@@ -132,7 +132,7 @@ def command(
         [
             [
                 r["device"], r["dtype"], r["library"], f"{r['n']}", f"{r['sigma']:.1%}",
-                f"{r['q05']:+.1%}", f"{r['q95']:+.1%}", f"{r['surface_values']}", ", ".join(r["sources"]),
+                f"{r['q05']:+.1%}", f"{r['q95']:+.1%}", f"{r['surface_values']}", f"{len(r['sources'])}",
             ]
             for r in rows
         ],

@@ -8,6 +8,7 @@ import tomllib
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib import resources
+from typing import Any
 
 import numpy as np
 
@@ -231,12 +232,11 @@ def _measured(device: str, dtype: str, library: str) -> bool:
 
 def parse_engines(text: str) -> dict[str, Engine]:
     """Engines of the TOML `text` by name."""
-    return {
-        name: Engine(
-            name=name, **{k: tuple(v) if isinstance(v, list) else v for k, v in table.items()}
-        )
-        for name, table in tomllib.loads(text).items()
-    }
+    engines = {}
+    for name, table in tomllib.loads(text).items():
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in table.items()}
+        engines[name] = Engine(name=name, **values)
+    return engines
 
 
 @lru_cache(maxsize=1)

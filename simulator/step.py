@@ -94,7 +94,7 @@ def step_time(group: Group, step: Step, timer: Callable[..., OpTime] = time_op) 
         math, moved = math + t.math_s, moved + t.memory_s
         launches = launches + t.op.count * getattr(t.op, "launches", 1.0)
         _attribute(t, shares)
-    graph_safe = all(t.op.graph_safe and not t.op.host_sync for t in times)  # type: ignore[attr-defined]
+    graph_safe = all(t.op.graph_safe and not t.op.host_sync for t in times)
     wanted = engine.graph_prefill if step.prefills else engine.graph_decode
     mode = "graph" if wanted and graph_safe else "graph split" if wanted else "eager"
     parts = engine.step(

@@ -141,20 +141,29 @@ def _library(rows: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     sparse, dense = (
         framework + " " + rows[c].str.split(":").str[-1] for c in ("sparse_kernel", "dense_kernel")
     )
-    # Prefill picks its dense kernel by length, not by choice: one baseline beside each sparse kernel.
+    # A KV format changes both kernels of a decode, so a pair is fitted as a pair. Prefill picks its dense
+    # kernel by length, not by choice: one baseline beside each sparse kernel.
+    pair = dense + " beside " + rows["sparse_kernel"].str.split(":").str[-1]
     baseline = np.select(
         [family == "DSA decode", family == "DSA prefill", family == "MInference"],
-        [dense, sparse, rows["dense_kernel"]],
+        [pair, sparse, rows["dense_kernel"]],
         "dense",
     )
     library = np.select(
         [
-            family.str.startswith("DSA"),
+            family == "DSA decode",
+            family == "DSA prefill",
             family == "V:N:M",
             family.isin(["CLASP", "ProSparse"]),
             family == "2:4",
         ],
-        [sparse, "Spatha", rows["pattern"], "all"],
+        [
+            sparse + " beside " + rows["dense_kernel"].str.split(":").str[-1],
+            sparse,
+            "Spatha",
+            rows["pattern"],
+            "all",
+        ],
         kernel,
     )
     return library, baseline
