@@ -95,7 +95,7 @@ def test_round_trip(tmp_path):
     first, second = cal.parse(path.read_text(), str(path))
     assert first.coefficients == fit.coefficients
     assert first.residual == fit.residual
-    np.testing.assert_allclose(first.surface.values, fit.surface.values, atol=cal.MILLI / 2)
+    np.testing.assert_allclose(first.surface.values, fit.surface.values, atol=cal.STEP_LN / 2)
     assert first.surface.axes == fit.surface.axes
     assert (second.library, second.surface) == ("torch", None)
 
@@ -115,7 +115,7 @@ residual = { sigma_in = 0.1, sigma_cross = 0.1, q05 = -0.1, q95 = 0.1 }
 surface = { axes = [{ name = "m", knots = [0, 1] }], values = [10, -20] }
 """
     (fit,) = cal.parse(text, "x.toml")
-    np.testing.assert_allclose(fit.surface.values, [0.010, -0.020])
+    np.testing.assert_allclose(fit.surface.values, [10 * cal.STEP_LN, -20 * cal.STEP_LN])
     with pytest.raises(InputError, match=r"x\.toml"):
         cal.parse(text.replace("schema = 1", "schema = 9"), "x.toml")
     with pytest.raises(InputError, match=r"x\.toml.*library"):
