@@ -234,7 +234,9 @@ def parse_engines(text: str) -> dict[str, Engine]:
     """Engines of the TOML `text` by name."""
     engines = {}
     for name, table in tomllib.loads(text).items():
-        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in table.items()}
+        values: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in table.items()
+        }
         engines[name] = Engine(name=name, **values)
     return engines
 

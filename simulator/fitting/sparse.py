@@ -144,7 +144,7 @@ def _fit(rows: pd.DataFrame, date: str) -> list[Fit]:
             chain: list[dict[tuple[str, ...], Coef]] = chain,
         ) -> Fit:
             coef = {
-                f"{SIDES[i]}.{name}": value
+                f"{SIDES[i]}_{name}": value
                 for i in (0, 1)
                 for name, value in chain[i][keys[i]].items()
             }
@@ -211,7 +211,7 @@ def speedup(family: str, rows: pd.DataFrame, coef: Mapping[str, float]) -> Array
     """Modelled dense over sparse time of `rows`, shape (rows,) [-]."""
     times = []
     for name, side in zip(SIDES, FAMILIES[family](rows, rates(rows)), strict=True):
-        own = {k.split(".", 1)[1]: v for k, v in coef.items() if k.startswith(f"{name}.")}
+        own = {k.removeprefix(f"{name}_"): v for k, v in coef.items() if k.startswith(f"{name}_")}
         times.append(total_s(side, own))
     return np.minimum(times[0] / times[1], MOST.get(family, np.inf))
 

@@ -45,7 +45,7 @@ def split(raw: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, int]]:
     rows["library"], rows["baseline"] = _library(rows)
     rows["device"] = rows["device"].map({d: _profile(d) for d in rows["device"].unique()})
     times = [pd.to_numeric(rows[c], errors="coerce").to_numpy(float) for c in TIMES]
-    flag = rows["flag"].fillna("").astype(str).str.strip() if "flag" in rows else ""
+    flag = rows["flag"].astype(object).where(rows["flag"].notna(), "") if "flag" in rows else ""
     reason = np.select(
         [
             np.asarray(flag != "") & np.ones(len(rows), bool),

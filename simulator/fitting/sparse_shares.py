@@ -21,9 +21,10 @@ STATED = {
 }
 """(stream, math) published with SlideSparse's cuSPARSELt products: 1.11 of 1.33 TB/s (A100), 1.01 of 1.73 (H100).
 
-`any` and the math shares of Ada and Blackwell are assumed.
+The other architectures are assumed to be like these two.
 """
-STATED_SOURCE = "SlideSparse"
+STATED_SOURCE, ASSUMED = "SlideSparse", "assumed"
+PUBLISHED = ("ampere", "hopper")
 LIKE_SERVING = {"ampere": "a100-sxm-80g", "ada": "rtx-4070tis", "cdna3": "mi300x"}
 """Card whose rows speak for an architecture.
 
@@ -44,7 +45,7 @@ def nm24_fits(rows: pd.DataFrame, date: str) -> list[Fit]:
     for arch in (*STATED, *(a for a in LIKE_SERVING if a not in STATED)):
         stream, math = STATED.get(arch, STATED[ANY])
         own = product[(product["device"] == LIKE_SERVING.get(arch, "")) & (product["m"] >= SMALL)]
-        sources: tuple[str, ...] = (STATED_SOURCE,)
+        sources: tuple[str, ...] = (STATED_SOURCE if arch in PUBLISHED else ASSUMED,)
         sigma = 0.15
         if len(own) >= 3:
             gain = own["speedup"].to_numpy(float)
