@@ -77,8 +77,7 @@ def nm24_shares(arch: str) -> tuple[float, float]:
     }
     if not found:
         raise UnsupportedError(
-            "no 2:4 shares in measured/_default/sparse.toml; reinstall the profiles, or fit them with "
-            "`python -m simulator.calibrate`"
+            "no 2:4 shares in measured/_default/sparse.toml of hw_profiles; reinstall the package"
         )
     shares = found.get(arch, found[ANY])
     return shares["stream"], shares["math"]
