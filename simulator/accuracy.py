@@ -66,7 +66,7 @@ def worse(now: dict[str, Any], then: dict[str, Any]) -> list[str]:
     out = []
     for kind, old in then.items():
         new = now.get(kind)
-        if new is None or new["file_sha256"] != old["file_sha256"]:
+        if new is None or new["file_sha256"] != old["file_sha256"] or "median_ape" not in old:
             continue
         out += [
             f"{kind}: {key} {old[key]:.2%} -> {new[key]:.2%}"
@@ -83,6 +83,8 @@ def markdown(held_out: dict[str, Any]) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for kind, row in held_out.items():
+        if "median_ape" not in row:
+            continue
         median, p90 = TARGETS.get(kind.split(".")[0], (None, None))
         lines.append(
             f"| {kind} | {row['n']:,} | {_percent(row['median_ape'], median)} | {_percent(row['p90_ape'], p90)} |"
