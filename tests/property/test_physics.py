@@ -202,7 +202,12 @@ def test_a_grid_cell_equals_the_scalar_call(policy: str, extra: dict[str, int]) 
         i, j, k = np.unravel_index(index, (3, 3, 3))
         cell, _ = rows(g, batch[i : i + 1], prompt[j : j + 1], output[k : k + 1])
         left, right = row_at(grid, index), row_at(cell, 0)
-        assert {k: (left[k], right[k]) for k in COLUMNS if left[k] != right[k]} == {}, index
+        # numpy's vector and scalar exp may differ in the last place.
+        for name in COLUMNS:
+            if isinstance(left[name], float):
+                assert left[name] == pytest.approx(right[name], rel=1e-14), (name, index)
+            else:
+                assert left[name] == right[name], (name, index)
 
 
 def test_a_cell_counts_its_own_launches() -> None:
