@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from simulator import console
-from simulator.errors import InputError, UnknownNameError
+from simulator.errors import InputError, ShadowlineError, UnknownNameError, UnsupportedError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,6 +30,7 @@ class Judged:
 
     rows: pd.DataFrame
     split: str
+    unpredicted: dict[str, int] = field(default_factory=dict)
 
 
 def module_of(kind: str) -> Any:
@@ -64,10 +65,58 @@ def judge_rows(
     """Predictions for the rows to be judged, and counts of the rows left out by reason."""
     module = module_of(kind)
     excluded = _excluded(raw)
-    rows = module.prepare(raw)
-    if holdout is None:
-        return list(_committed(kind, module, rows)), excluded
-    return list(_splits(module, rows, holdout)), excluded
+    rows = _prepared(module, _known(kind, raw, excluded), excluded)
+    judged = list(
+        _committed(kind, module, rows) if holdout is None else _splits(module, rows, holdout)
+    )
+    for j in judged:
+        for reason, n in j.unpredicted.items():
+            excluded[reason] = excluded.get(reason, 0) + n
+    return judged, excluded
+
+
+def _prepared(module: Any, raw: pd.DataFrame, excluded: dict[str, int]) -> pd.DataFrame:
+    """Prepared rows; where a device lacks the rate of a format, those rows are counted instead."""
+    import pandas as pd
+
+    try:
+        return module.prepare(raw)
+    except UnsupportedError:
+        parts = []
+        for _, group in raw.groupby(["device", "dtype"], dropna=False, sort=False):
+            try:
+                parts.append(module.prepare(group))
+            except UnsupportedError as error:
+                reason = error.message.split(";")[0]
+                excluded[reason] = excluded.get(reason, 0) + len(group)
+        if not parts:
+            raise
+        return pd.concat(parts, ignore_index=True)
+
+
+def _known(kind: str, raw: pd.DataFrame, excluded: dict[str, int]) -> pd.DataFrame:
+    """Rows of devices with a profile and formats we know; the others are counted in `excluded`."""
+    from simulator.device import resolve
+    from simulator.dtypes import FORMATS
+
+    keep = [True] * len(raw)
+    if "device" in raw:
+        names: dict[str, bool] = {}
+        for name in raw["device"].astype(str).unique():
+            try:
+                names[name] = bool(resolve(name))
+            except UnknownNameError:
+                names[name] = False
+        keep = raw["device"].astype(str).map(names).to_numpy()
+        for name, here in names.items():
+            if not here:
+                excluded[f"device {name} has no profile"] = int((raw["device"] == name).sum())
+    if "dtype" in raw and kind in ("gemm", "attention"):
+        known = raw["dtype"].astype(str).isin(list(FORMATS)).to_numpy()
+        for name, n in raw["dtype"][~known].value_counts().items():
+            excluded[f"unknown format {name}"] = int(n)
+        keep = keep & known
+    return raw[keep]
 
 
 def _committed(kind: str, module: Any, rows: pd.DataFrame) -> Iterator[Judged]:
@@ -150,17 +199,44 @@ def _left_out(module: Any, rows: pd.DataFrame, column: str) -> Iterator[Judged]:
 
 
 def _predicted(module: Any, rows: pd.DataFrame, fits: list[Fit], split: str) -> Judged:
+    """Predictions beside the rows; what nothing measured can answer for is counted, not guessed."""
     from simulator.fitting.naive import naive_s
 
-    mid, lo, hi = module.predict(rows, fits, cross=split != "in_source")
-    naive = naive_s(module.FAMILY, rows)
-    return Judged(rows.assign(mid_s=mid, lo_s=lo, hi_s=hi, naive_s=naive), split)
+    cross = split != "in_source"
+    unpredicted: dict[str, int] = {}
+    try:
+        mid, lo, hi = module.predict(rows, fits, cross=cross)
+    except ShadowlineError:
+        import pandas as pd
+
+        keys = [k for k in ("device", "dtype", "kv_dtype", "phase", "op", "library") if k in rows]
+        parts = []
+        for _, group in rows.groupby(keys, dropna=False, sort=False):
+            try:
+                mid, lo, hi = module.predict(group, fits, cross=cross)
+            except ShadowlineError as error:
+                reason = error.message.split(";")[0]
+                unpredicted[reason] = unpredicted.get(reason, 0) + len(group)
+            else:
+                parts.append(group.assign(mid_s=mid, lo_s=lo, hi_s=hi))
+        if not parts:
+            raise
+        rows = pd.concat(parts)
+    else:
+        rows = rows.assign(mid_s=mid, lo_s=lo, hi_s=hi)
+    uncovered = rows["mid_s"].isna()
+    if uncovered.any():
+        unpredicted["no fit covers it"] = int(uncovered.sum())
+        rows = rows[~uncovered]
+    return Judged(rows.assign(naive_s=naive_s(module.FAMILY, rows)), split, unpredicted)
 
 
 def table(kind: str, judged: Judged, by: tuple[str, ...]) -> list[dict[str, Any]]:
     """Figures of every group of `by`, largest first; small groups carry their count only."""
     rows = judged.rows
     keys = [k for k in by if k in rows]
+    if not keys:
+        raise InputError(f"{kind} rows have none of the columns {', '.join(by)}", where="--by")
     out = []
     for names, group in rows.groupby(keys, dropna=False, sort=False):
         labels = dict(zip(keys, names if isinstance(names, tuple) else (names,), strict=True))

@@ -1,0 +1,54 @@
+"""What `validate` does with rows that no fit or profile covers: counted with a reason, never guessed."""
+
+import pandas as pd
+import pytest
+
+from simulator import validate
+from simulator.errors import InputError
+
+
+def gemm_rows(**changes: object) -> pd.DataFrame:
+    base = {
+        "source": "s", "device": "A100-SXM-80G", "dtype": "bf16", "batch": 1, "m": 64, "n": 4096,
+        "k": 4096, "time_s": 4e-5, "kernel": "torch", "flag": None,
+    }  # fmt: skip
+    return pd.DataFrame([base, {**base, "m": 128}, {**base, **changes}])
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"device": "Foo-9000"}, "device Foo-9000 has no profile"),
+        ({"dtype": "fp7"}, "unknown format fp7"),
+        ({"dtype": "fp8"}, "a100-sxm-80g has no fp8 peak"),
+        ({"flag": "l2_warm"}, "flag l2_warm"),
+        ({"time_s": 0.0}, "no positive time"),
+    ],
+)
+def test_a_row_that_cannot_be_judged_is_counted(changes: dict[str, object], reason: str) -> None:
+    judged, excluded = validate.judge_rows("gemm", gemm_rows(**changes), None)
+    assert excluded == {reason: 1}
+    assert sum(len(j.rows) for j in judged) == 2
+
+
+def test_an_unseen_source_gets_the_wider_interval() -> None:
+    (seen,), _ = validate.judge_rows("gemm", gemm_rows(source="vidur").assign(source="vidur"), None)
+    (unseen,), _ = validate.judge_rows("gemm", gemm_rows().assign(source="nobody"), None)
+    assert seen.split == "in_source"
+    assert unseen.split == "cross_source"
+    width = [(j.rows["hi_s"] / j.rows["lo_s"]).to_numpy() for j in (seen, unseen)]
+    assert (width[1] > width[0]).all()
+
+
+def test_few_rows_have_a_count_and_no_figures() -> None:
+    judged, _ = validate.judge_rows("gemm", gemm_rows(), None)
+    (row,) = validate.table("gemm", judged[0], ("device",))
+    assert row == {"family": "gemm", "device": "a100-sxm-80g", "split": "cross_source", "n": 2}
+    with pytest.raises(InputError, match="none of the columns"):
+        validate.table("gemm", judged[0], ("colour",))
+
+
+@pytest.mark.parametrize("holdout", ["0", "1.5", "shape"])
+def test_a_bad_holdout_is_refused(holdout: str) -> None:
+    with pytest.raises(InputError, match="is not a share"):
+        validate.judge_rows("gemm", gemm_rows(), holdout)
