@@ -11,6 +11,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from simulator.errors import InputError
 
+MAX_LINES = 4096
+"""Contractions one surface remembers."""
+
 
 @dataclass(frozen=True, eq=False)
 class Surface:
@@ -33,6 +36,9 @@ class Surface:
     axes: tuple[tuple[str, tuple[float, ...]], ...]
     values: NDArray[np.float64]
     _knots: tuple[NDArray[np.float64], ...] = field(init=False, repr=False)
+    _lines: dict[tuple[float | None, ...], NDArray[np.float64]] = field(
+        init=False, repr=False, default_factory=dict
+    )
 
     def __post_init__(self) -> None:
         shape = tuple(len(knots) for _, knots in self.axes)
@@ -52,22 +58,39 @@ class Surface:
         """Log residual at `coords` (natural values, they broadcast), clamped at the ends."""
         if set(coords) != set(self.names):
             raise InputError(f"surface needs coordinates {self.names}, got {tuple(coords)}")
-        values: NDArray[np.float64] = self.values
-        axis = 0
-        wide: list[tuple[NDArray[np.int64], NDArray[np.float64]]] = []
-        # Scalar coordinates are contracted first: with n and k fixed only a line in m is left.
-        for (name, _), knots in zip(self.axes, self._knots, strict=True):
-            i, w = _cell(np.asarray(coords[name], float), knots)
-            if i.size == 1:
-                i0, w0 = int(i.reshape(-1)[0]), float(w.reshape(-1)[0])
-                j0 = min(i0 + 1, len(knots) - 1)
-                lower, upper = np.take(values, i0, axis), np.take(values, j0, axis)
-                values = lower * (1.0 - w0) + upper * w0
-            else:
-                wide.append((i, w))
+        # Plain numbers are contracted first and kept: with n and k fixed only a line in m is left.
+        fixed = tuple(float(coords[n]) if np.ndim(coords[n]) == 0 else None for n in self.names)  # type: ignore[arg-type]
+        values = self._lines.get(fixed)
+        if values is None:
+            values = self._contracted(fixed)
+            if len(self._lines) < MAX_LINES:
+                self._lines[fixed] = values
+        wide = [
+            (np.asarray(coords[name], float), knots)
+            for name, knots, number in zip(self.names, self._knots, fixed, strict=True)
+            if number is None
+        ]
+        if len(wide) == 1:
+            x, knots = wide[0]
+            return np.interp(np.log2(np.maximum(x, 1e-30)), knots, values)
+        shape = np.broadcast_shapes(*(x.shape for x, _ in wide))
+        # As many axes each, so that a product grid is recognised as one.
+        cells = [
+            _cell(x.reshape((1,) * (len(shape) - x.ndim) + x.shape), knots) for x, knots in wide
+        ]
+        return np.broadcast_to(_multilinear(values, cells), shape)
+
+    def _contracted(self, fixed: tuple[float | None, ...]) -> NDArray[np.float64]:
+        """Values with the axes of plain numbers interpolated away."""
+        values, axis = self.values, 0
+        for number, knots in zip(fixed, self._knots, strict=True):
+            if number is None:
                 axis += 1
-        shape = np.broadcast_shapes(*(np.shape(v) for v in coords.values()))
-        return np.broadcast_to(_multilinear(values, wide), shape)
+                continue
+            i, w = _cell(np.asarray(number), knots)
+            upper = min(int(i) + 1, len(knots) - 1)
+            values = np.take(values, int(i), axis) * (1.0 - w) + np.take(values, upper, axis) * w
+        return np.asarray(values)
 
     def inside(self, **coords: ArrayLike) -> NDArray[np.bool_]:
         """Whether every coordinate lies within its knots (half an octave of grace)."""
