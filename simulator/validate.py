@@ -320,7 +320,8 @@ def command(
     for j in judged:
         j.rows["kernel_family"] = j.rows["library"]
     if json_:
-        rows = [r for j in judged for r in table(kind, j, GROUP)]
+        blank = dict.fromkeys(GROUP)
+        rows = [{**blank, **r} for j in judged for r in table(kind, j, GROUP)]
         total = [{"family": kind, "split": j.split, **figures(j.rows)} for j in judged]
         console.out_json({"rows": rows, "total": total, "excluded": excluded})
         return
