@@ -272,7 +272,7 @@ def _reasons(points: Points, status: np.ndarray) -> tuple[np.ndarray, list[str]]
             works = (
                 f"batch {int(b)} fits"
                 if b >= 1
-                else f"not even batch 1 fits: {gpus}a smaller dtype"
+                else f"not even batch 1 fits: try {gpus}a shorter prompt or a smaller dtype"
             )
             words.append(f"short by {g:g} GiB per GPU; {works}")
         codes[short] = start + back.ravel()
