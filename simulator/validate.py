@@ -174,28 +174,28 @@ def _left_out(module: Any, rows: pd.DataFrame, column: str) -> Iterator[Judged]:
     """Leave one source of a device, or one device, out at a time."""
     import pandas as pd
 
-    parts = []
     if column == "device":
-        for name in sorted(rows["device"].unique()):
-            mine = (rows["device"] == name).to_numpy()
-            if mine.all():
-                raise InputError("one device only: nothing is left to fit on", where="--holdout")
-            parts.append(
-                _predicted(
-                    module, rows[mine], module.fit(rows[~mine], residuals=True), "cross_device"
-                ).rows
-            )
-        yield Judged(pd.concat(parts), "cross_device")
-        return
-    several = rows.groupby("device")["source"].nunique()
-    for source in sorted(rows["source"].unique()):
-        here = rows["device"].isin(several[several > 1].index) & (rows["source"] == source)
-        if here.any():
-            fits = module.fit(rows[rows["source"] != source])
-            parts.append(_predicted(module, rows[here], fits, "cross_source").rows)
-    if not parts:
-        raise InputError("no device has rows of two sources", where="--holdout")
-    yield Judged(pd.concat(parts), "cross_source")
+        split, names = "cross_device", sorted(rows["device"].unique())
+        if len(names) < 2:
+            raise InputError("one device only: nothing is left to fit on", where="--holdout")
+        judged_on = rows["device"].notna()
+    else:
+        split, names = "cross_source", sorted(rows["source"].unique())
+        sources = rows.groupby("device")["source"].nunique()
+        judged_on = rows["device"].isin(sources[sources > 1].index)
+        if not judged_on.any():
+            raise InputError("no device has rows of two sources", where="--holdout")
+    parts: list[Judged] = []
+    for name in names:
+        left_out = rows[column] == name
+        if (left_out & judged_on).any():
+            fits = module.fit(rows[~left_out])
+            parts.append(_predicted(module, rows[left_out & judged_on], fits, split))
+    unpredicted: dict[str, int] = {}
+    for part in parts:
+        for reason, n in part.unpredicted.items():
+            unpredicted[reason] = unpredicted.get(reason, 0) + n
+    yield Judged(pd.concat([p.rows for p in parts]), split, unpredicted)
 
 
 def _predicted(module: Any, rows: pd.DataFrame, fits: list[Fit], split: str) -> Judged:
@@ -219,16 +219,16 @@ def _predicted(module: Any, rows: pd.DataFrame, fits: list[Fit], split: str) -> 
                 unpredicted[reason] = unpredicted.get(reason, 0) + len(group)
             else:
                 parts.append(group.assign(mid_s=mid, lo_s=lo, hi_s=hi))
-        if not parts:
-            raise
-        rows = pd.concat(parts)
+        nothing = rows.head(0).assign(mid_s=0.0, lo_s=0.0, hi_s=0.0)
+        rows = pd.concat(parts) if parts else nothing
     else:
         rows = rows.assign(mid_s=mid, lo_s=lo, hi_s=hi)
     uncovered = rows["mid_s"].isna()
     if uncovered.any():
         unpredicted["no fit covers it"] = int(uncovered.sum())
         rows = rows[~uncovered]
-    return Judged(rows.assign(naive_s=naive_s(module.FAMILY, rows)), split, unpredicted)
+    naive = naive_s(module.FAMILY, rows) if len(rows) else 0.0
+    return Judged(rows.assign(naive_s=naive), split, unpredicted)
 
 
 def table(kind: str, judged: Judged, by: tuple[str, ...]) -> list[dict[str, Any]]:

@@ -52,3 +52,15 @@ def test_few_rows_have_a_count_and_no_figures() -> None:
 def test_a_bad_holdout_is_refused(holdout: str) -> None:
     with pytest.raises(InputError, match="is not a share"):
         validate.judge_rows("gemm", gemm_rows(), holdout)
+
+
+def test_a_source_nothing_else_covers_is_counted_not_an_error() -> None:
+    base = {
+        "device": "A100-SXM-80G", "dtype": "bf16", "kv_dtype": "bf16", "phase": "decode", "batch": 1,
+        "q_len": 1, "kv_len": 512, "n_heads": 32, "n_kv_heads": 8, "head_dim": 128, "window": 0,
+        "time_s": 2e-5, "kernel": "flash-attn", "flag": None,
+    }  # fmt: skip
+    rows = pd.DataFrame([{**base, "source": s, "kv_len": n} for s in "ab" for n in (512, 1024)])
+    (judged,), excluded = validate.judge_rows("attention", rows, "source")
+    assert len(judged.rows) == 0
+    assert excluded == {"no attention fit covers decode.bf16 on a100-sxm-80g": 4}
