@@ -53,7 +53,7 @@ format: setup  ## let ruff mend what it can
 	$(BIN)/ruff format $(CODE)
 
 bench: setup  ## the speed contract, timed by pytest-benchmark
-	$(BIN)/python -m pytest tests/benchmarks --benchmark-only $(TEST_ARGS)
+	$(BIN)/python -m pytest tests/benchmarks --benchmark-only -s $(TEST_ARGS)
 
 # The peers' own environment. --no-deps: their transformers, kaleido and notebooks are for other uses than ours.
 # What cannot be installed is reported by the run, and tried again by the next one.
