@@ -16,7 +16,7 @@ import typer
 
 from simulator import console
 from simulator.errors import InputError
-from simulator.validate import KERNEL_KINDS, figures, judge_rows, read_rows
+from simulator.judged import KERNEL_KINDS, figures, judge_rows, read_rows
 
 GOLDEN = "accuracy.json"
 """Golden copy in `hw_profiles`, so that an installed Shadowline can say how wrong it is."""

@@ -10,7 +10,7 @@ import typer
 
 from simulator import console
 from simulator.errors import InputError, UnknownNameError
-from simulator.validate import KERNEL_KINDS, module_of, read_rows
+from simulator.judged import KERNEL_KINDS, module_of, read_rows
 
 if TYPE_CHECKING:
     from simulator.calibration import Fit

@@ -120,6 +120,7 @@ def _collective(table: pd.DataFrame, name: str) -> pd.DataFrame:
     size = table[dtype].map({"int8": 1, "half": 2, "bfloat16": 2, "float16": 2, "float": 4})
     out = table[["op_name", "num_gpus", "message_size", "kernel_source"]].copy()
     out.columns = ["op", "n_gpus", "bytes", "kernel"]
+    out["op"] = out["op"].replace("alltoall", "all_to_all")
     out["bytes"] = out["bytes"] * size
     out["dtype"], out["n_nodes"], out["link"] = table[dtype], 1, ""
     out["time_s"] = table["latency"].astype(float) * 1e-3

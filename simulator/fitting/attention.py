@@ -8,7 +8,7 @@ library and number format into a knot table (`simulator.fitting.kriging`).
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -171,10 +171,15 @@ def _coefficients(table: Table, parent: Mapping[str, float], library: str) -> di
     ways = PACKING.get(library, ({},)) if table.phase == "decode" else ({},)
     tries = [
         _solve(table, parent, dict(parent) | {"row_tile": tile} | dict(way))
-        for tile in ROW_TILES[table.phase]
+        for tile in _row_tiles(table)
         for way in ways
     ]
     return min(tries, key=lambda t: t[1])[0]
+
+
+def _row_tiles(table: Table) -> tuple[float, ...]:
+    """Query rows a kernel may pad to; a CPU's BLAS pads none."""
+    return (1.0,) if table.hw.arch.startswith("cpu-") else ROW_TILES[table.phase]
 
 
 def _axes(x: Array, places: Mapping[str, tuple[float, ...]]) -> list[tuple[float, ...]]:
@@ -312,6 +317,19 @@ def fit(rows: pd.DataFrame, *, date: str | None = None, residuals: bool = True) 
             )
         )
     return out
+
+
+def without(rows: pd.DataFrame) -> Callable[[NDArray[np.bool_]], list[Fit]]:
+    """Function from a mask of left-out rows to the fits of the rest; fits only what the mask touches."""
+    base = fit(rows)
+    labels = (rows["key"].astype(str) + "|" + rows["library"].astype(str)).to_numpy(str)
+
+    def rest(left_out: NDArray[np.bool_]) -> list[Fit]:
+        gone = set(labels[left_out].tolist())
+        kept = [f for f in base if f"{f.dtype}|{f.library}" not in gone]
+        return kept + fit(rows[np.isin(labels, list(gone)) & ~left_out])
+
+    return rest
 
 
 def _pooled(rows: pd.DataFrame, scope: str, coef: dict[str, float], date: str) -> Fit:

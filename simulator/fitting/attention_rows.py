@@ -24,6 +24,10 @@ SHAPE = ("batch", "q_len", "kv_len", "n_heads", "n_kv_heads", "head_dim", "windo
 INPUTS: tuple[str, ...] = ("phase", "dtype", "kv_dtype", *SHAPE)
 """A shape is held out on every device at once."""
 KEYS = ("source", "device", "library", *INPUTS)
+NOT_NUMBERS = ("arch", "cached")
+"""Fields of `Hardware` that are the same for all rows."""
+ELEMENT_BYTES = {"fp8": 1.0, "fp32": 4.0}
+"""Bytes of formats that are not 16 bit [B]."""
 
 LIBRARIES: tuple[tuple[str, str], ...] = (
     (r"^(vllm|sglang|trtllm)\b.*(?:trtllm_mha|trtllmdecode|trtllmprefill)", r"\1-trtllm-gen"),
@@ -96,9 +100,9 @@ def _hardware(rows: pd.DataFrame) -> Hardware:
     fields: dict[str, Any] = {
         f: np.array([getattr(numbers[p], f) for p in pairs], float)
         for f in Hardware.__dataclass_fields__
-        if f != "arch"
+        if f not in NOT_NUMBERS
     }
-    return Hardware(**fields, arch=first.arch)
+    return Hardware(**fields, **{f: getattr(first, f) for f in NOT_NUMBERS})
 
 
 class Table:
@@ -108,8 +112,8 @@ class Table:
         self.phase = str(rows["phase"].iloc[0])
         self.hw = _hardware(rows)
         self.shape = {c: rows[c].to_numpy(float) for c in SHAPE}
-        self.kv = np.where(rows["kv_dtype"].to_numpy() == "fp8", 1.0, 2.0)
-        self.act = np.where(rows["dtype"].to_numpy() == "fp8", 1.0, 2.0)
+        self.kv = rows["kv_dtype"].map(ELEMENT_BYTES).fillna(2.0).to_numpy(float)
+        self.act = rows["dtype"].map(ELEMENT_BYTES).fillna(2.0).to_numpy(float)
         self.log_time = np.log(rows["time_s"].to_numpy(float))
         self.groups = judge.shape_group(rows, INPUTS)
 
@@ -118,9 +122,11 @@ class Table:
         out = object.__new__(Table)
         out.phase = self.phase
         fields = {
-            f: getattr(self.hw, f)[mask] for f in Hardware.__dataclass_fields__ if f != "arch"
+            f: getattr(self.hw, f)[mask]
+            for f in Hardware.__dataclass_fields__
+            if f not in NOT_NUMBERS
         }
-        out.hw = Hardware(**fields, arch=self.hw.arch)
+        out.hw = Hardware(**fields, **{f: getattr(self.hw, f) for f in NOT_NUMBERS})
         out.shape = {c: v[mask] for c, v in self.shape.items()}
         out.kv, out.act, out.log_time = self.kv[mask], self.act[mask], self.log_time[mask]
         out.groups = self.groups[mask]

@@ -37,6 +37,7 @@ OPERATIONS: Mapping[str, tuple[str, float]] = {
     "divu": ("unary", 1 / 2),
     "powu": ("unary", 1 / 2),
     "tanh": ("unary", 1 / 2),
+    "copy": ("unary", 1 / 2),
     "gelu": ("activation", 1 / 2),
     "relu": ("activation", 1 / 2),
     "mlp_act": ("activation", 2 / 3),

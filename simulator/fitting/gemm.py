@@ -8,7 +8,7 @@ What is left is smoothed by `simulator.fitting.kriging` over devices of one comp
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -20,7 +20,7 @@ from simulator.calibration import ANY, VENDOR, Fit, Residual, scope_of
 from simulator.errors import UnsupportedError
 from simulator.fitting import judge
 from simulator.fitting.gemm_rows import KEYS, Table, klass, library_of, prepare
-from simulator.fitting.gemm_train import Model, estimate, libraries_of, train
+from simulator.fitting.gemm_train import Model, estimate, libraries_of, train, within
 from simulator.fitting.kriging import knots, to_surface
 
 if TYPE_CHECKING:
@@ -49,7 +49,13 @@ SMALLEST_CLASS = 40
 NAMES = ("m", "n", "k")
 
 
-def fit(rows: pd.DataFrame, *, date: str | None = None, residuals: bool = True) -> list[Fit]:
+def fit(
+    rows: pd.DataFrame,
+    *,
+    date: str | None = None,
+    residuals: bool = True,
+    scopes: Collection[str] | None = None,
+) -> list[Fit]:
     """Fits of every device, dtype and library in prepared `rows`, and the pooled ones.
 
     Parameters
@@ -60,6 +66,8 @@ def fit(rows: pd.DataFrame, *, date: str | None = None, residuals: bool = True) 
         Date written into the fits; today by default.
     residuals : bool
         Whether to train five more times for out-of-fold errors; False leaves them at zero.
+    scopes : collection of str, optional
+        Capabilities (`scope_of`) to fit; all by default. The fits of one do not depend on the others asked for.
 
     Returns
     -------
@@ -68,37 +76,46 @@ def fit(rows: pd.DataFrame, *, date: str | None = None, residuals: bool = True) 
     """
     rows = rows.reset_index(drop=True)
     table = Table.of(rows)
-    model = train(table)
+    model = train(table, scopes=scopes)
     groups = judge.shape_group(rows, INPUTS)
     named, unnamed = (
-        _out_of_fold(table, model, groups) if residuals else (table.time_s, table.time_s)
+        _out_of_fold(table, model, groups, scopes) if residuals else (table.time_s, table.time_s)
     )
-    away = _device_out(table) if residuals else table.time_s
+    away = _device_out(table, scopes) if residuals else table.time_s
     general = estimate(model, table, ANY) if residuals else table.time_s
     day = date or dt.date.today().isoformat()
     fits: list[Fit] = []
     for kind in np.unique(table.klass):
         of_kind = table.klass == kind
         fits.append(_make(model, table, of_kind, general, day, (ANY, str(kind)), None))
-        for scope in np.unique(table.scope[of_kind]):
-            within = of_kind & (table.scope == scope)
-            several = len(np.unique(table.device[within])) > 1
+        for where in within(scopes, table.scope[of_kind]):
+            here = of_kind & (table.scope == where)
+            several = len(np.unique(table.device[here])) > 1
             error = away if several else general
-            where = str(scope)
-            fits.append(_make(model, table, within, error, day, (where, str(kind)), where))
-            for name, mask in libraries_of(table, within):
+            fits.append(_make(model, table, here, error, day, (where, str(kind)), where))
+            for name, mask in libraries_of(table, here):
                 if len(np.unique(table.device[mask])) > 1:
                     fits.append(
                         _make(model, table, mask, error, day, (where, str(kind), name), where)
                     )
-            for device in np.unique(table.device[within]):
-                on = within & (table.device == device)
+            for device in np.unique(table.device[here]):
+                on = here & (table.device == device)
                 fits.append(_make(model, table, on, unnamed, day, (str(device), str(kind)), where))
                 for name, mask in libraries_of(table, on):
                     fits.append(
                         _make(model, table, mask, named, day, (str(device), str(kind), name), where)
                     )
     return [graph_launch(f, fits) for f in fits]
+
+
+def without(rows: pd.DataFrame) -> Callable[[Mask], list[Fit]]:
+    """Function from a mask of left-out rows to the fits of the rest, for the capabilities they are of."""
+    scope = Table.of(rows).scope
+
+    def rest(left_out: Mask) -> list[Fit]:
+        return fit(rows[~left_out], scopes=frozenset(map(str, scope[left_out])))
+
+    return rest
 
 
 def graph_launch(fit: Fit, fits: Sequence[Fit]) -> Fit:
@@ -188,26 +205,28 @@ def _residual(measured_s: Array, predicted_s: Array) -> Residual:
     )
 
 
-def _out_of_fold(table: Table, model: Model, groups: NDArray[np.uint64]) -> tuple[Array, Array]:
+def _out_of_fold(
+    table: Table, model: Model, groups: NDArray[np.uint64], scopes: Collection[str] | None
+) -> tuple[Array, Array]:
     """Every row by a model that never saw its shape, its library named and not named [s]."""
     named = estimate(model, table, "library")
     unnamed = estimate(model, table, "device")
     for learn, test in judge.folds(groups, FOLDS):
         if test.any() and learn.any():
-            fold = train(table.where(learn), model)
+            fold = train(table.where(learn), model, scopes)
             named[test] = estimate(fold, table.where(test), "library")
             unnamed[test] = estimate(fold, table.where(test), "device")
     return named, unnamed
 
 
-def _device_out(table: Table) -> Array:
+def _device_out(table: Table, scopes: Collection[str] | None) -> Array:
     """Prediction of every row by siblings of its device; without any, by its own [s]."""
-    out = np.empty(len(table))
-    for scope in np.unique(table.scope):
-        within = table.scope == scope
-        for device in np.unique(table.device[within]):
-            test = within & (table.device == device)
-            rest = within & ~test
+    out = np.full(len(table), np.nan)
+    for scope in within(scopes, table.scope):
+        here = table.scope == scope
+        for device in np.unique(table.device[here]):
+            test = here & (table.device == device)
+            rest = here & ~test
             model = train(table.where(rest)) if rest.any() else train(table.where(test))
             out[test] = estimate(model, table.where(test), "scope")
     return out

@@ -5,7 +5,7 @@ Levels, from general to special: all devices -> compute capability -> device -> 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -99,8 +99,11 @@ def _thin(mask: Mask, groups: NDArray[np.str_], most: int) -> Mask:
     return keep
 
 
-def train(table: Table, start: Model | None = None) -> Model:
-    """Coefficients of every level and the pooled residuals; `start` saves steps in the folds."""
+def train(table: Table, start: Model | None = None, scopes: Collection[str] | None = None) -> Model:
+    """Coefficients of every level and the pooled residuals.
+
+    `start` saves steps in the folds; `scopes` names the capabilities wanted below the top level.
+    """
     model = Model()
     passes = 3 if start else 15
     for kind in np.unique(table.klass):
@@ -115,7 +118,7 @@ def train(table: Table, start: Model | None = None) -> Model:
             return model.coef[key]
 
         top = learn((ANY, kind), _thin(of_kind, table.device, 200), parent, free)
-        for scope in np.unique(table.scope[of_kind]):
+        for scope in within(scopes, table.scope[of_kind]):
             in_scope = of_kind & (table.scope == scope)
             above = learn((scope, kind), _thin(in_scope, table.device, 500), top, free)
             for name, mask in libraries_of(table, in_scope):
@@ -129,6 +132,11 @@ def train(table: Table, start: Model | None = None) -> Model:
                     learn((device, kind, name), _thin(mask, table.device, 500), own, special)
             model.pools[scope, kind] = _pool(model, table, in_scope, kind)
     return model
+
+
+def within(scopes: Collection[str] | None, present: NDArray[np.str_]) -> list[str]:
+    """Scopes among the `present` ones that are wanted; None wants all."""
+    return [str(s) for s in np.unique(present) if scopes is None or s in scopes]
 
 
 def libraries_of(table: Table, mask: Mask) -> Iterator[tuple[str, Mask]]:

@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from simulator import validate
+from simulator import judged as judging
 from simulator.errors import InputError
 
 
@@ -26,14 +26,14 @@ def gemm_rows(**changes: object) -> pd.DataFrame:
     ],
 )
 def test_a_row_that_cannot_be_judged_is_counted(changes: dict[str, object], reason: str) -> None:
-    judged, excluded = validate.judge_rows("gemm", gemm_rows(**changes), None)
+    judged, excluded = judging.judge_rows("gemm", gemm_rows(**changes), None)
     assert excluded == {reason: 1}
     assert sum(len(j.rows) for j in judged) == 2
 
 
 def test_an_unseen_source_gets_the_wider_interval() -> None:
-    (seen,), _ = validate.judge_rows("gemm", gemm_rows(source="vidur").assign(source="vidur"), None)
-    (unseen,), _ = validate.judge_rows("gemm", gemm_rows().assign(source="nobody"), None)
+    (seen,), _ = judging.judge_rows("gemm", gemm_rows(source="vidur").assign(source="vidur"), None)
+    (unseen,), _ = judging.judge_rows("gemm", gemm_rows().assign(source="nobody"), None)
     assert seen.split == "in_source"
     assert unseen.split == "cross_source"
     width = [(j.rows["hi_s"] / j.rows["lo_s"]).to_numpy() for j in (seen, unseen)]
@@ -41,17 +41,17 @@ def test_an_unseen_source_gets_the_wider_interval() -> None:
 
 
 def test_few_rows_have_a_count_and_no_figures() -> None:
-    judged, _ = validate.judge_rows("gemm", gemm_rows(), None)
-    (row,) = validate.table("gemm", judged[0], ("device",))
+    judged, _ = judging.judge_rows("gemm", gemm_rows(), None)
+    (row,) = judging.table("gemm", judged[0], ("device",))
     assert row == {"family": "gemm", "device": "a100-sxm-80g", "split": "cross_source", "n": 2}
     with pytest.raises(InputError, match="none of the columns"):
-        validate.table("gemm", judged[0], ("colour",))
+        judging.table("gemm", judged[0], ("colour",))
 
 
 @pytest.mark.parametrize("holdout", ["0", "1.5", "shape"])
 def test_a_bad_holdout_is_refused(holdout: str) -> None:
     with pytest.raises(InputError, match="is not a share"):
-        validate.judge_rows("gemm", gemm_rows(), holdout)
+        judging.judge_rows("gemm", gemm_rows(), holdout)
 
 
 def test_a_source_nothing_else_covers_is_counted_not_an_error() -> None:
@@ -61,6 +61,38 @@ def test_a_source_nothing_else_covers_is_counted_not_an_error() -> None:
         "time_s": 2e-5, "kernel": "flash-attn", "flag": None,
     }  # fmt: skip
     rows = pd.DataFrame([{**base, "source": s, "kv_len": n} for s in "ab" for n in (512, 1024)])
-    (judged,), excluded = validate.judge_rows("attention", rows, "source")
+    (judged,), excluded = judging.judge_rows("attention", rows, "source")
     assert len(judged.rows) == 0
     assert excluded == {"no attention fit covers decode.bf16 on a100-sxm-80g": 4}
+
+
+def test_a_source_is_only_crossed_where_another_measured_the_format() -> None:
+    from simulator.judged import SMALLEST, _measured_elsewhere
+
+    rows = pd.DataFrame(
+        {"device": "d", "dtype": ["bf16"] * 60 + ["fp8"] * 60, "source": ["a"] * 55 + ["b"] * 65}
+    )
+    known = _measured_elsewhere(rows, (rows["source"] == "b").to_numpy())
+    assert SMALLEST == 50
+    assert known[:60].all()
+    assert not known[60:].any()
+
+
+@pytest.mark.data
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "devices"),
+    [("gemm", ("H800-SXM", "H20", "RTX-5090")), ("attention", ("H20", "H800-SXM", "RTX-4090"))],
+)
+def test_fitting_only_what_a_hold_out_touches_changes_no_prediction(data_dir, kind, devices):
+    module = judging.module_of(kind)
+    raw = pd.read_parquet(data_dir / f"{kind}.parquet")
+    raw = raw[raw["device"].isin(devices)].iloc[::2]
+    if kind == "attention":
+        raw = raw[raw["head_dim"] == 128]
+    rows = module.prepare(raw).reset_index(drop=True)
+    left_out = (rows["device"] == "h20").to_numpy()
+    quick = module.predict(rows[left_out], module.without(rows)(left_out), cross=True)
+    full = module.predict(rows[left_out], module.fit(rows[~left_out]), cross=True)
+    for a, b in zip(quick, full, strict=True):
+        assert a == pytest.approx(b, rel=1e-9, nan_ok=True)

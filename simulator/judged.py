@@ -1,0 +1,294 @@
+"""Measured rows with predictions beside them: which were held out, and how wrong the predictions are."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from simulator import console
+from simulator.errors import InputError, ShadowlineError, UnknownNameError, UnsupportedError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from simulator.calibration import Fit
+
+KERNEL_KINDS = ("gemm", "attention", "collective", "moe", "elementwise")
+SMALLEST = 50
+"""Rows below which a split's figures are not printed, only its count."""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Prepared rows with predictions beside them, and which split they belong to."""
+
+    rows: pd.DataFrame
+    split: str
+    unpredicted: dict[str, int] = field(default_factory=dict)
+
+
+def module_of(kind: str) -> Any:
+    """Fitting module of a kernel family: `prepare`, `INPUTS`, `fit`, `predict`."""
+    return importlib.import_module(f"simulator.fitting.{kind}")
+
+
+def read_rows(path: Path) -> pd.DataFrame:
+    """Measured rows of a Parquet or CSV file."""
+    import pandas as pd
+
+    if not path.is_file():
+        raise InputError(f"no such file: {path}", where="--data")
+    try:
+        return pd.read_csv(path) if path.suffix == ".csv" else pd.read_parquet(path)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{path} cannot be read: {str(error).splitlines()[0]}", where="--data"
+        ) from None
+
+
+def committed(kind: str, devices: Iterator[str] | list[str]) -> list[Fit]:
+    """Fits of the profiles as they are committed, pooled ones included."""
+    from simulator.calibration import DEFAULT, load_fits
+
+    return [f for name in (*dict.fromkeys(devices), DEFAULT) for f in load_fits(name, kind)]
+
+
+def judge_rows(
+    kind: str, raw: pd.DataFrame, holdout: str | None
+) -> tuple[list[Judged], dict[str, int]]:
+    """Predictions for the rows to be judged, and counts of the rows left out by reason."""
+    module = module_of(kind)
+    excluded = _excluded(raw)
+    rows = _prepared(module, _known(kind, raw, excluded), excluded)
+    judged = list(
+        _committed(kind, module, rows) if holdout is None else _splits(module, rows, holdout)
+    )
+    for j in judged:
+        for reason, n in j.unpredicted.items():
+            excluded[reason] = excluded.get(reason, 0) + n
+    return judged, excluded
+
+
+def _prepared(module: Any, raw: pd.DataFrame, excluded: dict[str, int]) -> pd.DataFrame:
+    """Prepared rows; where a device lacks the rate of a format, those rows are counted instead."""
+    import pandas as pd
+
+    try:
+        return module.prepare(raw)
+    except UnsupportedError:
+        parts = []
+        for _, group in raw.groupby(["device", "dtype"], dropna=False, sort=False):
+            try:
+                parts.append(module.prepare(group))
+            except UnsupportedError as error:
+                reason = error.message.split(";")[0]
+                excluded[reason] = excluded.get(reason, 0) + len(group)
+        if not parts:
+            raise
+        return pd.concat(parts, ignore_index=True)
+
+
+def _known(kind: str, raw: pd.DataFrame, excluded: dict[str, int]) -> pd.DataFrame:
+    """Rows of devices with a profile and formats we know; the others are counted in `excluded`."""
+    from simulator.device import resolve
+    from simulator.dtypes import FORMATS
+
+    keep = [True] * len(raw)
+    if "device" in raw:
+        names: dict[str, bool] = {}
+        for name in raw["device"].astype(str).unique():
+            try:
+                names[name] = bool(resolve(name))
+            except UnknownNameError:
+                names[name] = False
+        keep = raw["device"].astype(str).map(names).to_numpy()
+        for name, here in names.items():
+            if not here:
+                excluded[f"device {name} has no profile"] = int((raw["device"] == name).sum())
+    if "dtype" in raw and kind in ("gemm", "attention"):
+        known = raw["dtype"].astype(str).isin(list(FORMATS)).to_numpy()
+        for name, n in raw["dtype"][~known].value_counts().items():
+            excluded[f"unknown format {name}"] = int(n)
+        keep = keep & known
+    return raw[keep]
+
+
+def _committed(kind: str, module: Any, rows: pd.DataFrame) -> Iterator[Judged]:
+    """Rows by what the committed fits have seen: their source, their device, or neither."""
+    import numpy as np
+
+    fits = committed(kind, sorted(rows["device"].unique()))
+    seen: dict[str, set[str]] = {}
+    for fit in fits:
+        seen.setdefault(fit.device, set()).update(fit.sources)
+    split = np.array(
+        [
+            "cross_device" if d not in seen else "in_source" if s in seen[d] else "cross_source"
+            for d, s in zip(rows["device"], rows["source"], strict=True)
+        ]
+    )
+    for name in ("in_source", "cross_source", "cross_device"):
+        if (split == name).any():
+            yield _predicted(module, rows[split == name], fits, name)
+
+
+def _excluded(raw: pd.DataFrame) -> dict[str, int]:
+    import numpy as np
+
+    out: dict[str, int] = {}
+    if "flag" in raw:
+        flag = raw["flag"].fillna("").astype(str).str.strip()
+        out = {f"flag {k}": int(v) for k, v in flag[flag != ""].value_counts().items()}
+    if "time_s" in raw:
+        bad = ~np.isfinite(raw["time_s"].to_numpy(float)) | (raw["time_s"].to_numpy(float) <= 0)
+        if bad.any():
+            out["no positive time"] = int(bad.sum())
+    return out
+
+
+def _splits(module: Any, rows: pd.DataFrame, holdout: str) -> Iterator[Judged]:
+    from simulator.fitting import judge
+
+    if holdout in ("source", "device"):
+        yield from _left_out(module, rows, holdout)
+        return
+    try:
+        share = float(holdout)
+    except ValueError:
+        share = -1.0
+    if not 0.0 < share < 1.0:
+        raise InputError(
+            f"{holdout!r} is not a share between 0 and 1, 'source' or 'device'", where="--holdout"
+        )
+    test = judge.holdout(judge.shape_group(rows, module.INPUTS), share)
+    yield _predicted(module, rows[test], module.fit(rows[~test]), "in_source")
+
+
+def _left_out(module: Any, rows: pd.DataFrame, column: str) -> Iterator[Judged]:
+    """Leave one source of a device, or one device, out at a time.
+
+    Where another source measured too few rows of the device's number format, leaving a source out
+    leaves the device unseen, and its rows are judged as `cross_device`.
+    """
+    if column == "device":
+        names = sorted(rows["device"].unique())
+        if len(names) < 2:
+            raise InputError("one device only: nothing is left to fit on", where="--holdout")
+        judged_on = rows["device"].notna()
+    else:
+        names = sorted(rows["source"].unique())
+        sources = rows.groupby("device")["source"].nunique()
+        judged_on = rows["device"].isin(sources[sources > 1].index)
+        if not judged_on.any():
+            raise InputError("no device has rows of two sources", where="--holdout")
+    # A family whose fit is long has `without`: it fits again only what the left-out rows touch.
+    if hasattr(module, "without"):
+        rest = module.without(rows)
+    else:
+
+        def rest(left_out: Any) -> list[Fit]:
+            return module.fit(rows[~left_out])
+
+    parts: dict[str, list[Judged]] = {"cross_source": [], "cross_device": []}
+    for name in console.progress(names, len(names), f"leaving out each {column}"):
+        left_out = (rows[column] == name).to_numpy()
+        judged = left_out & judged_on.to_numpy()
+        if not judged.any():
+            continue
+        fits = rest(left_out)
+        known = _measured_elsewhere(rows, left_out)
+        for split, here in (("cross_source", judged & known), ("cross_device", judged & ~known)):
+            if here.any():
+                parts[split].append(_predicted(module, rows[here], fits, split))
+    for split, found in parts.items():
+        if found:
+            yield _joined(found, split)
+
+
+def _measured_elsewhere(rows: pd.DataFrame, left_out: Any) -> Any:
+    """Whether `SMALLEST` rows of the same device and format are left to fit on."""
+    keys = [k for k in ("device", "dtype", "kv_dtype", "phase", "op") if k in rows]
+    label = rows[keys].astype(str).agg("|".join, axis=1)
+    return (label.map(label[~left_out].value_counts()).fillna(0) >= SMALLEST).to_numpy()
+
+
+def _joined(parts: list[Judged], split: str) -> Judged:
+    import pandas as pd
+
+    unpredicted: dict[str, int] = {}
+    for part in parts:
+        for reason, n in part.unpredicted.items():
+            unpredicted[reason] = unpredicted.get(reason, 0) + n
+    return Judged(pd.concat([p.rows for p in parts]), split, unpredicted)
+
+
+def _predicted(module: Any, rows: pd.DataFrame, fits: list[Fit], split: str) -> Judged:
+    """Predictions beside the rows; what nothing measured can answer for is counted, not guessed."""
+    from simulator.fitting.naive import naive_s
+
+    cross = split != "in_source"
+    unpredicted: dict[str, int] = {}
+    try:
+        mid, lo, hi = module.predict(rows, fits, cross=cross)
+    except ShadowlineError:
+        import pandas as pd
+
+        keys = [k for k in ("device", "dtype", "kv_dtype", "phase", "op", "library") if k in rows]
+        parts = []
+        for _, group in rows.groupby(keys, dropna=False, sort=False):
+            try:
+                mid, lo, hi = module.predict(group, fits, cross=cross)
+            except ShadowlineError as error:
+                reason = error.message.split(";")[0]
+                unpredicted[reason] = unpredicted.get(reason, 0) + len(group)
+            else:
+                parts.append(group.assign(mid_s=mid, lo_s=lo, hi_s=hi))
+        nothing = rows.head(0).assign(mid_s=0.0, lo_s=0.0, hi_s=0.0)
+        rows = pd.concat(parts) if parts else nothing
+    else:
+        rows = rows.assign(mid_s=mid, lo_s=lo, hi_s=hi)
+    uncovered = rows["mid_s"].isna()
+    if uncovered.any():
+        unpredicted["no fit covers it"] = int(uncovered.sum())
+        rows = rows[~uncovered]
+    naive = naive_s(module.FAMILY, rows) if len(rows) else 0.0
+    return Judged(rows.assign(naive_s=naive), split, unpredicted)
+
+
+def table(kind: str, judged: Judged, by: tuple[str, ...]) -> list[dict[str, Any]]:
+    """Figures of every group of `by`, largest first; small groups carry their count only."""
+    rows = judged.rows
+    keys = [k for k in by if k in rows]
+    if not keys:
+        raise InputError(f"{kind} rows have none of the columns {', '.join(by)}", where="--by")
+    out = []
+    for names, group in rows.groupby(keys, dropna=False, sort=False):
+        labels = dict(zip(keys, names if isinstance(names, tuple) else (names,), strict=True))
+        out.append({"family": kind, **labels, "split": judged.split, **figures(group)})
+    return sorted(out, key=lambda r: -r["n"])
+
+
+def figures(rows: pd.DataFrame) -> dict[str, Any]:
+    """The contract's figures of one group of judged rows."""
+    import numpy as np
+
+    from simulator.fitting import judge
+
+    t, mid = rows["time_s"].to_numpy(float), rows["mid_s"].to_numpy(float)
+    if len(rows) < SMALLEST:
+        return {"n": len(rows)}
+    lo, hi = rows["lo_s"].to_numpy(float), rows["hi_s"].to_numpy(float)
+    repeated = rows["repeats"].to_numpy() > 1 if "repeats" in rows else np.zeros(len(rows), bool)
+    naive = np.abs(rows["naive_s"].to_numpy(float) / t - 1.0)
+    return {
+        **judge.figures(t, mid),
+        "coverage_90": float(np.mean((t >= lo) & (t <= hi))),
+        "interval_width": float(np.median(np.log(hi / lo))),
+        "noise_floor": float(np.median(rows["spread"].to_numpy()[repeated]))
+        if repeated.any()
+        else None,
+        "roofline_median_ape": float(np.nanmedian(naive)),
+    }
