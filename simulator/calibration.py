@@ -22,6 +22,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from simulator.device import user_data_dir
 from simulator.errors import InputError, UnsupportedError
 from simulator.surface import Surface
 
@@ -32,6 +33,9 @@ DEFAULT = "_default"
 ANY = "any"
 VENDOR = "vendor"
 """Library of the fit that answers when nobody names one."""
+LOCAL = "local"
+"""Library of fits made on the user's own machine by ``sparse_kernels.calibrate``: they answer before all but
+the very kernel that was asked for."""
 
 NEAR_DTYPES: Mapping[str, tuple[str, ...]] = {
     "fp8": ("fp8_static", "fp8_block", "int8"),
@@ -55,6 +59,10 @@ NEAR_DTYPES: Mapping[str, tuple[str, ...]] = {
 
 TWINS: Mapping[str, str] = {"bf16": "fp16", "fp16": "bf16"}
 """Formats that run the same kernels at the same rate: a fit of one answers for the other."""
+
+
+LAUNCH_SPREAD_S = 2e-6
+"""Standard deviation of a kernel's launch floor between sources: timed inside a CUDA graph or from the host [s]."""
 
 
 class Basis(StrEnum):
@@ -136,18 +144,22 @@ class Residual:
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """5 % and 95 % quantiles of e for predictions of `time_s`.
 
-        `cross` adds the between-source term in quadrature, 1.645 sigma to each side.
+        `cross` adds the between-source term in quadrature, 1.645 sigma to each side: `between_source`
+        and, in a class of short times, `LAUNCH_SPREAD_S` over half the next class's edge.
         """
         t = np.asarray(time_s, float)
         lo, hi = np.full(t.shape, self.q05), np.full(t.shape, self.q95)
-        for from_s, q05, q95 in self.classes:
+        extra = np.full(t.shape, self.between_source)
+        edges = [c[0] for c in self.classes[1:]]
+        for (from_s, q05, q95), until_s in zip(self.classes, [*edges, np.inf], strict=False):
             here = t >= from_s
             lo, hi = np.where(here, q05, lo), np.where(here, q95, hi)
+            floor = LAUNCH_SPREAD_S / (0.5 * until_s)
+            extra = np.where(here, np.hypot(self.between_source, floor), extra)
         if cross:
-            extra = 1.645 * self.between_source
             centre = (lo + hi) / 2
-            lo = centre - np.hypot(centre - lo, extra)
-            hi = centre + np.hypot(hi - centre, extra)
+            lo = centre - np.hypot(centre - lo, 1.645 * extra)
+            hi = centre + np.hypot(hi - centre, 1.645 * extra)
         return lo, hi
 
     def widened(self, extra_sigma: float) -> Residual:
@@ -292,9 +304,8 @@ def _parse_fit(data: Mapping[str, Any], table: Mapping[str, Any]) -> Fit:
 
 def _homes() -> tuple[Traversable, ...]:
     """Folders that hold ``<device>/<family>.toml``, the user's first."""
-    own = os.environ.get("SHADOWLINE_HOME")
     packaged = resources.files("hw_profiles").joinpath("measured")
-    return ((Path(own) / "measured",) if own else ()) + (packaged,)
+    return user_data_dir() / "measured", packaged
 
 
 @lru_cache(maxsize=256)
@@ -332,14 +343,15 @@ def lookup(
 ) -> tuple[Fit, Basis]:
     """The fit that answers for `device`, and how good an answer it is.
 
-    In order: the device's own fit of this dtype (or its twin) and library (None: the ``vendor``
-    fit, else its largest) -> CALIBRATED; its fit of another library or a near dtype ->
+    In order: the device's own fit of this dtype (or its twin) and library (None: the `LOCAL` fit, else
+    ``vendor``, else its largest), or its `LOCAL` fit -> CALIBRATED; its fit of another library or a near dtype ->
     EXTRAPOLATED; the pooled fit of its `scope_of`, then architecture, -> EXTRAPOLATED; the family's
     pooled fit -> DATASHEET.
     """
     own = load_fits(device.name, family)
     same = [f for f in own if f.dtype == dtype] or [f for f in own if f.dtype == TWINS.get(dtype)]
     exact = [f for f in same if library is None or f.library == library]
+    exact = exact or [f for f in same if f.library == LOCAL]
     if exact:
         return _largest(exact), Basis.CALIBRATED
     if same:
@@ -367,7 +379,7 @@ def lookup(
 
 
 def _largest(fits: Sequence[Fit]) -> Fit:
-    return max(fits, key=lambda f: (f.library == VENDOR, f.n))
+    return max(fits, key=lambda f: (f.library == LOCAL, f.library == VENDOR, f.n))
 
 
 def _near(fits: Sequence[Fit], dtype: str) -> Fit | None:

@@ -209,9 +209,9 @@ def _left_out(module: Any, rows: pd.DataFrame, column: str) -> Iterator[Judged]:
 
 
 def _measured_elsewhere(rows: pd.DataFrame, left_out: Any) -> Any:
-    """Whether `SMALLEST` rows of the same device and format are left to fit on."""
+    """Whether `SMALLEST` rows of the same device and format (fp16 and bf16 are one) are left to fit on."""
     keys = [k for k in ("device", "dtype", "kv_dtype", "phase", "op") if k in rows]
-    label = rows[keys].astype(str).agg("|".join, axis=1)
+    label = rows[keys].astype(str).replace("fp16", "bf16").agg("|".join, axis=1)
     return (label.map(label[~left_out].value_counts()).fillna(0) >= SMALLEST).to_numpy()
 
 

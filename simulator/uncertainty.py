@@ -29,12 +29,19 @@ class Interval:
     basis: Basis
 
 
-def combine(times: Iterable[OpTime], step_s: Array = 0.0, sigma: float = 0.0) -> Interval:
+def combine(
+    times: Iterable[OpTime],
+    step_s: Array = 0.0,
+    sigma: float = 0.0,
+    density_s: Array = 0.0,
+    density_sigma: float = 0.0,
+) -> Interval:
     """Interval of a step of `step_s` seconds that runs `times`.
 
     ``W^2 = sum over families of rho (sum w)^2 + (1 - rho) sum w^2 + (step_s d)^2`` for either side, with w
     the half width of one op, rho = `WITHIN_FAMILY`, independence between families, and d the log-space
-    error `sigma` of the whole step: ``1 - exp(-1.645 sigma)`` below, ``exp(1.645 sigma) - 1`` above.
+    error `sigma` of the whole step: ``1 - exp(-1.645 sigma)`` below, ``exp(1.645 sigma) - 1`` above. `density_s`
+    seconds whose density has a log-space error of its own add a term of the same form.
     """
     families: dict[str, list[Array]] = {}
     basis = Basis.CALIBRATED
@@ -52,12 +59,13 @@ def combine(times: Iterable[OpTime], step_s: Array = 0.0, sigma: float = 0.0) ->
         else:
             families[t.family] = [below, below * below, above, above * above]
     rho = WITHIN_FAMILY
-    down, up = step_s * -math.expm1(-1.645 * sigma), step_s * math.expm1(1.645 * sigma)
     low: Array = 0.0
     high: Array = 0.0
     for sum_low, square_low, sum_high, square_high in families.values():
         low = low + (rho * sum_low * sum_low + (1.0 - rho) * square_low)
         high = high + (rho * sum_high * sum_high + (1.0 - rho) * square_high)
-    if sigma:
-        low, high = low + down * down, high + up * up
+    for seconds, error in ((step_s, sigma), (density_s, density_sigma)):
+        if error:
+            down, up = seconds * -math.expm1(-1.645 * error), seconds * math.expm1(1.645 * error)
+            low, high = low + down * down, high + up * up
     return Interval(np.sqrt(low), np.sqrt(high), basis)

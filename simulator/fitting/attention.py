@@ -137,6 +137,8 @@ COARSE_KNOTS: Mapping[str, tuple[float, ...]] = {
 """Knots of pooled fits: what siblings share, without one device's detail."""
 POOL_ROWS = 700
 """Rows that a pooled surface is smoothed from; the shape hash picks them."""
+SURFACE_ROWS = 6000
+"""Rows that any surface is smoothed from, picked likewise: the solve takes rows^2 memory."""
 SMALLEST = 20
 SMALLEST_SURFACE = 40
 FOLDS = 5
@@ -203,6 +205,8 @@ def _surface(
     """Knot table of what `coef` leaves, or None with too few rows."""
     if len(table) < SMALLEST_SURFACE:
         return None
+    if len(table) > SURFACE_ROWS:
+        table = table.where(np.argsort(np.argsort(table.groups)) < SURFACE_ROWS)
     x = table.x()
     lengths = np.array([LENGTHS[a] for a in AXES]) / PRIOR.octaves
     zero = np.zeros(len(table), np.int64)

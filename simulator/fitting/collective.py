@@ -68,7 +68,10 @@ def prepare(rows: pd.DataFrame) -> pd.DataFrame:
     ]
     rows = rows.assign(device=rows["device"].astype(str).str.lower(), library=library)
     out = judge.aggregate(rows, ["device", "source", "library", *INPUTS])
-    link = [_hardware(d).link_bytes_per_s for d in out["device"]]
+    link = [
+        _link_bytes_per_s(d, int(n) if nodes == 1 else 1)
+        for d, n, nodes in zip(out["device"], out["n_gpus"], out["n_nodes"], strict=True)
+    ]
     return out.assign(
         key=out["op"], kernel_family=out["library"], dtype="any", link_bytes_per_s=link
     )
@@ -80,6 +83,20 @@ def _hardware(device: str) -> Hardware:
 
     found = devices.load(device)
     return hardware(found, next(d for d in ("bf16", "fp16", "fp32") if found.has(d)))
+
+
+@lru_cache(maxsize=512)
+def _link_bytes_per_s(device: str, n_ranks: int) -> float:
+    """One-way rate of the link a group of `n_ranks` runs over, as `roofline.timing` takes it [B/s].
+
+    A pair behind a bridge and four cards over PCIe are different links; between nodes the fastest
+    link stands, and the fit's share carries the network.
+    """
+    from simulator import device as devices
+
+    found = devices.load(device)
+    share = found.link_for(n_ranks).bandwidth_bytes_per_s / found.link.bandwidth_bytes_per_s
+    return _hardware(device).link_bytes_per_s * share
 
 
 def _link(rows: pd.DataFrame) -> Hardware:
@@ -126,10 +143,11 @@ RECIPE = Recipe(
     start=DEFAULT,
     spread={"t0_s": 2.0, "hop_s": 2.0, "fill_s": 2.0, "link_share": 2.0, "share_slope": 1.0},
     preferred=PREFERRED,
-    between_source=0.20,
-    between_device=0.20,
+    between_source=0.30,
+    between_device=0.30,
     signed=("share_slope",),
     smallest=6,
+    apart=lambda library: library.rpartition("_")[2] if library.endswith("nodes") else "",
 )
 
 

@@ -46,6 +46,8 @@ SCALE = 0.06
 SMALLEST_LIBRARY = 25
 """Rows below which a library has no coefficients of its own."""
 PRIOR = Prior()
+POOL_ROWS = 6000
+"""Rows a pooled residual is smoothed from, spread over its devices and libraries: the solve takes rows^2 memory."""
 
 
 @dataclass(eq=False)
@@ -150,6 +152,9 @@ def libraries_of(table: Table, mask: Mask) -> Iterator[tuple[str, Mask]]:
 def _pool(
     model: Model, table: Table, mask: Mask, kind: str
 ) -> tuple[Kriging, dict[str, int], dict[str, int]]:
+    if mask.sum() > POOL_ROWS:
+        group = np.char.add(np.char.add(table.device, "|"), table.library)
+        mask = _thin(mask, group, POOL_ROWS // len(np.unique(group[mask])))
     sub = table.where(mask)
     y = np.log(sub.time_s / physics(model, sub, "library"))
     devices = {str(d): i for i, d in enumerate(np.unique(sub.device))}

@@ -51,6 +51,8 @@ class Recipe:
         deviation of each about its parent's.
     refit : bool
         Fit the coefficients again in each fold; False refits the surface only (large groups).
+    apart : callable
+        library -> label that two libraries must share for one to stand in for the other.
     """
 
     family: str
@@ -68,6 +70,7 @@ class Recipe:
     ridge: float = 1e-3
     huber: float = 0.1
     refit: bool = True
+    apart: Callable[[str], str] = lambda library: ""
 
 
 def solve(
@@ -238,7 +241,8 @@ def choose(
     On the device itself: the library named, else its kin (the same last word), then `preferred`, then
     the largest. Elsewhere the library named counts for more than the architecture.
     """
-    pool = [f for f in fits if f.dtype == key]
+    apart = recipe.apart(library)
+    pool = [f for f in fits if f.dtype == key and recipe.apart(f.library) == apart]
     own = [f for f in pool if f.device == device]
     places = (device,) if own else (scope, ANY)
     for place in places:
@@ -273,7 +277,8 @@ def predict_family(
     for names, group in placed.groupby(["device", "key", "library"]):
         device, key, library = cast("tuple[str, str, str]", names)
         scope = devices.load(str(device)).arch
-        if not any(f.dtype == key for f in fits):
+        apart = recipe.apart(str(library))
+        if not any(f.dtype == key and recipe.apart(f.library) == apart for f in fits):
             continue
         found, stand_in = choose(recipe, fits, str(device), scope, str(key), str(library))
         at, low = group["_at"].to_numpy(), floor(group)
