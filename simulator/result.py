@@ -15,6 +15,7 @@ from simulator.evaluate import MAX_RUNNING_BATCH, STATUSES, Points, evaluate
 from simulator.group import Group
 from simulator.lowering import Lowering
 from simulator.policies import Policies
+from simulator.quality import quality_of
 from simulator.step import BOUNDS
 
 if TYPE_CHECKING:
@@ -73,6 +74,11 @@ COLUMNS: Mapping[str, Column] = {
     ),
     "energy_j_per_token": Column("real", "J", "estimated energy per output token"),
     "usd_per_mtoken": Column("real", "USD", "estimated rent per million output tokens"),
+    "quality_perplexity_ratio": Column(
+        "real", "1", "perplexity over dense, as the trace measured it"
+    ),
+    "quality_agreement": Column("real", "1", "share of next tokens equal to dense's"),
+    "quality_source": Column("text", "", "how the quality was measured; null = not measured"),
 }
 
 _BASES = ("CALIBRATED", "EXTRAPOLATED", "DATASHEET")
@@ -178,6 +184,11 @@ def _labels(group: Group, n: int) -> dict[str, Any]:
     columns: dict[str, Any] = {k: (np.zeros(n, np.int32), [w]) for k, w in words.items()}
     for name in ("tp", "pp", "ep"):
         columns[name] = np.full(n, getattr(group, name))
+    quality = quality_of(group)
+    columns["quality_perplexity_ratio"] = np.broadcast_to(quality.perplexity_ratio, n)
+    columns["quality_agreement"] = np.broadcast_to(quality.agreement, n)
+    known = 0 if quality.source else -1
+    columns["quality_source"] = (np.broadcast_to(np.int32(known), n), [quality.source])
     return columns
 
 
@@ -251,13 +262,19 @@ def best_rate(points: Points) -> np.ndarray:
 def _reasons(points: Points, status: np.ndarray) -> tuple[np.ndarray, list[str]]:
     codes = np.full(len(status), -1, np.int32)
     words: list[str] = []
+    trace = points.group.trace
+    if trace is not None and points.group.transferred:
+        words.append(
+            f"curves of {trace.manifest.model}, layers mapped by relative depth (--trace-transfer)"
+        )
+        codes[status == 0] = 0
     long = status == 2
     if long.any():
         limit = points.group.model.max_context
         words.append(
             f"prompt + output exceed the model's {limit} tokens; shorten them or add --ignore-context-limit"
         )
-        codes[long] = 0
+        codes[long] = len(words) - 1
     short = status == 1
     if short.any():
         gib = (
@@ -265,16 +282,18 @@ def _reasons(points: Points, status: np.ndarray) -> tuple[np.ndarray, list[str]]
             / 2
         )
         largest = points.max_batch.ravel()[short]
-        unique, back = np.unique(np.stack([gib, largest]), axis=1, return_inverse=True)
+        beside = np.broadcast_to(points.short_off_bytes > 0.0, points.status.shape).ravel()[short]
+        unique, back = np.unique(np.stack([gib, largest, beside]), axis=1, return_inverse=True)
         start = len(words)
         gpus = "more GPUs (tp), " if points.group.device.links else ""
-        for g, b in unique.T:
+        for g, b, off in unique.T:
+            place = f" of {points.group.lowering.home} memory" if off else ""
             works = (
                 f"batch {int(b)} fits"
                 if b >= 1
                 else f"not even batch 1 fits: try {gpus}a shorter prompt or a smaller dtype"
             )
-            words.append(f"short by {g:g} GiB per GPU; {works}")
+            words.append(f"short by {g:g} GiB{place} per GPU; {works}")
         codes[short] = start + back.ravel()
     return codes, words
 

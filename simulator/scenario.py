@@ -47,6 +47,14 @@ class Scenario(BaseModel):
     )
     block_size: int = Field(16, ge=1, le=1024, description="tokens per KV page")
     ignore_context_limit: bool = Field(False, description="predict beyond the model's context")
+    trace: str = Field(
+        "",
+        max_length=500,
+        description="folder of a measured trace the policy takes its curves from",
+    )
+    trace_transfer: bool = Field(
+        False, description="use a trace of another model, layers mapped by relative depth"
+    )
 
     @field_validator("policy")
     @classmethod
@@ -66,6 +74,14 @@ class Scenario(BaseModel):
         if text.casefold() not in (*KV_FORMATS, AUTO):
             raise UnknownNameError("KV dtype", text, (*KV_FORMATS, AUTO), where="--kv-cache-dtype")
         return text.casefold()
+
+    @model_validator(mode="after")
+    def _has_a_trace_to_transfer(self) -> Self:
+        if self.trace_transfer and not self.trace:
+            raise InputError(
+                "there is no trace to transfer; add --trace DIR", where="--trace-transfer"
+            )
+        return self
 
     @model_validator(mode="after")
     def _one_format_each(self) -> Self:

@@ -3,30 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
+from copy import copy
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, create_model
 
 from simulator.arrays import Array
 from simulator.dtypes import Format
 from simulator.layer import LayerSpec
 from simulator.model import ModelSpec
 from simulator.ops import Op
+from simulator.trace.curves import LayerCurves
 from simulator.workload import Step
 
 
 class Aspect(StrEnum):
     """The one thing of an operand a policy rewrites; two policies on the same one are refused."""
 
+    TOKENS = "tokens computed"
+    WEIGHT_SHAPE = "weight shape"
     WEIGHT_FORMAT = "weight format"
     WEIGHT_ROWS = "weight rows read"
+    WEIGHT_PLACE = "weight placement"
+    PREFILL_MASK = "prefill attention mask"
     KV_TOKENS = "KV tokens kept"
     KV_READS = "KV tokens read"
     KV_FORMAT = "KV format"
-    PREFILL_MASK = "prefill attention mask"
+    KV_PLACE = "KV placement"
+    KV_ALLOCATION = "KV allocation"
 
 
 ORDER = tuple(Aspect)
@@ -72,6 +79,8 @@ class Context:
         Format of the dense model's weights.
     kv_element_bytes : float
         Bytes per element of the dense KV cache [B].
+    trace : LayerCurves, optional
+        Measured curves of this layer; they win over what is published.
     """
 
     model: ModelSpec
@@ -81,6 +90,7 @@ class Context:
     tp: int
     fmt: Format
     kv_element_bytes: float
+    trace: LayerCurves | None = None
 
     @property
     def decode_only(self) -> bool:
@@ -93,7 +103,7 @@ class KvLayout:
     """KV cache of one sequence in one layer on one GPU.
 
     ``bytes(S) = dense_bytes * min(S', dense_tokens) + token_bytes * max(S' - dense_tokens, 0)
-    + meta_bytes * S'`` with ``S' = min(S, max_tokens)``.
+    + meta_bytes * S'`` with ``S' = min(keep * S, max_tokens)``, in whole pieces of `piece_tokens`.
 
     Attributes
     ----------
@@ -107,6 +117,14 @@ class KvLayout:
         Tokens kept at most [tokens].
     meta_bytes : float
         Page statistics, labels and the like, per stored token [B].
+    keep : float
+        Share of the context that is kept [-].
+    grows : bool
+        `max_tokens` bounds the prompt only: generated tokens are kept beside it.
+    off_bytes : float
+        Per token of context outside the GPU's memory, on the policy's `home` [B].
+    reserved_tokens, piece_tokens : float
+        Tokens reserved whatever the length, and the least piece that is allocated [tokens].
     """
 
     token_bytes: float
@@ -114,10 +132,23 @@ class KvLayout:
     dense_tokens: float = 0.0
     max_tokens: float = float("inf")
     meta_bytes: float = 0.0
+    keep: float = 1.0
+    grows: bool = False
+    off_bytes: float = 0.0
+    reserved_tokens: float = 0.0
+    piece_tokens: float = 1.0
 
-    def bytes(self, tokens: Array) -> Array:
-        """Bytes for `tokens` of context [B]."""
-        stored = np.minimum(np.asarray(tokens, float), self.max_tokens)
+    def bytes(self, tokens: Array, prompt: Array | None = None) -> Array:
+        """Bytes on the GPU for `tokens` of context, `prompt` of them read as prompt [B]."""
+        stored = np.asarray(tokens, float)
+        if self.grows and prompt is not None:
+            kept = np.minimum(np.asarray(prompt, float) * self.keep, self.max_tokens)
+            stored = kept + np.maximum(stored - prompt, 0.0)
+        else:
+            stored = np.minimum(stored * self.keep, self.max_tokens)
+        if self.reserved_tokens or self.piece_tokens > 1.0:
+            stored = np.maximum(stored, self.reserved_tokens)
+            stored = np.ceil(stored / self.piece_tokens) * self.piece_tokens
         dense = np.minimum(stored, self.dense_tokens)
         return (
             dense * self.dense_bytes
@@ -144,6 +175,8 @@ class Policy(BaseModel):
     not_modelled: ClassVar[str] = ""
     always_shown: ClassVar[tuple[str, ...]] = ()
     """Parameters the canonical spelling names even at their default."""
+    alias_of: ClassVar[str] = ""
+    """Policy whose mechanism this one is, with other defaults."""
 
     def why_not(self, model: ModelSpec, fmt: Format) -> str | None:
         """Reason this policy cannot be used on `model`, or None."""
@@ -166,6 +199,11 @@ class Policy(BaseModel):
         return fmt
 
     @property
+    def home(self) -> str:
+        """Memory tier that holds what the policy keeps off the GPU."""
+        return "host"
+
+    @property
     def spelling(self) -> str:
         """Canonical text: ``name(key=value,...)`` with the parameters that differ from the default."""
         parts = []
@@ -182,6 +220,29 @@ def _text(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.12g}"
     return str(value)
+
+
+def alias(
+    base: type[Policy], name: str, summary: str, citation: str, **defaults: Any
+) -> type[Policy]:
+    """The mechanism of `base` under another published name, with that paper's defaults.
+
+    Parameters
+    ----------
+    name, summary, citation : str
+        As the paper calls it, what it does, and where it is published.
+    **defaults
+        Parameters whose default differs from `base`.
+    """
+    fields: dict[str, Any] = {}
+    for key, value in defaults.items():
+        info = copy(base.model_fields[key])
+        info.default = value
+        fields[key] = (info.annotation, info)
+    text = f"{summary[0].upper()}{summary[1:]}: the mechanism of `{base.name}` with other defaults."
+    cls = create_model(name, __base__=base, __doc__=text, __module__=base.__module__, **fields)
+    cls.name, cls.summary, cls.citation, cls.alias_of = name, summary, citation, base.name
+    return cls
 
 
 def overhead(op: Op, **changes: object) -> Op:

@@ -27,32 +27,60 @@ def group_keep(keep: float, group: float) -> float:
     return 1.0 - (1.0 - keep) ** group
 
 
-def sparse_layer(op: Op, ctx: Context, *, heads: float, neurons: float) -> Op:
+def measured_union(ctx: Context, tensor: str, keep: Array) -> Array:
+    """Share of the units of `tensor` that the rows of the step touch, from the trace where there is one [-].
+
+    Without a trace the published tables stand in, whatever the tensor.
+    """
+    everything = np.ndim(keep) == 0 and keep == 1.0
+    table = None if ctx.trace is None or everything else ctx.trace.union(tensor)
+    return union_density(keep, ctx.step.rows, ctx.model.name, table)
+
+
+def kv_heads_kept(ctx: Context, keep: float) -> float:
+    """Share of the KV heads one token needs at a share `keep` of its query heads [-]."""
+    if ctx.trace is not None and ctx.trace.has_union("attn.kv_head"):
+        return ctx.trace.share("attn.kv_head", keep)
+    return group_keep(keep, ctx.layer.attention.group_size)
+
+
+def kv_head_union(ctx: Context, keep: float) -> Array:
+    """Share of the KV heads with a kept query head in any row of the step [-].
+
+    A trace without grouped heads gives it through its query heads.
+    """
+    tensor = "attn.kv_head" if ctx.trace and ctx.trace.has_union("attn.kv_head") else "attn.head"
+    return measured_union(ctx, tensor, kv_heads_kept(ctx, keep))
+
+
+def sparse_layer(
+    op: Op, ctx: Context, *, heads: float, neurons: float, tensor: str = "ffn.down"
+) -> Op:
     """`op` with only the kept heads and neurons of a decode step.
 
     Weights are read for the union over the rows of the step, multiply-adds done on that union, KV read per
     sequence for the kept heads. Rows are gathered: one neuron is a row of `hidden` elements, one head `head_dim`.
+    `tensor` names what a neuron's choice is measured on in a trace.
     """
-    attention, rows = ctx.layer.attention, ctx.step.rows
+    attention = ctx.layer.attention
     if isinstance(op, Attention):
-        kv_keep = group_keep(heads, attention.group_size)
-        return replace(op, head_keep=heads, kv_head_keep=kv_keep, graph_safe=True)
+        kept = kv_heads_kept(ctx, heads)
+        return replace(op, head_keep=heads, kv_head_keep=kept, graph_safe=True)
     if not isinstance(op, Linear):
         return op
     row_bytes = ctx.model.hidden * op.fmt.weight_bytes
     if op.role == "attn.qkv":
-        q = union_density(heads, rows, ctx.model.name)
-        kv = union_density(group_keep(heads, attention.group_size), rows, ctx.model.name)
+        q, kv = measured_union(ctx, "attn.head", heads), kv_head_union(ctx, heads)
         share_q = attention.n_heads / (attention.n_heads + 2.0 * attention.n_kv_heads)
         union: Array = share_q * q + (1.0 - share_q) * kv
         run, axis = attention.head_dim * row_bytes, "n"
     elif op.role == "attn.o":
-        union = union_density(heads, rows, ctx.model.name)
+        union = measured_union(ctx, "attn.head", heads)
         run, axis = attention.head_dim * row_bytes, "k"
     elif op.role in ("mlp.gate_up", "mlp.up"):
-        union, run, axis = union_density(neurons, rows, ctx.model.name), row_bytes, "n"
+        union, run, axis = measured_union(ctx, tensor, neurons), row_bytes, "n"
     elif op.role == "mlp.down":
-        union, run, axis = union_density(neurons, rows, ctx.model.name), row_bytes, "k"
+        union, run, axis = measured_union(ctx, tensor, neurons), row_bytes, "k"
     else:
         return op
     return replace(
@@ -85,7 +113,7 @@ def predictor(
         Elementwise(
             role=f"{role}.top_k",
             kind="topk",
-            read_bytes=rows * share * 4.0,
+            read_bytes=rows * share * 2.0,  # the 16-bit scores as the product writes them
             write_bytes=rows * share * picked * 4.0,
             operand=Operand.INDEX,
             count=count,

@@ -151,8 +151,14 @@ def _compose(members: tuple[Policy, ...], text: str) -> Policies:
                     where=_FLAG,
                 )
             taken[aspect] = policy
-    ordered = sorted(real, key=lambda p: (min(ORDER.index(a) for a in p.aspects), p.name))
-    return Policies(tuple(ordered))
+    return Policies(tuple(sorted(real, key=lambda p: (_place(p), p.name))))
+
+
+def _place(policy: Policy) -> int:
+    """Place in the order of application: that of the first KV aspect, else of the first aspect."""
+    places = [ORDER.index(a) for a in policy.aspects]
+    of_kv = [p for p in places if p >= ORDER.index(Aspect.KV_TOKENS)]
+    return min(of_kv or places)
 
 
 def _known(cls: type[Policy]) -> str:
