@@ -1,5 +1,5 @@
-"""Triton kernels, each with a naive twin, its timing and its traffic formula.
+"""Triton kernels that check the simulator: its byte counts exactly, its times where a GPU is at hand.
 
-Nothing is here yet. The folder `kernels/` above is no package on purpose: a top-level `kernels`
-would hide the one that `transformers` looks for.
+The folder `kernels/` above is no package on purpose: a top-level `kernels` would hide the one that
+`transformers` looks for.
 """

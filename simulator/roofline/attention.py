@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from simulator.errors import InputError
+from simulator.roofline.bandwidth import resident_bytes_per_s
 
 if TYPE_CHECKING:
     from simulator.calibration import Surface
@@ -196,12 +197,15 @@ def attention_time(
     else:
         math_s, floor_math_s = flop * padding, flop * (1.0 / floor_rate)
     kv_bytes = lanes * (token_bytes * tokens) if kv_read_bytes is None else kv_read_bytes
+    if hw.cached is not None:
+        # A measured cache curve says what a repeated buffer gains, and the floor counts bytes beyond L2.
+        kv_scale = kv_scale * (bandwidth / resident_bytes_per_s(kv_bytes, hw))
     kv_s = kv_bytes * kv_scale
     new_bytes = batch * (
         q_len * (n_heads * (head_dim + value_dim) * act_bytes + n_kv_heads * token_bytes)
     )
     io_s = new_bytes / (bandwidth * coef["io_eff"])
-    if reuse:
+    if reuse and hw.cached is None:
         x = (kv_bytes + new_bytes) * (1.0 / (hw.l2_bytes * coef["l2_share"]))
         x = x * x
         x = x * x
@@ -226,7 +230,8 @@ def attention_time(
         }
         total_s = total_s * np.exp(surface(**coords))
     # New K, V and O may stay in L2; the cached tokens come from memory unless just read.
-    cached = kv_bytes * ((1.0 - reuse) * np.maximum(tokens - q_len, 0.0) / tokens)
+    again = 1.0 if hw.cached is not None else reuse
+    cached = kv_bytes * ((1.0 - again) * np.maximum(tokens - q_len, 0.0) / tokens)
     floor_bytes = np.maximum(kv_bytes + (new_bytes - hw.l2_bytes), cached)
     floor_s = np.maximum(floor_math_s, floor_bytes * (1.0 / bandwidth))
     return AttentionTime(np.maximum(total_s, floor_s), math_s, kv_s + io_s, fixed_s + tiles_s)

@@ -12,9 +12,12 @@ A gather of runs of r bytes moves whole sectors and pays a fixed cost per run:
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from simulator.roofline.hardware import Hardware
 
 Array = Any
 """float or ndarray; everything broadcasts."""
@@ -58,6 +61,20 @@ def kernel_bytes_per_s(total_bytes: Array, peak_bytes_per_s: float, ramp_s: floa
     683 GB/s; RTX 6000 Ada, 475-578 GB/s of 960 at 16-64 MiB, is 8.5 us + bytes / 623 GB/s.
     """
     return total_bytes / (total_bytes / peak_bytes_per_s + ramp_s)
+
+
+def resident_bytes_per_s(total_bytes: Array, hw: Hardware) -> Array:
+    """Streaming rate of a kernel that touches `total_bytes` and comes round again [B/s].
+
+    ``hbm exp(cached(max(total, touched)))``, touched = all that is read in between. A CPU serves small operands
+    from nearer caches, and `cached`, measured by ``sparse_kernels.calibrate``, is the logarithm of the rate over
+    that of main memory. Without it the rate of main memory, as on GPUs, whose fits hold their L2's effect.
+    """
+    if hw.cached is None:
+        return hw.hbm_bytes_per_s
+    return hw.hbm_bytes_per_s * np.exp(
+        hw.cached(bytes=np.maximum(np.maximum(total_bytes, hw.touched_bytes), 1.0))
+    )
 
 
 def gather_efficiency(run_bytes: Array, sector_bytes: float) -> Array:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from simulator.errors import UnknownNameError
+from simulator.roofline.bandwidth import resident_bytes_per_s
 
 if TYPE_CHECKING:
     from simulator.calibration import Surface
@@ -66,7 +67,8 @@ def elementwise_time(
     if kind not in KINDS:
         raise UnknownNameError("elementwise kind", kind, KINDS)
     moved = np.asarray(read_bytes, float) + np.asarray(write_bytes, float)
-    memory = moved * (coef.get(f"passes_{kind}", 1.0) / (coef["bw_share"] * hw.hbm_bytes_per_s))
+    rate = coef["bw_share"] * resident_bytes_per_s(moved, hw)
+    memory = moved * (coef.get(f"passes_{kind}", 1.0) / rate)
     launch = np.full_like(memory, coef["t0_s"] * coef.get(f"start_{kind}", 1.0))
     if surface is not None:
         factor = np.exp(surface(bytes=moved))

@@ -27,6 +27,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from simulator.calibration import Surface
+from simulator.roofline.bandwidth import resident_bytes_per_s
 from simulator.roofline.hardware import Hardware
 
 Array = NDArray[np.float64]
@@ -40,6 +41,11 @@ TILES: tuple[tuple[int, int], ...] = (
     (16, 64),
 )
 """Candidate output tiles (rows of m, columns of n)."""
+CPU_TILES: tuple[tuple[int, int], ...] = ((1, 64), (32, 64), (128, 128))
+"""The same of a CPU's BLAS (architectures ``cpu-*``): a vector kernel for one row, packed blocks for more.
+
+Rows of blocks are assumed: OpenBLAS needs as long for 2 rows as for 16 on AVX-512, and 4 times one row's time.
+"""
 SPLITS: tuple[int, ...] = (1, 2, 4)
 """Candidate splits of the K loop."""
 SPLIT_BYTES = 8.0
@@ -119,7 +125,7 @@ def gemm_time(
     out = batch * m * n * out_bytes
     moved = weight + batch * m * k * act_bytes + out
     math = _tile_s(m, n, k, batch, weight_bytes_per_element, act_bytes, hw, coef) * share
-    rate = coef["memory"] * hw.hbm_bytes_per_s
+    rate = coef["memory"] * resident_bytes_per_s(moved, hw)
     memory = moved / rate
     body = np.maximum(math, memory) + coef["overlap"] * np.minimum(math, memory)
     if surface is not None:
@@ -155,9 +161,10 @@ def _tile_s(
     per_byte_s = coef["tile_load"] * hw.sm_count / hw.hbm_bytes_per_s
     split_s = coef["split_io"] * SPLIT_BYTES * batch * m * n / hw.hbm_bytes_per_s
     quant = coef["quant"]
-    rows = {tm: np.ceil(m / tm) for tm in {tm for tm, _ in TILES}}
+    candidates = CPU_TILES if hw.arch.startswith("cpu-") else TILES
+    rows = {tm: np.ceil(m / tm) for tm in {tm for tm, _ in candidates}}
     best: Array | None = None
-    for tm, tn in TILES:
+    for tm, tn in candidates:
         tiles = rows[tm] * (np.ceil(n / tn) * batch / hw.sm_count)
         step_s = 2.0 * tm * tn * per_flop_s + (tm * act_bytes + tn * weight_bytes) * per_byte_s
         for split in SPLITS:

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from simulator.calibration import load_fits
 from simulator.dtypes import DType, Format, get_format
+from simulator.surface import Surface
 
 if TYPE_CHECKING:
     from simulator.device import Device
+
+GATHER_RUN_BYTES = 256.0
+"""Run length at which a gather reaches half the streaming rate [B]; 4 KiB runs lose 6 %."""
+EXPAND_NONZEROS_PER_SM_CYCLE = 4.8
+"""Stored values scattered into a tile per SM and cycle [-]; source: see `simulator.roofline.sparse`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +45,17 @@ class Hardware:
         Architecture, e.g. ``hopper``.
     max_clock_ratio : float
         Maximum over boost clock; floors use ``math_flop_per_s * max_clock_ratio`` [-].
+    gather_run_bytes : float
+        Run length at which a gather reaches half the streaming rate [B].
+    gather_share : float
+        Rate of a gather of endless runs over that of a stream [-].
+    nonzeros_per_cycle : float
+        Indexed single elements fetched and used per SM (core) and cycle [-].
+    cached : Surface, optional
+        Log of the streaming rate over `hbm_bytes_per_s` against the ``bytes`` of a kernel, see
+        `simulator.roofline.bandwidth.resident_bytes_per_s`.
+    touched_bytes : Array
+        What is read in all until the kernel's operands are read again, where `cached` is known [B].
     """
 
     sm_count: float
@@ -51,6 +69,11 @@ class Hardware:
     clock_hz: float
     arch: str
     max_clock_ratio: float = 1.0
+    gather_run_bytes: float = GATHER_RUN_BYTES
+    gather_share: float = 1.0
+    nonzeros_per_cycle: float = EXPAND_NONZEROS_PER_SM_CYCLE
+    cached: Surface | None = None
+    touched_bytes: Any = 0.0
 
 
 @lru_cache(maxsize=1024)
@@ -75,4 +98,16 @@ def hardware(device: Device, dtype: Format | DType | str) -> Hardware:
         clock_hz=device.clock_hz.boost,
         arch=device.arch,
         max_clock_ratio=device.clock_hz.max / device.clock_hz.boost,
+        **_measured(device.name),
     )
+
+
+def _measured(device: str) -> dict[str, Any]:
+    """What ``sparse_kernels.calibrate`` measured of memory on this device; empty where nobody did."""
+    found = next(iter(load_fits(device, "memory")), None)
+    if found is None:
+        return {}
+    names = ("gather_run_bytes", "gather_share", "nonzeros_per_cycle")
+    return {n: found.coefficients[n] for n in names if n in found.coefficients} | {
+        "cached": found.surface
+    }

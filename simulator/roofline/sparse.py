@@ -14,32 +14,28 @@ from simulator.ops import Expand
 from simulator.roofline.hardware import Hardware
 
 EXPAND_ELEMENTS_PER_SM_CYCLE = 17.7
-"""Dense elements zero-filled, read back and multiplied per SM and cycle [-]."""
-EXPAND_NONZEROS_PER_SM_CYCLE = 4.8
-"""Stored values scattered into a tile per SM and cycle [-].
+"""Dense elements zero-filled, read back and multiplied per SM and cycle [-].
 
-Both from Flash-LLM's published kernels on A100 (arXiv:2309.10285, 36864 x 12288, B=8):
-t = MK/2.7e12 + NNZ/7.3e11 s with 108 SMs at 1.41 GHz; carried to other cards as EXTRAPOLATED.
+This and `EXPAND_NONZEROS_PER_SM_CYCLE`: Flash-LLM's published kernels on A100 (arXiv:2309.10285), 36864 x 12288,
+B=8: t = MK/2.7e12 + NNZ/7.3e11 s with 108 SMs at 1.41 GHz; carried to other cards as EXTRAPOLATED.
 """
 PACK_ELEMENTS_PER_SM_CYCLE = 5.3e-3
 """Elements pruned by k-th value and packed per SM and cycle [-].
 
 From Mustafar's published TTFT (arXiv:2505.22913, appendix C.3): 4.29 GB of KV in 1.14 s on 142 SMs at 2.5 GHz.
 """
-GATHER_RUN_BYTES = 256.0
-"""Run length at which a gather reaches half the streaming rate [B]; 4 KiB runs lose 6 %."""
 
 
 def expand_s(expand: Expand | None, hw: Hardware) -> Array:
     """Seconds the ordinary lanes need to rebuild dense tiles [s].
 
-    ``elements / (17.7 SM f) + nonzeros / (4.8 SM f)``.
+    ``elements / (17.7 SM f) + nonzeros / (4.8 SM f)``; 4.8 gives way to what was measured of the device.
     """
     if expand is None:
         return 0.0
     cycles = hw.sm_count * hw.clock_hz
     return expand.elements / (EXPAND_ELEMENTS_PER_SM_CYCLE * cycles) + expand.nonzeros / (
-        EXPAND_NONZEROS_PER_SM_CYCLE * cycles
+        hw.nonzeros_per_cycle * cycles
     )
 
 
@@ -51,12 +47,12 @@ def pack_s(elements: Array, hw: Hardware) -> Array:
 def gathered_bytes(useful_bytes: Array, run_bytes: float, hw: Hardware) -> Array:
     """Bytes of a stream that takes as long as gathering `useful_bytes` in runs [B].
 
-    Moved bytes over ``run / (run + 256 B)``.
+    Moved bytes over ``share run / (run + half)``: share 1 and half 256 B, or what was measured of the device.
     """
     if not np.isfinite(run_bytes):
         return useful_bytes
     moved = moved_bytes(useful_bytes, run_bytes, hw.sector_bytes)
-    return moved * ((run_bytes + GATHER_RUN_BYTES) / run_bytes)
+    return moved * ((run_bytes + hw.gather_run_bytes) / (run_bytes * hw.gather_share))
 
 
 NM24_KEY, NM24_LIBRARY = "2:4 shares", "all"

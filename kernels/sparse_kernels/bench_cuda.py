@@ -1,0 +1,295 @@
+"""The GPU side of `sparse_kernels.bench`: Triton kernels against their twins, then under CUDA graphs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from simulator.device import Device
+from simulator.errors import InputError, UnknownNameError
+from sparse_kernels import baselines, bench_rows, machine
+from sparse_kernels.predictions import expect
+from sparse_kernels.registry import Case, Kernel, Tolerance
+from sparse_kernels.timing import Timing
+
+SEED = 0
+NAIVE_ELEMENTS = 150e6
+"""Elements up to which the twin of a timed shape runs on the CPU; above, it is tried on the GPU [-]."""
+NOT_COMPARED = "compared at test shapes only"
+PARTLY_IN_L2 = "cold operands partly in L2: too small for so many copies"
+BUDGET_S = {False: 0.15, True: 0.3}
+"""Seconds per timing, quick and full; three to six are made per point."""
+
+
+def require_cuda() -> str:
+    """Name of the first GPU, or one line why there is none."""
+    try:
+        import torch
+    except ImportError:
+        raise InputError(
+            "needs torch and triton: pip install 'shadowline[kernels]'", where="--device"
+        ) from None
+    if not torch.cuda.is_available():
+        raise InputError("no GPU that torch can use; --device cpu needs none", where="--device")
+    return str(torch.cuda.get_device_name(0))
+
+
+def this_device() -> Device:
+    """Profile of the first GPU, by what its driver calls it."""
+    from simulator import device as devices
+
+    name = require_cuda()
+    try:
+        return devices.load(devices.resolve(name))
+    except UnknownNameError:
+        raise InputError(
+            f"no profile matches {name!r}; copy the nearest with `python -m simulator.devices NAME --toml` "
+            'into $SHADOWLINE_HOME/devices/ and add it to "matches"',
+            where="--device",
+        ) from None
+
+
+def facts_of() -> dict[str, Any]:
+    """Versions, driver and clocks; clocks are read, never set."""
+    import torch
+
+    return {
+        "versions": machine.versions("torch", "triton", "flash_attn"),
+        "gpu": torch.cuda.get_device_name(0), "cuda": torch.version.cuda,
+        "smi": machine.nvidia_smi(), "cpu": machine.cpu_model(),
+    }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Point:
+    """One kernel at one shape."""
+
+    member: Kernel
+    case: Case
+
+    @property
+    def key(self) -> str:
+        """Name of the point among all."""
+        return bench_rows.key(self.member.name, self.case.name)
+
+
+@dataclass(frozen=True)
+class CudaBench:
+    """How points of a GPU are chosen, predicted, judged and timed."""
+
+    device: Device
+    full: bool
+    judged: dict[str, str]
+
+    def points(self, ops: Sequence[str]) -> list[Point]:
+        """Cases of the named kernels; of all without names."""
+        from sparse_kernels.registry import kernel, kernels
+
+        chosen = [kernel(op) for op in ops] if ops else list(kernels().values())
+        use = "full" if self.full else "quick"
+        return [Point(k, c) for k in chosen for c in k.cases_for(use)]
+
+    def predict(self, points: Sequence[Point]) -> Iterator[bench_rows.Row]:
+        """Rows known beforehand. Inputs are drawn, for some demands depend on them; no kernel runs."""
+        import torch
+
+        for p in points:
+            what = baselines.kind(p.member, p.case)
+            phase = "prefill" if p.member.family == "prefill" else "decode"
+            own, reason = None, None
+            try:
+                own = expect(
+                    p.member.ops(p.case, p.member.inputs(p.case, SEED, "cuda")), self.device
+                )
+            except Exception as error:  # noqa: BLE001  one kernel must not end a session on a lent GPU
+                reason = _first_line(error)
+            torch.cuda.empty_cache()
+            dense = expect(baselines.dense_ops(what, p.case), self.device) if what else None
+            row = bench_rows.predicted(
+                p.member.name, p.member.family, phase, self.device.name, p.case, own, dense
+            )
+            yield row if own else row | {"status": "failed", "reason": reason}
+
+    def run(self, point: Point, row: bench_rows.Row) -> bench_rows.Row:
+        """`row` with its times; status ``wrong`` after a failed comparison, ``failed`` where memory or a launch did."""
+        import torch
+
+        try:
+            reason, compared = self._gate(point)
+            if reason:
+                return row | {"status": "wrong", "reason": reason}
+            timed = self._timed(point, row)
+            return (
+                timed
+                if compared
+                else timed | {"reason": "; ".join(filter(None, (timed["reason"], NOT_COMPARED)))}
+            )
+        except Exception as error:  # noqa: BLE001  one kernel must not end a session on a lent GPU
+            return row | {"status": "failed", "reason": _first_line(error)}
+        finally:
+            torch.cuda.empty_cache()
+
+    def _gate(self, point: Point) -> tuple[str, bool]:
+        """Why the kernel is wrong, and whether its timed shape could be compared; test shapes are judged once."""
+        member = point.member
+        if member.name not in self.judged:
+            reasons = (_wrong(member, c, "cpu") for c in member.cases_for("test"))
+            self.judged[member.name] = next((r for r in reasons if r), "")
+        if self.judged[member.name]:
+            return self.judged[member.name], True
+        if member.family == "prefill":
+            return "", False
+        try:
+            return _wrong(member, point.case), True
+        except Exception:  # noqa: BLE001  a twin written for small shapes may not fit or not know the GPU
+            return "", False
+
+    def _timed(self, point: Point, row: bench_rows.Row) -> bench_rows.Row:
+        from sparse_kernels.tensors import clone
+
+        member, case = point.member, point.case
+        touched = float(row["total_bytes"])
+
+        drawn = member.inputs(case, SEED, "cuda")
+
+        def make() -> tuple[baselines.Run, int]:
+            inputs = clone(drawn)
+            buffers = member.buffers(**inputs)
+            return lambda: member.triton(**inputs, **buffers), _bytes(inputs) + _bytes(buffers)
+
+        cold, hot, out_of_l2 = self._both(make, touched)
+        dense, name = self._baseline(point)
+        copy, *_ = self._both(copier(touched, float(row["launches"])), touched, hot=False)
+        timed = bench_rows.measured(
+            row, hot or cold, baseline=name, dense=dense, copy=copy, cold=cold
+        )
+        return timed if out_of_l2 else timed | {"reason": PARTLY_IN_L2}
+
+    def _baseline(self, point: Point) -> tuple[Timing | None, str | None]:
+        """Fastest dense call and its name."""
+        import torch
+
+        what = baselines.kind(point.member, point.case)
+        best: tuple[Timing, str] | None = None
+        for name, make in baselines.candidates(what, point.case).items() if what else ():
+            touched = float(
+                sum(op.traffic().total_bytes for op in baselines.dense_ops(str(what), point.case))
+            )
+            try:
+                found, *_ = self._both(make, touched, hot=False)
+            except RuntimeError:
+                # A backend without a kernel for this shape, or not enough memory: the next candidate may do.
+                torch.cuda.empty_cache()
+                continue
+            if best is None or found.median_s < best[0].median_s:
+                best = found, name
+        return best or (None, None)
+
+    def _both(
+        self, make: baselines.Maker, touched: float, hot: bool = True
+    ) -> tuple[Timing, Timing | None, bool]:
+        """Cold and, where asked for, hot timing of what `make` allocates; whether cold is out of L2."""
+        import torch
+
+        from sparse_kernels import timing_cuda
+
+        first, occupied = make()
+        l2 = self.device.l2_bytes
+        free = torch.cuda.mem_get_info()[0] + occupied
+        count = timing_cuda.sets_for(touched, occupied, l2, free)
+        runs = [first, *(make()[0] for _ in range(count - 1))]
+        flush = timing_cuda.flusher(l2)
+        budget = BUDGET_S[self.full]
+        cold = timing_cuda.time_runs(runs, budget, flush=flush)
+        away = cold.timer == "events" or timing_cuda.is_cold(count, touched, l2)
+        if not hot:
+            return cold, None, away
+        return cold, timing_cuda.time_runs([first], budget / 2), away
+
+
+def open_bench(full: bool) -> CudaBench:
+    """The bench of this machine's GPU; one line why there is none."""
+    return CudaBench(this_device(), full, {})
+
+
+def _bytes(values: Mapping[str, Any]) -> int:
+    from sparse_kernels.tensors import tensors_of
+
+    return sum(t.numel() * t.element_size() for t in tensors_of(values).values())
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip()
+    return f"{type(error).__name__}: {text.splitlines()[0][:180] if text else 'no message'}"
+
+
+def _wrong(member: Kernel, case: Case, where: str | None = None) -> str:
+    """Why `member` is not its naive twin at `case`; empty where it is.
+
+    The kernel runs on the GPU into buffers full of NaN; the twin `where`, by default on the CPU for up to
+    `NAIVE_ELEMENTS` of inputs.
+    """
+    import torch
+
+    from sparse_kernels.tensors import poison, tensors_of
+
+    inputs = member.inputs(case, SEED, "cuda")
+    elements = sum(t.numel() for t in tensors_of(inputs).values())
+    where = where or ("cpu" if elements <= NAIVE_ELEMENTS else "cuda")
+    moved = {k: v.to(where) if isinstance(v, torch.Tensor) else v for k, v in inputs.items()}
+    want = member.naive(**moved)
+    buffers = member.buffers(**inputs)
+    poison(buffers)
+    member.triton(**inputs, **buffers)
+    torch.cuda.synchronize()
+    return difference(buffers | inputs, want, member.tolerance, case.name)
+
+
+def difference(
+    got: Mapping[str, Any], want: Mapping[str, Any], tolerance: Tolerance, label: str
+) -> str:
+    """First tensor of `want` that `got` misses by more than `tolerance`; empty where there is none."""
+    import torch
+
+    for name, truth in want.items():
+        if name not in got:
+            return f"{label}: {name} is neither an input nor a buffer"
+        mine = got[name].to(truth.device)
+        if mine.numel() != truth.numel():
+            return f"{label}: {name} has shape {tuple(mine.shape)}, expected {tuple(truth.shape)}"
+        truth = truth.reshape(mine.shape)
+        if not truth.dtype.is_floating_point:
+            if not torch.equal(mine, truth):
+                return f"{label}: {name} differs in {int((mine != truth).sum())} whole numbers"
+            continue
+        # A twin marks what no kernel may write with NaN, so both must have it in the same places.
+        if not torch.equal(mine.isnan(), truth.isnan()):
+            return f"{label}: {name} is NaN elsewhere than its twin"
+        # In place and in float32: a cache of 2e9 elements must fit beside its copy.
+        truth = truth.float().nan_to_num()
+        off = mine.float().nan_to_num().sub_(truth).abs_()
+        worst = float(off.max()) if off.numel() else 0.0
+        if not bool((off <= truth.abs_().mul_(tolerance.relative).add_(tolerance.absolute)).all()):
+            return f"{label}: {name} off by {worst:.3g}"
+    return ""
+
+
+def copier(total_bytes: float, launches: float) -> baselines.Maker:
+    """Copies of half of `total_bytes` onto the other half in as many launches."""
+    calls = max(round(launches), 1)
+    size = max(int(total_bytes / 2 / calls) // 16 * 16, 16)
+
+    def make() -> tuple[baselines.Run, int]:
+        import torch
+
+        source = torch.ones((calls, size), dtype=torch.int8, device="cuda")
+        target = torch.empty_like(source)
+
+        def run() -> None:
+            for i in range(calls):
+                target[i].copy_(source[i])
+
+        return run, 2 * calls * size
+
+    return make

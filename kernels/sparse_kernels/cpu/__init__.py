@@ -1,0 +1,1 @@
+"""CPU kernels in numpy and SciPy, float32: they close the predict-measure loop on machines without a GPU."""

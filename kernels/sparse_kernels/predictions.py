@@ -1,0 +1,102 @@
+"""What the simulator expects of a kernel, fixed and hashed before any is timed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from simulator.calibration import Basis, load_fits
+from simulator.device import Device
+from simulator.engine import ASSUMED_SPREAD, get_engine
+from simulator.ops import Elementwise, Op
+from simulator.roofline.timing import OpTime, time_op, working_set_bytes
+from simulator.traffic import Traffic
+from simulator.uncertainty import combine
+
+ENGINE = "kernels"
+"""Kernels alone: no scheduler, no host beside them."""
+
+
+@dataclass(frozen=True)
+class Expected:
+    """Time of a kernel in seconds with its 90 % interval, and the demand behind it [B], [flop]."""
+
+    predicted_s: float
+    lo_s: float
+    hi_s: float
+    basis: str
+    total_bytes: float
+    flop: float
+    launches: float
+
+
+def expect(ops: Sequence[Op], device: Device) -> Expected:
+    """Prediction for ops that run one after another.
+
+    The interval of the sum holds `ASSUMED_SPREAD` for what passes between ops (operands that one leaves in a
+    cache for the next, the caller's own work), which no fit of single calls contains. An op without a launch
+    of its own is read by its neighbour (an index list): it adds its bytes' time and no start-up.
+    """
+    engine = get_engine(ENGINE)
+    touched = working_set_bytes(ops, device) or 0.0
+    times = [time_op(_known(op), device, engine, touched) for op in ops]
+    own = [
+        _bytes_only(t) if isinstance(op, Elementwise) and op.launches == 0.0 else t
+        for op, t in zip(ops, times, strict=True)
+    ]
+    total = float(sum(t.total_s for t in own))
+    width = combine([_gathered(t, device) for t in own], total, ASSUMED_SPREAD)
+    demand = sum((op.traffic().scaled(op.count) for op in ops), Traffic())
+    return Expected(
+        total,
+        max(total - float(width.below_s), 0.0),
+        total + float(width.above_s),
+        str(width.basis if own else Basis.DATASHEET),
+        float(demand.total_bytes),
+        float(demand.total_flop),
+        float(demand.launches),
+    )
+
+
+def _gathered(t: OpTime, device: Device) -> OpTime:
+    """`t` with the error of the device's own gather fit, where it reads in runs and there is such a fit."""
+    memory = next(iter(load_fits(device.name, "memory")), None)
+    if memory is None or not isinstance(t.op, Elementwise) or not np.isfinite(t.op.run_bytes):
+        return t
+    factor = np.exp(1.645 * memory.residual.sigma_in)
+    return replace(t, lo_s=t.lo_s / factor, hi_s=t.hi_s * factor)
+
+
+def _known(op: Op) -> Op:
+    """`op` under a kind that the streaming fits know; an index list is read once."""
+    if isinstance(op, Elementwise) and op.kind == "index":
+        return replace(op, kind="unary")
+    return op
+
+
+def _bytes_only(t: OpTime) -> OpTime:
+    share = t.memory_s / t.total_s
+    return replace(t, total_s=t.memory_s, launch_s=0.0, lo_s=t.lo_s * share, hi_s=t.hi_s * share)
+
+
+def digest(points: Iterable[Mapping[str, Any]], device: Device) -> str:
+    """64 hex digits over every prediction, the device profile and its fits: what the run cannot change after."""
+    from simulator.calibration import fits_digest
+
+    record = {
+        "device": device.name,
+        "profile": device.profile_hash,
+        "fits": fits_digest(device.name),
+        "points": list(points),
+    }
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+
+
+def as_record(expected: Expected) -> dict[str, Any]:
+    """Plain numbers, for hashing and for the prediction file."""
+    return asdict(expected)

@@ -1,0 +1,160 @@
+"""Occupancy, the disassembly's facts and the specialisation of a launch: none needs a GPU."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from sparse_kernels.occupancy import MULTIPROCESSORS, occupancy
+from sparse_kernels.sass import read, spilled_bytes
+
+USAGE = """
+Resource usage:
+ Common:
+  GLOBAL:0
+ Function some_kernel:
+  REG:40 STACK:16 SHARED:2048 LOCAL:8 CONSTANT[0]:576 TEXTURE:0 SURFACE:0 SAMPLER:0
+"""
+LISTING = """
+        /*0000*/                   MOV R1, c[0x0][0x28] ;     /* 0x00000a0000017a02 */
+        /*0010*/              @!P0 LDG.E.128 R4, [R2.64] ;    /* 0x0000000402048981 */
+        /*0020*/                   LDG.E.U16 R8, [R2.64] ;    /* 0x0000000402088981 */
+        /*0030*/              @!PT LDGSTS.E.BYPASS.128 [R9], [R2.64] ; /* 0x00 */
+        /*0040*/               @P1 STL.64 [R1], R6 ;          /* 0x00 */
+        /*0050*/                   LDL R6, [R1] ;             /* 0x00 */
+        /*0060*/                   HMMA.16816.F32 R4, R8, R12, R4 ; /* 0x00 */
+        /*0070*/              @UP0 UBLKCP [UR4], [UR8], UR10 ; /* 0x00 */
+        /*0080*/                   HGMMA.64x64x16.F32.BF16 R24, gdesc[UR4], R24 ; /* 0x00 */
+        /*0090*/                   UTCBAR [UR4], URZ ;        /* 0x00 */
+        /*00a0*/                   UTCHMMA gdesc[UR4], gdesc[UR6], tmem[UR8] ; /* 0x00 */
+        /*00b0*/                   LDGDEPBAR ;                /* 0x00 */
+"""
+
+
+@pytest.mark.parametrize(
+    ("cc", "warps", "registers", "shared", "blocks", "limit"),
+    [
+        # 256 threads of 32 registers: 2048 threads, the full multiprocessor.
+        (80, 8, 32, 0, 8, "registers"),
+        # 128 threads of 255 registers: 256 x 32 x 4 = 32,768 of 65,536.
+        (90, 4, 255, 0, 2, "registers"),
+        # 4 warps of 168 registers: ceil256(168 x 32) = 5,376, three to each quarter of 16,384.
+        (90, 4, 168, 0, 3, "registers"),
+        # The example of the CUDA occupancy calculator: 48 KiB a block, and 1 KiB kept, of 164 KiB.
+        (80, 4, 32, 48 * 1024, 3, "shared memory"),
+        # The most one block may ask for: all of it but 1 KiB.
+        (90, 8, 64, 227 * 1024, 1, "shared memory"),
+        (86, 4, 16, 0, 12, "warps"),
+        (86, 1, 16, 0, 16, "blocks"),
+        (120, 4, 64, 99 * 1024 + 1, 0, "does not fit"),
+    ],
+)
+def test_occupancy_by_hand(cc, warps, registers, shared, blocks, limit):
+    found = occupancy(cc, warps=warps, registers=registers, shared_bytes=shared)
+    assert (found.blocks_per_sm, found.limit) == (blocks, limit)
+    assert found.warp_share == pytest.approx(blocks * warps / MULTIPROCESSORS[cc].warps)
+
+
+def test_more_of_anything_never_fits_more_blocks():
+    for cc in MULTIPROCESSORS:
+        for warps in (1, 4, 8, 32):
+            by_registers = [
+                occupancy(cc, warps=warps, registers=r, shared_bytes=0).blocks_per_sm
+                for r in range(16, 256, 8)
+            ]
+            by_shared = [
+                occupancy(cc, warps=warps, registers=32, shared_bytes=s).blocks_per_sm
+                for s in range(0, 240_000, 10_000)
+            ]
+            assert by_registers == sorted(by_registers, reverse=True)
+            assert by_shared == sorted(by_shared, reverse=True)
+
+
+def test_facts_of_a_listing():
+    use = read(USAGE + LISTING)
+    assert (use.registers, use.local_bytes) == (40, 24)
+    assert (use.loads, use.wide_loads, use.async_loads) == (4, 3, 2)
+    assert use.tensor_instructions == 3
+    assert use.tensor_kinds == "HGMMA+HMMA+UTCHMMA"
+    assert use.instructions == 12
+
+
+def test_an_empty_listing_is_refused():
+    with pytest.raises(ValueError, match="no instructions"):
+        read(USAGE)
+    with pytest.raises(ValueError, match="no resource usage"):
+        read(LISTING)
+
+
+def test_spills_are_what_ptxas_says():
+    log = "ptxas info: Function properties for k\n  {} bytes stack frame, {} bytes spill stores, {} bytes spill loads"
+    assert spilled_bytes(log.format(32, 0, 0)) == 0
+    assert spilled_bytes(log.format(40, 12, 8)) == 20
+
+
+@pytest.mark.torch
+def test_job_of_a_launch():
+    torch = pytest.importorskip("torch")
+    from sparse_kernels.build import job
+    from sparse_kernels.launch import Launch
+
+    def fn(x, y, n, one, scale, BLOCK: tl.constexpr):  # noqa: F821
+        """Stands for a kernel."""
+
+    kernel = SimpleNamespace(fn=fn, arg_names=["x", "y", "n", "one", "scale", "BLOCK"])
+    base = torch.zeros(64, dtype=torch.bfloat16)
+    arguments = {
+        "x": base, "y": base[1:], "n": 48, "one": 1, "scale": 0.5, "BLOCK": 16,
+    }  # fmt: skip
+    made = job(Launch(kernel, (1,), arguments, 4, 2))
+    assert dict(made.signature) == {
+        "x": "*bf16", "y": "*bf16", "n": "i32", "one": "constexpr", "scale": "fp32",
+        "BLOCK": "constexpr",
+    }  # fmt: skip
+    assert dict(made.constants) == {"one": 1, "BLOCK": 16}
+    # y starts 2 B into an allocation, so only x and n are multiples of 16.
+    assert made.divisible == (0, 2)
+
+
+def compile_verb(*arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    return subprocess.run(
+        [sys.executable, "-m", "sparse_kernels.compile", *arguments],
+        capture_output=True, text=True, check=False, env=environment,
+    )  # fmt: skip
+
+
+@pytest.mark.torch
+def test_bad_compute_capability_is_one_line():
+    done = compile_verb("--cc", "85")
+    assert done.returncode == 2
+    assert "--cc" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.torch
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton not installed")
+def test_every_kernel_compiles_on_one_target(tmp_path):
+    """The whole table is the verb's; here each kernel once, all generations in turn."""
+    path = tmp_path / "compiled.csv"
+    done = compile_verb("--sample", "--jobs", "1", "--json", "--out", str(path))
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout)["rows"]
+    assert not [r for r in rows if r["error"] or r["spilled_bytes"]]
+    assert {r["cc"] for r in rows} == {80, 86, 89, 90, 100, 120}
+    assert all(r["blocks_per_sm"] > 0 for r in rows)
+    # Rows are read 16 B per thread, past the registers, wherever a kernel streams weights.
+    streaming = [r for r in rows if r["kernel"] in ("rows_kernel", "teal_kernel", "cats_kernel")]
+    assert streaming
+    assert all(r["wide_loads"] and r["async_loads"] for r in streaming)
+    multiplied = [r for r in rows if r["kernel"] == "block_sparse_kernel"]
+    assert multiplied
+    assert all(r["tensor_instructions"] for r in multiplied)
+    assert len(path.read_text().splitlines()) == len(rows) + 1
