@@ -1,4 +1,6 @@
-"""Sparsity traces of real models: collecting them, training and judging predictors (torch, transformers).
+"""Real models measured: sparsity and KV traces, predictors trained and judged (torch, transformers).
 
-Nothing is here yet; the simulator reads traces as files and never imports this package.
+`traces.collect` measures a model, `traces.show` prints and draws what was found, `traces.shadow` trains and
+judges predictors, `traces.pretrain` made the two models that ship. The simulator reads the files and never
+imports this package.
 """

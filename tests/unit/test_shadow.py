@@ -1,0 +1,260 @@
+"""`traces.shadow` and `traces.pretrain` from the command line, and the models that ship."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+from simulator import console  # noqa: E402
+from simulator.trace import TABLES  # noqa: E402
+from traces import pretrain, shadow  # noqa: E402
+from traces.corpus import SEPARATOR, is_held_out, standard_library  # noqa: E402
+from traces.loading import find, load  # noqa: E402
+
+pytestmark = pytest.mark.torch
+
+SHIPPED = Path(__file__).resolve().parents[2] / "traces" / "shipped"
+ROOT = Path(__file__).resolve().parents[2]
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run a verb in this process: exit status, stdout, stderr."""
+
+    def call(module: Any, *arguments: str | Path) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["traces", *map(str, arguments)])
+        with pytest.raises(SystemExit) as left:
+            console.main(module.app)
+        out, err = capsys.readouterr()
+        return int(left.value.code or 0), out, err
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text((ROOT / "simulator" / "lowering.py").read_text(encoding="utf-8")[:12000])
+    return path
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory, text: Path) -> Path:
+    """A random Llama of 2 layers with a tokenizer of its own, in a Hugging Face folder."""
+    torch.manual_seed(0)
+    words = pretrain.tokenizer(text.read_text())
+    config = transformers.LlamaConfig(
+        vocab_size=len(words),
+        hidden_size=16,
+        num_hidden_layers=2,
+        intermediate_size=24,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+    )
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    pretrain.write_model(transformers.LlamaForCausalLM(config), words, folder)
+    return folder
+
+
+def train_arguments(model: Path, text: Path, out: Path) -> list[str | Path]:
+    small = [
+        "--length",
+        "48",
+        "--max-tokens",
+        "192",
+        "--rank",
+        "4",
+        "--epochs",
+        "1",
+        "--seeds",
+        "1",
+    ]
+    return [
+        "train", "--model", model, "--text", text, "--out", out, "--criteria", "plainact", *small
+    ]  # fmt: skip
+
+
+def evaluate_arguments(model: Path, text: Path, predictors: Path, out: Path) -> list[str | Path]:
+    small = ["--length", "48", "--prompt", "32", "--max-tokens", "96", "--json"]
+    return [
+        "evaluate", "--model", model, "--text", text, "--predictors", predictors, "--out", out, *small
+    ]  # fmt: skip
+
+
+def test_train_then_evaluate_from_end_to_end(
+    run: Run, model: Path, text: Path, tmp_path: Path
+) -> None:
+    import pyarrow.parquet as pq
+
+    one, two = tmp_path / "one", tmp_path / "two"
+    for folder in (one, two):
+        code, _, err = run(shadow, *train_arguments(model, text, folder))
+        assert code == 0, err
+    weights = sorted(p.name for p in one.glob("*.safetensors"))
+    assert len(weights) == 3 + 1
+    assert {p.name: p.read_bytes() for p in one.iterdir()} == {
+        p.name: p.read_bytes() for p in two.iterdir()
+    }
+    code, out, err = run(
+        shadow, *evaluate_arguments(model, text, one, tmp_path / "quality.parquet")
+    )
+    assert code == 0, err
+    rows = json.loads(out)["rows"]
+    table = pq.read_table(tmp_path / "quality.parquet")
+    assert table.schema.names == list(TABLES["quality.parquet"])
+    assert table.num_rows == len(rows)
+    methods = {r["method"] for r in rows}
+    assert methods >= {
+        "random", "static", "oracle", "shadowllm", "dejavu", "teal", "cats", "quest", "h2o"
+    }  # fmt: skip
+    for r in rows:
+        assert r["perplexity"] > 1.0
+        assert 0.0 <= r["agreement"] <= 1.0
+    oracle = [r for r in rows if r["method"] == "oracle" and r["mask"] == "token"]
+    assert all(r["recall"] == pytest.approx(1.0) for r in oracle)
+    code, again, _ = run(
+        shadow, *evaluate_arguments(model, text, one, tmp_path / "quality.parquet")
+    )
+    assert json.loads(again)["rows"] == rows
+
+
+def test_train_resumes_and_keeps_what_is_there(
+    run: Run, model: Path, text: Path, tmp_path: Path
+) -> None:
+    arguments = train_arguments(model, text, tmp_path)
+    assert run(shadow, *arguments)[0] == 0
+    kept, lost = sorted(tmp_path.glob("shadowllm*"))
+    before = {p.name: (p.stat().st_mtime_ns, p.read_bytes()) for p in (kept, lost)}
+    lost.unlink()
+    code, _, err = run(shadow, *arguments)
+    assert (code, "add --resume" in err) == (2, True)
+    assert run(shadow, *arguments, "--resume")[0] == 0
+    assert kept.stat().st_mtime_ns == before[kept.name][0]
+    assert lost.read_bytes() == before[lost.name][1]
+    code, _, err = run(shadow, *arguments, "--resume", "--rank", "5")
+    assert (code, "trained with another rank" in err) == (2, True)
+
+
+def test_mistakes_are_one_line(run: Run, model: Path, text: Path, tmp_path: Path) -> None:
+    train = train_arguments(model, text, tmp_path / "p")
+    cases = [
+        ([*train, "--criteria", "planact"], "did you mean 'plainact'"),
+        ([*train, "--text", tmp_path / "none.txt"], "--text: cannot read"),
+        ([*train, "--length", "65"], "made for 64 tokens"),
+        ([*train, "--max-tokens", "1000000"], "too few for"),
+        (evaluate_arguments(model, text, tmp_path / "p", tmp_path / "q.parquet"), "shadow train"),
+        (["evalute"], "evalute"),
+    ]
+    for arguments, expected in cases:
+        code, out, err = run(shadow, *arguments)
+        assert code == 2
+        assert expected in err
+        assert err.count("\n") == 1
+        assert out == ""
+    assert not (tmp_path / "q.parquet").exists()
+
+
+def test_pretraining_repeats_itself_and_survives_a_kill(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The state of step 100 read back gives the same weights at step 102 as no interruption."""
+    monkeypatch.setattr(pretrain, "CONTEXT", 8)
+    ids = np.random.default_rng(0).integers(0, 50, 4000).astype(np.uint16)
+    config = transformers.OPTConfig(
+        vocab_size=50, hidden_size=8, num_hidden_layers=1, ffn_dim=8, num_attention_heads=2,
+        max_position_embeddings=16, word_embed_proj_dim=8, dropout=0.0,
+    )  # fmt: skip
+
+    def fit(name: str, stop: int) -> Any:
+        torch.manual_seed(0)
+        model = transformers.OPTForCausalLM(config)
+        monkeypatch.setattr(pretrain, "learning_rate", lambda step, steps, peak: peak)
+        pretrain.fit(
+            model,
+            ids,
+            steps=stop,
+            rows=2,
+            seed=1,
+            peak=1e-3,
+            checkpoint=tmp_path / name,
+            quiet=True,
+        )
+        return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+    whole = fit("a.pt", 102)
+    fit("b.pt", 100)
+    assert torch.equal(fit("b.pt", 102), whole)
+
+
+def test_batches_cover_an_epoch_once_and_depend_on_step_and_seed_alone() -> None:
+    ids = np.arange(20 * pretrain.CONTEXT + 1, dtype=np.uint32)
+    first = [pretrain.batch_at(ids, step, rows=3, seed=5) for step in range(6)]
+    starts = np.concatenate([b[:, 0] for b in first])
+    assert len(set(starts.tolist())) == 18
+    assert len({s % pretrain.CONTEXT for s in starts.tolist()}) == 1
+    assert np.array_equal(first[2], pretrain.batch_at(ids, 2, rows=3, seed=5))
+    assert not np.array_equal(first[2], pretrain.batch_at(ids, 2, rows=3, seed=6))
+
+
+def test_the_standard_library_is_split_by_file_and_names_no_machine() -> None:
+    corpus = standard_library()
+    assert not set(corpus.train_files) & set(corpus.heldout_files)
+    assert all(is_held_out(name, 20) for name in corpus.heldout_files)
+    assert len(corpus.train_files) > 10 * len(corpus.heldout_files)
+    assert not any("_sysconfigdata" in n or n.startswith("test/") for n in corpus.train_files)
+    parts = corpus.heldout.split(f"{SEPARATOR}\n")
+    assert len(parts) == len(corpus.heldout_files)
+
+
+@pytest.fixture(scope="module", params=sorted(pretrain.ARCHITECTURES.values()))
+def shipped(request: pytest.FixtureRequest) -> tuple[Path, dict[str, Any]]:
+    folder = SHIPPED / request.param
+    return folder, json.loads((folder / "manifest.json").read_text())
+
+
+def test_shipped_files_are_those_of_the_manifest(shipped: tuple[Path, dict[str, Any]]) -> None:
+    folder, manifest = shipped
+    files = {p.name: p for p in (folder / "model").iterdir()}
+    assert set(files) == set(manifest["sha256"])
+    for name, path in files.items():
+        assert hashlib.sha256(path.read_bytes()).hexdigest() == manifest["sha256"][name]
+    assert files["model.safetensors"].stat().st_size < 10e6
+    assert manifest["parameters"] <= 5e6
+    text = (SHIPPED / "heldout.txt").read_bytes()
+    assert hashlib.sha256(text).hexdigest() == manifest["text"]["heldout_sha256"]
+    assert len(text) <= 1_000_000
+    assert "Python Software Foundation" in (SHIPPED / "NOTICE").read_text()
+
+
+def test_shipped_models_load_and_have_the_loss_of_the_manifest(
+    shipped: tuple[Path, dict[str, Any]],
+) -> None:
+    """On 12 windows spread over the text: their own loss as written, and near that of the whole."""
+    from traces.quality import windows
+
+    folder, manifest = shipped
+    loaded = load(find(str(folder / "model")), dtype="fp32", device="cpu")
+    assert sum(p.numel() for p in loaded.model.parameters()) == manifest["parameters"]
+    text = (SHIPPED / "heldout.txt").read_text()
+    ids = np.asarray(loaded.tokenizer(text, verbose=False)["input_ids"])
+    assert len(ids) == manifest["heldout_tokens"]
+    some = windows(ids, pretrain.CONTEXT + 1, 12)
+    with torch.inference_mode():
+        logits = loaded.model(input_ids=some[:, :-1], use_cache=False).logits
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), some[:, 1:].flatten())
+    assert float(loss) == pytest.approx(manifest["heldout_loss_nat_per_token"], rel=0.08)
+    whole = manifest["heldout_loss_nat_per_token"] * len(ids) / len(text.encode()) / np.log(2.0)
+    assert manifest["heldout_bits_per_byte"] == pytest.approx(whole, rel=1e-6)
+    assert manifest["heldout_bits_per_byte"] < manifest["baseline_bits_per_byte"]["gzip"]

@@ -1,0 +1,300 @@
+"""Rows for predictors and what they are judged against: random, static and the oracle."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from simulator import console
+from simulator.errors import UnsupportedError
+from traces.bench import Bench
+from traces.criteria import KINDS, magnitude, scores
+from traces.masks import Fixed, keep_largest, masked, normalise, open_first_heads
+from traces.other_methods import kv_methods, threshold_methods
+from traces.predictors import HEADLINE, Predicted, parameter_count, plans, restore
+from traces.quality import windows
+
+if TYPE_CHECKING:
+    import torch
+
+COARSE = (0.3, 0.5, 0.7)
+CURVE = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+
+
+def choose(scored: Mapping[str, torch.Tensor], keep: float, budget: str) -> Fixed:
+    """Masks of an importance that is known: heads of layer 0 stay and are not in the budget."""
+    import torch
+
+    neurons = keep_largest(scored["neurons"], keep, budget)
+    heads = keep_largest(scored["heads"][:, 1:], keep, budget)
+    whole = torch.cat([torch.ones_like(scored["heads"][:, :1], dtype=torch.bool), heads], 1)
+    return Fixed({"heads": open_first_heads(whole), "neurons": neurons})
+
+
+def per_sequence(scored: torch.Tensor, sequences: int) -> torch.Tensor:
+    """Each token's scores replaced by the mean over its sequence, (tokens, layers, units)."""
+    grouped = scored.view(sequences, -1, *scored.shape[1:])
+    return grouped.mean(1, keepdim=True).expand_as(grouped).reshape(scored.shape)
+
+
+def true_scores(bench: Bench, criterion: str, scale: str) -> list[dict[str, torch.Tensor]]:
+    """Normalised scores of the scored tokens on the dense model, per batch of the scene."""
+    found = []
+    for part, _ in bench.scene.batches:
+        ids = bench.scene.ids[part]
+        importance, _seen = scores(bench.model, bench.parts, ids, [criterion])
+        found.append(
+            {
+                kind: normalise(
+                    importance[kind, criterion]
+                    .view(len(ids), ids.shape[1], len(bench.parts), -1)[:, bench.scene.prompt : -1]
+                    .flatten(0, 1),
+                    scale,
+                )
+                for kind in KINDS
+            }
+        )
+    return found
+
+
+def oracle(
+    bench: Bench,
+    truth: Sequence[Mapping[str, torch.Tensor]],
+    keep: float,
+    budget: str,
+    mask: str,
+    **names: Any,
+) -> None:
+    """The criterion itself, of the dense model on the very tokens that are scored."""
+
+    def chooser(number: int) -> Fixed:
+        batch = truth[number]
+        if mask == "sequence":
+            part, _ = bench.scene.batches[number]
+            count = len(bench.scene.ids[part])
+            batch = {kind: per_sequence(batch[kind], count) for kind in KINDS}
+        return choose(batch, keep, budget)
+
+    score, cost = bench.run(chooser, truth, keep=keep, budget=budget)
+    bench.add(
+        score,
+        policy=f"oracle(keep={keep:g})",
+        method="oracle",
+        sparsity=round(1.0 - keep, 6),
+        budget=budget,
+        mask=mask,
+        **names,
+        **cost,
+    )
+
+
+def static(
+    bench: Bench,
+    importance: Mapping[str, torch.Tensor],
+    truth: Sequence[Mapping[str, torch.Tensor]] | None,
+    keep: float,
+    budget: str,
+    **names: Any,
+) -> None:
+    """One mask for every token, from weights or from training tokens; (layers, units) per kind."""
+    tokens = bench.scene.best.shape[1]
+
+    def chooser(number: int) -> Fixed:
+        part, _ = bench.scene.batches[number]
+        count = tokens * len(bench.scene.ids[part])
+        return choose(
+            {k: v[None].expand(count, *v.shape).contiguous() for k, v in importance.items()},
+            keep,
+            budget,
+        )
+
+    score, cost = bench.run(chooser, truth, keep=keep, budget=budget)
+    bench.add(
+        score,
+        policy=f"static(keep={keep:g})",
+        method="static",
+        sparsity=round(1.0 - keep, 6),
+        budget=budget,
+        mask="static",
+        **names,
+        **cost,
+    )
+
+
+def random(bench: Bench, keep: float, budget: str, seed: int) -> None:
+    """Units drawn anew for every token."""
+    import torch
+
+    device = bench.scene.ids.device
+    draw = torch.Generator(device=device).manual_seed(seed)
+    tokens = bench.scene.best.shape[1]
+
+    def chooser(number: int) -> Fixed:
+        part, _ = bench.scene.batches[number]
+        count = tokens * len(bench.scene.ids[part])
+        return choose(
+            {
+                kind: torch.rand(count, len(bench.parts), width, generator=draw, device=device)
+                for kind, width in bench.widths.items()
+            },
+            keep,
+            budget,
+        )
+
+    score, cost = bench.run(chooser, keep=keep, budget=budget)
+    bench.add(
+        score,
+        policy=f"random(keep={keep:g})",
+        method="random",
+        sparsity=round(1.0 - keep, 6),
+        budget=budget,
+        mask="token",
+        seed=seed,
+        **cost,
+    )
+
+
+def predicted(
+    bench: Bench,
+    method: str,
+    nets: Any,
+    truth: Sequence[Mapping[str, torch.Tensor]],
+    keep: float,
+    budget: str,
+    mask: str,
+    seed: int,
+    **names: Any,
+) -> None:
+    """ShadowLLM or Deja Vu with trained predictors, deciding while the sparse model runs.
+
+    With ``mask="sequence"`` the scores are the mean over the prompt's tokens, and stay for the whole sequence.
+    """
+
+    def make() -> Predicted:
+        return Predicted(method, nets, bench.widths, len(bench.parts), keep=keep, budget=budget)
+
+    def from_prompt(number: int) -> Fixed:
+        import torch
+
+        part, _ = bench.scene.batches[number]
+        ids = bench.scene.ids[part, : bench.scene.prompt]
+        watcher = make()
+        with masked(bench.parts, _Watching(watcher)):
+            bench.model(input_ids=ids, use_cache=False)
+        wide = {}
+        for kind in KINDS:
+            mean = watcher.stacked(kind).unflatten(0, (len(ids), -1)).mean(1)
+            if kind == "heads":
+                mean = torch.cat([torch.zeros_like(mean[:, :1]), mean], 1)
+            wide[kind] = mean.repeat_interleave(bench.scene.best.shape[1], 0)
+        return choose(wide, keep, budget)
+
+    score, cost = bench.run(
+        (lambda _: make()) if mask == "token" else from_prompt,
+        truth,
+        keep=keep,
+        budget=budget,
+        # A mask per sequence is chosen once, at the prompt: no decoded token reads the predictor.
+        predictor=parameter_count(nets) if mask == "token" else 0,
+    )
+    text = (
+        f"{method}(keep={keep:g})"
+        if method == "shadowllm"
+        else f"{method}(keep={keep:g},attn_keep={keep:g})"
+    )
+    bench.add(
+        score,
+        policy=text,
+        method=method,
+        sparsity=round(1.0 - keep, 6),
+        budget=budget,
+        mask=mask,
+        seed=seed,
+        **names,
+        **cost,
+    )
+
+
+class _Watching:
+    """A chooser that lets the predictors look and masks nothing."""
+
+    def __init__(self, inner: Predicted):
+        self.inner = inner
+        self.sites = inner.sites
+
+    def see(self, site: str, layer: int, x: torch.Tensor) -> None:
+        self.inner.see(site, layer, x)
+
+    def mask(self, kind: str, layer: int) -> None:
+        return None
+
+
+def evaluation(
+    bench: Any, predictors: Path, known: dict[str, Any], train_ids: Any, length: int
+) -> Iterator[str]:
+    """Every row, cheapest methods first; yields what was just measured.
+
+    `COARSE` sparsities for every criterion, the whole `CURVE` for the first of `HEADLINE`; target scale and mask are
+    varied for all of `HEADLINE`.
+    """
+    import torch
+
+    device = bench.model.device
+    calibration = windows(train_ids, length, min(4, len(train_ids) // length)).to(device)
+    weights = {kind: magnitude(bench.parts, kind).to(device) for kind in KINDS}
+    with torch.inference_mode():
+        for s in CURVE:
+            keep = round(1.0 - s, 6)
+            for seed in range(known["seeds"]):
+                random(bench, keep, "layer", seed)
+                yield f"random {s:g}"
+            static(bench, weights, None, keep, "layer", criterion="magnitude")
+            yield f"static magnitude {s:g}"
+        yield from threshold_methods(bench, calibration, CURVE)
+        try:
+            yield from kv_methods(bench, (*COARSE, 0.8, 0.9))
+        except UnsupportedError as error:
+            console.say(f"KV methods are left out: {error}")
+    for criterion in known["criteria"]:
+        for scale in ("layer", "global") if criterion in HEADLINE else ("layer",):
+            truth = true_scores(bench, criterion, scale)
+            with torch.inference_mode():
+                yield from _one_criterion(bench, predictors, known, criterion, scale, truth)
+
+
+def _one_criterion(
+    bench: Any, predictors: Path, known: dict[str, Any], criterion: str, scale: str, truth: Any
+) -> Iterator[str]:
+    from safetensors.torch import load_file
+
+    names = {"criterion": criterion, "targets": scale}
+    device = str(bench.model.device)
+    mean = load_file(predictors / f"mean.{criterion}.safetensors", device=device)
+    mean = {kind: mean[f"{kind}.{scale}"] for kind in ("heads", "neurons")}
+    nets = {
+        (p.method, p.seed): restore(load_file(predictors / p.file, device=device))
+        for p in plans([criterion], known["seeds"])
+        if p.scale == scale
+    }
+    curve = CURVE if criterion == HEADLINE[0] and scale == "layer" else COARSE
+    for s in sorted({*COARSE, *curve}):
+        keep = round(1.0 - s, 6)
+        varied = criterion in HEADLINE and scale == "layer" and s in COARSE
+        # Scores scaled otherwise rank alike inside a layer: budgets per layer are measured for one scale.
+        budgets = ("global", "layer") if varied else ("global",)
+        for budget in budgets:
+            oracle(bench, truth, keep, budget, "token", **names)
+            static(bench, mean, truth, keep, budget, **names)
+            yield f"oracle and static {criterion} {s:g}"
+        if varied:
+            oracle(bench, truth, keep, "global", "sequence", **names)
+            yield f"oracle {criterion} per sequence {s:g}"
+        for (method, seed), net in nets.items():
+            for budget in ("layer",) if method == "dejavu" else budgets:
+                predicted(bench, method, net, truth, keep, budget, "token", seed, **names)
+                yield f"{method} {criterion} {s:g}"
+            if varied:
+                budget = "layer" if method == "dejavu" else "global"
+                predicted(bench, method, net, truth, keep, budget, "sequence", seed, **names)
+                yield f"{method} {criterion} per sequence {s:g}"

@@ -1,0 +1,146 @@
+"""Which units tokens keep, and how much of it they share.
+
+A token keeps the units whose magnitude reaches a threshold, so a set of tokens keeps those whose
+*largest* magnitude does, and two tokens share those whose smaller one does: unions are maxima,
+intersections are minima, and no mask is ever stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+NON_ZERO = 1.4012984643248171e-45
+"""Smallest positive float32: the threshold that keeps exactly the non-zeros."""
+
+
+def kept(magnitudes: torch.Tensor, thresholds: torch.Tensor) -> torch.Tensor:
+    """Units kept per row at each threshold.
+
+    Parameters
+    ----------
+    magnitudes : Tensor, shape (..., units)
+    thresholds : Tensor, shape (levels,)
+
+    Returns
+    -------
+    Tensor, shape (levels, ...), int64
+    """
+    limits = thresholds.reshape(-1, *(1,) * magnitudes.ndim)
+    return (magnitudes >= limits).sum(-1)
+
+
+def window_maxima(magnitudes: torch.Tensor, size: int) -> torch.Tensor:
+    """Largest magnitude of each unit over disjoint windows of consecutive tokens.
+
+    Parameters
+    ----------
+    magnitudes : Tensor, shape (windows, tokens, units)
+    size : int
+        Window length [tokens], dividing `tokens`.
+
+    Returns
+    -------
+    Tensor, shape (windows * tokens / size, units)
+    """
+    return magnitudes.reshape(-1, size, magnitudes.shape[-1]).amax(1)
+
+
+def overlap(
+    magnitudes: torch.Tensor, own: torch.Tensor, thresholds: torch.Tensor, distance: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Share of a token's kept units that the token `distance` before it kept: |S_t and S_{t-x}| / |S_t|.
+
+    Parameters
+    ----------
+    magnitudes : Tensor, shape (windows, tokens, units)
+    own : Tensor, shape (levels, windows, tokens)
+        Units kept by each token, from `kept`.
+    thresholds : Tensor, shape (levels,)
+
+    Returns
+    -------
+    total : Tensor, shape (levels,), float64
+        Sum of the shares over the tokens that keep anything.
+    n : Tensor, shape (levels,), int64
+        Those tokens.
+    """
+    import torch
+
+    now, before = magnitudes[:, distance:], magnitudes[:, :-distance]
+    both = kept(torch.minimum(now, before), thresholds).flatten(1)
+    all_kept = own[:, :, distance:].flatten(1)
+    share = both.to(torch.float64) / all_kept.clamp(min=1)
+    return share.sum(1), (all_kept > 0).sum(1)
+
+
+class UnionOfRows:
+    """Union density over rows that each come from another sequence, streaming.
+
+    For each count of rows B, disjoint blocks of B consecutive sequences give one draw per group; the
+    sequences arrive shuffled, so a block is a random batch of a decode step.
+
+    Parameters
+    ----------
+    running : Tensor, shape (counts, groups, units)
+        Largest magnitude since the block of each count began.
+    """
+
+    def __init__(self, counts: Sequence[int], running: torch.Tensor, seen: int = 0):
+        self.counts = tuple(counts)
+        self.running = running
+        self.seen = seen
+
+    def add(
+        self, rows: torch.Tensor, thresholds: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Take one row per group from each of the next sequences.
+
+        Parameters
+        ----------
+        rows : Tensor, shape (sequences, groups, units)
+            Magnitudes.
+        thresholds : Tensor, shape (levels,)
+
+        Returns
+        -------
+        units : Tensor, shape (levels, counts), int64
+            Units kept, over all blocks these sequences complete and all groups.
+        blocks : Tensor, shape (counts,), int64
+            Those blocks, times the groups.
+        """
+        import torch
+
+        groups = rows.shape[1]
+        units = torch.zeros(
+            len(thresholds), len(self.counts), dtype=torch.int64, device=rows.device
+        )
+        blocks = torch.zeros(len(self.counts), dtype=torch.int64, device=rows.device)
+        for i, count in enumerate(self.counts):
+            whole = self._whole_blocks(i, count, rows)
+            if len(whole):
+                units[:, i] = kept(whole, thresholds).flatten(1).sum(1)
+                blocks[i] = len(whole) * groups
+        self.seen += len(rows)
+        return units, blocks
+
+    def _whole_blocks(self, i: int, count: int, rows: torch.Tensor) -> torch.Tensor:
+        """Maxima of the blocks of `count` sequences that end within `rows`, shape (blocks, groups, units)."""
+        import torch
+
+        if self.seen % count == 0 and len(rows) % count == 0:
+            return rows.unflatten(0, (-1, count)).amax(1)
+        done = []
+        at = 0
+        while at < len(rows):
+            left = count - (self.seen + at) % count
+            part = rows[at : at + left]
+            torch.maximum(self.running[i], part.amax(0), out=self.running[i])
+            at += len(part)
+            if len(part) == left:
+                done.append(self.running[i].clone())
+                self.running[i] = 0.0
+        return torch.stack(done) if done else rows[:0]

@@ -1,0 +1,301 @@
+"""Predictors of heads and neurons, trained and judged: ``python -m traces.shadow train|evaluate``."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from simulator import console
+from simulator.errors import InputError, UnknownNameError
+
+if TYPE_CHECKING:
+    from traces.loading import Loaded
+    from traces.predictors import Plan
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+
+MANIFEST = "predictors.json"
+SCHEMA = 1
+TRAIN_SHARE = 0.6
+"""Predictors learn on the first part of the text and are judged on the rest [-]."""
+
+
+def _criteria(text: str) -> list[str]:
+    from traces.criteria import CRITERIA
+
+    names = [n.strip() for n in text.split(",") if n.strip()] if text != "all" else list(CRITERIA)
+    for name in names:
+        if name not in CRITERIA:
+            raise UnknownNameError("criterion", name, CRITERIA, where="--criteria")
+    return names
+
+
+def _text(loaded: Loaded, path: Path) -> tuple[Any, str]:
+    """Token ids of a text file and the hash of its bytes."""
+    import hashlib
+
+    import numpy as np
+
+    try:
+        raw = path.read_bytes()
+        text = raw.decode("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8"
+        raise InputError(f"cannot read {path}: {reason}", where="--text") from None
+    ids = loaded.tokenizer(text, verbose=False)["input_ids"]
+    return np.asarray(ids), hashlib.sha256(raw).hexdigest()
+
+
+def _load(model: str, revision: str | None, dtype: str, device: str, threads: int) -> Loaded:
+    import torch
+    import transformers
+
+    from traces.loading import find, load
+
+    if threads:
+        torch.set_num_threads(threads)
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    return load(find(model, revision=revision), dtype=dtype, device=device)
+
+
+def _length(loaded: Loaded, length: int) -> int:
+    known = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
+    if known and length > known:
+        raise InputError(f"the model was made for {known} tokens, not {length}", where="--length")
+    return length
+
+
+_MODEL = Annotated[str, typer.Option("--model", help="Hugging Face folder or hub id")]
+_TEXT = Annotated[Path, typer.Option("--text", help="UTF-8 text file")]
+_DTYPE = Annotated[str, typer.Option("--dtype", help="fp32 | bf16 | fp16 | auto")]
+_DEVICE = Annotated[str, typer.Option("--device", help="auto | cpu | cuda | cuda:N")]
+_LENGTH = Annotated[int, typer.Option("--length", min=8, help="tokens per window")]
+_THREADS = Annotated[int, typer.Option("--threads", min=0, help="CPU threads; 0 leaves torch's")]
+_REVISION = Annotated[str | None, typer.Option("--revision", help="commit or tag of a hub id")]
+
+
+@app.command()
+def train(
+    model: _MODEL,
+    text: _TEXT,
+    out: Annotated[Path, typer.Option("--out", help="folder for the predictors")],
+    criteria: Annotated[str, typer.Option("--criteria", help="all, or names with commas")] = "all",
+    seeds: Annotated[int, typer.Option("--seeds", min=1)] = 3,
+    rank: Annotated[int, typer.Option("--rank", min=1, help="width of the hidden layer")] = 64,
+    epochs: Annotated[int, typer.Option("--epochs", min=1)] = 3,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", min=8)] = 12288,
+    length: _LENGTH = 512,
+    dtype: _DTYPE = "fp32",
+    device: _DEVICE = "cpu",
+    threads: _THREADS = 0,
+    revision: _REVISION = None,
+    resume: Annotated[bool, typer.Option("--resume", help="keep predictors already there")] = False,
+    json_: Annotated[bool, typer.Option("--json", help="the manifest on stdout")] = False,
+) -> None:
+    """Train ShadowLLM's and Deja Vu's predictors on the first 60 % of a text."""
+    from traces.blocks import blocks
+    from traces.predictors import plans
+
+    wanted = _criteria(criteria)
+    if (out / MANIFEST).exists() and not resume:
+        raise InputError(f"{out} holds predictors; add --resume or remove it", where="--out")
+    loaded = _load(model, revision, dtype, device, threads)
+    parts = blocks(loaded.model)
+    if len(parts) < 2:
+        raise InputError("a model of one layer has nothing to predict", where="--model")
+    ids, digest = _text(loaded, text)
+    length = _length(loaded, length)
+    manifest: dict[str, Any] = {
+        "schema": SCHEMA,
+        "model": loaded.checkpoint.name,
+        "revision": loaded.checkpoint.revision,
+        "config_sha256": loaded.checkpoint.config_sha256,
+        "text_sha256": digest,
+        "train_share": TRAIN_SHARE,
+        "length": length,
+        "tokens": max_tokens // length * (length - 1),
+        "rank": rank,
+        "epochs": epochs,
+        "criteria": wanted,
+        "seeds": seeds,
+        "loss": {},
+    }
+    if resume and (out / MANIFEST).exists():
+        before = _manifest(out)
+        for key in ("config_sha256", "text_sha256", "length", "tokens", "rank", "epochs"):
+            if before[key] != manifest[key]:
+                raise InputError(
+                    f"{out} was trained with another {key}; name another folder", where="--resume"
+                )
+        manifest["loss"] = before["loss"]
+    out.mkdir(parents=True, exist_ok=True)
+    todo = plans(wanted, seeds)
+    for plan, loss, parameters in console.progress(
+        _train(loaded, parts, ids, todo, manifest, out), len(todo), "train", quiet=json_
+    ):
+        manifest["loss"][plan.file] = {"mean_squared_error": loss, "parameters": parameters}
+        _write(out / MANIFEST, manifest)
+    if json_:
+        console.out_json(manifest)
+    else:
+        console.out(f"{len(todo)} predictors of {model} in {out}")
+
+
+def _write(path: Path, manifest: dict[str, Any]) -> None:
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+    part.replace(path)
+
+
+def _train(
+    loaded: Loaded, parts: Any, ids: Any, todo: list[Plan], manifest: dict[str, Any], out: Path
+) -> Iterator[tuple[Plan, float, int]]:
+    from safetensors.torch import save_file
+
+    from traces.predictors import METHODS, fit, parameter_count
+    from traces.quality import windows
+    from traces.samples import gather
+
+    length, tokens = manifest["length"], manifest["tokens"]
+    chosen = windows(ids[: int(len(ids) * TRAIN_SHARE)], length, tokens // (length - 1))
+    chosen = chosen.to(loaded.model.device)
+    for criterion in dict.fromkeys(p.criterion for p in todo):
+        mine = [p for p in todo if p.criterion == criterion]
+        missing = [p for p in mine if p.file not in manifest["loss"] or not (out / p.file).exists()]
+        for plan in mine:
+            if plan not in missing:
+                known = manifest["loss"][plan.file]
+                yield plan, known["mean_squared_error"], known["parameters"]
+        if not missing:
+            continue
+        scales = sorted({p.scale for p in mine})
+        with tempfile.TemporaryDirectory(dir=out) as folder:
+            data = gather(
+                loaded.model,
+                parts,
+                chosen,
+                criterion,
+                methods=METHODS,
+                scales=scales,
+                folder=Path(folder),
+            )
+            means = {
+                f"{kind}.{scale}": data.mean_target(kind, scale).contiguous()
+                for kind in ("heads", "neurons")
+                for scale in scales
+            }
+            save_file(means, out / f"mean.{criterion}.safetensors")
+            for plan in missing:
+                nets, loss = fit(
+                    plan.method,
+                    data.inputs,
+                    {kind: data.targets[kind, plan.scale] for kind in ("heads", "neurons")},
+                    rank=manifest["rank"],
+                    seed=plan.seed,
+                    epochs=manifest["epochs"],
+                    device=str(loaded.model.device),
+                )
+                state = {k: v.half().cpu().contiguous() for k, v in nets.state_dict().items()}
+                save_file(state, out / plan.file)
+                yield plan, loss, parameter_count(nets)
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    path = folder / MANIFEST
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except OSError:
+        raise InputError(
+            f"{folder} holds no predictors; make them with python -m traces.shadow train",
+            where="--predictors",
+        ) from None
+    except ValueError as error:
+        raise InputError(f"is not JSON ({error})", where=str(path)) from None
+    if manifest.get("schema") != SCHEMA:
+        raise InputError(
+            f"schema {manifest.get('schema')!r} is unknown; train again", where=str(path)
+        )
+    return manifest
+
+
+@app.command()
+def evaluate(
+    model: _MODEL,
+    text: _TEXT,
+    predictors: Annotated[Path, typer.Option("--predictors", help="folder that train wrote")],
+    out: Annotated[Path, typer.Option("--out", help="Parquet file for the rows")],
+    trace: Annotated[
+        Path | None, typer.Option("--trace", help="trace folder that gets the rows too")
+    ] = None,
+    max_tokens: Annotated[
+        int, typer.Option("--max-tokens", min=8, help="tokens of the windows, prompts included")
+    ] = 6144,
+    length: _LENGTH = 512,
+    prompt: Annotated[
+        int, typer.Option("--prompt", min=32, help="tokens of a window that run dense")
+    ] = 256,
+    dtype: _DTYPE = "fp32",
+    device: _DEVICE = "cpu",
+    threads: _THREADS = 0,
+    revision: _REVISION = None,
+    json_: Annotated[bool, typer.Option("--json", help='{"rows": [...]} on stdout')] = False,
+) -> None:
+    """Perplexity and agreement against sparsity on the last 40 % of a text, for every method."""
+    from traces.bench import Bench
+    from traces.blocks import blocks
+    from traces.experiment import evaluation
+    from traces.quality import scene, windows
+
+    known = _manifest(predictors)
+    if out.suffix != ".parquet":
+        raise InputError(f"{out} should end in .parquet", where="--out")
+    loaded = _load(model, revision, dtype, device, threads)
+    if known["config_sha256"] != loaded.checkpoint.config_sha256:
+        raise InputError(
+            f"{predictors} was trained for {known['model']}, not for {loaded.checkpoint.name}",
+            where="--predictors",
+        )
+    ids, digest = _text(loaded, text)
+    length = _length(loaded, length)
+    if prompt >= length - 1:
+        raise InputError(f"leaves nothing of {length} tokens to score", where="--prompt")
+    # Another text was not seen in training at all; of the same one, only the rest was not.
+    rest = ids[int(len(ids) * TRAIN_SHARE) :] if digest == known["text_sha256"] else ids
+    chosen = windows(rest, length, max_tokens // length).to(loaded.model.device)
+    bench = Bench(loaded.model, blocks(loaded.model), scene(loaded.model, chosen, prompt))
+    steps = evaluation(bench, predictors, known, ids[: int(len(ids) * TRAIN_SHARE)], length)
+    for done, label in enumerate(steps, start=1):
+        if not json_ and done % 25 == 0:
+            console.say(f"{done} runs, {label}")
+    _save_rows(bench, out, trace)
+    if json_:
+        console.out_json({"rows": bench.rows})
+    else:
+        from traces.shadow_tables import print_tables
+
+        print_tables(bench.rows, model)
+
+
+def _save_rows(bench: Any, out: Path, trace: Path | None) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from simulator.trace import add_quality
+
+    columns = bench.columns()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    part = out.with_suffix(".part")
+    pq.write_table(pa.table(columns), part, compression="zstd")
+    part.replace(out)
+    if trace is not None:
+        add_quality(trace, columns)
+
+
+if __name__ == "__main__":
+    console.main(app)

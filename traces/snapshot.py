@@ -1,0 +1,126 @@
+"""A run that survives ``kill -9``: its whole state beside the output, replaced by rename, one writer."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from simulator.errors import InputError
+
+if TYPE_CHECKING:
+    from traces.means import State
+
+
+class Snapshots:
+    """Folder ``OUT.parts`` while a trace is being collected.
+
+    Parameters
+    ----------
+    out : Path
+        The trace folder the run ends in.
+    plan : mapping
+        Everything that decides the trace; a state of another plan cannot be continued.
+    resume : bool
+        Continue from the state an interrupted run left.
+
+    Attributes
+    ----------
+    plan : dict
+        As given, with what an interrupted run had settled before (its day).
+
+    Raises
+    ------
+    InputError
+        Unwritable folder, a live writer, or a state of another plan.
+    """
+
+    def __init__(
+        self, out: Path, plan: Mapping[str, Any], *, settled: Mapping[str, Any], resume: bool
+    ):
+        self.folder = out.with_name(out.name + ".parts")
+        self.digest = hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()
+        self.settled = dict(settled)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._lock = (self.folder / "lock").open("a")
+        except OSError as error:
+            raise InputError(
+                f"cannot write {self.folder}: {error.strerror}", where="--out"
+            ) from None
+        try:
+            # The kernel drops this lock with the process, however it dies.
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._lock.close()
+            raise InputError(
+                f"another process is writing {out}; wait for it or choose another folder",
+                where="--out",
+            ) from None
+        self._open(resume)
+
+    def _open(self, resume: bool) -> None:
+        path = self.folder / "plan.json"
+        if resume and path.is_file():
+            known = json.loads(path.read_text("utf-8"))
+            if known["digest"] != self.digest:
+                self.close()
+                raise InputError(
+                    f"{self.folder} belongs to a run with other arguments, text or versions; give the "
+                    "same ones, or delete it",
+                    where="--resume",
+                )
+            self.settled = known["settled"]
+            return
+        self._state.unlink(missing_ok=True)
+        text = json.dumps({"digest": self.digest, "settled": self.settled})
+        _replace(path, text.encode())
+
+    @property
+    def _state(self) -> Path:
+        return self.folder / "state.safetensors"
+
+    def load(self) -> tuple[State, int]:
+        """State on the CPU and number of batches it holds; empty at the start."""
+        from safetensors import safe_open
+
+        if not self._state.is_file():
+            return {}, 0
+        with safe_open(self._state, "pt") as file:
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            done = int(file.metadata()["batches"])
+        return state, done
+
+    def save(self, state: State, batches: int) -> None:
+        """Replace the saved state; it is whole at every moment."""
+        from safetensors.torch import save
+
+        tensors = {name: tensor.contiguous() for name, tensor in state.items()}
+        _replace(self._state, save(tensors, {"batches": str(batches)}))
+
+    def close(self) -> None:
+        """Let another writer in; the state stays."""
+        self._lock.close()
+
+    def finish(self) -> None:
+        """Remove the folder; the trace is written."""
+        self.close()
+        shutil.rmtree(self.folder)
+
+
+def _replace(path: Path, raw: bytes) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(raw)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise InputError(f"cannot write {path}: {error.strerror}", where="--out") from None

@@ -1,0 +1,129 @@
+"""Text as sequences of equal length, shuffled once by a seed."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from simulator.errors import InputError, suggest
+
+if TYPE_CHECKING:
+    import numpy as np
+    from transformers import PreTrainedTokenizerBase
+
+
+_PIECE = 2**20
+
+
+@dataclass(frozen=True, eq=False)
+class Sequences:
+    """Tokens to run a model on.
+
+    Parameters
+    ----------
+    tokens : ndarray, shape (sequences, length), int64
+        Disjoint pieces of the text in shuffled order, each behind the tokenizer's first token if it has one.
+    sha256 : str
+        Of the names and contents of the files read.
+    """
+
+    tokens: np.ndarray
+    sha256: str
+
+
+def text_files(path: Path) -> list[Path]:
+    """The file, or every file below the folder that is not hidden, by name."""
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        near = suggest(path.name, [p.name for p in path.parent.glob("*")]) if path.name else []
+        hint = f"; did you mean {path.parent / near[0]}?" if near else ""
+        raise InputError(f"there is no file or folder {str(path)!r}{hint}", where="--text")
+    found = sorted(p for p in path.rglob("*") if p.is_file())
+    found = [p for p in found if not any(x.startswith(".") for x in p.relative_to(path).parts)]
+    if not found:
+        raise InputError(f"{path} holds no files", where="--text")
+    return found
+
+
+def read_sequences(
+    path: Path, tokenizer: PreTrainedTokenizerBase, *, length: int, max_tokens: int, seed: int
+) -> Sequences:
+    """Cut text into sequences.
+
+    Parameters
+    ----------
+    path : Path
+        A UTF-8 file, or a folder of them; files are separated by the tokenizer's end-of-text token.
+    length : int
+        Tokens of a sequence.
+    max_tokens : int
+        Reading stops here.
+    seed : int
+        Of the shuffle; rows of a batch then come from different places of the text.
+
+    Raises
+    ------
+    InputError
+        No such text, not UTF-8, or too short for one sequence.
+    """
+    import numpy as np
+
+    files = text_files(path)
+    first = [tokenizer.bos_token_id] if _starts_with_bos(tokenizer) else []
+    end = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
+    wanted = max_tokens // length * (length - len(first))
+    digest = hashlib.sha256()
+    found: list[int] = []
+    for file in files:
+        raw = _read(file)
+        digest.update(f"{file.name}\0{len(raw)}\0".encode() + raw)
+        for piece in _pieces(_decode(raw, file)):
+            if len(found) >= wanted:
+                break
+            found += tokenizer(piece, add_special_tokens=False, verbose=False)["input_ids"]
+        found += end
+    body = length - len(first)
+    count = min(len(found), wanted) // body
+    if count < 2:
+        raise InputError(
+            f"{path} has {len(found)} tokens; two sequences of {length} are the least: give more text "
+            "or a smaller --sequence-length",
+            where="--text",
+        )
+    pieces = np.asarray(found[: count * body], np.int64).reshape(count, body)
+    head = np.full((count, len(first)), first, np.int64) if first else pieces[:, :0]
+    order = np.random.default_rng(seed).permutation(count)
+    return Sequences(np.concatenate([head, pieces], axis=1)[order], digest.hexdigest())
+
+
+def _pieces(text: str) -> Iterator[str]:
+    """The text in pieces of about a million characters that end with a line, so that reading can stop early."""
+    at = 0
+    while at < len(text):
+        end = text.find("\n", at + _PIECE) + 1 or len(text)
+        yield text[at:end]
+        at = end
+
+
+def _starts_with_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
+    ids = tokenizer("a")["input_ids"]
+    return bool(ids) and tokenizer.bos_token_id is not None and ids[0] == tokenizer.bos_token_id
+
+
+def _read(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise InputError(f"cannot be read: {error.strerror}", where=str(file)) from None
+
+
+def _decode(raw: bytes, file: Path) -> str:
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise InputError("is not UTF-8 text", where=f"{file}:{line}") from None
