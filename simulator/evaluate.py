@@ -47,7 +47,8 @@ class Points:
     def basis(self) -> Basis:
         """Worst basis of prefill and decode."""
         basis = self.prefill.basis.merge(self.decode.basis)
-        return basis.merge(Basis.EXTRAPOLATED) if self.group.ignore_context else basis
+        beyond = self.group.ignore_context or self.group.transferred
+        return basis.merge(Basis.EXTRAPOLATED) if beyond else basis
 
     @cached_property
     def e2e_s(self) -> np.ndarray:
@@ -112,14 +113,21 @@ class Points:
     @property
     def fits(self) -> np.ndarray:
         """Whether the batch fits the engine's share of memory."""
-        limit = memory.budget_bytes(self.group.device, self.group.utilisation)
-        return np.asarray(self.footprint.total_bytes <= limit)
+        return np.asarray(self.short_bytes <= 0.0)
 
     @property
     def short_bytes(self) -> np.ndarray:
-        """Bytes missing on the fullest GPU; negative where it fits [B]."""
+        """Bytes missing on the fullest GPU or beside it, whichever lacks more; negative where it fits [B]."""
         limit = memory.budget_bytes(self.group.device, self.group.utilisation)
-        return np.asarray(self.footprint.total_bytes - limit)
+        return np.maximum(self.footprint.total_bytes - limit, self.short_off_bytes)
+
+    @property
+    def short_off_bytes(self) -> Array:
+        """Bytes missing on the tier a policy offloads to; -inf where nothing is offloaded [B]."""
+        off = self.footprint.off_bytes
+        if np.ndim(off) == 0 and off == 0.0:
+            return -np.inf
+        return off - memory.home_bytes(self.group.lowering, self.group.device)
 
     @property
     def status(self) -> np.ndarray:
@@ -160,7 +168,7 @@ def evaluate(group: Group, batch: Array, prompt: Array, output: Array) -> Points
     centre = p + o / 2.0
     spread = np.sqrt(np.maximum(steps * steps - 1.0, 0.0) / 12.0)
     nodes = np.stack(np.broadcast_arrays(centre - spread, centre + spread))
-    decode = step_time(group, decode_step(rows, np.maximum(nodes, p + 1.0)))
+    decode = step_time(group, decode_step(rows, np.maximum(nodes, p + 1.0), p))
     shape = np.broadcast_shapes(b.shape, p.shape, o.shape)
     one_token = np.broadcast_to(steps < 1.0, shape)
     several = not one_token.any()

@@ -43,6 +43,8 @@ class Grid:
     gpu_memory_utilization: float = 0.9
     block_size: int = 16
     ignore_context_limit: bool = False
+    trace: tuple[str, ...] = ()
+    trace_transfer: bool = False
     sizes: tuple[int, int, int] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -53,6 +55,10 @@ class Grid:
             if max(getattr(self, name)) > most:
                 flag = "--" + name.replace("_", "-")
                 raise InputError(f"{max(getattr(self, name))} is above {most}", where=flag)
+        if self.trace_transfer and not self.trace:
+            raise InputError(
+                "there is no trace to transfer; add --trace DIR", where="--trace-transfer"
+            )
         if len(self) > MAX_POINTS:
             raise InputError(f"the grid has {len(self):,} points; at most {MAX_POINTS:,}")
 
@@ -61,6 +67,7 @@ class Grid:
 
     def groups(self) -> Iterator[Scenario]:
         """One scenario per combination of the outer axes, at the first batch, prompt and output."""
+        traces = self.traces()
         for values in itertools.product(*(getattr(self, axis) for axis in OUTER)):
             yield Scenario.of(
                 **dict(zip(OUTER, values, strict=True)),
@@ -70,7 +77,20 @@ class Grid:
                 gpu_memory_utilization=self.gpu_memory_utilization,
                 block_size=self.block_size,
                 ignore_context_limit=self.ignore_context_limit,
+                trace=traces[values[0]],
+                trace_transfer=bool(traces[values[0]]) and self.trace_transfer,
             )
+
+    def traces(self) -> dict[str, str]:
+        """Folder of the trace each model takes, "" for none."""
+        if not self.trace:
+            return dict.fromkeys(self.model, "")
+        from simulator.group import find_model, pick_trace
+
+        return {
+            m: pick_trace(self.trace, find_model(m), transfer=self.trace_transfer)
+            for m in self.model
+        }
 
     def to_dict(self) -> dict[str, Any]:
         """Axes and settings, for the file's metadata and its hash."""
@@ -214,7 +234,7 @@ def _table(table: dict[str, Any], where: str) -> Grid:
                 values[key] = policies([str(v) for v in items])
             except InputError as error:
                 raise InputError(error.message, where=f"{where}: {raw}") from None
-        elif key in OUTER:
+        elif key in OUTER or key == "trace":
             values[key] = names([str(v) for v in items], f"{where}: {raw}")
         else:
             values[key] = value

@@ -10,12 +10,13 @@ from simulator.device import Device
 from simulator.device import load as load_device
 from simulator.dtypes import AUTO, KV_FORMATS, DType, Format, get_format
 from simulator.engine import Engine, get_engine
-from simulator.errors import UnsupportedError
+from simulator.errors import InputError, UnsupportedError, fold
 from simulator.lowering import Lowering
 from simulator.model import ModelSpec
 from simulator.policies import Policies, parse
 from simulator.scenario import Scenario
 from simulator.step import step_time
+from simulator.trace import Manifest, ModelFacts, Trace, read_manifest, read_trace
 from simulator.workload import decode_step
 
 
@@ -36,6 +37,7 @@ class Group:
     block_tokens: int = 16
     ignore_context: bool = False
     expert_fmt: Format | None = None
+    trace: Trace | None = None
 
     @classmethod
     def of(cls, scenario: Scenario, model: ModelSpec, device: Device) -> Group:
@@ -68,6 +70,7 @@ class Group:
             scenario.block_size,
             scenario.ignore_context_limit,
             expert_fmt,
+            _trace_of(scenario, model),
         )
 
     @property
@@ -86,12 +89,20 @@ class Group:
             self.tp,
             self.ep,
             self.expert_fmt,
+            self.trace,
         )
 
     @cached_property
     def dense(self) -> Group:
         """The same group without policies."""
-        return replace(self, policies=Policies())
+        return replace(self, policies=Policies(), trace=None)
+
+    @cached_property
+    def transferred(self) -> bool:
+        """Whether the policies run on curves of another model."""
+        if self.trace is None or not self.policies.members:
+            return False
+        return not fits(self.trace.manifest, self.model)
 
     @property
     def dtype(self) -> str:
@@ -141,3 +152,64 @@ def find_model(name: str) -> ModelSpec:
 def find_device(name: str) -> Device:
     """Device by name or profile file, read once per process."""
     return load_device(name)
+
+
+@lru_cache(maxsize=64)
+def find_trace(path: str) -> Trace:
+    """Trace of a folder, read and checked once per process."""
+    return read_trace(path)
+
+
+def fits(manifest: Manifest, model: ModelSpec) -> bool:
+    """Whether a trace was measured on `model`: by name, and by shape and activation."""
+    if manifest.facts != ModelFacts.of(model):
+        return False
+    try:
+        return hub.resolve(manifest.model) == model.name
+    except InputError:
+        return fold(manifest.model.rpartition("/")[2]) == fold(model.name)
+
+
+def pick_trace(paths: tuple[str, ...], model: ModelSpec, *, transfer: bool) -> str:
+    """Folder of the trace for `model` among `paths`; "" where there are none.
+
+    Raises
+    ------
+    InputError
+        No trace of the model without `transfer`, or more than one that could be meant.
+    """
+    if not paths:
+        return ""
+    manifests = {path: read_manifest(path)[0] for path in paths}
+    own = [path for path, manifest in manifests.items() if fits(manifest, model)]
+    found = own or (list(paths) if transfer else [])
+    if len(found) > 1:
+        raise InputError(
+            f"{' and '.join(found)} could all stand for {model.name}; give one of them",
+            where="--trace",
+        )
+    if not found:
+        raise _other_model(paths[0], manifests[paths[0]], model)
+    return found[0]
+
+
+def _trace_of(scenario: Scenario, model: ModelSpec) -> Trace | None:
+    if not scenario.trace:
+        return None
+    trace = find_trace(scenario.trace)
+    if not scenario.trace_transfer and not fits(trace.manifest, model):
+        raise _other_model(scenario.trace, trace.manifest, model)
+    return trace
+
+
+def _other_model(path: str, manifest: Manifest, model: ModelSpec) -> InputError:
+    return InputError(
+        f"{path} was measured on {_facts(manifest.model, manifest.facts)}, not on"
+        f" {_facts(model.name, ModelFacts.of(model))}; give a trace of it, or --trace-transfer to map the"
+        " layers by relative depth",
+        where="--trace",
+    )
+
+
+def _facts(name: str, facts: ModelFacts) -> str:
+    return f"{name} ({facts.n_layers} layers of {facts.hidden}/{facts.intermediate}, {facts.activation})"

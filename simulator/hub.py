@@ -123,6 +123,12 @@ def find_model(text: str) -> ModelSpec:
     return from_file(_download(repo, revision or None), name=_short_name(repo))
 
 
+def folder_name(folder: Path) -> str:
+    """Name of the model in a folder: the folder's own, or its parent's where it is just called ``model``."""
+    folder = folder.resolve()
+    return folder.parent.name if folder.name == "model" else folder.name
+
+
 def from_file(path: str | Path, name: str | None = None) -> ModelSpec:
     """Model of a ``config.json`` or of the folder it lies in.
 
@@ -150,7 +156,7 @@ def from_file(path: str | Path, name: str | None = None) -> ModelSpec:
         raise InputError(f"cannot be read: {error.strerror}", where=str(file)) from None
     config, text = _parse(raw, str(file))
     if name is None:
-        name = file.parent.resolve().name if file.name == "config.json" else file.stem
+        name = folder_name(file.parent) if file.name == "config.json" else file.stem
     return from_config(config, name or "model", where=str(file), text=text, source=str(file))
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
+from typing import Any
 
 from simulator.dtypes import DType, Format
 from simulator.errors import UnsupportedError
@@ -12,6 +13,7 @@ from simulator.layer import AttentionSpec, FfnSpec, LayerSpec, MlaSpec, MoeSpec
 from simulator.model import ModelSpec
 from simulator.ops import Attention, Collective, Elementwise, Linear, Moe, Op
 from simulator.policies import Aspect, Context, KvLayout, Policies
+from simulator.trace.curves import Trace
 from simulator.workload import Step
 
 ACT_BYTES = 2.0
@@ -32,6 +34,8 @@ class Lowering:
         Tensor-parallel ranks, and how many groups of them the experts are split between.
     expert_fmt : Format, optional
         Format of routed experts where a checkpoint quantises only them (GPT-OSS).
+    trace : Trace, optional
+        Measured curves; every layer is then lowered apart, each with those of its relative depth.
     """
 
     model: ModelSpec
@@ -41,6 +45,7 @@ class Lowering:
     tp: int = 1
     ep: int = 1
     expert_fmt: Format | None = None
+    trace: Trace | None = None
 
     def why_not(self) -> str | None:
         """Reason the cut or a policy does not apply, or None."""
@@ -63,6 +68,16 @@ class Lowering:
                 return reason
         return None
 
+    @property
+    def home(self) -> str:
+        """Memory tier that holds what the policies keep off the GPU."""
+        return next((p.home for p in self.policies.members if p.home != "host"), "host")
+
+    @property
+    def by_layer(self) -> bool:
+        """Whether layers of one shape are lowered apart, each with its own measured curves."""
+        return self.trace is not None and bool(self.policies.members)
+
     @cached_property
     def groups(self) -> tuple[tuple[LayerSpec, tuple[int, ...]], ...]:
         """Layers that share their ops: equal in shape and equal to every policy."""
@@ -71,16 +86,25 @@ class Lowering:
         for layer, indices in self.model.layer_groups():
             for index in indices:
                 key = (layer, self.policies.layer_key(index, n))
+                if self.trace is not None and self.by_layer:
+                    key = (*key, self.trace.layer(index, n).index)
                 found.setdefault(key, (layer, []))[1].append(index)
         return tuple((layer, tuple(indices)) for layer, indices in found.values())
 
     def ops(self, step: Step) -> list[Op]:
         """All ops of one forward pass on one GPU."""
         ops = list(self._head(step))
+        plain: dict[tuple[LayerSpec, int], list[Op]] = {}
         for layer, indices in self.groups:
             ctx = self._context(layer, indices[0], step)
-            for op in self._layer(ctx, float(len(indices))):
+            # Layers alike share the arrays of their ops, so that equal ones can be told and counted together.
+            shape = (layer, len(indices))
+            if shape not in plain:
+                plain[shape] = list(self._layer(ctx, float(len(indices))))
+            for op in plain[shape]:
                 ops.extend(self._rewritten(op, ctx))
+        if self.by_layer:
+            ops = _folded(ops)
         last = self._context(self.model.layers[-1], self.model.n_layers - 1, step)
         for op in self._tail(step):
             ops.extend(self._rewritten(op, last))
@@ -106,7 +130,10 @@ class Lowering:
         return tuple(out)
 
     def _context(self, layer: LayerSpec, index: int, step: Step) -> Context:
-        return Context(self.model, layer, index, step, self.tp, self.fmt, self.kv_element_bytes)
+        trace = self.trace and self.trace.layer(index, self.model.n_layers)
+        return Context(
+            self.model, layer, index, step, self.tp, self.fmt, self.kv_element_bytes, trace
+        )
 
     def _rewritten(self, op: Op, ctx: Context) -> tuple[Op, ...]:
         ops: tuple[Op, ...] = (op,)
@@ -366,6 +393,18 @@ class Lowering:
             count=count,
             message_bytes=step.rows * self.model.hidden * ACT_BYTES,
         )
+
+
+def _folded(ops: list[Op]) -> list[Op]:
+    """Ops that differ in nothing but their count as one each; arrays are equal if they are the same object."""
+    found: dict[tuple[object, ...], Any] = {}
+    op: Any
+    for op in ops:
+        values = [getattr(op, f.name) for f in fields(op) if f.name != "count"]
+        key = (type(op), *(v if isinstance(v, str | int | float) else id(v) for v in values))
+        old = found.get(key)
+        found[key] = op if old is None else replace(old, count=old.count + op.count)
+    return list(found.values())
 
 
 def kv_heads_here(a: AttentionSpec, tp: int) -> float:

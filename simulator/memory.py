@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -38,12 +38,15 @@ class Footprint:
         Peak of the activations and logits [B].
     runtime_bytes : float
         Context, graph pool, communication buffers [B].
+    off_bytes : Array
+        Weights and KV that a policy keeps on another tier, per GPU [B].
     """
 
     weights_bytes: float
     kv_bytes: Array
     activation_bytes: Array
     runtime_bytes: float
+    off_bytes: Array = 0.0
 
     @property
     def other_bytes(self) -> Array:
@@ -59,9 +62,11 @@ class Footprint:
 def stored_bytes(op: Op) -> float:
     """Bytes of weights an op keeps resident on one GPU, all its repetitions together [B]."""
     count = float(np.max(op.count))
+    if op.role.startswith("kv."):
+        return 0.0  # factors and keys of the cache: the KV layout counts them
     if isinstance(op, Linear):
         per = op.fmt.weight_bytes if op.bytes_per_weight is None else op.bytes_per_weight
-        return float(op.groups * op.n * op.k) * per * count
+        return float(op.groups * op.n * op.k) * per * count * op.resident * op.shared
     if isinstance(op, Moe):
         per = op.fmt.weight_bytes if op.bytes_per_weight is None else op.bytes_per_weight
         return op.expert_elements * op.n_experts / op.ep * per * count
@@ -113,14 +118,39 @@ def _bias_elements(lowering: Lowering) -> float:
     return max(total - matrices, 0.0)
 
 
+def off_weights_bytes(lowering: Lowering) -> float:
+    """Weights a policy keeps off one GPU [B]."""
+    return sum(
+        stored_bytes(replace(op, resident=1.0 - op.resident))
+        for op in lowering.one_token
+        if isinstance(op, Linear) and op.resident < 1.0
+    )
+
+
+def off_kv_bytes(lowering: Lowering, tokens: Array) -> Array:
+    """KV of one sequence that a policy keeps off one GPU [B]."""
+    return tokens * sum(kv.off_bytes * layers for kv, layers in lowering.kv_layouts)
+
+
+def home_bytes(lowering: Lowering, device: Device) -> float:
+    """Capacity of the tier the policies offload to, per GPU [B]."""
+    home = lowering.home
+    return device.tier(home).capacity_bytes if device.has_tier(home) else 0.0
+
+
 def kv_bytes_per_sequence(
-    lowering: Lowering, tokens: Array, *, pp: int = 1, block_tokens: int = 16
+    lowering: Lowering,
+    tokens: Array,
+    *,
+    prompt: Array | None = None,
+    pp: int = 1,
+    block_tokens: int = 16,
 ) -> np.ndarray:
-    """KV cache of one sequence of `tokens` on one GPU, whole pages [B]."""
+    """KV cache of one sequence of `tokens`, `prompt` of them read at once, on one GPU, whole pages [B]."""
     reserved = paged_tokens(tokens, block_tokens)
     total = np.zeros(np.shape(reserved))
     for kv, layers in lowering.kv_layouts:
-        total = total + kv.bytes(reserved) * layers
+        total = total + kv.bytes(reserved, prompt) * layers
     return total * (math.ceil(lowering.model.n_layers / pp) / lowering.model.n_layers)
 
 
@@ -153,15 +183,24 @@ def footprint(
     block_tokens: int = 16,
 ) -> Footprint:
     """Memory of a static batch at its longest [B]."""
+    total = np.asarray(prompt, float) + output
     per_sequence = kv_bytes_per_sequence(
-        lowering, np.asarray(prompt, float) + output, pp=pp, block_tokens=block_tokens
+        lowering, total, prompt=prompt, pp=pp, block_tokens=block_tokens
     )
     return Footprint(
         weights_bytes(lowering, pp),
         np.asarray(batch, float) * per_sequence,
         activation_bytes(lowering, batch, prompt),
         runtime_bytes(lowering.tp * pp),
+        off_bytes(lowering, batch, total),
     )
+
+
+def off_bytes(lowering: Lowering, batch: Array, tokens: Array) -> Array:
+    """Weights and KV of the batch off one GPU [B]; 0.0 where no policy offloads."""
+    if not any(kv.off_bytes for kv, _ in lowering.kv_layouts):
+        return off_weights_bytes(lowering)
+    return off_weights_bytes(lowering) + np.asarray(batch, float) * off_kv_bytes(lowering, tokens)
 
 
 def runtime_bytes(gpus: int) -> float:
@@ -189,8 +228,9 @@ def max_batch(
     With ``a`` activation bytes per token, ``l`` logits and ``kv`` bytes per sequence and at most T tokens per
     pass: ``max(pool // (kv + l + a * prompt), (pool - a * T) // (kv + l))``.
     """
+    total = np.asarray(prompt, float) + output
     per_sequence = kv_bytes_per_sequence(
-        lowering, np.asarray(prompt, float) + output, pp=pp, block_tokens=block_tokens
+        lowering, total, prompt=prompt, pp=pp, block_tokens=block_tokens
     )
     runtime = runtime_bytes(lowering.tp * pp)
     pool = budget_bytes(device, utilisation) - weights_bytes(lowering, pp) - runtime
@@ -198,4 +238,9 @@ def max_batch(
     per_token = activation_token_bytes(lowering)
     few = np.floor(pool / (per_sequence + logits + per_token * np.asarray(prompt, float)))
     many = np.floor((pool - per_token * MAX_BATCHED_TOKENS) / (per_sequence + logits))
-    return np.maximum(np.maximum(few, many), 0.0)
+    best = np.maximum(np.maximum(few, many), 0.0)
+    if not np.any(off_bytes(lowering, 1.0, total)):
+        return best
+    beside = home_bytes(lowering, device) - off_weights_bytes(lowering)
+    per_home = np.maximum(off_kv_bytes(lowering, total), 1e-30)
+    return np.clip(np.floor(beside / per_home), 0.0, best)

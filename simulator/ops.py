@@ -93,6 +93,10 @@ class Linear:
         Decompression work inside the kernel.
     groups : float
         Independent products of this shape in one call (batched GEMM) [-].
+    resident : float
+        Share of the stored weight that lies in the GPU's memory [-].
+    shared : float
+        Stored over read elements where weights share values of a table [-].
     """
 
     role: str
@@ -109,6 +113,8 @@ class Linear:
     nm24: bool = False
     expand: Expand | None = None
     groups: float = 1.0
+    resident: float = 1.0
+    shared: float = 1.0
     overhead: bool = False
     graph_safe: bool = True
     host_sync: float = 0.0
@@ -175,6 +181,8 @@ class Attention:
         Stored bytes per attended token over all KV heads here [B]; default dense.
     head_keep : Array
         Share of the query heads that run [-]; `kv_head_keep` of the KV heads.
+    pair_keep : Array
+        Share of the (query, key) pairs that a block-sparse mask leaves [-].
     run_bytes : float
         Contiguous bytes per gathered piece [B].
     expand : Expand, optional
@@ -199,6 +207,7 @@ class Attention:
     bytes_per_token: Array | None = None
     head_keep: Array = 1.0
     kv_head_keep: Array = 1.0
+    pair_keep: Array = 1.0
     run_bytes: float = STREAM
     expand: Expand | None = None
     overhead: bool = False
@@ -240,7 +249,7 @@ class Attention:
     def flop(self) -> Array:
         """Both products [flop]."""
         width = 2.0 * (self.head_dim + self.v_head_dim)
-        return self.batch * self.pairs * self.n_heads * self.head_keep * width
+        return self.batch * self.pairs * self.pair_keep * self.n_heads * self.head_keep * width
 
     @property
     def qo_bytes(self) -> tuple[Array, Array]:

@@ -14,6 +14,7 @@ from simulator.errors import EXIT_NOTHING_FEASIBLE
 
 if TYPE_CHECKING:
     from simulator.evaluate import Points
+    from simulator.group import Group
     from simulator.roofline.timing import OpTime
     from simulator.scenario import Scenario
 
@@ -53,6 +54,8 @@ class Prediction:
         Share of the end-to-end time by what binds it [-].
     sentence : str
         The answer in words.
+    trace : dict, optional
+        Folder, manifest hash and model of the trace the curves came from.
     """
 
     scenario: Scenario
@@ -60,6 +63,7 @@ class Prediction:
     ops: tuple[OpRow, ...] = ()
     shares: dict[str, float] = field(default_factory=dict)
     sentence: str = ""
+    trace: dict[str, str] | None = None
 
     @property
     def status(self) -> str:
@@ -79,6 +83,7 @@ class Prediction:
             "shares": self.shares,
             "sentence": self.sentence,
             "sources": list(self.sources),
+            "trace": self.trace,
             "scenario": self.scenario.to_dict(),
             "command": self.scenario.command,
         }
@@ -112,10 +117,19 @@ def predict(scenario: Scenario) -> Prediction:
     block, points = rows(group, batch, prompt, output)
     row = row_at(block, 0)
     if points is None or row["ttft_s"] is None:
-        return Prediction(scenario, row, sentence=f"{row['status']}: {row['reason']}")
+        return Prediction(
+            scenario, row, sentence=f"{row['status']}: {row['reason']}", trace=_named(group)
+        )
     ops = (*_op_rows("prefill", points.prefill.ops), *_op_rows("decode", points.decode.ops))
     shares = _shares(points)
-    return Prediction(scenario, row, ops, shares, _sentence(row, shares))
+    return Prediction(scenario, row, ops, shares, _sentence(row, shares), _named(group))
+
+
+def _named(group: Group) -> dict[str, str] | None:
+    trace = group.trace
+    if trace is None:
+        return None
+    return {"path": str(trace.path), "sha256": trace.digest, "model": trace.manifest.model}
 
 
 def _op_rows(phase: str, times: Sequence[OpTime]) -> list[OpRow]:
@@ -251,6 +265,21 @@ def show(prediction: Prediction) -> None:
     console.out(f"again: {prediction.scenario.command}")
 
 
+def _show_break_even(scenario: Scenario, json_: bool) -> None:
+    from simulator.break_even import break_even
+
+    found = break_even(scenario)
+    if json_:
+        rows = [b.to_dict() for b in found]
+        console.out_json(
+            {"rows": rows, "scenario": scenario.to_dict(), "command": scenario.command}
+        )
+        return
+    console.out(f"{scenario.policy} against dense, tokens/s: {scenario.command}")
+    for b in found:
+        console.out(b.sentence)
+
+
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 
@@ -280,6 +309,23 @@ def command(
         bool,
         typer.Option("--ignore-context-limit", help="predict beyond the context, as EXTRAPOLATED"),
     ] = False,
+    trace: Annotated[
+        str, typer.Option(help="folder of a measured trace the policy takes its curves from")
+    ] = "",
+    trace_transfer: Annotated[
+        bool, typer.Option("--trace-transfer", help="use a trace of another model, as EXTRAPOLATED")
+    ] = False,
+    break_even: Annotated[
+        bool,
+        typer.Option(
+            "--break-even",
+            help="where the policy starts to win over dense: batch, prompt, sparsity",
+        ),
+    ] = False,
+    max_loss: Annotated[
+        float | None,
+        typer.Option(help="points: fastest policy whose published quality loses at most this much"),
+    ] = None,
     json_: Annotated[bool, typer.Option("--json", help="one JSON object on stdout")] = False,
 ) -> None:
     """Predict one scenario, with its breakdown by op and by term and the bound in words.
@@ -288,25 +334,34 @@ def command(
     """
     from simulator.scenario import Scenario
 
-    prediction = predict(
-        Scenario.of(
-            model=model,
-            device=device,
-            policy=policy,
-            engine=engine,
-            dtype=dtype,
-            kv_cache_dtype=kv_cache_dtype,
-            tp=tp,
-            pp=pp,
-            ep=ep,
-            batch=batch,
-            prompt_tokens=prompt_tokens,
-            output_tokens=output_tokens,
-            gpu_memory_utilization=gpu_memory_utilization,
-            block_size=block_size,
-            ignore_context_limit=ignore_context_limit,
-        )
+    scenario = Scenario.of(
+        model=model,
+        device=device,
+        policy=policy,
+        engine=engine,
+        dtype=dtype,
+        kv_cache_dtype=kv_cache_dtype,
+        tp=tp,
+        pp=pp,
+        ep=ep,
+        batch=batch,
+        prompt_tokens=prompt_tokens,
+        output_tokens=output_tokens,
+        gpu_memory_utilization=gpu_memory_utilization,
+        block_size=block_size,
+        ignore_context_limit=ignore_context_limit,
+        trace=trace,
+        trace_transfer=trace_transfer,
     )
+    if max_loss is not None:
+        from simulator import published_quality
+
+        published_quality.show(scenario, max_loss, as_json=json_)
+        return
+    if break_even:
+        _show_break_even(scenario, json_)
+        return
+    prediction = predict(scenario)
     if json_:
         console.out_json(prediction.to_dict())
     else:

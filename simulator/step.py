@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,8 +13,11 @@ from simulator.calibration import Basis
 from simulator.device import Device
 from simulator.lowering import ACT_BYTES
 from simulator.ops import Attention, Collective, Linear, Moe
-from simulator.roofline.timing import OpTime, time_op
+from simulator.roofline.timing import OpTime, time_op, working_set_bytes
+from simulator.roofline.transfer import exposed
+from simulator.transfers import HostCompute, Transfer
 from simulator.uncertainty import combine
+from simulator.union import transfer_sigma
 from simulator.workload import Step
 
 if TYPE_CHECKING:
@@ -68,7 +71,9 @@ def step_time(group: Group, step: Step, timer: Callable[..., OpTime] = time_op) 
     """
     engine, device = group.engine, group.device
     ops = group.lowering.ops(step)
-    times = [timer(op, device, engine) for op in ops]
+    touched = working_set_bytes(ops, device)
+    among = () if touched is None else (touched,)
+    times = [timer(op, device, engine, *among) for op in ops]
     if group.pp > 1:
         send = Collective(
             role="pp.send",
@@ -78,6 +83,7 @@ def step_time(group: Group, step: Step, timer: Callable[..., OpTime] = time_op) 
             message_bytes=step.rows * group.model.hidden * ACT_BYTES,
         )
         times.append(timer(send, device, engine))
+    times = exposed(times)
     # What depends on the context goes last: those arrays are the large ones, touched once. The order is the
     # same for one point and for a grid, so both add up to the same number.
     in_order = sorted(times, key=lambda t: t.op.role.startswith(("attn.core", "kv.")))
@@ -112,8 +118,13 @@ def step_time(group: Group, step: Step, timer: Callable[..., OpTime] = time_op) 
     shares[4] = shares[4] + extra
     if parts.gain_s is not None:
         shares[5] = shares[5] + parts.gain_s
-    shares[-1] = np.maximum(parts.submit_s - parts.stream_s, 0.0) + parts.wait_s
-    interval = combine(in_order, total, engine.spread(device, step.prefills))
+    shares[-1] = shares[-1] + np.maximum(parts.submit_s - parts.stream_s, 0.0) + parts.wait_s
+    interval = combine(
+        _once_per_role(in_order) if group.lowering.by_layer else in_order,
+        total,
+        engine.spread(device, step.prefills),
+        *_density(group, in_order),
+    )
     return StepTime(
         total,
         np.maximum(total - interval.below_s, 0.0),
@@ -126,6 +137,34 @@ def step_time(group: Group, step: Step, timer: Callable[..., OpTime] = time_op) 
         interval.basis,
         tuple(times),
     )
+
+
+def _once_per_role(times: list[OpTime]) -> list[OpTime]:
+    """The same product in every layer is one kernel: its errors add, they do not cancel."""
+    found: dict[str, OpTime] = {}
+    for t in times:
+        old = found.get(t.op.role)
+        if old is not None:
+            t = replace(
+                old,
+                total_s=old.total_s + t.total_s,
+                lo_s=old.lo_s + t.lo_s,
+                hi_s=old.hi_s + t.hi_s,
+                basis=old.basis.merge(t.basis),
+            )
+        found[t.op.role] = t
+    return list(found.values())
+
+
+def _density(group: Group, times: list[OpTime]) -> tuple[Array, float]:
+    """Time that scales with the density of another model's trace [s], and the log error of that density [-]."""
+    if not group.transferred:
+        return 0.0, 0.0
+    gathered: Array = 0.0
+    for t in times:
+        if isinstance(t.op, Linear) and t.op.gathered is not None and not t.op.overhead:
+            gathered = gathered + t.total_s
+    return gathered, transfer_sigma()
 
 
 def _floor_s(times: list[OpTime], device: Device) -> Array:
@@ -144,6 +183,10 @@ def _attribute(t: OpTime, shares: list[Array]) -> None:
     """Add the time of one op to the resource that binds it."""
     if isinstance(t.op, Collective):
         _split(t.total_s, (4, t.link_s), (5, t.launch_s), shares)
+        return
+    if isinstance(t.op, Transfer | HostCompute):
+        place = 4 if isinstance(t.op, Transfer) else len(BOUNDS) - 1
+        shares[place] = shares[place] + t.total_s
         return
     kind = 1 if isinstance(t.op, Linear | Moe) else 2 if isinstance(t.op, Attention) else 3
     if np.all(t.launch_s <= t.memory_s):

@@ -129,6 +129,23 @@ class Summary:
         """Rows with status ok."""
         return self.status.get("ok", 0)
 
+    def quality(self) -> list[dict[str, Any]]:
+        """Speed against quality: the fastest row of every policy whose quality a trace measured.
+
+        ``front`` marks those no other policy of that model and device beats in both.
+        """
+        rows = [
+            {k: row[k] for k in QUALITY}
+            for row in self.best_of_policy.values()
+            if row["quality_perplexity_ratio"] is not None
+        ]
+        for row in rows:
+            row["front"] = not any(
+                all(other[k] == row[k] for k in ("model", "device")) and _beats(other, row)
+                for other in rows
+            )
+        return sorted(rows, key=lambda r: (r["model"], r["device"], r["quality_perplexity_ratio"]))
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values for ``--json`` and for reports."""
         return {
@@ -140,7 +157,27 @@ class Summary:
                 for (m, d, p), t in self.tallies.items()
                 if p != "dense"
             ],
+            "quality": self.quality(),
         }
+
+
+QUALITY = (
+    "model",
+    "device",
+    "policy",
+    "tokens_per_s_per_gpu",
+    "throughput_speedup_same_batch",
+    "quality_perplexity_ratio",
+    "quality_agreement",
+    "quality_source",
+)
+
+
+def _beats(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
+    """Whether `a` is as fast and as good as `b`, and better in one."""
+    faster = a["tokens_per_s_per_gpu"] - b["tokens_per_s_per_gpu"]
+    better = b["quality_perplexity_ratio"] - a["quality_perplexity_ratio"]
+    return min(faster, better) >= 0.0 and max(faster, better) > 0.0
 
 
 def row_at(block: Block, index: int) -> dict[str, Any]:

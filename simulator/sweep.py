@@ -110,6 +110,7 @@ def plan_of(grids: Sequence[Grid]) -> dict[str, Any]:
     from simulator.engine import engines_digest
     from simulator.group import find_device, find_model
     from simulator.result import SCHEMA_VERSION
+    from simulator.trace import read_manifest
 
     devices = sorted({d for g in grids for d in g.device})
     models = sorted({m for g in grids for m in g.model})
@@ -121,6 +122,7 @@ def plan_of(grids: Sequence[Grid]) -> dict[str, Any]:
         "models": {m: _digest(find_model(m)) for m in models},
         "fits": {d: fits_digest(find_device(d).name) for d in devices},
         "engines": engines_digest(),
+        "traces": {t: read_manifest(t)[1] for t in sorted({t for g in grids for t in g.trace})},
     }
 
 
@@ -152,6 +154,7 @@ def write(
             "shadowline.schema": str(SCHEMA_VERSION),
             "shadowline.command": command,
             "shadowline.plan": json.dumps(plan, sort_keys=True),
+            "shadowline.traces": json.dumps(plan["traces"], sort_keys=True),
         }
         store.finish(len(work), arrow_schema(metadata))
     finally:
@@ -197,6 +200,25 @@ def show(summary: Summary, out: Path | None) -> None:
             left=2 + len(devices),
             note=f"a win is {WIN:g}x or more, a loss {1 / WIN:.2f}x or less, over the rows with status ok",
         )
+    if answer["quality"]:
+        console.table(
+            "Speed against quality, as the trace measured it: each policy at its most tokens/s per GPU",
+            [
+                "model",
+                "device",
+                "policy",
+                "front",
+                "tokens/s/GPU",
+                "vs dense",
+                "perplexity",
+                "same token",
+                "measured",
+            ],
+            [_quality_row(row) for row in answer["quality"]],
+            left=4,
+            note="front: no other policy here is both as fast and as good; perplexity over dense's;"
+            " same token: next tokens that are dense's",
+        )
     if out is not None:
         console.out(f"all rows: {out}")
 
@@ -221,6 +243,20 @@ def _best_row(row: dict[str, Any]) -> list[str]:
         num(row["usd_per_mtoken"]),
         row["bound"],
         row["basis"].lower(),
+    ]
+
+
+def _quality_row(row: dict[str, Any]) -> list[str]:
+    return [
+        row["model"],
+        row["device"],
+        row["policy"],
+        "*" if row["front"] else "",
+        console.number(row["tokens_per_s_per_gpu"]),
+        f"{console.number(row['throughput_speedup_same_batch'])}x",
+        f"{row['quality_perplexity_ratio']:.3f}x",
+        "-" if row["quality_agreement"] is None else f"{row['quality_agreement']:.1%}",
+        row["quality_source"],
     ]
 
 
@@ -276,6 +312,13 @@ def command(
         bool,
         typer.Option("--ignore-context-limit", help="predict beyond the context, as EXTRAPOLATED"),
     ] = False,
+    trace: Annotated[
+        list[str] | None,
+        typer.Option(help="folder of a measured trace of one of the models; repeat the flag"),
+    ] = None,
+    trace_transfer: Annotated[
+        bool, typer.Option("--trace-transfer", help="use a trace of another model, as EXTRAPOLATED")
+    ] = False,
     grid: Annotated[
         Path | None, typer.Option(help="TOML file of [[grid]] tables instead of the axes")
     ] = None,
@@ -295,9 +338,10 @@ def command(
     from simulator.grid import read_grids
 
     if grid is not None:
-        if model or device or policy:
+        if model or device or policy or trace:
             raise InputError(
-                "--grid holds all axes; drop --model, --device and --policy", where="--grid"
+                "--grid holds all axes; drop --model, --device, --policy and --trace",
+                where="--grid",
             )
         grids = read_grids(grid)
     else:
@@ -318,6 +362,8 @@ def command(
                 gpu_memory_utilization=gpu_memory_utilization,
                 block_size=block_size,
                 ignore_context_limit=ignore_context_limit,
+                trace=tuple(dict.fromkeys(trace or [])),
+                trace_transfer=trace_transfer,
             )
         ]
     if resume and out is None:

@@ -17,6 +17,8 @@ class Step:
         Sequences that generate one token [-]; 0.0 for a pure prefill.
     decode_context : Array
         Tokens in each of those sequences, the new one included [-].
+    decode_prompt : Array, optional
+        Prompt tokens of each of those sequences [-]; None = not known.
     prefill_rows : Array
         Sequences with a prompt chunk in this step [-]; 0.0 for a pure decode.
     prefill_tokens : Array
@@ -27,6 +29,7 @@ class Step:
 
     decode_rows: Array = 0.0
     decode_context: Array = 1.0
+    decode_prompt: Array | None = None
     prefill_rows: Array = 0.0
     prefill_tokens: Array = 1.0
     prefill_context: Array = 1.0
@@ -50,9 +53,9 @@ class Step:
         return self.decode_rows + self.prefill_rows if self.decodes else self.prefill_rows
 
 
-def decode_step(rows: Array, context: Array) -> Step:
-    """Every sequence generates one token at `context` tokens."""
-    return Step(decode_rows=rows, decode_context=context)
+def decode_step(rows: Array, context: Array, prompt: Array | None = None) -> Step:
+    """Every sequence generates one token at `context` tokens, `prompt` of them its prompt."""
+    return Step(decode_rows=rows, decode_context=context, decode_prompt=prompt)
 
 
 def prefill_step(rows: Array, tokens: Array, context: Array | None = None) -> Step:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from textwrap import shorten
 from typing import Annotated, Any
 
 import typer
@@ -27,20 +28,21 @@ def command(
     else:
         console.table(
             f"{len(rows)} policies",
-            ["policy", "family", "rewrites", "what it does", "citation"],
+            ["policy", "family", "parameters", "what it does", "citation"],
             [
-                [
-                    r["policy"],
-                    r["family"],
-                    ", ".join(r["rewrites"]) or "-",
-                    r["summary"],
-                    r["citation"],
-                ]
-                for r in rows
+                [r["policy"], r["family"], *(shorten(text, width) for text, width in _wide(r))]
+                for r in sorted(rows, key=lambda r: r["family"])
             ],
             left=5,
             note="join with +: 'mustafar(keep=0.3)+w4a16'; two that rewrite the same thing are refused",
         )
+
+
+def _wide(row: dict[str, Any]) -> tuple[tuple[str, int], ...]:
+    """Long cells of a policy's line, and the characters they may take; NAME and --json show all."""
+    defaults = ", ".join(f"{p['name']}={p['default']}" for p in row["parameters"])
+    alias = f" (as {row['alias_of']})" if row["alias_of"] else ""
+    return (defaults or "-", 60), (row["summary"] + alias, 80), (row["citation"], 46)
 
 
 def _row(cls: type[Policy]) -> dict[str, Any]:
@@ -49,6 +51,7 @@ def _row(cls: type[Policy]) -> dict[str, Any]:
         "policy": cls.name,
         "family": cls.family,
         "summary": cls.summary,
+        "alias_of": cls.alias_of,
         "citation": cls.citation,
         "rewrites": sorted(a.value for a in cls.aspects),
         "not_modelled": cls.not_modelled,
@@ -71,6 +74,9 @@ def _row(cls: type[Policy]) -> dict[str, Any]:
 
 def _show(row: dict[str, Any]) -> None:
     console.out(f"{row['policy']}: {row['summary']}")
+    if row["alias_of"]:
+        console.out(f"same mechanism as {row['alias_of']}, other defaults")
+    console.out(row["citation"])
     console.out()
     console.out("    " + row["mechanism"])
     console.out()

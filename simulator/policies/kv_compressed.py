@@ -12,7 +12,8 @@ from simulator.arrays import Array
 from simulator.dtypes import Format
 from simulator.model import ModelSpec
 from simulator.ops import Attention, Elementwise, Expand, Op
-from simulator.policies.base import Aspect, Compatibility, Context, KvLayout, Policy
+from simulator.policies.base import Aspect, Compatibility, Context, KvLayout, Policy, alias
+from simulator.policies.common import no_latent, scoring_pass, top_k
 from simulator.policies.grammar import POLICIES
 from simulator.traffic import Operand
 
@@ -37,10 +38,29 @@ def small_elements(op: Attention, window: float) -> Array:
     return op.batch * np.maximum(op.tokens - window, 0.0) * per_token
 
 
-def _no_latent(model: ModelSpec) -> str | None:
-    if any(layer.attention.mla for layer in model.layers):
-        return "no published kernel compresses the MLA latent"
-    return None
+def quantised(op: Attention, share: float, window: float) -> Attention:
+    """Decode attention over tokens of `share` of their dense bytes behind a dense `window`."""
+    dense = op.dense_bytes_per_token
+    return replace(
+        op,
+        bytes_per_token=mean_token_bytes(op.tokens, dense, dense * share, window),
+        run_bytes=op.run_bytes * share,
+        expand=Expand(elements=small_elements(op, window), nonzeros=0.0),
+    )
+
+
+def quantise(op: Attention, share: float) -> Elementwise:
+    """One pass over the new tokens' K and V."""
+    new = op.batch * op.q_len * op.dense_bytes_per_token
+    return Elementwise(
+        role="kv.quantise",
+        kind="copy",
+        read_bytes=new,
+        write_bytes=new * share,
+        operand=Operand.KV,
+        count=op.count,
+        overhead=True,
+    )
 
 
 @POLICIES.register("kv_quant")
@@ -70,7 +90,7 @@ class KvQuant(Policy):
 
     def why_not(self, model: ModelSpec, fmt: Format) -> str | None:
         """MLA caches a latent these kernels do not read."""
-        return _no_latent(model)
+        return no_latent(model)
 
     def _share(self, dense_element_bytes: float) -> float:
         return (int(self.bits) / 8.0 + _SCALE_BYTES / self.group) / dense_element_bytes
@@ -80,30 +100,8 @@ class KvQuant(Policy):
         if not isinstance(op, Attention):
             return (op,)
         share = self._share(op.kv_element_bytes)
-        new = op.batch * op.q_len * op.dense_bytes_per_token
-        quantise = Elementwise(
-            role="kv.quantise",
-            kind="copy",
-            read_bytes=new,
-            write_bytes=new * share,
-            operand=Operand.KV,
-            count=op.count,
-            overhead=True,
-        )
-        if op.phase == "prefill":
-            return (op, quantise)
-        dense = op.dense_bytes_per_token
-        per_token = mean_token_bytes(op.tokens, dense, dense * share, self.window)
-        elements = small_elements(op, self.window)
-        return (
-            replace(
-                op,
-                bytes_per_token=per_token,
-                run_bytes=op.run_bytes * share,
-                expand=Expand(elements=elements, nonzeros=0.0),
-            ),
-            quantise,
-        )
+        new = quantise(op, share)
+        return (op if op.phase == "prefill" else quantised(op, share, self.window), new)
 
     def layout(self, kv: KvLayout, ctx: Context) -> KvLayout:
         """Groups of small elements behind a dense window."""
@@ -114,10 +112,81 @@ class KvQuant(Policy):
         )
 
 
+POLICIES.register("kivi")(
+    alias(
+        KvQuant,
+        "kivi",
+        "K per channel and V per token in 2 bits, groups of 32, newest tokens in 16 bit",
+        "Liu et al. 2024, arXiv:2402.02750",
+        bits="2",
+        group=32,
+    )
+)
+
+
+@POLICIES.register("zipvl")
+class ZipVl(Policy):
+    """Important tokens of each layer attend to each other in the prompt and keep more bits in the cache [1]_.
+
+    A share `keep` of the tokens carries `tau` of a probe's attention: the prompt computes ``keep^2`` of the pairs
+    and the probe's rows in full; the cache takes ``keep bits_high + (1 - keep) bits_low`` bits per element and its
+    scales. Decode reads every token.
+
+    References
+    ----------
+    .. [1] He et al., "ZipVL", arXiv:2410.08584.
+    """
+
+    name: ClassVar[str] = "zipvl"
+    family: ClassVar[str] = "kv compressed"
+    summary: ClassVar[str] = "important tokens: sparse prompt attention and mixed-precision KV"
+    aspects: ClassVar[frozenset[Aspect]] = frozenset({Aspect.KV_FORMAT, Aspect.PREFILL_MASK})
+    compatibility: ClassVar[Compatibility] = Compatibility(
+        prefix_cache=False, chunked_prefill=False, needs_scores=True
+    )
+    citation: ClassVar[str] = "He et al. 2024, arXiv:2410.08584"
+    not_modelled: ClassVar[str] = "accuracy; ratios that differ from layer to layer"
+    always_shown: ClassVar[tuple[str, ...]] = ("keep",)
+
+    keep: float = Field(0.286, gt=0.0, le=1.0, description="share of important tokens")
+    bits_high: Literal["4", "8"] = Field("4", description="bits of an important token's elements")
+    bits_low: Literal["2", "4"] = Field("2", description="bits of the others")
+    group: int = Field(128, ge=16, le=4096, description="elements that share a scale and a zero")
+    probe: int = Field(128, ge=1, le=4096, description="query rows scored in full")
+
+    def why_not(self, model: ModelSpec, fmt: Format) -> str | None:
+        """MLA caches a latent these kernels do not read."""
+        return no_latent(model)
+
+    def _share(self, dense_element_bytes: float) -> float:
+        bits = self.keep * int(self.bits_high) + (1.0 - self.keep) * int(self.bits_low)
+        return (bits / 8.0 + _SCALE_BYTES / self.group) / dense_element_bytes
+
+    def rewrite(self, op: Op, ctx: Context) -> tuple[Op, ...]:
+        """Fewer pairs in the prompt, smaller tokens in decode."""
+        if not isinstance(op, Attention):
+            return (op,)
+        share = self._share(op.kv_element_bytes)
+        pack = quantise(op, share)
+        if op.phase == "decode":
+            return (quantised(op, share, 0.0), pack)
+        rows = np.minimum(float(self.probe), op.q_len)
+        probe = scoring_pass(replace(op, q_len=rows), 0.5, role="kv.probe")
+        kept = op.batch * op.kv_len * self.keep
+        pick = top_k(op.batch * op.kv_len, kept, heads=1.0, count=op.count)
+        return (probe, pick, replace(op, pair_keep=self.keep**2), pack)
+
+    def layout(self, kv: KvLayout, ctx: Context) -> KvLayout:
+        """Mixed precision, no dense window."""
+        return replace(kv, token_bytes=kv.token_bytes * self._share(ctx.kv_element_bytes))
+
+
 TILE = 64
 """Elements per bitmap tile."""
 TILE_BYTES = 8 + 4
 """64-bit bitmap and 32-bit offset of one tile [B]."""
+PARTS = 3.0
+"""Further small kernels per layer: dense window times K, dense window times V, sum of both outputs."""
 PAD_ELEMENTS = 3.5
 """Expected padding of a tile's non-zeros to a multiple of 8."""
 
@@ -139,8 +208,9 @@ class Mustafar(Policy):
     """K and V pruned per token to their largest magnitudes and stored as bitmap tiles [1]_.
 
     Decode reads ``r(keep) = keep + 0.148`` of the dense bytes behind a dense window, expands in shared memory,
-    multiplies densely with the query padded to eight rows, and writes fp32 scores out once. A prompt is
-    pruned and packed after its attention; each new token as it leaves the window.
+    multiplies densely with the query padded to eight rows, and writes fp32 scores out once. The window has kernels
+    of its own, whose output is added. A prompt is pruned and packed after its attention; each new token as it leaves
+    the window.
 
     References
     ----------
@@ -165,7 +235,7 @@ class Mustafar(Policy):
 
     def why_not(self, model: ModelSpec, fmt: Format) -> str | None:
         """MLA caches a latent these kernels do not read."""
-        return _no_latent(model)
+        return no_latent(model)
 
     @property
     def _off(self) -> bool:
@@ -211,7 +281,16 @@ class Mustafar(Policy):
             run_bytes=op.run_bytes * share,
             expand=Expand(elements=elements, nonzeros=elements * 0.5 * (self.keep + keep_v)),
         )
-        return (attention, scores, pack)
+        outputs = 4.0 * op.batch * op.n_heads * op.head_dim
+        parts = Elementwise(
+            role="kv.parts",
+            kind="add",
+            read_bytes=2.0 * outputs,
+            write_bytes=outputs,
+            count=op.count * PARTS,
+            overhead=True,
+        )
+        return (attention, scores, parts, pack)
 
     def layout(self, kv: KvLayout, ctx: Context) -> KvLayout:
         """Bitmap tiles behind a dense window."""

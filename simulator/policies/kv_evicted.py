@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import replace
 from typing import ClassVar
 
 import numpy as np
 from pydantic import Field
 
+from simulator.arrays import Array
 from simulator.dtypes import Format
 from simulator.model import ModelSpec
 from simulator.ops import Attention, Elementwise, Op
-from simulator.policies.base import Aspect, Compatibility, Context, KvLayout, Policy
+from simulator.policies.base import Aspect, Compatibility, Context, KvLayout, Policy, alias
+from simulator.policies.common import (
+    band,
+    band_depth,
+    generated,
+    no_latent,
+    prompt_of,
+    scoring_pass,
+    top_k,
+)
 from simulator.policies.grammar import POLICIES
 from simulator.traffic import Operand
 
@@ -72,3 +83,239 @@ class StreamingLlm(Policy):
     def layout(self, kv: KvLayout, ctx: Context) -> KvLayout:
         """A constant number of tokens."""
         return replace(kv, max_tokens=min(kv.max_tokens, float(self.sinks + self.window)))
+
+
+@POLICIES.register("h2o")
+class H2o(Policy):
+    """The tokens with the most accumulated attention and the newest ones stay [1]_.
+
+    Decode reads ``min(keep * S, budget)`` tokens. With ``track`` every step writes its probabilities, adds them to fp32
+    accumulators and replaces the weakest token: 4 heads k bytes written, 8 read and 4 written for the sums, 4 read for
+    the minimum. The prompt needs the column sums of its attention, so the probabilities are written and read once: no
+    flash kernel. With ``merge`` dropped tokens are averaged into the nearest kept one after the prompt.
+
+    References
+    ----------
+    .. [1] Zhang et al., "H2O: Heavy-Hitter Oracle", arXiv:2306.14048.
+    """
+
+    name: ClassVar[str] = "h2o"
+    family: ClassVar[str] = "kv evicted"
+    summary: ClassVar[str] = "heavy hitters by accumulated attention, and recent tokens"
+    aspects: ClassVar[frozenset[Aspect]] = frozenset({Aspect.KV_TOKENS})
+    compatibility: ClassVar[Compatibility] = Compatibility(
+        paged_kv=False,
+        prefix_cache=False,
+        chunked_prefill=False,
+        speculative=False,
+        needs_scores=True,
+        gqa="scores of a group are added up; one set per KV head",
+    )
+    citation: ClassVar[str] = "Zhang et al. 2023, arXiv:2306.14048"
+    not_modelled: ClassVar[str] = "accuracy; the full cache of the layer that is being compressed"
+    always_shown: ClassVar[tuple[str, ...]] = ("keep",)
+
+    keep: float = Field(0.2, gt=0.0, le=1.0, description="share of the context kept")
+    budget: int = Field(
+        10_000_000, ge=2, le=10_000_000, description="tokens kept at most, whatever the context"
+    )
+    track: bool = Field(True, description="scores are accumulated in decode too")
+    merge: bool = Field(False, description="dropped tokens are averaged into kept ones")
+
+    def why_not(self, model: ModelSpec, fmt: Format) -> str | None:
+        """Tokens are evicted per KV head."""
+        return no_latent(model)
+
+    def rewrite(self, op: Op, ctx: Context) -> tuple[Op, ...]:
+        """Fewer tokens in decode with their bookkeeping, visible probabilities in the prompt."""
+        if not isinstance(op, Attention):
+            return (op,)
+        if op.phase == "prefill":
+            return (op, *self._prompt(op))
+        kept = np.minimum(np.asarray(op.tokens) * self.keep, float(self.budget))
+        attention = replace(op, attended=np.maximum(kept, 1.0))
+        if not self.track:
+            return (attention,)
+        scores = op.batch * kept * op.n_heads
+        update = Elementwise(
+            role="kv.scores",
+            kind="add",
+            read_bytes=8.0 * scores,
+            write_bytes=8.0 * scores,
+            operand=Operand.INDEX,
+            count=op.count,
+            overhead=True,
+        )
+        weakest = top_k(op.batch * kept, op.batch, heads=op.n_kv_heads, count=op.count)
+        return (attention, update, weakest)
+
+    def _prompt(self, op: Attention) -> tuple[Op, ...]:
+        probabilities = 2.0 * op.batch * op.q_len * op.kv_len * op.n_heads
+        sums = Elementwise(
+            role="kv.scores",
+            kind="softmax",
+            read_bytes=probabilities,
+            write_bytes=probabilities,
+            count=op.count,
+            overhead=True,
+        )
+        pick = top_k(
+            op.batch * op.q_len,
+            op.batch * np.minimum(op.q_len * self.keep, float(self.budget)),
+            heads=op.n_kv_heads,
+            count=op.count,
+        )
+        if not self.merge:
+            return (sums, pick)
+        new = op.batch * op.q_len * op.dense_bytes_per_token
+        return (sums, pick, _move("kv.merge", new, new * self.keep, op))
+
+    def layout(self, kv: KvLayout, ctx: Context) -> KvLayout:
+        """The share that stays, and an fp32 accumulator per token and KV head."""
+        heads = kv.dense_bytes / (2.0 * ctx.layer.attention.head_dim * ctx.kv_element_bytes)
+        return replace(
+            kv,
+            keep=self.keep,
+            max_tokens=min(kv.max_tokens, float(self.budget)),
+            meta_bytes=kv.meta_bytes + (4.0 * heads if self.track else 0.0),
+        )
+
+
+def _move(role: str, read_bytes: Array, write_bytes: Array, op: Attention) -> Elementwise:
+    """KV rewritten in place after the prompt."""
+    return Elementwise(
+        role=role,
+        kind="copy",
+        read_bytes=read_bytes,
+        write_bytes=write_bytes,
+        operand=Operand.KV,
+        count=op.count,
+        overhead=True,
+    )
+
+
+POLICIES.register("elastic_cache")(
+    alias(
+        H2o,
+        "elastic_cache",
+        "importance-driven cache merging: anchors stay, the rest is averaged into them",
+        "Liu et al. 2024, arXiv:2407.18121",
+        keep=0.2,
+        track=False,
+        merge=True,
+    )
+)
+
+
+@POLICIES.register("snapkv")
+class SnapKv(Policy):
+    """The prompt tokens its last queries attend to stay, per head; generated tokens are appended [1]_.
+
+    After the prompt: `observe` query rows against all keys, pooling, a top-k over P per KV head, and a gather of
+    the kept KV. Decode reads ``min(P, budget) + generated`` tokens. With ``taper`` t the budget of a layer falls
+    linearly over depth from ``(2 - 1/t) budget`` to ``budget / t`` [2]_; with ``head_groups`` heads of unlike
+    budgets (mean `budget`) run as so many kernels [3]_.
+
+    References
+    ----------
+    .. [1] Li et al., "SnapKV", arXiv:2404.14469.
+    .. [2] Cai et al., "PyramidKV", arXiv:2406.02069.
+    .. [3] "UNComp", arXiv:2410.03090.
+    """
+
+    name: ClassVar[str] = "snapkv"
+    family: ClassVar[str] = "kv evicted"
+    summary: ClassVar[str] = "prompt tokens picked once by an observation window"
+    aspects: ClassVar[frozenset[Aspect]] = frozenset({Aspect.KV_TOKENS})
+    compatibility: ClassVar[Compatibility] = Compatibility(
+        prefix_cache=False,
+        chunked_prefill=False,
+        needs_scores=True,
+        gqa="scores are averaged over a group; one set per KV head",
+    )
+    citation: ClassVar[str] = "Li et al. 2024, arXiv:2404.14469"
+    not_modelled: ClassVar[str] = "accuracy; the full cache of the layer that is being compressed"
+    always_shown: ClassVar[tuple[str, ...]] = ("budget",)
+
+    budget: int = Field(
+        1024, ge=16, le=10_000_000, description="prompt tokens kept, mean over layers"
+    )
+    observe: int = Field(32, ge=1, le=4096, description="last query rows that vote")
+    taper: float = Field(1.0, ge=1.0, le=1000.0, description="mean over last layer's budget")
+    head_groups: int = Field(1, ge=1, le=64, description="groups of heads with unlike budgets")
+
+    def why_not(self, model: ModelSpec, fmt: Format) -> str | None:
+        """Tokens are evicted per KV head."""
+        return no_latent(model)
+
+    def layer_key(self, index: int, n_layers: int) -> Hashable:
+        """Budgets by depth, in bands."""
+        return band(index, n_layers) if self.taper > 1.0 else None
+
+    def _budget(self, ctx: Context) -> float:
+        last = self.budget / self.taper
+        first = 2.0 * self.budget - last
+        return first + (last - first) * band_depth(ctx) if self.taper > 1.0 else float(self.budget)
+
+    def rewrite(self, op: Op, ctx: Context) -> tuple[Op, ...]:
+        """Bounded decode reads; votes, top-k and a gather after the prompt."""
+        if not isinstance(op, Attention):
+            return (op,)
+        budget = self._budget(ctx)
+        if op.phase == "decode":
+            kept = np.minimum(prompt_of(op, ctx), budget) + generated(op, ctx)
+            kept = np.minimum(np.maximum(kept, 1.0), op.tokens)
+            groups = float(self.head_groups)
+            return (
+                replace(
+                    op,
+                    attended=kept,
+                    n_heads=op.n_heads / groups,
+                    n_kv_heads=op.n_kv_heads / groups,
+                    count=op.count * groups,
+                ),
+            )
+        active = np.asarray(op.kv_len) > budget
+        count = np.where(active, op.count, 0.0)
+        rows = np.minimum(float(self.observe), op.q_len)
+        # QK of the last rows over all keys: 2 W P against 2 P^2 of the causal attention.
+        vote = replace(
+            scoring_pass(op, rows / op.kv_len), role="kv.observe", q_len=rows, pair_keep=0.5
+        )
+        pick = top_k(op.batch * op.kv_len, op.batch * budget, heads=op.n_kv_heads, count=count)
+        kept_bytes = op.batch * np.minimum(op.q_len, budget) * op.dense_bytes_per_token
+        gather = replace(
+            _move("kv.compact", kept_bytes, kept_bytes, op),
+            run_bytes=op.head_dim * op.kv_element_bytes,
+            count=count,
+        )
+        return (op, replace(vote, count=count), pick, gather)
+
+    def layout(self, kv: KvLayout, ctx: Context) -> KvLayout:
+        """The picked part of the prompt and every generated token."""
+        # A sliding window bounds generated tokens too.
+        most = min(kv.max_tokens, self._budget(ctx))
+        return replace(kv, max_tokens=most, grows=bool(np.isinf(kv.max_tokens)))
+
+
+POLICIES.register("pyramidkv")(
+    alias(
+        SnapKv,
+        "pyramidkv",
+        "SnapKV's selection with a budget that falls over the layers",
+        "Cai et al. 2024, arXiv:2406.02069",
+        budget=512,
+        observe=8,
+        taper=20.0,
+    )
+)
+POLICIES.register("uncomp")(
+    alias(
+        SnapKv,
+        "uncomp",
+        "budgets by matrix entropy, heads in groups of their own budget",
+        "Xiong et al. 2024, arXiv:2410.03090",
+        budget=512,
+        head_groups=2,
+    )
+)

@@ -6,15 +6,16 @@ from collections.abc import Hashable
 from dataclasses import replace
 from typing import ClassVar, Literal
 
-import numpy as np
 from pydantic import Field
 
 from simulator.dtypes import Format
 from simulator.model import ModelSpec
 from simulator.ops import Attention, Elementwise, Op
-from simulator.policies.base import Aspect, Compatibility, Context, KvLayout, Policy
+from simulator.policies.base import Aspect, Compatibility, Context, KvLayout, Policy, alias
+from simulator.policies.common import no_latent, select
 from simulator.policies.grammar import POLICIES
 from simulator.traffic import Operand
+from simulator.transfers import Transfer
 
 
 @POLICIES.register("quest")
@@ -23,7 +24,8 @@ class Quest(Policy):
 
     Per step and KV head: the statistics, 1/page of the K and V bytes; a top-k over S/page scores per query head;
     then ``budget`` tokens in runs of one page. Query heads that share a KV head each pick their own pages, so up
-    to ``min(g * budget, S)`` tokens are read. Contexts inside the budget run dense, as does the prompt.
+    to ``min(g * budget, S)`` tokens are read. Contexts inside the budget run dense, as does the prompt. With
+    ``score=mean`` one mean key stands for a page: half the statistics and half their products.
 
     References
     ----------
@@ -47,55 +49,177 @@ class Quest(Policy):
     gqa: Literal["union", "shared"] = Field(
         "union", description="heads of a group pick apart (union) or together (shared)"
     )
+    score: Literal["minmax", "mean"] = Field(
+        "minmax", description="kept per page: key minima and maxima, or the mean key"
+    )
 
     def why_not(self, model: ModelSpec, fmt: Format) -> str | None:
         """MLA has one latent per token: no per-head pages."""
-        if any(layer.attention.mla for layer in model.layers):
-            return "pages are scored per key head; MLA caches one latent"
-        return None
+        return no_latent(model)
 
     def layer_key(self, index: int, n_layers: int) -> Hashable:
         """The first layers are dense."""
         return index >= self.dense_layers
+
+    @property
+    def _vectors(self) -> float:
+        return 2.0 if self.score == "minmax" else 1.0
 
     def rewrite(self, op: Op, ctx: Context) -> tuple[Op, ...]:
         """Estimate, top-k and a paged gather where the context exceeds the budget."""
         if not isinstance(op, Attention) or op.phase == "prefill" or ctx.index < self.dense_layers:
             return (op,)
         group = max(op.n_heads / op.n_kv_heads, 1.0) if self.gqa == "union" else 1.0
-        tokens = np.asarray(op.tokens, float)
-        active = tokens > self.budget
-        read = np.where(active, np.minimum(group * self.budget, tokens), tokens)
-        pages = tokens / self.page
-        scored = op.batch * np.where(active, pages, 0.0)
-        launched = np.where(active, op.count, 0.0)
-        estimate = Elementwise(
-            role="kv.estimate",
-            kind="estimate",
-            read_bytes=scored * op.dense_bytes_per_token,
-            write_bytes=scored * op.n_heads * 4.0,
-            flop=4.0 * scored * op.n_heads * op.head_dim,
-            operand=Operand.KV,
-            count=launched,
-            overhead=True,
+        return select(
+            op,
+            budget=self.budget,
+            read=group * self.budget,
+            unit=self.page,
+            unit_bytes=op.dense_bytes_per_token * self._vectors / 2.0,
+            unit_flop=2.0 * self._vectors * op.n_heads * op.head_dim,
+            run_bytes=self.page * op.head_dim * op.kv_element_bytes,
         )
-        top_k = Elementwise(
-            role="kv.top_k",
-            kind="topk",
-            read_bytes=scored * op.n_heads * 4.0,
-            write_bytes=op.batch
-            * np.where(active, self.budget / self.page, 0.0)
-            * op.n_heads
-            * 4.0,
-            operand=Operand.INDEX,
-            count=launched,
-            overhead=True,
-        )
-        run = self.page * op.head_dim * op.kv_element_bytes
-        return (estimate, top_k, replace(op, attended=read, run_bytes=run))
 
     def layout(self, kv: KvLayout, ctx: Context) -> KvLayout:
-        """Two statistics vectors per page of 2 * page vectors: 1/page more."""
+        """Two statistics vectors (one mean) per page of 2 * page vectors: 1/page more (half of it)."""
         if ctx.index < self.dense_layers:
             return kv
-        return replace(kv, meta_bytes=kv.meta_bytes + kv.dense_bytes / self.page)
+        extra = kv.dense_bytes / self.page * self._vectors / 2.0
+        return replace(kv, meta_bytes=kv.meta_bytes + extra)
+
+
+POLICIES.register("kinetics")(
+    alias(
+        Quest,
+        "kinetics",
+        "per-step top-k pages by their mean key, as Kinetics' block top-k",
+        "Sadhukhan et al. 2025, arXiv:2506.05333",
+        budget=1024,
+        dense_layers=0,
+        gqa="shared",
+        score="mean",
+    )
+)
+
+
+@POLICIES.register("double_sparsity")
+class DoubleSparsity(Policy):
+    """Tokens are scored on `channels` of the head's channels, fixed offline; the best `budget` are read [1]_.
+
+    A label cache holds those channels of K: ``heads_kv * channels * label_bits / 8`` bytes per token, read whole
+    each step, with ``2 heads channels`` multiply-adds per token and a top-k over all S tokens. The picked tokens
+    are gathered one by one. With ``offload`` the full KV lies in host memory and the picked tokens of the next
+    layer are fetched by zero-copy row reads while this layer computes; the GPU holds labels and a double buffer.
+
+    References
+    ----------
+    .. [1] Yang et al., "Post-Training Sparse Attention with Double Sparsity", arXiv:2408.07092.
+    """
+
+    name: ClassVar[str] = "double_sparsity"
+    family: ClassVar[str] = "kv selected"
+    summary: ClassVar[str] = "per-step top-k tokens by a few label channels"
+    aspects: ClassVar[frozenset[Aspect]] = frozenset({Aspect.KV_READS, Aspect.KV_PLACE})
+    compatibility: ClassVar[Compatibility] = Compatibility(
+        gqa="tokens of the heads in a group are united, up to g times the budget"
+    )
+    citation: ClassVar[str] = "Yang et al. 2024, arXiv:2408.07092"
+    not_modelled: ClassVar[str] = (
+        "accuracy; tokens that the look-ahead missed; smaller fetches of a quantised cache"
+    )
+    always_shown: ClassVar[tuple[str, ...]] = ("budget",)
+
+    budget: int = Field(1024, ge=16, le=10_000_000, description="tokens read per query head")
+    channels: int = Field(16, ge=1, le=1024, description="label channels per head")
+    label_bits: Literal["4", "16"] = Field("16", description="bits per label element")
+    gqa: Literal["union", "shared"] = Field(
+        "shared", description="heads of a group pick apart (union) or together (shared)"
+    )
+    offload: bool = Field(False, description="full KV in host memory, picked tokens fetched")
+
+    def why_not(self, model: ModelSpec, fmt: Format) -> str | None:
+        """Channels are those of a key head."""
+        return no_latent(model)
+
+    def _label_bytes(self, kv_heads: float) -> float:
+        return kv_heads * self.channels * int(self.label_bits) / 8.0
+
+    def rewrite(self, op: Op, ctx: Context) -> tuple[Op, ...]:
+        """Labels, top-k over all tokens, a gather of single tokens, and the fetch if offloaded."""
+        if not isinstance(op, Attention):
+            return (op,)
+        if op.phase == "prefill":
+            new = op.batch * op.q_len * self._label_bytes(op.n_kv_heads)
+            label = Elementwise(
+                role="kv.label",
+                kind="copy",
+                read_bytes=new,
+                write_bytes=new,
+                operand=Operand.KV,
+                count=op.count,
+                overhead=True,
+            )
+            return (op, label, *self._store(op))
+        group = max(op.n_heads / op.n_kv_heads, 1.0) if self.gqa == "union" else 1.0
+        run = op.head_dim * op.kv_element_bytes
+        ops = select(
+            op,
+            budget=self.budget,
+            read=group * self.budget,
+            unit=1.0,
+            unit_bytes=self._label_bytes(op.n_kv_heads),
+            unit_flop=2.0 * op.n_heads * self.channels,
+            run_bytes=run,
+        )
+        if not self.offload:
+            return ops
+        fetch = Transfer(
+            role="kv.fetch",
+            tier="host",
+            read_bytes=ops[-1].kv_read_bytes,  # type: ignore[attr-defined]
+            chunk_bytes=2.0 * run,
+            beside=("attn.", "mlp.", "norm", "kv."),
+            count=op.count,
+        )
+        return (*ops, fetch, *self._store(op))
+
+    def _store(self, op: Attention) -> tuple[Op, ...]:
+        if not self.offload:
+            return ()
+        new = op.batch * op.q_len * op.dense_bytes_per_token
+        beside = ("attn.", "mlp.", "norm", "kv.")
+        return (
+            Transfer(
+                role="kv.store",
+                tier="host",
+                read_bytes=0.0,
+                write_bytes=new,
+                beside=beside,
+                count=op.count,
+            ),
+        )
+
+    def layout(self, kv: KvLayout, ctx: Context) -> KvLayout:
+        """Labels beside the cache, or labels and a double buffer in place of it."""
+        heads = kv.dense_bytes / (2.0 * ctx.layer.attention.head_dim * ctx.kv_element_bytes)
+        meta = kv.meta_bytes + self._label_bytes(heads)
+        if not self.offload:
+            return replace(kv, meta_bytes=meta)
+        return replace(
+            kv,
+            meta_bytes=meta,
+            token_bytes=0.0,
+            dense_tokens=2.0 * self.budget,
+            off_bytes=kv.token_bytes,
+        )
+
+
+POLICIES.register("double_sparsity_offload")(
+    alias(
+        DoubleSparsity,
+        "double_sparsity_offload",
+        "Double Sparsity with the full KV cache in host memory",
+        "Yang et al. 2024, arXiv:2408.07092",
+        offload=True,
+    )
+)

@@ -28,6 +28,7 @@ def scenario(**values: object) -> Scenario:
         values["dtype"] = "auto"
     if "mustafar" in policy:
         values["kv_cache_dtype"] = "auto"
+    values["trace_transfer"] = bool(values["trace"]) and values["trace_transfer"]
     return Scenario.of(**values)
 
 
@@ -57,6 +58,8 @@ scenarios = st.builds(
     gpu_memory_utilization=st.floats(0.01, 1.0),
     block_size=st.integers(1, 1024),
     ignore_context_limit=st.booleans(),
+    trace=st.one_of(st.just(""), names),
+    trace_transfer=st.booleans(),
 )
 
 

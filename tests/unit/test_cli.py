@@ -82,7 +82,7 @@ BAD = {
     ("devices", "h100"): "ambiguous",
     ("devices", "rtx-4091"): "did you mean",
     ("models", "lama-2-7b"): "did you mean",
-    ("policies", "shadow"): "did you mean 'shadowllm'",
+    ("policies", "shadow"): "or 'shadowllm'",
 }
 
 

@@ -1,0 +1,278 @@
+"""Where a policy starts to win over dense: along the batch, the context and its own sparsity."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from pydantic import ValidationError
+
+from simulator.errors import InputError, UnsupportedError
+from simulator.evaluate import Points, evaluate
+from simulator.group import Group, group_of
+from simulator.memory import max_batch
+from simulator.policies import Policies, Policy
+from simulator.scenario import Scenario
+
+EVEN = 0.01
+"""Relative difference that counts as neither faster nor slower [-]."""
+POINTS = 48
+"""Values an axis is looked at before its crossings are searched."""
+LONGEST = 1_048_576
+"""Prompt the context axis ends at where the model's own limit is ignored [tokens]."""
+SHORTEST = 16
+"""Prompt and token budget the axes start at [tokens]."""
+LARGEST_BATCH = 4096
+
+Speedup = Callable[[np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True, eq=False)
+class BreakEven:
+    """Speed-up over dense along one axis, everything else as in the scenario.
+
+    Attributes
+    ----------
+    axis : str
+        'batch', 'prompt_tokens', or the policy's parameter.
+    values, speedup : ndarray, shape (n,)
+        Rising values of the axis and tokens/s over dense there [-]; NaN where the policy does not apply.
+    sentence : str
+    """
+
+    axis: str
+    values: np.ndarray
+    speedup: np.ndarray
+    sentence: str
+
+    @property
+    def wins(self) -> list[tuple[float, float]]:
+        """Ranges of the axis, ends included, where the policy is faster."""
+        return [(float(self.values[a]), float(self.values[b])) for a, b in _runs(self._faster)]
+
+    @property
+    def _faster(self) -> np.ndarray:
+        return np.nan_to_num(self.speedup, nan=0.0) > 1.0 + EVEN
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for ``--json``."""
+        return {
+            "axis": self.axis,
+            "values": self.values.tolist(),
+            "speedup": self.speedup.tolist(),
+            "wins": [list(w) for w in self.wins],
+            "sentence": self.sentence,
+        }
+
+
+def break_even(scenario: Scenario) -> list[BreakEven]:
+    """Break-even of the scenario's policy along batch, prompt and sparsity.
+
+    Raises
+    ------
+    InputError
+        The scenario is dense.
+    UnsupportedError
+        The policy does not apply, or the lengths exceed the model's context.
+    """
+    group = group_of(scenario)
+    if not group.policies.members:
+        raise InputError(
+            "dense breaks even with itself; add --policy 'name(key=value)'", where="--break-even"
+        )
+    if group.problem is not None:
+        raise UnsupportedError(group.problem[1])
+    longest = group.model.max_context
+    if scenario.prompt_tokens + scenario.output_tokens > longest and not group.ignore_context:
+        raise UnsupportedError(
+            f"prompt + output exceed the model's {longest} tokens; shorten them or add --ignore-context-limit"
+        )
+    out = [_batch(group, scenario), _prompt(group, scenario)]
+    own = _parameter(group.policies)
+    return out if own is None else [*out, _own(group, scenario, *own)]
+
+
+def _batch(group: Group, s: Scenario) -> BreakEven:
+    most = {
+        name: int(np.ravel(_max_batch(g, s))[0])
+        for name, g in (("policy", group), ("dense", group.dense))
+    }
+    last = min(max(most["policy"], s.batch), LARGEST_BATCH)
+
+    def speedup(batch: np.ndarray) -> np.ndarray:
+        return _ratio(group, batch, s.prompt_tokens, s.output_tokens)
+
+    values, found = _searched(speedup, _whole(1, last))
+    fits = f"; it fits up to batch {most['policy']}, dense up to {most['dense']}"
+    return _told("batch", values, found, _count, "at batch {}", fits)
+
+
+def _prompt(group: Group, s: Scenario) -> BreakEven:
+    limit = LONGEST if s.ignore_context_limit else group.model.max_context - s.output_tokens
+    last = max(limit, s.prompt_tokens, SHORTEST + 1)
+
+    def speedup(prompt: np.ndarray) -> np.ndarray:
+        return _ratio(group, s.batch, prompt, s.output_tokens)
+
+    values, found = _searched(speedup, _whole(SHORTEST, last))
+    return _told("prompt_tokens", values, found, _count, "at {} prompt tokens")
+
+
+def _own(group: Group, s: Scenario, index: int, name: str) -> BreakEven:
+    """Speed-up along the policy's own parameter, one lowering per value."""
+    member = group.policies.members[index]
+    share = isinstance(getattr(member, name), float)
+    if share:
+        values = np.round(np.linspace(0.02, 1.0, 50), 2)
+    else:
+        values = _whole(SHORTEST, max(s.prompt_tokens, 2 * SHORTEST))
+    dense = evaluate(group.dense, *_one(s)).tokens_per_s
+    found = np.full(len(values), np.nan)
+    for i, value in enumerate(values):
+        other = _with(group, index, name, float(value) if share else int(value))
+        if other is not None and other.problem is None:
+            found[i] = np.ravel(evaluate(other, *_one(s)).tokens_per_s / dense)[0]
+    if share:
+        return _told(name, values, found, _sparsity, f"at {{}} sparsity ({member.name})")
+    return _told(name, values, found, _count, f"at {name} {{}} ({member.name})")
+
+
+def _with(group: Group, index: int, name: str, value: float) -> Group | None:
+    """`group` with one parameter changed; None where the policy refuses the value."""
+    members = list(group.policies.members)
+    member = members[index]
+    try:
+        members[index] = type(member)(**{**member.model_dump(), name: value})
+    except ValidationError:
+        return None
+    return replace(group, policies=Policies(tuple(members)))
+
+
+def _parameter(policies: Policies) -> tuple[int, str] | None:
+    """Member and parameter that say how sparse it is: a share kept or a number of tokens."""
+    for index, member in enumerate(policies.members):
+        for name in member.always_shown:
+            value = getattr(member, name)
+            if isinstance(value, float) and 0.0 < value <= 1.0:
+                return index, name
+            if (
+                isinstance(value, int)
+                and not isinstance(value, bool)
+                and _counts_tokens(member, name)
+            ):
+                return index, name
+    return None
+
+
+def _counts_tokens(member: Policy, name: str) -> bool:
+    return "token" in (type(member).model_fields[name].description or "")
+
+
+def _one(s: Scenario) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    return (
+        np.array([s.batch], float),
+        np.array([s.prompt_tokens], float),
+        np.array([s.output_tokens], float),
+    )
+
+
+def _ratio(group: Group, batch: Any, prompt: Any, output: Any) -> np.ndarray:
+    grid = np.broadcast_arrays(
+        *(np.atleast_1d(np.asarray(x, float)) for x in (batch, prompt, output))
+    )
+    sparse, dense = (evaluate(g, *grid) for g in (group, group.dense))
+    return _rate(sparse) / _rate(dense)
+
+
+def _rate(points: Points) -> np.ndarray:
+    return np.asarray(points.tokens_per_s, float)
+
+
+def _max_batch(group: Group, s: Scenario) -> np.ndarray:
+    return max_batch(
+        group.lowering,
+        group.device,
+        float(s.prompt_tokens),
+        float(s.output_tokens),
+        pp=group.pp,
+        utilisation=group.utilisation,
+        block_tokens=group.block_tokens,
+    )
+
+
+def _whole(first: int, last: int) -> np.ndarray:
+    """About `POINTS` whole numbers from `first` to `last`, evenly spaced in log."""
+    if last <= first:
+        return np.array([float(first)])
+    return np.unique(np.rint(np.geomspace(first, last, POINTS)))
+
+
+def _searched(speedup: Speedup, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """`values` and their speed-ups, with both sides of every crossing down to neighbouring whole numbers."""
+    found = speedup(values)
+    more: list[float] = []
+    for i in np.flatnonzero(np.diff(found > 1.0 + EVEN)):
+        low, high = values[i], values[i + 1]
+        rising = bool(found[i + 1] > 1.0 + EVEN)
+        while high - low > 1.0:
+            middle = np.floor(0.5 * (low + high))
+            wins = bool(speedup(np.array([middle]))[0] > 1.0 + EVEN)
+            low, high = (low, middle) if wins == rising else (middle, high)
+        more += [low, high]
+    if not more:
+        return values, found
+    extra = np.setdiff1d(np.array(more), values)
+    values, found = np.r_[values, extra], np.r_[found, speedup(extra) if len(extra) else extra]
+    order = np.argsort(values)
+    return values[order], found[order]
+
+
+def _runs(mask: np.ndarray) -> list[tuple[int, int]]:
+    """First and last index of every run of True."""
+    edges = np.flatnonzero(np.diff(np.r_[False, mask, False].astype(int)))
+    return [(int(a), int(b) - 1) for a, b in zip(edges[::2], edges[1::2], strict=True)]
+
+
+def _count(value: float) -> str:
+    return f"{value:,.0f}"
+
+
+def _sparsity(keep: float) -> str:
+    return f"{1.0 - keep:.0%}"
+
+
+def _told(
+    axis: str,
+    values: np.ndarray,
+    speedup: np.ndarray,
+    text: Callable[[float], str],
+    place: str,
+    more: str = "",
+) -> BreakEven:
+    """One axis with its sentence."""
+    known = np.isfinite(speedup)
+    if not known.any():
+        return BreakEven(axis, values, speedup, f"{axis}: the policy applies nowhere on this axis")
+    values_known, known_speedup = values[known], speedup[known]
+    ends = f"from {text(values_known[0])} to {text(values_known[-1])}"
+    best, worst = int(np.argmax(known_speedup)), int(np.argmin(known_speedup))
+
+    def at(i: int) -> str:
+        return f"{known_speedup[i]:.2f}x {place.format(text(values_known[i]))}"
+
+    runs = _runs(known_speedup > 1.0 + EVEN)
+    if not runs:
+        told = f"never faster than dense {ends}; at best {at(best)}"
+    elif runs == [(0, len(values_known) - 1)]:
+        told = f"faster than dense everywhere {ends}: {at(best)}, {at(worst)}"
+    else:
+        ranges = " and ".join(
+            text(values_known[a])
+            if a == b
+            else f"{text(values_known[a])} to {text(values_known[b])}"
+            for a, b in runs
+        )
+        told = f"faster than dense at {ranges} ({ends}): at best {at(best)}, at worst {at(worst)}"
+    return BreakEven(axis, values, speedup, f"{axis}: {told}{more}")

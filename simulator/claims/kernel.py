@@ -1,0 +1,162 @@
+"""A single kernel as a scenario: some ops of one layer, on one device, under a policy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from typing import Any, Literal, Self
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from simulator.errors import InputError, UnsupportedError, suggest
+from simulator.group import Group, find_device, find_model
+from simulator.layer import AttentionSpec, FfnSpec, LayerSpec
+from simulator.lowering import require
+from simulator.model import ModelSpec
+from simulator.ops import Linear, Op
+from simulator.policies import parse
+from simulator.roofline.timing import time_op
+from simulator.scenario import Scenario
+from simulator.traffic import Operand
+from simulator.workload import Step, decode_step, prefill_step
+
+
+class Shape(BaseModel):
+    """Sizes of a kernel that belongs to no named model; only those its ops use matter."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    hidden: int = Field(
+        ge=1, description="input features of qkv, gate and up; output of o and down"
+    )
+    intermediate: int = Field(1, ge=1, description="width of the feed-forward block")
+    gated: bool = Field(False, description="gate beside up")
+    n_heads: int = Field(1, ge=1, description="query heads")
+    n_kv_heads: int = Field(1, ge=1, description="key/value heads")
+    head_dim: int = Field(1, ge=1, description="width of a head")
+
+    @property
+    def model(self) -> ModelSpec:
+        """One layer of this shape."""
+        attention = AttentionSpec(self.n_heads, self.n_kv_heads, self.head_dim, self.head_dim)
+        # ReLU, so that policies made for its zeros apply; no kernel of ours depends on it otherwise.
+        ffn = FfnSpec(self.intermediate, self.gated, "relu")
+        return ModelSpec(
+            "shape", "shape", self.hidden, 1, (LayerSpec(attention, ffn),), True, 2**40
+        )
+
+
+class KernelScenario(BaseModel):
+    """Some ops of one layer in one step, timed alone.
+
+    `ops` are roles of the lowering (``attn.core``, ``mlp.*``, ``kv.top_k``), with ``*`` for any ending. The layer is
+    the last of `model`, or `shape`; it stands alone, so a policy that spares the first layers must be told not to.
+    `batch` are sequences: in a decode step the rows of every linear layer.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    device: str
+    ops: tuple[str, ...] = Field(min_length=1)
+    phase: Literal["prefill", "decode"]
+    batch: int = Field(ge=1)
+    tokens: int = Field(1, ge=1, description="prompt of a prefill, context of a decode step")
+    model: str | None = None
+    shape: Shape | None = None
+    policy: str = "dense"
+    engine: str = "kernels"
+    dtype: str = "auto"
+    kv_cache_dtype: str = "auto"
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Self:
+        """Kernel scenario of `values`; a bad one is an `InputError` of one line."""
+        try:
+            kernel = cls(**values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = ".".join(str(p) for p in first["loc"])
+            near = suggest(key, cls.model_fields) if first["type"] == "extra_forbidden" else []
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise InputError(f"kernel field {key!r}: {first['msg']}{hint}") from None
+        if (kernel.model is None) == (kernel.shape is None):
+            raise InputError("a kernel has either a model or a shape")
+        parse(kernel.policy)
+        return kernel
+
+    @property
+    def group(self) -> Group:
+        """The single layer on its device."""
+        scenario = Scenario.of(
+            model="shape", device=self.device, policy=self.policy, engine=self.engine,
+            dtype=self.dtype, kv_cache_dtype=self.kv_cache_dtype,
+        )  # fmt: skip
+        if self.shape is not None:
+            model = self.shape.model
+        else:
+            whole = find_model(str(self.model))
+            model = replace(whole, layers=whole.layers[-1:])
+        return Group.of(scenario, model, find_device(self.device))
+
+    @property
+    def step(self) -> Step:
+        """The step the ops belong to."""
+        make = decode_step if self.phase == "decode" else prefill_step
+        return make(float(self.batch), float(self.tokens))
+
+
+@dataclass(frozen=True, slots=True)
+class KernelTime:
+    """Sum of the chosen ops: seconds with their 90 % interval, flop of the dense ops, useful KV bytes read."""
+
+    time_s: float
+    lo_s: float
+    hi_s: float
+    dense_flop: float
+    kv_read_bytes: float
+
+
+def kernel_time(kernel: KernelScenario) -> KernelTime:
+    """Time of the chosen ops, one after another; their errors add up.
+
+    Raises
+    ------
+    UnsupportedError
+        The policy does not apply, or the device lacks a rate.
+    InputError
+        No op has a role asked for.
+    """
+    group = kernel.group
+    if group.problem is not None:
+        raise UnsupportedError(group.problem[1])
+    require(group.lowering)
+    ops = _chosen(group.lowering.ops(kernel.step), kernel.ops)
+    times = [time_op(op, group.device, group.engine) for op in ops]
+    dense = [op for op in group.dense.lowering.ops(kernel.step) if _matches(op, kernel.ops)]
+    return KernelTime(
+        *(
+            float(np.sum([np.sum(getattr(t, k)) for t in times]))
+            for k in ("total_s", "lo_s", "hi_s")
+        ),
+        dense_flop=sum(float(np.sum(op.flop)) for op in dense if isinstance(op, Linear)),
+        kv_read_bytes=sum(map(_kv_bytes, ops)),
+    )
+
+
+def _kv_bytes(op: Op) -> float:
+    access = op.traffic().scaled(op.count).access.get(Operand.KV)
+    return 0.0 if access is None else float(np.sum(access.read_bytes))
+
+
+def _matches(op: Op, roles: tuple[str, ...]) -> bool:
+    return any(fnmatchcase(op.role, role) for role in roles)
+
+
+def _chosen(ops: list[Op], roles: tuple[str, ...]) -> list[Op]:
+    known = list(dict.fromkeys(op.role for op in ops))
+    for role in roles:
+        if not any(fnmatchcase(name, role) for name in known):
+            raise InputError(f"the step has no op {role!r}; it has {', '.join(known)}")
+    return [op for op in ops if _matches(op, roles)]

@@ -1,0 +1,297 @@
+"""Activations that are zero, or near it, skip the weights they would meet: CATS, TEAL, ReLU models, Polar."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import replace
+from typing import ClassVar, Literal
+
+import numpy as np
+from pydantic import Field
+
+from simulator.arrays import Array
+from simulator.dtypes import Format
+from simulator.layer import FfnSpec
+from simulator.model import ModelSpec
+from simulator.ops import Attention, Elementwise, Linear, Op
+from simulator.policies.base import Aspect, Compatibility, Context, Policy, alias
+from simulator.policies.contextual import measured_union, predictor
+from simulator.policies.grammar import POLICIES
+
+_INPUT = {
+    "attn.qkv": "attn.in", "attn.o": "attn.o", "mlp.gate_up": "ffn.in", "mlp.up": "ffn.in",
+    "mlp.down": "ffn.down",
+}  # fmt: skip
+"""Tensor of a trace that is the input of a matrix."""
+_ONE_TOKEN = Compatibility(chunked_prefill=False, speculative=False, gqa="no change")
+
+
+def _threshold(op: Op, ctx: Context, width: Array) -> Elementwise:
+    """Magnitudes of one vector per row against a threshold; the survivors' indices."""
+    bytes_ = ctx.step.rows * width * 2.0
+    return Elementwise(
+        role="mlp.mask",
+        kind="unary",
+        read_bytes=bytes_,
+        write_bytes=bytes_,
+        count=op.count,
+        overhead=True,
+    )
+
+
+def _ordinary_ffn(model: ModelSpec) -> str | None:
+    if not all(isinstance(layer.ffn, FfnSpec) for layer in model.layers):
+        return "the method thresholds a dense FFN; experts are not covered"
+    return None
+
+
+@POLICIES.register("cats")
+class Cats(Policy):
+    """The gate is computed densely; only neurons whose |SiLU(x W_gate)| passes a threshold read up and down [1]_.
+
+    Bytes of an FFN per token ``(1 + 2 keep) / 3`` of dense; rows of `hidden` elements are gathered. No predictor.
+    Rows of a batch unite. The prompt runs dense.
+
+    References
+    ----------
+    .. [1] Lee et al., "CATS", arXiv:2404.08763.
+    """
+
+    name: ClassVar[str] = "cats"
+    family: ClassVar[str] = "contextual activation"
+    summary: ClassVar[str] = "dense gate, thresholded up and down projections"
+    aspects: ClassVar[frozenset[Aspect]] = frozenset({Aspect.WEIGHT_ROWS})
+    compatibility: ClassVar[Compatibility] = _ONE_TOKEN
+    citation: ClassVar[str] = "Lee et al. 2024, arXiv:2404.08763"
+    not_modelled: ClassVar[str] = "accuracy; atomic additions of the down projection"
+    always_shown: ClassVar[tuple[str, ...]] = ("keep",)
+
+    keep: float = Field(0.5, gt=0.0, le=1.0, description="share of neurons kept per token")
+
+    def why_not(self, model: ModelSpec, fmt: Format) -> str | None:
+        """It needs a gate."""
+        if any(isinstance(x.ffn, FfnSpec) and not x.ffn.gated for x in model.layers):
+            return f"the FFN of {model.name} has no gate to threshold; dejavu or relu apply"
+        return _ordinary_ffn(model)
+
+    def rewrite(self, op: Op, ctx: Context) -> tuple[Op, ...]:
+        """Half of gate_up stays whole, the other half and down are gathered."""
+        if not ctx.decode_only or not isinstance(op, Linear):
+            return (op,)
+        union = measured_union(ctx, "ffn.gate", self.keep)
+        if op.role == "mlp.gate_up":
+            share = 0.5 + 0.5 * union
+            return (gathered(op, share, ctx, "n"), _threshold(op, ctx, op.n / 2.0))
+        if op.role == "mlp.down":
+            return (gathered(op, union, ctx, "k"),)
+        return (op,)
+
+
+def gathered(op: Linear, union: Array, ctx: Context, axis: Literal["n", "k"]) -> Linear:
+    """`op` over `union` of its neurons (rows of `hidden` elements), picked one by one along `axis`."""
+    return replace(
+        op,
+        read_keep=op.read_keep * union,
+        flop_keep=op.flop_keep * union,
+        gathered=axis,
+        run_bytes=ctx.model.hidden * op.fmt.weight_bytes,
+    )
+
+
+POLICIES.register("prosparse")(
+    alias(
+        Cats,
+        "prosparse",
+        "a ReLU-gated model at 89 % sparsity: exact gate, skipped up and down",
+        "Song et al. 2024, arXiv:2402.13516",
+        keep=0.11,
+    )
+)
+
+
+@POLICIES.register("teal")
+class Teal(Policy):
+    """Every linear layer skips the columns that meet a small input: magnitude thresholds per matrix [1]_.
+
+    Weight bytes ``sum params (union of keep) b``, stored by column; one program reads `block` rows of a live
+    column. The mask test is inside the kernel. The output matrix stays dense; the prompt runs dense.
+
+    References
+    ----------
+    .. [1] Liu et al., "TEAL", arXiv:2408.14690.
+    """
+
+    name: ClassVar[str] = "teal"
+    family: ClassVar[str] = "contextual activation"
+    summary: ClassVar[str] = "inputs of every linear layer thresholded by magnitude"
+    aspects: ClassVar[frozenset[Aspect]] = frozenset({Aspect.WEIGHT_ROWS})
+    compatibility: ClassVar[Compatibility] = _ONE_TOKEN
+    citation: ClassVar[str] = "Liu et al. 2024, arXiv:2408.14690"
+    not_modelled: ClassVar[str] = "accuracy; atomic additions of split-K"
+    always_shown: ClassVar[tuple[str, ...]] = ("keep",)
+
+    keep: float = Field(0.5, gt=0.0, le=1.0, description="share of inputs kept, where not told")
+    qkv_keep: float | None = Field(None, gt=0.0, le=1.0, description="inputs of Q, K, V")
+    o_keep: float | None = Field(
+        None, gt=0.0, le=1.0, description="inputs of the output projection"
+    )
+    up_keep: float | None = Field(None, gt=0.0, le=1.0, description="inputs of gate and up")
+    down_keep: float | None = Field(None, gt=0.0, le=1.0, description="inputs of down")
+    block: int = Field(
+        512, ge=8, le=4096, description="rows of a column one program reads, tuned up to 512"
+    )
+
+    def why_not(self, model: ModelSpec, fmt: Format) -> str | None:
+        """Ordinary matrices of at least 8 bits."""
+        if model.is_moe:
+            return "no published kernel for fused experts"
+        return None
+
+    def _shares(self) -> dict[str, float | None]:
+        up = self.up_keep
+        return {
+            "attn.qkv": self.qkv_keep, "attn.o": self.o_keep, "mlp.gate_up": up, "mlp.up": up,
+            "mlp.down": self.down_keep,
+        }  # fmt: skip
+
+    def rewrite(self, op: Op, ctx: Context) -> tuple[Op, ...]:
+        """Live columns only."""
+        shares = self._shares()
+        if not ctx.decode_only or not isinstance(op, Linear) or op.role not in shares:
+            return (op,)
+        own = shares[op.role]
+        union = measured_union(ctx, _INPUT[op.role], self.keep if own is None else own)
+        run = self.block * op.fmt.weight_bytes
+        return (replace(gathered(op, union, ctx, "k"), run_bytes=run),)
+
+
+@POLICIES.register("relu")
+class Relu(Policy):
+    """A model whose FFN activation became ReLU: exact zeros skip rows of down, and of QKV and up in stage 2 [1]_.
+
+    Shares are those of the inputs that are not zero; rows of the next matrix are skipped where its input is zero.
+    Defaults: Llama-7B, stage 1 (62 % zeros before down). Rows of a batch unite.
+
+    References
+    ----------
+    .. [1] Mirzadeh et al., "ReLU Strikes Back", arXiv:2310.04564.
+    """
+
+    name: ClassVar[str] = "relu"
+    family: ClassVar[str] = "contextual activation"
+    summary: ClassVar[str] = "ReLU-fied model, exact zeros of the inputs skipped"
+    aspects: ClassVar[frozenset[Aspect]] = frozenset({Aspect.WEIGHT_ROWS})
+    compatibility: ClassVar[Compatibility] = _ONE_TOKEN
+    citation: ClassVar[str] = "Mirzadeh et al. 2023, arXiv:2310.04564"
+    not_modelled: ClassVar[str] = "accuracy and its recovery by training"
+    always_shown: ClassVar[tuple[str, ...]] = ("down_keep",)
+
+    down_keep: float = Field(0.38, gt=0.0, le=1.0, description="non-zero inputs of down")
+    up_keep: float = Field(1.0, gt=0.0, le=1.0, description="non-zero inputs of gate and up")
+    qkv_keep: float = Field(1.0, gt=0.0, le=1.0, description="non-zero inputs of Q, K, V")
+
+    def why_not(self, model: ModelSpec, fmt: Format) -> str | None:
+        """Ordinary FFNs."""
+        return _ordinary_ffn(model)
+
+    def rewrite(self, op: Op, ctx: Context) -> tuple[Op, ...]:
+        """Rows that meet a zero are not read."""
+        shares = {
+            "mlp.down": self.down_keep,
+            "mlp.gate_up": self.up_keep,
+            "mlp.up": self.up_keep,
+            "attn.qkv": self.qkv_keep,
+        }
+        if not ctx.decode_only or not isinstance(op, Linear) or shares.get(op.role, 1.0) == 1.0:
+            return (op,)
+        union = measured_union(ctx, _INPUT[op.role], shares[op.role])
+        run = float(op.n) * op.fmt.weight_bytes
+        return (replace(gathered(op, union, ctx, "k"), run_bytes=run),)
+
+
+POLICIES.register("relu_stage2")(
+    alias(
+        Relu,
+        "relu_stage2",
+        "ReLU after the norms too, so that QKV and up see zeros",
+        "Mirzadeh et al. 2023, arXiv:2310.04564",
+        down_keep=0.35,
+        up_keep=0.33,
+        qkv_keep=0.49,
+    )
+)
+
+
+@POLICIES.register("polar")
+class Polar(Policy):
+    """Heads are dropped inside the attention of each sequence, neurons by the union over the batch [1]_.
+
+    A router per layer scores heads (one product) and, in ReLU models, another of rank `rank` neurons. Projections
+    stay dense, so head sparsity survives any batch; KV of a group is read if one of its heads is kept. Layer 0's
+    attention is dense.
+
+    References
+    ----------
+    .. [1] Shrestha et al., "Polar Sparsity", arXiv:2505.14884.
+    """
+
+    name: ClassVar[str] = "polar"
+    family: ClassVar[str] = "contextual activation"
+    summary: ClassVar[str] = "per-sequence head sparsity, batch-united neurons"
+    aspects: ClassVar[frozenset[Aspect]] = frozenset({Aspect.WEIGHT_ROWS})
+    compatibility: ClassVar[Compatibility] = Compatibility(
+        chunked_prefill=False, speculative=False, gqa="whole groups are kept or dropped"
+    )
+    citation: ClassVar[str] = "Shrestha et al. 2025, arXiv:2505.14884"
+    not_modelled: ClassVar[str] = "accuracy"
+    always_shown: ClassVar[tuple[str, ...]] = ("attn_keep",)
+
+    attn_keep: float = Field(0.5, gt=0.0, le=1.0, description="share of heads or groups kept")
+    keep: float = Field(
+        0.0955, gt=0.0, le=1.0, description="neurons per token in ReLU models; others stay dense"
+    )
+    rank: int = Field(1024, ge=1, le=65536, description="width of the neuron router")
+
+    def why_not(self, model: ModelSpec, fmt: Format) -> str | None:
+        """Ordinary heads and FFNs."""
+        if any(layer.attention.mla for layer in model.layers):
+            return "heads of MLA share one latent; the method covers ordinary heads"
+        return _ordinary_ffn(model)
+
+    def layer_key(self, index: int, n_layers: int) -> Hashable:
+        """Layer 0's attention is dense."""
+        return index == 0
+
+    def rewrite(self, op: Op, ctx: Context) -> tuple[Op, ...]:
+        """Routers, heads skipped inside the attention, gathered neurons."""
+        if not ctx.decode_only or op.role == "lm_head":
+            return (op,)
+        ffn = ctx.layer.ffn
+        relu = isinstance(ffn, FfnSpec) and ffn.activation in ("relu", "relu2")
+        if isinstance(op, Attention) and ctx.index > 0:
+            heads = op.n_kv_heads if op.n_heads > op.n_kv_heads else op.n_heads
+            router = Linear(
+                role="predictor.attn",
+                m=ctx.step.rows,
+                n=heads,
+                k=float(ctx.model.hidden),
+                fmt=ctx.fmt,
+                count=op.count,
+                overhead=True,
+            )
+            return (router, replace(op, head_keep=self.attn_keep, kv_head_keep=self.attn_keep))
+        if not relu or not isinstance(op, Linear) or not op.role.startswith("mlp."):
+            return (op,)
+        assert isinstance(ffn, FfnSpec)
+        union = measured_union(ctx, "ffn.down", self.keep)
+        if op.role == "mlp.down":
+            return (gathered(op, union, ctx, "k"),)
+        router_ops = predictor(
+            "predictor.mlp",
+            ctx,
+            rank=self.rank,
+            outputs=ffn.intermediate,
+            count=float(np.max(op.count)),
+            picked=self.keep,
+        )
+        return (*router_ops, gathered(op, union, ctx, "n"))

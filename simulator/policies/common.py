@@ -1,0 +1,172 @@
+"""What several policies do alike: scoring, top-k, schedules over depth, reasons to refuse a model."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from simulator.arrays import Array
+from simulator.model import ModelSpec
+from simulator.ops import Attention, Elementwise, Op
+from simulator.policies.base import Context
+from simulator.traffic import Operand
+
+BANDS = 4
+"""Bands of equal depth that a schedule over the layers is cut into; each takes its mean."""
+
+
+def no_latent(model: ModelSpec) -> str | None:
+    """Reason to refuse MLA models, whose cache is one latent per token."""
+    if any(layer.attention.mla for layer in model.layers):
+        return "the method works on K and V of single heads; MLA caches one latent"
+    return None
+
+
+def band(index: int, n_layers: int) -> int:
+    """Band of a layer [-]."""
+    return index * BANDS // n_layers
+
+
+def band_depth(ctx: Context) -> float:
+    """Middle of the band of the op's layer, 0 at the first layer and 1 at the last [-]."""
+    return (band(ctx.index, ctx.model.n_layers) + 0.5) / BANDS
+
+
+def generated(op: Attention, ctx: Context) -> Array:
+    """Tokens generated so far per sequence; 0 where the step does not know its prompts [-]."""
+    if ctx.step.decode_prompt is None:
+        return 0.0
+    return np.maximum(op.kv_len - ctx.step.decode_prompt, 0.0)
+
+
+def prompt_of(op: Attention, ctx: Context) -> Array:
+    """Prompt tokens per sequence; the whole context where the step does not know [-]."""
+    return op.kv_len if ctx.step.decode_prompt is None else ctx.step.decode_prompt
+
+
+def score(
+    op: Attention,
+    units: Array,
+    *,
+    unit_bytes: float,
+    unit_flop: float,
+    heads: float,
+    count: Array,
+    role: str = "kv.estimate",
+) -> Elementwise:
+    """One score per unit (page, token, chunk) and head, from what is kept of each unit.
+
+    Reads ``units * unit_bytes``, computes ``units * unit_flop``, writes ``units * heads`` fp32 scores; `units` are
+    those of the whole batch.
+    """
+    return Elementwise(
+        role=role,
+        kind="estimate",
+        read_bytes=units * unit_bytes,
+        write_bytes=units * heads * 4.0,
+        flop=units * unit_flop,
+        operand=Operand.KV,
+        count=count,
+        overhead=True,
+    )
+
+
+def top_k(
+    units: Array, picked: Array, *, heads: float, count: Array, role: str = "kv.top_k"
+) -> Elementwise:
+    """The best `picked` of `units` per head, both over the whole batch: fp32 scores in, 32-bit indices out."""
+    return Elementwise(
+        role=role,
+        kind="topk",
+        read_bytes=units * heads * 4.0,
+        write_bytes=picked * heads * 4.0,
+        operand=Operand.INDEX,
+        count=count,
+        overhead=True,
+    )
+
+
+def select(
+    op: Attention,
+    *,
+    budget: Array,
+    read: Array,
+    unit: float,
+    unit_bytes: float,
+    unit_flop: float,
+    run_bytes: float,
+    heads: float | None = None,
+    picked: float | None = None,
+) -> tuple[Op, ...]:
+    """Score, top-k and a gathered attention over `read` tokens, where the context exceeds `budget`.
+
+    Parameters
+    ----------
+    budget, read : Array
+        Tokens above which the selection runs, and tokens read then per KV head [tokens].
+    unit : float
+        Tokens per scored unit [tokens].
+    unit_bytes, unit_flop : float
+        Read and computed per unit and sequence [B], [flop].
+    run_bytes : float
+        Contiguous bytes per picked piece [B].
+    heads : float, optional
+        Heads that score apart; default all query heads.
+    picked : float, optional
+        Units picked per head; default ``budget / unit``.
+    """
+    heads = op.n_heads if heads is None else heads
+    tokens = np.asarray(op.tokens, float)
+    active = tokens > budget
+    units = op.batch * np.where(active, tokens / unit, 0.0)
+    chosen = np.asarray(budget, float) / unit if picked is None else picked
+    count = np.where(active, op.count, 0.0)
+    return (
+        score(op, units, unit_bytes=unit_bytes, unit_flop=unit_flop, heads=heads, count=count),
+        top_k(units, op.batch * np.where(active, chosen, 0.0), heads=heads, count=count),
+        replace(
+            op, attended=np.where(active, np.minimum(read, tokens), tokens), run_bytes=run_bytes
+        ),
+    )
+
+
+def scoring_pass(op: Attention, share: Array, role: str = "kv.estimate.prefill") -> Attention:
+    """An extra pass of the prompt's attention that does `share` of its multiply-adds."""
+    return replace(op, role=role, pair_keep=np.minimum(share, 1.0), overhead=True)
+
+
+def bounded_pairs(op: Attention, per_query: Array) -> Array:
+    """Share of the causal pairs when a query sees at most `per_query` tokens [-].
+
+    Queries that see fewer still grow by one token each; the others see ``per_query``.
+    """
+    most = np.minimum(per_query, op.kv_len)
+    before = op.kv_len - op.q_len
+    growing = np.clip(most - before, 0.0, op.q_len)
+    pairs = growing * before + growing * (growing + 1.0) / 2.0 + (op.q_len - growing) * most
+    return np.minimum(pairs / op.pairs, 1.0)
+
+
+def depth_values(text: str) -> tuple[float, ...]:
+    """Shares of a schedule ``a:b:...`` from the first to the last layer; "" = none.
+
+    Raises
+    ------
+    ValueError
+        A part is not a number above 0 and at most 1.
+    """
+    parts = text.split(":") if text else []
+    try:
+        values = tuple(float(p) for p in parts)
+    except ValueError:
+        raise ValueError(f"{text!r} is not a list of shares like 0.3:0.5:0.7") from None
+    if any(not 0.0 < v <= 1.0 for v in values):
+        raise ValueError(f"{text!r} has a share outside 0 to 1")
+    return values
+
+
+def depth_value(text: str, ctx: Context) -> float:
+    """Share of the op's layer: linear between the parts of ``a:b:...``, in bands [-]."""
+    values = depth_values(text)
+    return float(np.interp(band_depth(ctx), np.linspace(0.0, 1.0, len(values)), values))

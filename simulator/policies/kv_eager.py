@@ -1,0 +1,97 @@
+"""Attention and KV cache as eager PyTorch runs them: the baseline that many papers compare with."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import ClassVar, Literal
+
+import numpy as np
+from pydantic import Field
+
+from simulator.arrays import Array
+from simulator.dtypes import Format
+from simulator.model import ModelSpec
+from simulator.ops import Attention, Elementwise, Op
+from simulator.policies.base import Aspect, Compatibility, Context, Policy
+from simulator.policies.common import no_latent
+from simulator.policies.grammar import POLICIES
+from simulator.traffic import Operand
+
+SCORE_BYTES = 24.0
+"""Bytes moved per score: written 2, scaled 4, masked 4, softmax to fp32 6, rounded 6, read 2 [B]."""
+
+
+@POLICIES.register("eager_attention")
+class EagerAttention(Policy):
+    """Each step copies the cache to append to it, repeats KV heads, and writes the scores out [1]_.
+
+    ``cache=concat`` reads and writes K and V of the whole context in every decode step. ``kernel=eager`` writes K and V
+    once per query head where heads share them (g times the bytes) and reads those; moves 24 B per (query, key, head);
+    and computes the masked half of a prompt too. ``kernel=flash`` does neither.
+
+    References
+    ----------
+    .. [1] Hugging Face transformers, cache_utils.py (``DynamicCache.update``) and modeling_llama.py (``repeat_kv``,
+       ``eager_attention_forward``).
+    """
+
+    name: ClassVar[str] = "eager_attention"
+    family: ClassVar[str] = "kv allocation"
+    summary: ClassVar[str] = (
+        "dense attention with the copies of eager PyTorch, many papers' baseline"
+    )
+    aspects: ClassVar[frozenset[Aspect]] = frozenset({Aspect.KV_ALLOCATION})
+    compatibility: ClassVar[Compatibility] = Compatibility(
+        paged_kv=False,
+        prefix_cache=False,
+        chunked_prefill=False,
+        gqa="K and V are written out once per query head",
+    )
+    citation: ClassVar[str] = "Hugging Face transformers, modeling_llama.py and cache_utils.py"
+    not_modelled: ClassVar[str] = (
+        "memory fragmentation of the growing cache; peak memory of the scores"
+    )
+    always_shown: ClassVar[tuple[str, ...]] = ("cache", "kernel")
+
+    cache: Literal["concat", "static"] = Field("concat", description="how a token is appended")
+    kernel: Literal["eager", "flash"] = Field("eager", description="how attention is computed")
+
+    def why_not(self, model: ModelSpec, fmt: Format) -> str | None:
+        """MLA is computed on its latent."""
+        return no_latent(model)
+
+    def rewrite(self, op: Op, ctx: Context) -> tuple[Op, ...]:
+        """Copies in front of attention, scores beside it."""
+        if not isinstance(op, Attention):
+            return (op,)
+        before: list[Op] = []
+        read = op.kv_read_bytes
+        if self.cache == "concat" and op.phase == "decode":
+            before.append(_copy("kv.concat", read, read, op.count))
+        if self.kernel == "flash":
+            return (*before, op)
+        group = op.n_heads / op.n_kv_heads
+        if group > 1.0:
+            # Read once, written g times, and g - 1 reads more by the products than `op` counts.
+            before.append(_copy("kv.repeat", read * group, read * group, op.count))
+        pairs = op.batch * op.n_heads * op.head_keep * op.q_len * op.tokens
+        moved = 0.5 * SCORE_BYTES * pairs
+        scores = _copy("attn.scores", moved, moved, op.count, Operand.ACTIVATION)
+        if op.phase == "prefill":
+            # bmm computes all pairs of the square, the masked ones too.
+            op = replace(op, pair_keep=op.pair_keep * op.q_len * op.tokens / op.pairs)
+        return (*before, op, scores)
+
+
+def _copy(
+    role: str, read: Array, write: Array, count: Array, operand: Operand = Operand.KV
+) -> Elementwise:
+    return Elementwise(
+        role=role,
+        kind="copy",
+        read_bytes=np.asarray(read, float),
+        write_bytes=np.asarray(write, float),
+        operand=operand,
+        count=count,
+        overhead=True,
+    )

@@ -1,0 +1,273 @@
+"""Selection the model was trained with: NSA, InfLLM-V2, DeepSeek's sparse attention, in prompt and decode."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import ClassVar, Literal
+
+import numpy as np
+from pydantic import Field
+
+from simulator.dtypes import DType, Format
+from simulator.model import ModelSpec
+from simulator.ops import Attention, Elementwise, Linear, Op
+from simulator.policies.base import Aspect, Compatibility, Context, KvLayout, Policy, alias
+from simulator.policies.common import bounded_pairs, no_latent, scoring_pass, select, top_k
+from simulator.policies.grammar import POLICIES
+from simulator.traffic import Operand
+
+TILE_ROWS = 16.0
+"""Query rows of a tensor-core tile; a kernel that loads a KV block for one group pads to them [-]."""
+
+
+@POLICIES.register("nsa")
+class Nsa(Policy):
+    """Three gated branches: compressed tokens, the best `blocks` of them in full, a sliding window [1]_.
+
+    One compressed K and V per `stride` tokens (1/stride of the cache beside it). Decode reads ``(S - 2 stride) / stride
+    + blocks * block + window`` tokens; the heads of a group share their blocks. The prompt computes the same per query:
+    the compressed branch's scores are kept for the top-k. A kernel that walks queries pads a group to 16 rows
+    (``order=query``); one that walks blocks [2]_ writes `blocks` partial outputs per query instead (``order=block``).
+
+    References
+    ----------
+    .. [1] Yuan et al., "Native Sparse Attention", arXiv:2502.11089.
+    .. [2] "Flash Sparse Attention", arXiv:2508.18224.
+    """
+
+    name: ClassVar[str] = "nsa"
+    family: ClassVar[str] = "kv selected"
+    summary: ClassVar[str] = "compressed, selected and window branches, trained"
+    aspects: ClassVar[frozenset[Aspect]] = frozenset({Aspect.KV_READS, Aspect.PREFILL_MASK})
+    compatibility: ClassVar[Compatibility] = Compatibility(gqa="the heads of a group share blocks")
+    citation: ClassVar[str] = "Yuan et al. 2025, arXiv:2502.11089"
+    not_modelled: ClassVar[str] = "accuracy; the compressor's own MLP and the gates; training"
+
+    blocks: int = Field(16, ge=1, le=4096, description="blocks selected per query")
+    block: int = Field(64, ge=8, le=1024, description="tokens per selected block")
+    stride: int = Field(16, ge=1, le=256, description="tokens per compressed token")
+    window: int = Field(512, ge=0, le=1_000_000, description="sliding window")
+    order: Literal["query", "block"] = Field(
+        "query", description="outer loop of the prompt kernel: queries (NSA) or blocks (FSA)"
+    )
+
+    def why_not(self, model: ModelSpec, fmt: Format) -> str | None:
+        """Branches are per KV head."""
+        return no_latent(model)
+
+    @property
+    def _budget(self) -> float:
+        return float(self.blocks * self.block + self.window)
+
+    def rewrite(self, op: Op, ctx: Context) -> tuple[Op, ...]:
+        """Compressed branch, top-k, then the selected blocks and the window."""
+        if not isinstance(op, Attention):
+            return (op,)
+        if op.phase == "prefill":
+            return self._prompt(op)
+        return select(
+            op,
+            budget=self._budget,
+            read=self._budget,
+            unit=self.stride,
+            unit_bytes=op.dense_bytes_per_token,
+            unit_flop=4.0 * op.n_heads * op.head_dim,
+            run_bytes=self.block * op.head_dim * op.kv_element_bytes,
+            heads=op.n_kv_heads,
+            picked=float(self.blocks),
+        )
+
+    def _prompt(self, op: Attention) -> tuple[Op, ...]:
+        share = bounded_pairs(op, self._budget)
+        group = op.n_heads / op.n_kv_heads
+        active = np.asarray(op.kv_len) > self._budget
+        rows = op.batch * op.q_len * np.where(active, 1.0, 0.0)
+        count = np.where(active, op.count, 0.0)
+        units = rows * op.kv_len / self.stride / 2.0
+        # The branch's own attention, and its scores once more for the top-k, summed over the group and written.
+        compressed = replace(scoring_pass(op, 1.5 / self.stride), count=count)
+        kept = Elementwise(
+            role="kv.scores",
+            kind="copy",
+            read_bytes=0.0,
+            write_bytes=units * op.n_kv_heads * 4.0,
+            operand=Operand.INDEX,
+            count=count,
+            overhead=True,
+        )
+        pick = top_k(units, rows * self.blocks, heads=op.n_kv_heads, count=count)
+        if self.order == "query":
+            waste = np.where(active, max(TILE_ROWS / group, 1.0), 1.0)
+            return (compressed, kept, pick, replace(op, pair_keep=share * waste))
+        partial = rows * op.n_heads * op.head_dim * 4.0 * self.blocks
+        reduce = Elementwise(
+            role="attn.reduce",
+            kind="add",
+            read_bytes=partial,
+            write_bytes=partial,
+            count=count,
+            overhead=True,
+        )
+        return (compressed, kept, pick, replace(op, pair_keep=share), reduce)
+
+    def layout(self, kv: KvLayout, ctx: Context) -> KvLayout:
+        """A compressed K and V per stride."""
+        return replace(kv, meta_bytes=kv.meta_bytes + kv.dense_bytes / self.stride)
+
+
+POLICIES.register("fsa")(
+    alias(
+        Nsa,
+        "fsa",
+        "NSA's attention with a kernel that walks blocks, not queries",
+        "arXiv:2508.18224",
+        order="block",
+    )
+)
+
+
+@POLICIES.register("infllm_v2")
+class InfLlmV2(Policy):
+    """Blocks are picked by pooled keys, without new parameters; short contexts stay dense [1]_.
+
+    One mean key per 16 tokens (no value): 1/32 of the cache. The scores of a group's heads are summed and pooled to
+    blocks of 64; a coarser pool gives the normalisation, so selection costs 1.25 times its QK products. Then
+    ``blocks * 64`` tokens (1 first, 32 local, the rest by score) are attended, in decode and per query of the prompt.
+
+    References
+    ----------
+    .. [1] "InfLLM-V2", arXiv:2509.24663.
+    """
+
+    name: ClassVar[str] = "infllm_v2"
+    family: ClassVar[str] = "kv selected"
+    summary: ClassVar[str] = "trained block selection by pooled keys, dense when short"
+    aspects: ClassVar[frozenset[Aspect]] = frozenset({Aspect.KV_READS, Aspect.PREFILL_MASK})
+    compatibility: ClassVar[Compatibility] = Compatibility(gqa="the heads of a group share blocks")
+    citation: ClassVar[str] = "Zhao et al. 2025, arXiv:2509.24663"
+    not_modelled: ClassVar[str] = "accuracy; max-pooling of the scores"
+
+    blocks: int = Field(96, ge=1, le=65536, description="blocks attended: first, local and best")
+    block: int = Field(64, ge=8, le=1024, description="tokens per block")
+    stride: int = Field(16, ge=1, le=256, description="tokens per pooled key")
+
+    POOL: ClassVar[float] = 1.25
+    """QK products of the selection with its coarse normalisation, over those of the pooled keys [-]."""
+
+    def why_not(self, model: ModelSpec, fmt: Format) -> str | None:
+        """Keys are pooled per KV head."""
+        return no_latent(model)
+
+    @property
+    def _budget(self) -> float:
+        return float(self.blocks * self.block)
+
+    def rewrite(self, op: Op, ctx: Context) -> tuple[Op, ...]:
+        """Pooled scores, top-k, attention over the blocks."""
+        if not isinstance(op, Attention):
+            return (op,)
+        if op.phase == "decode":
+            return select(
+                op,
+                budget=self._budget,
+                read=self._budget,
+                unit=self.stride,
+                unit_bytes=op.dense_bytes_per_token / 2.0,
+                unit_flop=2.0 * self.POOL * op.n_heads * op.head_dim,
+                run_bytes=self.block * op.head_dim * op.kv_element_bytes,
+                heads=op.n_kv_heads,
+                picked=float(self.blocks),
+            )
+        active = np.asarray(op.kv_len) > self._budget
+        rows = op.batch * op.q_len * np.where(active, 1.0, 0.0)
+        count = np.where(active, op.count, 0.0)
+        # QK only is half of an attention's multiply-adds.
+        scores = replace(scoring_pass(op, self.POOL * 0.5 / self.stride), count=count)
+        units = rows * op.kv_len / self.block / 2.0
+        pick = top_k(units, rows * self.blocks, heads=op.n_kv_heads, count=count)
+        return (scores, pick, replace(op, pair_keep=bounded_pairs(op, self._budget)))
+
+    def layout(self, kv: KvLayout, ctx: Context) -> KvLayout:
+        """A pooled key per stride."""
+        return replace(kv, meta_bytes=kv.meta_bytes + kv.dense_bytes / 2.0 / self.stride)
+
+
+@POLICIES.register("dsa")
+class Dsa(Policy):
+    """DeepSeek's sparse attention: a small fp8 indexer scores every token, MLA reads the best `budget` [1]_.
+
+    Indexer per token: one key of `index_dim` fp8 elements and its scale, ``index_dim + 4`` bytes read per token and
+    step, ``2 index_heads index_dim`` multiply-adds; its own projections in every layer. The latents are gathered
+    one by one.
+
+    References
+    ----------
+    .. [1] DeepSeek-V3.2, arXiv:2512.02556.
+    """
+
+    name: ClassVar[str] = "dsa"
+    family: ClassVar[str] = "kv selected"
+    summary: ClassVar[str] = "lightning indexer picks the latents that MLA reads"
+    aspects: ClassVar[frozenset[Aspect]] = frozenset({Aspect.KV_READS, Aspect.PREFILL_MASK})
+    compatibility: ClassVar[Compatibility] = Compatibility(gqa="one latent for all heads")
+    citation: ClassVar[str] = "DeepSeek-AI 2025, arXiv:2512.02556"
+    not_modelled: ClassVar[str] = "accuracy; the prompt runs unabsorbed, as the dense model does"
+
+    budget: int = Field(2048, ge=16, le=10_000_000, description="tokens attended per query")
+    index_heads: int = Field(64, ge=1, le=1024, description="heads of the indexer")
+    index_dim: int = Field(128, ge=8, le=4096, description="width of an index head")
+
+    def why_not(self, model: ModelSpec, fmt: Format) -> str | None:
+        """It is built on MLA."""
+        if not all(layer.attention.mla for layer in model.layers):
+            return f"DSA picks MLA latents; {model.name} has ordinary KV heads; nsa or quest apply"
+        return None
+
+    @property
+    def _key_bytes(self) -> float:
+        return self.index_dim + 4.0
+
+    def rewrite(self, op: Op, ctx: Context) -> tuple[Op, ...]:
+        """Indexer projections after the queries, its scores and top-k before the attention."""
+        if op.role == "attn.q_up" and isinstance(op, Linear):
+            width = float(self.index_heads * self.index_dim)
+            fmt, m, count = op.fmt, op.m, op.count
+            hidden = float(ctx.model.hidden)
+            key = {"m": m, "fmt": fmt, "count": count, "overhead": True}
+            return (
+                op,
+                Linear(role="indexer.q", n=width, k=op.k, **key),
+                Linear(
+                    role="indexer.k", n=float(self.index_dim + self.index_heads), k=hidden, **key
+                ),
+            )
+        if not isinstance(op, Attention):
+            return (op,)
+        active = np.asarray(op.kv_len) > self.budget
+        count = np.where(active, op.count, 0.0)
+        # QK of all index heads against one fp8 key per token; its scores never leave the kernel but summed up.
+        index = replace(
+            op,
+            role="kv.index",
+            n_heads=float(self.index_heads),
+            n_kv_heads=1.0,
+            head_dim=float(self.index_dim),
+            v_head_dim=0.0,
+            math=DType.FP8,
+            kv_element_bytes=self._key_bytes / self.index_dim,
+            latent=False,
+            count=count,
+            overhead=True,
+        )
+        rows = op.batch * op.q_len
+        pick = top_k(op.batch * op.pairs, rows * self.budget, heads=1.0, count=count)
+        if op.phase == "prefill":
+            sparse = replace(op, pair_keep=bounded_pairs(op, float(self.budget)))
+        else:
+            read = np.minimum(op.tokens, float(self.budget))
+            sparse = replace(op, attended=read, run_bytes=op.dense_bytes_per_token)
+        return (index, pick, sparse)
+
+    def layout(self, kv: KvLayout, ctx: Context) -> KvLayout:
+        """An index key per token."""
+        return replace(kv, meta_bytes=kv.meta_bytes + self._key_bytes)

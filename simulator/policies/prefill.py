@@ -1,0 +1,161 @@
+"""The prompt's attention computes a part of its pairs; decode is as before."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import ClassVar
+
+import numpy as np
+from pydantic import Field
+
+from simulator.dtypes import Format
+from simulator.model import ModelSpec
+from simulator.ops import Attention, Elementwise, Op
+from simulator.policies.base import Aspect, Compatibility, Context, Policy
+from simulator.policies.common import bounded_pairs, no_latent, scoring_pass, top_k
+from simulator.policies.grammar import POLICIES
+from simulator.traffic import Operand
+
+_PROMPT_ONLY = Compatibility(chunked_prefill=False, gqa="patterns are per query head")
+
+
+@POLICIES.register("minference")
+class MInference(Policy):
+    """Every head has an offline pattern; its lines or blocks are found for the prompt at hand [1]_.
+
+    Vertical-slash, the commonest: the last 64 queries against all keys give column and diagonal sums, then a query
+    attends to ``vertical + slash`` tokens. The index is built between the kernels, so no graph holds the step.
+
+    References
+    ----------
+    .. [1] Jiang et al., "MInference 1.0", arXiv:2407.02490.
+    """
+
+    name: ClassVar[str] = "minference"
+    family: ClassVar[str] = "prefill"
+    summary: ClassVar[str] = "vertical-slash, A-shape and block patterns for the prompt"
+    aspects: ClassVar[frozenset[Aspect]] = frozenset({Aspect.PREFILL_MASK})
+    compatibility: ClassVar[Compatibility] = _PROMPT_ONLY
+    citation: ClassVar[str] = "Jiang et al. 2024, arXiv:2407.02490"
+    not_modelled: ClassVar[str] = (
+        "accuracy; the 2-3 s its unoptimised path spends on index building up to 10K tokens"
+    )
+
+    vertical: int = Field(1000, ge=0, le=10_000_000, description="columns per head")
+    slash: int = Field(6096, ge=0, le=10_000_000, description="diagonals per head")
+    observe: int = Field(64, ge=1, le=4096, description="last query rows that are scored in full")
+
+    def why_not(self, model: ModelSpec, fmt: Format) -> str | None:
+        """Patterns are those of ordinary heads."""
+        return no_latent(model)
+
+    def rewrite(self, op: Op, ctx: Context) -> tuple[Op, ...]:
+        """Scores of the last rows, line selection, block-sparse attention."""
+        if not isinstance(op, Attention) or op.phase == "decode":
+            return (op,)
+        budget = float(self.vertical + self.slash)
+        count = np.where(np.asarray(op.kv_len) > budget, op.count, 0.0)
+        rows = np.minimum(float(self.observe), op.q_len)
+        vote = scoring_pass(replace(op, q_len=rows), 0.5, role="kv.observe")
+        pick = top_k(2.0 * op.batch * op.kv_len, op.batch * budget, heads=op.n_heads, count=count)
+        sparse = replace(op, pair_keep=bounded_pairs(op, budget), graph_safe=False)
+        return (replace(vote, count=count), pick, sparse)
+
+
+@POLICIES.register("sample_attention")
+class SampleAttention(Policy):
+    """A sample of query rows scores all keys; columns that carry alpha of the mass, and a window, are attended [1]_.
+
+    The sample costs ``sample`` of a causal attention's multiply-adds; the density that reaches alpha differs by
+    head and text.
+
+    References
+    ----------
+    .. [1] Zhu et al., "SampleAttention", arXiv:2406.15486.
+    """
+
+    name: ClassVar[str] = "sample_attention"
+    family: ClassVar[str] = "prefill"
+    summary: ClassVar[str] = "columns by sampled query rows, and a local window"
+    aspects: ClassVar[frozenset[Aspect]] = frozenset({Aspect.PREFILL_MASK})
+    compatibility: ClassVar[Compatibility] = _PROMPT_ONLY
+    citation: ClassVar[str] = "Zhu et al. 2024, arXiv:2406.15486"
+    not_modelled: ClassVar[str] = "accuracy; the density that a text needs (an input here)"
+    always_shown: ClassVar[tuple[str, ...]] = ("keep",)
+
+    keep: float = Field(
+        0.2, gt=0.0, le=1.0, description="share of pairs computed; assumed (published 0.2-73 %)"
+    )
+    sample: float = Field(0.03, ge=0.0, le=1.0, description="share of query rows sampled")
+    block: int = Field(128, ge=16, le=1024, description="keys per sorted block")
+
+    def why_not(self, model: ModelSpec, fmt: Format) -> str | None:
+        """Ordinary heads."""
+        return no_latent(model)
+
+    def rewrite(self, op: Op, ctx: Context) -> tuple[Op, ...]:
+        """Sampled scores, a sort of blocks, sparse attention."""
+        if not isinstance(op, Attention) or op.phase == "decode":
+            return (op,)
+        units = op.batch * op.kv_len / self.block
+        return (
+            scoring_pass(op, self.sample),
+            top_k(units, units * self.keep, heads=op.n_heads, count=op.count),
+            replace(op, pair_keep=self.keep),
+        )
+
+
+@POLICIES.register("dhsa")
+class Dhsa(Policy):
+    """Chunks of queries meet chunks of keys by their means; each keeps the best `budget` tokens [1]_.
+
+    Pooled Q and K are read once, their product is ``1 / chunk^2`` of the scores' multiply-adds.
+
+    References
+    ----------
+    .. [1] "Dynamic Hierarchical Sparse Attention", arXiv:2510.24606.
+    """
+
+    name: ClassVar[str] = "dhsa"
+    family: ClassVar[str] = "prefill"
+    summary: ClassVar[str] = "chunk means choose key blocks for the prompt"
+    aspects: ClassVar[frozenset[Aspect]] = frozenset({Aspect.PREFILL_MASK})
+    compatibility: ClassVar[Compatibility] = _PROMPT_ONLY
+    citation: ClassVar[str] = "arXiv:2510.24606"
+    not_modelled: ClassVar[str] = "accuracy; the boundary predictor"
+    always_shown: ClassVar[tuple[str, ...]] = ("budget",)
+
+    budget: int = Field(2048, ge=16, le=10_000_000, description="tokens attended per query")
+    chunk: int = Field(256, ge=8, le=4096, description="tokens per chunk")
+
+    def why_not(self, model: ModelSpec, fmt: Format) -> str | None:
+        """Ordinary heads."""
+        return no_latent(model)
+
+    def rewrite(self, op: Op, ctx: Context) -> tuple[Op, ...]:
+        """Pooling, chunk scores, top-k, sparse attention."""
+        if not isinstance(op, Attention) or op.phase == "decode":
+            return (op,)
+        count = np.where(np.asarray(op.kv_len) > self.budget, op.count, 0.0)
+        keys = op.batch * op.kv_len * op.dense_bytes_per_token / 2.0
+        pool = Elementwise(
+            role="kv.pool",
+            kind="copy",
+            read_bytes=op.qo_bytes[0] + keys,
+            write_bytes=(op.qo_bytes[0] + keys) / self.chunk,
+            operand=Operand.KV,
+            count=count,
+            overhead=True,
+        )
+        queries, chunks = op.q_len / self.chunk, op.kv_len / self.chunk
+        units = op.batch * queries * chunks
+        pick = top_k(
+            units, op.batch * queries * self.budget / self.chunk, heads=op.n_heads, count=count
+        )
+        share = 0.5 / self.chunk**2
+        return (
+            pool,
+            replace(scoring_pass(op, share), count=count),
+            pick,
+            replace(op, pair_keep=bounded_pairs(op, float(self.budget))),
+        )

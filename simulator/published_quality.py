@@ -1,0 +1,229 @@
+"""What papers say a policy costs in quality, and the fastest one that costs little enough."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib import resources
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from simulator import console
+from simulator.errors import ShadowlineError, UnsupportedError
+from simulator.evaluate import evaluate
+from simulator.group import find_model, group_of
+from simulator.policies import Policy, parse
+from simulator.scenario import Scenario
+
+FILE = "published_quality.toml"
+
+
+class Series(BaseModel):
+    """Published quality of one model under one policy, along one of its parameters or at one setting.
+
+    `points` counts percentage points of a score, of which more is better; of `perplexity` less is.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    model: str
+    policy: str
+    parameter: str = ""
+    measure: str
+    unit: Literal["points", "perplexity"]
+    dense: float = Field(gt=0.0)
+    values: tuple[tuple[float, ...], ...] = Field(min_length=1)
+    source: str = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _rising(self) -> Series:
+        width = 2 if self.parameter else 1
+        if any(len(v) != width for v in self.values):
+            raise ValueError(f"values need {width} numbers each")
+        if self.parameter and any(np.diff([v[0] for v in self.values]) <= 0):
+            raise ValueError("parameters must rise")
+        return self
+
+    @property
+    def member(self) -> Policy:
+        """The policy with its other parameters."""
+        return parse(self.policy).members[0]
+
+    def quality(self, policy: Policy) -> float | None:
+        """Quality of `policy`, linear between published settings; None outside of them [points or 1]."""
+        mine = self.member
+        if type(policy) is not type(mine):
+            return None
+        others = [k for k in type(mine).model_fields if k != self.parameter]
+        if any(getattr(policy, k) != getattr(mine, k) for k in others):
+            return None
+        if not self.parameter:
+            return self.values[0][0]
+        x, y = np.array(self.values).T
+        at = getattr(policy, self.parameter)
+        if at is None or not x[0] <= at <= x[-1]:
+            return None
+        return float(np.interp(at, x, y))
+
+    def loss(self, quality: float) -> float:
+        """Points lost against dense, or perplexity over dense's minus 1 [points or 1]."""
+        return self.dense - quality if self.unit == "points" else quality / self.dense - 1.0
+
+    def settings(self, most: float) -> Iterator[Policy]:
+        """The published settings, and the one that loses exactly `most` points where it lies between two."""
+        if not self.parameter:
+            yield self.member
+            return
+        x, y = np.array(self.values).T
+        at = list(x)
+        losses = np.array([self.loss(v) for v in y])
+        for i in range(len(x) - 1):
+            ends = sorted((losses[i], losses[i + 1]))
+            if self.unit == "points" and ends[0] < most < ends[1]:
+                share = (most - losses[i]) / (losses[i + 1] - losses[i])
+                at.append(float(x[i] + share * (x[i + 1] - x[i])))
+        for value in sorted(at):
+            fields = {**self.member.model_dump(), self.parameter: round(float(value), 4)}
+            yield type(self.member)(**fields)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A policy with its published loss and its predicted speed.
+
+    Attributes
+    ----------
+    loss : float
+        The largest of the published losses in `unit` [points, or perplexity ratio minus 1].
+    front : bool
+        No other policy of the same unit is faster and loses less.
+    """
+
+    policy: str
+    unit: str
+    loss: float
+    measures: tuple[str, ...]
+    tokens_per_s: float
+    speedup: float
+    sources: tuple[str, ...]
+    front: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for ``--json``."""
+        return dict(vars(self))
+
+
+@lru_cache(maxsize=1)
+def load_series() -> tuple[Series, ...]:
+    """All series of ``simulator/published_quality.toml``."""
+    text = resources.files("simulator").joinpath(FILE).read_text("utf-8")
+    return tuple(Series(**s) for s in tomllib.loads(text)["series"])
+
+
+def published(model: str, policy: str) -> list[tuple[Series, float]]:
+    """Series that cover `policy` on `model`, with the quality there; empty where nobody published it."""
+    members = parse(policy).members
+    if len(members) != 1:
+        return []
+    name = find_model(model).name
+    found = [(s, s.quality(members[0])) for s in load_series() if s.model == name]
+    return [(s, q) for s, q in found if q is not None]
+
+
+def choices(scenario: Scenario, most: float) -> list[Choice]:
+    """Every policy with published quality for the scenario's model, fastest first.
+
+    Raises
+    ------
+    UnsupportedError
+        Nobody published the quality of this model under a policy.
+    """
+    name = find_model(scenario.model).name
+    mine = [s for s in load_series() if s.model == name]
+    if not mine:
+        known = ", ".join(sorted({s.model for s in load_series()}))
+        raise UnsupportedError(f"no published quality of {name}; known for {known}")
+    dense = group_of(scenario.model_copy(update={"policy": "dense"}))
+    at = [
+        np.array([float(v)])
+        for v in (scenario.batch, scenario.prompt_tokens, scenario.output_tokens)
+    ]
+    base = float(evaluate(dense, *at).tokens_per_s[0])
+    found: list[Choice] = []
+    spellings = dict.fromkeys((p.spelling, s.unit) for s in mine for p in s.settings(most))
+    for spelling, unit in spellings:
+        group = group_of(scenario.model_copy(update={"policy": spelling}))
+        covering = [(s, q) for s, q in published(name, spelling) if s.unit == unit]
+        if group.problem is not None or not covering:
+            continue
+        try:
+            rate = float(evaluate(group, *at).tokens_per_s[0])
+        except ShadowlineError:
+            continue
+        found.append(
+            Choice(
+                spelling,
+                unit,
+                max(s.loss(q) for s, q in covering),
+                tuple(s.measure for s, _ in covering),
+                rate,
+                rate / base,
+                tuple(dict.fromkeys(s.source for s, _ in covering)),
+            )
+        )
+    return sorted(_fronts(found), key=lambda c: -c.tokens_per_s)
+
+
+def _fronts(found: list[Choice]) -> list[Choice]:
+    out = []
+    for c in found:
+        rivals = [o for o in found if o.unit == c.unit and o is not c]
+        beaten = c.speedup <= 1.0 or any(
+            o.speedup >= c.speedup
+            and o.loss <= c.loss
+            and (o.speedup, -o.loss) != (c.speedup, -c.loss)
+            for o in rivals
+        )
+        out.append(Choice(**{**vars(c), "front": not beaten}))
+    return out
+
+
+def best(found: list[Choice], most: float) -> Choice | None:
+    """The fastest that loses at most `most` points and is faster than dense."""
+    good = [c for c in found if c.unit == "points" and c.loss <= most + 1e-9 and c.speedup > 1.0]
+    return max(good, key=lambda c: c.tokens_per_s, default=None)
+
+
+def show(scenario: Scenario, most: float, *, as_json: bool) -> None:
+    """Print every choice, the front, and the fastest that loses at most `most` points."""
+    found = choices(scenario, most)
+    chosen = best(found, most)
+    if as_json:
+        rows = [c.to_dict() for c in found]
+        console.out_json({"rows": rows, "best": chosen and chosen.policy})
+        return
+    console.table(
+        "published quality beside predicted speed",
+        ["policy", "measure", "front", "loss", "tokens/s", "speed-up"],
+        [
+            [
+                c.policy, "; ".join(c.measures), "yes" if c.front else "",
+                f"{c.loss:+.2f} points" if c.unit == "points" else f"{c.loss:+.1%} perplexity",
+                console.number(c.tokens_per_s), f"{c.speedup:.2f}x",
+            ]
+            for c in found
+        ],
+        left=3,
+        note="front: none of the same unit is faster and loses less; worst published measure; unknown elsewhere",
+    )  # fmt: skip
+    if chosen is None:
+        console.out(f"no policy with published quality loses at most {most:g} points and is faster")
+    else:
+        console.out(
+            f"fastest that loses at most {most:g} points: {chosen.policy}, {chosen.speedup:.2f}x dense,"
+            f" {chosen.loss:+.2f} points ({'; '.join(chosen.sources)})"
+        )

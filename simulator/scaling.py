@@ -1,0 +1,114 @@
+"""Test-time scaling: what long chains and many trials cost, and what a solved problem costs.
+
+The view of Kinetics [1]_: a generation's demand is its flop plus its bytes at the device's arithmetic intensity, so
+that long contexts, which small models read again and again, count. With intensity 0 it is the isoFLOPS view of the
+Sparse Frontier [2]_: models and policies compared at equal flop.
+
+References
+----------
+.. [1] Sadhukhan et al., "Kinetics: Rethinking Test-Time Scaling Laws", arXiv:2506.05333.
+.. [2] Nawrot et al., "The Sparse Frontier", arXiv:2504.17768.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from simulator.arrays import Array
+from simulator.device import Device
+from simulator.dtypes import DType
+from simulator.lowering import Lowering
+from simulator.traffic import Operand
+from simulator.workload import Step, decode_step, prefill_step
+
+
+@dataclass(frozen=True)
+class Demand:
+    """Work of one problem; arrays of the broadcast shape.
+
+    Attributes
+    ----------
+    flop : Array
+        Multiply-adds counted twice [flop].
+    read_bytes : Array
+        KV read, and weights where they are counted [B].
+    """
+
+    flop: Array
+    read_bytes: Array
+
+    def eflop(self, flop_per_byte: float) -> Array:
+        """``flop + I bytes`` [flop]: the flop a device of intensity I could have done meanwhile."""
+        return self.flop + flop_per_byte * self.read_bytes
+
+
+def intensity(device: Device, dtype: DType) -> float:
+    """Peak flop per byte of main memory [flop/B]."""
+    return device.peak_flop_per_s(dtype) / device.hbm_bytes_per_s
+
+
+def demand(
+    lowering: Lowering, prompt: Array, output: Array, trials: Array = 1.0, *, weights: bool = False
+) -> Demand:
+    """Flop and bytes of `trials` chains of `output` tokens after one prompt.
+
+    The prompt is computed once. A decode step's demand is summed over contexts prompt + 1 ... prompt + output by
+    two points that have the mean and the variance of that range, exact for demands that are cubic in the context.
+
+    Parameters
+    ----------
+    prompt, output, trials : Array
+        Prompt tokens, generated tokens per trial, trials per problem [-].
+    weights : bool
+        Count weight reads too; off, as in Kinetics, where batches are large enough to share them.
+    """
+    p, g = np.asarray(prompt, float), np.asarray(output, float)
+    centre = p + (g + 1.0) / 2.0
+    spread = np.sqrt(np.maximum(g * g - 1.0, 0.0) / 12.0)
+    first = _work(lowering, prefill_step(1.0, p), weights)
+    nodes = [
+        _work(lowering, decode_step(1.0, at, p), weights)
+        for at in (centre - spread, centre + spread)
+    ]
+    steps = g * trials
+    return Demand(
+        first[0] + steps * 0.5 * (nodes[0][0] + nodes[1][0]),
+        first[1] + steps * 0.5 * (nodes[0][1] + nodes[1][1]),
+    )
+
+
+def _work(lowering: Lowering, step: Step, weights: bool) -> tuple[Array, Array]:
+    operands = (Operand.KV, Operand.WEIGHT) if weights else (Operand.KV,)
+    flop: Array = 0.0
+    read: Array = 0.0
+    for op in lowering.ops(step):
+        t = op.traffic()
+        flop = flop + t.total_flop * op.count
+        read = read + sum(t.read_bytes(o) for o in operands) * op.count
+    return flop, read
+
+
+def solved_share(solve_rate: Array, trials: Array) -> Array:
+    """Problems solved by at least one of `trials` independent tries, ``1 - (1 - p)^n`` [-]."""
+    with np.errstate(divide="ignore"):
+        return -np.expm1(np.asarray(trials, float) * np.log1p(-np.asarray(solve_rate, float)))
+
+
+def cost_per_solved(cost: Array, solve_rate: Array, trials: Array) -> Array:
+    """Cost of one solved problem when every problem gets `trials` tries [unit of `cost`].
+
+    ``cost(trials) / solved_share``; inf where nothing is ever solved.
+
+    Parameters
+    ----------
+    cost : Array
+        Of all trials of one problem: eFLOPs, seconds, USD.
+    solve_rate : Array
+        Share of single tries that succeed, from a published or measured table [-].
+    trials : Array
+        Tries per problem [-].
+    """
+    share = solved_share(solve_rate, trials)
+    return np.where(share > 0.0, cost / np.where(share > 0.0, share, 1.0), np.inf)

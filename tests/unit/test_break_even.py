@@ -1,0 +1,91 @@
+"""Break-even along an axis: exact crossings, honest sentences, the same numbers as a single prediction."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+
+import numpy as np
+import pytest
+
+from simulator import break_even as module
+from simulator import console, predict
+from simulator.break_even import BreakEven, break_even
+from simulator.errors import InputError, UnsupportedError
+from simulator.scenario import Scenario
+
+BASE = {"model": "llama-3-8b", "device": "h100-sxm", "prompt_tokens": 4096, "batch": 8}
+
+
+def test_a_crossing_is_found_to_the_whole_number() -> None:
+    values, found = module._searched(lambda v: np.where(v >= 137, 1.5, 0.5), module._whole(1, 4096))
+    at = {int(v): float(s) for v, s in zip(values, found, strict=True)}
+    assert (at[136], at[137]) == (0.5, 1.5)
+    assert np.all(np.diff(values) > 0)
+    falling, _ = module._searched(lambda v: np.where(v <= 20, 1.5, 0.5), module._whole(1, 100))
+    assert {20.0, 21.0} <= set(falling)
+
+
+def test_a_hair_more_is_not_a_win() -> None:
+    one = BreakEven("batch", np.array([1.0, 2.0, 4.0]), np.array([1.005, np.nan, 1.02]), "")
+    assert one.wins == [(4.0, 4.0)]
+    assert module._runs(np.array([True, False, True, True])) == [(0, 0), (2, 3)]
+
+
+def test_the_axes_of_quest_agree_with_single_predictions() -> None:
+    scenario = Scenario.of(**BASE, policy="quest(budget=1024)")
+    batch, prompt, budget = break_even(scenario)
+    assert [b.axis for b in (batch, prompt, budget)] == ["batch", "prompt_tokens", "budget"]
+    for b in (batch, prompt):
+        at = int(np.argmax(b.speedup))
+        one = predict.predict(scenario.model_copy(update={b.axis: int(b.values[at])}))
+        assert one.row["throughput_speedup_same_batch"] == pytest.approx(b.speedup[at], rel=1e-9)
+        assert f"{b.speedup[at]:.2f}x" in b.sentence
+    assert batch.values[-1] == predict.predict(scenario).row["max_batch"]
+    # Contexts inside the budget run dense, and a smaller budget never reads more.
+    assert prompt.speedup[0] == pytest.approx(1.0, rel=1e-3)
+    assert budget.speedup[0] >= budget.speedup[-1]
+
+
+def test_sparsity_is_an_axis_of_a_share() -> None:
+    scenario = Scenario.of(
+        model="opt-30b", device="a100-sxm-80g", tp=4, policy="shadowllm(keep=0.5)"
+    )
+    keep = break_even(scenario)[-1]
+    assert keep.axis == "keep"
+    here = keep.speedup[np.flatnonzero(keep.values == 0.5)[0]]
+    row = predict.predict(scenario).row
+    assert here == pytest.approx(row["throughput_speedup_same_batch"], rel=1e-9)
+    assert re.search(r"at \d+% sparsity \(shadowllm\)", keep.sentence)
+
+
+def test_a_policy_without_a_dial_has_two_axes() -> None:
+    found = break_even(Scenario.of(model="llama-2-7b", device="h100-pcie", policy="nm24"))
+    assert [b.axis for b in found] == ["batch", "prompt_tokens"]
+
+
+def test_dense_has_no_break_even() -> None:
+    with pytest.raises(InputError, match="add --policy"):
+        break_even(Scenario.of(**BASE))
+
+
+def test_lengths_beyond_the_model_are_refused() -> None:
+    with pytest.raises(UnsupportedError, match="8192 tokens"):
+        break_even(Scenario.of(**{**BASE, "prompt_tokens": 8192}, policy="quest"))
+
+
+def test_the_flag_prints_one_sentence_per_axis(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--model", "llama-2-7b", "--device", "h100-pcie", "--policy", "nm24", "--break-even"]
+    for more in ([], ["--json"]):
+        monkeypatch.setattr(sys, "argv", ["predict", *words, *more])
+        with pytest.raises(SystemExit) as left:
+            console.main(predict.app)
+        assert not left.value.code
+    text, _, last = capsys.readouterr().out.rstrip().rpartition("\n")
+    assert [line.split(":")[0] for line in text.splitlines()[1:]] == ["batch", "prompt_tokens"]
+    rows = json.loads(last)["rows"]
+    assert [r["axis"] for r in rows] == ["batch", "prompt_tokens"]
+    assert len(rows[0]["values"]) == len(rows[0]["speedup"])

@@ -1,0 +1,67 @@
+"""The copies of eager PyTorch's attention, counted by hand."""
+
+from __future__ import annotations
+
+import pytest
+
+from simulator.dtypes import get_format
+from simulator.group import find_model
+from simulator.lowering import Lowering
+from simulator.ops import Op
+from simulator.policies import parse
+from simulator.traffic import Operand
+from simulator.workload import Step, decode_step, prefill_step
+
+LAYERS = 32
+
+
+def ops(model: str, policy: str, step: Step) -> dict[str, Op]:
+    lowering = Lowering(find_model(model), parse(policy), get_format("fp16"), 2.0)
+    return {op.role: op for op in lowering.ops(step)}
+
+
+def moved(op: Op, operand: Operand) -> tuple[float, float]:
+    access = op.traffic().access[operand]
+    return float(access.read_bytes), float(access.write_bytes)
+
+
+def test_a_decode_step_copies_the_cache_and_writes_its_scores() -> None:
+    found = ops("llama-2-7b", "eager_attention", decode_step(2.0, 1000.0))
+    kv = 2 * 1000 * 2 * 32 * 128 * 2
+    assert moved(found["kv.concat"], Operand.KV) == (kv, kv)
+    assert sum(moved(found["attn.scores"], Operand.ACTIVATION)) == 24 * 2 * 32 * 1000
+    assert moved(found["attn.core"], Operand.KV)[0] == kv
+    assert "kv.repeat" not in found
+    assert found["kv.concat"].count == found["attn.scores"].count == LAYERS
+
+
+def test_shared_heads_are_written_out() -> None:
+    found = ops("llama-3-8b", "eager_attention(cache=static)", decode_step(2.0, 1000.0))
+    kv = 2 * 1000 * 2 * 8 * 128 * 2
+    assert moved(found["kv.repeat"], Operand.KV) == (4 * kv, 4 * kv)
+    assert "kv.concat" not in found
+
+
+def test_a_prompt_computes_the_masked_half_and_has_no_cache_to_copy() -> None:
+    step = prefill_step(1.0, 2048.0)
+    found = ops("llama-2-7b", "eager_attention", step)
+    dense = ops("llama-2-7b", "dense", step)
+    core = "attn.core.prefill"
+    causal, square = 2048 * 2049 / 2, 2048 * 2048
+    share = found[core].flop / dense[core].flop  # type: ignore[attr-defined]
+    assert share == pytest.approx(square / causal)
+    assert sum(moved(found["attn.scores"], Operand.ACTIVATION)) == 24 * 32 * square
+    assert "kv.concat" not in found
+
+
+@pytest.mark.parametrize("step", [decode_step(1.0, 500.0), prefill_step(1.0, 500.0)])
+def test_a_flash_kernel_on_a_static_cache_is_dense(step: Step) -> None:
+    assert ops("llama-3-8b", "eager_attention(cache=static,kernel=flash)", step) == ops(
+        "llama-3-8b", "dense", step
+    )
+
+
+def test_it_follows_the_tokens_that_are_left() -> None:
+    policy = "streaming_llm(window=96)+eager_attention"
+    found = ops("llama-2-7b", policy, decode_step(1.0, 1000.0))
+    assert moved(found["kv.concat"], Operand.KV)[0] == 100 * 2 * 32 * 128 * 2

@@ -1,0 +1,134 @@
+"""Published quality: known inside its range only, and the fastest policy that costs little enough."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+
+from simulator import console, predict
+from simulator.errors import UnsupportedError
+from simulator.group import find_model
+from simulator.policies import parse
+from simulator.published_quality import (
+    Choice,
+    Series,
+    _fronts,
+    best,
+    choices,
+    load_series,
+    published,
+)
+from simulator.scenario import Scenario
+
+HERE = {"model": "opt-30b", "device": "a100-sxm-80g", "prompt_tokens": 1024, "batch": 8}
+
+
+def member(text: str):
+    return parse(text).members[0]
+
+
+def test_every_series_resolves_and_has_a_source() -> None:
+    for s in load_series():
+        assert find_model(s.model).name == s.model
+        assert "arXiv" in s.source
+        assert len(parse(s.policy).members) == 1
+        for policy in s.settings(1.0):
+            assert s.quality(policy) is not None
+
+
+def test_linear_between_settings_and_unknown_outside() -> None:
+    series = Series(
+        model="llama-2-7b", policy="slicegpt", parameter="keep", measure="m", unit="points",
+        dense=70.0, values=((0.75, 60.0), (0.85, 66.0)), source="s",
+    )  # fmt: skip
+    assert series.quality(member("slicegpt(keep=0.8)")) == pytest.approx(63.0)
+    assert series.quality(member("slicegpt(keep=0.75)")) == 60.0
+    assert series.quality(member("slicegpt(keep=0.74)")) is None
+    assert series.quality(member("slicegpt(keep=0.9)")) is None
+    assert series.quality(member("nm24")) is None
+    assert series.loss(63.0) == 7.0
+    # A loss of 5.5 points lies three quarters of the way from 10 to 4.
+    found = [p.keep for p in series.settings(5.5)]
+    assert found == pytest.approx([0.75, 0.825, 0.85])
+    assert [p.keep for p in series.settings(1.0)] == [0.75, 0.85]
+
+
+def test_other_parameters_must_be_those_published() -> None:
+    model = "llama-3-8b"
+    assert published(model, "mustafar(keep=0.5,keep_v=1)")[0][1] == 42.84
+    assert published(model, "mustafar(keep=0.5,keep_v=0.9)") == []
+    assert published(model, "mustafar(keep=0.5)") == []
+    assert published("llama-2-7b", "mustafar(keep=0.5,keep_v=1)") == []
+    assert published(model, "mustafar(keep=0.5,keep_v=1)+w4a16") == []
+
+
+def test_perplexity_counts_as_a_ratio() -> None:
+    (series, quality), *_ = published("llama-2-7b", "nm24")
+    assert series.loss(quality) == pytest.approx(8.69 / 5.47 - 1.0)
+
+
+@pytest.mark.parametrize(
+    "change", [{"values": ((0.5,),)}, {"values": ((0.9, 1.0), (0.8, 2.0))}, {"dense": 0.0}]
+)
+def test_a_malformed_series_is_refused(change: dict[str, object]) -> None:
+    good = {
+        "model": "m", "policy": "slicegpt", "parameter": "keep", "measure": "m", "unit": "points",
+        "dense": 1.0, "values": ((0.8, 1.0),), "source": "s",
+    }  # fmt: skip
+    with pytest.raises(ValueError, match=r"values|rise|dense"):
+        Series(**{**good, **change})  # type: ignore[arg-type]
+
+
+def test_front_and_best_by_hand() -> None:
+    def choice(name: str, loss: float, speed: float, unit: str = "points") -> Choice:
+        return Choice(name, unit, loss, (), speed, speed, ())
+
+    found = _fronts(
+        [
+            choice("a", 0.5, 1.2), choice("b", 2.0, 1.5), choice("c", 2.5, 1.4),
+            choice("slow", 0.0, 0.9), choice("p", 0.1, 1.1, "perplexity"),
+        ]
+    )  # fmt: skip
+    assert {c.policy for c in found if c.front} == {"a", "b", "p"}
+    assert getattr(best(found, 1.0), "policy", None) == "a"
+    assert getattr(best(found, 2.0), "policy", None) == "b"
+    assert best(found, 0.1) is None
+
+
+def test_speed_beside_it_is_the_prediction() -> None:
+    found = choices(Scenario.of(**HERE), 1.0)
+    assert [c.tokens_per_s for c in found] == sorted((c.tokens_per_s for c in found), reverse=True)
+    h2o = next(c for c in found if c.policy.startswith("h2o"))
+    row = predict.predict(Scenario.of(**HERE, policy=h2o.policy)).row
+    assert h2o.tokens_per_s == pytest.approx(row["tokens_per_s"])
+    assert h2o.speedup == pytest.approx(row["throughput_speedup_same_batch"])
+    assert h2o.loss == pytest.approx(0.2)
+
+
+def test_a_model_nobody_published_is_said_so() -> None:
+    with pytest.raises(UnsupportedError, match="no published quality of phi-2"):
+        choices(Scenario.of(model="phi-2", device="h100-sxm"), 1.0)
+
+
+def test_the_flag(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [
+        "--model",
+        "opt-30b",
+        "--device",
+        "a100-sxm-80g",
+        "--batch",
+        "8",
+        "--prompt-tokens",
+        "1024",
+    ]
+    for more in (["--max-loss", "1"], ["--max-loss", "1", "--json"]):
+        monkeypatch.setattr(sys, "argv", ["predict", *words, *more])
+        with pytest.raises(SystemExit) as left:
+            console.main(predict.app)
+        assert not left.value.code
+    text, _, last = capsys.readouterr().out.rstrip().rpartition("\n")
+    answer = json.loads(last)
+    assert answer["best"] is None or f"at most 1 points: {answer['best']}" in text
+    assert {r["unit"] for r in answer["rows"]} == {"points", "perplexity"}
