@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import subprocess
 import sys
@@ -12,10 +11,7 @@ from pathlib import Path
 
 import pytest
 
-VERBS = (
-    "predict", "sweep", "plan", "serve", "validate", "calibrate", "claims",
-    "devices", "models", "policies",
-)  # fmt: skip
+PACKAGES = ("simulator", "traces", "reports", "kernels/sparse_kernels")
 HEAVY = ("pandas", "scipy", "pyarrow", "torch", "triton", "transformers", "streamlit", "matplotlib")
 MAX_LINES = 500
 
@@ -34,16 +30,19 @@ REGISTRY_WORDS = (
 REGISTRIES = re.compile("|".join(head + tail for head, tail in REGISTRY_WORDS))
 
 
-def is_verb(name: str) -> bool:
-    """Whether `python -m simulator.<name>` exists in this checkout."""
-    spec = importlib.util.find_spec(f"simulator.{name}")
-    if spec is None:
-        return False
-    is_package = spec.submodule_search_locations is not None
-    return not is_package or importlib.util.find_spec(f"simulator.{name}.__main__") is not None
+def verbs() -> list[str]:
+    """Modules that `python -m` runs: those with a command-line application."""
+    repo, found = Path(__file__).parents[2], []
+    for package in PACKAGES:
+        root = (repo / package).parent
+        for file in sorted((repo / package).rglob("*.py")):
+            if "= typer.Typer(" in file.read_text(encoding="utf-8"):
+                parts = file.relative_to(root).with_suffix("").parts
+                found.append(".".join(p for p in parts if p != "__main__"))
+    return found
 
 
-EXISTING_VERBS = [verb for verb in VERBS if is_verb(verb)]
+VERBS = verbs()
 
 
 def tracked_text_files(repo: Path) -> list[Path]:
@@ -67,10 +66,12 @@ def test_import_contracts_hold(repo: Path) -> None:
 
 
 def test_the_main_verbs_exist() -> None:
-    assert {"predict", "sweep", "devices", "models", "policies"} <= set(EXISTING_VERBS)
+    names = ("predict", "sweep", "devices", "models", "policies", "validate", "calibrate", "claims")
+    assert {f"simulator.{name}" for name in names} <= set(VERBS)
+    assert {"traces.collect", "sparse_kernels.bench"} <= set(VERBS)
 
 
-@pytest.mark.parametrize("verb", EXISTING_VERBS)
+@pytest.mark.parametrize("verb", VERBS)
 def test_verb_starts_light(verb: str, repo: Path, record_property) -> None:
     """`--help` works in a fresh process without the libraries that take most of a second to import.
 
@@ -80,7 +81,7 @@ def test_verb_starts_light(verb: str, repo: Path, record_property) -> None:
         "import runpy, sys\n"
         f"sys.argv = ['{verb}', '--help']\n"
         "try:\n"
-        f"    runpy.run_module('simulator.{verb}', run_name='__main__', alter_sys=True)\n"
+        f"    runpy.run_module('{verb}', run_name='__main__', alter_sys=True)\n"
         "except SystemExit as stop:\n"
         "    assert not stop.code, stop.code\n"
         f"print('heavy:', *[m for m in {HEAVY!r} if m in sys.modules])\n"
@@ -94,9 +95,9 @@ def test_verb_starts_light(verb: str, repo: Path, record_property) -> None:
     assert heavy.split() == ["heavy:"]
 
 
-@pytest.mark.parametrize("verb", EXISTING_VERBS)
+@pytest.mark.parametrize("verb", VERBS)
 def test_verb_is_documented(verb: str, repo: Path) -> None:
-    assert f"simulator.{verb}" in (repo / "README.md").read_text(encoding="utf-8")
+    assert f"python -m {verb}`" in (repo / "README.md").read_text(encoding="utf-8")
 
 
 def test_simulator_imports_without_torch(repo: Path) -> None:
