@@ -1,4 +1,4 @@
-"""HTML and PDF reports from a result file (matplotlib, Jinja2, typst).
+"""HTML and PDF reports from result files: ``python -m reports.build sweep.parquet -o report.html -o report.pdf``.
 
-Nothing is here yet; a report will read the Parquet file that `python -m simulator.sweep` writes.
+One content model (`content`) is composed per kind of report and rendered twice (`html`, `pdf`).
 """

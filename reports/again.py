@@ -1,0 +1,119 @@
+"""A row of a sweep predicted again, to look inside: only where the prediction is still the file's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from simulator.errors import ShadowlineError
+
+if TYPE_CHECKING:
+    from reports.rows import Sweep
+    from simulator.group import Group
+    from simulator.predict import Prediction
+    from simulator.scenario import Scenario
+
+SAME = 1e-4
+"""Relative difference up to which a row is the prediction of today; the file is read as float32."""
+
+
+@dataclass(frozen=True, eq=False)
+class Inside:
+    """A row with its breakdown, and the same scenario without policies."""
+
+    row: int
+    scenario: Scenario
+    prediction: Prediction
+    dense: Prediction
+
+    @property
+    def group(self) -> Group:
+        """What the row holds fixed."""
+        from simulator.group import group_of
+
+        return group_of(self.scenario)
+
+
+def inside(sweep: Sweep, row: int) -> Inside | str:
+    """The row's breakdown, or why there is none."""
+    from simulator.predict import predict
+
+    problem = "the sweep's plan does not name its scenario"
+    for scenario in _scenarios(sweep, row):
+        try:
+            prediction = predict(scenario)
+            dense = predict(
+                scenario.model_copy(
+                    update={"policy": "dense", "trace": "", "trace_transfer": False}
+                )
+            )
+        except ShadowlineError as error:
+            problem = str(error)
+            continue
+        e2e = prediction.row["e2e_s"]
+        if prediction.row["device"] != sweep.text("device", row) or e2e is None:
+            continue
+        steps = sweep.number("output_tokens", row) - 1.0
+        written = sweep.number("ttft_s", row) + (
+            steps * sweep.number("tpot_s", row) if steps else 0.0
+        )
+        if abs(written / e2e - 1.0) <= SAME:
+            return Inside(row, scenario, prediction, dense)
+        problem = (
+            "profiles or fits have changed since the sweep was written; sweep again to see inside"
+        )
+    return problem
+
+
+def _scenarios(sweep: Sweep, row: int) -> Iterator[Scenario]:
+    """Scenarios of the plan that may have made the row, at its load."""
+    wanted = {k: sweep.text(k, row) for k in ("policy", "engine")}
+    wanted |= {k: int(sweep.number(k, row)) for k in ("tp", "pp", "ep")}
+    load = {k: int(sweep.number(k, row)) for k in ("batch", "prompt_tokens", "output_tokens")}
+    model, device = sweep.text("model", row), sweep.text("device", row)
+    for grid in _grids(sweep):
+        if load["batch"] not in grid.batch or load["prompt_tokens"] not in grid.prompt_tokens:
+            continue
+        try:
+            for s in grid.groups():
+                if all(getattr(s, k) == v for k, v in wanted.items()) and _named(s) == (
+                    model,
+                    device,
+                ):
+                    yield s.model_copy(update=load)
+        except ShadowlineError:
+            continue
+
+
+def _grids(sweep: Sweep) -> list:
+    from simulator.grid import Grid
+
+    out = []
+    for values in sweep.plan.get("grids", ()):
+        try:
+            out.append(
+                Grid(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+            )
+        except (ShadowlineError, TypeError):
+            continue
+    return out
+
+
+def _named(scenario: Scenario) -> tuple[str, str]:
+    return _model(scenario.model), _device(scenario.device)
+
+
+@lru_cache(maxsize=256)
+def _model(name: str) -> str:
+    from simulator.group import find_model
+
+    return find_model(name).name
+
+
+@lru_cache(maxsize=256)
+def _device(name: str) -> str:
+    from simulator.group import find_device
+
+    return find_device(name).name

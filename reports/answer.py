@@ -1,0 +1,175 @@
+"""What a sweep answers: which policy pays where, by how much, and at what speed and price."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from reports.rows import Sweep
+from reports.text import DASH
+from simulator.summary import WIN, break_even
+
+Pair = tuple[str, str]
+_NUMBER = re.compile(r"(?<![\w.:-])\d[\d,]*(?:\.\d+)?(?![\w:])")
+
+
+@dataclass(frozen=True)
+class Tally:
+    """Speed-ups of one policy for a model on a device, over the loads that fit.
+
+    Attributes
+    ----------
+    rows : int
+        Rows with status ok; `of` all rows.
+    median, worst, best : float
+        Throughput over dense at the same batch [-].
+    wins, loses : float
+        Share of the rows [-].
+    words : str
+        Where it breaks even.
+    """
+
+    model: str
+    device: str
+    policy: str
+    rows: int
+    of: int
+    median: float = np.nan
+    worst: float = np.nan
+    best: float = np.nan
+    wins: float = np.nan
+    loses: float = np.nan
+    words: str = ""
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The policy to run a model with on a device, and the row where it puts out most tokens per GPU."""
+
+    tally: Tally
+    row: int
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Tallies of every policy and the choice for every model and device that can run."""
+
+    sweep: Sweep
+    tallies: dict[tuple[str, str, str], Tally]
+    choices: dict[Pair, Choice]
+
+    @cached_property
+    def policies(self) -> list[str]:
+        """Policies beside dense, in the order of the file."""
+        return [p for p in self.sweep.names("policy") if p != "dense"]
+
+    def of_policy(self, policy: str) -> list[Tally]:
+        """Tallies of one policy that have speed-ups."""
+        return [
+            t
+            for t in self.tallies.values()
+            if t.policy == policy and t.rows and np.isfinite(t.median)
+        ]
+
+    @cached_property
+    def ranking(self) -> list[tuple[str, float, float, float]]:
+        """(policy, median of its medians, share of pairs whose median wins, share whose median loses), best first."""
+        out = []
+        for policy in self.policies:
+            found = np.array([t.median for t in self.of_policy(policy)])
+            if len(found):
+                out.append(
+                    (
+                        policy,
+                        float(np.median(found)),
+                        float(np.mean(found >= WIN)),
+                        float(np.mean(found <= 1 / WIN)),
+                    )
+                )
+        return sorted(out, key=lambda r: -r[1])
+
+    @cached_property
+    def fastest(self) -> Choice | None:
+        """Choice with most tokens per second and GPU."""
+        rates = self.sweep["tokens_per_s_per_gpu"]
+        return max(self.choices.values(), key=lambda c: float(rates[c.row]), default=None)
+
+    @cached_property
+    def cheapest(self) -> int | None:
+        """Row with the lowest price per token."""
+        price = np.where(self.sweep.ok, self.sweep["usd_per_mtoken"], np.nan)
+        return int(np.nanargmin(price)) if np.isfinite(price).any() else None
+
+    @cached_property
+    def reasons(self) -> Counter[str]:
+        """Reasons of the rows that are not ok; those that differ in amounts only count as one, with their ranges."""
+        bad = ~self.sweep.ok
+        codes, counts = np.unique(self.sweep["reason"][bad], return_counts=True)
+        words = self.sweep.words["reason"]
+        alike: dict[str, list[tuple[list[str], int]]] = {}
+        for c, n in zip(codes, counts, strict=True):
+            if c >= 0:
+                found = _NUMBER.findall(words[c])
+                alike.setdefault(_NUMBER.sub("\0", words[c]), []).append((found, int(n)))
+        out: Counter[str] = Counter()
+        for text, rows in alike.items():
+            told = text
+            for slot in zip(*(numbers for numbers, _ in rows), strict=True):
+                ends = sorted(set(slot), key=lambda v: float(v.replace(",", "")))
+                told = told.replace(
+                    "\0", ends[0] if len(ends) == 1 else f"{ends[0]}{DASH}{ends[-1]}", 1
+                )
+            out[told] += sum(n for _, n in rows)
+        return out
+
+
+def answer(sweep: Sweep) -> Answer:
+    """Tally every policy and choose one per model and device."""
+    tallies = {}
+    best_row: dict[tuple[str, str, str], int] = {}
+    ok = sweep.ok
+    rates = sweep["tokens_per_s_per_gpu"]
+    for key, rows in sweep.groups("model", "device", "policy").items():
+        fit = rows[ok[rows]]
+        tallies[key] = _tally(sweep, key, rows, fit)
+        if len(fit):
+            best_row[key] = int(fit[np.argmax(rates[fit])])
+    choices: dict[Pair, Choice] = {}
+    for (model, device, policy), t in tallies.items():
+        row = best_row.get((model, device, policy))
+        if row is None:
+            continue
+        old = choices.get((model, device))
+        if old is None or _value(t) > _value(old.tally):
+            choices[model, device] = Choice(t, row)
+    return Answer(sweep, tallies, choices)
+
+
+def _value(t: Tally) -> float:
+    """Median speed-up; a policy that does not win ranks below dense."""
+    if t.policy == "dense":
+        return 1.0
+    return t.median if t.median >= WIN else min(t.median, 0.999)
+
+
+def _tally(sweep: Sweep, key: tuple[str, str, str], rows: np.ndarray, fit: np.ndarray) -> Tally:
+    model, device, policy = key
+    if not len(fit):
+        return Tally(model, device, policy, 0, len(rows), reason=sweep.text("reason", rows[0]))
+    s = sweep["throughput_speedup_same_batch"][fit].astype(float)
+    there = np.isfinite(s)
+    if not there.any():
+        return Tally(model, device, policy, len(fit), len(rows))
+    s, at = s[there], fit[there]
+    words = (
+        "" if policy == "dense" else break_even(s, sweep["batch"][at], sweep["prompt_tokens"][at])
+    )
+    return Tally(
+        model, device, policy, len(fit), len(rows), float(np.median(s)), float(s.min()), float(s.max()),
+        float(np.mean(s >= WIN)), float(np.mean(s <= 1.0 / WIN)), words.removesuffix(" here"),
+    )  # fmt: skip

@@ -1,0 +1,257 @@
+"""Builds a report: ``python -m reports.build sweep.parquet -o report.html -o report.pdf``."""
+
+from __future__ import annotations
+
+import os
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from simulator import console
+from simulator.errors import InputError
+
+if TYPE_CHECKING:
+    from reports.content import Logo, Report, Table
+
+
+class Kind(StrEnum):
+    """What a report is about."""
+
+    SWEEP = "sweep"
+    TRACE = "trace"
+    DEVICE = "device"
+    CLAIMS = "claims"
+
+
+class Paper(StrEnum):
+    """Page of the PDF."""
+
+    A4 = "a4"
+    LETTER = "letter"
+
+
+MIME = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".svg": "image/svg+xml"}
+MOST_LOGO_BYTES = 2_000_000
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+
+
+@app.command()
+def command(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="INPUT", help="sweep .parquet, folder of a trace, device name, or claims .json"
+        ),
+    ] = "",
+    out: Annotated[
+        list[Path] | None,
+        typer.Option("--out", "-o", help="FILE.html or FILE.pdf; repeat the flag for both"),
+    ] = None,
+    kind: Annotated[
+        Kind | None, typer.Option(help="sweep, trace, device or claims; else seen from INPUT")
+    ] = None,
+    trace: Annotated[
+        Path | None, typer.Option(help="folder of a measured trace to show beside a sweep")
+    ] = None,
+    validation: Annotated[
+        bool,
+        typer.Option(
+            "--validation", help="measured against predicted on these devices, as scatter"
+        ),
+    ] = False,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="folder of the measured tables for --validation; else $SHADOWLINE_DATA"),
+    ] = None,
+    title: Annotated[str, typer.Option(help="title instead of the report's own")] = "",
+    logo: Annotated[
+        Path | None, typer.Option(help="picture for page one: .svg, .png or .jpg")
+    ] = None,
+    notes: Annotated[
+        list[str] | None, typer.Option(help="text under the title, or @FILE; repeat the flag")
+    ] = None,
+    paper: Annotated[Paper, typer.Option(help="page of the PDF")] = Paper.A4,
+    with_data: Annotated[
+        bool, typer.Option("--with-data", help="every table also as CSV beside the report")
+    ] = False,
+    json_: Annotated[
+        bool, typer.Option("--json", help="the files written, as JSON on stdout")
+    ] = False,
+) -> None:
+    """Build a report in HTML and PDF: sweeps, traces, device calibrations and published claims.
+
+    The same input gives the same bytes. Exit 0; 2 bad input.
+    """
+    outputs = _outputs(out)
+    report = _compose(kind or _kind(source), source, trace, _data(validation, data))
+    report = _dressed(report, title, logo, notes or [])
+    files = {path: _rendered(report, path, paper) for path in outputs}
+    if with_data:
+        files |= _csv_files(report, outputs[0])
+    _write(files)
+    if json_:
+        console.out_json({"rows": [{"file": str(p), "bytes": len(b)} for p, b in files.items()]})
+    else:
+        for path, content in files.items():
+            console.out(f"{path}  {len(content) / 1e3:,.0f} kB")
+
+
+def _outputs(out: list[Path] | None) -> list[Path]:
+    if not out:
+        raise InputError("is needed, e.g. -o report.html -o report.pdf", where="--out")
+    for path in out:
+        if path.suffix.lower() not in (".html", ".pdf"):
+            raise InputError(f"{path.name!r} must end in .html or .pdf", where="--out")
+        if path.is_dir():
+            raise InputError(f"{path} is a folder", where="--out")
+        if not path.parent.is_dir():
+            raise InputError(f"no such folder: {path.parent}", where="--out")
+    return list(dict.fromkeys(out))
+
+
+def _kind(source: str) -> Kind:
+    """What INPUT looks like."""
+    path = Path(source)
+    if not source:
+        raise InputError(
+            "is needed: a sweep .parquet, a trace's folder, a device or claims .json", where="INPUT"
+        )
+    if path.suffix == ".parquet":
+        return Kind.SWEEP
+    if path.is_dir():
+        return Kind.TRACE
+    if path.suffix == ".json":
+        return Kind.CLAIMS
+    if path.suffix in (".csv", ".tsv"):
+        raise InputError(
+            f"{path.name} is no Parquet file; sweep with --out FILE.parquet", where="INPUT"
+        )
+    return Kind.DEVICE
+
+
+def _compose(kind: Kind, source: str, trace: Path | None, data: Path | None) -> Report:
+    if trace is not None and kind is not Kind.SWEEP:
+        raise InputError(
+            "goes with a sweep; for a trace alone give its folder as INPUT", where="--trace"
+        )
+    if kind is Kind.SWEEP:
+        from reports.sweep import compose as of_sweep
+
+        return of_sweep(Path(source), trace, data)
+    if kind is Kind.TRACE:
+        from reports.trace import compose as of_trace
+
+        return of_trace(Path(source))
+    if kind is Kind.DEVICE:
+        from reports.device import compose as of_device
+
+        return of_device(source, data)
+    from reports.claims import compose as of_claims
+
+    return of_claims(Path(source) if source else None)
+
+
+def _data(validation: bool, data: Path | None) -> Path | None:
+    if not validation:
+        if data is not None:
+            raise InputError("goes with --validation", where="--data")
+        return None
+    if data is None:
+        home = os.environ.get("SHADOWLINE_DATA", "")
+        if not home:
+            raise InputError(
+                "needs --data DIR or $SHADOWLINE_DATA with gemm.parquet, ...", where="--validation"
+            )
+        data = Path(home)
+    if not data.is_dir():
+        raise InputError(f"no such folder: {data}", where="--data")
+    return data
+
+
+def _dressed(report: Report, title: str, logo: Path | None, notes: list[str]) -> Report:
+    from dataclasses import replace
+
+    texts = []
+    for note in notes:
+        if note.startswith("@"):
+            try:
+                note = Path(note[1:]).read_text("utf-8")
+            except (OSError, UnicodeDecodeError) as error:
+                raise InputError(f"cannot read {note[1:]}: {error}", where="--notes") from None
+        texts += [part.strip() for part in note.split("\n\n") if part.strip()]
+    return replace(
+        report, title=title.strip() or report.title, logo=_logo(logo), notes=tuple(texts)
+    )
+
+
+def _logo(path: Path | None) -> Logo | None:
+    if path is None:
+        return None
+    from reports.content import Logo
+
+    suffix = path.suffix.lower()
+    if suffix not in MIME:
+        raise InputError(f"{path.name!r} must end in {', '.join(MIME)}", where="--logo")
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}", where="--logo") from None
+    if len(content) > MOST_LOGO_BYTES:
+        raise InputError(
+            f"{path} has {len(content) / 1e6:.1f} MB; at most {MOST_LOGO_BYTES / 1e6:g}",
+            where="--logo",
+        )
+    starts = {".png": b"\x89PNG", ".jpg": b"\xff\xd8", ".jpeg": b"\xff\xd8"}.get(suffix, b"")
+    if not content.startswith(starts) or (suffix == ".svg" and b"<svg" not in content):
+        raise InputError(f"{path} is no {suffix[1:].upper()} picture", where="--logo")
+    return Logo("logo" + suffix, content, MIME[suffix])
+
+
+def _rendered(report: Report, path: Path, paper: Paper) -> bytes:
+    if path.suffix.lower() == ".html":
+        from reports import html
+
+        return html.render(report)
+    from reports import pdf
+
+    return pdf.render(report, paper)
+
+
+def _csv_files(report: Report, beside: Path) -> dict[Path, bytes]:
+    return {beside.with_name(f"{beside.stem}.{t.id}.csv"): _csv(t) for t in report.tables()}
+
+
+def _csv(table: Table) -> bytes:
+    """All rows of a table with unrounded numbers."""
+    import csv
+    import io
+
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(c.name for c in table.columns)
+    writer.writerows([cell.raw for cell in row] for row in table.rows)
+    return text.getvalue().encode()
+
+
+def _write(files: dict[Path, bytes]) -> None:
+    """All files or none: written aside first, then renamed."""
+    parts = {path: path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in files}
+    try:
+        for path, part in parts.items():
+            part.write_bytes(files[path])
+        for path, part in parts.items():
+            os.replace(part, path)
+    except OSError as error:
+        raise InputError(
+            f"cannot write {error.filename}: {error.strerror}", where="--out"
+        ) from None
+    finally:
+        for part in parts.values():
+            part.unlink(missing_ok=True)
+
+
+if __name__ == "__main__":
+    console.main(app)

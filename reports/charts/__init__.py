@@ -1,0 +1,9 @@
+"""Drawings of arrays: heat maps, bars, dots with intervals, scatters and rooflines, each an SVG text."""
+
+from reports.charts.bars import intervals, stacked, tornado
+from reports.charts.heat import Panel, heat_map, heat_maps
+from reports.charts.points import Roof, lines, roofline, scatter
+
+__all__ = [
+    "Panel", "Roof", "heat_map", "heat_maps", "intervals", "lines", "roofline", "scatter", "stacked", "tornado",
+]  # fmt: skip

@@ -1,0 +1,132 @@
+"""Heat maps of speed-ups."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from reports.style import INK, MUTED, PAPER, draw
+from simulator.summary import WIN
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure as Canvas
+
+STRONG = 2.0
+"""Speed-up at which the colours of a heat map are at their strongest."""
+MOST_CELLS = 12
+"""Rows or columns up to which the cells of a map over loads carry their numbers."""
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One heat map of speed-ups, shape (rows, columns); NaN where no row fits."""
+
+    title: str
+    values: np.ndarray
+    rows: Sequence[str]
+    columns: Sequence[str]
+
+
+def _shade(ax: Axes, panel: Panel, *, size: float, numbers: bool) -> Any:
+    """Colours, and either the numbers or, on ordered axes, the line of break-even and hatched losses."""
+    import matplotlib as mpl
+    from matplotlib.colors import Normalize, to_rgb
+
+    norm = Normalize(-np.log(STRONG), np.log(STRONG))
+    colours = mpl.colormaps["PuOr"]
+    logs = np.ma.masked_invalid(np.log(panel.values))
+    n_rows, n_columns = panel.values.shape
+    mesh = ax.pcolormesh(
+        np.arange(n_columns + 1), np.arange(n_rows + 1), logs, cmap=colours, norm=norm,
+        edgecolors=PAPER if numbers else "none", linewidth=1.0, rasterized=False,
+    )  # fmt: skip
+    ax.set_xlim(0, n_columns)
+    ax.set_ylim(n_rows, 0)
+    ax.grid(False)
+    for side in ax.spines.values():
+        side.set_visible(False)
+    ax.tick_params(length=0)
+    _labels(ax.set_xticks, panel.columns, every=numbers)
+    _labels(ax.set_yticks, panel.rows, every=numbers)
+    if numbers:
+        for (i, j), value in np.ndenumerate(panel.values):
+            if not np.isfinite(value):
+                ax.text(j + 0.5, i + 0.5, "–", ha="center", va="center", color=MUTED, size=size)
+                continue
+            r, g, b = to_rgb(colours(norm(np.log(value))))
+            dark = 0.299 * r + 0.587 * g + 0.114 * b < 0.5
+            weight = "bold" if value >= WIN else "normal"
+            ax.text(
+                j + 0.5, i + 0.5, f"{value:.2f}", ha="center", va="center", size=size,
+                color="#fffffe" if dark else "#000000", weight=weight,
+            )  # fmt: skip
+    elif min(n_rows, n_columns) > 1 and np.isfinite(panel.values).any():
+        filled = np.where(np.isfinite(panel.values), np.log(panel.values), np.nan)
+        if np.nanmin(filled) < 0.0 < np.nanmax(filled):
+            x, y = np.arange(n_columns) + 0.5, np.arange(n_rows) + 0.5
+            ax.contour(x, y, filled, levels=[0.0], colors="#000000", linewidths=1.0)
+        lost = np.ma.masked_where(~(filled < -np.log(WIN)), np.ones_like(filled))
+        if lost.count():
+            ax.pcolor(
+                np.arange(n_columns + 1), np.arange(n_rows + 1), lost, hatch="///", alpha=0.0, edgecolor=INK,
+                linewidth=0.0,
+            )  # fmt: skip
+    return mesh
+
+
+def _labels(set_ticks: Any, names: Sequence[str], *, every: bool) -> None:
+    """Every label where there is room, else about eight of them."""
+    step = 1 if every or len(names) <= 14 else -(-len(names) // 9)
+    at = np.arange(0, len(names), step)
+    set_ticks(at + 0.5, [names[i] for i in at])
+
+
+def heat_map(panel: Panel) -> str:
+    """Speed-ups of rows against columns, each cell with its number."""
+
+    def paint(canvas: Canvas) -> None:
+        ax = canvas.subplots()
+        mesh = _shade(ax, panel, size=7, numbers=True)
+        if sum(map(len, panel.columns)) > 90:
+            ax.tick_params(axis="x", labelrotation=30)
+        ax.xaxis.tick_top()
+        _key(canvas, mesh, [ax])
+
+    return draw(0.55 + 0.2 * max(len(panel.rows), 5), paint)
+
+
+def heat_maps(panels: Sequence[Panel], x_label: str, y_label: str) -> str:
+    """Several speed-up maps side by side, three to a line."""
+    across = min(3, len(panels))
+    down = -(-len(panels) // across)
+    tall = max(len(p.rows) for p in panels)
+    numbers = max(tall, *(len(p.columns) for p in panels)) <= MOST_CELLS
+    each = 0.62 + (0.24 * tall if numbers else 1.6)
+
+    def paint(canvas: Canvas) -> None:
+        axes = canvas.subplots(down, across, squeeze=False)
+        for k, ax in enumerate(axes.flat):
+            if k >= len(panels):
+                ax.set_axis_off()
+                continue
+            mesh = _shade(ax, panels[k], size=6.2, numbers=numbers)
+            ax.set_title(panels[k].title)
+            ax.set_xlabel(x_label)
+            if k % across == 0:
+                ax.set_ylabel(y_label)
+        _key(canvas, mesh, list(axes.flat))
+
+    return draw(0.25 + each * down, paint)
+
+
+def _key(canvas: Canvas, mesh: Any, axes: list[Axes]) -> None:
+    ticks = [0.5, 0.7, 1.0, 1.4, 2.0]
+    bar = canvas.colorbar(mesh, ax=axes, fraction=0.03, pad=0.015, aspect=18, extend="both")
+    bar.set_ticks(np.log(ticks), labels=[f"{t:g}x" for t in ticks])
+    bar.outline.set_visible(False)
+    bar.set_label("throughput over dense [-]")
+    bar.ax.grid(False)

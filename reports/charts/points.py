@@ -1,0 +1,190 @@
+"""Points and curves on two axes: scatters, rooflines, lines."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from reports.charts.axes import plain_log
+from reports.style import COLOURS, INK, LINES, MARKERS, MUTED, WIDTH_IN, draw
+from reports.text import share
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure as Canvas
+
+
+def scatter(
+    groups: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    x_label: str,
+    y_label: str,
+    *,
+    log: bool = True,
+    diagonal: float | None = None,
+    labels: Sequence[tuple[float, float, str]] = (),
+    width_in: float = 5.0,
+    height_in: float = 3.7,
+    line: tuple[np.ndarray, np.ndarray] | None = None,
+) -> str:
+    """Points of several groups; `diagonal` draws y = x with a band of that relative width."""
+
+    def paint(canvas: Canvas) -> None:
+        ax = canvas.subplots()
+        many = sum(len(x) for x, _ in groups.values()) > 400
+        for i, (name, (x, y)) in enumerate(groups.items()):
+            ax.plot(
+                x, y, MARKERS[i % 7], color=COLOURS[i % 7], label=name, alpha=0.55 if many else 0.9,
+                markersize=2.2 if many else 4.5, markeredgewidth=0.0, linestyle="none",
+            )  # fmt: skip
+        if line is not None:
+            ax.plot(*line, color=INK, linewidth=1.0, linestyle="--")
+        if log:
+            ax.set_xscale("log")
+            ax.set_yscale("log")
+        if diagonal is not None:
+            values = np.concatenate([np.concatenate([x, y]) for x, y in groups.values()])
+            ends = np.array([values.min() / 1.2, values.max() * 1.2])
+            ax.plot(ends, ends, color=INK, linewidth=0.9)
+            ax.fill_between(
+                ends,
+                ends / (1 + diagonal),
+                ends * (1 + diagonal),
+                color=MUTED,
+                alpha=0.18,
+                linewidth=0,
+            )
+            ax.set_xlim(*ends)
+            ax.set_ylim(*ends)
+        if log:
+            plain_log(ax, "x")
+            plain_log(ax, "y")
+        for x, y, text in labels:
+            ax.annotate(
+                text, (x, y), xytext=(4, 3), textcoords="offset points", size=6.2, color=INK
+            )
+        ax.set_xlabel(x_label)
+        ax.set_ylabel(y_label)
+        if len(groups) > 1:
+            canvas.legend(
+                *ax.get_legend_handles_labels(),
+                loc="outside right upper",
+                handlelength=1.0,
+                markerscale=1.4,
+            )
+
+    return draw(height_in, paint, WIDTH_IN if len(groups) > 1 else width_in)
+
+
+@dataclass(frozen=True)
+class Roof:
+    """Peaks of one device."""
+
+    flop_per_s: Mapping[str, float]
+    bytes_per_s: float
+
+
+def roofline(roof: Roof, points: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]]) -> str:
+    """Ops under the roof: (flop/B, flop/s, share of the step's time) per group."""
+
+    def paint(canvas: Canvas) -> None:
+        ax = canvas.subplots()
+        peak = max(roof.flop_per_s.values())
+        ai = [a for x, _, _ in points.values() for a in x]
+        rates = [r for _, y, _ in points.values() for r in y]
+        ridge = peak / roof.bytes_per_s
+        low, high = min([0.3, *(a / 3 for a in ai)]), max([10 * ridge, *(a * 3 for a in ai)])
+        x = np.geomspace(low, high, 200)
+        for i, (name, flop) in enumerate(sorted(roof.flop_per_s.items(), key=lambda kv: -kv[1])):
+            ax.plot(
+                x,
+                np.minimum(flop, x * roof.bytes_per_s) / 1e12,
+                color=MUTED,
+                linewidth=1.1,
+                linestyle=LINES[i % 7],
+            )
+            ax.annotate(
+                f"{name}: {flop / 1e12:,.0f} Tflop/s", (high, flop / 1e12), xytext=(-2, 2),
+                textcoords="offset points", ha="right", va="bottom", size=6.3, color=MUTED,
+            )  # fmt: skip
+        middle = float(np.sqrt(low * ridge))
+        ax.annotate(
+            f"memory: {roof.bytes_per_s / 1e12:.3g} TB/s", (middle, middle * roof.bytes_per_s / 1e12),
+            xytext=(7, -4), textcoords="offset points", va="top", size=6.3, color=MUTED,
+        )  # fmt: skip
+        for i, (name, (intensity, rate, part)) in enumerate(points.items()):
+            ax.scatter(
+                intensity, rate / 1e12, s=8 + 150 * part, marker=MARKERS[i % 7], color=COLOURS[i % 7],
+                label=name, alpha=0.8, linewidth=0.0,
+            )  # fmt: skip
+        ax.set_xscale("log")
+        ax.set_yscale("log")
+        ax.set_xlim(low, high)
+        ax.set_ylim(
+            min([low * roof.bytes_per_s / 1e12, *(r / 2e12 for r in rates)]), 2.2 * peak / 1e12
+        )
+        ax.set_xlabel("arithmetic intensity [flop/B]")
+        ax.set_ylabel("speed [Tflop/s]")
+        plain_log(ax, "x")
+        plain_log(ax, "y")
+        if points:
+            handles, labels = ax.get_legend_handles_labels()
+            legend = canvas.legend(handles, labels, loc="outside lower center", ncols=4)
+            for handle in legend.legend_handles:
+                handle.set_sizes([22.0])
+
+    return draw(3.4, paint)
+
+
+def lines(
+    groups: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    x_label: str,
+    y_label: str,
+    *,
+    log_x: bool = False,
+    log_y: bool = False,
+    percent: bool = True,
+    height_in: float = 2.6,
+    bands: Mapping[str, tuple[np.ndarray, np.ndarray]] | None = None,
+) -> str:
+    """Curves told apart by colour, dash and marker."""
+
+    def paint(canvas: Canvas) -> None:
+        ax = canvas.subplots()
+        for i, (name, (x, y)) in enumerate(groups.items()):
+            mark = MARKERS[i % 7] if len(x) <= 24 else None
+            ax.plot(
+                x,
+                y,
+                color=COLOURS[i % 7],
+                linestyle=LINES[i % 7],
+                marker=mark,
+                markersize=3.5,
+                label=name,
+            )
+            if bands and name in bands:
+                ax.fill_between(x, *bands[name], color=COLOURS[i % 7], alpha=0.15, linewidth=0)
+        if log_x:
+            ax.set_xscale("log", base=2)
+            shown = sorted(
+                {float(v) for x, _ in groups.values() for v in x if float(np.log2(v)).is_integer()}
+            )
+            from matplotlib.ticker import NullLocator
+
+            ax.set_xticks(shown, [f"{v:,.0f}" for v in shown])
+            ax.xaxis.set_minor_locator(NullLocator())
+        if log_y:
+            ax.set_yscale("log")
+            plain_log(ax, "y")
+        if percent:
+            ax.set_ylim(bottom=0.0)
+            ax.yaxis.set_major_formatter(lambda v, _: share(v))
+        ax.set_xlabel(x_label)
+        ax.set_ylabel(y_label)
+        if len(groups) > 1:
+            canvas.legend(
+                *ax.get_legend_handles_labels(), loc="outside right upper", handlelength=3.0
+            )
+
+    return draw(height_in, paint)

@@ -1,0 +1,354 @@
+"""What limits the rows of a sweep: memory, the bound of the time, and money."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from reports import charts
+from reports.answer import Answer
+from reports.content import Block, Cell, Column, Figure, Paragraph, Section, Table, section
+from reports.rows import Sweep
+from reports.text import count, gb, listed, num, percent, ranged, share, speedup, times, upper
+from simulator.console import number
+from simulator.step import BOUNDS
+
+MOST_BARS = 26
+MOST_MODELS = 6
+
+
+def memory_fit(a: Answer) -> Section:
+    """Parts of the memory against the capacities, what fits, and what would work where it does not."""
+    sweep = a.sweep
+    blocks: list[Block] = []
+    for i, model in enumerate(sweep.names("model")[:MOST_MODELS]):
+        blocks += _bars(sweep, model, i)
+    blocks.append(_fit_table(a))
+    blocks += _reasons(a)
+    return section("memory", "Does it fit", blocks)
+
+
+def _bars(sweep: Sweep, model: str, i: int) -> Iterator[Figure]:
+    """Weights, KV cache and the rest per GPU and policy at the heaviest load of the fewest GPUs."""
+    here = sweep.is_("model", model) & np.isfinite(sweep["total_bytes"])
+    if not here.any():
+        return
+    at = {}
+    here &= sweep.gpus == sweep.gpus[here].min()
+    for name in ("prompt_tokens", "batch", "output_tokens"):
+        at[name] = sweep[name][here].max()
+        here &= sweep[name] == at[name]
+    rows = {p: r[0] for (p,), r in sweep.groups("policy", where=here).items()}
+    if not rows:
+        return
+    policies = list(rows)[:MOST_BARS]
+    index = np.array([rows[p] for p in policies])
+    parts = {
+        label: sweep[name][index].astype(float) / 1e9
+        for label, name in (
+            ("weights", "weights_bytes"),
+            ("KV cache", "kv_bytes"),
+            ("other", "other_bytes"),
+        )
+    }
+    marks = {
+        d: float(sweep["capacity_bytes"][r[0]]) / 1e9
+        for (d,), r in sweep.groups("device", where=sweep.is_("model", model)).items()
+    }
+    total = sum(parts.values())
+    gpus = int(sweep.gpus[index[0]])
+    load = f"batch {at['batch']:,.0f}, prompt {at['prompt_tokens']:,.0f}"
+    least = int(np.argmin(total))
+    dense = policies.index("dense") if "dense" in policies else least
+    fit = [d for d, c in marks.items() if total[least] <= c]
+    some = f"fits {listed(fit, 4)}" if fit else "fits none of the devices"
+    title = f"{model} at {load}: {policies[least]} needs {number(total[least])} GB per GPU"
+    title += (
+        f" where dense needs {number(total[dense])} GB" if least != dense else ", the least of all"
+    )
+    yield Figure(
+        f"fig-memory-{i}",
+        f"{title}; it {some}",
+        charts.stacked(policies, parts, "memory per GPU [GB]", lines=marks),
+        f"Memory per GPU of {model}: "
+        + "; ".join(f"{p} {number(t)} GB" for p, t in zip(policies, total, strict=True)),
+        f"{gpus} GPU{'s' if gpus > 1 else ''} per replica, the fewest of the sweep; dashed: capacity as the driver"
+        " reports it, of which the engine takes its share.",
+    )
+
+
+def _fit_table(a: Answer) -> Table:
+    sweep = a.sweep
+    rows = []
+    for (model, device), r in sweep.groups("model", "device").items():
+        ok = sweep.ok[r]
+        dense = r[sweep.dense[r]]
+        largest = sweep["max_batch"]
+
+        def most(part: np.ndarray, longest: bool, largest: np.ndarray = largest) -> float:
+            part = part[np.isfinite(largest[part])]
+            if not len(part):
+                return np.nan
+            prompt = sweep["prompt_tokens"][part]
+            return float(largest[part[prompt == (prompt.max() if longest else prompt.min())]].max())
+
+        def who(longest: bool, r: np.ndarray = r, largest: np.ndarray = largest) -> str:
+            part = r[np.isfinite(largest[r])]
+            if not len(part):
+                return ""
+            prompt = sweep["prompt_tokens"][part]
+            part = part[prompt == (prompt.max() if longest else prompt.min())]
+            return sweep.text("policy", int(part[np.argmax(largest[part])]))
+
+        rows.append(
+            (
+                Cell(model), Cell(device), gb(float(sweep["capacity_bytes"][r[0]])), percent(float(ok.mean())),
+                count(most(dense, False)), count(most(r, False)), count(most(dense, True)), count(most(r, True)),
+                Cell(who(True)),
+            )
+        )  # fmt: skip
+    return Table(
+        "tab-fit",
+        _fit_title(a),
+        (
+            Column("model"), Column("device"), Column("capacity [GB]", True, "GB"), Column("rows that fit", True),
+            Column("max batch, shortest prompt: dense", True, "max batch"), Column("best", True, "max batch"),
+            Column("longest prompt: dense", True, "max batch"), Column("best", True, "max batch"),
+            Column("best policy there", term="policy"),
+        ),
+        tuple(rows),
+        note="Largest batch over all GPU counts of the sweep; best: the policy that allows the largest.",
+    )  # fmt: skip
+
+
+def _fit_title(a: Answer) -> str:
+    ok = int(a.sweep.ok.sum())
+    title = f"{share(ok / a.sweep.n)} of the {a.sweep.n:,} rows fit and run"
+    groups = a.sweep.groups("model", "device")
+    none = [f"{m} on {d}" for (m, d), r in groups.items() if not a.sweep.ok[r].any()]
+    return title + (f"; none of {listed(none, 3)}" if none else "")
+
+
+def _reasons(a: Answer) -> Iterator[Block]:
+    if not a.reasons:
+        return
+    yield Table(
+        "tab-reasons",
+        "Why rows do not run, and what would work",
+        (Column("reason", wide=1), Column("rows", True)),
+        tuple((Cell(reason), Cell(f"{n:,}", n)) for reason, n in a.reasons.most_common()),
+        shown=12,
+    )
+
+
+def bottlenecks(a: Answer) -> list[Block]:
+    """Share of the rows by what binds them, per device and policy."""
+    sweep = a.sweep
+    timed = sweep["bound"] >= 0
+    if not timed.any():
+        return [Paragraph("No row has a time, so nothing binds it.")]
+    groups = sweep.groups("policy", "device", where=timed)
+    if len(groups) > MOST_BARS:
+        groups = sweep.groups("policy", where=timed)
+    names = [", ".join(k) for k in groups][:MOST_BARS]
+    parts = {
+        bound: np.array(
+            [
+                float(np.mean(sweep.is_("bound", bound)[r]))
+                for r in list(groups.values())[:MOST_BARS]
+            ]
+        )
+        for bound in BOUNDS
+    }
+    whole = {b: float(np.mean(sweep.is_("bound", b)[timed])) for b in BOUNDS}
+    first, second = sorted(whole, key=lambda b: -whole[b])[:2]
+    title = f"{upper(first)} bind {share(whole[first])} of the rows" if first.endswith("s") else (
+        f"{upper(first)} binds {share(whole[first])} of the rows"
+    )  # fmt: skip
+    title += f", {second} {share(whole[second])}" if whole[second] > 0 else ""
+    alt = "; ".join(f"{b} {share(v)}" for b, v in whole.items() if v > 0)
+    svg = charts.stacked(names, parts, "share of the rows with a time [-]", percent=True)
+    return [
+        Figure(
+            "fig-bounds",
+            title,
+            svg,
+            f"Rows by bound: {alt}.",
+            "What takes most of the end-to-end time of a row.",
+        )
+    ]
+
+
+def cost(a: Answer) -> Section:
+    """Price and energy per token, dense against the cheapest policy."""
+    sweep = a.sweep
+    rows, names, dense_price, best_price = [], [], [], []
+    price = sweep["usd_per_mtoken"]
+    for (model, device), r in sweep.groups(
+        "model", "device", where=sweep.ok & np.isfinite(price)
+    ).items():
+        best = int(r[np.argmin(price[r])])
+        dense = r[sweep.dense[r]]
+        base = int(dense[np.argmin(price[dense])]) if len(dense) else -1
+        names.append(f"{model}, {device}")
+        best_price.append(float(price[best]))
+        dense_price.append(float(price[base]) if base >= 0 else np.nan)
+        rows.append(
+            (
+                Cell(model), Cell(device), num(dense_price[-1]), Cell(sweep.text("policy", best)), num(best_price[-1]),
+                speedup(dense_price[-1] / best_price[-1]), count(sweep.number("batch", best)),
+                count(sweep.number("prompt_tokens", best)), num(sweep.number("energy_j_per_token", best)),
+            )
+        )  # fmt: skip
+    if not rows:
+        return section("cost", "Cost", [Paragraph("No row fits, so there is no cost to show.")])
+    cheapest = int(np.argmin(best_price))
+    ratio = np.array(dense_price) / np.array(best_price)
+    title = f"Cheapest: {names[cheapest]} at {number(best_price[cheapest])} USD per million output tokens"
+    if np.isfinite(ratio).any():
+        title += (
+            f"; the best policy is {times(float(np.nanmedian(ratio)))} cheaper than dense (median)"
+        )
+    cut = np.argsort(best_price)[:MOST_BARS]
+    cut = np.sort(cut)
+    none = np.full(len(cut), np.nan)
+    series = {
+        "dense": (np.array(dense_price)[cut], none, none), "cheapest policy": (np.array(best_price)[cut], none, none),
+    }  # fmt: skip
+    svg = charts.intervals(
+        [names[i] for i in cut], series, "USD per million output tokens", log=True
+    )
+    return section(
+        "cost",
+        "Cost",
+        [
+            Figure(
+                "fig-cost", title, svg,
+                "; ".join(f"{names[i]}: dense {number(dense_price[i])}, best {number(best_price[i])} USD" for i in cut),
+                "Each at its cheapest load of the sweep. Rent from the profiles' list prices (see sources); edit them"
+                " to yours.",
+            ),
+            Table(
+                "tab-cost", "Rent and energy per output token at the cheapest load",
+                (
+                    Column("model"), Column("device"), Column("dense [USD/Mtoken]", True),
+                    Column("cheapest policy", term="policy"), Column("[USD/Mtoken]", True), Column("cheaper by", True),
+                    Column("batch", True, "batch"), Column("prompt", True), Column("energy [J/token]", True),
+                ),
+                tuple(rows),
+                note="Energy is an estimate: power limit x (0.35 + 0.65 x load of the busiest resource).",
+            ),
+        ],
+    )  # fmt: skip
+
+
+def quality(a: Answer) -> Section:
+    """Pareto of speed and quality where a trace measured it; else what is missing."""
+    sweep = a.sweep
+    ratio = sweep["quality_perplexity_ratio"]
+    good = np.isfinite(ratio) & sweep.ok & np.isfinite(sweep["throughput_speedup_same_batch"])
+    title = "Speed against quality"
+    if not good.any():
+        text = (
+            "Quality was not measured for these rows: no trace with judged predictors was given, so this report says"
+            " nothing about accuracy. Measure it with python -m traces.shadow evaluate and sweep with --trace DIR."
+        )
+        return section("quality", title, [Paragraph(text)])
+    points, rows = [], []
+    for (model, device, policy), r in sweep.groups("model", "device", "policy", where=good).items():
+        if policy == "dense":
+            continue
+        s = float(np.median(sweep["throughput_speedup_same_batch"][r]))
+        points.append((model, device, policy, s, float(ratio[r[0]]), r[0]))
+    if not points:
+        return section(
+            "quality", title, [Paragraph("Only the dense model has a measured quality.")]
+        )
+    for m, d, p, s, q, r in points:
+        front = not any(
+            (m2, d2) == (m, d) and s2 >= s and q2 <= q and (s2 > s or q2 < q)
+            for m2, d2, _, s2, q2, _ in points
+        )
+        rows.append(
+            (
+                Cell(m), Cell(d), Cell(p), Cell("yes" if front else "no", int(front)), speedup(s),
+                Cell(f"{q:.3f}", q), percent(sweep.number("quality_agreement", r), 1),
+                Cell(sweep.text("quality_source", r)),
+            )
+        )  # fmt: skip
+    names = list(dict.fromkeys((m, d) for m, d, *_ in points))[:7]
+    groups = {
+        f"{m}, {d}": tuple(np.array([pt[i] for pt in points if pt[:2] == (m, d)]) for i in (4, 3))
+        for m, d in names
+    }
+    labels = [(q, s, p) for m, d, p, s, q, _ in points if (m, d) == names[0]][:12]
+    best = max((pt for pt in points if pt[4] <= 1.1), key=lambda pt: pt[3], default=None)
+    told = (
+        f"{best[2]} gives {times(best[3])} on {best[1]} at a perplexity ratio of {best[4]:.2f}"
+        if best is not None
+        else f"no policy stays within 10 % of dense's perplexity; the nearest is {min(points, key=lambda p: p[4])[2]}"
+    )
+    svg = charts.scatter(
+        groups,
+        "perplexity over dense [-]",
+        "throughput over dense [-]",
+        log=False,
+        labels=labels,
+        height_in=3.2,
+    )
+    return section(
+        "quality",
+        title,
+        [
+            Figure(
+                "fig-quality", upper(told), svg,
+                "; ".join(f"{p} {times(s)} at {q:.2f}" for _, _, p, s, q, _ in points),
+            ),
+            Table(
+                "tab-quality", "Measured quality beside predicted speed",
+                (
+                    Column("model"), Column("device"), Column("policy", term="policy"),
+                    Column("front", term="Pareto front"), Column("speed-up", True, "speed-up"),
+                    Column("perplexity ratio", True, "perplexity ratio"), Column("same token", True, "agreement"),
+                    Column("measured", wide=1),
+                ),
+                tuple(rows),
+            ),
+        ],
+    )  # fmt: skip
+
+
+def best_table(a: Answer) -> Table:
+    """The row with most tokens per GPU for every model and device, whatever the load."""
+    sweep = a.sweep
+    rows = []
+    for (model, device), r in sweep.groups("model", "device", where=sweep.ok).items():
+        i = int(r[np.argmax(sweep["tokens_per_s_per_gpu"][r])])
+        rows.append(
+            (Cell(model), Cell(device), Cell(sweep.text("policy", i)), *operating_point(sweep, i))
+        )
+    return Table(
+        "tab-best",
+        "Most tokens/s per GPU of every model and device, whatever the policy and load",
+        (Column("model"), Column("device"), Column("policy", term="policy"), *OPERATING),
+        tuple(rows),
+    )
+
+
+OPERATING = (
+    Column("GPUs", True), Column("batch", True, "batch"), Column("prompt", True),
+    Column("tokens/s/GPU (90\u202f%)", True, "tokens/s/GPU"), Column("TTFT ms (90\u202f%)", True, "TTFT"),
+    Column("TPOT ms (90\u202f%)", True, "TPOT"), Column("$/Mtoken", True), Column("basis", term="basis"),
+)  # fmt: skip
+
+
+def operating_point(sweep: Sweep, i: int) -> tuple[Cell, ...]:
+    """Cells of `OPERATING` for one row."""
+    n = sweep.number
+    return (
+        count(float(sweep.gpus[i])), count(n("batch", i)), count(n("prompt_tokens", i)),
+        ranged(*sweep.rate_interval(i)), ranged(n("ttft_s", i), n("ttft_lo_s", i), n("ttft_hi_s", i), in_ms=True),
+        ranged(n("tpot_s", i), n("tpot_lo_s", i), n("tpot_hi_s", i), in_ms=True), num(n("usd_per_mtoken", i)),
+        Cell(sweep.text("basis", i).lower()),
+    )  # fmt: skip

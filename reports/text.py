@@ -1,0 +1,132 @@
+"""Numbers as people read them, and cells made of them."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Iterable, Sequence
+
+from reports.content import Cell, Tone
+from simulator.console import milliseconds, number
+from simulator.summary import WIN
+
+DASH = "–"
+
+
+def known(value: float | None) -> bool:
+    """Whether there is a number."""
+    return value is not None and math.isfinite(value)
+
+
+def num(value: float | None, digits: int = 3) -> Cell:
+    """A plain number."""
+    return Cell(number(value, digits), value) if known(value) else Cell(DASH, math.nan)
+
+
+def count(value: float | None) -> Cell:
+    """A whole number."""
+    return (
+        Cell(f"{value:,.0f}", int(value))
+        if value is not None and known(value)
+        else Cell(DASH, math.nan)
+    )
+
+
+def ms(value: float | None) -> Cell:
+    """Seconds, shown in ms and kept in s."""
+    return Cell(milliseconds(value), value) if known(value) else Cell(DASH, math.nan)
+
+
+def ranged(mid: float | None, lo: float | None, hi: float | None, in_ms: bool = False) -> Cell:
+    """A number with its interval."""
+    if not known(mid):
+        return Cell(DASH, math.nan)
+    show = milliseconds if in_ms else number
+    return Cell(f"{show(mid)} ({show(lo)}{DASH}{show(hi)})", mid)
+
+
+def share(value: float, form: str = ".0") -> str:
+    """``0.5`` -> ``50 %``, kept on one line; `form` as in a format: ``.1``, ``+.0``."""
+    return f"{value:{form}%}"[:-1] + "\u202f%"
+
+
+def percent(value: float | None, digits: int = 0) -> Cell:
+    """A cell with a share."""
+    return (
+        Cell(share(value, f".{digits}"), value)
+        if value is not None and known(value)
+        else Cell(DASH, math.nan)
+    )
+
+
+def times(value: float | None) -> str:
+    """A speed-up in text."""
+    return f"{value:.2f}x" if known(value) else DASH
+
+
+def tone(value: float | None) -> Tone:
+    """Whether a speed-up wins or loses."""
+    if value is None or not known(value):
+        return ""
+    return "win" if value >= WIN else "lose" if value <= 1.0 / WIN else ""
+
+
+def speedup(value: float | None, worst: float | None = None, best: float | None = None) -> Cell:
+    """A speed-up, with its range over the loads where given."""
+    if not known(value):
+        return Cell(DASH, math.nan)
+    text = times(value) + ("" if worst is None else f" ({worst:.2f}{DASH}{best:.2f})")
+    return Cell(text, value, tone(value))
+
+
+def gb(value: float | None) -> Cell:
+    """Bytes in GB."""
+    return (
+        Cell(number(value / 1e9), value)
+        if value is not None and known(value)
+        else Cell(DASH, math.nan)
+    )
+
+
+def listed(items: Iterable[str], most: int = 6) -> str:
+    """Names in a sentence; beyond `most` only how many more there are."""
+    names = list(items)
+    if len(names) > most:
+        return ", ".join(names[: most - 1]) + f" and {len(names) - most + 1} more"
+    if len(names) < 2:
+        return "".join(names)
+    return ", ".join(names[:-1]) + " and " + names[-1]
+
+
+def span(values: Sequence[float]) -> str:
+    """Smallest to largest."""
+    low, high = min(values), max(values)
+    return f"{low:,.0f}" if low == high else f"{low:,.0f}{DASH}{high:,.0f}"
+
+
+def plural(n: int, word: str) -> str:
+    """``3 policies``."""
+    if n == 1:
+        return f"1 {word}"
+    return f"{n:,} {word[:-1]}ies" if word.endswith("y") else f"{n:,} {word}s"
+
+
+def upper(text: str) -> str:
+    """`text` with its first letter upper case."""
+    return text[:1].upper() + text[1:]
+
+
+def wrapped(command: str, width: int = 88) -> str:
+    """A command over several lines that a shell reads as one."""
+    try:
+        words = [shlex.quote(w) for w in shlex.split(command)]
+    except ValueError:
+        return command
+    lines, line = [], ""
+    for word in words:
+        if line and len(line) + len(word) + 1 > width:
+            lines.append(line)
+            line = "    " + word
+        else:
+            line = f"{line} {word}" if line else word
+    return " \\\n".join([*lines, line])

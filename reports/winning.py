@@ -1,0 +1,256 @@
+"""Where sparsity wins and loses: heat maps over devices and loads, and break-even in words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from reports import charts
+from reports.answer import Answer, Tally
+from reports.charts.heat import MOST_CELLS
+from reports.content import (
+    Block,
+    Cell,
+    Column,
+    Figure,
+    Paragraph,
+    Section,
+    Subheading,
+    Table,
+    section,
+)
+from reports.rows import Sweep, medians
+from reports.text import DASH, listed, percent, plural, share, speedup, times, tone, upper
+from simulator.summary import WIN
+
+MOST_ROWS = 32
+"""Rows of the overview heat map; a longer one would not fit a page."""
+MOST_MAPS = 6
+"""Policies whose maps over batch and prompt are drawn, per model."""
+MOST_MODELS = 6
+DEVICES_ACROSS = 5
+
+
+def where_sparsity_wins(a: Answer) -> Section:
+    """Overview, one figure per model over its loads, and the table of break-evens."""
+    if not a.policies:
+        text = "The sweep holds the dense model only, so there is no sparsity to judge; add --policy to the sweep."
+        return section("wins", "Where sparsity wins and loses", [Paragraph(text)])
+    if not a.ranking:
+        text = (
+            f"No row of {listed(a.policies)} fits or runs, so there is no speed-up to show; the section on memory says"
+            " what would work."
+        )
+        return section("wins", "Where sparsity wins and loses", [Paragraph(text)])
+    intro = Paragraph(
+        f"Throughput over the dense model in the same scenario and at the same batch. A win is {WIN:g}x or more, a loss"
+        f" {1 / WIN:.2f}x or less. Only rows that fit the device are counted."
+    )
+    return section(
+        "wins", "Where sparsity wins and loses",
+        [intro, _overview(a), *_by_load(a), Subheading("Break-even"), *_tables(a)],
+    )  # fmt: skip
+
+
+def _overview(a: Answer) -> Figure:
+    devices = a.sweep.names("device")
+    pairs = [(m, p) for m in a.sweep.names("model") for p in a.policies]
+    values = np.array([[_median(a, m, d, p) for d in devices] for m, p in pairs], float).reshape(
+        -1, len(devices)
+    )
+    keep = np.isfinite(values).any(1)
+    pairs = [pair for pair, k in zip(pairs, keep, strict=True) if k]
+    values = values[keep]
+    caption = f"Bold: a win. {DASH}: no row fits or the policy does not apply."
+    if len(pairs) > MOST_ROWS:
+        far = np.argsort(-np.nanmax(np.abs(np.log(values)), axis=1), kind="stable")[:MOST_ROWS]
+        far = np.sort(far)
+        caption += f" The {MOST_ROWS} of {len(pairs)} pairs of model and policy furthest from 1x are drawn."
+        pairs, values = [pairs[i] for i in far], values[far]
+    one = len({m for m, _ in pairs}) == 1
+    panel = charts.Panel("", values, [p if one else f"{m}  {p}" for m, p in pairs], devices)
+    alt = "; ".join(
+        f"{m} {p}: "
+        + ", ".join(
+            f"{times(v)} on {d}" for v, d in zip(row, devices, strict=True) if np.isfinite(v)
+        )
+        for (m, p), row in zip(pairs[:8], values[:8], strict=True)
+    )
+    return Figure(
+        "fig-overview",
+        _overview_title(a),
+        charts.heat_map(panel),
+        "Median speed-ups. " + alt,
+        caption,
+    )
+
+
+def _overview_title(a: Answer) -> str:
+    best, worst = a.ranking[0], a.ranking[-1]
+    first = f"{best[0]} wins on {share(best[2])} of model-device pairs (median {times(best[1])})"
+    if best[2] == 0.0:
+        first = f"no policy wins by {WIN:g}x; {best[0]} comes nearest ({times(best[1])})"
+    if len(a.ranking) < 2:
+        return upper(first)
+    second = f"{worst[0]} loses on {share(worst[3])} (median {times(worst[1])})"
+    if worst[3] == 0.0:
+        second = f"{worst[0]} brings least ({times(worst[1])})"
+    return upper(f"{first}, {second}")
+
+
+def _median(a: Answer, model: str, device: str, policy: str) -> float:
+    t = a.tallies.get((model, device, policy))
+    return np.nan if t is None else t.median
+
+
+def _by_load(a: Answer) -> Iterator[Block]:
+    """One figure per model: speed-ups over batch and prompt, on the device with most rows that fit."""
+    sweep = a.sweep
+    models = sweep.names("model")
+    for number, model in enumerate(models[:MOST_MODELS]):
+        of_model = [
+            t for t in a.tallies.values() if t.model == model and t.policy != "dense" and t.rows
+        ]
+        if not of_model:
+            continue
+        rows = {
+            d: sum(t.rows for t in of_model if t.device == d)
+            for d in dict.fromkeys(t.device for t in of_model)
+        }
+        device = max(rows, key=lambda d: rows[d])
+        tallies = [t for t in of_model if t.device == device and np.isfinite(t.median)]
+        shown = sorted(tallies, key=lambda t: -abs(np.log(t.median)))[:MOST_MAPS]
+        shown = [t for t in tallies if t in shown]
+        panels = [p for t in shown if (p := _map(sweep, t)) is not None]
+        if not panels:
+            continue
+        title = f"{model} on {device}: {_load_words(shown)}"
+        alt = f"Heat maps of speed-up over batch and prompt for {listed([t.policy for t in shown], 9)} on {device}."
+        left = len(tallies) - len(shown)
+        caption = "Medians over the other axes; bold: a win." + (
+            f" {plural(left, 'policy')} nearer to 1x left out." if left else ""
+        )
+        if max(len(panels[0].rows), len(panels[0].columns)) > MOST_CELLS:
+            caption = "Medians over the other axes; line: break-even, hatched: a loss."
+        svg = charts.heat_maps(panels, "prompt [tokens]", "batch [sequences]")
+        yield Figure(f"fig-load-{number}", title, svg, alt, caption)
+    if len(models) > MOST_MODELS:
+        left_out = listed(models[MOST_MODELS:])
+        yield Paragraph(
+            f"Maps over batch and prompt are drawn for {MOST_MODELS} models; not for {left_out}.",
+            "note",
+        )
+
+
+def _map(sweep: Sweep, t: Tally) -> charts.Panel | None:
+    """Speed-up over batch (down) and prompt (across); None where the load does not vary."""
+    here = (
+        sweep.ok
+        & sweep.is_("model", t.model)
+        & sweep.is_("device", t.device)
+        & sweep.is_("policy", t.policy)
+    )
+    rows = np.flatnonzero(here & np.isfinite(sweep["throughput_speedup_same_batch"]))
+    batch, prompt = sweep["batch"], sweep["prompt_tokens"]
+    whole = sweep.is_("model", t.model) & sweep.is_("device", t.device)
+    batches, prompts = np.unique(batch[whole]), np.unique(prompt[whole])
+    if len(batches) * len(prompts) < 2 or not len(rows):
+        return None
+    (b, p), middle = medians(
+        sweep["throughput_speedup_same_batch"][rows].astype(float), batch[rows], prompt[rows]
+    )
+    values = np.full((len(batches), len(prompts)), np.nan)
+    values[np.searchsorted(batches, b), np.searchsorted(prompts, p)] = middle
+    return charts.Panel(
+        t.policy, values, [f"{v:.0f}" for v in batches], [_tokens(v) for v in prompts]
+    )
+
+
+def _tokens(n: float) -> str:
+    """1024 -> 1k, 130944 -> 130.9k: short enough for a tick."""
+    if n < 1000:
+        return f"{n:.0f}"
+    return f"{n / 1024:.0f}k" if n % 1024 == 0 else f"{n / 1000:.3g}k"
+
+
+def _load_words(tallies: list[Tally]) -> str:
+    best = max(tallies, key=lambda t: t.median)
+    words = f"{best.policy} {best.words or 'is even'}"
+    others = [t for t in tallies if t is not best]
+    if others:
+        never = [t.policy for t in others if t.words.startswith("never")]
+        part = [t for t in others if not t.words.startswith(("never", "wins everywhere"))]
+        if never:
+            words += f", {listed(never, 3)} never"
+        elif part:
+            words += f", {part[0].policy} {part[0].words}"
+    return words
+
+
+def _tables(a: Answer) -> Iterator[Table]:
+    """Models and policies against devices, a few devices at a time."""
+    sweep = a.sweep
+    devices, models = sweep.names("device"), sweep.names("model")
+    for start in range(0, len(devices), DEVICES_ACROSS):
+        here = devices[start : start + DEVICES_ACROSS]
+        rows = []
+        for model in models:
+            for policy in a.policies:
+                found = [a.tallies.get((model, d, policy)) for d in here]
+                if any(t is not None for t in found):
+                    rows.append((Cell(model), Cell(policy), *map(_cell, found)))
+        suffix = "" if start == 0 else f"-{start // DEVICES_ACROSS + 1}"
+        yield Table(
+            f"tab-break-even{suffix}",
+            "Speed-up over dense, median (worst" + DASH + "best), and where it wins",
+            (
+                Column("model"),
+                Column("policy", term="policy"),
+                *(Column(d, term="speed-up") for d in here),
+            ),
+            tuple(rows),
+            note="At the same batch, over the rows that fit; sorted by the median.",
+        )
+
+
+def _cell(t: Tally | None) -> Cell:
+    if t is None:
+        return Cell(DASH, np.nan)
+    if not t.rows:
+        return Cell(
+            "does not apply" if "short by" not in t.reason else "no row fits", np.nan, "quiet"
+        )
+    if not np.isfinite(t.median):
+        return Cell(DASH, np.nan)
+    words = t.words.removeprefix("wins ")
+    return Cell(
+        f"{times(t.median)} ({t.worst:.2f}{DASH}{t.best:.2f}) {words}", t.median, tone(t.median)
+    )
+
+
+def policy_table(a: Answer) -> Table:
+    """One line per policy over everything in the sweep."""
+    rows = []
+    for policy, middle, wins, loses in a.ranking:
+        of = a.of_policy(policy)
+        low, high = min(t.worst for t in of), max(t.best for t in of)
+        rows.append(
+            (
+                Cell(policy),
+                speedup(middle, low, high),
+                percent(wins),
+                percent(loses),
+                percent(sum(t.rows for t in of) / sum(t.of for t in of)),
+            )
+        )
+    return Table(
+        "tab-policies",
+        "Every policy over all models, devices and loads",
+        (
+            Column("policy", term="policy"), Column("speed-up (range)", True, "speed-up"),
+            Column("pairs it wins", True, "win"), Column("pairs it loses", True, "win"), Column("rows that fit", True),
+        ),
+        tuple(rows),
+        note="Speed-up: median over model-device pairs of each pair's median; the range is over all loads.",
+    )  # fmt: skip
