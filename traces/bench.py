@@ -70,6 +70,7 @@ class Bench:
             "method": method,
             "sparsity": sparsity,
             "tokens": self.scene.scored_tokens,
+            "context": self.scene.mean_context,
             "perplexity": score.perplexity,
             "dense_perplexity": self.scene.dense_perplexity,
             "agreement": score.agreement,

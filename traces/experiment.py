@@ -198,14 +198,14 @@ def predicted(
         # A mask per sequence is chosen once, at the prompt: no decoded token reads the predictor.
         predictor=parameter_count(nets) if mask == "token" else 0,
     )
-    text = (
-        f"{method}(keep={keep:g})"
-        if method == "shadowllm"
-        else f"{method}(keep={keep:g},attn_keep={keep:g})"
-    )
+    rank = nets[0][0].out_features
+    if method == "shadowllm":
+        options = f"keep={keep:g},rank={rank}"
+    else:
+        options = f"keep={keep:g},attn_keep={keep:g},mlp_rank={rank},attn_rank={rank}"
     bench.add(
         score,
-        policy=text,
+        policy=f"{method}({options})",
         method=method,
         sparsity=round(1.0 - keep, 6),
         budget=budget,

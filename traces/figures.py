@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from simulator.errors import InputError
-from traces.summary import over_layers, own_level, units_tensor
+from traces.summary import judged, over_layers, own_level, units_tensor
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,10 +33,21 @@ _STYLE: dict[str, Any] = {
     "svg.hashsalt": "shadowline",
     "figure.dpi": 110,
 }
+_DARK_GROUND, _DARK_INK = "#14171c", "#e6e8eb"
+_DARK: dict[str, Any] = {
+    "figure.facecolor": _DARK_GROUND,
+    "axes.facecolor": _DARK_GROUND,
+    "savefig.facecolor": _DARK_GROUND,
+    "grid.color": "#333a44",
+    **dict.fromkeys(
+        ("text.color", "axes.labelcolor", "axes.titlecolor", "axes.edgecolor"), _DARK_INK
+    ),
+    **dict.fromkeys(("xtick.color", "ytick.color"), _DARK_INK),
+}
 
 
-def draw(trace: Trace, path: Path) -> None:
-    """Write six panels: sparsity by layer, unions, frequencies, attention mass, KV errors and rank."""
+def draw(trace: Trace, path: Path, *, dark: bool = False) -> None:
+    """Write eight panels: sparsity by layer, unions, frequencies, heads, attention, KV errors, rank, quality."""
     if path.suffix not in SUFFIXES:
         raise InputError(f"{path.name!r} must end in {', '.join(SUFFIXES)}", where="--plot")
     try:
@@ -48,9 +59,9 @@ def draw(trace: Trace, path: Path) -> None:
     mpl.use("agg")
     import matplotlib.pyplot as plt
 
-    with plt.rc_context(_STYLE):
-        figure, axes = plt.subplots(2, 3, figsize=(12.5, 7.2), layout="constrained")
-        panels = (_by_layer, _unions, _frequencies, _mass, _errors, _rank)
+    with plt.rc_context(_STYLE | (_DARK if dark else {})):
+        figure, axes = plt.subplots(2, 4, figsize=(16.5, 8.2), layout="constrained")
+        panels = (_by_layer, _unions, _frequencies, _heads, _mass, _errors, _rank, _quality)
         for panel, ax in zip(panels, axes.flat, strict=True):
             panel(trace, ax)
         m = trace.manifest
@@ -108,12 +119,23 @@ def _by_layer(trace: Trace, ax: Axes) -> None:
 
 
 def _unions(trace: Trace, ax: Axes) -> None:
-    """Union over rows of the FFN, measured and if rows were independent."""
+    """Union over rows of the FFN."""
+    _union(trace, ax, units_tensor(trace), (None, 0.05, 0.1, 0.3, 0.5, 0.7))
+    ax.set(title="FFN union over a batch", ylabel="share of units used [%]")
+
+
+def _heads(trace: Trace, ax: Axes) -> None:
+    """Union over rows of the query heads."""
+    _union(trace, ax, "attn.head", (0.1, 0.3, 0.5, 0.7))
+    ax.set(title="Query heads' union over a batch", ylabel="share of heads used [%]")
+
+
+def _union(trace: Trace, ax: Axes, tensor: str, keeps: tuple[float | None, ...]) -> None:
+    """Union over rows of a tensor's units, measured and if rows were independent."""
     import numpy as np
 
-    units = units_tensor(trace)
-    for keep, colour in zip((None, 0.05, 0.1, 0.3, 0.5, 0.7), COLOURS, strict=False):
-        curve = over_layers(trace, units, "union_density", keep)
+    for keep, colour in zip(keeps, COLOURS, strict=False):
+        curve = over_layers(trace, tensor, "union_density", keep)
         # With fewer non-zeros than `keep` the curve is that of the non-zeros under a misleading name.
         if curve is None or (keep is not None and curve.mean[0] < 0.9 * keep):
             continue
@@ -121,8 +143,8 @@ def _unions(trace: Trace, ax: Axes) -> None:
         ax.plot(curve.x, 100 * curve.mean, color=colour, marker="o", ms=3, label=name)
         alone = (1.0 - (1.0 - curve.values[:, :1]) ** curve.x).mean(0)
         ax.plot(curve.x, 100 * alone, ":", color=colour, lw=1.1)
-    ax.plot([], [], ":", color="#666666", label="if rows were independent")
-    ax.set(title="FFN union over a batch", xlabel="rows [tokens]", ylabel="share of units used [%]")
+    ax.plot([], [], ":", color="#888888", label="if rows were independent")
+    ax.set(xlabel="rows [tokens]")
     _log_ticks(ax, np.array([1, 2, 4, 8, 16, 32, 64, 128, 256]))
     _percent(ax, top=103)
     ax.legend(loc="lower right")
@@ -134,7 +156,8 @@ def _frequencies(trace: Trace, ax: Axes) -> None:
     import numpy as np
 
     level = own_level(trace, "ffn.down")
-    colours = mpl.colormaps["viridis"](np.linspace(0, 0.88, trace.n_layers))
+    # The ends of the map vanish on a dark or a white ground.
+    colours = mpl.colormaps["viridis"](np.linspace(0.25, 0.88, trace.n_layers))
     for layer in range(trace.n_layers):
         p = np.sort(trace.frequencies(layer, keep=level))[::-1]
         if len(p):
@@ -248,3 +271,35 @@ def _rank(trace: Trace, ax: Axes) -> None:
     _percent(ax, top=102)
     _percent(ax, "x")
     ax.legend(loc="lower right")
+
+
+_KV_METHODS = ("streaming_llm", "h2o", "snapkv", "quest", "mustafar")
+_YARDSTICKS = ("oracle", "static", "random")
+
+
+def _quality(trace: Trace, ax: Axes) -> None:
+    """Perplexity over dense's against sparsity, the best variant of each method."""
+    found = judged(trace)
+    ax.set(
+        title="Quality (best variant of each method)",
+        xlabel="sparsity [%]",
+        ylabel="perplexity over dense's, at most 4 [-]",
+    )
+    if not found:
+        ax.text(0.5, 0.5, "not judged yet", transform=ax.transAxes, ha="center")
+        ax.set_axis_off()
+        return
+    colour = iter(COLOURS * 3)
+    for name, curve in sorted(found.items(), key=lambda item: item[0] in _YARDSTICKS):
+        style = ":" if name in _YARDSTICKS else "--" if name in _KV_METHODS else "-"
+        shade = "#888888" if name in _YARDSTICKS else next(colour)
+        marker = {"static": "s", "random": "x", "streaming_llm": "s", "teal": "s"}.get(name, "o")
+        ax.plot(
+            100 * curve.sparsity, curve.ratio, style, marker=marker, ms=3, color=shade, label=name
+        )
+    ax.set_yscale("log")
+    ax.set_ylim(0.95, 4.0)
+    ax.set_yticks([1, 1.5, 2, 3, 4], ["1", "1.5", "2", "3", "4"])
+    ax.minorticks_off()
+    _percent(ax, "x")
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3)

@@ -91,13 +91,14 @@ def _checkpoint(name: str, folder: Path, revision: str) -> Checkpoint:
 
 def _model_folders(parent: Path) -> list[Path]:
     try:
-        return sorted(p.parent for p in parent.glob("*/config.json"))
+        found = [*parent.glob("*/config.json"), *parent.glob("*/model/config.json")]
+        return sorted(p.parent for p in found)
     except OSError:
         return []
 
 
 def _no_such_folder(path: Path, text: str) -> InputError:
-    near = {p.name: p for p in _model_folders(path.parent)}
+    near = {folder_name(p): p for p in _model_folders(path.parent)}
     close = suggest(path.name, near)
     if close:
         return InputError(

@@ -22,16 +22,17 @@ def main(
     plot: Annotated[
         Path | None, typer.Option(help="Also draw it: a .svg, .png or .pdf file.")
     ] = None,
+    dark: Annotated[bool, typer.Option("--dark", help="Draw on a dark ground.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Every layer curve as JSON.")] = False,
 ) -> None:
-    """Print what a trace measured: sparsity by layer, unions, attention mass and KV compression."""
+    """Print what a trace measured: sparsity by layer, unions, attention mass, KV compression, quality."""
     from simulator.trace import read_trace
 
     trace = read_trace(folder)
     if plot is not None:
         from traces.figures import draw
 
-        draw(trace, plot)
+        draw(trace, plot, dark=dark)
     if json:
         console.out_json({"rows": _rows(trace), "manifest": trace.manifest.model_dump()})
         return
@@ -40,6 +41,7 @@ def main(
     _unions(trace)
     _attention(trace)
     _kv(trace)
+    _quality(trace)
     if plot is not None:
         console.say(f"drawn in {plot}")
 
@@ -168,13 +170,9 @@ def _attention(trace: Trace) -> None:
     hits = over_layers(trace, "attn.mass", "topk_hit")
     lines = []
     if near is not None:
-        lines += [
-            [f"nearest {x:,.0f} tokens", _share(v)] for x, v in zip(near.x, near.mean, strict=True)
-        ]
+        lines += [[f"nearest {x:,.0f}", _share(v)] for x, v in zip(near.x, near.mean, strict=True)]
     if sink is not None:
-        lines += [
-            [f"first {x:.0f} tokens", _share(v)] for x, v in zip(sink.x, sink.mean, strict=True)
-        ]
+        lines += [[f"first {x:.0f}", _share(v)] for x, v in zip(sink.x, sink.mean, strict=True)]
     console.table("Where the mass lies [%]", ["tokens", "mass"], lines)
     if hits is not None:
         body = [[f"{100 * x:.0f} %", _share(v)] for x, v in zip(hits.x, hits.mean, strict=True)]
@@ -215,6 +213,45 @@ def _kv(trace: Trace) -> None:
         body,
         note="All but the first table are means over layers, and over heads where heads are told apart.",
     )
+
+
+def _quality(trace: Trace) -> None:
+    """Methods judged on held-out text, the best variant of each."""
+    from traces.summary import judged
+
+    found = judged(trace)
+    if not found:
+        console.out("No quality: python -m traces.shadow evaluate --trace DIR adds it.")
+        return
+    sparsities = (0.3, 0.5, 0.7)
+    at = {name: [curve.at(s) for s in sparsities] for name, curve in found.items()}
+    body = [
+        [
+            curve.policy,
+            curve.variant,
+            *("-" if r != r else f"{r:.3f}" for r, _ in at[name]),
+            *(_share(a) for _, a in at[name]),
+        ]
+        for name, curve in sorted(found.items(), key=lambda item: _middle(item[1].at(0.5)[0]))
+    ]
+    q = trace.quality or {}
+    console.table(
+        f"Perplexity over dense's, and next tokens equal to dense's [%], on {int(q['tokens'][0]):,} held-out tokens",
+        [
+            "policy near 50 %",
+            "best variant",
+            *(f"x at {s:.0%}" for s in sparsities),
+            *(f"same at {s:.0%}" for s in sparsities),
+        ],
+        body,
+        left=2,
+        note=f"Dense: {q['dense_perplexity'][0]:.3f}; context {q['context'][0]:.0f}; means over seeds, ln linear"
+        " between sparsities: of heads and neurons, of inputs (teal), of neurons (cats), of the KV cache.",
+    )
+
+
+def _middle(ratio: float) -> float:
+    return ratio if ratio == ratio else float("inf")
 
 
 def _mean_at(curve: LayerCurve | None, x: float) -> float | None:

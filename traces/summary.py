@@ -74,3 +74,63 @@ def rank_share(curve: LayerCurve, energy: float) -> np.ndarray:
 
     first = np.argmax(curve.values >= energy, axis=1)
     return curve.x[first] / curve.x[-1]
+
+
+@dataclass(frozen=True, eq=False)
+class QualityCurve:
+    """What one method costs: its best variant at every measured sparsity, over seeds.
+
+    Parameters
+    ----------
+    sparsity : ndarray, shape (S,)
+        Ascending [-].
+    ratio : ndarray, shape (S,)
+        Perplexity over dense's, geometric mean over seeds [-].
+    agreement : ndarray, shape (S,)
+        Next tokens equal to dense's [-].
+    policy, variant : str
+        Spelling, and criterion, target scale and budget, at the sparsity nearest to a half.
+    """
+
+    sparsity: np.ndarray
+    ratio: np.ndarray
+    agreement: np.ndarray
+    policy: str
+    variant: str
+
+    def at(self, sparsity: float) -> tuple[float, float]:
+        """Ratio (ln linear) and agreement between measured sparsities; NaN outside them."""
+        import numpy as np
+
+        outside = {"left": np.nan, "right": np.nan}
+        ratio = np.exp(np.interp(sparsity, self.sparsity, np.log(self.ratio), **outside))
+        return float(ratio), float(np.interp(sparsity, self.sparsity, self.agreement, **outside))
+
+
+def judged(trace: Trace) -> dict[str, QualityCurve]:
+    """Quality of each method in ``quality.parquet``, masks per sequence left out; empty without one."""
+    import numpy as np
+
+    q = trace.quality or {}
+    seeds: dict[tuple[str, float, str, str], list[tuple[float, float]]] = {}
+    for i, method in enumerate(q.get("method", ())):
+        if q["mask"][i] == "sequence":
+            continue
+        named = {"{}": "criterion", "{} targets": "targets", "{} budget": "budget"}
+        variant = ", ".join(f.format(q[c][i]) for f, c in named.items() if q[c][i])
+        loss = float(np.log(q["perplexity"][i] / q["dense_perplexity"][i]))
+        key = (str(method), round(float(q["sparsity"][i]), 4), str(q["policy"][i]), variant)
+        seeds.setdefault(key, []).append((loss, float(q["agreement"][i])))
+    best: dict[str, dict[float, tuple[float, float, str, str]]] = {}
+    for (method, sparsity, *names), found in seeds.items():
+        loss, agreement = np.mean(found, axis=0)
+        here = best.setdefault(method, {})
+        nothing = (np.inf, 0.0, "", "")
+        here[sparsity] = min((loss, agreement, *names), here.get(sparsity, nothing))
+    curves = {}
+    for method, points in sorted(best.items()):
+        x = np.array(sorted(points))
+        loss, agreement = np.array([points[s][:2] for s in x]).T
+        middle = points[x[np.argmin(np.abs(x - 0.5))]]
+        curves[method] = QualityCurve(x, np.exp(loss), agreement, *middle[2:])
+    return curves

@@ -1,17 +1,27 @@
 """What a sparse kernel must beat: the best dense kernel of the libraries present, and the simulator's view of it.
 
-Products go to cuBLAS through torch, attention to torch's scaled_dot_product_attention in two layouts and to
-flash-attn where it is installed. The fastest is the baseline; rows name it.
+Products go to cuBLAS through torch, attention to torch's scaled_dot_product_attention (its own choice, cuDNN, and
+for decode a second layout) and to flash-attn where it is installed; our own dense kernels run beside them. The
+fastest is the baseline; rows name it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from functools import partial
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
 
 from simulator.dtypes import FORMATS, DType
 from simulator.ops import Attention, Linear, Op
 from sparse_kernels.registry import Case, Kernel
 
+if TYPE_CHECKING:
+    import torch
+
+MOST_ROWS = 64
+"""Rows our dense product takes [-]."""
 Run = Callable[[], object]
 Maker = Callable[[], tuple[Run, int]]
 """Allocates one set of operands; returns the call and the bytes it occupies."""
@@ -48,7 +58,7 @@ def product_sizes(case: Case) -> tuple[int, int]:
 def dense_ops(what: str, case: Case) -> tuple[Op, ...]:
     """Ops of the dense work, from the case's sizes alone."""
     s, fmt = case.sizes, FORMATS[case.dtype]
-    rows = float(s.get("batch", s.get("m", 1)))
+    rows = float(_rows(case))
 
     def product(role: str, n: float, k: float) -> Linear:
         return Linear(role=role, m=rows, n=n, k=k, fmt=fmt)
@@ -73,83 +83,130 @@ def dense_ops(what: str, case: Case) -> tuple[Op, ...]:
     )  # fmt: skip
 
 
-def candidates(what: str, case: Case) -> Mapping[str, Maker]:
-    """Dense calls by name, each with its own operands on the GPU."""
+def candidates(what: str, case: Case, where: str = "cuda") -> Mapping[str, Maker]:
+    """Dense calls by name, each with its own operands on device `where`."""
+    if what in ("decode", "prefill"):
+        return _attention(what, case, where)
+    linears: dict[str, Callable[[Any, Any], Any]] = {"cuBLAS (torch linear)": _library_linear}
+    if _rows(case) <= MOST_ROWS:
+        linears["our skinny_gemm"] = _our_linear
+    return {
+        name: partial({"product": _product, "mlp": _mlp}.get(what, _projections), case, where, linear)
+        for name, linear in linears.items()
+    }  # fmt: skip
+
+
+def _draw(case: Case, where: str, *shape: int) -> torch.Tensor:
     import torch
+
+    dtype = torch.bfloat16 if case.dtype == "bf16" else torch.float16
+    return torch.randn(*shape, device=where, dtype=dtype)
+
+
+def _size(*tensors: torch.Tensor) -> int:
+    return sum(t.numel() * t.element_size() for t in tensors)
+
+
+def _library_linear(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+    from torch.nn import functional as F
+
+    return F.linear(x, w)
+
+
+def _our_linear(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+    from sparse_kernels.skinny_gemm.triton import buffers, skinny_gemm
+
+    made = buffers(x=x, weight=w)
+    skinny_gemm(x, w, **made)
+    return made["out"]
+
+
+def _product(case: Case, where: str, linear: Callable[..., Any]) -> tuple[Run, int]:
+    n, k = product_sizes(case)
+    x, w = _draw(case, where, _rows(case), k), _draw(case, where, n, k)
+    return lambda: linear(x, w), _size(x, w)
+
+
+def _mlp(case: Case, where: str, linear: Callable[..., Any]) -> tuple[Run, int]:
     from torch.nn import functional as F
 
     s = case.sizes
-    dtype = torch.bfloat16 if case.dtype == "bf16" else torch.float16
-    rows = s.get("batch", s.get("m", 1))
+    gated, hidden, neurons = s.get("gated", 1), s["hidden"], s["neurons"]
+    x = _draw(case, where, _rows(case), hidden)
+    up = _draw(case, where, (2 if gated else 1) * neurons, hidden)
+    down = _draw(case, where, hidden, neurons)
 
-    def draw(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, device="cuda", dtype=dtype)
+    def run() -> object:
+        h = linear(x, up)
+        if gated:
+            gate, value = h.chunk(2, dim=-1)
+            h = F.silu(gate) * value
+        else:
+            h = F.relu(h)
+        return linear(h, down)
 
-    def size(*tensors: torch.Tensor) -> int:
-        return sum(t.numel() * t.element_size() for t in tensors)
+    return run, _size(x, up, down)
 
-    def product() -> tuple[Run, int]:
-        n, k = product_sizes(case)
-        x, w = draw(rows, k), draw(n, k)
-        return lambda: F.linear(x, w), size(x, w)
 
-    def mlp() -> tuple[Run, int]:
-        gated, hidden, neurons = s.get("gated", 1), s["hidden"], s["neurons"]
-        x = draw(rows, hidden)
-        up, down = draw((2 if gated else 1) * neurons, hidden), draw(hidden, neurons)
+def _projections(case: Case, where: str, linear: Callable[..., Any]) -> tuple[Run, int]:
+    s = case.sizes
+    x, c = (_draw(case, where, _rows(case), n) for n in (s["hidden"], s["hq"] * s["d"]))
+    qkv = _draw(case, where, (s["hq"] + 2 * s["hk"]) * s["d"], s["hidden"])
+    out = _draw(case, where, s["hidden"], s["hq"] * s["d"])
+    return lambda: (linear(x, qkv), linear(c, out)), _size(x, c, qkv, out)
 
-        def run() -> object:
-            h = F.linear(x, up)
-            if gated:
-                gate, value = h.chunk(2, dim=-1)
-                h = F.silu(gate) * value
-            else:
-                h = F.relu(h)
-            return F.linear(h, down)
 
-        return run, size(x, up, down)
+def _rows(case: Case) -> int:
+    return case.sizes.get("batch", case.sizes.get("m", 1))
 
-    def projections() -> tuple[Run, int]:
-        x, c = draw(rows, s["hidden"]), draw(rows, s["hq"] * s["d"])
-        qkv = draw((s["hq"] + 2 * s["hk"]) * s["d"], s["hidden"])
-        out = draw(s["hidden"], s["hq"] * s["d"])
-        return lambda: (F.linear(x, qkv), F.linear(c, out)), size(x, c, qkv, out)
 
-    if what == "product":
-        return {"cuBLAS (torch linear)": product}
-    if what == "mlp":
-        return {"cuBLAS MLP (torch linear)": mlp}
-    if what == "projections":
-        return {"cuBLAS projections (torch linear)": projections}
+def _attention(what: str, case: Case, where: str) -> Mapping[str, Maker]:
+    from torch.nn import functional as F
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    s, rows = case.sizes, _rows(case)
     hq, hk, d, tokens = s["hq"], s["hk"], s["d"], s["tokens"]
     q_len = tokens if what == "prefill" else 1
+    draw = partial(_draw, case, where)
 
-    def sdpa() -> tuple[Run, int]:
+    def sdpa(*backends: SDPBackend) -> tuple[Run, int]:
         q, k, v = draw(rows, hq, q_len, d), draw(rows, hk, tokens, d), draw(rows, hk, tokens, d)
         causal, gqa = what == "prefill", hq != hk
-        return (
-            lambda: F.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=gqa),
-            size(q, k, v),
-        )
+
+        def run() -> object:
+            with sdpa_kernel(list(backends)) if backends else nullcontext():
+                return F.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=gqa)
+
+        return run, _size(q, k, v)
 
     def folded() -> tuple[Run, int]:
         # One query per sequence: the heads of a group are rows of one product, with no mask to keep them apart.
         q, k, v = draw(rows, hk, hq // hk, d), draw(rows, hk, tokens, d), draw(rows, hk, tokens, d)
-        return lambda: F.scaled_dot_product_attention(q, k, v), size(q, k, v)
+        return lambda: F.scaled_dot_product_attention(q, k, v), _size(q, k, v)
 
     def flash() -> tuple[Run, int]:
         from flash_attn import flash_attn_func, flash_attn_with_kvcache
 
         q, k, v = draw(rows, q_len, hq, d), draw(rows, tokens, hk, d), draw(rows, tokens, hk, d)
         if what == "prefill":
-            return lambda: flash_attn_func(q, k, v, causal=True), size(q, k, v)
-        return lambda: flash_attn_with_kvcache(q, k, v), size(q, k, v)
+            return lambda: flash_attn_func(q, k, v, causal=True), _size(q, k, v)
+        return lambda: flash_attn_with_kvcache(q, k, v), _size(q, k, v)
 
-    found: dict[str, Maker] = {"torch SDPA": sdpa}
-    if what == "decode" and hq != hk:
-        found["torch SDPA, groups as rows"] = folded
-    from importlib.util import find_spec
+    def ours() -> tuple[Run, int]:
+        from sparse_kernels import decode
 
+        q, k, v = draw(rows, hq, d), draw(rows, hk, tokens, d), draw(rows, hk, tokens, d)
+        new, made = draw(rows, hk, d), decode.buffers(q, hk, tokens - 1)
+        return lambda: decode.attend(q, k, v, new, new, **made, tokens=tokens), _size(q, k, v)
+
+    found: dict[str, Maker] = {
+        "torch SDPA": sdpa,
+        "torch SDPA, cuDNN": partial(sdpa, SDPBackend.CUDNN_ATTENTION),
+    }
+    if what == "decode":
+        found["our flash_decode"] = ours
+        if hq != hk:
+            found["torch SDPA, groups as rows"] = folded
     if find_spec("flash_attn") is not None:
         found["flash-attn"] = flash
     return found

@@ -65,7 +65,9 @@ def run(
     listed = [{c: r[c] for c in bench_rows.HASHED} for r in before]
     digest = predictions.digest(listed, bench.device)
     console.say(f"{len(points)} predictions made before the run, sha256 {digest}")
-    done = bench_rows.resumable(out, digest) if out and resume else []
+    left = bench_rows.resumable(out, digest) if out and resume else []
+    done = [r for r in left if r["status"] == "ok"]
+    tried = {bench_rows.key(r["op"], r["case"]) for r in left if r["status"] != "ok"}
     if out is not None:
         record = {
             "sha256": digest, "made": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
@@ -80,13 +82,20 @@ def run(
         "machine": machine.fingerprint(facts),
     }  # fmt: skip
     todo = [(p, r) for p, r in zip(points, before, strict=True) if p.key not in finished]
-    missed = 0
+    # What broke an earlier run comes last, so that it cannot break this one before the rest.
+    todo.sort(key=lambda pair: pair[0].key in tried)
+    missed, lost = 0, False
     for point, row in console.progress(todo, len(todo), "timing", quiet=quiet):
-        if time.monotonic() > end:
+        if lost or time.monotonic() > end:
             missed += 1
             continue
-        failed = row["status"] == "failed"
-        done.append(row | same if failed else bench.run(point, row | same))
+        try:
+            failed = row["status"] == "failed"
+            done.append(row | same if failed else bench.run(point, row | same))
+        except bench_rows.DeviceLostError as error:
+            console.say(f"{point.key}: {error}; the GPU needs a new process")
+            done.append(error.row)
+            lost = True
         if out is not None:
             bench_rows.write_rows(out, done)
     return done, digest, missed
@@ -144,6 +153,9 @@ def command(
     limit_s: Annotated[
         float | None, typer.Option(min=1.0, help="begin no point after so many seconds")
     ] = None,
+    summary: Annotated[
+        bool, typer.Option("--summary", help="print the verdict without the table")
+    ] = False,
     json_: Annotated[bool, typer.Option("--json", help='{"rows": [...]} on stdout')] = False,
 ) -> None:
     """Judge every kernel against its naive twin, time it, and print predicted beside measured.
@@ -179,7 +191,15 @@ def command(
         rows, digest, missed = run(
             bench, op or [], out=out, resume=resume, limit_s=limit, facts=facts, quiet=json_
         )
-    _show(rows, digest, missed, bench.device.name, facts, json_)
+    if json_:
+        _as_json(rows, digest, missed, facts)
+    else:
+        _show(rows, digest, bench.device.name, summary)
+    for r in rows if summary else ():
+        if r["status"] != "ok":
+            console.say(f"{r['op']}, {r['case']}: {r['status']}: {r['reason']}")
+    if missed:
+        console.say(f"{missed} points were not reached in time; go on with --out FILE --resume")
     if any(r["status"] == "wrong" for r in rows):
         raise SystemExit(1)
 
@@ -196,23 +216,28 @@ def _fix_threads(threads: int) -> None:
         raise InputError(str(error), where="--threads") from None
 
 
-def _show(
-    rows: list[dict[str, Any]], digest: str, missed: int, device: str, facts: dict[str, Any], json_: bool
-) -> None:  # fmt: skip
+def _as_json(rows: list[dict[str, Any]], digest: str, missed: int, facts: dict[str, Any]) -> None:
     from sparse_kernels import bench_rows
 
     total = bench_rows.summary(rows)
-    if json_:
-        console.out_json(
-            {
-                "rows": rows,
-                "summary": total,
-                "prediction_sha256": digest,
-                "not_reached": missed,
-                "facts": facts,
-            }
-        )
-        return
+    console.out_json(
+        {"rows": rows, "summary": total, "prediction_sha256": digest, "not_reached": missed, "facts": facts}
+    )  # fmt: skip
+
+
+def _show(rows: list[dict[str, Any]], digest: str, device: str, summary: bool) -> None:
+    from sparse_kernels import bench_rows
+
+    total = bench_rows.summary(rows)
+    if not summary:
+        _table(rows, digest, device, total["points"])
+    console.out(f"{device}: {verdict(total)}")
+    kept = bench_rows.committed()
+    for line in kept or ["no GPU's kernel measurements are committed yet"]:
+        console.out(f"committed: {line}" if kept else line)
+
+
+def _table(rows: list[dict[str, Any]], digest: str, device: str, points: int) -> None:
     ms = console.milliseconds
     body = []
     for r in rows:
@@ -225,18 +250,12 @@ def _show(
             console.number(r["predicted_speedup"]), console.number(r["copy_share"]), tell,
         ])  # fmt: skip
     console.table(
-        f"{device}: {total['points']} kernels timed, predictions {digest[:12]} made before",
+        f"{device}: {points} kernels timed, predictions {digest[:12]} made before",
         ["op", "case", "measured ms", "predicted ms", "90 % interval", "pred/meas", "speed-up",
          "predicted", "copy share", ""],
         body, left=2,
         note="copy share: time of a copy of the same bytes in as many launches, over the kernel's",
     )  # fmt: skip
-    console.out(verdict(total))
-    kept = bench_rows.committed()
-    for line in kept or ["no GPU's kernel measurements are committed yet"]:
-        console.out(f"committed: {line}" if kept else line)
-    if missed:
-        console.say(f"{missed} points were not reached in time; go on with --resume")
 
 
 def verdict(total: dict[str, Any]) -> str:

@@ -8,12 +8,13 @@ from typing import Any
 
 from simulator.device import Device
 from simulator.errors import InputError, UnknownNameError
-from sparse_kernels import baselines, bench_rows, machine
+from sparse_kernels import baselines, bench_rows, machine, warm
+from sparse_kernels.launch import captured
 from sparse_kernels.predictions import expect
 from sparse_kernels.registry import Case, Kernel, Tolerance
 from sparse_kernels.timing import Timing
+from sparse_kernels.warm import SEED, first_line
 
-SEED = 0
 NAIVE_ELEMENTS = 150e6
 """Elements up to which the twin of a timed shape runs on the CPU; above, it is tried on the GPU [-]."""
 NOT_COMPARED = "compared at test shapes only"
@@ -76,11 +77,15 @@ class Point:
 
 @dataclass(frozen=True)
 class CudaBench:
-    """How points of a GPU are chosen, predicted, judged and timed."""
+    """How points of a GPU are chosen, predicted, judged and timed.
+
+    `judged` remembers by kernel why its test shapes are wrong; `where` is torch's device, "cpu" in tests.
+    """
 
     device: Device
     full: bool
     judged: dict[str, str]
+    where: str = "cuda"
 
     def points(self, ops: Sequence[str]) -> list[Point]:
         """Cases of the named kernels; of all without names."""
@@ -91,30 +96,30 @@ class CudaBench:
         return [Point(k, c) for k in chosen for c in k.cases_for(use)]
 
     def predict(self, points: Sequence[Point]) -> Iterator[bench_rows.Row]:
-        """Rows known beforehand. Inputs are drawn, for some demands depend on them; no kernel runs."""
-        import torch
-
-        for p in points:
+        """Rows known beforehand. Inputs are drawn, for some demands depend on them; kernels are compiled, none runs."""
+        plans = [warm.plan(p.member, p.case, self.where) for p in points]
+        for member in {p.member.name: p.member for p in points}.values():
+            plans += [warm.plan(member, c, self.where) for c in member.cases_for("test")]
+        compiled = warm.compile_ahead(plans)
+        for p, plan in zip(points, plans[: len(points)], strict=True):
             what = baselines.kind(p.member, p.case)
             phase = "prefill" if p.member.family == "prefill" else "decode"
-            own, reason = None, None
-            try:
-                own = expect(
-                    p.member.ops(p.case, p.member.inputs(p.case, SEED, "cuda")), self.device
-                )
-            except Exception as error:  # noqa: BLE001  one kernel must not end a session on a lent GPU
-                reason = _first_line(error)
-            torch.cuda.empty_cache()
+            in_flight = warm.in_flight_bytes(plan, compiled, self.device)
+            own = expect(plan.ops, self.device, in_flight) if plan.ops else None
             dense = expect(baselines.dense_ops(what, p.case), self.device) if what else None
             row = bench_rows.predicted(
                 p.member.name, p.member.family, phase, self.device.name, p.case, own, dense
             )
-            yield row if own else row | {"status": "failed", "reason": reason}
+            yield row if own else row | {"status": "failed", "reason": plan.reason}
 
     def run(self, point: Point, row: bench_rows.Row) -> bench_rows.Row:
-        """`row` with its times; status ``wrong`` after a failed comparison, ``failed`` where memory or a launch did."""
-        import torch
+        """`row` with its times; status ``wrong`` after a failed comparison, ``failed`` where memory or a launch did.
 
+        Raises
+        ------
+        DeviceLostError
+            An error that stays: no later kernel of this process could run.
+        """
         try:
             reason, compared = self._gate(point)
             if reason:
@@ -126,23 +131,27 @@ class CudaBench:
                 else timed | {"reason": "; ".join(filter(None, (timed["reason"], NOT_COMPARED)))}
             )
         except Exception as error:  # noqa: BLE001  one kernel must not end a session on a lent GPU
-            return row | {"status": "failed", "reason": _first_line(error)}
-        finally:
-            torch.cuda.empty_cache()
+            broken = row | {"status": "failed", "reason": first_line(error)}
+        if not _answers():
+            raise bench_rows.DeviceLostError(broken)
+        return broken
 
     def _gate(self, point: Point) -> tuple[str, bool]:
         """Why the kernel is wrong, and whether its timed shape could be compared; test shapes are judged once."""
         member = point.member
         if member.name not in self.judged:
-            reasons = (_wrong(member, c, "cpu") for c in member.cases_for("test"))
+            cases = member.cases_for("test")
+            reasons = (_wrong(member, c, self.where, "cpu") for c in cases)
             self.judged[member.name] = next((r for r in reasons if r), "")
         if self.judged[member.name]:
             return self.judged[member.name], True
         if member.family == "prefill":
             return "", False
         try:
-            return _wrong(member, point.case), True
-        except Exception:  # noqa: BLE001  a twin written for small shapes may not fit or not know the GPU
+            return _wrong(member, point.case, self.where), True
+        except Exception:
+            if not _answers():
+                raise
             return "", False
 
     def _timed(self, point: Point, row: bench_rows.Row) -> bench_rows.Row:
@@ -150,19 +159,27 @@ class CudaBench:
 
         member, case = point.member, point.case
         touched = float(row["total_bytes"])
-
-        drawn = member.inputs(case, SEED, "cuda")
+        drawn = member.inputs(case, SEED, self.where)
 
         def make() -> tuple[baselines.Run, int]:
             inputs = clone(drawn)
             buffers = member.buffers(**inputs)
             return lambda: member.triton(**inputs, **buffers), _bytes(inputs) + _bytes(buffers)
 
+        with captured(run=True) as launches:
+            make()[0]()
+        # A library's launches cannot be counted: then as many as the simulator thinks.
+        launched = len(launches) or float(row["launches"])
         cold, hot, out_of_l2 = self._both(make, touched)
         dense, name = self._baseline(point)
-        copy, *_ = self._both(copier(touched, float(row["launches"])), touched, hot=False)
+        copy, *_ = self._both(copier(touched, launched, self.where), touched, hot=False)
         timed = bench_rows.measured(
-            row, hot or cold, baseline=name, dense=dense, copy=copy, cold=cold
+            row | {"launched": launched},
+            hot or cold,
+            baseline=name,
+            dense=dense,
+            copy=copy,
+            cold=cold,
         )
         return timed if out_of_l2 else timed | {"reason": PARTLY_IN_L2}
 
@@ -171,15 +188,21 @@ class CudaBench:
         import torch
 
         what = baselines.kind(point.member, point.case)
+        if what is None:
+            return None, None
         best: tuple[Timing, str] | None = None
-        for name, make in baselines.candidates(what, point.case).items() if what else ():
-            touched = float(
-                sum(op.traffic().total_bytes for op in baselines.dense_ops(str(what), point.case))
-            )
+        touched = float(
+            sum(op.traffic().total_bytes for op in baselines.dense_ops(what, point.case))
+        )
+        for name, make in baselines.candidates(what, point.case, self.where).items():
+            if name.startswith("our") and point.member.family == "dense":
+                continue
             try:
                 found, *_ = self._both(make, touched, hot=False)
             except RuntimeError:
                 # A backend without a kernel for this shape, or not enough memory: the next candidate may do.
+                if not _answers():
+                    raise
                 torch.cuda.empty_cache()
                 continue
             if best is None or found.median_s < best[0].median_s:
@@ -219,30 +242,37 @@ def _bytes(values: Mapping[str, Any]) -> int:
     return sum(t.numel() * t.element_size() for t in tensors_of(values).values())
 
 
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip()
-    return f"{type(error).__name__}: {text.splitlines()[0][:180] if text else 'no message'}"
+def _answers() -> bool:
+    """Whether the GPU still works: after an illegal access every call of the process fails. Frees what it can."""
+    import torch
+
+    try:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+    except RuntimeError:
+        return False
+    return True
 
 
-def _wrong(member: Kernel, case: Case, where: str | None = None) -> str:
+def _wrong(member: Kernel, case: Case, where: str, twin: str | None = None) -> str:
     """Why `member` is not its naive twin at `case`; empty where it is.
 
-    The kernel runs on the GPU into buffers full of NaN; the twin `where`, by default on the CPU for up to
+    The kernel runs on `where` into buffers full of NaN; the twin on `twin`, by default on the CPU for up to
     `NAIVE_ELEMENTS` of inputs.
     """
     import torch
 
     from sparse_kernels.tensors import poison, tensors_of
 
-    inputs = member.inputs(case, SEED, "cuda")
+    inputs = member.inputs(case, SEED, where)
     elements = sum(t.numel() for t in tensors_of(inputs).values())
-    where = where or ("cpu" if elements <= NAIVE_ELEMENTS else "cuda")
-    moved = {k: v.to(where) if isinstance(v, torch.Tensor) else v for k, v in inputs.items()}
+    twin = twin or ("cpu" if elements <= NAIVE_ELEMENTS else where)
+    moved = {k: v.to(twin) if isinstance(v, torch.Tensor) else v for k, v in inputs.items()}
     want = member.naive(**moved)
     buffers = member.buffers(**inputs)
     poison(buffers)
     member.triton(**inputs, **buffers)
-    torch.cuda.synchronize()
     return difference(buffers | inputs, want, member.tolerance, case.name)
 
 
@@ -275,7 +305,7 @@ def difference(
     return ""
 
 
-def copier(total_bytes: float, launches: float) -> baselines.Maker:
+def copier(total_bytes: float, launches: float, where: str = "cuda") -> baselines.Maker:
     """Copies of half of `total_bytes` onto the other half in as many launches."""
     calls = max(round(launches), 1)
     size = max(int(total_bytes / 2 / calls) // 16 * 16, 16)
@@ -283,7 +313,7 @@ def copier(total_bytes: float, launches: float) -> baselines.Maker:
     def make() -> tuple[baselines.Run, int]:
         import torch
 
-        source = torch.ones((calls, size), dtype=torch.int8, device="cuda")
+        source = torch.ones((calls, size), dtype=torch.int8, device=where)
         target = torch.empty_like(source)
 
         def run() -> None:

@@ -15,6 +15,16 @@ from sparse_kernels.registry import Case
 from sparse_kernels.timing import Timing
 
 Row = dict[str, Any]
+
+
+class DeviceLostError(RuntimeError):
+    """The GPU answers this process no more; `row` is the kernel that was running."""
+
+    def __init__(self, row: Row):
+        super().__init__(str(row["reason"]))
+        self.row = row
+
+
 SIZES = (
     "m", "n", "k", "batch", "tokens", "hq", "hk", "d", "hidden", "neurons", "page", "block", "budget",
 )  # fmt: skip
@@ -24,10 +34,11 @@ COLUMNS = (
     "hot_s", "hot_p20_s", "hot_p80_s",
     "predicted_s", "lo_s", "hi_s", "basis", "ratio", "inside",
     "baseline", "baseline_s", "baseline_predicted_s", "speedup", "predicted_speedup",
-    "total_bytes", "flop", "launches", "copy_s", "copy_share",
+    "total_bytes", "flop", "launches", "launched", "copy_s", "copy_share",
     "prediction_sha256", "versions", "machine", "date",
 )  # fmt: skip
-"""One row per op and case; times in s, empty where `status` is not ok. `ratio` is predicted / measured."""
+"""One row per op and case; times in s, empty where `status` is not ok. `ratio` is predicted / measured; `launches`
+are the simulator's, `launched` those the kernel really made."""
 
 HASHED = (
     "op", "case", "predicted_s", "lo_s", "hi_s", "basis", "baseline_predicted_s", "total_bytes", "launches",
@@ -131,7 +142,7 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 NUMBERS = frozenset(
     c for c in COLUMNS
     if c.endswith("_s") or c in (*SIZES, "keep", "runs", "disturbed", "ratio", "speedup",
-    "predicted_speedup", "total_bytes", "flop", "launches", "copy_share")
+    "predicted_speedup", "total_bytes", "flop", "launches", "launched", "copy_share")
 )  # fmt: skip
 
 
@@ -194,7 +205,7 @@ def prediction_file(out: Path) -> Path:
 
 
 def resumable(out: Path, digest: str) -> list[Row]:
-    """Rows an earlier run timed under the same predictions; what failed is tried again, others are refused."""
+    """Rows that an earlier run left under the same predictions; of others it refuses to go on."""
     if not out.is_file():
         return []
     rows = read_rows(out)
@@ -205,4 +216,4 @@ def resumable(out: Path, digest: str) -> list[Row]:
             "profile, its fits or the chosen ops changed; give another --out or leave out --resume",
             where=str(out),
         )
-    return [r for r in rows if r["status"] == "ok"]
+    return rows

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import importlib
 import io
-from collections.abc import Iterable, Mapping
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from sparse_kernels.launch import Launch, captured
-from sparse_kernels.occupancy import Occupancy, occupancy
+from sparse_kernels.occupancy import WARP_THREADS, Occupancy, occupancy
 from sparse_kernels.registry import Case, Kernel
 from sparse_kernels.sass import Use
 from sparse_kernels.target import compiling_for
@@ -57,6 +58,11 @@ class Built:
     shared_bytes: int
     warps: int
     fit: Occupancy
+
+    @property
+    def in_flight_bytes(self) -> int:
+        """Most that one block can have on its way from memory [B]: its shared memory and all register loads."""
+        return self.shared_bytes + WARP_THREADS * self.warps * self.use.load_bytes
 
 
 def job(launch: Launch) -> Job:
@@ -110,19 +116,60 @@ def compile_job(task: Job, cc: int) -> Built:
     return Built(use, spilled, shared, warps, fit)
 
 
-def _compile(task: Job, cc: int) -> Any:
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
+_numbers = itertools.count(1)
 
-    source = ASTSource(
-        fn=getattr(importlib.import_module(task.module), task.name),
-        signature=dict(task.signature),
-        constexprs=dict(task.constants),
-        attrs={(i,): [["tt.divisibility", DIVISIBLE]] for i in task.divisible},
-    )
+
+class _Absent:
+    """A GPU of one compute capability that is not here: as much driver as Triton asks for before a launch."""
+
+    def __init__(self, cc: int):
+        self.cc, self.number = cc, -next(_numbers)
+
+    def get_current_device(self) -> int:
+        """A number of its own, so that nothing compiled before is taken for this."""
+        return self.number
+
+    def get_current_stream(self, _: int) -> int:
+        return 0
+
+    def get_current_target(self) -> Any:
+        from triton.backends.compiler import GPUTarget
+
+        return GPUTarget("cuda", self.cc, 32)
+
+
+def _compile(task: Job, cc: int) -> Any:
+    """By Triton's own launch path, so that a launch finds the result in Triton's cache."""
+    from triton.runtime import driver
+
+    function = getattr(importlib.import_module(task.module), task.name)
+    arguments = dict(zip((n for n, _ in task.signature), _stand_ins(task), strict=True))
     options = {"num_warps": task.num_warps, "num_stages": task.num_stages}
-    return triton.compile(source, target=GPUTarget("cuda", cc, 32), options=options)
+    driver.set_active(_Absent(cc))  # type: ignore[arg-type]
+    try:
+        return function.warmup(**arguments, grid=(1,), **options)
+    finally:
+        # Unset: the next launch, if there is a GPU, makes the real one again.
+        driver.set_active(None)  # type: ignore[arg-type]
+
+
+def _stand_ins(task: Job) -> Iterator[Any]:
+    """An argument for every parameter that Triton specialises on as `job` found."""
+    import torch
+
+    constants = dict(task.constants)
+    dtypes = {kind: getattr(torch, name.removeprefix("torch.")) for name, kind in _TYPES.items()}
+    for i, (name, kind) in enumerate(task.signature):
+        odd = i not in task.divisible
+        if kind == "constexpr":
+            yield constants[name]
+        elif kind.startswith("*"):
+            # Allocations start on 64 B, so the second element lies on no multiple of 16.
+            yield torch.empty(2, dtype=dtypes[kind[1:]])[int(odd) :]
+        elif kind == "fp32":
+            yield 0.5
+        else:
+            yield (2**40 if kind == "i64" else 2 * DIVISIBLE) + int(odd)
 
 
 def _log(task: Job, cc: int) -> str:
@@ -150,7 +197,7 @@ def compile_all(
     # Spawned, because a fork of a process with LLVM's and torch's threads can hang.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, mp_context=context) as pool:
-        return dict(zip(wanted, pool.map(_attempt, wanted, chunksize=4), strict=True))
+        return dict(zip(wanted, pool.map(_attempt, wanted), strict=True))
 
 
 def _attempt(task: tuple[Job, int]) -> Built | str:

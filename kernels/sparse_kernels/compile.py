@@ -11,6 +11,8 @@ import typer
 
 from simulator import console
 from simulator.errors import InputError, UnknownNameError
+from sparse_kernels import markdown as tables
+from sparse_kernels.markdown import replace_section
 
 Planned = tuple[Any, Any, Sequence[int]]
 """A kernel, a case of it, and the compute capabilities to compile it for."""
@@ -29,6 +31,10 @@ def command(
     ] = False,
     jobs: Annotated[int, typer.Option(min=0, help="processes; 0 is one per core")] = 0,
     out: Annotated[Path | None, typer.Option(help="write the table as CSV")] = None,
+    markdown: Annotated[
+        Path | None,
+        typer.Option(help="file whose table between <!-- compile --> comments is replaced"),
+    ] = None,
     json_: Annotated[bool, typer.Option("--json", help='{"rows": [...]} on stdout')] = False,
 ) -> None:
     """Compile without a GPU: registers, spills, shared memory, occupancy, instruction mix.
@@ -48,6 +54,8 @@ def command(
     rows = table(plan, jobs or len(os.sched_getaffinity(0)))
     if out is not None:
         write(rows, out)
+    if markdown is not None:
+        replace_section(markdown, "compile", tables.compiled(rows))
     if json_:
         console.out_json({"rows": rows, "devices": devices(targets)})
     else:
@@ -113,6 +121,7 @@ def table(plan: Sequence[Planned], processes: int) -> list[dict[str, Any]]:
                 **asdict(result.use),
                 "spilled_bytes": result.spilled_bytes,
                 "shared_bytes": result.shared_bytes,
+                "in_flight_bytes": result.in_flight_bytes,
                 "blocks_per_sm": result.fit.blocks_per_sm,
                 "occupancy": round(result.fit.warp_share, 4),
                 "limit": result.fit.limit,

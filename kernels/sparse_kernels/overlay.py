@@ -121,6 +121,20 @@ def make(
     return fits, paths
 
 
+def keep_rows(measured: Mapping[str, Sequence[Row]], folder: Path) -> None:
+    """Write the bare rows, one CSV per family: what a lent device measured must outlive a fit that fails."""
+    import pandas as pd
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for family, rows in measured.items():
+            part = folder / f"{family}.csv.part"
+            pd.DataFrame(list(rows)).to_csv(part, index=False)
+            os.replace(part, folder / f"{family}.csv")
+    except OSError as error:
+        raise InputError(f"cannot write {folder}: {error.strerror}", where="--out") from None
+
+
 def cache_fit(device: str, measured: Mapping[str, Sequence[Row]], date: str) -> Fit | None:
     """Streaming rate against bytes, from matrix-vector products: ln(rate / rate of main memory).
 

@@ -14,8 +14,9 @@ from simulator.calibration import Basis, load_fits
 from simulator.device import Device
 from simulator.engine import ASSUMED_SPREAD, get_engine
 from simulator.ops import Elementwise, Op
+from simulator.roofline.bandwidth import latency_floor_s
 from simulator.roofline.timing import OpTime, time_op, working_set_bytes
-from simulator.traffic import Traffic
+from simulator.traffic import Operand, Traffic
 from simulator.uncertainty import combine
 
 ENGINE = "kernels"
@@ -35,8 +36,17 @@ class Expected:
     launches: float
 
 
-def expect(ops: Sequence[Op], device: Device) -> Expected:
+def expect(ops: Sequence[Op], device: Device, in_flight_bytes: float = np.inf) -> Expected:
     """Prediction for ops that run one after another.
+
+    Parameters
+    ----------
+    in_flight_bytes : float
+        Most that any launch of theirs can have on its way from memory, from its grid and its occupancy [B]. Weights
+        and KV cannot come faster than Little's law allows; without it occupancy is taken to be no limit.
+
+    Notes
+    -----
 
     The interval of the sum holds `ASSUMED_SPREAD` for what passes between ops (operands that one leaves in a
     cache for the next, the caller's own work), which no fit of single calls contains. An op without a launch
@@ -49,9 +59,13 @@ def expect(ops: Sequence[Op], device: Device) -> Expected:
         _bytes_only(t) if isinstance(op, Elementwise) and op.launches == 0.0 else t
         for op, t in zip(ops, times, strict=True)
     ]
-    total = float(sum(t.total_s for t in own))
-    width = combine([_gathered(t, device) for t in own], total, ASSUMED_SPREAD)
+    work = float(sum(t.total_s for t in own))
     demand = sum((op.traffic().scaled(op.count) for op in ops), Traffic())
+    cold = sum(
+        float(a.read_bytes) for o, a in demand.access.items() if o in (Operand.WEIGHT, Operand.KV)
+    )
+    total = max(work, float(latency_floor_s(cold, in_flight_bytes)))
+    width = combine([_gathered(t, device) for t in own], total, ASSUMED_SPREAD)
     return Expected(
         total,
         max(total - float(width.below_s), 0.0),

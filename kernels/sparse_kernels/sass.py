@@ -32,6 +32,8 @@ class Use:
     loads, wide_loads, async_loads : int
         Instructions that read global memory; those of 16 B or more per thread or by a copy engine; those
         that go past the registers (LDGSTS, UBLKCP) [-].
+    load_bytes : int
+        What all loads into registers bring one thread, if each ran once [B].
     tensor_instructions : int
         Of tensor cores [-].
     tensor_kinds : str
@@ -45,6 +47,7 @@ class Use:
     loads: int
     wide_loads: int
     async_loads: int
+    load_bytes: int
     tensor_instructions: int
     tensor_kinds: str
     instructions: int
@@ -75,10 +78,17 @@ def read(listing: str) -> Use:
         loads=count("LDG", "LDGSTS") + bulk,
         wide_loads=sum(count("LDG", "LDGSTS", having=w) for w in (".128", ".256")) + bulk,
         async_loads=count("LDGSTS") + bulk,
+        load_bytes=sum(n * _width(op) for op, n in opcodes.items() if op.split(".")[0] == "LDG"),
         tensor_instructions=sum(tensor.values()),
         tensor_kinds="+".join(sorted({op.split(".")[0] for op in tensor})),
         instructions=sum(opcodes.values()),
     )
+
+
+def _width(opcode: str) -> int:
+    """Bytes per thread of one load [B]: a word unless its name says otherwise."""
+    widths = {"256": 32, "128": 16, "64": 8, "U16": 2, "S16": 2, "U8": 1, "S8": 1}
+    return next((widths[part] for part in opcode.split(".") if part in widths), 4)
 
 
 def disassemble(cubin: bytes) -> Use:

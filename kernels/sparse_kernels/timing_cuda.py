@@ -6,6 +6,7 @@ copies that each copy is out of L2 when its turn comes again.
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -17,8 +18,9 @@ Run = Callable[[], object]
 COLD_L2 = 3.0
 """Bytes between two uses of an operand, over L2, from which it is cold [-]; 1 would do for a perfect LRU."""
 MOST_SETS = 128
-SHORTEST_GRAPH_S = 200e-6
-"""Length of a graph that events, good to about 1 us, resolve to half a percent [s]."""
+SHORTEST_GRAPH_S = 1e-3
+"""Length of a graph beside which the 1 to 2 us between two replays are nothing [s]; an estimate that holds the
+launches' own time makes it up to four times shorter."""
 MEMORY_SHARE = 0.4
 """Share of the free memory that copies of the operands may take [-]."""
 
@@ -62,16 +64,18 @@ def time_runs(runs: Sequence[Run], budget_s: float, *, flush: Run | None = None)
         run()
     torch.cuda.synchronize()
     estimate = _events(runs[0], 3)
+    stream = torch.cuda.current_stream()
     try:
         graph, count = _captured(runs, rounds_for(sorted(estimate)[1], len(runs)))
     except RuntimeError:
-        # A failed capture poisons no stream, but its error is sticky until the next synchronise.
+        # A failed capture leaves its own stream current, and its error is sticky until the next synchronise.
+        torch.cuda.set_stream(stream)
         torch.cuda.synchronize()
         return _by_events(runs, budget_s, flush)
     samples: list[float] = []
     end = time.perf_counter() + budget_s
     while len(samples) < LEAST_RUNS or time.perf_counter() < end:
-        samples += [t / count for t in _events(graph.replay, 1)]
+        samples += [t / count for t in _events(graph.replay, LEAST_RUNS, ahead=True)]
     return summary(samples, timer="graph")
 
 
@@ -94,19 +98,24 @@ def _captured(runs: Sequence[Run], rounds: int) -> tuple[Any, int]:
     return graph, rounds * len(runs)
 
 
-def _events(run: Run, count: int) -> list[float]:
-    """Seconds of `count` runs, each between two events."""
+def _events(run: Run, count: int, *, ahead: bool = False) -> list[float]:
+    """Seconds of `count` runs, each between two events.
+
+    With `ahead` the runs are queued behind one that is not counted, so that no event waits for the host.
+    """
     import torch
 
-    out = []
-    for _ in range(count):
-        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
+    if ahead:
         run()
-        stop.record()
-        stop.synchronize()
-        out.append(start.elapsed_time(stop) * 1e-3)
-    return out
+    marks = [torch.cuda.Event(enable_timing=True) for _ in range(count + 1)]
+    marks[0].record()
+    for mark in marks[1:]:
+        run()
+        mark.record()
+        if not ahead:
+            mark.synchronize()
+    marks[-1].synchronize()
+    return [a.elapsed_time(b) * 1e-3 for a, b in itertools.pairwise(marks)]
 
 
 def _by_events(runs: Sequence[Run], budget_s: float, flush: Run | None) -> Timing:

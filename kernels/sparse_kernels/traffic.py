@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from simulator import console
+from sparse_kernels import markdown as tables
+from sparse_kernels.markdown import replace_section
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
@@ -15,6 +18,10 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions
 @app.command()
 def command(
     op: Annotated[list[str] | None, typer.Option(help="kernels to run; default all")] = None,
+    markdown: Annotated[
+        Path | None,
+        typer.Option(help="file whose table between <!-- traffic --> comments is replaced"),
+    ] = None,
     json_: Annotated[bool, typer.Option("--json", help='{"rows": [...]} on stdout')] = False,
 ) -> None:
     """Record every address the kernels touch in Triton's interpreter and compare with the simulator's Traffic.
@@ -31,6 +38,8 @@ def command(
     chosen = [kernel(name) for name in op] if op else list(kernels().values())
     checks = [check(k, c) for k in chosen for c in k.cases_for("traffic")]
     rows = [r for c in checks for r in c.rows]
+    if markdown is not None:
+        replace_section(markdown, "traffic", tables.traffic([r.as_dict() for r in rows]))
     few = len(explained_kernels()) <= MOST_EXPLAINED
     if json_:
         console.out_json(

@@ -266,7 +266,7 @@ def test_show_prints_and_draws(
 ) -> None:
     pytest.importorskip("matplotlib")
     picture = tmp_path / "trace.svg"
-    show.main(trace, plot=picture, json=False)
+    show.main(trace, plot=picture, dark=False, json=False)
     printed = capsys.readouterr().out
     assert "tiny-opt: 2 layers, hidden 32, 4 heads" in printed
     for title in (
@@ -279,16 +279,16 @@ def test_show_prints_and_draws(
     svg = picture.read_text()
     assert svg.count("<svg") == 1
     assert "rows [tokens]" in svg or "text" in svg
-    show.main(trace, plot=tmp_path / "again.svg", json=False)
+    show.main(trace, plot=tmp_path / "again.svg", dark=False, json=False)
     assert (tmp_path / "again.svg").read_text() == svg
     with pytest.raises(InputError, match="must end in"):
-        show.main(trace, plot=tmp_path / "trace.gif", json=False)
+        show.main(trace, plot=tmp_path / "trace.gif", dark=False, json=False)
 
 
 def test_show_json_holds_every_curve(trace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     import json
 
-    show.main(trace, plot=None, json=True)
+    show.main(trace, plot=None, dark=False, json=True)
     answer = json.loads(capsys.readouterr().out)
     assert len(answer["rows"]) == len(read_trace(trace).curves["x"])
     assert answer["manifest"]["model"] == "tiny-opt"

@@ -80,6 +80,8 @@ def test_facts_of_a_listing():
     use = read(USAGE + LISTING)
     assert (use.registers, use.local_bytes) == (40, 24)
     assert (use.loads, use.wide_loads, use.async_loads) == (4, 3, 2)
+    # One load of 16 B and one of 2 B go to registers.
+    assert use.load_bytes == 18
     assert use.tensor_instructions == 3
     assert use.tensor_kinds == "HGMMA+HMMA+UTCHMMA"
     assert use.instructions == 12
@@ -120,6 +122,48 @@ def test_job_of_a_launch():
     assert dict(made.constants) == {"one": 1, "BLOCK": 16}
     # y starts 2 B into an allocation, so only x and n are multiples of 16.
     assert made.divisible == (0, 2)
+
+
+AHEAD = """
+from sparse_kernels import build, warm
+from sparse_kernels.launch import captured
+from sparse_kernels.registry import kernel
+from simulator.device import load
+from triton.runtime import driver
+
+member = kernel("gathered_mlp")
+case = next(c for c in member.cases_for("test") if c.name == "relu")
+plan = warm.plan(member, case, "cpu")
+inputs = member.inputs(case, 0, "cpu")
+with captured() as launches:
+    member.triton(**inputs, **member.buffers(**inputs))
+# The last launch only, a small one.
+(job, programs), launch = plan.launches[-1], launches[-1]
+ahead = build._compile(job, 90)
+driver.set_active(build._Absent(90))
+later = launch.kernel.warmup(
+    **launch.arguments, grid=launch.grid, num_warps=launch.num_warps, num_stages=launch.num_stages
+)
+print(ahead.hash == later.hash)
+one = warm.Plan(plan.ops, ((job, programs),))
+print(warm.in_flight_bytes(one, {(job, 90): build.compile_job(job, 90)}, load("h100-sxm")))
+print(warm.in_flight_bytes(one, {(job, 90): "failed"}, load("h100-sxm")))
+"""
+
+
+@pytest.mark.torch
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton not installed")
+def test_what_is_compiled_ahead_is_what_a_launch_looks_for():
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "-c", AHEAD], capture_output=True, text=True, check=False, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    same, in_flight, unknown = done.stdout.split()
+    assert same == "True"
+    assert 0.0 < float(in_flight) < 132 * 228 * 1024 * 2
+    assert unknown == "inf"
 
 
 def compile_verb(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -232,9 +232,13 @@ def test_two_of_four_without_a_gpu_says_so():
 def test_two_of_four_by_the_library():
     g = torch.Generator().manual_seed(7)
     x, weight = torch.randn(64, 256, generator=g).half(), torch.randn(128, 256, generator=g).half()
-    got = nm24_library.nm24(x.cuda(), nm24_library.compress(weight.cuda())).float().cpu()
+    there = {"x": x.cuda(), "weight": weight.cuda()}
+    made = nm24_library.buffers(**there)
+    nm24_library.nm24(**there, **made)
     # Outputs of about sqrt(128) rounded to fp16's 2^-11.
-    torch.testing.assert_close(got, nm24.nm24(x, weight), rtol=2**-9, atol=2**-5)
+    torch.testing.assert_close(
+        made["y"].float().cpu(), nm24.nm24(x, weight), rtol=2**-9, atol=2**-5
+    )
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,11 @@ def test_recorded_bytes_and_sectors_are_the_predicted_ones(kernel, case):
         assert row.explained or row.predicted_bytes == pytest.approx(row.recorded_bytes, rel=1e-12)
 
 
-@pytest.mark.parametrize("kernel", kernels().values(), ids=lambda k: k.name)
+# nm24 is a library's: no kernel of ours, no addresses to record.
+OURS = [k for k in kernels().values() if k.name != "nm24"]
+
+
+@pytest.mark.parametrize("kernel", OURS, ids=lambda k: k.name)
 def test_every_kernel_has_a_case_with_all_sectors_equal(kernel):
     cases = kernel.cases_for("traffic")
     assert any(all(r.sectors == r.predicted_sectors for r in check(kernel, c).rows) for c in cases)

@@ -6,6 +6,9 @@ Rows of x are padded by the library to a multiple of 8 (cuSPARSELt) or 32 and mo
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 
 from sparse_kernels.nm24.naive import prune
@@ -28,6 +31,18 @@ def compress(weight: torch.Tensor) -> torch.Tensor:
     return torch.sparse.to_sparse_semi_structured(prune(weight))
 
 
-def nm24(x: torch.Tensor, compressed: torch.Tensor) -> torch.Tensor:
-    """(M, n): x (M, k) times the packed weight."""
-    return torch.nn.functional.linear(x, compressed)
+@dataclass(frozen=True)
+class Packed:
+    """A compressed weight, kept from code that treats every tensor as an array of numbers."""
+
+    weight: torch.Tensor
+
+
+def buffers(*, x: torch.Tensor, weight: torch.Tensor) -> dict[str, Any]:
+    """The packed weight, and y, which takes the memory of the library's own answer."""
+    return {"packed": Packed(compress(weight)), "y": torch.empty(0, dtype=x.dtype, device=x.device)}
+
+
+def nm24(x: torch.Tensor, weight: torch.Tensor, packed: Packed, y: torch.Tensor) -> None:
+    """y (M, n) = x (M, k) times the packed weight; the library has no output argument, and no copy is made."""
+    y.set_(torch.nn.functional.linear(x, packed.weight))
