@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -86,8 +87,12 @@ def command(
     The same input gives the same bytes. Exit 0; 2 bad input.
     """
     outputs = _outputs(out)
-    report = _compose(kind or _kind(source), source, trace, _data(validation, data))
-    report = _dressed(report, title, logo, notes or [])
+    front = {"logo": _logo(logo), "notes": _notes(notes or [])}
+    report = replace(
+        _compose(kind or _kind(source), source, trace, _data(validation, data)), **front
+    )
+    if title.strip():
+        report = replace(report, title=title.strip())
     files = {path: _rendered(report, path, paper) for path in outputs}
     if with_data:
         files |= _csv_files(report, outputs[0])
@@ -171,10 +176,9 @@ def _data(validation: bool, data: Path | None) -> Path | None:
     return data
 
 
-def _dressed(report: Report, title: str, logo: Path | None, notes: list[str]) -> Report:
-    from dataclasses import replace
-
-    texts = []
+def _notes(notes: list[str]) -> tuple[str, ...]:
+    """Paragraphs of the texts and of the files behind ``@``."""
+    texts: list[str] = []
     for note in notes:
         if note.startswith("@"):
             try:
@@ -182,9 +186,7 @@ def _dressed(report: Report, title: str, logo: Path | None, notes: list[str]) ->
             except (OSError, UnicodeDecodeError) as error:
                 raise InputError(f"cannot read {note[1:]}: {error}", where="--notes") from None
         texts += [part.strip() for part in note.split("\n\n") if part.strip()]
-    return replace(
-        report, title=title.strip() or report.title, logo=_logo(logo), notes=tuple(texts)
-    )
+    return tuple(texts)
 
 
 def _logo(path: Path | None) -> Logo | None:

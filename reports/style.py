@@ -56,6 +56,8 @@ RC: dict[str, Any] = {
     "axes.facecolor": "none",
     "savefig.facecolor": "none",
     "svg.fonttype": "path",
+    # Large maps are drawn as pictures inside the SVG.
+    "savefig.dpi": 144,
     "svg.hashsalt": "shadowline",
     "path.simplify": True,
     # A user's `$` is a dollar.

@@ -58,6 +58,7 @@ def compose(path: Path, trace: Path | None = None, data: Path | None = None) -> 
     data : Path, optional
         Folder of measured tables for the scatter.
     """
+    measured = _trace_section(trace)
     sweep = read(path)
     a = answer(sweep)
     order = sorted(a.choices.values(), key=lambda c: -float(sweep["tokens_per_s_per_gpu"][c.row]))
@@ -76,7 +77,7 @@ def compose(path: Path, trace: Path | None = None, data: Path | None = None) -> 
         quality(a),
         cost(a),
         sensitivity(a, insides),
-        _trace_section(trace),
+        measured,
         validation(devices, fit_names, data),
         published.touched_claims(used_policies),
         provenance.not_modelled(used_policies),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from simulator.device import Device
 
 FAMILIES = ("gemm", "attention", "collective", "moe", "elementwise", "sparse")
-MOST_FITS = 30
+MOST_FITS = 24
 """Fits whose residuals are drawn: those with most rows."""
 SCATTER_POINTS = 1500
 """Points per family of a scatter: more would only be ink."""
@@ -185,7 +186,7 @@ def _scatter(devices: Sequence[Device], data: Path) -> Iterator[Block]:
         if not path.is_file():
             continue
         raw = read_rows(path)
-        raw = raw[raw["device"].isin(names)]
+        raw = raw[raw["device"].astype(str).map(_profile).isin(names)]
         if not len(raw):
             continue
         try:
@@ -202,6 +203,17 @@ def _scatter(devices: Sequence[Device], data: Path) -> Iterator[Block]:
         yield Paragraph(
             f"No family has 50 measured rows of {listed(sorted(names))} in the data folder."
         )
+
+
+@lru_cache(maxsize=256)
+def _profile(name: str) -> str:
+    """Name of the profile that a table's device has; empty where it has none."""
+    from simulator.group import find_device
+
+    try:
+        return find_device(name).name
+    except ShadowlineError:
+        return ""
 
 
 def _judged_figure(kind: str, split: str, rows: Any, f: Mapping[str, Any]) -> Figure:

@@ -21,7 +21,7 @@ from reports.content import (
     section,
 )
 from reports.rows import Sweep, medians
-from reports.text import DASH, listed, percent, plural, share, speedup, times, tone, upper
+from reports.text import DASH, listed, percent, plural, share, speedup, times, tone
 from simulator.summary import WIN
 
 MOST_ROWS = 32
@@ -90,13 +90,13 @@ def _overview_title(a: Answer) -> str:
     best, worst = a.ranking[0], a.ranking[-1]
     first = f"{best[0]} wins on {share(best[2])} of model-device pairs (median {times(best[1])})"
     if best[2] == 0.0:
-        first = f"no policy wins by {WIN:g}x; {best[0]} comes nearest ({times(best[1])})"
+        first = f"No policy wins by {WIN:g}x; {best[0]} comes nearest ({times(best[1])})"
     if len(a.ranking) < 2:
-        return upper(first)
+        return first
     second = f"{worst[0]} loses on {share(worst[3])} (median {times(worst[1])})"
     if worst[3] == 0.0:
         second = f"{worst[0]} brings least ({times(worst[1])})"
-    return upper(f"{first}, {second}")
+    return f"{first}, {second}"
 
 
 def _median(a: Answer, model: str, device: str, policy: str) -> float:

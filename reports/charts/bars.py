@@ -46,7 +46,7 @@ def stacked(
         marks(ax, lines or {}, float(left.max(initial=0.0)))
         legend(canvas, ax, len(present))
 
-    height_in = 0.62 + 0.16 * -(-len(present) // 5) + 0.2 * len(names)
+    height_in = 0.62 + 0.16 * -(-len(present) // 5) + 0.185 * len(names)
     return draw(height_in + 0.13 * min(len(lines or ()), 4), paint)
 
 
@@ -92,7 +92,7 @@ def intervals(
             ax.set_xlim(left=0.0 if at_one is None else None)
         legend(canvas, ax, n)
 
-    return draw(0.65 + (0.16 if n > 1 else 0.0) + max(0.2, 0.12 * n + 0.06) * len(names), paint)
+    return draw(0.65 + (0.16 if n > 1 else 0.0) + max(0.185, 0.09 * n + 0.05) * len(names), paint)
 
 
 def tornado(

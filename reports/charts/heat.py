@@ -42,7 +42,7 @@ def _shade(ax: Axes, panel: Panel, *, size: float, numbers: bool) -> Any:
     n_rows, n_columns = panel.values.shape
     mesh = ax.pcolormesh(
         np.arange(n_columns + 1), np.arange(n_rows + 1), logs, cmap=colours, norm=norm,
-        edgecolors=PAPER if numbers else "none", linewidth=1.0, rasterized=False,
+        edgecolors=PAPER if numbers else "none", linewidth=1.0, rasterized=not numbers,
     )  # fmt: skip
     ax.set_xlim(0, n_columns)
     ax.set_ylim(n_rows, 0)
@@ -50,37 +50,47 @@ def _shade(ax: Axes, panel: Panel, *, size: float, numbers: bool) -> Any:
     for side in ax.spines.values():
         side.set_visible(False)
     ax.tick_params(length=0)
-    _labels(ax.set_xticks, panel.columns, every=numbers)
-    _labels(ax.set_yticks, panel.rows, every=numbers)
+    _labels(ax.set_xticks, panel.columns, n_columns if numbers else 4)
+    _labels(ax.set_yticks, panel.rows, n_rows if numbers else 9)
     if numbers:
         for (i, j), value in np.ndenumerate(panel.values):
             if not np.isfinite(value):
-                ax.text(j + 0.5, i + 0.5, "–", ha="center", va="center", color=MUTED, size=size)
+                ax.text(
+                    j + 0.5,
+                    i + 0.5,
+                    "–",
+                    ha="center",
+                    va="center",
+                    color=MUTED,
+                    size=size,
+                    in_layout=False,
+                )
                 continue
             r, g, b = to_rgb(colours(norm(np.log(value))))
             dark = 0.299 * r + 0.587 * g + 0.114 * b < 0.5
             weight = "bold" if value >= WIN else "normal"
             ax.text(
                 j + 0.5, i + 0.5, f"{value:.2f}", ha="center", va="center", size=size,
-                color="#fffffe" if dark else "#000000", weight=weight,
+                color="#fffffe" if dark else "#000000", weight=weight, in_layout=False,
             )  # fmt: skip
     elif min(n_rows, n_columns) > 1 and np.isfinite(panel.values).any():
+        x, y = np.arange(n_columns) + 0.5, np.arange(n_rows) + 0.5
         filled = np.where(np.isfinite(panel.values), np.log(panel.values), np.nan)
         if np.nanmin(filled) < 0.0 < np.nanmax(filled):
-            x, y = np.arange(n_columns) + 0.5, np.arange(n_rows) + 0.5
             ax.contour(x, y, filled, levels=[0.0], colors="#000000", linewidths=1.0)
-        lost = np.ma.masked_where(~(filled < -np.log(WIN)), np.ones_like(filled))
-        if lost.count():
-            ax.pcolor(
-                np.arange(n_columns + 1), np.arange(n_rows + 1), lost, hatch="///", alpha=0.0, edgecolor=INK,
-                linewidth=0.0,
-            )  # fmt: skip
+        worst = float(np.nanmin(filled))
+        if worst < -np.log(WIN):
+            lost = ax.contourf(
+                x, y, filled, levels=[worst, -np.log(WIN)], colors="none", hatches=["///"]
+            )
+            lost.set_edgecolor(INK)
+            lost.set_linewidth(0.0)
     return mesh
 
 
-def _labels(set_ticks: Any, names: Sequence[str], *, every: bool) -> None:
-    """Every label where there is room, else about eight of them."""
-    step = 1 if every or len(names) <= 14 else -(-len(names) // 9)
+def _labels(set_ticks: Any, names: Sequence[str], most: int) -> None:
+    """At most `most` labels, evenly spaced."""
+    step = -(-len(names) // most)
     at = np.arange(0, len(names), step)
     set_ticks(at + 0.5, [names[i] for i in at])
 
@@ -96,7 +106,7 @@ def heat_map(panel: Panel) -> str:
         ax.xaxis.tick_top()
         _key(canvas, mesh, [ax])
 
-    return draw(0.55 + 0.2 * max(len(panel.rows), 5), paint)
+    return draw(0.55 + 0.187 * max(len(panel.rows), 5), paint)
 
 
 def heat_maps(panels: Sequence[Panel], x_label: str, y_label: str) -> str:

@@ -18,6 +18,7 @@ from simulator.errors import ShadowlineError, UnsupportedError
 WITHIN = 0.2
 """A prediction reproduces a claim within this relative error [-]."""
 TARGETS = {"geometric_mean": (0.9, 1.1), "within_20": 0.75, "rank_correlation": 0.9}
+TIMES = ("ttft_s", "tpot_s", "ttft_lo_s", "ttft_hi_s", "tpot_lo_s", "tpot_hi_s")
 STATUSES = ("judged", "not eligible", "not predicted", "incomplete")
 
 
@@ -153,13 +154,32 @@ def _kernel(scenario: Mapping[str, Any]) -> dict[str, Value]:
 
 
 def _whole(scenario: Mapping[str, Any]) -> dict[str, Value]:
+    from simulator.evaluate import evaluate
+    from simulator.group import group_of
     from simulator.predict import predict
     from simulator.scenario import Scenario
 
-    row = predict(Scenario.of(**scenario)).row
-    if row["ttft_s"] is None:
+    s = Scenario.of(**scenario)
+    group = group_of(s)
+    load = {k: float(getattr(s, k)) for k in ("batch", "prompt_tokens", "output_tokens")}
+    points = None if group.problem else evaluate(group, *(np.array([v]) for v in load.values()))
+    # Status 0 and 1 have times. No comparison with dense is asked for, so `predict` need not make one.
+    if points is None or points.status.ravel()[0] > 1:
+        row = predict(s).row
         raise UnsupportedError(f"{row['status']}: {row['reason']}")
-    return e2e_values(row)
+    row = {
+        **load,
+        "tp": group.tp,
+        "pp": group.pp,
+        "total_bytes": _one(points.footprint.total_bytes),
+    }
+    return e2e_values(row | {k: _one(getattr(points, k)) for k in TIMES})
+
+
+def _one(value: Any) -> float | None:
+    """The only element; None where it is not a number."""
+    number = float(np.asarray(value, float).ravel()[0])
+    return number if math.isfinite(number) else None
 
 
 def weights(papers: Sequence[str]) -> np.ndarray:
