@@ -32,9 +32,11 @@ $(BIN)/python:
 	$(PIP_INSTALL) -e '.[hub,reports,app,traces,kernels,cluster,dev]'
 	@touch $@ .venv/.stamp-demo
 
-demo: .venv/.stamp-demo  ## the answer for four models on five GPUs, and out/sweep.parquet (no torch)
+demo: .venv/.stamp-demo  ## the answer for four models on five GPUs, predicted against measured on this CPU, out/report.html and .pdf (no torch)
 	@mkdir -p out
 	$(BIN)/python -m simulator.sweep --grid $(DEMO_GRID) --out out/sweep.parquet
+	$(BIN)/python -m sparse_kernels.bench --device cpu --quick --calibrate --summary --out out/cpu_kernels.csv
+	$(BIN)/python -m reports.build out/sweep.parquet -o out/report.html -o out/report.pdf
 
 setup: .venv/.stamp-test  ## everything into .venv: all extras and the developer's tools
 

@@ -25,6 +25,8 @@ LIMIT_S = {
     ("cuda", True): 530.0,
 }
 """Wall time after which no further point is begun [s], by device and --full."""
+BUSY = 0.1
+"""Share of interrupted runs from which a verdict says that the machine was not idle [-]."""
 
 
 def run(
@@ -269,6 +271,8 @@ def verdict(total: dict[str, Any]) -> str:
     )
     if total["same_verdict"] is not None:
         text += f"; faster or slower than dense foreseen for {total['same_verdict']:.0%}"
+    if total["disturbed"] > BUSY:
+        text += f"; other processes held the core in {100 * total['disturbed']:.0f} % of the runs"
     return text
 
 

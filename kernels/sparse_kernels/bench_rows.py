@@ -122,6 +122,7 @@ def summary(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
         "median_ape": float(np.median(ape)), "p90_ape": float(np.quantile(ape, 0.9)),
         "coverage_90": float(np.mean([r["inside"] for r in timed])),
         "same_verdict": float(np.mean(same)) if same else None,
+        "disturbed": float(np.mean([r["disturbed"] or 0.0 for r in timed])),
     }  # fmt: skip
 
 

@@ -56,7 +56,7 @@ def traffic(rows: Sequence[Row]) -> str:
 
 
 def compiled(rows: Sequence[Row]) -> str:
-    """Per function and compute capability the worst of its hot cases; loads and products as on the first that has them."""
+    """Per function and compute capability the worst of its hot cases; loads and products as on cc 90."""
     hot = [r for r in rows if r["hot"] and not r["error"]]
     targets = sorted({r["cc"] for r in hot})
     body = []

@@ -24,8 +24,6 @@ Array = Any
 
 DRAM_LATENCY_S = 0.65e-6
 """Load-to-use latency of device memory under no load; assumed, not fitted [s]."""
-BLOCK_BYTES = 32768.0
-"""Bytes one thread block keeps in flight, assumed: two stages of a 64-token K tile, 128 wide, 2 B [B]."""
 RUN_BYTES = 128.0
 """Extra bytes a run costs [B]. Page-16 runs of 4 KiB lose 3 % (measured: nothing against dense at
 equal bytes, RTX 4090 Quest figures 8-9), token runs of 512 B lose 20 %, of 256 B 33 %."""
@@ -49,9 +47,22 @@ def achievable_bytes_per_s(
     return peak_bytes_per_s / (1.0 + half_bytes / np.maximum(bytes_in_flight, 1.0))
 
 
-def block_bytes_in_flight(blocks: Array, sm_count: float, blocks_per_sm: float = 2.0) -> Array:
-    """Bytes `blocks` thread blocks keep in flight on `sm_count` SMs [B]."""
-    return np.minimum(blocks, sm_count * blocks_per_sm) * BLOCK_BYTES
+def bytes_in_flight(
+    blocks: Array, sm_count: float, blocks_per_sm: Array, block_bytes: Array
+) -> Array:
+    """Most bytes that a launch has on their way from memory at once [B].
+
+    ``min(blocks, SMs * blocks_per_sm) * block_bytes``: `blocks` of the launch, of which `blocks_per_sm` are resident
+    on an SM by their registers and shared memory (occupancy), each with at most `block_bytes` requested.
+    """
+    return np.minimum(blocks, sm_count * blocks_per_sm) * block_bytes
+
+
+def latency_floor_s(
+    total_bytes: Array, bytes_in_flight: Array, latency_s: float = DRAM_LATENCY_S
+) -> Array:
+    """Least time to bring `total_bytes` with never more than `bytes_in_flight` on their way: Little's law [s]."""
+    return total_bytes * latency_s / np.maximum(bytes_in_flight, 1.0)
 
 
 def kernel_bytes_per_s(total_bytes: Array, peak_bytes_per_s: float, ramp_s: float) -> Array:

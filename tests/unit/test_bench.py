@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ import pytest
 from simulator.device import load
 from simulator.errors import InputError
 from simulator.ops import Elementwise
+from simulator.roofline.bandwidth import DRAM_LATENCY_S, bytes_in_flight
 from simulator.traffic import Operand
 from sparse_kernels import baselines, bench, bench_rows, machine, predictions
 from sparse_kernels.bench_cpu import CpuBench
@@ -68,7 +70,7 @@ def test_cold_or_not():
     assert is_cold(6, 10.0, 50.0)
     assert not is_cold(5, 10.0, 50.0)
     assert is_cold(1, 150.0, 50.0)
-    assert rounds_for(10e-6, 4) == 5
+    assert rounds_for(10e-6, 4) == 25
     assert rounds_for(1.0, 1) == 1
 
 
@@ -186,6 +188,46 @@ def test_no_point_is_begun_after_the_limit():
     assert (rows, missed, fake.log) == ([], 3, ["predict"])
 
 
+def test_a_lost_gpu_ends_the_run_and_its_kernel_comes_last_the_next_time(tmp_path):
+    class Breaks(FakeBench):
+        def run(self, point, row):
+            out = super().run(point, row)
+            if point.key == "op / c1":
+                raise bench_rows.DeviceLostError(out | {"status": "failed", "reason": "CUDA error"})
+            return out
+
+    out = tmp_path / "rows.csv"
+    rows, _, missed = run(Breaks(), out)
+    assert ([r["status"] for r in rows], missed) == (["ok", "failed"], 1)
+    again = FakeBench()
+    rows, _, missed = run(again, out, resume=True)
+    assert again.log == ["predict", "op / c2", "op / c1"]
+    assert [r["status"] for r in bench_rows.read_rows(out)] == ["ok"] * 3
+
+
+def test_occupancy_limits_what_a_kernel_is_predicted_to_draw():
+    device = load("h200")
+    ops = (Elementwise(role="r", kind="copy", read_bytes=1e9, operand=Operand.KV),)
+    free = predictions.expect(ops, device)
+    # One block of 32 KiB on each of 132 SMs: 4.3 MB at 0.65 us are 6.65 TB/s, more than the memory has.
+    full = float(bytes_in_flight(1e6, 132, 1, 32768))
+    assert predictions.expect(ops, device, full) == free
+    # Half of the SMs with 4 KiB each: 270 kB / 0.65 us = 416 GB/s.
+    few = float(bytes_in_flight(66, 132, 8, 4096))
+    held = predictions.expect(ops, device, few)
+    assert held.predicted_s == pytest.approx(1e9 * DRAM_LATENCY_S / (66 * 4096))
+    assert held.lo_s < held.predicted_s < held.hi_s
+    activations = (Elementwise(role="r", kind="copy", read_bytes=1e9, operand=Operand.ACTIVATION),)
+    assert predictions.expect(activations, device, few) == predictions.expect(activations, device)
+
+
+def test_fingerprint_is_of_the_machine_and_not_of_the_moment():
+    facts = {"cpu": "x", "clock_hz": {"now": 1e9}, "smi": {"name": "g", "clocks.sm": "345"}}
+    later = {"cpu": "x", "clock_hz": {"now": 2e9}, "smi": {"name": "g", "clocks.sm": "1980"}}
+    other = {"cpu": "y", "clock_hz": {"now": 1e9}, "smi": {"name": "g", "clocks.sm": "345"}}
+    assert machine.fingerprint(facts) == machine.fingerprint(later) != machine.fingerprint(other)
+
+
 def test_summary_counts_what_was_timed():
     row = dict.fromkeys(bench_rows.COLUMNS)
     rows = [
@@ -198,6 +240,9 @@ def test_summary_counts_what_was_timed():
     assert total["same_verdict"] == pytest.approx(2 / 3)
     assert bench_rows.summary([]) == {"points": 0}
     assert bench.verdict({"points": 0}) == "no kernel was timed"
+    assert "other processes" not in bench.verdict(total)
+    busy = bench_rows.summary([r | {"disturbed": 0.5} for r in rows])
+    assert bench.verdict(busy).endswith("other processes held the core in 50 % of the runs")
 
 
 def test_committed_rows_are_told_with_device_and_date(tmp_path):
@@ -345,6 +390,49 @@ def test_difference_finds_shape_value_and_nan():
     bits = {"y": torch.tensor([2**62 + 1])}
     assert "1 whole numbers" in difference({"y": torch.tensor([2**62])}, bits, within, "c")
     assert float(truth["y"].sum()) == 6.0
+
+
+GPU_PATH = """
+import torch
+from simulator.device import load
+from sparse_kernels import bench_cuda, timing_cuda
+from sparse_kernels.registry import kernel
+from sparse_kernels.timing import Timing
+
+def once(runs, budget_s, *, flush=None):
+    for run in runs:
+        run()
+    return Timing(1e-3, 1e-3, 1e-3, 7, 0.0, "graph")
+
+torch.set_num_threads(1)
+timing_cuda.time_runs, timing_cuda.flusher, timing_cuda.sets_for = once, lambda l2: None, lambda *a: 2
+torch.cuda.mem_get_info = lambda *a: (10**9, 10**9)
+bench = bench_cuda.CudaBench(load("h100-sxm"), False, {}, "cpu")
+points = [
+    bench_cuda.Point(kernel(name), next(kernel(name).cases_for(use)))
+    for name, use in (("teal", "test"), ("skinny_gemm", "test"), ("nm24", "quick"))
+]
+bench.judged.update(teal="", skinny_gemm="")
+for point, row in zip(points, list(bench.predict(points)), strict=True):
+    out = bench.run(point, row) if row["status"] != "failed" else row
+    print(out["op"], out["status"], out["launched"], out["baseline"], out["reason"], sep="|")
+"""
+
+
+@pytest.mark.torch
+def test_the_gpu_path_runs_but_for_the_clock_in_the_interpreter():
+    pytest.importorskip("triton")
+    done = subprocess.run(
+        [sys.executable, "-c", GPU_PATH], capture_output=True, text=True, check=False,
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    teal, dense, nm24 = (line.split("|") for line in done.stdout.splitlines())
+    assert teal[:4] == ["teal", "ok", "2", "cuBLAS (torch linear)"]
+    # Ours is no baseline of itself.
+    assert dense[:4] == ["skinny_gemm", "ok", "1", "cuBLAS (torch linear)"]
+    assert nm24[:2] == ["nm24", "failed"]
+    assert "no CUDA device" in nm24[4]
 
 
 @pytest.mark.gpu

@@ -171,6 +171,16 @@ def test_an_unwritable_folder_is_one_line(tmp_path):
         overlay._install(fresh, blocked)
 
 
+def test_rows_are_kept_before_they_are_fitted(tmp_path):
+    folder = tmp_path / "rows" / "h200"
+    overlay.keep_rows({"gemm": [{"m": 1, "time_s": 2.0}], "copy": []}, folder)
+    assert (folder / "gemm.csv").read_text() == "m,time_s\n1,2.0\n"
+    assert sorted(p.name for p in folder.iterdir()) == ["copy.csv", "gemm.csv"]
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot write"):
+        overlay.keep_rows({}, tmp_path / "file" / "rows")
+
+
 def test_home_is_given_back(monkeypatch, tmp_path):
     monkeypatch.setenv("SHADOWLINE_HOME", "before")
     with overlay.home(tmp_path):
