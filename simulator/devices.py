@@ -54,7 +54,7 @@ def command(
                 left=5,
             )
         return
-    rows = [_row(load(known)) for known in list_devices()]
+    rows = [row_of(load(known)) for known in list_devices()]
     if json_:
         console.out_json({"rows": rows})
     else:
@@ -99,7 +99,8 @@ def command(
         )
 
 
-def _row(device: Any) -> dict[str, Any]:
+def row_of(device: Any) -> dict[str, Any]:
+    """The line of the catalogue for one `Device`, as `--json` prints it."""
     from simulator.calibration import load_fits
     from simulator.dtypes import DType
 

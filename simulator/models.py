@@ -21,7 +21,7 @@ def command(
     """List the bundled models, or show what Shadowline reads from one."""
     from simulator.hub import find_model, list_models
 
-    rows = [_row(find_model(m)) for m in ([name] if name else list_models())]
+    rows = [row_of(find_model(m)) for m in ([name] if name else list_models())]
     if json_:
         console.out_json({"rows": rows})
         return
@@ -70,7 +70,8 @@ def command(
         console.out(f"source: {rows[0]['source']}")
 
 
-def _row(model: Any) -> dict[str, Any]:
+def row_of(model: Any) -> dict[str, Any]:
+    """The line of the catalogue for one `ModelSpec`, as `--json` prints it."""
     from simulator.layer import MoeSpec
 
     first, last = model.layers[0], model.layers[-1]

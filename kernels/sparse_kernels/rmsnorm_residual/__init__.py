@@ -36,7 +36,7 @@ def inputs(case: Case, seed: int, device: str) -> dict[str, Any]:
 
 
 def buffers(*, x: torch.Tensor, **_: Any) -> dict[str, torch.Tensor]:
-    return {"out": torch.empty_like(x), "stream": torch.empty_like(x)}
+    return {"out": torch.empty_like(x), "summed": torch.empty_like(x)}
 
 
 def ops(case: Case, _: Mapping[str, Any]) -> tuple[Op, ...]:
@@ -54,7 +54,7 @@ KERNEL = Kernel(
     naive=naive,
     triton=triton,
     operands={
-        "x": ACTIVATION, "residual": ACTIVATION, "out": ACTIVATION, "stream": ACTIVATION, "weight": WEIGHT,
+        "x": ACTIVATION, "residual": ACTIVATION, "out": ACTIVATION, "summed": ACTIVATION, "weight": WEIGHT,
     },
     ops=ops,
     tolerance=Tolerance(

@@ -8,8 +8,8 @@ import torch
 def rmsnorm_residual(
     x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, epsilon: float
 ) -> dict[str, torch.Tensor]:
-    """stream = x + residual; out = stream / rms(stream) * weight, rows of (m, hidden)."""
-    stream = (x.float() + residual.float()).to(x.dtype)
-    h = stream.float()
+    """summed = x + residual; out = summed / rms(summed) * weight, rows of (m, hidden)."""
+    summed = (x.float() + residual.float()).to(x.dtype)
+    h = summed.float()
     rms = (h.square().mean(1, keepdim=True) + epsilon).sqrt()
-    return {"stream": stream, "out": (h / rms * weight.float()).to(x.dtype)}
+    return {"summed": summed, "out": (h / rms * weight.float()).to(x.dtype)}

@@ -1,4 +1,4 @@
-"""stream = x + residual;  out = stream / sqrt(mean(stream^2) + epsilon) * weight, one program per row.
+"""summed = x + residual;  out = summed / sqrt(mean(summed^2) + epsilon) * weight, one program per row.
 
 Layout. Rows of (m, hidden) are contiguous and one row fits the registers of a program.
 
@@ -15,14 +15,14 @@ from sparse_kernels.launch import launch
 
 
 @triton.jit
-def rmsnorm_residual_kernel(x, residual, weight, out, stream, hidden, epsilon, BLOCK: tl.constexpr):
+def rmsnorm_residual_kernel(x, residual, weight, out, summed, hidden, epsilon, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     i = tl.arange(0, BLOCK)
     inside = i < hidden
     a = tl.load(x + row * hidden + i, mask=inside, other=0.0).to(tl.float32)
     b = tl.load(residual + row * hidden + i, mask=inside, other=0.0).to(tl.float32)
-    kept = (a + b).to(stream.dtype.element_ty)
-    tl.store(stream + row * hidden + i, kept, mask=inside)
+    kept = (a + b).to(summed.dtype.element_ty)
+    tl.store(summed + row * hidden + i, kept, mask=inside)
     h = kept.to(tl.float32)
     scale = tl.rsqrt(tl.sum(h * h, 0) / hidden + epsilon)
     w = tl.load(weight + i, mask=inside, other=0.0).to(tl.float32)
@@ -31,13 +31,13 @@ def rmsnorm_residual_kernel(x, residual, weight, out, stream, hidden, epsilon, B
 
 def rmsnorm_residual(
     x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, epsilon: float,
-    out: torch.Tensor, stream: torch.Tensor,
+    out: torch.Tensor, summed: torch.Tensor,
 ) -> None:  # fmt: skip
-    """Rows of x and residual (m, hidden); `stream` is the sum that the next block adds to."""
+    """Rows of x and residual (m, hidden); `summed` is the sum that the next block adds to."""
     rows, hidden = x.shape
     block = triton.next_power_of_2(hidden)
     launch(
         rmsnorm_residual_kernel, (rows,), num_warps=min(max(block // 512, 1), 16), num_stages=1,
-        x=x, residual=residual, weight=weight, out=out, stream=stream, hidden=hidden,
+        x=x, residual=residual, weight=weight, out=out, summed=summed, hidden=hidden,
         epsilon=epsilon, BLOCK=block,
     )  # fmt: skip
