@@ -27,6 +27,7 @@ SHORTEST = 16
 LARGEST_BATCH = 4096
 
 Speedup = Callable[[np.ndarray], np.ndarray]
+"""Values of an axis to (speed-up, low and high end of its 90 % interval), shape (3, n) [-]."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,12 +40,16 @@ class BreakEven:
         'batch', 'prompt_tokens', or the policy's parameter.
     values, speedup : ndarray, shape (n,)
         Rising values of the axis and tokens/s over dense there [-]; NaN where the policy does not apply.
+    lo, hi : ndarray, shape (n,)
+        90 % interval of the speed-up, the errors of both sides taken as independent [-].
     sentence : str
     """
 
     axis: str
     values: np.ndarray
     speedup: np.ndarray
+    lo: np.ndarray
+    hi: np.ndarray
     sentence: str
 
     @property
@@ -62,6 +67,8 @@ class BreakEven:
             "axis": self.axis,
             "values": self.values.tolist(),
             "speedup": self.speedup.tolist(),
+            "lo": self.lo.tolist(),
+            "hi": self.hi.tolist(),
             "wins": [list(w) for w in self.wins],
             "sentence": self.sentence,
         }
@@ -105,7 +112,11 @@ def _batch(group: Group, s: Scenario) -> BreakEven:
         return _ratio(group, batch, s.prompt_tokens, s.output_tokens)
 
     values, found = _searched(speedup, _whole(1, last))
-    fits = f"; it fits up to batch {most['policy']}, dense up to {most['dense']}"
+    fits = (
+        f"; it fits up to batch {most['policy']}, dense up to {most['dense']}"
+        if any(most.values())
+        else "; neither fits at any batch: use more GPUs or fewer tokens"
+    )
     return _told("batch", values, found, _count, "at batch {}", fits)
 
 
@@ -128,12 +139,12 @@ def _own(group: Group, s: Scenario, index: int, name: str) -> BreakEven:
         values = np.round(np.linspace(0.02, 1.0, 50), 2)
     else:
         values = _whole(SHORTEST, max(s.prompt_tokens, 2 * SHORTEST))
-    dense = evaluate(group.dense, *_one(s)).tokens_per_s
-    found = np.full(len(values), np.nan)
+    dense = evaluate(group.dense, *_one(s))
+    found = np.full((3, len(values)), np.nan)
     for i, value in enumerate(values):
         other = _with(group, index, name, float(value) if share else int(value))
         if other is not None and other.problem is None:
-            found[i] = np.ravel(evaluate(other, *_one(s)).tokens_per_s / dense)[0]
+            found[:, i] = _against(evaluate(other, *_one(s)), dense)[:, 0]
     if share:
         return _told(name, values, found, _sparsity, f"at {{}} sparsity ({member.name})")
     return _told(name, values, found, _count, f"at {name} {{}} ({member.name})")
@@ -182,12 +193,27 @@ def _ratio(group: Group, batch: Any, prompt: Any, output: Any) -> np.ndarray:
     grid = np.broadcast_arrays(
         *(np.atleast_1d(np.asarray(x, float)) for x in (batch, prompt, output))
     )
-    sparse, dense = (evaluate(g, *grid) for g in (group, group.dense))
-    return _rate(sparse) / _rate(dense)
+    return _against(evaluate(group, *grid), evaluate(group.dense, *grid))
 
 
-def _rate(points: Points) -> np.ndarray:
-    return np.asarray(points.tokens_per_s, float)
+def _against(sparse: Points, dense: Points) -> np.ndarray:
+    """Speed-up, low and high end, shape (3, n) [-]; log half widths of both sides add in squares."""
+    mid, low, high = zip(_ends(sparse), _ends(dense), strict=True)
+    ratio = mid[1] / mid[0]
+    down = np.hypot(np.log(high[0] / mid[0]), np.log(mid[1] / low[1]))
+    up = np.hypot(np.log(mid[0] / low[0]), np.log(high[1] / mid[1]))
+    return np.stack([ratio, ratio * np.exp(-down), ratio * np.exp(up)])
+
+
+def _ends(points: Points) -> list[np.ndarray]:
+    """End-to-end time with both ends of its interval [s]."""
+    steps = np.maximum(np.asarray(points.output, float) - 1.0, 0.0)
+    ends = (
+        (points.ttft_s, points.tpot_s),
+        (points.ttft_lo_s, points.tpot_lo_s),
+        (points.ttft_hi_s, points.tpot_hi_s),
+    )
+    return [np.maximum(first + steps * np.nan_to_num(each), 1e-30) for first, each in ends]
 
 
 def _max_batch(group: Group, s: Scenario) -> np.ndarray:
@@ -213,20 +239,21 @@ def _searched(speedup: Speedup, values: np.ndarray) -> tuple[np.ndarray, np.ndar
     """`values` and their speed-ups, with both sides of every crossing down to neighbouring whole numbers."""
     found = speedup(values)
     more: list[float] = []
-    for i in np.flatnonzero(np.diff(found > 1.0 + EVEN)):
+    for i in np.flatnonzero(np.diff(found[0] > 1.0 + EVEN)):
         low, high = values[i], values[i + 1]
-        rising = bool(found[i + 1] > 1.0 + EVEN)
+        rising = bool(found[0, i + 1] > 1.0 + EVEN)
         while high - low > 1.0:
             middle = np.floor(0.5 * (low + high))
-            wins = bool(speedup(np.array([middle]))[0] > 1.0 + EVEN)
+            wins = bool(speedup(np.array([middle]))[0, 0] > 1.0 + EVEN)
             low, high = (low, middle) if wins == rising else (middle, high)
         more += [low, high]
     if not more:
         return values, found
     extra = np.setdiff1d(np.array(more), values)
-    values, found = np.r_[values, extra], np.r_[found, speedup(extra) if len(extra) else extra]
+    if len(extra):
+        values, found = np.r_[values, extra], np.c_[found, speedup(extra)]
     order = np.argsort(values)
-    return values[order], found[order]
+    return values[order], found[:, order]
 
 
 def _runs(mask: np.ndarray) -> list[tuple[int, int]]:
@@ -246,21 +273,29 @@ def _sparsity(keep: float) -> str:
 def _told(
     axis: str,
     values: np.ndarray,
-    speedup: np.ndarray,
+    found: np.ndarray,
     text: Callable[[float], str],
     place: str,
     more: str = "",
 ) -> BreakEven:
     """One axis with its sentence."""
-    known = np.isfinite(speedup)
+    known = np.isfinite(found[0])
     if not known.any():
-        return BreakEven(axis, values, speedup, f"{axis}: the policy applies nowhere on this axis")
-    values_known, known_speedup = values[known], speedup[known]
+        return BreakEven(
+            axis,
+            values,
+            found[0],
+            found[1],
+            found[2],
+            f"{axis}: the policy applies nowhere on this axis",
+        )
+    values_known, (known_speedup, lo, hi) = values[known], found[:, known]
     ends = f"from {text(values_known[0])} to {text(values_known[-1])}"
     best, worst = int(np.argmax(known_speedup)), int(np.argmin(known_speedup))
 
     def at(i: int) -> str:
-        return f"{known_speedup[i]:.2f}x {place.format(text(values_known[i]))}"
+        where = place.format(text(values_known[i]))
+        return f"{known_speedup[i]:.2f}x ({lo[i]:.2f}-{hi[i]:.2f}) {where}"
 
     runs = _runs(known_speedup > 1.0 + EVEN)
     if not runs:
@@ -275,4 +310,4 @@ def _told(
             for a, b in runs
         )
         told = f"faster than dense at {ranges} ({ends}): at best {at(best)}, at worst {at(worst)}"
-    return BreakEven(axis, values, speedup, f"{axis}: {told}{more}")
+    return BreakEven(axis, values, found[0], found[1], found[2], f"{axis}: {told}{more}")

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from simulator.arrays import Array
-from simulator.calibration import TWINS, load_fits
+from simulator.calibration import DEFAULT, TWINS, load_fits, scope_of
 from simulator.device import Device
 from simulator.dtypes import Format
 from simulator.errors import UnknownNameError
@@ -33,7 +33,7 @@ class StepParts:
     Attributes
     ----------
     total_s : Array
-        ``max(GPU stream, submission) + waiting``.
+        ``max(GPU stream, submission) + waiting``; their sum where the host waits for every layer.
     stream_s, submit_s, wait_s : Array
         Kernels in the engine's hands, the host's launches beside them, and the host work both wait for.
     gain_s : Array or None
@@ -55,6 +55,8 @@ class Engine:
     ----------
     graph_decode, graph_prefill : bool
         Whether steps of that kind replay a CUDA graph.
+    waits_by_layer : bool
+        The host waits for the GPU after every layer, so that kernels are not submitted ahead.
     launch_eager_s, launch_graph_s : float
         Host seconds per kernel launch, one by one and inside a replayed graph [s].
     schedule_s : float
@@ -80,6 +82,9 @@ class Engine:
     spread_decode, spread_prefill, spread_queue : tuple of (sigma, n)
         Log-space error of a step, and of the wait in a closed loop, that the kernels' intervals do not
         explain, and setups behind it.
+    eager : dict
+        Bytes moved and kernels launched by an engine that does not fuse, over one fused kernel's, by kind of
+        elementwise op [-].
     kernels : dict
         Preferred libraries per family, and per ``family.arch`` where they differ.
     kv : dict
@@ -99,6 +104,7 @@ class Engine:
     launch_graph_s: float
     schedule_s: float
     row_s: float
+    waits_by_layer: bool = False
     token_s: float = 0.0
     rank_s: float = 0.0
     hidden_s: float = 0.0
@@ -113,6 +119,7 @@ class Engine:
     spread_decode: tuple[float, int] = (0.0, 0)
     spread_prefill: tuple[float, int] = (0.0, 0)
     spread_queue: tuple[float, int] = (0.0, 0)
+    eager: dict[str, tuple[float, float]] = field(default_factory=dict)
     kernels: dict[str, str] = field(default_factory=dict)
     kv: dict[str, str] = field(default_factory=dict)
     archs: tuple[str, ...] = ()
@@ -169,7 +176,8 @@ class Engine:
         wait = host * self.schedule_s + (host * self.row_s) * sequences
         if prefills and self.token_s:
             wait = wait + (host * self.token_s) * prompt_tokens
-        return StepParts(np.maximum(stream, submit) + wait, stream, submit, wait, gain)
+        busy = stream + submit if self.waits_by_layer else np.maximum(stream, submit)
+        return StepParts(busy + wait, stream, submit, wait, gain)
 
     def saves(self, prefills: bool) -> bool:
         """Whether a step may take less than the sum of its kernels."""
@@ -196,10 +204,15 @@ class Engine:
                     return self.kernels[full]
         return None
 
+    def unfused(self, kind: str) -> tuple[float, float]:
+        """Bytes and kernels of an elementwise op of `kind` over those of a fused kernel [-]."""
+        return self.eager.get(kind, (1.0, 1.0))
+
     def gemm(self, device: Device, fmt: Format) -> str | None:
-        """Library of the linear layers where it was measured; None = the device's pooled vendor fit."""
+        """Library of the linear layers where it was measured, on the device or else on its like; else None."""
         name = self._kernel(device, f"gemm.{fmt.name}", "gemm")
-        return name if name is not None and _measured(device.name, fmt.name, name) else None
+        scopes = (scope_of(device), device.arch)
+        return name if name and _measured(device.name, scopes, fmt.name, name) else None
 
     def attention(self, device: Device, phase: str, kv_format: str) -> str | None:
         """Kernel generation of attention."""
@@ -224,10 +237,13 @@ class Engine:
 
 
 @lru_cache(maxsize=4096)
-def _measured(device: str, dtype: str, library: str) -> bool:
-    """Whether `library` has a GEMM fit of its own for `dtype` (or its twin) on `device`."""
+def _measured(device: str, scopes: tuple[str, ...], dtype: str, library: str) -> bool:
+    """Whether `library` has a GEMM fit for `dtype` (or its twin) on `device`, or on its like where it has none."""
     names = (dtype, TWINS.get(dtype))
-    return any(f.library == library and f.dtype in names for f in load_fits(device, "gemm"))
+    found = [f for f in load_fits(device, "gemm") if f.dtype in names] or [
+        f for f in load_fits(DEFAULT, "gemm") if f.dtype in names and f.device in scopes
+    ]
+    return any(f.library == library for f in found)
 
 
 def parse_engines(text: str) -> dict[str, Engine]:
@@ -237,6 +253,8 @@ def parse_engines(text: str) -> dict[str, Engine]:
         values: dict[str, Any] = {
             k: tuple(v) if isinstance(v, list) else v for k, v in table.items()
         }
+        if "eager" in values:
+            values["eager"] = {k: (float(b), float(n)) for k, (b, n) in values["eager"].items()}
         engines[name] = Engine(name=name, **values)
     return engines
 

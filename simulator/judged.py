@@ -42,7 +42,9 @@ def read_rows(path: Path) -> pd.DataFrame:
     if not path.is_file():
         raise InputError(f"no such file: {path}", where="--data")
     try:
-        return pd.read_csv(path) if path.suffix == ".csv" else pd.read_parquet(path)
+        # A text column that is empty throughout would else be read as numbers.
+        text = dict.fromkeys(("source", "kernel", "note", "url", "flag"), "str")
+        return pd.read_csv(path, dtype=text) if path.suffix == ".csv" else pd.read_parquet(path)
     except (OSError, ValueError) as error:
         raise InputError(
             f"{path} cannot be read: {str(error).splitlines()[0]}", where="--data"

@@ -167,7 +167,7 @@ class Lowering:
     def _tail(self, step: Step) -> Iterator[Op]:
         model, rows = self.model, step.sampled_rows
         if model.final_norm:
-            yield self._norm("norm.final", step, 1.0)
+            yield self._norm("norm.final", step, 1.0, model.layers[-1].norm == "rms")
         width = model.embed_proj_dim or model.hidden
         if model.embed_proj_dim:
             yield Linear(
@@ -192,7 +192,7 @@ class Lowering:
 
     def _layer(self, ctx: Context, count: float) -> Iterator[Op]:
         layer, step = ctx.layer, ctx.step
-        yield self._norm("norm", step, count * layer.n_norms)
+        yield self._norm("norm", step, count * layer.n_norms, layer.norm == "rms")
         mla = layer.attention.mla
         if mla is None:
             yield from self._attention(layer.attention, step, count)
@@ -371,11 +371,11 @@ class Lowering:
         if moe.shared is not None:
             yield from self._ffn(moe.shared, step, count, "moe.shared")
 
-    def _norm(self, role: str, step: Step, count: float) -> Op:
+    def _norm(self, role: str, step: Step, count: float, rms: bool) -> Op:
         row = self.model.hidden * ACT_BYTES
         return Elementwise(
             role=role,
-            kind="norm",
+            kind="norm" if rms else "layer_norm",
             read_bytes=2.0 * step.rows * row,
             write_bytes=2.0 * step.rows * row,
             count=count,

@@ -97,6 +97,8 @@ class Linear:
         Share of the stored weight that lies in the GPU's memory [-].
     shared : float
         Stored over read elements where weights share values of a table [-].
+    beside : tuple of str
+        Prefixes of the roles it runs beside on another stream; empty: nothing.
     """
 
     role: str
@@ -115,6 +117,7 @@ class Linear:
     groups: float = 1.0
     resident: float = 1.0
     shared: float = 1.0
+    beside: tuple[str, ...] = ()
     overhead: bool = False
     graph_safe: bool = True
     host_sync: float = 0.0
@@ -187,6 +190,9 @@ class Attention:
         Contiguous bytes per gathered piece [B].
     expand : Expand, optional
         Decompression inside the kernel.
+    tile_bytes : Array
+        K and V that the thread blocks of a block-sparse prompt load, each for its own few queries [B]; 0 where a
+        tile of queries shares them, as in a dense kernel.
     """
 
     role: str
@@ -210,6 +216,7 @@ class Attention:
     pair_keep: Array = 1.0
     run_bytes: float = STREAM
     expand: Expand | None = None
+    tile_bytes: Array = 0.0
     overhead: bool = False
     graph_safe: bool = True
     host_sync: float = 0.0
@@ -360,6 +367,10 @@ class Elementwise:
         Contiguous bytes per gathered piece [B].
     pack_elements : Array
         Elements pruned and packed by a compressor, which is bound by ALU, not by bytes [-].
+    select_elements, select_rows : Array
+        Elements a top-k searches, and the rows they stand in: a row is searched by one thread block [-].
+    beside : tuple of str
+        Prefixes of the roles it runs beside on another stream; empty: nothing.
     """
 
     role: str
@@ -370,6 +381,9 @@ class Elementwise:
     operand: Operand = Operand.ACTIVATION
     run_bytes: float = STREAM
     pack_elements: Array = 0.0
+    select_elements: Array = 0.0
+    select_rows: Array = 1.0
+    beside: tuple[str, ...] = ()
     launches: float = 1.0
     count: Array = 1.0
     overhead: bool = False

@@ -138,23 +138,18 @@ def _op_rows(phase: str, times: Sequence[OpTime]) -> list[OpRow]:
     def mean(x: Any) -> float:
         return float(np.mean(x))
 
-    rows = []
+    # With a trace every layer is lowered apart; its ops are still one row of the breakdown.
+    together: dict[tuple[str, bool, str, str], np.ndarray] = {}
     for t in times:
         traffic = t.op.traffic().scaled(t.op.count)
-        rows.append(
-            OpRow(
-                phase,
-                t.op.role,
-                mean(t.op.count),
-                *(mean(getattr(t, k)) for k in ("total_s", *TERMS)),
-                flop=mean(traffic.total_flop),
-                moved_bytes=mean(traffic.total_bytes),
-                overhead=t.op.overhead,
-                basis=str(t.basis),
-                source=t.source,
-            )
-        )
-    return rows
+        timed = (t.op.count, *(getattr(t, k) for k in ("total_s", *TERMS)))
+        amounts = np.array([mean(x) for x in (*timed, traffic.total_flop, traffic.total_bytes)])
+        key = (t.op.role, t.op.overhead, str(t.basis), t.source)
+        together[key] = together.get(key, 0.0) + amounts
+    return [
+        OpRow(phase, role, *map(float, amounts), overhead=overhead, basis=basis, source=source)
+        for (role, overhead, basis, source), amounts in together.items()
+    ]
 
 
 def _shares(points: Points) -> dict[str, float]:
@@ -280,6 +275,41 @@ def _show_break_even(scenario: Scenario, json_: bool) -> None:
         console.out(b.sentence)
 
 
+def _show_trials(scenario: Scenario, trials: str, solve_rate: float | None, json_: bool) -> None:
+    from dataclasses import asdict
+
+    from simulator.errors import InputError
+    from simulator.scaling import best_of
+
+    try:
+        numbers = tuple(int(t) for t in trials.split(","))
+    except ValueError:
+        raise InputError(
+            f"{trials!r} is not a list of numbers like 1,4,16", where="--trials"
+        ) from None
+    rows = best_of(scenario, numbers, solve_rate)
+    if json_:
+        console.out_json({"rows": [asdict(r) for r in rows], "scenario": scenario.to_dict()})
+        return
+    heads = ["trials", "flop", "KV read [B]", "eFLOP", "time [s]", "GPU-s", "USD"]
+    table = [
+        [f"{r.trials:,}", *(f"{v:.3g}" for v in (r.flop, r.kv_read_bytes, r.eflop, r.time_s, r.gpu_s, r.usd))]
+        for r in rows
+    ]  # fmt: skip
+    if solve_rate is not None:
+        heads += ["solved", "eFLOP/solved", "GPU-s/solved", "USD/solved"]
+        for line, r in zip(table, rows, strict=True):
+            costs = (r.eflop_per_solved, r.gpu_s_per_solved, r.usd_per_solved)
+            line += [f"{r.solved:.0%}", *(f"{v:.3g}" for v in costs)]
+    console.table(
+        f"best of N: {scenario.model} on {scenario.device}, {scenario.policy}, one problem of "
+        f"{scenario.prompt_tokens:,} + {scenario.output_tokens:,} tokens",
+        heads,
+        table,
+        note="eFLOP: flop + KV bytes x the device's flop per byte (Kinetics); flop alone is the isoFLOPS view",
+    )
+
+
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 
@@ -326,6 +356,18 @@ def command(
         float | None,
         typer.Option(help="points: fastest policy whose published quality loses at most this much"),
     ] = None,
+    trials: Annotated[
+        str | None,
+        typer.Option(
+            help="numbers like 1,4,16: cost of best-of-N, time, USD and eFLOPs per problem"
+        ),
+    ] = None,
+    solve_rate: Annotated[
+        float | None,
+        typer.Option(
+            help="with --trials: share of single tries that succeed; cost per solved problem"
+        ),
+    ] = None,
     json_: Annotated[bool, typer.Option("--json", help="one JSON object on stdout")] = False,
 ) -> None:
     """Predict one scenario, with its breakdown by op and by term and the bound in words.
@@ -357,6 +399,9 @@ def command(
         from simulator import published_quality
 
         published_quality.show(scenario, max_loss, as_json=json_)
+        return
+    if trials is not None:
+        _show_trials(scenario, trials, solve_rate, json_)
         return
     if break_even:
         _show_break_even(scenario, json_)

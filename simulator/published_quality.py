@@ -101,6 +101,10 @@ class Choice:
         The largest of the published losses in `unit` [points, or perplexity ratio minus 1].
     front : bool
         No other policy of the same unit is faster and loses less.
+    tokens_per_s_lo, tokens_per_s_hi : float
+        90 % interval of the speed [1/s].
+    fits : bool
+        The batch fits into memory at these lengths.
     """
 
     policy: str
@@ -111,6 +115,9 @@ class Choice:
     speedup: float
     sources: tuple[str, ...]
     front: bool = False
+    tokens_per_s_lo: float = 0.0
+    tokens_per_s_hi: float = float("inf")
+    fits: bool = True
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for ``--json``."""
@@ -161,9 +168,19 @@ def choices(scenario: Scenario, most: float) -> list[Choice]:
         if group.problem is not None or not covering:
             continue
         try:
-            rate = float(evaluate(group, *at).tokens_per_s[0])
+            points = evaluate(group, *at)
         except ShadowlineError:
             continue
+        rate = float(points.tokens_per_s[0])
+        steps = max(scenario.output_tokens - 1, 0)
+        tokens = scenario.batch * scenario.output_tokens
+        lo, hi = (
+            tokens / float(first[0] + steps * np.nan_to_num(each[0]))
+            for first, each in (
+                (points.ttft_hi_s, points.tpot_hi_s),
+                (points.ttft_lo_s, points.tpot_lo_s),
+            )
+        )
         found.append(
             Choice(
                 spelling,
@@ -173,6 +190,9 @@ def choices(scenario: Scenario, most: float) -> list[Choice]:
                 rate,
                 rate / base,
                 tuple(dict.fromkeys(s.source for s, _ in covering)),
+                tokens_per_s_lo=lo,
+                tokens_per_s_hi=hi,
+                fits=bool(points.max_batch[0] >= scenario.batch),
             )
         )
     return sorted(_fronts(found), key=lambda c: -c.tokens_per_s)
@@ -181,20 +201,28 @@ def choices(scenario: Scenario, most: float) -> list[Choice]:
 def _fronts(found: list[Choice]) -> list[Choice]:
     out = []
     for c in found:
-        rivals = [o for o in found if o.unit == c.unit and o is not c]
-        beaten = c.speedup <= 1.0 or any(
-            o.speedup >= c.speedup
-            and o.loss <= c.loss
-            and (o.speedup, -o.loss) != (c.speedup, -c.loss)
-            for o in rivals
+        rivals = [o for o in found if o.unit == c.unit and o is not c and o.fits]
+        beaten = (
+            not c.fits
+            or c.speedup <= 1.0
+            or any(
+                o.speedup >= c.speedup
+                and o.loss <= c.loss
+                and (o.speedup, -o.loss) != (c.speedup, -c.loss)
+                for o in rivals
+            )
         )
         out.append(Choice(**{**vars(c), "front": not beaten}))
     return out
 
 
 def best(found: list[Choice], most: float) -> Choice | None:
-    """The fastest that loses at most `most` points and is faster than dense."""
-    good = [c for c in found if c.unit == "points" and c.loss <= most + 1e-9 and c.speedup > 1.0]
+    """The fastest that fits, loses at most `most` points and is faster than dense."""
+    good = [
+        c
+        for c in found
+        if c.fits and c.unit == "points" and c.loss <= most + 1e-9 and c.speedup > 1.0
+    ]
     return max(good, key=lambda c: c.tokens_per_s, default=None)
 
 
@@ -208,12 +236,13 @@ def show(scenario: Scenario, most: float, *, as_json: bool) -> None:
         return
     console.table(
         "published quality beside predicted speed",
-        ["policy", "measure", "front", "loss", "tokens/s", "speed-up"],
+        ["policy", "measure", "front", "loss", "tokens/s", "low", "high", "speed-up"],
         [
             [
-                c.policy, "; ".join(c.measures), "yes" if c.front else "",
+                c.policy, "; ".join(c.measures), "yes" if c.front else "" if c.fits else "no fit",
                 f"{c.loss:+.2f} points" if c.unit == "points" else f"{c.loss:+.1%} perplexity",
-                console.number(c.tokens_per_s), f"{c.speedup:.2f}x",
+                *(console.number(v) for v in (c.tokens_per_s, c.tokens_per_s_lo, c.tokens_per_s_hi)),
+                f"{c.speedup:.2f}x",
             ]
             for c in found
         ],
@@ -221,7 +250,10 @@ def show(scenario: Scenario, most: float, *, as_json: bool) -> None:
         note="front: none of the same unit is faster and loses less; worst published measure; unknown elsewhere",
     )  # fmt: skip
     if chosen is None:
-        console.out(f"no policy with published quality loses at most {most:g} points and is faster")
+        unit = "point" if most == 1 else "points"
+        console.out(
+            f"no policy with published quality fits, loses at most {most:g} {unit} and is faster than dense"
+        )
     else:
         console.out(
             f"fastest that loses at most {most:g} points: {chosen.policy}, {chosen.speedup:.2f}x dense,"

@@ -12,16 +12,21 @@ References
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from simulator.arrays import Array
 from simulator.device import Device
 from simulator.dtypes import DType
+from simulator.errors import InputError, UnsupportedError
 from simulator.lowering import Lowering
 from simulator.traffic import Operand
 from simulator.workload import Step, decode_step, prefill_step
+
+if TYPE_CHECKING:
+    from simulator.scenario import Scenario
 
 
 @dataclass(frozen=True)
@@ -112,3 +117,93 @@ def cost_per_solved(cost: Array, solve_rate: Array, trials: Array) -> Array:
     """
     share = solved_share(solve_rate, trials)
     return np.where(share > 0.0, cost / np.where(share > 0.0, share, 1.0), np.inf)
+
+
+@dataclass(frozen=True)
+class Trials:
+    """One problem tried `trials` times on a device: the tries share one prompt and decode as one batch.
+
+    Attributes
+    ----------
+    flop, kv_read_bytes, eflop : float
+        `Demand` of the problem and its sum at the device's intensity [flop], [B], [flop].
+    time_s, gpu_s, usd : float
+        Until the last try ends, times the GPUs, and their list price [s], [s], [USD].
+    solved : float or None
+        Share of problems solved by at least one try [-].
+    eflop_per_solved, gpu_s_per_solved, usd_per_solved : float or None
+        Cost over `solved`.
+    """
+
+    trials: int
+    flop: float
+    kv_read_bytes: float
+    eflop: float
+    time_s: float
+    gpu_s: float
+    usd: float
+    solved: float | None = None
+    eflop_per_solved: float | None = None
+    gpu_s_per_solved: float | None = None
+    usd_per_solved: float | None = None
+
+
+def best_of(
+    scenario: Scenario, trials: tuple[int, ...], solve_rate: float | None = None
+) -> list[Trials]:
+    """Cost of best-of-N, or of one long chain (N = 1), for each number of `trials`.
+
+    Time is TTFT of one prompt and ``output - 1`` decode steps of a batch of N, in as many waves as memory asks for.
+    `scenario.batch` is not used.
+
+    Parameters
+    ----------
+    solve_rate : float, optional
+        Share of single tries that succeed, from a published or measured table [-].
+
+    Raises
+    ------
+    InputError
+        A number of trials below 1, or a rate outside 0 to 1.
+    UnsupportedError
+        The scenario cannot run.
+    """
+    from simulator.evaluate import evaluate
+    from simulator.group import group_of
+
+    if any(n < 1 for n in trials):
+        raise InputError(f"{min(trials)} trials; write 1 or more", where="--trials")
+    if solve_rate is not None and not 0.0 < solve_rate <= 1.0:
+        raise InputError(f"{solve_rate:g} is not a share above 0, up to 1", where="--solve-rate")
+    group = group_of(scenario)
+    if group.problem is not None:
+        raise UnsupportedError(group.problem[1])
+    lengths = np.array([scenario.prompt_tokens], float), np.array([scenario.output_tokens], float)
+    per_byte = intensity(group.device, group.lowering.fmt.math)
+    usd_per_s = group.device.price_usd_per_h.value / 3600.0
+    longest = group.model.max_context
+    if scenario.prompt_tokens + scenario.output_tokens > longest and not group.ignore_context:
+        raise UnsupportedError(
+            f"prompt + output exceed the model's {longest} tokens; shorten them or add --ignore-context-limit"
+        )
+    one = evaluate(group, np.array([1.0]), *lengths)
+    most = int(np.ravel(one.max_batch)[0])
+    if most < 1:
+        raise UnsupportedError("not one chain fits into memory; use more GPUs or fewer tokens")
+    steps = max(scenario.output_tokens - 1, 0)
+    out = []
+    for n in trials:
+        work = demand(group.lowering, *lengths, float(n))
+        flop, read = (float(np.ravel(x)[0]) * scenario.tp for x in (work.flop, work.read_bytes))
+        waves = -(-n // most)
+        points = evaluate(group, np.array([np.ceil(n / waves)]), *lengths)
+        tpot = float(np.nan_to_num(np.ravel(points.tpot_s)[0]))
+        time = float(np.ravel(one.ttft_s)[0]) + waves * steps * tpot
+        gpu = time * group.gpus
+        row = Trials(n, flop, read, flop + per_byte * read, time, gpu, gpu * usd_per_s)
+        if solve_rate is not None:
+            solved = float(solved_share(solve_rate, n))
+            costs = {f"{k}_per_solved": getattr(row, k) / solved for k in ("eflop", "gpu_s", "usd")}
+            row = Trials(**{**asdict(row), **costs, "solved": solved})
+        out.append(row)
+    return out

@@ -11,6 +11,7 @@ import numpy as np
 from simulator.arrays import Array
 from simulator.calibration import Basis
 from simulator.device import Device
+from simulator.engine import StepParts
 from simulator.lowering import ACT_BYTES
 from simulator.ops import Attention, Collective, Linear, Moe
 from simulator.roofline.timing import OpTime, time_op, working_set_bytes
@@ -49,6 +50,8 @@ class StepTime:
         Time attributed to each of `BOUNDS` [s]; they add up to `total_s`.
     mode : str
         'graph', 'eager' or 'graph split'.
+    parts : StepParts
+        Stream, submission and waiting of the step.
     """
 
     total_s: Array
@@ -60,6 +63,7 @@ class StepTime:
     busy: Array
     mode: str
     basis: Basis
+    parts: StepParts
     ops: tuple[OpTime, ...] = ()
 
 
@@ -118,7 +122,7 @@ def step_time(group: Group, step: Step, timer: Callable[..., OpTime] = time_op) 
     shares[4] = shares[4] + extra
     if parts.gain_s is not None:
         shares[5] = shares[5] + parts.gain_s
-    shares[-1] = shares[-1] + np.maximum(parts.submit_s - parts.stream_s, 0.0) + parts.wait_s
+    shares[-1] = shares[-1] + (total - parts.stream_s)
     interval = combine(
         _once_per_role(in_order) if group.lowering.by_layer else in_order,
         total,
@@ -135,6 +139,7 @@ def step_time(group: Group, step: Step, timer: Callable[..., OpTime] = time_op) 
         np.maximum(math, moved) / np.maximum(total, 1e-30),
         mode,
         interval.basis,
+        parts,
         tuple(times),
     )
 

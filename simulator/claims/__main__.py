@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -24,6 +25,10 @@ def command(
     all_: Annotated[
         bool, typer.Option("--all", help="every judged row, not only the misses")
     ] = False,
+    docs: Annotated[
+        Path | None,
+        typer.Option(help="rewrite the tables of claims.md and systems.md in this folder"),
+    ] = None,
     json_: Annotated[
         bool, typer.Option("--json", help='{"rows": [...], "summary": {...}} on stdout')
     ] = False,
@@ -52,6 +57,16 @@ def command(
         papers = tuple(wanted)
     rows = judge(papers)
     total = summary(rows)
+    if docs is not None:
+        from simulator.claims.tables import write
+
+        if data is not None or paper is not None:
+            raise InputError(
+                "the tables hold all committed rows; leave out --data and --paper", where="--docs"
+            )
+        for path in write(docs, rows, total):
+            console.say(f"wrote {path}")
+        return
     if json_:
         console.out_json({"rows": [r.to_dict() for r in rows], "summary": total})
         return
@@ -68,12 +83,12 @@ def _show(rows: list[Judged], total: dict[str, Any], *, every: bool) -> None:
                 r.claim_id + (" c" if r.used_for_calibration else ""), r.paper, r.kind, r.metric,
                 _si(r.published), _si(r.predicted), _si(r.lo), _si(r.hi),
                 f"{r.ratio:.2f}" + ("" if r.inside else " out"),
-                (r.wrong and f"published figure disputed: {r.wrong}") or r.reason,
+                shorten((r.wrong and f"disputed: {r.wrong}") or r.reason, 72, placeholder=" ..."),
             ]
             for r in shown
         ],
         left=4,
-        note="c: used for calibration; out: the published figure lies outside our 90 % interval",
+        note="c: used for calibration; out: outside our 90 % interval; --json has the whole reason",
     )  # fmt: skip
     papers = sorted(total["papers"].items(), key=lambda kv: -kv[1]["rows"])
     heads = [

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from textwrap import shorten
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
 from simulator import console
 from simulator.policies.base import Policy
 from simulator.policies.grammar import POLICIES
+
+if TYPE_CHECKING:
+    from pydantic.fields import FieldInfo
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
@@ -20,7 +23,7 @@ def command(
     json_: Annotated[bool, typer.Option("--json", help='{"rows": [...]} on stdout')] = False,
 ) -> None:
     """List the policies, or show one with its parameters, mechanism and limits."""
-    rows = [_row(POLICIES[p]) for p in ([name] if name else POLICIES)]
+    rows = [row_of(POLICIES[p]) for p in ([name] if name else POLICIES)]
     if json_:
         console.out_json({"rows": rows})
     elif name:
@@ -45,7 +48,8 @@ def _wide(row: dict[str, Any]) -> tuple[tuple[str, int], ...]:
     return (defaults or "-", 60), (row["summary"] + alias, 80), (row["citation"], 46)
 
 
-def _row(cls: type[Policy]) -> dict[str, Any]:
+def row_of(cls: type[Policy]) -> dict[str, Any]:
+    """What a policy says of itself, as plain values."""
     c = cls.compatibility
     return {
         "policy": cls.name,
@@ -57,7 +61,7 @@ def _row(cls: type[Policy]) -> dict[str, Any]:
         "not_modelled": cls.not_modelled,
         "mechanism": (cls.__doc__ or "").strip(),
         "parameters": [
-            {"name": k, "default": f.default, "meaning": f.description or ""}
+            {"name": k, "default": f.default, "range": _range(f), "meaning": f.description or ""}
             for k, f in cls.model_fields.items()
         ],
         "compatible": {
@@ -72,6 +76,20 @@ def _row(cls: type[Policy]) -> dict[str, Any]:
     }
 
 
+def _range(field: FieldInfo) -> str:
+    """Values a parameter may take, as text."""
+    choices = [c for c in get_args(field.annotation) if isinstance(c, str)]
+    if choices:
+        return " | ".join(choices)
+    if field.annotation is bool:
+        return "true | false"
+    parts = []
+    for word, keys in (("above", ("gt",)), ("from", ("ge",)), ("below", ("lt",)), ("to", ("le",))):
+        for limit in field.metadata:
+            parts += [f"{word} {getattr(limit, k):g}" for k in keys if hasattr(limit, k)]
+    return " ".join(parts)
+
+
 def _show(row: dict[str, Any]) -> None:
     console.out(f"{row['policy']}: {row['summary']}")
     if row["alias_of"]:
@@ -83,9 +101,9 @@ def _show(row: dict[str, Any]) -> None:
     if row["parameters"]:
         console.table(
             "Parameters",
-            ["name", "default", "meaning"],
-            [[p["name"], f"{p['default']}", p["meaning"]] for p in row["parameters"]],
-            left=3,
+            ["name", "default", "range", "meaning"],
+            [[p["name"], f"{p['default']}", p["range"], p["meaning"]] for p in row["parameters"]],
+            left=4,
         )
     console.table(
         "Goes with",

@@ -73,15 +73,20 @@ def score(
 
 
 def top_k(
-    units: Array, picked: Array, *, heads: float, count: Array, role: str = "kv.top_k"
+    units: Array, picked: Array, *, heads: float, rows: Array, count: Array, role: str = "kv.top_k"
 ) -> Elementwise:
-    """The best `picked` of `units` per head, both over the whole batch: fp32 scores in, 32-bit indices out."""
+    """The best `picked` of `units` per head, both over the whole batch: fp32 scores in, 32-bit indices out.
+
+    `rows` (sequences or queries) times `heads` are searched apart.
+    """
     return Elementwise(
         role=role,
         kind="topk",
         read_bytes=units * heads * 4.0,
         write_bytes=picked * heads * 4.0,
         operand=Operand.INDEX,
+        select_elements=units * heads,
+        select_rows=rows * heads,
         count=count,
         overhead=True,
     )
@@ -98,6 +103,7 @@ def select(
     run_bytes: float,
     heads: float | None = None,
     picked: float | None = None,
+    scored: float | None = None,
 ) -> tuple[Op, ...]:
     """Score, top-k and a gathered attention over `read` tokens, where the context exceeds `budget`.
 
@@ -112,9 +118,11 @@ def select(
     run_bytes : float
         Contiguous bytes per picked piece [B].
     heads : float, optional
-        Heads that score apart; default all query heads.
+        Heads that pick apart; default all query heads.
     picked : float, optional
         Units picked per head; default ``budget / unit``.
+    scored : float, optional
+        Heads whose scores are written; default `heads`.
     """
     heads = op.n_heads if heads is None else heads
     tokens = np.asarray(op.tokens, float)
@@ -123,8 +131,17 @@ def select(
     chosen = np.asarray(budget, float) / unit if picked is None else picked
     count = np.where(active, op.count, 0.0)
     return (
-        score(op, units, unit_bytes=unit_bytes, unit_flop=unit_flop, heads=heads, count=count),
-        top_k(units, op.batch * np.where(active, chosen, 0.0), heads=heads, count=count),
+        score(
+            op,
+            units,
+            unit_bytes=unit_bytes,
+            unit_flop=unit_flop,
+            heads=heads if scored is None else scored,
+            count=count,
+        ),
+        top_k(
+            units, op.batch * np.where(active, chosen, 0.0), heads=heads, rows=op.batch, count=count
+        ),
         replace(
             op, attended=np.where(active, np.minimum(read, tokens), tokens), run_bytes=run_bytes
         ),

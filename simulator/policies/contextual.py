@@ -20,6 +20,14 @@ from simulator.traffic import Operand
 from simulator.union import union_density
 
 _PREDICTOR = FORMATS["fp16"]
+_AHEAD = ("attn.all_reduce", "mlp.all_reduce")
+"""What look-ahead predictors run beside: the block computes nothing and reads nothing meanwhile."""
+_SEARCH = ("attn.core", "attn.o", "attn.all_reduce")
+"""What the search of the neurons' scores runs beside: it needs one SM and no bandwidth."""
+_TRACKED = 16.0
+"""Newest inputs kept, from which K and V of heads that return are computed [tokens]."""
+_TRACK_KERNELS = 9.0
+"""Small kernels per layer that keep the inputs, find what is missing and copy K and V (``mha_dejavu.py``)."""
 
 
 def group_keep(keep: float, group: float) -> float:
@@ -89,14 +97,24 @@ def sparse_layer(
 
 
 def predictor(
-    role: str, ctx: Context, *, rank: int, outputs: float, count: float, picked: float
+    role: str,
+    ctx: Context,
+    *,
+    rank: int,
+    outputs: float,
+    count: float,
+    picked: float,
+    layers: float = 1.0,
+    beside: tuple[str, ...] = (),
+    search_beside: tuple[str, ...] = (),
 ) -> tuple[Op, ...]:
     """Two small products, a top-k and the write of the index list, per step.
 
     The first matrix (hidden x rank) is replicated on every GPU, the second split: reads
-    ``(hidden * rank + rank * outputs / tp) * 2`` bytes.
+    ``(hidden * rank + rank * outputs / tp) * 2`` bytes. The outputs of each of `layers` are searched apart.
     """
     rows, share = ctx.step.rows, outputs / ctx.tp
+    each = rows * share / layers
     return (
         Linear(
             role=f"{role}.in",
@@ -105,20 +123,46 @@ def predictor(
             k=ctx.model.hidden,
             fmt=_PREDICTOR,
             count=count,
+            beside=beside,
             overhead=True,
         ),
         Linear(
-            role=f"{role}.out", m=rows, n=share, k=rank, fmt=_PREDICTOR, count=count, overhead=True
+            role=f"{role}.out",
+            m=rows,
+            n=share,
+            k=rank,
+            fmt=_PREDICTOR,
+            count=count,
+            beside=beside,
+            overhead=True,
         ),
         Elementwise(
             role=f"{role}.top_k",
             kind="topk",
-            read_bytes=rows * share * 2.0,  # the 16-bit scores as the product writes them
-            write_bytes=rows * share * picked * 4.0,
+            read_bytes=each * 2.0,  # the 16-bit scores as the product writes them
+            write_bytes=each * picked * 4.0,
             operand=Operand.INDEX,
-            count=count,
+            select_elements=each,
+            select_rows=rows,
+            count=count * layers,
+            beside=search_beside,
             overhead=True,
         ),
+    )
+
+
+def _track(ctx: Context, count: Array) -> Elementwise:
+    """Which of the newest tokens each head lacks, and the copies of what was computed for it."""
+    heads = ctx.layer.attention.n_heads / ctx.tp
+    moved = ctx.step.rows * heads * _TRACKED * 4.0
+    return Elementwise(
+        role="kv.track",
+        kind="copy",
+        read_bytes=moved,
+        write_bytes=moved,
+        operand=Operand.INDEX,
+        count=count * _TRACK_KERNELS,
+        overhead=True,
     )
 
 
@@ -162,7 +206,7 @@ class DejaVu(Policy):
     )
     citation: ClassVar[str] = "Liu et al. 2023, arXiv:2310.17157"
     not_modelled: ClassVar[str] = (
-        "accuracy; recomputed K and V of heads that return; the second stream's overlap (predictors count in full)"
+        "accuracy; recomputed K and V of heads that return; overlap of the predictors with anything but all-reduces"
     )
     always_shown: ClassVar[tuple[str, ...]] = ("keep",)
 
@@ -201,8 +245,11 @@ class DejaVu(Policy):
                     outputs=heads,
                     count=float(np.max(op.count)),
                     picked=self.attn_keep,
+                    beside=_AHEAD,
+                    search_beside=_AHEAD,
                 ),
                 sparse,
+                _track(ctx, op.count),
             )
         if op.role in ("mlp.gate_up", "mlp.up") and isinstance(ctx.layer.ffn, FfnSpec):
             return (
@@ -213,6 +260,8 @@ class DejaVu(Policy):
                     outputs=ctx.layer.ffn.intermediate,
                     count=float(np.max(op.count)),
                     picked=self.keep,
+                    beside=_AHEAD,
+                    search_beside=_SEARCH,
                 ),
                 sparse,
             )
@@ -282,18 +331,33 @@ class ShadowLlm(Policy):
                 return (op,)
             if op.role in ("mlp.gate_up", "mlp.up"):
                 return (*self._predictors(ctx), sparse_layer(op, ctx, heads=1.0, neurons=self.keep))
-        return (sparse_layer(op, ctx, heads=self._heads, neurons=self.keep),)
+        sparse = sparse_layer(op, ctx, heads=self._heads, neurons=self.keep)
+        return (sparse, _track(ctx, op.count)) if op.role == "attn.qkv" else (sparse,)
 
     def _predictors(self, ctx: Context) -> tuple[Op, ...]:
+        layers = float(ctx.model.n_layers)
         heads = sum(layer.attention.n_heads for layer in ctx.model.layers)
         neurons = sum(
             layer.ffn.intermediate for layer in ctx.model.layers if isinstance(layer.ffn, FfnSpec)
         )
         return (
             *predictor(
-                "predictor.attn", ctx, rank=self.rank, outputs=heads, count=1.0, picked=self._heads
+                "predictor.attn",
+                ctx,
+                rank=self.rank,
+                outputs=heads,
+                count=1.0,
+                picked=self._heads,
+                layers=layers,
             ),
             *predictor(
-                "predictor.mlp", ctx, rank=self.rank, outputs=neurons, count=1.0, picked=self.keep
+                "predictor.mlp",
+                ctx,
+                rank=self.rank,
+                outputs=neurons,
+                count=1.0,
+                picked=self.keep,
+                layers=layers,
+                search_beside=_SEARCH,
             ),
         )

@@ -173,7 +173,7 @@ class ZipVl(Policy):
         rows = np.minimum(float(self.probe), op.q_len)
         probe = scoring_pass(replace(op, q_len=rows), 0.5, role="kv.probe")
         kept = op.batch * op.kv_len * self.keep
-        pick = top_k(op.batch * op.kv_len, kept, heads=1.0, count=op.count)
+        pick = top_k(op.batch * op.kv_len, kept, heads=1.0, rows=op.batch, count=op.count)
         return (probe, pick, replace(op, pair_keep=self.keep**2), pack)
 
     def layout(self, kv: KvLayout, ctx: Context) -> KvLayout:
@@ -185,8 +185,9 @@ TILE = 64
 """Elements per bitmap tile."""
 TILE_BYTES = 8 + 4
 """64-bit bitmap and 32-bit offset of one tile [B]."""
-PARTS = 3.0
-"""Further small kernels per layer: dense window times K, dense window times V, sum of both outputs."""
+PARTS = 6.0
+"""Further small kernels per layer: dense window times K and times V, one row of scores from two, sum of both outputs,
+K and V appended to the window."""
 PAD_ELEMENTS = 3.5
 """Expected padding of a tile's non-zeros to a multiple of 8."""
 
@@ -259,6 +260,7 @@ class Mustafar(Policy):
             write_bytes=new_elements * op.kv_element_bytes * share,
             pack_elements=new_elements,
             operand=Operand.KV,
+            launches=2.0,
             count=op.count,
             overhead=True,
         )

@@ -17,8 +17,9 @@ from simulator.policies.common import no_latent
 from simulator.policies.grammar import POLICIES
 from simulator.traffic import Operand
 
-SCORE_BYTES = 24.0
-"""Bytes moved per score: written 2, scaled 4, masked 4, softmax to fp32 6, rounded 6, read 2 [B]."""
+SCORE_BYTES = {"fp32": 24.0, "fp16": 12.0}
+"""Bytes moved per score [B]: written 2, scaled 4, masked 4, softmax to fp32 6, rounded 6, read 2 (transformers);
+or written 2, masked 4, softmax in 16 bit 4, read 2 (FlexGen's pytorch_backend.py, which scales the queries)."""
 
 
 @POLICIES.register("eager_attention")
@@ -26,8 +27,8 @@ class EagerAttention(Policy):
     """Each step copies the cache to append to it, repeats KV heads, and writes the scores out [1]_.
 
     ``cache=concat`` reads and writes K and V of the whole context in every decode step. ``kernel=eager`` writes K and V
-    once per query head where heads share them (g times the bytes) and reads those; moves 24 B per (query, key, head);
-    and computes the masked half of a prompt too. ``kernel=flash`` does neither.
+    once per query head where heads share them (g times the bytes) and reads those; moves 24 B per (query, key, head),
+    or 12 with ``scores=fp16``; and computes the masked half of a prompt too. ``kernel=flash`` does neither.
 
     References
     ----------
@@ -55,6 +56,7 @@ class EagerAttention(Policy):
 
     cache: Literal["concat", "static"] = Field("concat", description="how a token is appended")
     kernel: Literal["eager", "flash"] = Field("eager", description="how attention is computed")
+    scores: Literal["fp32", "fp16"] = Field("fp32", description="precision of an eager softmax")
 
     def why_not(self, model: ModelSpec, fmt: Format) -> str | None:
         """MLA is computed on its latent."""
@@ -75,7 +77,7 @@ class EagerAttention(Policy):
             # Read once, written g times, and g - 1 reads more by the products than `op` counts.
             before.append(_copy("kv.repeat", read * group, read * group, op.count))
         pairs = op.batch * op.n_heads * op.head_keep * op.q_len * op.tokens
-        moved = 0.5 * SCORE_BYTES * pairs
+        moved = 0.5 * SCORE_BYTES[self.scores] * pairs
         scores = _copy("attn.scores", moved, moved, op.count, Operand.ACTIVATION)
         if op.phase == "prefill":
             # bmm computes all pairs of the square, the masked ones too.

@@ -146,7 +146,11 @@ class H2o(Policy):
             count=op.count,
             overhead=True,
         )
-        weakest = top_k(op.batch * kept, op.batch, heads=op.n_kv_heads, count=op.count)
+        # The least of each head: one pass over its scores, no search.
+        weakest = replace(
+            top_k(op.batch * kept, op.batch, heads=op.n_kv_heads, rows=op.batch, count=op.count),
+            select_elements=0.0,
+        )
         return (attention, update, weakest)
 
     def _prompt(self, op: Attention) -> tuple[Op, ...]:
@@ -163,6 +167,7 @@ class H2o(Policy):
             op.batch * op.q_len,
             op.batch * np.minimum(op.q_len * self.keep, float(self.budget)),
             heads=op.n_kv_heads,
+            rows=op.batch,
             count=op.count,
         )
         if not self.merge:
@@ -282,7 +287,9 @@ class SnapKv(Policy):
         vote = replace(
             scoring_pass(op, rows / op.kv_len), role="kv.observe", q_len=rows, pair_keep=0.5
         )
-        pick = top_k(op.batch * op.kv_len, op.batch * budget, heads=op.n_kv_heads, count=count)
+        pick = top_k(
+            op.batch * op.kv_len, op.batch * budget, heads=op.n_kv_heads, rows=op.batch, count=count
+        )
         kept_bytes = op.batch * np.minimum(op.q_len, budget) * op.dense_bytes_per_token
         gather = replace(
             _move("kv.compact", kept_bytes, kept_bytes, op),

@@ -8,9 +8,10 @@ from typing import ClassVar
 import numpy as np
 from pydantic import Field
 
+from simulator.arrays import Array
 from simulator.dtypes import FORMATS, Format
 from simulator.model import ModelSpec
-from simulator.ops import Attention, Linear, Op
+from simulator.ops import Attention, Elementwise, Linear, Op
 from simulator.policies.base import Aspect, Compatibility, Context, KvLayout, Policy, alias
 from simulator.policies.common import no_latent, select, top_k
 from simulator.policies.grammar import POLICIES
@@ -22,9 +23,9 @@ from simulator.transfers import HostCompute, Transfer
 class ShadowKv(Policy):
     """K as low-rank factors and landmarks on the GPU, V in host memory; picked chunks are rebuilt and fetched [1]_.
 
-    Per step and layer: landmarks (one mean key per chunk) are read and scored; the best `chunks` are united per KV
-    head. Those not cached (``1 - hit``) get K from ``A [rank] B`` and V over the link, the slower of both.
-    Attention reads ``(chunks + outliers) chunk + local`` tokens.
+    Per step and layer: landmarks (one mean key per chunk) are read and scored by every query head, softmaxed, and
+    their maximum per KV head picks the best `chunks`. Those not cached (``1 - hit``) get K from ``A [rank] B`` and V
+    over the link, the slower of both. Attention reads ``(chunks + outliers) chunk + local`` tokens.
 
     References
     ----------
@@ -92,6 +93,7 @@ class ShadowKv(Policy):
             run_bytes=self.chunk * op.head_dim * op.kv_element_bytes,
             picked=float(self.chunks),
             heads=op.n_kv_heads,
+            scored=op.n_heads,
         )
         active = np.asarray(op.tokens) > self._held
         missed = (1.0 - self.hit) * self._picked
@@ -115,7 +117,25 @@ class ShadowKv(Policy):
             beside=("kv.rebuild",),
             count=count,
         )
-        return (*ops[:2], rebuild, fetch, ops[2])
+        units = op.batch * np.where(active, np.asarray(op.tokens, float) / self.chunk, 0.0)
+        return (ops[0], *self._united(op, units, count), ops[1], rebuild, fetch, ops[2])
+
+    def _united(self, op: Attention, units: Array, count: Array) -> tuple[Elementwise, ...]:
+        """Softmax of every query head's scores, and their maximum per KV head, in fp32."""
+        scores, united = units * op.n_heads * 4.0, units * op.n_kv_heads * 4.0
+        passes = (("kv.softmax", "softmax", scores), ("kv.group_max", "unary", united))
+        return tuple(
+            Elementwise(
+                role=role,
+                kind=kind,
+                read_bytes=scores,
+                write_bytes=written,
+                operand=Operand.INDEX,
+                count=count,
+                overhead=True,
+            )
+            for role, kind, written in passes
+        )
 
     def layout(self, kv: KvLayout, ctx: Context) -> KvLayout:
         """Factors and landmarks for all, whole tokens for those picked, outlying or new; V elsewhere."""
@@ -273,7 +293,7 @@ class Alisa(Policy):
         tokens = np.asarray(op.tokens, float)
         kept = np.maximum(self.keep * tokens, 1.0)
         far = 0.5 * kept * op.batch
-        pick = top_k(op.batch * tokens, far, heads=1.0, count=op.count)
+        pick = top_k(op.batch * tokens, far, heads=1.0, rows=op.batch, count=op.count)
         run = op.head_dim * op.kv_element_bytes
         ops: list[Op] = [pick]
         if self.host:

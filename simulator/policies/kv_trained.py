@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
+from simulator.arrays import Array
 from simulator.dtypes import DType, Format
 from simulator.model import ModelSpec
 from simulator.ops import Attention, Elementwise, Linear, Op
@@ -18,6 +19,11 @@ from simulator.traffic import Operand
 
 TILE_ROWS = 16.0
 """Query rows of a tensor-core tile; a kernel that loads a KV block for one group pads to them [-]."""
+
+
+def _loaded_per_query(op: Attention, share: Array) -> Array:
+    """K and V loaded where every query of a KV head picks blocks of its own [B]."""
+    return op.batch * op.pairs * share * op.dense_bytes_per_token
 
 
 @POLICIES.register("nsa")
@@ -95,10 +101,11 @@ class Nsa(Policy):
             count=count,
             overhead=True,
         )
-        pick = top_k(units, rows * self.blocks, heads=op.n_kv_heads, count=count)
+        pick = top_k(units, rows * self.blocks, heads=op.n_kv_heads, rows=rows, count=count)
         if self.order == "query":
             waste = np.where(active, max(TILE_ROWS / group, 1.0), 1.0)
-            return (compressed, kept, pick, replace(op, pair_keep=share * waste))
+            loaded = np.where(active, _loaded_per_query(op, share), 0.0)
+            return (compressed, kept, pick, replace(op, pair_keep=share * waste, tile_bytes=loaded))
         partial = rows * op.n_heads * op.head_dim * 4.0 * self.blocks
         reduce = Elementwise(
             role="attn.reduce",
@@ -184,8 +191,10 @@ class InfLlmV2(Policy):
         # QK only is half of an attention's multiply-adds.
         scores = replace(scoring_pass(op, self.POOL * 0.5 / self.stride), count=count)
         units = rows * op.kv_len / self.block / 2.0
-        pick = top_k(units, rows * self.blocks, heads=op.n_kv_heads, count=count)
-        return (scores, pick, replace(op, pair_keep=bounded_pairs(op, self._budget)))
+        pick = top_k(units, rows * self.blocks, heads=op.n_kv_heads, rows=rows, count=count)
+        share = bounded_pairs(op, self._budget)
+        loaded = np.where(active, _loaded_per_query(op, share), 0.0)
+        return (scores, pick, replace(op, pair_keep=share, tile_bytes=loaded))
 
     def layout(self, kv: KvLayout, ctx: Context) -> KvLayout:
         """A pooled key per stride."""
@@ -260,7 +269,7 @@ class Dsa(Policy):
             overhead=True,
         )
         rows = op.batch * op.q_len
-        pick = top_k(op.batch * op.pairs, rows * self.budget, heads=1.0, count=count)
+        pick = top_k(op.batch * op.pairs, rows * self.budget, heads=1.0, rows=rows, count=count)
         if op.phase == "prefill":
             sparse = replace(op, pair_keep=bounded_pairs(op, float(self.budget)))
         else:

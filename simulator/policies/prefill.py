@@ -16,6 +16,8 @@ from simulator.policies.common import bounded_pairs, no_latent, scoring_pass, to
 from simulator.policies.grammar import POLICIES
 from simulator.traffic import Operand
 
+QUERY_BLOCK = 64.0
+"""Queries that a block of MInference's kernels computes [-]."""
 _PROMPT_ONLY = Compatibility(chunked_prefill=False, gqa="patterns are per query head")
 
 
@@ -57,8 +59,20 @@ class MInference(Policy):
         count = np.where(np.asarray(op.kv_len) > budget, op.count, 0.0)
         rows = np.minimum(float(self.observe), op.q_len)
         vote = scoring_pass(replace(op, q_len=rows), 0.5, role="kv.observe")
-        pick = top_k(2.0 * op.batch * op.kv_len, op.batch * budget, heads=op.n_heads, count=count)
-        sparse = replace(op, pair_keep=bounded_pairs(op, budget), graph_safe=False)
+        pick = top_k(
+            2.0 * op.batch * op.kv_len,
+            op.batch * budget,
+            heads=op.n_heads,
+            rows=2.0 * op.batch,
+            count=count,
+        )
+        share = bounded_pairs(op, budget)
+        # Each head's blocks of 64 queries load lines of their own.
+        token = op.dense_bytes_per_token / op.n_kv_heads
+        loaded = op.batch * op.pairs * share * op.n_heads * token / QUERY_BLOCK
+        sparse = replace(
+            op, pair_keep=share, tile_bytes=np.where(count > 0.0, loaded, 0.0), graph_safe=False
+        )
         return (replace(vote, count=count), pick, sparse)
 
 
@@ -100,7 +114,7 @@ class SampleAttention(Policy):
         units = op.batch * op.kv_len / self.block
         return (
             scoring_pass(op, self.sample),
-            top_k(units, units * self.keep, heads=op.n_heads, count=op.count),
+            top_k(units, units * self.keep, heads=op.n_heads, rows=op.batch, count=op.count),
             replace(op, pair_keep=self.keep),
         )
 
@@ -150,7 +164,11 @@ class Dhsa(Policy):
         queries, chunks = op.q_len / self.chunk, op.kv_len / self.chunk
         units = op.batch * queries * chunks
         pick = top_k(
-            units, op.batch * queries * self.budget / self.chunk, heads=op.n_heads, count=count
+            units,
+            op.batch * queries * self.budget / self.chunk,
+            heads=op.n_heads,
+            rows=op.batch * queries,
+            count=count,
         )
         share = 0.5 / self.chunk**2
         return (

@@ -354,7 +354,8 @@ class FlightLlm(Policy):
     aspects: ClassVar[frozenset[Aspect]] = frozenset({Aspect.WEIGHT_FORMAT})
     citation: ClassVar[str] = "Zeng et al. 2024, arXiv:2401.03868"
     not_modelled: ClassVar[str] = (
-        "accuracy; block-sparse attention; activations that never leave the chip"
+        "accuracy; block-sparse attention; activations that never leave the chip; on the FPGA profiles (alveo-u280,"
+        " vhk158) kernels are carried from GPUs"
     )
     always_shown: ClassVar[tuple[str, ...]] = ("n", "m", "bits")
 

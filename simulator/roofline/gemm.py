@@ -42,7 +42,8 @@ TILES: tuple[tuple[int, int], ...] = (
 )
 """Candidate output tiles (rows of m, columns of n)."""
 CPU_TILES: tuple[tuple[int, int], ...] = ((1, 64), (32, 64), (128, 128))
-"""The same of a CPU's BLAS (architectures ``cpu-*``): a vector kernel for one row, packed blocks for more.
+"""The same of a CPU's BLAS (architectures ``cpu-*``): a vector kernel for one row, packed blocks for more; DSP chains
+(``fpga-*``) take one row as well.
 
 Rows of blocks are assumed: OpenBLAS needs as long for 2 rows as for 16 on AVX-512, and 4 times one row's time.
 """
@@ -161,7 +162,7 @@ def _tile_s(
     per_byte_s = coef["tile_load"] * hw.sm_count / hw.hbm_bytes_per_s
     split_s = coef["split_io"] * SPLIT_BYTES * batch * m * n / hw.hbm_bytes_per_s
     quant = coef["quant"]
-    candidates = CPU_TILES if hw.arch.startswith("cpu-") else TILES
+    candidates = CPU_TILES if hw.arch.startswith(("cpu-", "fpga-")) else TILES
     rows = {tm: np.ceil(m / tm) for tm in {tm for tm, _ in candidates}}
     best: Array | None = None
     for tm, tn in candidates:

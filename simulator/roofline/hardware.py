@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 from simulator.calibration import load_fits
@@ -54,6 +55,8 @@ class Hardware:
     cached : Surface, optional
         Log of the streaming rate over `hbm_bytes_per_s` against the ``bytes`` of a kernel, see
         `simulator.roofline.bandwidth.resident_bytes_per_s`.
+    l2_bytes_per_s : float
+        Rate at which the multiprocessors read the last-level cache [B/s].
     touched_bytes : Array
         What is read in all until the kernel's operands are read again, where `cached` is known [B].
     """
@@ -73,6 +76,7 @@ class Hardware:
     gather_share: float = 1.0
     nonzeros_per_cycle: float = EXPAND_NONZEROS_PER_SM_CYCLE
     cached: Surface | None = None
+    l2_bytes_per_s: float = inf
     touched_bytes: Any = 0.0
 
 
@@ -92,6 +96,7 @@ def hardware(device: Device, dtype: Format | DType | str) -> Hardware:
         vector_flop_per_s=device.vector_flop_per_s,
         hbm_bytes_per_s=device.hbm_bytes_per_s,
         l2_bytes=float(device.l2_bytes),
+        l2_bytes_per_s=device.tier("l2").bandwidth_bytes_per_s,
         sector_bytes=float(hbm.sector_bytes),
         link_bytes_per_s=device.link.bandwidth_bytes_per_s if device.link else 0.0,
         link_latency_s=device.link.latency_s if device.link else 0.0,

@@ -24,6 +24,20 @@ PACK_ELEMENTS_PER_SM_CYCLE = 5.3e-3
 
 From Mustafar's published TTFT (arXiv:2505.22913, appendix C.3): 4.29 GB of KV in 1.14 s on 142 SMs at 2.5 GHz.
 """
+SELECT_ELEMENTS_PER_SM_CYCLE = 0.22
+"""Elements a radix selection searches per SM and cycle, all its passes counted [-].
+
+From PyTorch's ``topk`` of 2048 x 8192 bfloat16 on GB10 (ml-explore/mlx issue 3064: 0.92 ms with a scatter that
+copies the array, 0.27 ms at 250 GB/s), 48 SMs at 2.4 GHz. Carried to other cards as EXTRAPOLATED.
+"""
+SELECT_PIECE = 16384.0
+"""Elements of a row above which several blocks search it [-]; assumed from PyTorch's switch, 10,000-20,000."""
+L2_TILE_SHARE = 0.67
+"""Share of the cache's rate at which a kernel loads a block of K and V per query [-].
+
+Median of six kernels of OpenBMB/infllmv2_cuda_impl on H100 (64 blocks of 64, 32 to 128K tokens; its own 0.71-0.80,
+Triton's NSA 0.52-0.63).
+"""
 
 
 def expand_s(expand: Expand | None, hw: Hardware) -> Array:
@@ -42,6 +56,21 @@ def expand_s(expand: Expand | None, hw: Hardware) -> Array:
 def pack_s(elements: Array, hw: Hardware) -> Array:
     """Seconds to prune and pack `elements` [s]."""
     return elements / (PACK_ELEMENTS_PER_SM_CYCLE * hw.sm_count * hw.clock_hz)
+
+
+def select_s(elements: Array, rows: Array, hw: Hardware) -> Array:
+    """Seconds a top-k searches `elements` in `rows`: a row, or a piece of a long one, per SM [s].
+
+    ``elements / (0.22 f min(SM, rows max(1, elements / rows / piece)))``
+    """
+    pieces = np.maximum(elements / np.maximum(rows, 1e-9) / SELECT_PIECE, 1.0)
+    busy = np.clip(rows * pieces, 1e-9, hw.sm_count)
+    return elements / (SELECT_ELEMENTS_PER_SM_CYCLE * hw.clock_hz * busy)
+
+
+def tile_s(tile_bytes: Array, hw: Hardware) -> Array:
+    """Seconds in which the SMs load `tile_bytes` from the last-level cache [s]."""
+    return tile_bytes / (L2_TILE_SHARE * hw.l2_bytes_per_s)
 
 
 def gathered_bytes(useful_bytes: Array, run_bytes: float, hw: Hardware) -> Array:

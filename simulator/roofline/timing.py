@@ -21,13 +21,20 @@ from simulator.roofline.elementwise import DEFAULT, elementwise_time
 from simulator.roofline.gemm import gemm_time
 from simulator.roofline.hardware import Hardware, hardware
 from simulator.roofline.moe import moe_time
-from simulator.roofline.sparse import expand_s, gathered_bytes, nm24_shares, pack_s
+from simulator.roofline.sparse import (
+    expand_s,
+    gathered_bytes,
+    nm24_shares,
+    pack_s,
+    select_s,
+    tile_s,
+)
 from simulator.roofline.transfer import host_s, transfer_s
 from simulator.traffic import Operand
 from simulator.transfers import HostCompute, Transfer
 
 # Kinds the elementwise fits know; ours in between are timed as the nearest of them.
-_STREAM_KIND = {"estimate": "unary", "topk": "softmax"}
+_STREAM_KIND = {"estimate": "unary", "topk": "softmax", "layer_norm": "norm"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +149,8 @@ def _linear(op: Linear, device: Device, engine: Engine, touched: Array) -> _Raw:
     fit, basis = lookup(device, "gemm", op.fmt.name, engine.gemm(device, op.fmt))
     weight = gathered_bytes(op.weight_read_bytes, op.run_bytes, hw)
     flop = op.flop
-    sparse = op.nm24 or op.gathered is not None or op.expand is not None
+    fewer = np.ndim(op.flop_keep) > 0 or op.flop_keep != 1.0
+    sparse = op.nm24 or op.gathered is not None or op.expand is not None or fewer
     if op.nm24:
         if not device.has(op.fmt.math, sparse24=True):
             raise UnsupportedError(f"{device.name} has no 2:4 tensor cores for {op.fmt.math}")
@@ -200,6 +208,10 @@ def _attention(op: Attention, device: Device, engine: Engine, touched: Array) ->
         flop=flop if changed or op.head_dim != op.v_head_dim else None,
     )
     total = np.maximum(t.total_s, expand_s(op.expand, hw) + t.launch_s)
+    if np.any(op.tile_bytes):
+        # Loads overlap the products as far as in a dense kernel, whose terms combine alike.
+        loads2, total2 = np.square(tile_s(op.tile_bytes, hw)), np.square(total)
+        total = np.sqrt(np.sqrt(np.square(total2) + np.square(loads2)))
     # Decode pads query rows on the tensor cores; what binds it is told from the useful flop.
     math = t.math_s if phase == "prefill" else flop / hw.math_flop_per_s
     return _Raw(
@@ -255,9 +267,10 @@ def _moe(op: Moe, device: Device, engine: Engine, touched: Array) -> _Raw:
 def _elementwise(op: Elementwise, device: Device, engine: Engine, touched: Array) -> _Raw:
     hw = _among(hardware(device, _vector_dtype(device)), touched)
     fit, basis = lookup(device, "elementwise", "bf16", engine.elementwise(device))
+    factor, kernels = engine.unfused(op.kind)
     t = elementwise_time(
-        gathered_bytes(op.read_bytes, op.run_bytes, hw),
-        op.write_bytes,
+        gathered_bytes(op.read_bytes, op.run_bytes, hw) * factor,
+        op.write_bytes * factor,
         kind=_STREAM_KIND.get(op.kind, op.kind),
         hw=hw,
         coef=fit.coefficients,
@@ -265,7 +278,9 @@ def _elementwise(op: Elementwise, device: Device, engine: Engine, touched: Array
     )
     vector = op.flop / hw.vector_flop_per_s if hw.vector_flop_per_s else 0.0
     lanes = vector + pack_s(op.pack_elements, hw)
-    total = np.maximum(t.total_s, lanes + t.launch_s)
+    if np.any(op.select_elements):
+        lanes = lanes + select_s(op.select_elements, op.select_rows, hw)
+    total = np.maximum(t.total_s, lanes + t.launch_s) + (kernels - 1.0) * fit.coefficients["t0_s"]
     if hw.cached is None and op.operand in (Operand.KV, Operand.WEIGHT):
         # The kernel before did not leave these in L2, as benchmarks of activations do (shares above 1). Where
         # the caches were measured, the bytes touched in between say where operands come from.

@@ -68,7 +68,7 @@ def exposed(times: Sequence[T]) -> list[T]:
         tiers: dict[str, Array] = {}
         whole: Array = 0.0
         for i in members:
-            tier = times[i].op.tier  # type: ignore[attr-defined]
+            tier = getattr(times[i].op, "tier", "gpu")
             tiers[tier] = tiers.get(tier, 0.0) + times[i].total_s
             whole = whole + times[i].total_s
         longest: Array = 0.0

@@ -158,7 +158,8 @@ def test_fp8_only_where_the_architecture_has_it(device):
 
 
 def test_vector_rate_follows_from_lanes_and_clock(device):
-    lanes = {"volta": 64, "turing": 64, "cdna2": 64, "cdna3": 128, "cdna4": 128, "xe2": 128}
+    lanes = {"volta": 64, "turing": 64, "cdna2": 64, "cdna3": 128, "cdna4": 128, "xe2": 128,
+             "fpga-ultrascale": 70.5, "fpga-versal": 231}  # fmt: skip
     per_sm = lanes.get(device.arch, 128)
     if device.arch == "ampere" and device.compute_capability == "8.0":
         per_sm = 64

@@ -173,7 +173,10 @@ def test_shadowkv_per_layer() -> None:
     assert isinstance(rebuild, Linear)
     assert rebuild.flop == pytest.approx(2 * 819.2 * 160 * 1024)
     estimate = next(o for o in ops if o.role == "kv.estimate")
-    assert float(np.sum(estimate.traffic().total_bytes)) == 15_360 * (2048 + 8 * 4)
+    assert float(np.sum(estimate.traffic().total_bytes)) == 15_360 * (2048 + 32 * 4)
+    softmax, united = (next(o for o in ops if o.role == r) for r in ("kv.softmax", "kv.group_max"))
+    assert float(np.sum(softmax.traffic().total_bytes)) == 15_360 * 2 * 32 * 4
+    assert float(np.sum(united.traffic().total_bytes)) == 15_360 * (32 + 8) * 4
 
 
 def test_shadowkv_memory_is_a_seventh() -> None:

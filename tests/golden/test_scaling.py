@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
 from simulator.device import load
 from simulator.dtypes import FORMATS, DType
+from simulator.errors import InputError
 from simulator.hub import find_model
 from simulator.lowering import Lowering
 from simulator.policies import parse
-from simulator.scaling import cost_per_solved, demand, intensity, solved_share
+from simulator.predict import predict
+from simulator.scaling import best_of, cost_per_solved, demand, intensity, solved_share
+from simulator.scenario import Scenario
 
 LAYERS, HQ, HK, D = 32, 32, 8, 128
 
@@ -65,3 +70,40 @@ def test_more_tries_never_make_a_solved_problem_cheaper() -> None:
     """Each further try is spent on problems already solved, too."""
     n = np.arange(1, 65)
     assert np.all(np.diff(cost_per_solved(n * 1.0, 0.1, n)) > 0.0)
+
+
+def test_best_of_n_shares_one_prompt_and_one_batch() -> None:
+    """Time: TTFT of one prompt and 99 steps of the batch; cost per solved problem divides by 1 - 0.8^4."""
+    scenario = Scenario.of(
+        model="llama-3.1-8b", device="h100-sxm", prompt_tokens=1000, output_tokens=100
+    )
+    one, four = best_of(scenario, (1, 4), solve_rate=0.2)
+    rows = {b: predict(scenario.model_copy(update={"batch": b})).row for b in (1, 4)}
+    assert one.time_s == pytest.approx(rows[1]["ttft_s"] + 99 * rows[1]["tpot_s"])
+    assert four.time_s == pytest.approx(rows[1]["ttft_s"] + 99 * rows[4]["tpot_s"])
+    assert four.solved == pytest.approx(0.5904)
+    assert four.usd_per_solved == pytest.approx(four.usd / 0.5904)
+    assert four.flop < 4 * one.flop
+
+
+def test_trials_beyond_memory_run_in_waves() -> None:
+    """On an RTX 4090 long chains fit a few at a time: four times as many take about four times as long."""
+    scenario = Scenario.of(
+        model="llama-3.1-8b", device="rtx-4090", prompt_tokens=1000, output_tokens=20_000
+    )
+    most = predict(scenario).row["max_batch"]
+    full, over = best_of(scenario, (most, 4 * most))
+    assert over.time_s == pytest.approx(4 * full.time_s, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ({"trials": (0,)}, "--trials: 0 trials"),
+        ({"trials": (1,), "solve_rate": 2.0}, "--solve-rate: 2 is not a share"),
+    ],
+)
+def test_bad_trials_are_named(words: dict[str, Any], told: str) -> None:
+    with pytest.raises(InputError) as caught:
+        best_of(Scenario.of(model="llama-3.1-8b", device="h100-sxm"), **words)
+    assert told in str(caught.value)

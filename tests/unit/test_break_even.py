@@ -19,16 +19,21 @@ BASE = {"model": "llama-3-8b", "device": "h100-sxm", "prompt_tokens": 4096, "bat
 
 
 def test_a_crossing_is_found_to_the_whole_number() -> None:
-    values, found = module._searched(lambda v: np.where(v >= 137, 1.5, 0.5), module._whole(1, 4096))
-    at = {int(v): float(s) for v, s in zip(values, found, strict=True)}
+    values, found = module._searched(
+        lambda v: np.tile(np.where(v >= 137, 1.5, 0.5), (3, 1)), module._whole(1, 4096)
+    )
+    at = {int(v): float(s) for v, s in zip(values, found[0], strict=True)}
     assert (at[136], at[137]) == (0.5, 1.5)
     assert np.all(np.diff(values) > 0)
-    falling, _ = module._searched(lambda v: np.where(v <= 20, 1.5, 0.5), module._whole(1, 100))
+    falling, _ = module._searched(
+        lambda v: np.tile(np.where(v <= 20, 1.5, 0.5), (3, 1)), module._whole(1, 100)
+    )
     assert {20.0, 21.0} <= set(falling)
 
 
 def test_a_hair_more_is_not_a_win() -> None:
-    one = BreakEven("batch", np.array([1.0, 2.0, 4.0]), np.array([1.005, np.nan, 1.02]), "")
+    speedup = np.array([1.005, np.nan, 1.02])
+    one = BreakEven("batch", np.array([1.0, 2.0, 4.0]), speedup, speedup, speedup, "")
     assert one.wins == [(4.0, 4.0)]
     assert module._runs(np.array([True, False, True, True])) == [(0, 0), (2, 3)]
 
@@ -42,6 +47,7 @@ def test_the_axes_of_quest_agree_with_single_predictions() -> None:
         one = predict.predict(scenario.model_copy(update={b.axis: int(b.values[at])}))
         assert one.row["throughput_speedup_same_batch"] == pytest.approx(b.speedup[at], rel=1e-9)
         assert f"{b.speedup[at]:.2f}x" in b.sentence
+        assert np.all((b.lo <= b.speedup) & (b.speedup <= b.hi))
     assert batch.values[-1] == predict.predict(scenario).row["max_batch"]
     # Contexts inside the budget run dense, and a smaller budget never reads more.
     assert prompt.speedup[0] == pytest.approx(1.0, rel=1e-3)

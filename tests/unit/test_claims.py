@@ -16,6 +16,7 @@ import pytest
 from simulator import console
 from simulator.claims import __main__ as verb
 from simulator.claims import judge as judging
+from simulator.claims import tables
 from simulator.claims.eligibility import PRIMARY, why_not
 from simulator.claims.judge import Judged, figures, judge, rank_correlation, summary, weights
 from simulator.claims.kernel import KernelScenario, kernel_time
@@ -315,7 +316,8 @@ def test_no_coefficient_names_a_paper(repo: Path) -> None:
         assert not ids.search(text), file
         if "claims" not in file.parts:
             assert "simulator.claims" not in text, file
-    judges = list((repo / "simulator" / "claims").glob("*.py"))
+    # What writes the docs knows which paper's rows belong to which system; it predicts nothing.
+    judges = [f for f in (repo / "simulator" / "claims").glob("*.py") if f.name != "tables.py"]
     titles = {p.paper for p in committed() if p.claims}
     for file in judges:
         assert not [t for t in titles if t in file.read_text(encoding="utf-8")], file
@@ -406,3 +408,41 @@ def test_the_tables_of_one_paper(run: Run) -> None:
     assert "DEJA-009" in out
     assert "eligible rows of 1 papers" in out
     assert "targets: geometric mean 0.9-1.1" in out
+
+
+def test_the_tables_of_the_docs_come_from_the_rows(tmp_path: Path) -> None:
+    """Counts per system in its last cell, one line per paper and per reason; a lost marker leaves both files alone."""
+    result, misses = (
+        f"<!-- begin: {n} -->\nold\n<!-- end: {n} -->\n" for n in ("result", "misses")
+    )
+    old = f"head\n{result}{misses}tail\n"
+    line = "| Deja Vu (2310.17157) | `dejavu(keep=0.25)` | two predictors | overlap | {} |\n"
+    (tmp_path / "claims.md").write_text(old, "utf-8")
+    (tmp_path / "systems.md").write_text(line.format("9 / 9 / 9"), "utf-8")
+    rows = [
+        row("Deja Vu", 1.0, 1.1),
+        row("Deja Vu", 2.0, 4.0, reason="model gap: too slow"),
+        row("Deja Vu", 3.0, 3.0, used_for_calibration=True),
+        Judged("D-9", "Deja Vu", "", "", "", None, "incomplete", "incomplete: batch"),
+    ]
+    tables.write(tmp_path, rows, summary(rows))
+    assert (tmp_path / "systems.md").read_text("utf-8") == line.format("2 / 1 / 1 (1 c)")
+    text = (tmp_path / "claims.md").read_text("utf-8")
+    assert text.startswith("head\n<!-- begin: result -->\n3 eligible rows of 1 papers")
+    assert "| Deja Vu | 1 | 2.00 | model gap: too slow |\n<!-- end: misses -->\ntail\n" in text
+    assert "old" not in text
+    tables.write(tmp_path, rows, summary(rows))
+    assert (tmp_path / "claims.md").read_text("utf-8") == text
+    (tmp_path / "claims.md").write_text(text.replace("<!-- begin: misses -->", ""), "utf-8")
+    (tmp_path / "systems.md").write_text(line.format("old"), "utf-8")
+    with pytest.raises(InputError, match="lacks the markers"):
+        tables.write(tmp_path, rows, summary(rows))
+    assert "old" in (tmp_path / "systems.md").read_text("utf-8")
+
+
+def test_our_docs_have_the_markers() -> None:
+    """What ``--docs docs`` rewrites is there."""
+    text = (Path(__file__).parents[2] / "docs" / "claims.md").read_text("utf-8")
+    for name in ("result", "misses"):
+        assert tables.BEGIN.format(name) in text
+        assert tables.END.format(name) in text

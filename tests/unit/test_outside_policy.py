@@ -84,7 +84,7 @@ def test_it_is_listed_beside_ours(outside: dict[str, str]) -> None:
     mine = next(r for r in listed if r["policy"] == "every_other")
     assert mine["family"] == "outside"
     assert mine["parameters"] == [
-        {"name": "keep", "default": 0.5, "meaning": "share of tokens kept"}
+        {"name": "keep", "default": 0.5, "range": "above 0 to 1", "meaning": "share of tokens kept"}
     ]
     assert {"quest", "dense", "snapkv"} < {r["policy"] for r in listed}
 

@@ -1,0 +1,149 @@
+"""The tables of docs/claims.md and docs/systems.md, from the rows: ``python -m simulator.claims --docs docs``."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from simulator.claims.judge import Judged
+from simulator.errors import InputError
+
+BEGIN, END = "<!-- begin: {} -->", "<!-- end: {} -->"
+SYSTEM = {
+    "2:4 sparse tensor cores (PyTorch)": "nm24",
+    "SlideSparse (measures cuSPARSELt)": "nm24",
+    "VENOM (measures cuSPARSELt 0.3)": "nm24",
+    "LLM in a flash": "llm_in_flash",
+    "Polar Sparsity": "polar",
+    "ReLU Strikes Back": "relu",
+    "CXL-attached memory for fine-tuning": "cxl",
+    "vLLM (PagedAttention)": "--block-size",
+}
+"""Papers whose system has another name than its policy; the others agree in letters and digits."""
+
+
+def write(folder: Path, rows: Sequence[Judged], total: dict[str, Any]) -> list[Path]:
+    """Rewrite the generated parts of both files in `folder`; they are read whole before either is written.
+
+    Raises
+    ------
+    InputError
+        A file or one of its markers is missing.
+    """
+    claims, systems = folder / "claims.md", folder / "systems.md"
+    for path in (claims, systems):
+        if not path.is_file():
+            raise InputError(f"no such file: {path}", where="--docs")
+    text = claims.read_text(encoding="utf-8")
+    for name, lines in (("result", _result(total)), ("misses", _misses(rows))):
+        text = _between(text, name, lines, claims)
+    told = _systems(systems.read_text(encoding="utf-8"), rows)
+    claims.write_text(text, encoding="utf-8")
+    systems.write_text(told, encoding="utf-8")
+    return [claims, systems]
+
+
+def _between(text: str, name: str, lines: Iterable[str], path: Path) -> str:
+    begin, end = BEGIN.format(name), END.format(name)
+    if begin not in text or end not in text:
+        raise InputError(f"{path} lacks the markers {begin} and {end}", where="--docs")
+    head, rest = text.split(begin, 1)
+    return "\n".join([head + begin, *lines, end + rest.split(end, 1)[1]])
+
+
+def _table(heads: Sequence[str], lines: Iterable[Sequence[str]]) -> list[str]:
+    return [f"| {' | '.join(line)} |" for line in (heads, ["---"] * len(heads), *lines)]
+
+
+def _result(total: dict[str, Any]) -> list[str]:
+    counts = total["counts"]
+    parts = {
+        "all": "all", "kernel": "kernels", "e2e": "end to end", "used_for_calibration": "used for calibration",
+    }  # fmt: skip
+    target = ["target", "", "400", "0.9-1.1", "75 %", "", "", "0.9"]
+    heads = ["", "papers", "rows", "geometric mean of predicted / published", "within 20 %",
+             "median APE", "inside the 90 % interval", "rank correlation of speed-ups"]  # fmt: skip
+    papers = sorted(total["papers"].items(), key=lambda kv: -kv[1]["judged"])
+    misses = [
+        f"{n['rows']} {name} ({n['papers']} papers)" for name, n in total["misses"].items() if n["rows"]
+    ]  # fmt: skip
+    told = (
+        f"{total['eligible']} eligible rows of {total['eligible_papers']} papers out of "
+        f"{sum(counts.values()):,} published figures; {counts['judged']} judged, "
+        f"{counts['not predicted']} not predicted, {counts['not eligible']} of secondary sources, "
+        f"{counts['incomplete']:,} incomplete. Misses: {', '.join(misses)}. Disputed figures among "
+        f"the judged: {total['wrong']}."
+    )
+    whole = ([label, str(total[k]["papers"]), *_cells(total[k])] for k, label in parts.items())
+    by_paper = (
+        [name, *_cells(f), str(f["judged"] - f["rows"]), str(_unjudged(f))]
+        for name, f in papers
+        if f["judged"]
+    )
+    last = ["used for calibration", "not checkable"]
+    return [
+        told,
+        "",
+        *_table(heads, [target, *whole]),
+        "",
+        *_table(["paper", *heads[2:], *last], by_paper),
+    ]
+
+
+def _unjudged(f: dict[str, Any]) -> int:
+    return f["incomplete"] + f["not_eligible"] + f["not_predicted"]
+
+
+def _cells(f: dict[str, Any]) -> list[str]:
+    if not f["rows"]:
+        return ["0", *[""] * 5]
+    rank = f["rank_correlation"]
+    return [
+        str(f["rows"]), f"{f['geometric_mean']:.2f}", f"{f['within_20']:.0%}", f"{f['median_ape']:.0%}",
+        f"{f['inside']:.0%}", "" if rank is None else f"{rank:.2f} ({f['speedups']})",
+    ]  # fmt: skip
+
+
+def _misses(rows: Sequence[Judged]) -> list[str]:
+    """One line per paper and reason: rows off by more than 20 % and the geometric mean of their ratios."""
+    found: dict[tuple[str, str], list[float]] = defaultdict(list)
+    for r in rows:
+        if r.status == "judged" and not r.within and r.ratio is not None:
+            found[r.paper, r.reason].append(r.ratio)
+    lines = sorted(found.items(), key=lambda kv: (kv[0][0].casefold(), -len(kv[1])))
+    return _table(
+        ["paper", "rows", "geometric mean", "reason"],
+        (
+            [paper, str(len(v)), f"{np.exp(np.mean(np.log(v))):.2f}", reason]
+            for (paper, reason), v in lines
+        ),
+    )
+
+
+def _systems(text: str, rows: Sequence[Judged]) -> str:
+    """Last cell of each system's line: within 20 % / missed with a reason / not checkable (used for calibration)."""
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
+    for r in rows:
+        name = SYSTEM.get(r.paper) or re.sub("[^a-z0-9]", "", r.paper.casefold().split(" (")[0])
+        kind = "not checkable" if r.status != "judged" else "within" if r.within else "missed"
+        counts[_key(name)][kind] += 1
+        counts[_key(name)]["calibration"] += int(r.status == "judged" and r.used_for_calibration)
+    out = []
+    for line in text.splitlines():
+        policy = re.match(r"\|[^|]*\|[^`|]*`([^`(]+)[^|]*\|.*\|$", line)
+        if policy and line.count("|") == 6:
+            n = counts.get(_key(policy[1]))
+            cell = f" {n['within']} / {n['missed']} / {n['not checkable']} " if n else " "
+            cell += f"({n['calibration']} c) " if n and n["calibration"] else ""
+            line = line.rsplit("|", 2)[0] + f"|{cell}|"
+        out.append(line)
+    return "\n".join(out) + "\n"
+
+
+def _key(name: str) -> str:
+    return name if name.startswith("-") else name.replace("_", "")
