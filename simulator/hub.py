@@ -123,6 +123,15 @@ def find_model(text: str) -> ModelSpec:
     return from_file(_download(repo, revision or None), name=_short_name(repo))
 
 
+def needs_network(text: str) -> bool:
+    """Whether `find_model` would ask the hub for `text`: a repository neither bundled, on disk nor in the cache."""
+    text = text.strip()
+    repo, _, revision = text.partition("@")
+    if _as_path(text) is not None or not _REPO_ID.match(repo) or fold(text) in _index().by_key:
+        return False
+    return _cached_config(repo, revision or None) is None
+
+
 def folder_name(folder: Path) -> str:
     """Name of the model in a folder: the folder's own, or its parent's where it is just called ``model``."""
     folder = folder.resolve()
@@ -142,11 +151,12 @@ def from_file(path: str | Path, name: str | None = None) -> ModelSpec:
     file = Path(path).expanduser()
     if file.is_dir():
         if not (file / "config.json").is_file():
-            other = " (it has Mistral's params.json; the Hugging Face form is needed)"
-            raise InputError(
-                f"the folder has no config.json{other if (file / 'params.json').exists() else ''}",
-                where=str(path),
-            )
+            other = ""
+            if (file / "params.json").exists():
+                other = " (it has Mistral's params.json; the Hugging Face form is needed)"
+            elif (file / "model" / "config.json").exists():
+                other = f"; did you mean {file / 'model'}?"
+            raise InputError(f"the folder has no config.json{other}", where=str(path))
         file = file / "config.json"
     try:
         if file.stat().st_size > _CONFIG_LIMIT_BYTES:

@@ -53,6 +53,7 @@ class _Point:
     sparsity: float
     log_ratio: float
     agreement: float
+    context: float
     seeds: int
 
 
@@ -120,8 +121,9 @@ def _point(
     log_ratio = float(np.mean(np.log(q["perplexity"][at] / q["dense_perplexity"][at])))
     if len(members) != 1 or not np.isfinite(log_ratio):
         return None
-    sparsity, agreement = (float(np.mean(q[c][at])) for c in ("sparsity", "agreement"))
-    return _Point(members[0], variant, sparsity, log_ratio, agreement, len(at))
+    means = (float(np.mean(q[c][at])) for c in ("sparsity", "agreement", "context"))
+    sparsity, agreement, context = means
+    return _Point(members[0], variant, sparsity, log_ratio, agreement, context, len(at))
 
 
 def _between(wanted: Policy, points: list[_Point]) -> Quality | None:
@@ -139,13 +141,13 @@ def _between(wanted: Policy, points: list[_Point]) -> Quality | None:
         names = [f"{w}{_NOUN.get(c, '')}" for c, w in zip(VARIANT, a.variant, strict=True) if w]
         if t < 1e-9 or t > 1.0 - 1e-9:
             a = b = a if t < 1e-9 else b
-            at = f"sparsity {a.sparsity:g}"
+            at = f"sparsity {a.sparsity:.3g}"
         else:
-            at = f"between sparsity {a.sparsity:g} and {b.sparsity:g}"
+            at = f"between sparsity {a.sparsity:.3g} and {b.sparsity:.3g}"
         return Quality(
             float(np.exp(a.log_ratio + t * (b.log_ratio - a.log_ratio))),
             a.agreement + t * (b.agreement - a.agreement),
-            f"{', '.join(names)}; {at}; seeds: {min(a.seeds, b.seeds)}",
+            f"{', '.join(names)}; {at}; context {a.context:.0f}; seeds: {min(a.seeds, b.seeds)}",
         )
     return None
 

@@ -217,7 +217,8 @@ def show(summary: Summary, out: Path | None) -> None:
             [_quality_row(row) for row in answer["quality"]],
             left=4,
             note="front: no other policy here is both as fast and as good; perplexity over dense's;"
-            " same token: next tokens that are dense's",
+            " same token: next tokens that are dense's; a policy that is missing was not judged with these"
+            " parameters: python -m traces.show lists what was",
         )
     if out is not None:
         console.out(f"all rows: {out}")

@@ -169,7 +169,7 @@ def main(
     from simulator.trace import Manifest, ModelFacts, write_trace
     from traces.loading import find, load, quieten
     from traces.rows import curves, neurons
-    from traces.sampling import GROUPS, KV_EVERY, STRIDE, WINDOWS
+    from traces.sampling import ALL_EVERY, GROUPS, STRIDE, WINDOWS
     from traces.snapshot import Snapshots
     from traces.text import read_sequences, text_files
     from traces.weights import weights_sha256
@@ -198,7 +198,7 @@ def main(
         "union_rows_per_sequence": GROUPS,
         "windows_per_batch": WINDOWS,
         "frequency_stride": STRIDE,
-        "kv_batch_stride": KV_EVERY,
+        "window_and_kv_batch_stride": ALL_EVERY,
     }
     manifest = Manifest(
         model=found.name,

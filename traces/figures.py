@@ -278,10 +278,10 @@ _YARDSTICKS = ("oracle", "static", "random")
 
 
 def _quality(trace: Trace, ax: Axes) -> None:
-    """Perplexity over dense's against sparsity, the best variant of each method."""
+    """Perplexity over dense's against sparsity, each method's best variant at a half."""
     found = judged(trace)
     ax.set(
-        title="Quality (best variant of each method)",
+        title="Quality (variant that is best at 50 %)",
         xlabel="sparsity [%]",
         ylabel="perplexity over dense's, at most 4 [-]",
     )

@@ -1,4 +1,4 @@
-"""Statistics of keys, values and attention probabilities, on one sequence of every second batch."""
+"""Statistics of keys, values and attention probabilities, on one sequence of every third batch."""
 
 from __future__ import annotations
 
@@ -49,12 +49,12 @@ class KvObserver:
     heads: int
     kv_heads: int
     is_calibrating: bool
-    reads_kv: bool
+    reads_all: bool
     now: Sample
 
     def key(self, layer: int, key: torch.Tensor) -> None:
         """Keys before rotation."""
-        if not self.reads_kv:
+        if not self.reads_all:
             return
         if self.is_calibrating:
             self._count_stored(layer, "kv.k", key[self.now.kv_sequence].transpose(0, 1))
@@ -75,7 +75,7 @@ class KvObserver:
         """Queries, keys and values as attention sees them."""
         import torch
 
-        if not self.reads_kv:
+        if not self.reads_all:
             return
         b = self.now.kv_sequence
         if self.is_calibrating:

@@ -17,7 +17,7 @@ from simulator.trace import KEEPS, ROWS
 from traces import magnitudes, sets
 from traces.kv_observer import KvObserver
 from traces.means import ALL, Means
-from traces.sampling import GROUPS, KV_EVERY, STRIDE, Sample, sample
+from traces.sampling import ALL_EVERY, GROUPS, STRIDE, Sample, sample
 
 if TYPE_CHECKING:
     from torch import nn
@@ -70,14 +70,14 @@ class StatisticsObserver(KvObserver):
         self.heads = heads
         self.kv_heads = kv_heads
         self.seed = seed
-        self.is_calibrating = self.reads_kv = True
+        self.is_calibrating = self.reads_all = True
         self.now: Sample | None = None
         self._levels: dict[tuple[int, str], Levels] = {}
 
     def begin(self, number: int, batch: int, tokens: int, *, calibration: int) -> None:
         """Say which batch comes next; the first `calibration` ones set thresholds."""
         self.is_calibrating = number < calibration
-        self.reads_kv = self.is_calibrating or (number - calibration) % KV_EVERY == 0
+        self.reads_all = self.is_calibrating or (number - calibration) % ALL_EVERY == 0
         self.now = sample(self.seed, number, batch, tokens)
 
     def calibrated(self) -> None:
@@ -104,20 +104,22 @@ class StatisticsObserver(KvObserver):
             if tensor == "attn.o":
                 self._count(layer, "attn.head", self._head_norms(strided))
             return
-        rows, windows = self.now.union_rows(x), self.now.windows(x)
+        rows = self.now.union_rows(x)
+        windows = self.now.windows(x) if self.reads_all else None
         self._sets(layer, tensor, rows, windows)
         if tensor == "ffn.down":
             self._frequencies(layer, x)
         if tensor == "attn.o":
-            rows, windows = self._head_norms(rows), self._head_norms(windows)
+            rows = self._head_norms(rows)
+            windows = None if windows is None else self._head_norms(windows)
             self._sets(layer, "attn.head", rows, windows)
-            square = (windows.double() ** 2).flatten(0, 1).sum(0)[:, None, None]
-            n = windows.shape[0] * windows.shape[1]
+            square = (rows.double() ** 2).flatten(0, 1).sum(0)[:, None, None]
+            n = rows.shape[0] * rows.shape[1]
             shape = (self.heads, 1, 1)
             self.means.add((layer, "attn.head", "head_norm"), shape, (ALL,) * 3, square, n, n)
             if self.kv_heads < self.heads:
-                rows, windows = self._group_maxima(rows), self._group_maxima(windows)
-                self._sets(layer, "attn.kv_head", rows, windows)
+                windows = None if windows is None else self._group_maxima(windows)
+                self._sets(layer, "attn.kv_head", self._group_maxima(rows), windows)
 
     def experts(
         self, layer: int, module: nn.Module, hidden: torch.Tensor, chosen: torch.Tensor
@@ -138,8 +140,8 @@ class StatisticsObserver(KvObserver):
         count = module.gate_up_proj.shape[0]
         routed = torch.zeros(*chosen.shape[:2], count, device=chosen.device)
         routed.scatter_(-1, chosen.long(), 1.0)
-        rows, windows = self.now.union_rows(routed), self.now.windows(routed)
-        self._sets(layer, "moe.expert", rows, windows)
+        windows = self.now.windows(routed) if self.reads_all else None
+        self._sets(layer, "moe.expert", self.now.union_rows(routed), windows)
 
     def _count(self, layer: int, tensor: str, x: torch.Tensor) -> None:
         name = f"histogram|{layer}|{tensor}"
@@ -180,22 +182,28 @@ class StatisticsObserver(KvObserver):
             return [0, *at], [sets.NON_ZERO, *values]
         return at, values
 
-    def _sets(self, layer: int, tensor: str, rows: torch.Tensor, windows: torch.Tensor) -> None:
-        """Unions over rows and windows, and overlap with earlier tokens."""
+    def _sets(
+        self, layer: int, tensor: str, rows: torch.Tensor, windows: torch.Tensor | None
+    ) -> None:
+        """Unions over rows and, where they are read, over windows, with the overlap of their tokens."""
         levels = self.levels(layer, tensor, rows.device)
         self._unions(layer, tensor, rows, levels)
+        if windows is None:
+            return
         key = (layer, tensor, "window_density")
         shape = (1, len(LEVELS), len(WINDOW_SIZES))
-        own = sets.kept(windows, levels.limits)
-        counts = [own.flatten(1)]
-        for size in WINDOW_SIZES[1:]:
-            counts.append(sets.kept(sets.window_maxima(windows, size), levels.limits))
+        maxima = [sets.window_maxima(windows, size) for size in WINDOW_SIZES]
+        minima = [sets.pair_minima(windows, d) for d in DISTANCES]
+        counted = sets.kept(torch.cat([*maxima, *minima]), levels.limits)
+        counts = counted.split([len(m) for m in (*maxima, *minima)], 1)
+        counts, both = counts[: len(maxima)], counts[len(maxima) :]
+        own = counts[0].unflatten(1, windows.shape[:2])
         share = torch.stack([c.sum(1) for c in counts], 1).double() / windows.shape[-1]
         n = torch.tensor([c.shape[1] for c in counts], device=windows.device)
         self.means.add(key, shape, (0, levels.at, ALL), share[levels.pick], n, n)
         key = (layer, tensor, "overlap_previous")
         shape = (1, len(LEVELS), len(DISTANCES))
-        found = [sets.overlap(windows, own, levels.limits, d) for d in DISTANCES]
+        found = [sets.overlap(b, own, d) for b, d in zip(both, DISTANCES, strict=True)]
         total, n = (torch.stack(x, 1)[levels.pick] for x in zip(*found, strict=True))
         self.means.add(key, shape, (0, levels.at, ALL), total, n, n)
 
@@ -228,7 +236,7 @@ class StatisticsObserver(KvObserver):
             is_repeat = level > 0 and limits[pick] == sets.NON_ZERO and levels.at[0] == 0
             if is_repeat or (level > 0 and LEVELS[level] not in FREQUENCY_KEEPS):
                 continue
-            used = (strided >= limits[pick]).float()
+            used = torch.ge(strided, limits[pick], out=torch.empty_like(strided))
             # A product with ones sums float32 counts exactly (below 2^24) and several times faster than sum().
             count = torch.ones(1, tokens, device=x.device) @ used
             self.state[name][level] += count[0].to(torch.int64)

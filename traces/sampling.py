@@ -15,8 +15,8 @@ WINDOWS = 2
 WINDOW_TOKENS = 32
 STRIDE = 8
 """Thresholds are set on every eighth token of the calibration sequences."""
-KV_EVERY = 2
-"""Keys, values and attention are read in every second measured batch, which keeps a run within twice a plain one."""
+ALL_EVERY = 3
+"""Windows, keys, values and attention are read in every third measured batch, to stay within twice a plain run."""
 SLAB_TOKENS = 64
 """Consecutive tokens whose keys and values are pruned and rounded, per batch."""
 

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 NON_ZERO = 1.4012984643248171e-45
 """Smallest positive float32: the threshold that keeps exactly the non-zeros."""
+_ELEMENTS = 2**21
+"""Comparisons made at once, which bounds the memory of wide layers."""
 
 
 def kept(magnitudes: torch.Tensor, thresholds: torch.Tensor) -> torch.Tensor:
@@ -31,12 +33,17 @@ def kept(magnitudes: torch.Tensor, thresholds: torch.Tensor) -> torch.Tensor:
     """
     import torch
 
-    limits = thresholds.reshape(-1, *(1,) * magnitudes.ndim)
-    wide = {"dtype": torch.float32, "device": magnitudes.device}
-    reached = torch.empty(len(thresholds), *magnitudes.shape, **wide)
-    torch.ge(magnitudes, limits, out=reached)
-    # A product with ones sums float32 counts exactly (below 2^24) and six times faster than sum().
-    return (reached @ torch.ones(magnitudes.shape[-1], **wide)).to(torch.int64)
+    rows = magnitudes.reshape(-1, magnitudes.shape[-1])
+    ones = torch.ones(rows.shape[1], device=rows.device)
+    counts = torch.empty(len(thresholds), len(rows), device=rows.device)
+    step = max(1, _ELEMENTS // (len(thresholds) * rows.shape[1]))
+    for at in range(0, len(rows), step):
+        part = rows[at : at + step]
+        reached = torch.empty(len(thresholds), *part.shape, device=rows.device)
+        torch.ge(part, thresholds[:, None, None], out=reached)
+        # A product with ones sums float32 counts exactly (below 2^24) and six times faster than sum().
+        counts[:, at : at + step] = reached @ ones
+    return counts.to(torch.int64).unflatten(1, magnitudes.shape[:-1])
 
 
 def window_maxima(magnitudes: torch.Tensor, size: int) -> torch.Tensor:
@@ -55,17 +62,33 @@ def window_maxima(magnitudes: torch.Tensor, size: int) -> torch.Tensor:
     return magnitudes.reshape(-1, size, magnitudes.shape[-1]).amax(1)
 
 
+def pair_minima(magnitudes: torch.Tensor, distance: int) -> torch.Tensor:
+    """Smaller magnitude of each unit in a token and the one `distance` before it.
+
+    Parameters
+    ----------
+    magnitudes : Tensor, shape (windows, tokens, units)
+
+    Returns
+    -------
+    Tensor, shape (windows * (tokens - distance), units)
+    """
+    import torch
+
+    return torch.minimum(magnitudes[:, distance:], magnitudes[:, :-distance]).flatten(0, 1)
+
+
 def overlap(
-    magnitudes: torch.Tensor, own: torch.Tensor, thresholds: torch.Tensor, distance: int
+    both: torch.Tensor, own: torch.Tensor, distance: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Share of a token's kept units that the token `distance` before it kept: |S_t and S_{t-x}| / |S_t|.
 
     Parameters
     ----------
-    magnitudes : Tensor, shape (windows, tokens, units)
+    both : Tensor, shape (levels, windows * (tokens - distance))
+        Units kept by both, from `kept` of `pair_minima`.
     own : Tensor, shape (levels, windows, tokens)
-        Units kept by each token, from `kept`.
-    thresholds : Tensor, shape (levels,)
+        Units kept by each token.
 
     Returns
     -------
@@ -76,8 +99,6 @@ def overlap(
     """
     import torch
 
-    now, before = magnitudes[:, distance:], magnitudes[:, :-distance]
-    both = kept(torch.minimum(now, before), thresholds).flatten(1)
     all_kept = own[:, :, distance:].flatten(1)
     share = both.to(torch.float64) / all_kept.clamp(min=1)
     return share.sum(1), (all_kept > 0).sum(1)
@@ -125,11 +146,12 @@ class UnionOfRows:
             len(thresholds), len(self.counts), dtype=torch.int64, device=rows.device
         )
         blocks = torch.zeros(len(self.counts), dtype=torch.int64, device=rows.device)
-        for i, count in enumerate(self.counts):
-            whole = self._whole_blocks(i, count, rows)
-            if len(whole):
-                units[:, i] = kept(whole, thresholds).flatten(1).sum(1)
-                blocks[i] = len(whole) * groups
+        whole = [self._whole_blocks(i, count, rows) for i, count in enumerate(self.counts)]
+        # One comparison of all blocks: small ones would each pay for their calls.
+        counted = kept(torch.cat(whole), thresholds).split([len(w) for w in whole], 1)
+        for i, found in enumerate(counted):
+            units[:, i] = found.flatten(1).sum(1)
+            blocks[i] = found.shape[1] * groups
         self.seen += len(rows)
         return units, blocks
 

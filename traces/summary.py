@@ -78,7 +78,7 @@ def rank_share(curve: LayerCurve, energy: float) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class QualityCurve:
-    """What one method costs: its best variant at every measured sparsity, over seeds.
+    """What one method costs over sparsity, means over seeds.
 
     Parameters
     ----------
@@ -108,29 +108,29 @@ class QualityCurve:
 
 
 def judged(trace: Trace) -> dict[str, QualityCurve]:
-    """Quality of each method in ``quality.parquet``, masks per sequence left out; empty without one."""
+    """Quality of each method's best variant at half sparsity, masks per sequence left out; empty if not judged."""
     import numpy as np
 
     q = trace.quality or {}
-    seeds: dict[tuple[str, float, str, str], list[tuple[float, float]]] = {}
+    runs: dict[tuple[str, str], dict[tuple[float, str], list[tuple[float, float]]]] = {}
     for i, method in enumerate(q.get("method", ())):
         if q["mask"][i] == "sequence":
             continue
         named = {"{}": "criterion", "{} targets": "targets", "{} budget": "budget"}
         variant = ", ".join(f.format(q[c][i]) for f, c in named.items() if q[c][i])
         loss = float(np.log(q["perplexity"][i] / q["dense_perplexity"][i]))
-        key = (str(method), round(float(q["sparsity"][i]), 4), str(q["policy"][i]), variant)
-        seeds.setdefault(key, []).append((loss, float(q["agreement"][i])))
-    best: dict[str, dict[float, tuple[float, float, str, str]]] = {}
-    for (method, sparsity, *names), found in seeds.items():
-        loss, agreement = np.mean(found, axis=0)
-        here = best.setdefault(method, {})
-        nothing = (np.inf, 0.0, "", "")
-        here[sparsity] = min((loss, agreement, *names), here.get(sparsity, nothing))
-    curves = {}
-    for method, points in sorted(best.items()):
-        x = np.array(sorted(points))
-        loss, agreement = np.array([points[s][:2] for s in x]).T
-        middle = points[x[np.argmin(np.abs(x - 0.5))]]
-        curves[method] = QualityCurve(x, np.exp(loss), agreement, *middle[2:])
-    return curves
+        at = (round(float(q["sparsity"][i]), 4), str(q["policy"][i]))
+        seeds = runs.setdefault((str(method), variant), {}).setdefault(at, [])
+        seeds.append((loss, float(q["agreement"][i])))
+    best: dict[str, QualityCurve] = {}
+    for (method, variant), points in sorted(runs.items()):
+        order = sorted(points)
+        x = np.array([s for s, _ in order])
+        loss, agreement = np.array([np.mean(points[at], axis=0) for at in order]).T
+        middle = order[int(np.argmin(np.abs(x - 0.5)))][1]
+        curve = QualityCurve(x, np.exp(loss), agreement, middle, variant)
+        known = best.get(method)
+        # NaN, where a half was not measured, loses against any number.
+        if known is None or not known.at(0.5)[0] <= curve.at(0.5)[0]:
+            best[method] = curve
+    return best

@@ -216,6 +216,7 @@ TABLES: Mapping[str, Mapping[str, str]] = {
         "sparsity": "float64",
         "seed": "int64",
         "tokens": "int64",
+        "context": "float64",
         "perplexity": "float64",
         "dense_perplexity": "float64",
         "agreement": "float64",

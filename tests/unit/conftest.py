@@ -68,7 +68,7 @@ def quality_rows(*rows: dict[str, Any]) -> dict[str, list[Any]]:
     base = {
         "policy": "shadowllm(keep=0.5)", "method": "shadowllm", "criterion": "plainact",
         "targets": "layer", "budget": "global", "mask": "token", "sparsity": 0.5, "seed": 0,
-        "tokens": 1000, "perplexity": 20.0, "dense_perplexity": 10.0, "agreement": 0.7,
+        "tokens": 1000, "context": 384.0, "perplexity": 20.0, "dense_perplexity": 10.0, "agreement": 0.7,
         "recall": 0.5, "rank_correlation": 0.5, "weight_bytes_share": 0.5, "flop_share": 0.5,
     }  # fmt: skip
     return {c: [(base | row)[c] for row in rows] for c in TABLES["quality.parquet"]}

@@ -278,7 +278,7 @@ def test_the_trace_equals_brute_force_on_materialised_tensors() -> None:
     model = tiny("llama")
     observer = StatisticsObserver({}, heads=HEADS, kv_heads=2, seed=4)
     generator = torch.Generator().manual_seed(6)
-    batches = [torch.randint(3, VOCABULARY, (BATCH, TOKENS), generator=generator) for _ in range(4)]
+    batches = [torch.randint(3, VOCABULARY, (BATCH, TOKENS), generator=generator) for _ in range(5)]
     recorders = []
     with torch.inference_mode():
         with observed(model, observer):
@@ -301,9 +301,9 @@ def test_the_trace_equals_brute_force_on_materialised_tensors() -> None:
         tuple(-1.0 if v != v else v for v in key): v
         for *key, v in zip(*(table[c] for c in names), table["value"], strict=True)
     }
-    samples = [sample(4, number, BATCH, TOKENS) for number in range(4)]
-    # Batch 0 sets thresholds; keys, values and attention are read in every second batch from there.
-    read = (1, 3)
+    samples = [sample(4, number, BATCH, TOKENS) for number in range(5)]
+    # Batch 0 sets thresholds; windows, keys, values and attention are read in every third batch from there.
+    read = (1, 4)
     for layer in range(LAYERS):
         for head in range(HEADS):
             last = [attentions[n][layer][samples[n].kv_sequence, head, -1] for n in read]
@@ -327,9 +327,10 @@ def test_the_trace_equals_brute_force_on_materialised_tensors() -> None:
             zip(KEEPS, observer.state[f"threshold|{layer}|ffn.down"].tolist(), strict=True)
         )
         used, unions = [], []
-        for n in (1, 2, 3):
+        for n in (1, 2, 3, 4):
             x = recorders[n].seen[layer, "ffn.down"].abs()
-            for s, positions in zip(samples[n].sequence[:, 0], samples[n].tokens, strict=True):
+            windows = zip(samples[n].sequence[:, 0], samples[n].tokens, strict=True)
+            for s, positions in windows if n in read else ():
                 used.append(float((x[s, positions].amax(0) >= threshold[0.3]).double().mean()))
             for g in range(samples[n].rows.shape[1]):
                 pair = torch.stack([x[b, samples[n].rows[b, g]] for b in range(BATCH)])

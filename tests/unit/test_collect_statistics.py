@@ -83,7 +83,8 @@ def test_windows_and_overlap_against_sets() -> None:
                     expected += len(used)
             assert int(found[level]) == expected
     for distance in (1, 4):
-        total, n = sets.overlap(x, own, limits, distance)
+        both = sets.kept(sets.pair_minima(x, distance), limits)
+        total, n = sets.overlap(both, own, distance)
         for level, t in enumerate(limits.tolist()):
             shares = []
             for w in range(3):

@@ -11,6 +11,7 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 from simulator.errors import InputError, UnknownNameError  # noqa: E402
+from simulator.policies import parse  # noqa: E402
 from traces.bench import Bench  # noqa: E402
 from traces.blocks import blocks  # noqa: E402
 from traces.experiment import choose, per_sequence, predicted, random  # noqa: E402
@@ -331,7 +332,10 @@ def test_a_row_counts_the_predictor_only_where_it_is_read(
     assert row["weight_bytes_share"] == pytest.approx(1.0 + extra)
     assert row["perplexity"] == pytest.approx(bench.scene.dense_perplexity, rel=1e-5)
     assert (row["agreement"], row["recall"], row["mask"]) == (1.0, 1.0, mask)
-    assert row["policy"].startswith(f"{method}(")
+    policy = parse(row["policy"]).members[0]
+    ranks = {v for k, v in policy.model_dump().items() if k.endswith("rank")}
+    # The simulator pays for the predictor that was judged, not for the policy's default one.
+    assert (policy.name, ranks, row["context"]) == (method, {4}, bench.scene.mean_context)
 
 
 def test_random_rows_repeat_for_a_seed_and_differ_between_seeds(bench: Bench) -> None:

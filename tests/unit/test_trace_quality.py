@@ -78,7 +78,7 @@ def test_quality_at_and_between_measured_sparsities(opt: Path) -> None:
     assert at.agreement == pytest.approx(0.7)
     assert "plainact" in at.source
     assert "sparsity 0.5" in at.source
-    assert "seeds: 2" in at.source
+    assert at.source.endswith("; context 384; seeds: 2")
     between = quality_at(trace, parse("shadowllm(keep=0.4)"))
     assert between.perplexity_ratio == pytest.approx(np.sqrt(2.0 * 4.0))
     assert between.agreement == pytest.approx(0.6)
@@ -132,3 +132,27 @@ def test_masks_per_token_go_before_masks_per_sequence(
     rows = synthetic.quality_rows({"mask": "sequence", "perplexity": 12.0}, {"mask": "token"})
     trace = read_trace(synthetic.make(tmp_path / "t", keeps=(0.5,), quality=rows))
     assert quality_at(trace, parse("shadowllm(keep=0.5)")).perplexity_ratio == pytest.approx(2.0)
+
+
+def test_show_tells_the_variant_that_is_best_at_half_sparsity(
+    tmp_path: Path, synthetic: SimpleNamespace
+) -> None:
+    from traces.summary import judged
+
+    rows = synthetic.quality_rows(
+        {"criterion": "plainact", "perplexity": 16.0},
+        {"criterion": "plainact", "perplexity": 25.0, "seed": 1},
+        {"criterion": "plainact", "perplexity": 80.0, "sparsity": 0.7, "policy": "shadowllm(keep=0.3)"},
+        {"criterion": "snip", "perplexity": 30.0},
+        {"criterion": "snip", "perplexity": 5.0, "mask": "sequence"},
+        {"criterion": "snip", "perplexity": 20.0, "sparsity": 0.7, "policy": "shadowllm(keep=0.3)"},
+    )  # fmt: skip
+    trace = read_trace(synthetic.make(tmp_path / "t", keeps=(0.5,), quality=rows))
+    (curve,) = judged(trace).values()
+    assert (curve.policy, curve.variant) == (
+        "shadowllm(keep=0.5)", "plainact, layer targets, global budget"
+    )  # fmt: skip
+    np.testing.assert_allclose(curve.at(0.5)[0], 2.0)
+    np.testing.assert_allclose(curve.at(0.6)[0], 4.0)
+    assert np.isnan(curve.at(0.4)[0])
+    assert judged(read_trace(synthetic.make(tmp_path / "u", keeps=(0.5,), quality=None))) == {}
