@@ -1,0 +1,286 @@
+"""Requests through a deployment, simulated step by step: ``python -m simulator.serve``."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from simulator import console
+from simulator.dtypes import AUTO
+from simulator.errors import EXIT_NOTHING_FEASIBLE, InputError
+
+if TYPE_CHECKING:
+    pass
+
+TABLE_ERROR = 0.02
+"""Error of the step table above which a run says so [-]."""
+app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+
+
+@app.command()
+def command(
+    model: Annotated[
+        str | None, typer.Option(help="model name, folder, config.json or hub id")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="device names, commas between")] = None,
+    requests: Annotated[
+        Path | None, typer.Option(help="Azure, BurstGPT or own CSV/Parquet, or Mooncake JSONL")
+    ] = None,
+    rate: Annotated[
+        float | None, typer.Option(help="requests/s; with --requests its lengths at this rate")
+    ] = None,
+    arrivals: Annotated[
+        str, typer.Option(help="with --rate: poisson, gamma(cv=2) or fixed")
+    ] = "poisson",
+    prompt_tokens: Annotated[
+        str | None,
+        typer.Option(
+            help="synthetic: 512, lognormal(mean=,cv=), uniform(low=,high=), exponential(mean=)"
+        ),
+    ] = None,
+    output_tokens: Annotated[str | None, typer.Option(help="likewise")] = None,
+    count: Annotated[int | None, typer.Option(help="first N requests; synthetic: how many")] = None,
+    seed: Annotated[int, typer.Option(help="of everything random")] = 0,
+    skip_invalid: Annotated[
+        bool, typer.Option("--skip-invalid", help="leave out rows of zero tokens")
+    ] = False,
+    rate_scale: Annotated[
+        str,
+        typer.Option(
+            help="factors on the rate, e.g. 0.5,1,2: timestamps are divided, lengths kept"
+        ),
+    ] = "1",
+    policy: Annotated[
+        list[str] | None, typer.Option(help="'name(key=value)' joined by +; repeat the flag")
+    ] = None,
+    engine: Annotated[str, typer.Option(help="serving engine: kernels, vllm, ...")] = "vllm",
+    dtype: Annotated[str, typer.Option(help="weight format of the dense model")] = AUTO,
+    kv_cache_dtype: Annotated[str, typer.Option(help="KV format of the dense model")] = AUTO,
+    tp: Annotated[int, typer.Option(help="tensor-parallel GPUs of a replica")] = 1,
+    pp: Annotated[int, typer.Option(help="pipeline stages of a replica")] = 1,
+    ep: Annotated[int, typer.Option(help="expert groups within tp")] = 1,
+    gpu_memory_utilization: Annotated[float, typer.Option(help="share of memory used")] = 0.9,
+    block_size: Annotated[int, typer.Option(help="tokens per KV block")] = 16,
+    ignore_context_limit: Annotated[bool, typer.Option("--ignore-context-limit")] = False,
+    trace: Annotated[str, typer.Option(help="folder of a measured trace of the policy")] = "",
+    trace_transfer: Annotated[bool, typer.Option("--trace-transfer")] = False,
+    scheduler: Annotated[
+        str, typer.Option(help="chunked, prefill-first, prefill-first-chunked; commas between")
+    ] = "chunked",
+    max_num_seqs: Annotated[int, typer.Option(help="sequences running at once")] = 256,
+    max_num_batched_tokens: Annotated[int, typer.Option(help="tokens of one step")] = 8192,
+    preemption: Annotated[str, typer.Option(help="recompute or swap")] = "recompute",
+    replicas: Annotated[
+        int, typer.Option(help="data-parallel replicas; with --prefill-replicas those that decode")
+    ] = 1,
+    prefill_replicas: Annotated[
+        int, typer.Option(help="replicas that only compute prompts (disaggregation)")
+    ] = 0,
+    kv_transfer: Annotated[
+        str | None, typer.Option(help="rate per GPU of the hand-over, e.g. '50 GB/s'")
+    ] = None,
+    router: Annotated[
+        str, typer.Option(help="round-robin, least-loaded, prefix-aware")
+    ] = "round-robin",
+    prefix_cache: Annotated[
+        bool, typer.Option("--prefix-cache", help="share equal prompt beginnings")
+    ] = False,
+    reuse: Annotated[
+        str | None,
+        typer.Option(help="chunk-reuse(reused=,recompute=), semantic-cache(hit=,lookup_ms=), ..."),
+    ] = None,
+    slo: Annotated[str | None, typer.Option(help="e.g. 'ttft:p99<2s;tpot:p99<60ms'")] = None,
+    capacity: Annotated[
+        bool,
+        typer.Option(
+            "--capacity",
+            help="find the highest rate that keeps up; --rate-scale is then a share of it",
+        ),
+    ] = False,
+    interval: Annotated[
+        bool, typer.Option("--interval", help="also both ends of the 90 % interval")
+    ] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="FILE.parquet or .csv with one row per request")
+    ] = None,
+    timeline: Annotated[Path | None, typer.Option(help="FILE.json for ui.perfetto.dev")] = None,
+    load_over_time: Annotated[
+        Path | None,
+        typer.Option("--load", help="FILE.json: queue, KV, tokens/s and power over time"),
+    ] = None,
+    judge: Annotated[
+        Path | None,
+        typer.Option(
+            help="measured serving rows (e2e.parquet): judge the simulation, nothing else"
+        ),
+    ] = None,
+    workers: Annotated[int, typer.Option(help="local processes")] = 1,
+    cluster: Annotated[
+        str | None, typer.Option(help="Dask scheduler tcp://host:8786, or local")
+    ] = None,
+    json_: Annotated[bool, typer.Option("--json", help='{"rows": [...]} on stdout')] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="no progress")] = False,
+) -> None:
+    """Serve a trace: latency percentiles, goodput, load, energy and cost of a deployment.
+
+    Exit 0; 2 bad input; 3 when every run is overloaded or misses --slo; 130 interrupted.
+    """
+    if judge is not None:
+        from simulator.serving.reality import judge_file, show_judged
+
+        found = judge_file(judge, workers=workers, cluster=cluster, quiet=quiet or json_)
+        console.out_json(found) if json_ else show_judged(found)
+        return
+    from simulator.scenario import Scenario
+    from simulator.serving.deployment import Deployment
+    from simulator.serving.options import factors, load
+    from simulator.serving.output import RECORD_FILES, write_json, write_records
+    from simulator.serving.reuse import apply_reuse
+    from simulator.serving.runs import Task, run
+    from simulator.serving.scaleout import compute
+    from simulator.serving.scheduler import Scheduler
+    from simulator.serving.slo import parse_slo
+    from simulator.units import parse_quantity
+
+    if model is None or device is None:
+        missing = "--model" if model is None else "--device"
+        raise InputError("is needed, e.g. --model llama-3.1-8b --device h100-sxm", where=missing)
+    arrived = load(
+        requests, rate=rate, count=count, arrivals=arrivals, prompt=prompt_tokens,
+        output=output_tokens, seed=seed, skip_invalid=skip_invalid,
+    )  # fmt: skip
+    if out is not None and out.suffix not in RECORD_FILES:
+        raise InputError(f"{out.name!r} must end in {' or '.join(RECORD_FILES)}", where="--out")
+    promises = parse_slo(slo) if slo is not None else ()
+    deployments = [
+        Deployment(
+            Scenario.of(
+                model=model, device=d.strip(), policy=p, engine=engine, dtype=dtype,
+                kv_cache_dtype=kv_cache_dtype, tp=tp, pp=pp, ep=ep,
+                gpu_memory_utilization=gpu_memory_utilization, block_size=block_size,
+                ignore_context_limit=ignore_context_limit, trace=trace if p != "dense" else "",
+                trace_transfer=trace_transfer and p != "dense",
+            ),
+            Scheduler(s.strip(), max_num_seqs, max_num_batched_tokens, preemption),
+            replicas, prefill_replicas, router, prefix_cache,
+            None if kv_transfer is None else parse_quantity(kv_transfer, "B/s"),
+        )
+        for d in device.split(",") for s in scheduler.split(",") for p in policy or ["dense"]
+    ]  # fmt: skip
+    scales = factors(rate_scale, "--rate-scale")
+    for deployment in deployments:
+        deployment.check()
+    if reuse is not None:
+        apply_reuse(arrived, reuse)  # a bad one is refused here, not by a worker
+    keep = any(path is not None for path in (out, timeline, load_over_time))
+    if keep and timeline is not None and len(deployments) * len(scales) > 1:
+        raise InputError(
+            "shows one run; give one --rate-scale, --policy, --device", where="--timeline"
+        )
+    tasks = [
+        Task(d, arrived, s, promises, reuse, search=capacity, interval=interval, keep=keep)
+        for d in deployments for s in scales
+    ]  # fmt: skip
+    runs = compute(run, tasks, workers=workers, cluster=cluster, label="runs", quiet=quiet or json_)
+    line = "python -m simulator.serve " + shlex.join(sys.argv[1:])
+    outcomes = [r.outcome for r in runs if r.outcome is not None]
+    if out is not None:
+        write_records(out, outcomes, {"shadowline.command": line})
+    if timeline is not None:
+        from simulator.serving.timeline import timeline as trace_of
+
+        write_json(timeline, trace_of(outcomes[0]), "--timeline")
+    if load_over_time is not None:
+        from simulator.serving.metrics import over_time
+
+        loads = [{k: v.tolist() for k, v in over_time(o).items()} for o in outcomes]
+        write_json(load_over_time, {"command": line, "runs": loads}, "--load")
+    rows = [r.row for r in runs]
+    for row in rows:
+        if row["table_error"] > TABLE_ERROR:
+            console.say(
+                f"warning: {row['policy']} does not split into terms of its own; steps are {row['table_error']:.0%} off"
+                " for one in ten"
+            )
+    if json_:
+        console.out_json({"rows": rows, "command": line})
+    else:
+        show(rows, arrived.name)
+    if all(r["status"] == "OVERLOADED" or r["meets_slo"] is False for r in rows):
+        raise typer.Exit(EXIT_NOTHING_FEASIBLE)
+
+
+def show(rows: Sequence[dict[str, Any]], name: str) -> None:
+    """The answer in a sentence, then latencies, then load and cost of every run."""
+    for row in rows:
+        console.out(_sentence(row, name))
+    console.out()
+    ms = console.milliseconds
+    console.table(
+        "Latency in ms: p50 / p90 / p99",
+        ["policy", "scheduler", "device", "requests/s", "TTFT", "TPOT", "between tokens", "whole request"],
+        [
+            [
+                r["policy"], r["scheduler"], r["device"], console.number(r["rate_per_s"]),
+                *(
+                    "OVERLOADED" if r["status"] == "OVERLOADED"
+                    else " / ".join(ms(r[f"{m}_{q}_s"]) for q in ("p50", "p90", "p99"))
+                    for m in ("ttft", "tpot", "itl", "e2e")
+                ),
+            ]
+            for r in rows
+        ],
+        left=3,
+    )  # fmt: skip
+    if "ttft_p99_lo_s" in rows[0]:
+        console.table(
+            "p99 in ms with all steps at either end of their 90 % interval",
+            ["policy", "requests/s", "TTFT", "TPOT"],
+            [
+                [r["policy"], console.number(r["rate_per_s"])]
+                + [f"{ms(r[f'{m}_p99_lo_s'])}-{ms(r[f'{m}_p99_hi_s'])}" for m in ("ttft", "tpot")]
+                for r in rows
+            ],
+        )
+    num = console.number
+    console.table(
+        "Load and cost",
+        ["policy", "requests/s", "status", "goodput/s", "tokens/s/GPU", "KV used", "preempted",
+         "prefix hits", "J/token", "$/Mtoken", "simulated/s"],
+        [
+            [
+                r["policy"], num(r["rate_per_s"]), r["status"], num(r["goodput_per_s"]),
+                num(r["output_tokens_per_s_per_gpu"]), f"{r['kv_share_mean']:.1%}", f"{r['preemptions']}",
+                "-" if r["prefix_bound"] is None
+                else f"{r['prefix_hit_rate']:.1%} of {r['prefix_bound']:.1%}",
+                num(r["energy_j_per_token"]), num(r["usd_per_mtoken"]), num(r["simulated_per_s"]),
+            ]
+            for r in rows
+        ],
+    )  # fmt: skip
+
+
+def _sentence(row: dict[str, Any], name: str) -> str:
+    fleet = f"{row['gpus']} x {row['device']}"
+    if row["replicas"] + row["prefill_replicas"] > 1:
+        split = f"{row['prefill_replicas']} prefill + " if row["prefill_replicas"] else ""
+        fleet += f" ({split}{row['replicas']} replicas of tp={row['tp']})"
+    text = f"{row['model']} on {fleet}, {row['policy']}, {row['rate_per_s']:.3g} requests/s of {name}: {row['status']}"
+    if row["capacity_per_s"] is not None:
+        text += f"; capacity {row['capacity_per_s']:.3g} requests/s"
+    if row["answered_elsewhere"]:
+        text += f"; {row['answered_elsewhere']} requests never reached it"
+    if row["status"] == "OVERLOADED":
+        return text + ": the queue only grows, so percentiles would measure the trace's length"
+    if row["meets_slo"] is not None:
+        text += "; keeps the promises" if row["meets_slo"] else "; misses the promises"
+    return text
+
+
+if __name__ == "__main__":
+    console.main(app)

@@ -1,0 +1,65 @@
+"""The highest rate a deployment sustains, by simulation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from simulator.errors import NothingFeasibleError
+from simulator.serving.deployment import Deployment
+from simulator.serving.fleet import Outcome, simulate
+from simulator.serving.metrics import kept, meets
+from simulator.serving.requests import Requests
+from simulator.serving.slo import Promise
+
+PRECISION = 1.01
+"""Ratio of the bracket's ends at which the search stops [-]."""
+LEAST = 1e-3
+"""Share of the saturation rate below which no rate is tried [-]."""
+
+
+def saturation(deployment: Deployment, requests: Requests) -> float:
+    """Requests per second when all arrive at once: no rate above it is sustained [1/s]."""
+    burst = simulate(deployment, requests.at_once())
+    return len(requests) / burst.makespan_s
+
+
+def capacity(
+    deployment: Deployment, requests: Requests, slo: Sequence[Promise] = ()
+) -> tuple[float, Outcome]:
+    """Largest factor on the trace's rate at which it is not overloaded and keeps its promises, and its outcome.
+
+    The factor is bisected between one that holds and one that does not, which takes latency to rise with the
+    rate; on a trace with bursts it does up to the noise of the percentile.
+
+    Raises
+    ------
+    NothingFeasibleError
+        Not even a thousandth of the saturation rate keeps the promises.
+    """
+    rate = requests.rate if math.isfinite(requests.rate) else 1.0
+    high = 1.05 * saturation(deployment, requests) / rate
+    least = high * LEAST
+    low, best = high, None
+    while best is None:
+        low = max(low / 2.0, least)
+        outcome = simulate(deployment, requests.scaled(low))
+        if meets(outcome, slo):
+            best = outcome
+        elif low <= least:
+            found = ", ".join(
+                f"{k.partition('<')[0]} is {v:.3g} s" for k, v in kept(outcome, slo).items()
+            )
+            raise NothingFeasibleError(
+                f"no rate keeps the promises: at {low * rate:.2g} requests/s {found}", where="--slo"
+            )
+        else:
+            high = low
+    while high / low > PRECISION:
+        middle = math.sqrt(low * high)
+        outcome = simulate(deployment, requests.scaled(middle))
+        if meets(outcome, slo):
+            low, best = middle, outcome
+        else:
+            high = middle
+    return low, best

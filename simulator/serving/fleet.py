@@ -1,0 +1,335 @@
+"""Requests through a deployment: replicas behind a router, together or split into prefill and decode."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+
+from simulator import memory
+from simulator.errors import InputError, UnsupportedError
+from simulator.serving.book import Book
+from simulator.serving.deployment import Deployment
+from simulator.serving.kvpool import reserved_blocks
+from simulator.serving.prefix import PrefixCache
+from simulator.serving.replica import Event, Replica
+from simulator.serving.requests import Requests
+from simulator.serving.steptime import StepTable
+from simulator.serving.tabulate import busy_shares
+
+CACHE_THRESHOLD, IMBALANCE = 0.5, 32
+"""Prefix-aware routing: least share of a prompt that must match, and the difference in requests above which the
+least loaded replica is taken; defaults of SGLang's router (``--cache-threshold``, ``--balance-abs-threshold``)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What happened to every request; arrays of shape (requests,).
+
+    Attributes
+    ----------
+    replica : ndarray of int
+        That produced its last token [-].
+    admitted_s, first_s, finish_s : ndarray
+        When it was first scheduled, had its first and its last token [s].
+    queues : tuple of (ndarray, ndarray)
+        From when to when each request waited to be scheduled: at its first replica, and at the one that decodes
+        where the two differ [s].
+    preemptions, hits : ndarray of int
+        Times it was preempted; prompt tokens found in the prefix cache [-].
+    events : tuple of ndarray, shape (events, 9)
+        Steps of every replica, columns as `Event`.
+    gaps : ndarray
+        Times between a token and the next of sequences that were preempted in between [s].
+    seconds : float
+        Processor time the event loop took [s].
+    """
+
+    deployment: Deployment
+    requests: Requests
+    replica: np.ndarray
+    admitted_s: np.ndarray
+    first_s: np.ndarray
+    finish_s: np.ndarray
+    queues: tuple[tuple[np.ndarray, np.ndarray], ...]
+    preemptions: np.ndarray
+    hits: np.ndarray
+    events: tuple[np.ndarray, ...]
+    gaps: np.ndarray
+    seconds: float
+
+    @cached_property
+    def busy(self) -> tuple[np.ndarray, ...]:
+        """Share of each event in which the busiest of arithmetic and memory works, by replica [-]."""
+        return tuple(busy_shares(self.deployment.group, e) for e in self.events)
+
+    @property
+    def ttft_s(self) -> np.ndarray:
+        """Arrival to first token [s]."""
+        return self.first_s - self.requests.arrival_s
+
+    @property
+    def e2e_s(self) -> np.ndarray:
+        """Arrival to last token [s]."""
+        return self.finish_s - self.requests.arrival_s
+
+    @property
+    def tpot_s(self) -> np.ndarray:
+        """Mean time per token after the first [s]; nan for one token."""
+        steps = self.requests.output - 1
+        return np.where(steps > 0, (self.finish_s - self.first_s) / np.maximum(steps, 1), np.nan)
+
+    @property
+    def makespan_s(self) -> float:
+        """First arrival to last token [s]."""
+        return float(np.max(self.finish_s))
+
+
+def simulate(deployment: Deployment, requests: Requests, end: str = "mid") -> Outcome:
+    """Serve `requests`.
+
+    Parameters
+    ----------
+    end : str
+        'mid', or 'lo' and 'hi': every step at that end of its 90 % interval.
+
+    Raises
+    ------
+    InputError
+        A request that is longer than the model's context or the KV cache.
+    UnsupportedError
+        A deployment that cannot run.
+    """
+    from time import process_time
+
+    deployment.check()
+    _refuse_prefix(deployment, requests)
+    refuse_long(deployment, requests)
+    longest = int(np.max(requests.prompt + requests.output))
+    table = deployment.table(longest, end)
+    began = process_time()
+    if deployment.prefill_replicas:
+        found = _split(deployment, requests, table)
+    else:
+        book = _book(deployment, requests)
+        replicas = _replicas(deployment, table, book, deployment.replicas, requests.id_tokens)
+        found = _collect(deployment, requests, book, replicas, route(deployment, replicas, book))
+    return replace(found, seconds=process_time() - began)
+
+
+def route(deployment: Deployment, replicas: Sequence[Replica], book: Book) -> list[int]:
+    """Run every request of `book` in order of arrival; the replica each went to.
+
+    Round robin looks at nothing, so every replica runs alone. The other routers see the replicas as they are at
+    the arrival.
+    """
+    count = len(replicas)
+    if deployment.router == "round-robin" or count == 1:
+        chosen = [i % count for i in range(len(book.arrival))]
+        for i, k in enumerate(chosen):
+            replicas[k].add(i)
+        for replica in replicas:
+            replica.run()
+        return chosen
+    pick = _prefix_aware if deployment.router == "prefix-aware" else _least_loaded
+    chosen = []
+    for i, arrival in enumerate(book.arrival):
+        for replica in replicas:
+            replica.run(arrival)
+        k = pick(replicas, book, i)
+        replicas[k].add(i)
+        chosen.append(k)
+    for replica in replicas:
+        replica.run()
+    return chosen
+
+
+def _least_loaded(replicas: Sequence[Replica], book: Book, i: int) -> int:
+    """Fewest requests; equal ones take turns."""
+    count = len(replicas)
+    return min(range(count), key=lambda k: (replicas[k].load, (k - i) % count))
+
+
+def _prefix_aware(replicas: Sequence[Replica], book: Book, i: int) -> int:
+    """The longest match if it is long and that replica not far behind, else the least loaded."""
+    loads = [r.load for r in replicas]
+    if not book.ids or max(loads) - min(loads) > IMBALANCE:
+        return _least_loaded(replicas, book, i)
+    matches = [r.prefix.match(book.ids[i])[0] if r.prefix else 0 for r in replicas]
+    best = max(range(len(replicas)), key=lambda k: (matches[k], -loads[k]))
+    if not book.ids[i] or matches[best] / len(book.ids[i]) < CACHE_THRESHOLD:
+        return _least_loaded(replicas, book, i)
+    return best
+
+
+def _book(deployment: Deployment, requests: Requests) -> Book:
+    pool = deployment.pool
+    reserve: list[int] = []
+    if not pool.grows:
+        reserve = reserved_blocks(deployment.group, pool, requests.prompt, requests.output).tolist()
+    shares = deployment.prefix_cache and bool(requests.ids)
+    return Book(
+        requests.arrival_s.tolist(),
+        requests.prompt.tolist(),
+        requests.output.tolist(),
+        reused=requests.reused.tolist(),
+        reserve=reserve,
+        ids=requests.ids if shares else (),
+    )
+
+
+def _replicas(
+    deployment: Deployment, table: StepTable, book: Book, count: int, id_tokens: int = 0
+) -> list[Replica]:
+    pool = deployment.pool
+    swap = 0.0
+    device = deployment.group.device
+    if deployment.scheduler.preemption == "swap":
+        if not device.has_tier("host"):
+            raise UnsupportedError(
+                f"{device.name} has no host link in its profile; use --preemption recompute"
+            )
+        swap = pool.block_bytes / device.tier("host").bandwidth_bytes_per_s
+    return [
+        Replica(
+            table, deployment.scheduler, pool, book, swap_s_per_block=swap,
+            prefix=PrefixCache(id_tokens, pool.block_tokens) if book.ids else None,
+        )
+        for _ in range(count)
+    ]  # fmt: skip
+
+
+def _collect(
+    deployment: Deployment,
+    requests: Requests,
+    book: Book,
+    replicas: Sequence[Replica],
+    chosen: Sequence[int],
+) -> Outcome:
+    return Outcome(
+        deployment=deployment,
+        requests=requests,
+        replica=np.array(chosen),
+        admitted_s=np.array(book.admitted),
+        first_s=np.array(book.first),
+        finish_s=np.array(book.finish),
+        queues=((requests.arrival_s, np.array(book.admitted)),),
+        preemptions=np.array(book.preemptions),
+        hits=np.array(book.hits),
+        events=tuple(np.array(r.events, float).reshape(-1, len(Event._fields)) for r in replicas),
+        gaps=np.array([g for r in replicas for g in r.gaps]),
+        seconds=0.0,
+    )
+
+
+def _split(deployment: Deployment, requests: Requests, table: StepTable) -> Outcome:
+    """Prefill replicas first, then the decode replicas with what they hand over.
+
+    A prefill replica never waits for a decode replica to take the KV, so the first half does not depend on the
+    second. The KV of a prompt goes over each GPU's link while other steps run.
+    """
+    prompts = _book(deployment, requests)
+    prompts.left = [1] * len(requests)
+    prompts.output = [1] * len(requests)
+    first = _replicas(deployment, table, prompts, deployment.prefill_replicas, requests.id_tokens)
+    route(deployment, first, prompts)
+    arrival = np.array(prompts.finish) + _transfer_s(deployment, requests)
+    more = np.flatnonzero(requests.output > 1)
+    order = more[np.argsort(arrival[more], kind="stable")]
+    rest = Book(
+        arrival[order].tolist(),
+        requests.prompt[order].tolist(),
+        requests.output[order].tolist(),
+        length=(requests.prompt[order] + 1).tolist(),
+        left=(requests.output[order] - 1).tolist(),
+        reserve=[prompts.reserve[i] for i in order] if prompts.reserve else (),
+        ready=set(range(len(order))),
+    )
+    second = _replicas(deployment, table, rest, deployment.replicas)
+    chosen = route(deployment, second, rest)
+    whole = _collect(deployment, requests, prompts, [*first, *second], [-1] * len(requests))
+    finish, preemptions, replica = (
+        v.copy() for v in (whole.finish_s, whole.preemptions, whole.replica)
+    )
+    finish[order], replica[order] = rest.finish, np.array(chosen, int) + len(first)
+    preemptions[order] += np.array(rest.preemptions, int)
+    handed = (np.array(rest.arrival), np.array(rest.admitted))
+    return replace(
+        whole,
+        replica=replica,
+        finish_s=finish,
+        preemptions=preemptions,
+        queues=(*whole.queues, handed),
+    )
+
+
+def _transfer_s(deployment: Deployment, requests: Requests) -> np.ndarray:
+    """Time to hand the KV of each prompt over: ``latency + KV bytes per GPU / rate`` [s]."""
+    group = deployment.group
+    rate, latency = deployment.transfer_bytes_per_s, 0.0
+    if rate is None:
+        link = group.device.link if group.device.links else None
+        if link is None or deployment.gpus > link.max_ranks:
+            reach = "no link" if link is None else f"a link for {link.max_ranks} GPUs"
+            raise InputError(
+                f"{group.device.name} has {reach} in its profile, the fleet {deployment.gpus} GPUs; give the rate"
+                " per GPU",
+                where="--kv-transfer",
+            )
+        rate, latency = link.bandwidth_bytes_per_s, link.latency.value
+    prompt = requests.prompt.astype(float)
+    size = memory.kv_bytes_per_sequence(
+        group.lowering, prompt, prompt=prompt, pp=group.pp, block_tokens=group.block_tokens
+    )
+    return latency + size / rate
+
+
+def _refuse_prefix(deployment: Deployment, requests: Requests) -> None:
+    if not deployment.prefix_cache:
+        return
+    if not requests.ids:
+        raise InputError(
+            f"{requests.name} does not say which prompts begin alike (hash_ids); drop it",
+            where="--prefix-cache",
+        )
+    if requests.id_tokens % deployment.pool.block_tokens:
+        raise InputError(
+            f"{deployment.pool.block_tokens} does not divide the {requests.id_tokens} tokens of a prefix id",
+            where="--block-size",
+        )
+
+
+def refuse_long(deployment: Deployment, requests: Requests) -> None:
+    """Refuse a request that is longer than the context or, alone, than the cache."""
+    group, pool = deployment.group, deployment.pool
+    total = requests.prompt + requests.output
+    if not group.ignore_context:
+        _refuse(
+            requests, total > group.model.max_context, total,
+            f"the {group.model.max_context:,} of {group.model.name}'s context; leave it out, or give"
+            " --ignore-context-limit",
+        )  # fmt: skip
+    if pool.grows:
+        need = -(-np.maximum(requests.prompt, total - 1) // pool.block_tokens)
+        if deployment.prefill_replicas:
+            need = -(-total // pool.block_tokens)
+        need = need + pool.extra_blocks
+    else:
+        need = reserved_blocks(group, pool, requests.prompt, requests.output)
+    _refuse(
+        requests, need > pool.blocks, total,
+        f"the KV cache of {pool.tokens:,} tokens; raise --tp, or leave it out",
+    )  # fmt: skip
+
+
+def _refuse(requests: Requests, bad: np.ndarray, tokens: np.ndarray, than: str) -> None:
+    if bad.any():
+        i = int(np.argmax(bad))
+        more = int(bad.sum()) - 1
+        others = f" (and {more} more)" if more else ""
+        raise InputError(
+            f"prompt and output of {int(tokens[i]):,} tokens are more than {than}{others}",
+            where=requests.where(i),
+        )

@@ -1,0 +1,252 @@
+"""Percentiles, goodput, load over time, energy and cost of a served fleet, and whether it kept up."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from simulator.evaluate import BUSY_SHARE, IDLE_SHARE
+from simulator.serving.fleet import Outcome
+from simulator.serving.slo import METRICS, Promise
+from simulator.serving.tabulate import basis_of
+
+QUANTILES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99}
+GROWTH, DRAIN = 1.5, 0.05
+"""A queue is taken to grow without end when its mean over the last quarter of the arrivals exceeds that over the
+second quarter by this factor, and working it off takes this share of the time they came in. A queue that grows
+linearly shows 2.3; a stable one of the Azure trace's burstiness stays near 1 [-]."""
+STATUSES = ("STABLE", "BACKLOGGED", "OVERLOADED")
+
+
+def values_of(outcome: Outcome, metric: str) -> tuple[np.ndarray, np.ndarray | None]:
+    """Values of a latency metric [s], and their weights where not all count the same."""
+    if metric == "itl":
+        return inter_token_s(outcome)
+    return getattr(outcome, f"{metric}_s"), None
+
+
+def statistic(values: np.ndarray, weights: np.ndarray | None, name: str) -> float:
+    """Mean or quantile of the values that are numbers; nan where there are none."""
+    good = np.isfinite(values)
+    values = values[good]
+    if not len(values):
+        return float("nan")
+    if weights is not None:
+        weights = weights[good]
+    if name == "mean":
+        return float(np.average(values, weights=weights))
+    if weights is None:
+        return float(np.quantile(values, QUANTILES[name]))
+    order = np.argsort(values, kind="stable")
+    reached = np.cumsum(weights[order])
+    at = int(np.searchsorted(reached, QUANTILES[name] * reached[-1]))
+    return float(values[order][min(at, len(values) - 1)])
+
+
+def inter_token_s(outcome: Outcome) -> tuple[np.ndarray, np.ndarray]:
+    """Times between two tokens of a sequence [s], and how many of each.
+
+    A run of decode steps counts at its mean step, which differs from its first and last by the growth of the
+    contexts in it. Prompt steps that stall decoding add to the step after them.
+    """
+    times, counts = [outcome.gaps], [np.ones(len(outcome.gaps))]
+    for events in outcome.events:
+        duration, steps, sequences = events[:, 1], events[:, 2], events[:, 3]
+        mean = duration / np.maximum(steps, 1.0)
+        stalled = np.where((steps == 0) & (sequences > 0), duration, 0.0)
+        runs = np.flatnonzero(steps > 0)
+        if not len(runs):
+            continue
+        before = np.diff(np.cumsum(stalled)[runs], prepend=0.0)
+        hit = np.where(
+            before > 0.0, np.minimum(sequences[np.maximum(runs - 1, 0)], sequences[runs]), 0.0
+        )
+        times += [mean[runs], mean[runs] + before]
+        counts += [steps[runs] * sequences[runs] - hit, hit]
+    value, weight = np.concatenate(times), np.concatenate(counts)
+    return value[weight > 0.0], weight[weight > 0.0]
+
+
+def kept(outcome: Outcome, slo: Sequence[Promise]) -> dict[str, float]:
+    """Every promise's statistic [s], by its text."""
+    out = {}
+    for promise in slo:
+        out[promise.text] = statistic(*values_of(outcome, promise.metric), promise.statistic)
+    return out
+
+
+def meets(outcome: Outcome, slo: Sequence[Promise]) -> bool:
+    """Whether all promises hold and the fleet keeps up; a promise about nothing (one-token outputs) holds."""
+    if status(outcome) == "OVERLOADED":
+        return False
+    found = kept(outcome, slo)
+    return all(not found[p.text] >= p.limit_s for p in slo)
+
+
+def goodput(outcome: Outcome, slo: Sequence[Promise]) -> float:
+    """Requests per second that stay below every limit themselves [1/s]; between-token times are left out."""
+    good = np.ones(len(outcome.requests), bool)
+    for promise in slo:
+        if promise.metric != "itl":
+            good &= ~(getattr(outcome, f"{promise.metric}_s") >= promise.limit_s)
+    return float(good.sum()) / outcome.makespan_s
+
+
+def status(outcome: Outcome) -> str:
+    """STABLE, BACKLOGGED (requests wait, the queue does not grow) or OVERLOADED (it only grows)."""
+    span = float(outcome.requests.arrival_s[-1])
+    begin, end = outcome.queues[0]
+    waits, prompts = float(np.median(end - begin)), float(np.median(outcome.first_s - end))
+    state = "BACKLOGGED" if waits > prompts else "STABLE"
+    if span <= 0.0:
+        return state
+    early = _mean_waiting(outcome, span * 0.25, span * 0.5)
+    late = _mean_waiting(outcome, span * 0.75, span)
+    drain = max(float(np.max(end, initial=0.0)) for _, end in outcome.queues) - span
+    return "OVERLOADED" if late > GROWTH * early and drain > DRAIN * span else state
+
+
+def _mean_waiting(outcome: Outcome, start: float, stop: float) -> float:
+    """Mean number of requests that wait to be scheduled between two times [-]."""
+    total = 0.0
+    for begin, end in outcome.queues:
+        inside = np.minimum(end, stop) - np.maximum(begin, start)
+        total += float(np.maximum(inside, 0.0).sum())
+    return total / (stop - start)
+
+
+def over_time(outcome: Outcome, bins: int = 120) -> dict[str, np.ndarray]:
+    """Load in `bins` equal intervals: time [s], waiting and running requests, KV share, tokens/s, power [W]."""
+    edges = np.linspace(0.0, outcome.makespan_s, bins + 1)
+    width = edges[1] - edges[0]
+    pool, deployment = outcome.deployment.pool, outcome.deployment
+    running, blocks, tokens, prompts, busy = (np.zeros(bins) for _ in range(5))
+    for events, share in zip(outcome.events, outcome.busy, strict=True):
+        start, duration = events[:, 0], events[:, 1]
+        used = _blocks(outcome, events)
+        for values, sums in (
+            (events[:, 3] * duration, running), (used * duration, blocks),
+            (events[:, 2] * events[:, 3] + events[:, 5], tokens), (events[:, 6], prompts),
+            (share * duration, busy),
+        ):  # fmt: skip
+            _spread(start, duration, values, edges, sums)
+    waiting = sum((_present(*q, edges) for q in outcome.queues), np.zeros(bins)) / width
+    replicas = deployment.replicas + deployment.prefill_replicas
+    watts = deployment.group.device.power_w * deployment.gpus
+    return {
+        "time_s": (edges[:-1] + edges[1:]) / 2.0,
+        "waiting": waiting,
+        "running": running / width,
+        "kv_share": blocks / (width * replicas * pool.blocks),
+        "output_tokens_per_s": tokens / width,
+        "prompt_tokens_per_s": prompts / width,
+        "power_w": watts * (IDLE_SHARE + BUSY_SHARE * busy / (width * replicas)),
+    }
+
+
+def _kv_share(outcome: Outcome) -> float:
+    replicas = len(outcome.events)
+    used = sum(float(np.sum(_blocks(outcome, e) * e[:, 1])) for e in outcome.events)
+    return used / (outcome.makespan_s * replicas * outcome.deployment.pool.blocks)
+
+
+def _blocks(outcome: Outcome, events: np.ndarray) -> np.ndarray:
+    """Mean blocks in use during each event: whole ones on average half a block above the tokens."""
+    pool = outcome.deployment.pool
+    if not pool.grows:
+        return events[:, 8]
+    sequences, context = events[:, 3], events[:, 4] + events[:, 3] * events[:, 2] / 2.0
+    return events[:, 8] + (context + sequences * (pool.block_tokens - 1) / 2.0) / pool.block_tokens
+
+
+def _spread(
+    start: np.ndarray, duration: np.ndarray, values: np.ndarray, edges: np.ndarray, out: np.ndarray
+) -> None:
+    """Add `values`, each even over its event, to the intervals between `edges`."""
+    if not len(start):
+        return
+    # Cumulative amount at each edge: all events that ended, and a part of the one under way.
+    done = np.concatenate([[0.0], np.cumsum(values)])
+    at = np.searchsorted(start, edges, side="right") - 1
+    i = np.maximum(at, 0)
+    part = np.clip((edges - start[i]) / np.maximum(duration[i], 1e-30), 0.0, 1.0)
+    reached = np.where(at < 0, 0.0, done[i] + part * values[i])
+    out += np.diff(reached)
+
+
+def _present(begin: np.ndarray, end: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    """Request-seconds between `begin` and `end` in each interval."""
+
+    def until(times: np.ndarray) -> np.ndarray:
+        ordered = np.sort(times)
+        total = np.concatenate([[0.0], np.cumsum(ordered)])
+        n = np.searchsorted(ordered, edges, side="right")
+        return n * edges - total[n]
+
+    return np.diff(until(begin) - until(end))
+
+
+def energy_j(outcome: Outcome) -> float:
+    """Energy of all GPUs from the first arrival to the last token, an estimate from the busiest resource [J]."""
+    deployment = outcome.deployment
+    per_replica = deployment.group.device.power_w * deployment.group.gpus
+    total = 0.0
+    for events, share in zip(outcome.events, outcome.busy, strict=True):
+        busy = float(np.sum(share * events[:, 1]))
+        total += per_replica * (IDLE_SHARE * outcome.makespan_s + BUSY_SHARE * busy)
+    return total
+
+
+def summary(outcome: Outcome, slo: Sequence[Promise] = ()) -> dict[str, Any]:
+    """One row of figures: see `simulator.serving.output.COLUMNS`."""
+    deployment, requests = outcome.deployment, outcome.requests
+    state = status(outcome)
+    time, tokens = outcome.makespan_s, int(requests.output.sum())
+    row: dict[str, Any] = {
+        "model": deployment.group.model.name,
+        "device": deployment.group.device.name,
+        "policy": deployment.group.policies.spelling,
+        "engine": deployment.scenario.engine,
+        "dtype": deployment.group.dtype,
+        "tp": deployment.scenario.tp,
+        "pp": deployment.scenario.pp,
+        "ep": deployment.scenario.ep,
+        "replicas": deployment.replicas,
+        "prefill_replicas": deployment.prefill_replicas,
+        "gpus": deployment.gpus,
+        "scheduler": deployment.scheduler.name,
+        "max_num_seqs": deployment.scheduler.max_num_seqs,
+        "max_num_batched_tokens": deployment.scheduler.max_num_batched_tokens,
+        "router": deployment.router,
+        "requests": len(requests),
+        "rate_per_s": requests.rate,
+        "status": state,
+        "basis": str(basis_of(deployment.group)),
+        "makespan_s": time,
+        "requests_per_s": len(requests) / time,
+        "output_tokens_per_s": tokens / time,
+        "output_tokens_per_s_per_gpu": tokens / time / deployment.gpus,
+    }
+    for metric in METRICS:
+        values, weights = values_of(outcome, metric)
+        for name in (*QUANTILES, "mean"):
+            # Percentiles of a queue that only grows say how long the trace is, not how good the fleet.
+            figure = statistic(values, weights, name) if state != "OVERLOADED" else None
+            row[f"{metric}_{name}_s"] = figure
+    joules = energy_j(outcome)
+    row |= {
+        "goodput_per_s": goodput(outcome, slo) if slo else None,
+        "meets_slo": meets(outcome, slo) if slo else None,
+        "preemptions": int(outcome.preemptions.sum()),
+        "prefix_hit_rate": float(outcome.hits.sum() / requests.prompt.sum()),
+        "prefix_bound": requests.prefix_bound() if requests.ids else None,
+        "kv_tokens": deployment.pool.tokens,
+        "kv_share_mean": _kv_share(outcome),
+        "energy_j_per_token": joules / tokens,
+        "usd_per_h": deployment.usd_per_s * 3600.0,
+        "usd_per_mtoken": deployment.usd_per_s * time / tokens * 1e6,
+        "simulated_per_s": len(requests) / outcome.seconds if outcome.seconds else None,
+    }
+    return row

@@ -1,0 +1,193 @@
+"""The simulation against measured serving: clients that each wait for an answer before they ask again."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from simulator import console
+from simulator.errors import InputError, ShadowlineError
+from simulator.scenario import Scenario
+from simulator.serving.book import Book
+from simulator.serving.deployment import Deployment
+from simulator.serving.replica import Replica
+from simulator.serving.scaleout import compute
+from simulator.serving.scheduler import Scheduler
+
+PER_CLIENT = 10
+"""Requests per client of a measured run: InferenceX sends ten times the concurrency [-]."""
+SHORTEST = 0.8
+"""InferenceX draws lengths from this share of the stated one up to it (``--random-range-ratio 0.8``) [-]."""
+INFERENCEX = r"db-dump|source_file=\d{4}-\d{2}-\d{2}\.csv"
+"""Notes of its rows, named by the day of the run; files named by a model are runs of fixed lengths."""
+MOST_REQUESTS = 4000
+SCHEDULERS = {"sglang": "prefill-first-chunked", "sglang-0.5.1": "prefill-first-chunked"}
+"""Engines that do not mix prompts and decoding in a step by default; all others do."""
+FEWEST = 10
+
+
+@dataclass(frozen=True)
+class Setup:
+    """One measured closed loop."""
+
+    engine: str
+    device: str
+    model: str
+    dtype: str
+    kv_dtype: str
+    tp: int
+    ep: int
+    clients: int
+    prompt: int
+    output: int
+    shortest: float
+
+
+def closed_loop(setup: Setup, seed: int = 0) -> tuple[float, float]:
+    """Mean TTFT and mean TPOT of `setup`, requests of the first and last round left in as the benchmark does [s]."""
+    scenario = Scenario.of(
+        model=setup.model, device=setup.device, engine=setup.engine, dtype=setup.dtype,
+        kv_cache_dtype=setup.kv_dtype, tp=setup.tp, ep=setup.ep, ignore_context_limit=True,
+    )  # fmt: skip
+    seats = 1 << max(setup.clients - 1, 15).bit_length()
+    scheduler = Scheduler(SCHEDULERS.get(setup.engine, "chunked"), min(seats, 4096), 8192)
+    deployment = Deployment(scenario, scheduler)
+    deployment.check()
+    count = max(min(setup.clients * PER_CLIENT, MOST_REQUESTS), 2 * setup.clients)
+    rng = np.random.default_rng(seed)
+    prompt, output = (
+        rng.integers(max(round(setup.shortest * n), 1), n + 1, count)
+        for n in (setup.prompt, setup.output)
+    )
+    book = Book([0.0] * count, prompt.tolist(), output.tolist())
+    table = deployment.table(setup.prompt + setup.output)
+    replica = Replica(table, scheduler, deployment.pool, book)
+    if deployment.pool.tokens < setup.prompt + setup.output:
+        raise InputError("one request does not fit in the KV cache")
+    for i in range(min(setup.clients, count)):
+        replica.add(i)
+    replica.closed = deque(range(setup.clients, count))
+    replica.run()
+    arrival, first, finish = (np.array(v) for v in (book.arrival, book.first, book.finish))
+    steps = np.maximum(output - 1, 1)
+    frontend = deployment.group.engine.frontend_s * float(np.mean(prompt))
+    return float(np.mean(first - arrival)) + frontend, float(np.mean((finish - first) / steps))
+
+
+def _task(setup: Setup) -> tuple[float, float] | str:
+    try:
+        return closed_loop(setup)
+    except ShadowlineError as error:
+        return error.message
+
+
+def judge_file(
+    path: Path, *, workers: int = 1, cluster: str | None = None, quiet: bool = False
+) -> dict[str, Any]:
+    """Figures per engine and metric over the closed-loop rows of an e2e file.
+
+    The engines' host side and communication were fitted to rows like these with the closed form of
+    `simulator.closed_loop`; nothing here is fitted. Its figures stand beside.
+    """
+    import pandas as pd
+
+    from simulator.engine import load_engines
+    from simulator.fitting.e2e_rows import prepare
+    from simulator.fitting.e2e_steps import predict
+
+    try:
+        raw = pd.read_parquet(path)
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read: {str(error).splitlines()[0]}", where="--judge") from None
+    drawn = raw["note"].fillna("").str.contains(INFERENCEX, regex=True)
+    excluded: Counter[str] = Counter()
+    parts = []
+    for shortest, part in ((SHORTEST, raw[drawn]), (1.0, raw[~drawn])):
+        frame: Any = part
+        rows, reasons = prepare(frame) if len(part) else (None, {})
+        excluded.update(reasons)
+        if rows is not None:
+            closed = (rows["loop"] == "closed") & rows["metric"].isin(("ttft", "tpot"))
+            parts.append(rows[closed].assign(shortest=shortest))
+    table = pd.concat(parts).reset_index(drop=True)
+    if table.empty:
+        raise InputError("holds no row with a concurrency and a complete setup", where="--judge")
+    measured = predict(table, load_engines()).to_dict("records")
+    setups = [
+        Setup(
+            r["engine"], r["device"], r["model"], r["dtype"], r["kv_dtype"], int(r["tp"]),
+            int(r["ep"]), int(r["batch"]), int(r["prompt"]), int(r["output"]), r["shortest"],
+        )
+        for r in measured
+    ]  # fmt: skip
+    unique = sorted(
+        set(setups), key=lambda s: (s.engine, s.device, s.model, s.dtype, s.tp, s.ep, s.clients)
+    )
+    found = dict(
+        zip(
+            unique,
+            compute(_task, unique, workers=workers, cluster=cluster, label="setups", quiet=quiet),
+            strict=True,
+        )
+    )
+    judged = []
+    for setup, row in zip(setups, measured, strict=True):
+        result = found[setup]
+        if isinstance(result, str):
+            excluded[result] += 1
+            continue
+        ours = result[0 if row["metric"] == "ttft" else 1]
+        judged.append({
+            **vars(setup), "metric": row["metric"], "measured_s": row["time_s"], "simulated_s": ours,
+            "closed_form_s": row["mid_s"],
+        })  # fmt: skip
+    both = pd.DataFrame(judged)
+    groups: list[tuple[Any, Any, Any]] = [("all", m, g) for m, g in both.groupby("metric")]
+    groups += [(*keys, g) for keys, g in both.groupby(["engine", "metric"])]  # type: ignore[misc]
+    return {
+        "rows": [{"engine": e, "metric": m, **_figures(g)} for e, m, g in groups],
+        "points": judged,
+        "excluded": dict(excluded.most_common()),
+    }
+
+
+def _figures(group: Any) -> dict[str, Any]:
+    out: dict[str, Any] = {"n": len(group)}
+    if len(group) < FEWEST:
+        return out
+    for name in ("simulated", "closed_form"):
+        ratio = group[f"{name}_s"].to_numpy(float) / group["measured_s"].to_numpy(float)
+        good = np.isfinite(ratio)
+        ape = np.abs(ratio[good] - 1.0)
+        out |= {
+            f"{name}_median_ape": float(np.median(ape)),
+            f"{name}_p90_ape": float(np.quantile(ape, 0.9)),
+            f"{name}_bias": float(np.median(ratio[good]) - 1.0),
+        }
+    return out
+
+
+def show_judged(found: dict[str, Any]) -> None:
+    """Print the figures per engine."""
+
+    def share(row: dict[str, Any], key: str) -> str:
+        return f"{row[key]:.1%}" if key in row else "-"
+
+    console.table(
+        "Closed-loop serving, simulated against measured; the closed form beside",
+        ["engine", "metric", "rows", "median APE", "p90 APE", "bias", "closed form: median", "p90"],
+        [
+            [
+                r["engine"], r["metric"], f"{r['n']}", share(r, "simulated_median_ape"),
+                share(r, "simulated_p90_ape"), share(r, "simulated_bias"),
+                share(r, "closed_form_median_ape"), share(r, "closed_form_p90_ape"),
+            ]
+            for r in found["rows"]
+        ],
+        left=2,
+        note="left out: " + "; ".join(f"{n} {reason}" for reason, n in list(found["excluded"].items())[:6]),
+    )  # fmt: skip

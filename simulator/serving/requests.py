@@ -1,0 +1,157 @@
+"""What arrives: times, lengths and, where known, which beginnings prompts share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from simulator.errors import InputError
+
+MAX_REQUESTS = 10_000_000
+MAX_TOKENS = 100_000_000
+
+
+@dataclass(frozen=True, eq=False)
+class Requests:
+    """Requests in the order they arrive; arrays of shape (requests,).
+
+    Attributes
+    ----------
+    arrival_s : ndarray
+        Ascending, the first at 0 [s].
+    prompt, output : ndarray of int
+        Tokens, at least 1 [-].
+    reused : ndarray of int
+        Prompt tokens that need not be computed although they are attended to [-].
+    ids : tuple of tuple of int
+        Per request the ids of its full prefix blocks; empty where unknown.
+    id_tokens : int
+        Tokens per id [-].
+    name : str
+        Where they come from.
+    lines : ndarray of int, optional
+        Line of each in its file, for messages.
+    """
+
+    arrival_s: np.ndarray
+    prompt: np.ndarray
+    output: np.ndarray
+    reused: np.ndarray
+    ids: tuple[tuple[int, ...], ...] = ()
+    id_tokens: int = 512
+    name: str = ""
+    lines: np.ndarray | None = None
+
+    @classmethod
+    def of(
+        cls,
+        arrival_s: Sequence[float] | np.ndarray,
+        prompt: Sequence[int] | np.ndarray,
+        output: Sequence[int] | np.ndarray,
+        *,
+        ids: tuple[tuple[int, ...], ...] = (),
+        id_tokens: int = 512,
+        name: str = "requests",
+        lines: np.ndarray | None = None,
+    ) -> Requests:
+        """Check the columns, shift the first arrival to 0.
+
+        Raises
+        ------
+        InputError
+            ``name:line`` and what is wrong with the first bad row.
+        """
+        times = np.asarray(arrival_s, float)
+        if len(times) == 0:
+            raise InputError("holds no request", where=name)
+        if len(times) > MAX_REQUESTS:
+            raise InputError(f"holds {len(times):,} requests; at most {MAX_REQUESTS:,}", where=name)
+        found = cls(
+            times,
+            _whole(prompt),
+            _whole(output),
+            np.zeros(len(times), np.int64),
+            ids,
+            id_tokens,
+            name,
+            lines,
+        )
+        found._refuse(~np.isfinite(times), "the timestamp is not a number")
+        found._refuse(times < 0.0, "the timestamp is negative")
+        found._refuse(
+            np.concatenate([[False], np.diff(times) < 0.0]),
+            "the timestamp is before the row above; sort the file by time",
+        )
+        for word, tokens in (("prompt", found.prompt), ("output", found.output)):
+            found._refuse(tokens < 1, f"{word} tokens must be 1 or more")
+            found._refuse(tokens > MAX_TOKENS, f"{word} tokens must be {MAX_TOKENS:,} or fewer")
+        return replace(found, arrival_s=times - times[0])
+
+    def __len__(self) -> int:
+        return len(self.arrival_s)
+
+    @property
+    def rate(self) -> float:
+        """Mean arrivals per second over the time from the first to the last [1/s]; inf where all come at once."""
+        span = float(self.arrival_s[-1])
+        return (len(self) - 1) / span if span > 0.0 else float("inf")
+
+    def where(self, index: int) -> str:
+        """``file:line`` of a request, for messages."""
+        return self.name if self.lines is None else f"{self.name}:{int(self.lines[index])}"
+
+    def scaled(self, factor: float) -> Requests:
+        """`factor` times the rate: timestamps are divided, lengths kept."""
+        if not np.isfinite(factor) or factor <= 0.0:
+            raise InputError(f"{factor:g} must be above 0", where="--rate-scale")
+        return replace(self, arrival_s=self.arrival_s / factor)
+
+    def at_once(self) -> Requests:
+        """All at time 0."""
+        return replace(self, arrival_s=np.zeros(len(self)))
+
+    def first(self, count: int | None) -> Requests:
+        """The first `count` requests."""
+        return self if count is None or count >= len(self) else self.take(np.arange(count))
+
+    def take(self, index: np.ndarray) -> Requests:
+        """Requests at `index`, which ascends; times are kept."""
+        return replace(
+            self,
+            arrival_s=self.arrival_s[index],
+            prompt=self.prompt[index],
+            output=self.output[index],
+            reused=self.reused[index],
+            ids=tuple(self.ids[i] for i in index) if self.ids else (),
+            lines=None if self.lines is None else self.lines[index],
+        )
+
+    def prefix_bound(self) -> float:
+        """Share of prompt tokens that a cache which never evicts would find [-]."""
+        seen: set[int] = set()
+        hits = 0
+        for ids, prompt in zip(self.ids, self.prompt.tolist(), strict=True):
+            found = 0
+            for block in ids:
+                if block not in seen:
+                    break
+                found += 1
+            hits += min(found * self.id_tokens, prompt - 1)
+            seen.update(ids)
+        return hits / float(self.prompt.sum())
+
+    def _refuse(self, bad: np.ndarray, why: str) -> None:
+        if bad.any():
+            index = int(np.argmax(bad))
+            more = int(bad.sum()) - 1
+            others = f" (and {more} more)" if more else ""
+            raise InputError(f"{why}{others}", where=self.where(index))
+
+
+def _whole(values: Sequence[int] | np.ndarray) -> np.ndarray:
+    found = np.asarray(values, float)
+    # A fraction of a token, like what is no number, is refused as 0 tokens.
+    with np.errstate(invalid="ignore"):
+        return np.where(found == np.floor(found), found, 0.0).astype(np.int64)

@@ -1,0 +1,66 @@
+"""How an engine forms its steps: the settings that matter, under the names vLLM gives them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from simulator.errors import InputError, UnknownNameError
+
+SCHEDULERS = ("chunked", "prefill-first", "prefill-first-chunked")
+PREEMPTIONS = ("recompute", "swap")
+WATERMARK = 0.01
+"""Share of KV blocks left free when a request is admitted: vLLM's ``BlockSpaceManager(watermark=0.01)``."""
+
+
+@dataclass(frozen=True)
+class Scheduler:
+    """Iteration-level batching.
+
+    Attributes
+    ----------
+    name : str
+        ``chunked``: running sequences decode first, prompt chunks fill the token budget of the same step (vLLM V1,
+        Sarathi). ``prefill-first``: steps of whole prompts before steps of decoding (vLLM V0).
+        ``prefill-first-chunked``: the same with chunks (SGLang without mixed chunks).
+    max_num_seqs : int
+        Sequences running at once [-].
+    max_num_batched_tokens : int
+        Tokens of one step; a whole prompt that is longer runs alone [-].
+    preemption : str
+        What happens to the youngest sequence when blocks run out: its KV is dropped and computed again, or
+        swapped to the host over the device's host link.
+    watermark : float
+        Share of blocks kept free at admission [-].
+    """
+
+    name: str = "chunked"
+    max_num_seqs: int = 256
+    max_num_batched_tokens: int = 8192
+    preemption: str = "recompute"
+    watermark: float = WATERMARK
+
+    def __post_init__(self) -> None:
+        if self.name not in SCHEDULERS:
+            raise UnknownNameError("scheduler", self.name, SCHEDULERS, where="--scheduler")
+        if self.preemption not in PREEMPTIONS:
+            raise UnknownNameError("preemption", self.preemption, PREEMPTIONS, where="--preemption")
+        if not 1 <= self.max_num_seqs <= 4096:
+            raise InputError("must be 1 to 4096", where="--max-num-seqs")
+        if not 1 <= self.max_num_batched_tokens <= 1_000_000:
+            raise InputError("must be 1 to 1000000", where="--max-num-batched-tokens")
+        if self.mixes and self.max_num_batched_tokens <= self.max_num_seqs:
+            raise InputError(
+                f"{self.max_num_batched_tokens} tokens leave none for prompts beside {self.max_num_seqs} decoding"
+                " sequences; raise it, or lower --max-num-seqs",
+                where="--max-num-batched-tokens",
+            )
+
+    @property
+    def mixes(self) -> bool:
+        """Whether prompts and decoding share steps."""
+        return self.name == "chunked"
+
+    @property
+    def chunks(self) -> bool:
+        """Whether a prompt may be cut."""
+        return self.name != "prefill-first"

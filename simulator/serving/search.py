@@ -1,0 +1,274 @@
+"""The cheapest, fastest or least thirsty deployment that keeps its promises."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from simulator.errors import ShadowlineError
+from simulator.policies import parse
+from simulator.serving.deployment import Deployment
+from simulator.serving.estimate import HEADROOM, Estimate, Load, estimate
+from simulator.serving.fleet import Outcome, simulate
+from simulator.serving.launch import VLLM_POLICIES
+from simulator.serving.metrics import kept, meets, status, summary
+from simulator.serving.requests import Requests
+from simulator.serving.scaleout import compute
+from simulator.serving.slo import Promise
+
+OBJECTIVES = {"cheapest": "usd_per_h", "fastest": "e2e_p50_s", "energy": "energy_j_per_token"}
+KINDS = 3
+WAVE = 8
+"""Candidates simulated between two looks at the best so far: fixed, so that the points searched do not depend on
+how many workers there are [-]."""
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """A deployment of one replica, and what the closed form says of it."""
+
+    deployment: Deployment
+    estimate: Estimate
+    least_replicas: int
+
+    @property
+    def least_usd_per_s(self) -> float:
+        """Rent of the fewest replicas that could do [USD/s]."""
+        return self.deployment.usd_per_s * self.least_replicas
+
+
+@dataclass(frozen=True, eq=False)
+class Question:
+    """One candidate to be sized by simulation."""
+
+    deployment: Deployment
+    requests: Requests
+    slo: tuple[Promise, ...]
+    least: int
+    most: int
+
+
+@dataclass(frozen=True, eq=False)
+class Sized:
+    """The fewest replicas that keep the promises, or the nearest miss.
+
+    Attributes
+    ----------
+    row : dict
+        As `simulator.serving.metrics.summary`.
+    ok : bool
+        Whether the promises hold.
+    miss : float
+        Largest ratio of a promised statistic to its limit [-]; inf where the fleet is overloaded.
+    simulations : int
+        Fleets simulated [-].
+    """
+
+    row: dict[str, Any]
+    ok: bool
+    miss: float
+    simulations: int
+
+
+@dataclass(frozen=True)
+class PolicyCost:
+    """The least rent of one policy: simulated, or a bound of the closed form [USD/h]."""
+
+    policy: str
+    where: str
+    usd_per_h: float
+    simulated: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """What a search found; rows are ordered by the objective.
+
+    Attributes
+    ----------
+    rows : list of dict
+        Deployments that keep the promises.
+    pareto : list of dict
+        Those no other beats in rent, TTFT p99 and TPOT p99 at once.
+    nearest : dict or None
+        The nearest miss, where nothing keeps them.
+    rejected : dict
+        Kinds of reasons the closed form gave to how many candidates, and one of them in words.
+    by_policy : list of PolicyCost
+        One per policy that can run.
+    points, simulated, simulations : int
+        Candidates, those simulated, and fleets simulated for them [-].
+    """
+
+    rows: list[dict[str, Any]]
+    pareto: list[dict[str, Any]]
+    nearest: dict[str, Any] | None
+    rejected: dict[str, tuple[int, str]]
+    by_policy: list[PolicyCost]
+    points: int
+    simulated: int
+    simulations: int
+
+
+def prune(task: tuple[Deployment, Requests, tuple[Promise, ...]]) -> Candidate:
+    """Candidate with its estimate; a module-level function so that workers can run it."""
+    deployment, requests, slo = task
+    load = Load.of(requests, prefix_cache=deployment.prefix_cache)
+    try:
+        found = estimate(deployment, requests, load, slo)
+    except ShadowlineError as error:
+        found = Estimate(error.message, "cannot run")
+    if found.reason:
+        return Candidate(deployment, found, 0)
+    return Candidate(deployment, found, max(1, math.ceil(load.rate / (found.rate * HEADROOM))))
+
+
+def size(question: Question) -> Sized:
+    """Fewest replicas between `least` and `most`: growing steps up, then bisection."""
+    done: dict[int, tuple[Outcome, bool, float]] = {}
+
+    def holds(replicas: int) -> bool:
+        if replicas not in done:
+            fleet = replace(question.deployment, replicas=replicas)
+            outcome = simulate(fleet, question.requests)
+            done[replicas] = (outcome, meets(outcome, question.slo), _miss(outcome, question.slo))
+        return done[replicas][1]
+
+    low, high = question.least - 1, question.least
+    while not holds(high):
+        if high >= question.most:
+            high = min(done, key=lambda k: done[k][2])
+            low = high - 1
+            break
+        low, high = high, min(max(high + 1, math.ceil(high * 1.3)), question.most)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if holds(middle) else (middle, high)
+    outcome, ok, miss = done[high]
+    row = summary(outcome, question.slo)
+    scenario = question.deployment.scenario
+    row |= {"given_dtype": scenario.dtype, "given_kv_dtype": scenario.kv_cache_dtype}
+    # How long it took here is no part of the answer, which is the same wherever it was found.
+    del row["simulated_per_s"]
+    return Sized(row, ok, miss, len(done))
+
+
+def _miss(outcome: Outcome, slo: Sequence[Promise]) -> float:
+    if status(outcome) == "OVERLOADED":
+        return math.inf
+    found = kept(outcome, slo)
+    return max((r for p in slo if (r := found[p.text] / p.limit_s) == r), default=0.0)
+
+
+def search(
+    deployments: Sequence[Deployment],
+    requests: Requests,
+    slo: tuple[Promise, ...],
+    *,
+    objective: str = "cheapest",
+    max_gpus: int = 64,
+    workers: int = 1,
+    cluster: str | None = None,
+    quiet: bool = False,
+) -> Plan:
+    """Prune `deployments` in closed form, simulate the survivors from the most promising on.
+
+    For `cheapest` a candidate is skipped when even the fewest replicas the closed form allows cost more than what
+    was found. Dense ones are held against dense ones, and those that vLLM can start against each other, so that what a
+    policy saves and what can be had today are both known. The other objectives size every survivor.
+    """
+    tasks = [(d, requests, slo) for d in deployments]
+    candidates = compute(
+        prune, tasks, workers=workers, cluster=cluster, label="candidates", quiet=quiet
+    )
+    rejected: dict[str, tuple[int, str]] = {}
+    left: list[Candidate] = []
+    for c in candidates:
+        kind, words = c.estimate.kind, c.estimate.reason
+        if not kind and c.least_replicas * c.deployment.group.gpus > max_gpus:
+            kind = f"needs more than {max_gpus} GPUs"
+            words = f"{c.least_replicas * c.deployment.group.gpus} x {c.deployment.scenario.device}"
+        if kind:
+            rejected[kind] = (rejected.get(kind, (0, ""))[0] + 1, words)
+        else:
+            left.append(c)
+    left.sort(key=lambda c: (c.least_usd_per_s, -c.estimate.rate))
+    survivors = list(left)
+    sized: list[Sized] = []
+    best = [math.inf] * KINDS
+    while left:
+        wave, left = left[:WAVE], left[WAVE:]
+        questions = []
+        for c in wave:
+            most = _most(c, best[_kind(c.deployment.scenario.policy)], max_gpus)
+            if most >= c.least_replicas:
+                least = most if objective == "fastest" else c.least_replicas
+                questions.append(Question(c.deployment, requests, slo, least, most))
+        if not questions:
+            continue
+        sized += compute(
+            size, questions, workers=workers, cluster=cluster, label="sized", quiet=quiet
+        )
+        if objective == "cheapest":
+            rents = [(_kind(s.row["policy"]), s.row["usd_per_h"] / 3600.0) for s in sized if s.ok]
+            best = [
+                min((r for k, r in rents if k <= kind), default=math.inf) for kind in range(KINDS)
+            ]
+    good = [s.row for s in sized if s.ok]
+    good.sort(key=lambda r: (r[OBJECTIVES[objective]], r["usd_per_h"]))
+    nearest = min(sized, key=lambda s: s.miss).row if sized and not good else None
+    if nearest is None and not good:
+        near = min(candidates, key=lambda c: c.estimate.miss)
+        nearest = _named(near)
+    return Plan(
+        good, pareto(good), nearest, dict(sorted(rejected.items(), key=lambda kv: -kv[1][0])),
+        _by_policy(survivors, good), len(candidates), len(sized), sum(s.simulations for s in sized),
+    )  # fmt: skip
+
+
+def pareto(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows no other beats in rent, TTFT p99 and TPOT p99 at once."""
+    keys = ("usd_per_h", "ttft_p99_s", "tpot_p99_s")
+
+    def beats(a: dict[str, Any], b: dict[str, Any]) -> bool:
+        return all(a[k] <= b[k] for k in keys) and any(a[k] < b[k] for k in keys)
+
+    return [r for r in rows if not any(beats(o, r) for o in rows)]
+
+
+def _by_policy(survivors: Sequence[Candidate], good: Sequence[dict[str, Any]]) -> list[PolicyCost]:
+    """Simulated rent of each policy, or the least the closed form allows."""
+    found: dict[str, PolicyCost] = {}
+    for row in sorted(good, key=lambda r: r["usd_per_h"]):
+        where = f"{row['gpus']} x {row['device']}"
+        found.setdefault(row["policy"], PolicyCost(row["policy"], where, row["usd_per_h"], True))
+    for c in sorted(survivors, key=lambda c: c.least_usd_per_s):
+        scenario = c.deployment.scenario
+        where = f"{c.least_replicas * c.deployment.group.gpus} x {scenario.device}"
+        bound = PolicyCost(scenario.policy, where, c.least_usd_per_s * 3600.0, False)
+        found.setdefault(scenario.policy, bound)
+    return list(found.values())
+
+
+def _kind(policy: str) -> int:
+    """0 for dense, 1 for policies vLLM can start, 2 for the others."""
+    members = [p.name for p in parse(policy).members]
+    return 0 if not members else 1 if all(m in VLLM_POLICIES for m in members) else 2
+
+
+def _most(candidate: Candidate, best_usd_per_s: float, max_gpus: int) -> int:
+    """Replicas worth trying: no dearer than the best, no more GPUs than allowed."""
+    by_gpus = max_gpus // candidate.deployment.group.gpus
+    if not math.isfinite(best_usd_per_s):
+        return by_gpus
+    return min(by_gpus, int(best_usd_per_s / candidate.deployment.usd_per_s + 1e-9))
+
+
+def _named(candidate: Candidate) -> dict[str, Any]:
+    s = candidate.deployment.scenario
+    return {
+        "model": s.model, "device": s.device, "policy": s.policy, "dtype": s.dtype, "tp": s.tp,
+        "reason": candidate.estimate.reason, "miss": candidate.estimate.miss,
+    }  # fmt: skip

@@ -1,0 +1,78 @@
+"""Synthetic traffic: when requests come and how long they are."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from simulator.errors import InputError
+from simulator.serving.calls import parse_call
+from simulator.serving.requests import Requests
+
+ARRIVALS = {"poisson": {}, "gamma": {"cv": None}, "fixed": {}}
+"""Times between arrivals: exponential; gamma of a coefficient of variation (bursts above 1); constant."""
+LENGTHS = {
+    "fixed": {"tokens": None},
+    "uniform": {"low": None, "high": None},
+    "exponential": {"mean": None},
+    "lognormal": {"mean": None, "cv": 1.0},
+}
+"""Lengths, rounded up to whole tokens; cv is the standard deviation over the mean."""
+
+
+def arrival_times(count: int, rate: float, how: str, rng: np.random.Generator) -> np.ndarray:
+    """`count` arrival times of mean `rate` per second, the first at 0 [s]."""
+    name, values = parse_call(how, ARRIVALS, "--arrivals")
+    if not math.isfinite(rate) or rate <= 0.0:
+        raise InputError(f"{rate:g} requests/s must be above 0", where="--rate")
+    mean = 1.0 / rate
+    if name == "poisson":
+        gaps = rng.exponential(mean, count)
+    elif name == "gamma":
+        if not 0.0 < values["cv"] <= 100.0:
+            raise InputError("cv must be above 0 and at most 100", where="--arrivals")
+        shape = 1.0 / values["cv"] ** 2
+        gaps = rng.gamma(shape, mean / shape, count)
+    else:
+        gaps = np.full(count, mean)
+    gaps[0] = 0.0
+    return np.cumsum(gaps)
+
+
+def lengths(count: int, how: str, where: str, rng: np.random.Generator) -> np.ndarray:
+    """`count` token counts of the distribution `how`, e.g. ``lognormal(mean=1000,cv=1)`` or ``512``."""
+    text = how.strip()
+    if text.isdigit():
+        text = f"fixed(tokens={text})"
+    name, v = parse_call(text, LENGTHS, where)
+    least = min(v.get("low", 1.0), v.get("tokens", 1.0), v.get("mean", 1.0))
+    if least < 1.0 or v.get("high", math.inf) < v.get("low", 1.0) or v.get("cv", 1.0) <= 0.0:
+        raise InputError(
+            f"{how!r}: tokens must be 1 or more, low below high, cv above 0", where=where
+        )
+    if name == "fixed":
+        out = np.full(count, v["tokens"])
+    elif name == "uniform":
+        out = rng.integers(int(v["low"]), int(v["high"]) + 1, count).astype(float)
+    elif name == "exponential":
+        out = rng.exponential(v["mean"], count)
+    else:
+        sigma2 = math.log1p(v["cv"] ** 2)
+        out = rng.lognormal(math.log(v["mean"]) - sigma2 / 2.0, math.sqrt(sigma2), count)
+    return np.maximum(np.ceil(out), 1.0).astype(np.int64)
+
+
+def synthetic(
+    count: int, rate: float, *, arrivals: str, prompt: str, output: str, seed: int = 0
+) -> Requests:
+    """`count` requests; the same seed gives the same ones."""
+    if not 1 <= count <= 10_000_000:
+        raise InputError("must be 1 to 10000000", where="--count")
+    rng = np.random.default_rng(seed)
+    return Requests.of(
+        arrival_times(count, rate, arrivals, rng),
+        lengths(count, prompt, "--prompt-tokens", rng),
+        lengths(count, output, "--output-tokens", rng),
+        name=f"{arrivals} {rate:g}/s, prompts {prompt}, outputs {output}",
+    )

@@ -1,0 +1,248 @@
+"""From a group to its `StepTable`: what each op depends on is found by asking, then tabulated once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from simulator.arrays import Array
+from simulator.calibration import Basis
+from simulator.group import Group
+from simulator.serving.steptime import PER_OCTAVE, Line, PromptGrid, StepTable
+from simulator.step import StepTime, step_time
+from simulator.workload import Step, decode_step
+
+NOBODY = 1e-14
+"""Decoding sequences of a pure prompt step: small enough to vanish beside a token."""
+EXACT_TOKENS = 16_384
+"""Tokens of a step up to which every count has its own entry [-]."""
+NODE_RATIO = 1.25
+"""Mean contexts of neighbouring nodes; halving the distance moves no percentile by 0.1 % [-]."""
+CHUNKS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 512, 1024)
+
+
+@dataclass(frozen=True)
+class _Sides:
+    """Ops of a prompt step by what they depend on: places in ``StepTime.ops``."""
+
+    decode: tuple[int, ...]
+    prompt: tuple[int, ...]
+    tail: tuple[int, ...]
+
+    @property
+    def all(self) -> tuple[int, ...]:
+        return (*self.decode, *self.prompt, *self.tail)
+
+
+def mixed_step(group: Group, n: Array, x: Array, r: Array, q: Array, c: Array) -> StepTime:
+    """`n` decoding sequences of context `x` beside `r` chunks of `q` tokens that end at context `c`."""
+    pp = float(group.pp)
+    n, x, r, q, c = (np.asarray(v, float) for v in (n, x, r, q, c))
+    return step_time(
+        group,
+        Step(
+            decode_rows=n / pp,
+            decode_context=x,
+            prefill_rows=r / pp,
+            prefill_tokens=q,
+            prefill_context=c,
+            prefills=True,
+        ),
+    )
+
+
+def _sum(step: StepTime, places: tuple[int, ...]) -> np.ndarray:
+    total = np.zeros(np.shape(step.total_s))
+    for i in places:
+        total = total + step.ops[i].total_s
+    return total
+
+
+def _sides(group: Group) -> _Sides:
+    """Change the decoding sequences, the prompts, or the tokens alone, far enough to leave a tile or a budget.
+
+    Ops blind to the decoding sequences are the prompts', those blind to prompts the decoding sequences', those
+    that count sequences but not tokens the tail; everything else counts the tokens of the step.
+    """
+
+    def each(n: float, x: float, r: float, q: float, c: float) -> np.ndarray:
+        ops = mixed_step(group, n, x, r, q, c).ops
+        return np.array([float(np.max(t.total_s)) for t in ops])
+
+    at = each(8.0, 9000.0, 4.0, 96.0, 9000.0)
+    by_decode = each(200.0, 90.0, 4.0, 96.0, 9000.0) != at
+    by_prompt = each(8.0, 9000.0, 1.0, 1500.0, 1500.0) != at
+    by_tokens = each(8.0, 9000.0, 4.0, 400.0, 9000.0) != at
+    decode, prompt = by_decode & ~by_prompt, by_prompt & ~by_decode
+    tail = by_decode & by_prompt & ~by_tokens
+    return _Sides(*(tuple(int(i) for i in np.flatnonzero(m)) for m in (decode, prompt, tail)))
+
+
+def _line(nodes: np.ndarray, times: np.ndarray) -> Line:
+    """Pieces through ``times[n - 1, node]``; the last piece goes on for ever."""
+    slope = np.diff(times, axis=1) / np.diff(nodes)
+    intercept = times[:, :-1] - slope * nodes[:-1]
+    unused = [[0.0] * slope.shape[1]]
+    return Line(
+        [*nodes[:-1].tolist(), float("inf")], unused + intercept.tolist(), unused + slope.tolist()
+    )
+
+
+def _nodes(last: int) -> np.ndarray:
+    count = int(np.ceil(np.log(max(last, 2)) / np.log(NODE_RATIO))) + 2
+    return np.unique(np.round(NODE_RATIO ** np.arange(count)))
+
+
+@lru_cache(maxsize=16)
+def tabulate(
+    group: Group, sequences: int, tokens: int, context: int, end: str = "mid"
+) -> StepTable:
+    """Table of `group` for up to `sequences` at once, `tokens` of prompt per step and `context` tokens each.
+
+    Parameters
+    ----------
+    end : str
+        'mid', or 'lo' and 'hi' for the ends of the 90 % interval; all steps are taken at that end together.
+    """
+    sides = _sides(group)
+    scale = _widened(group, end)
+    stretch = group.engine.prefill_stretch * scale
+    nodes = _nodes(context)
+    n = np.arange(1.0, sequences + 1.0)[:, None]
+    pure = step_time(group, decode_step(n / float(group.pp), nodes[None, :]))
+    decode = np.broadcast_to(getattr(pure, _END[end]), (sequences, len(nodes)))
+    seen = mixed_step(group, n, nodes[None, :], 1.0, 32.0, 32.0)
+    beside = np.broadcast_to(_sum(seen, sides.decode), decode.shape) * stretch
+    exact = min(tokens, EXACT_TOKENS) + sequences
+    base = _base(group, sides, np.arange(1.0, exact + 1.0)) * scale
+    coarse = None
+    if tokens > EXACT_TOKENS:
+        far = np.unique(np.round(np.geomspace(exact, tokens + sequences + 1, 64)))
+        coarse = _line(far, (_base(group, sides, far) * scale)[None, :])
+    counts = np.arange(1.0, sequences + 1.0)
+    tail = _sum(
+        mixed_step(group, np.maximum(counts - 1.0, NOBODY), 1.0, 1.0, 32.0, 32.0), sides.tail
+    )
+    wait, row, token = _waits(group)
+    probe = mixed_step(group, 8.0, 512.0, 1.0, 256.0, 256.0)
+    return StepTable(
+        decode=_line(nodes, decode),
+        beside=_line(nodes, beside),
+        prompt=_prompt(group, sides, sequences, tokens, context, stretch),
+        base=[0.0, *base.tolist()],
+        coarse=coarse,
+        tail=[0.0, *(np.broadcast_to(tail, counts.shape) * stretch).tolist()],
+        submit_s=float(np.max(probe.parts.submit_s)),
+        wait_s=wait,
+        wait_row_s=row,
+        wait_token_s=token,
+    )
+
+
+_END = {"mid": "total_s", "lo": "lo_s", "hi": "hi_s"}
+
+
+def _base(group: Group, sides: _Sides, rows: np.ndarray) -> np.ndarray:
+    """GPU stream of a step of `rows` tokens without what depends on contexts and sequences [s]."""
+    step = mixed_step(group, NOBODY, 1.0, 1.0, rows, rows)
+    rest = group.engine.prefill_stretch * _sum(step, sides.all)
+    return np.broadcast_to(step.parts.stream_s - rest, rows.shape)
+
+
+def _waits(group: Group) -> tuple[float, float, float]:
+    """Host seconds per step, per sequence and per prompt token that the GPU waits for."""
+
+    def wait(n: float, q: float) -> float:
+        return float(np.max(mixed_step(group, n, 64.0, 1.0, q, q).parts.wait_s))
+
+    pp = float(group.pp)
+    row = (wait(9.0 * pp, 16.0) - wait(pp, 16.0)) / (8.0 * pp)
+    token = (wait(pp, 80.0) - wait(pp, 16.0)) / 64.0
+    return wait(pp, 16.0) - row * (pp + 1.0) - token * 16.0, row, token
+
+
+def _prompt(
+    group: Group, sides: _Sides, sequences: int, tokens: int, context: int, stretch: float
+) -> PromptGrid:
+    rows = [r for r in CHUNKS if r < sequences] + [sequences]
+    q_nodes = int(np.ceil(np.log2(max(tokens, 2)) * PER_OCTAVE)) + 2
+    c_nodes = int(np.ceil(np.log2(max(context, 2)) * PER_OCTAVE)) + 2
+    r = np.asarray(rows, float)[:, None, None]
+    q = 2.0 ** (np.arange(q_nodes) / PER_OCTAVE)[None, :, None]
+    c = q * 2.0 ** (np.arange(c_nodes) / PER_OCTAVE)[None, None, :]
+    shape = (len(rows), q_nodes, c_nodes)
+    seconds = np.broadcast_to(_sum(mixed_step(group, NOBODY, 1.0, r, q, c), sides.prompt), shape)
+    log_s = np.log2(np.maximum(seconds * stretch, 1e-12))
+    at_row: list[tuple[int, float]] = [(0, 0.0)]
+    for k in range(1, sequences + 1):
+        i = int(np.searchsorted(rows, k, side="right")) - 1
+        share = 0.0 if rows[i] == k else (k - rows[i]) / (rows[i + 1] - rows[i])
+        at_row.append((i, share))
+    return PromptGrid(rows, at_row, log_s.tolist())
+
+
+def _widened(group: Group, end: str) -> float:
+    """Median ratio of a prompt step at `end` of its interval to its middle, 128 to 4096 tokens [-]."""
+    if end == "mid":
+        return 1.0
+    tokens = 2.0 ** np.arange(7.0, 13.0)
+    step = mixed_step(group, 32.0, 1024.0, 1.0, tokens, tokens)
+    return float(np.median(getattr(step, _END[end]) / step.total_s))
+
+
+def check(group: Group, table: StepTable, probes: int = 200, seed: int = 0) -> np.ndarray:
+    """Relative error of `table` against the full prediction on random steps, prompt and decode alike [-].
+
+    Decode batches and contexts, chunks and their contexts are log-uniform over what the table covers.
+    """
+    rng = np.random.default_rng(seed)
+
+    def among(last: float) -> np.ndarray:
+        return np.maximum(np.round(np.exp(rng.uniform(0.0, np.log(last), probes))), 1.0)
+
+    last = table.decode.nodes[-2]
+    n, x = among(table.max_sequences - 8), among(last)
+    r = np.minimum(among(8), table.max_sequences - n)
+    q = np.maximum(np.floor(among(min(len(table.base) - 1 - table.max_sequences, last)) / r), 1.0)
+    c = np.minimum(q + among(last) - 1.0, last)
+    full = np.asarray(mixed_step(group, n, x, r, q, c).total_s)
+    pure = np.asarray(step_time(group, decode_step(n / float(group.pp), x)).total_s)
+    errors = []
+    for i in range(probes):
+        sizes = (int(n[i]), int(n[i] * x[i]))
+        pairs = int(r[i] * (q[i] * c[i] - q[i] * (q[i] - 1.0) / 2.0))
+        errors.append(table.mixed(*sizes, int(r[i]), int(r[i] * q[i]), pairs) / full[i] - 1.0)
+        errors.append(table.step(*sizes) / pure[i] - 1.0)
+    return np.abs(np.array(errors))
+
+
+def basis_of(group: Group) -> Basis:
+    """The worse basis of a prompt step and a decode step."""
+    prompt = mixed_step(group, 8.0, 1024.0, 1.0, 1024.0, 1024.0)
+    return prompt.basis.merge(step_time(group, decode_step(8.0 / group.pp, 1024.0)).basis)
+
+
+def busy_shares(group: Group, events: np.ndarray) -> np.ndarray:
+    """Share of each event in which the busiest of arithmetic and memory works [-], shape (events,).
+
+    Parameters
+    ----------
+    events : ndarray, shape (events, 9)
+        Columns as `simulator.serving.replica.Event`.
+    """
+    out = np.zeros(len(events))
+    steps, n, context, chunks, tokens, pairs = events[:, 2:8].T
+    x = np.maximum(context / np.maximum(n, 1.0) + (steps - 1.0) / 2.0, 1.0)
+    prompt = chunks > 0
+    if prompt.any():
+        each = tokens[prompt] / chunks[prompt]
+        beside = np.where(steps[prompt] > 0, np.maximum(n[prompt], NOBODY), NOBODY)
+        after = np.maximum(pairs[prompt] / tokens[prompt] + (each - 1.0) / 2.0, each)
+        step = mixed_step(group, beside, x[prompt], chunks[prompt], each, after)
+        out[prompt] = step.busy
+    if not prompt.all():
+        pure = ~prompt
+        out[pure] = step_time(group, decode_step(n[pure] / float(group.pp), x[pure])).busy
+    return np.minimum(out, 1.0)
