@@ -1,4 +1,5 @@
-"""Streamlit dashboard: inputs and charts, no physics.
+"""The Streamlit dashboard: ``streamlit run app/main.py``.
 
-Nothing is here yet; the entry will be `app/main.py`.
+`main` navigates, `state` binds the scenario to the URL, `sidebar` and `composer` edit it, `compute` asks the
+simulator, `figures` draws, `words` tells, `blocks` lays out, `views` are the pages. No physics here.
 """

@@ -1,0 +1,182 @@
+"""What pages ask the simulator, remembered by the text of the question."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import streamlit as st
+
+from simulator.errors import ShadowlineError
+from simulator.grid import Grid
+from simulator.group import group_of
+from simulator.predict import Prediction, predict
+from simulator.scenario import Scenario
+
+REMEMBERED = 256
+"""Answers kept per function."""
+
+
+def predicted(scenario: Scenario) -> Prediction:
+    """`simulator.predict.predict`, remembered."""
+    return _predicted(scenario.to_json())
+
+
+@st.cache_resource(max_entries=REMEMBERED, show_spinner=False)
+def _predicted(text: str) -> Prediction:
+    return predict(Scenario.from_json(text))
+
+
+def dense_of(scenario: Scenario) -> Scenario:
+    """The same scenario without policies."""
+    return scenario.model_copy(update={"policy": "dense", "trace": "", "trace_transfer": False})
+
+
+@dataclass(frozen=True, eq=False)
+class Curve:
+    """Speed-up over dense along one axis; NaN where the scenario cannot run."""
+
+    axis: str
+    values: np.ndarray
+    speedup: np.ndarray
+    fits: np.ndarray
+
+
+def curve(scenario: Scenario, axis: str) -> Curve:
+    """Throughput over dense along 'batch' or 'prompt_tokens', all else as in the scenario."""
+    fixed = scenario.model_copy(update={axis: 1})
+    return _curve(fixed.to_json(), axis)
+
+
+@st.cache_resource(max_entries=REMEMBERED, show_spinner=False)
+def _curve(text: str, axis: str) -> Curve:
+    from simulator.result import rows
+
+    s = Scenario.from_json(text)
+    group = group_of(s)
+    if axis == "batch":
+        values = np.unique(np.rint(np.geomspace(1, 1024, 41)))
+    else:
+        last = max(group.model.max_context - s.output_tokens, 32)
+        values = np.unique(np.rint(np.geomspace(16, last, 33)))
+    at = {
+        k: np.full(len(values), float(getattr(s, k)))
+        for k in ("batch", "prompt_tokens", "output_tokens")
+    }
+    at[axis] = values
+    block, _ = rows(group, at["batch"], at["prompt_tokens"], at["output_tokens"])
+    speedup = np.asarray(block.columns["throughput_speedup_same_batch"], float)
+    return Curve(axis, values, speedup, np.asarray(block.columns["status"][0]) == 0)
+
+
+@dataclass(frozen=True)
+class Roof:
+    """Datasheet peaks of a device: {format: flop/s}, memory bandwidth [B/s], arithmetic of the weights' format."""
+
+    flop_per_s: dict[str, float]
+    bytes_per_s: float
+    math: str
+
+
+@st.cache_data(max_entries=REMEMBERED, show_spinner=False)
+def roof(text: str) -> Roof:
+    """Roof of the device of a scenario's JSON."""
+    group = group_of(Scenario.from_json(text))
+    device = group.device
+    math = str(group.fmt.math)
+    formats = [d for d in type(group.fmt.math) if device.has(d) and str(d) in {math, "fp8", "bf16"}]
+    return Roof({str(d): device.peak_flop_per_s(d) for d in formats}, device.hbm_bytes_per_s, math)
+
+
+def frame(prediction: Prediction) -> pd.DataFrame:
+    """The prediction's row as a table of one line."""
+    return pd.DataFrame([prediction.row])
+
+
+@dataclass(frozen=True, eq=False)
+class Swept:
+    """Rows of a grid and what they say together, as `simulator.summary.Summary`."""
+
+    rows: pd.DataFrame
+    summary: dict[str, Any]
+
+
+def swept(grid: Grid) -> Swept:
+    """`simulator.sweep.sweep`, remembered."""
+    return _swept(repr(grid.to_dict()), grid)
+
+
+@st.cache_resource(max_entries=32, show_spinner="Sweeping ...")
+def _swept(text: str, _grid: Grid) -> Swept:
+    import pyarrow as pa
+
+    from simulator.summary import Summary
+    from simulator.sweep import sweep
+
+    blocks = list(sweep([_grid]))
+    summary = Summary()
+    for block in blocks:
+        summary.add(block)
+    return Swept(pa.concat_tables(b.to_arrow() for b in blocks).to_pandas(), summary.to_dict())
+
+
+def report(grid: Grid, command: str, kind: str) -> bytes:
+    """Report on a sweep, 'html' or 'pdf', as ``python -m reports.build`` makes it."""
+    import tempfile
+    from pathlib import Path
+
+    from reports import html, pdf
+    from reports.sweep import compose
+    from simulator.sweep import write
+
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / "sweep.parquet"
+        write([grid], path, command=command, quiet=True)
+        whole = compose(path, None, None)
+    return html.render(whole) if kind == "html" else pdf.render(whole)
+
+
+@dataclass(frozen=True)
+class Published:
+    """Policies with published quality for a model, or why there are none."""
+
+    choices: tuple[Any, ...]
+    problem: str = ""
+
+
+def published(scenario: Scenario, most: float) -> Published:
+    """`simulator.published_quality.choices`, remembered."""
+    return _published(dense_of(scenario).to_json(), most)
+
+
+@st.cache_resource(max_entries=64, show_spinner="Looking up published quality ...")
+def _published(text: str, most: float) -> Published:
+    from simulator.published_quality import choices
+
+    try:
+        return Published(tuple(choices(Scenario.from_json(text), most)))
+    except ShadowlineError as error:
+        return Published((), error.message)
+
+
+def parquet(table: pd.DataFrame, metadata: dict[str, str]) -> bytes:
+    """Parquet with units and meanings of the sweep's columns in its schema."""
+    import io
+
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from simulator.result import COLUMNS
+
+    arrow = pa.Table.from_pandas(table, preserve_index=False)
+    fields: list[Any] = []
+    for field in arrow.schema:
+        column = COLUMNS.get(field.name)
+        told = {"unit": column.unit, "meaning": column.meaning} if column else None
+        fields.append(field.with_metadata(told) if told else field)
+    schema = pa.schema(fields, metadata=metadata)
+    out = io.BytesIO()
+    pq.write_table(arrow.cast(schema), out, compression="zstd")
+    return out.getvalue()

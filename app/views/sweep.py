@@ -1,0 +1,267 @@
+"""Two free axes around the scenario: where a policy wins, what it costs, and speed against quality."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+import streamlit as st
+
+from app import axes, blocks, compute, figures, heat, state
+from app.axes import Axis
+from simulator.console import number
+from simulator.device import list_devices
+from simulator.errors import InputError
+from simulator.scenario import Scenario
+
+CELLS_WITH_NUMBERS = 200
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A column of the sweep as it is shown."""
+
+    column: str
+    unit: str
+    scale: float = 1.0
+    term: str = ""
+
+
+MEASURES = {
+    "speed-up over dense": Measure("throughput_speedup_same_batch", "x dense", term="speed-up"),
+    "tokens/s": Measure("tokens_per_s", "tokens/s", term="tokens/s"),
+    "tokens/s per GPU": Measure("tokens_per_s_per_gpu", "tokens/s/GPU", term="tokens/s/GPU"),
+    "TTFT": Measure("ttft_s", "ms", 1e3, "TTFT"),
+    "TPOT": Measure("tpot_s", "ms", 1e3, "TPOT"),
+    "memory per GPU": Measure("total_bytes", "GB", 1e-9, "GB"),
+    "largest batch": Measure("max_batch", "sequences", term="max batch"),
+    "rent": Measure("usd_per_mtoken", "$ per M tokens", term="assumed"),
+    "energy": Measure("energy_j_per_token", "J per token", term="assumed"),
+}
+
+
+def page() -> None:
+    """Axes above, the picture, then quality and the files."""
+    scenario = state.current()
+    st.markdown("#### Where does it pay?")
+    chosen = controls(scenario)
+    if chosen is None:
+        return
+    x, y, measure, view, spelled = chosen
+    try:
+        columns = {x.column: x.values, y.column: y.values}
+        grid = axes.grid(scenario, columns)
+    except InputError as error:
+        st.error(blocks.first_line(error), icon=":material/error:")
+        return
+    found = compute.swept(grid)
+    tell(found.summary)
+    draw(found.rows, x, y, measure, view, spelled)
+    quality(scenario, found.summary)
+    command = axes.command(grid)
+    blocks.again(command, axes.snippet(grid))
+    blocks.heading("Take it along")
+    blocks.tables(found.rows, scenario, "sweep", command)
+    blocks.reports(grid, command, scenario)
+
+
+def controls(scenario: Scenario) -> tuple[Axis, Axis, str, str, dict[str, int]] | None:
+    """Axes, measure and view; None where one cannot be read."""
+    names = [n for n in axes.LABELS if n != "model"]
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        x_name = st.selectbox(
+            "Across", names, key="s.x", bind="query-params", width=190, format_func=_axis_name
+        )
+        others = [n for n in names if not _clash(n, x_name)]
+        y_name = st.selectbox("Down", others, key="s.y", bind="query-params", width=190)
+        measure = st.selectbox("Show", list(MEASURES), key="s.show", bind="query-params", width=200)
+        view = st.segmented_control(
+            "As", ["map", "curves"], default="map", key="s.as", required=True, bind="query-params"
+        )
+    try:
+        (x, x_spelled), (y, y_spelled) = (_axis(n, scenario) for n in (x_name, y_name))
+    except InputError as error:
+        st.error(blocks.first_line(error), icon=":material/error:")
+        return None
+    return x, y, measure, view, {**x_spelled, **y_spelled}
+
+
+def _axis_name(name: str) -> str:
+    return name
+
+
+def _clash(a: str, b: str) -> bool:
+    return {a, b} in ({"policy", axes.SPARSITY}, {a})
+
+
+def _axis(name: str, scenario: Scenario) -> tuple[Axis, dict[str, int]]:
+    key = f"s.{name}"
+    if name in axes.RANGES:
+        text = st.text_input(
+            f"{axes.LABELS[name]}: values", axes.start(name, scenario), key=key, bind="query-params", max_chars=500,
+            help="1,4,16 or first:last:x2 (times) or first:last:+64 (plus)",
+        )  # fmt: skip
+        return axes.read(name, text, scenario)
+    if name == "device":
+        start = [
+            d
+            for d in ("a100-sxm-80g", "h100-sxm", "h200", "b200", "l40s", "rtx-4090")
+            if d in list_devices()
+        ]
+        picked = st.multiselect("Devices", list_devices(), start, key=key, bind="query-params")
+        return axes.read(name, "\n".join(picked), scenario)
+    start = "\n".join(
+        dict.fromkeys(["dense", scenario.policy, "nm24", "w4a16", "kv_quant(bits=4)"])
+    )
+    text = st.text_area(
+        "Policies, one a line",
+        start,
+        key=key,
+        max_chars=4000,
+        height=130,
+        help="A list [0.3,0.5] gives several.",
+    )
+    return axes.read(name, text, scenario)
+
+
+def tell(summary: dict[str, Any]) -> None:
+    """What the sweep says in words."""
+    lines = []
+    best = summary["best_per_device"]
+    if best:
+        top = max(best, key=lambda r: r["tokens_per_s_per_gpu"])
+        lines.append(
+            f"Most tokens/s per GPU: **{number(top['tokens_per_s_per_gpu'])}** with **{top['policy']}** on"
+            f" **{top['device']}**, batch {top['batch']:,}, prompt {top['prompt_tokens']:,}."
+        )
+    tallies = [t for t in summary["policies"] if t["rows"]]
+    for t in sorted(tallies, key=lambda t: -t["median"])[:4]:
+        lines.append(
+            f"{t['policy']} on {t['device']}: {t['median']:.2f}x ({t['worst']:.2f}–{t['best']:.2f}),"
+            f" {t['break_even'].removesuffix(' here')}."
+        )
+    refused = [t for t in summary["policies"] if not t["rows"] and t["reason"]]
+    lines += [f"{t['policy']} on {t['device']}: {t['reason']}." for t in refused[:3]]
+    if not best:
+        lines.append("Nothing fits: every cell says why, and what would work.")
+    st.markdown("  \n".join(lines))
+
+
+def draw(
+    rows: pd.DataFrame, x: Axis, y: Axis, measure: str, view: str, spelled: dict[str, int]
+) -> None:
+    """Map or curves of one measure."""
+    m = MEASURES[measure]
+
+    def place(axis: Axis, row: Any) -> Any:
+        value = row[axis.column]
+        return spelled[value] if axis.name == axes.SPARSITY else value
+
+    ratio = m.column == "throughput_speedup_same_batch"
+    cells = []
+    for row in rows.to_dict("records"):
+        value = row[m.column]
+        known = (
+            value is not None
+            and value == value
+            and (row["status"] == "ok" or m.column == "total_bytes")
+        )
+        shown = float(value) * m.scale if known else None
+        cells.append(
+            {"x": place(x, row), "y": place(y, row), "value": shown,
+             "text": (f"{shown:.2f}" if ratio else number(shown)) if known else "–",
+             "told": f"{number(shown)} {m.unit}" if known else f"{row['status']}: {row['reason']}"}
+        )  # fmt: skip
+    blocks.heading(measure[0].upper() + measure[1:], m.term)
+    there = [c["value"] for c in cells if c["value"] is not None]
+    alt = f"{measure} by {x.name} and {y.name}: " + (
+        f"{number(min(there))} to {number(max(there))} {m.unit}" if there else "no answer anywhere"
+    )
+    xs, ys = (list(dict.fromkeys(c[k] for c in cells)) for k in ("x", "y"))
+    if view == "map":
+        spec = heat.heat_map(
+            cells,
+            x.label,
+            y.label,
+            xs,
+            ys,
+            m.unit,
+            ratio=ratio,
+            numbers=len(cells) <= CELLS_WITH_NUMBERS,
+        )
+        caption = (
+            "Black line: break-even, 1.02x."
+            if ratio
+            else "Grey: no answer; point at it to see why."
+        )
+    else:
+        if not x.numeric:
+            st.info("Curves need numbers across; choose batch, a length, tp or sparsity there.")
+            return
+        lines = [
+            {"x": c["x"], "y": c["value"], "series": str(c["y"])}
+            for c in cells
+            if c["value"] is not None
+        ]
+        spec = figures.curves(
+            lines, x.label, f"{measure} [{m.unit}]", x_log=x.name != axes.SPARSITY, y_log=not ratio,
+            rule=1.0 if ratio else None, series_title=y.label,
+        )  # fmt: skip
+        caption = "Above the dashed line the policy wins." if ratio else ""
+    blocks.chart(spec, alt, "sweep", caption)
+
+
+def quality(scenario: Scenario, summary: dict[str, Any]) -> None:
+    """Speed against published quality, and against a trace's where there is one."""
+    blocks.heading("Speed against quality", "Pareto front")
+    if summary["quality"]:
+        rows = [
+            {"x": r["quality_perplexity_ratio"], "y": r["throughput_speedup_same_batch"], "name": r["policy"],
+             "front": r["front"], "told": r["quality_source"]}
+            for r in summary["quality"]
+        ]  # fmt: skip
+        blocks.chart(
+            figures.front(rows, "perplexity over dense", "tokens/s over dense"),
+            "; ".join(f"{r['name']} {r['y']:.2f}x at perplexity ratio {r['x']:.3f}" for r in rows),
+            "quality_trace", "As the scenario's trace measured it.",
+        )  # fmt: skip
+    most = st.slider(
+        "Points of quality that may be lost", 0.0, 10.0, 1.0, 0.1, key="s.loss", bind="query-params",
+        help="Percentage points of the worst published score of a policy.",
+    )  # fmt: skip
+    found = compute.published(scenario, most)
+    points = [c for c in found.choices if c.unit == "points"]
+    if not points:
+        st.caption(f"{found.problem or 'No published score in points for this model'}.")
+        return
+    from simulator.published_quality import best
+
+    winner = best(list(found.choices), most)
+    if winner is None:
+        st.markdown(
+            f"No policy with published quality loses at most {most:g} points and is faster here."
+        )
+    else:
+        st.markdown(
+            f"Fastest that loses at most {most:g} points: **{winner.policy}**, **{winner.speedup:.2f}x** dense,"
+            f" {winner.loss:+.2f} points ({'; '.join(winner.sources)})."
+        )
+    rows = [
+        {
+            "x": c.loss,
+            "y": c.speedup,
+            "name": c.policy,
+            "front": c.front,
+            "told": "; ".join(c.sources),
+        }
+        for c in points
+    ]
+    blocks.chart(
+        figures.front(rows, "points lost against dense", "tokens/s over dense", most),
+        "; ".join(f"{r['name']} {r['y']:.2f}x for {r['x']:+.2f} points" for r in rows),
+        "quality_published", "Published scores (worst measure), predicted speed at the sidebar's load.",
+    )  # fmt: skip
+
+
+page()

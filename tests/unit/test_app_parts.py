@@ -1,0 +1,243 @@
+"""The dashboard's own small parts: sentences, axes, choices among rows, charts that are valid Vega-Lite."""
+
+from __future__ import annotations
+
+import shlex
+
+import numpy as np
+import pandas as pd
+import pytest
+
+pytest.importorskip("streamlit", reason="the dashboard's extra is not installed")
+
+from app import axes, compute, figures, heat, planning, words
+from app.compute import Curve
+from app.planning import Targets
+from simulator.errors import InputError
+from simulator.grid import Grid
+from simulator.predict import predict
+from simulator.scenario import Scenario
+
+BASE = Scenario.of(
+    model="llama-2-7b", device="h100-sxm", policy="teal(keep=0.5)", prompt_tokens=512
+)
+
+
+def curve(speedup, values=(1, 2, 4, 8), fits=(True,) * 4, axis="batch") -> Curve:
+    return Curve(axis, np.array(values, float), np.array(speedup, float), np.array(fits))
+
+
+@pytest.mark.parametrize(
+    ("found", "sentence"),
+    [
+        (curve([1.5, 1.2, 1.1, 1.02]), "wins at every batch from 1 to 8"),
+        (curve([0.5, 1.0, 1.01, 0.9]), "wins at no batch from 1 to 8 (at best 1.01x)"),
+        (curve([1.5, 1.2, 0.9, 0.8]), "wins at batch up to 2"),
+        (curve([0.9, 0.9, 1.1, 1.2]), "wins at batch from 4"),
+        (curve([1.1, 0.9, 0.9, 1.2]), "wins at batch 1 and from 8"),
+        (curve([0.9, 1.1, 1.1, 0.9]), "wins at batch 2 to 4"),
+        (curve([1.1] * 4, fits=(True, True, False, False)), "wins at every batch from 1 to 2"),
+        (curve([np.nan] * 4), "fits at no batch"),
+        (curve([0.9, 1.1, 0.9, 0.9], axis="prompt_tokens"), "wins at prompt 2"),
+    ],
+)  # fmt: skip
+def test_where_it_wins_in_words(found, sentence):
+    assert words.where_it_wins([found], BASE) == f"teal(keep=0.5) {sentence}."
+
+
+def test_the_curve_is_that_of_single_predictions():
+    found = compute.curve(BASE, "batch")
+    for i in (0, 7, 20):
+        row = predict(BASE.model_copy(update={"batch": int(found.values[i])})).row
+        assert bool(found.fits[i]) == (row["status"] == "ok")
+        assert found.speedup[i] == pytest.approx(row["throughput_speedup_same_batch"], rel=1e-9)
+
+
+def test_the_answer_names_the_verdict_the_rates_and_the_bound():
+    answer, dense = (predict(s) for s in (BASE, compute.dense_of(BASE)))
+    text = words.answer(answer, dense)
+    assert "speeds up" in text
+    assert f"**{answer.row['throughput_speedup_same_batch']:.2f}x**" in text
+    assert max(answer.shares, key=answer.shares.get) in text.lower()
+    assert words.verdict(1.019) == "neither speeds up nor slows down"
+    assert words.verdict(0.98) == "slows down"
+
+
+def test_parts_of_the_model_cover_every_operation_once():
+    answer = predict(BASE)
+    assert {words.part_of(o) for o in answer.ops} <= set(words.PARTS)
+
+
+def rows(**columns) -> pd.DataFrame:
+    """Rows of a sweep with what `planning.plan` reads."""
+    n = len(next(iter(columns.values())))
+    default = {
+        "device": ["a"] * n, "policy": ["dense"] * n, "basis": ["CALIBRATED"] * n, "bound": ["compute"] * n,
+        "reason": [None] * n, "status": ["ok"] * n, "tp": [1] * n, "pp": [1] * n, "batch": [1] * n,
+        "ttft_s": [0.1] * n, "tpot_s": [0.01] * n, "tokens_per_s": [100.0] * n,
+    }  # fmt: skip
+    return pd.DataFrame({**default, **columns})
+
+
+def test_the_cheapest_per_token_wins_without_a_throughput_target():
+    found = planning.plan(
+        rows(device=["a", "b", "a"], tp=[1, 1, 2], tokens_per_s=[100.0, 300.0, 150.0]),
+        {"a": 1.0, "b": 2.0},
+        Targets(),
+    )
+    # 1/100, 2/300 and 2/150 USD an hour per token/s.
+    assert list(found["device"]) == ["b", "a", "a"]
+    assert found["usd_per_mtoken"].to_list() == pytest.approx(
+        [2 / 3600 / 300e-6, 1 / 3600 / 100e-6, 2 / 3600 / 150e-6]
+    )
+    assert found["meets"].all()
+
+
+def test_replicas_are_whole_and_rent_counts_them():
+    found = planning.plan(
+        rows(tokens_per_s=[100.0, 260.0], tp=[1, 2]), {"a": 3.0}, Targets(tokens_per_s=500.0)
+    )
+    assert found[["tp", "replicas", "usd_per_h"]].to_numpy().tolist() == [
+        [2, 2, 12.0],
+        [1, 5, 15.0],
+    ]
+
+
+def test_a_miss_is_how_many_times_too_slow_and_comes_last():
+    found = planning.plan(
+        rows(ttft_s=[0.4, 0.1], tpot_s=[0.01, 0.03], tokens_per_s=[100.0, 500.0]), {"a": 1.0},
+        Targets(ttft_s=0.2, tpot_s=0.02),
+    )  # fmt: skip
+    assert sorted(found["miss"]) == pytest.approx([1.5, 2.0])
+    assert not found["meets"].any()
+    assert str(Targets(0.2, 0.02, 5.0)) == "TTFT 200 ms and TPOT 20 ms and 5 tokens/s"
+
+
+def test_rows_that_do_not_fit_are_no_plan():
+    assert planning.plan(rows(status=["does_not_fit"]), {"a": 1.0}, Targets()).empty
+
+
+def test_a_sweeps_command_means_the_same_grid():
+    from simulator.grid import policies, whole_numbers
+
+    grid = axes.grid(
+        BASE, {"batch": (1, 8), "policy": policies(["teal(keep=[0.3,0.5])", "nm24+quest"])}
+    )
+    given = shlex.split(axes.command(grid))[3:]
+    pairs = list(zip(given[::2], given[1::2], strict=True))
+    read = Grid(
+        model=("llama-2-7b",), device=("h100-sxm",), policy=policies([v for k, v in pairs if k == "--policy"]),
+        batch=whole_numbers(dict(pairs)["--batch"], ""), prompt_tokens=(512,),
+    )  # fmt: skip
+    assert read == grid
+
+
+def test_a_sparsity_axis_changes_only_what_is_kept():
+    mixed = BASE.model_copy(update={"policy": "quest(budget=1024)+teal(block=256,keep=0.5)"})
+    found = axes.sparsities(mixed, (10, 90))
+    assert found == {
+        "teal(keep=0.9,block=256)+quest(budget=1024)": 10,
+        "teal(keep=0.1,block=256)+quest(budget=1024)": 90,
+    }
+    with pytest.raises(InputError, match="leaves nothing"):
+        axes.sparsities(BASE, (100,))
+
+
+CELLS = [
+    {"x": x, "y": y, "value": v, "text": "1", "told": "t"}
+    for x, y, v in ((1, 1, 1.5), (2, 1, 0.8), (1, 2, 1.1), (2, 2, None))
+]
+XY = [
+    {"x": 1.0, "y": 2.0, "series": s, "name": s, "told": "t", "front": s == "a", "good": "meets"}
+    for s in "ab"
+]
+SPECS = {
+    "stacked": figures.stacked(
+        [{"name": "a", "part": "FFN", "value": 1.0}],
+        words.PARTS,
+        "ms",
+        marks=[{"name": "limit", "value": 2.0}],
+    ),
+    "roofline": figures.roofline(
+        [{"intensity": 1.0, "rate": 1.0, "share": 0.5, "series": "s", "op": "o"}],
+        {"bf16": 1e15},
+        3e12,
+    ),
+    "curves": figures.curves(XY, "x", "y", rule=1.0, here=1.0),
+    "map": heat.heat_map(CELLS, "x", "y", [1, 2], [1, 2], "x dense", ratio=True),
+    "plain map": heat.heat_map(CELLS, "x", "y", [1, 2], [1, 2], "tokens/s", numbers=False),
+    "empty map": heat.heat_map(
+        [{**c, "value": None} for c in CELLS], "x", "y", [1, 2], [1, 2], "x", ratio=True
+    ),
+    "front": figures.front(XY, "x", "y", 1.0),
+    "choices": figures.choices(XY, "x", "y", 1.0),
+    "dots": figures.dots([{"name": "a", "value": 1.0, "series": "s"}], "%"),
+    "against": figures.against(XY, "x", "y"),
+}
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_charts_are_valid_vega_lite(name):
+    altair = pytest.importorskip("altair")
+    altair.Chart.from_dict(SPECS[name], validate=True)
+
+
+def test_a_chart_becomes_svg_and_png():
+    from app import blocks
+
+    assert blocks.drawn(SPECS["map"], "svg").startswith(b"<svg")
+    assert blocks.drawn(SPECS["curves"], "png").startswith(b"\x89PNG")
+
+
+def test_the_border_of_a_map_lies_where_winning_ends():
+    borders = [layer for layer in SPECS["map"]["layer"] if layer["mark"].get("strokeWidth") == 2.5]
+    assert [b["data"]["values"] for b in borders] == [[{"x": 1, "y": 1}]]
+
+
+def test_parquet_carries_units_and_the_command():
+    import io
+
+    import pyarrow.parquet as pq
+
+    answer = predict(BASE)
+    content = compute.parquet(compute.frame(answer), {"shadowline.command": BASE.command})
+    table = pq.read_table(io.BytesIO(content))
+    assert table.schema.field("ttft_s").metadata[b"unit"] == b"s"
+    assert table.schema.metadata[b"shadowline.command"].decode() == BASE.command
+    assert table.to_pylist()[0]["ttft_s"] == answer.row["ttft_s"]
+
+
+def test_a_report_is_made_of_the_page_grid():
+    pytest.importorskip("typst")
+    grid = axes.grid(BASE, {"policy": ("dense", BASE.policy), "batch": (1, 4)})
+    content = compute.report(grid, axes.command(grid), "html")
+    assert content.startswith(b"<!")
+    assert b"teal(keep=0.5)" in content
+    assert compute.report(grid, axes.command(grid), "pdf").startswith(b"%PDF")
+
+
+def test_it_serves_this_machine_only_and_sends_nothing():
+    """The file lies beside the script, so that it holds from whatever folder the app is started."""
+    import tomllib
+    from pathlib import Path
+
+    import app
+
+    path = Path(app.__file__).with_name(".streamlit") / "config.toml"
+    config = tomllib.loads(path.read_text())
+    assert config["server"]["address"] == "localhost"
+    assert config["browser"]["gatherUsageStats"] is False
+    assert config["server"]["maxUploadSize"] <= 16
+
+
+def test_only_what_is_neither_here_nor_bundled_needs_the_network(tmp_path, monkeypatch):
+    from simulator.hub import needs_network
+
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    assert needs_network("nobody/nothing-7b")
+    assert not needs_network("llama-2-7b")
+    assert not needs_network("nothing-7b")
+    snapshot = tmp_path / "models--nobody--nothing-7b" / "snapshots" / "main"
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").write_text("{}")
+    assert not needs_network("nobody/nothing-7b")
