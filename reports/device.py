@@ -48,7 +48,7 @@ def compose(name: str, data: Path | None = None) -> Report:
         validation([device], names, data, coverage=False),
         _fits(fits),
         _profile(device),
-        provenance.not_modelled((), (NO_SPARSE,)),
+        provenance.not_modelled((), (*provenance.GENERAL, NO_SPARSE)),
         provenance.sources([device], names),
         provenance.versions(
             [(f"profile {device.name}", device.profile_hash), (f"fits of {device.name}", fits_digest(device.name))]
@@ -146,19 +146,21 @@ def _kernels(device: Device) -> Section | None:
     engine = load_engines()["vllm"]
     n, k = GEMM_NK
     lines, bands, best = {}, {}, 0.0
-    for fmt in map(get_format, ("bf16", "fp8", "w8a16", "w4a16")):
+    half = get_format("bf16" if device.has("bf16") else "fp16")
+    for fmt in (half, *map(get_format, ("fp8", "w8a16", "w4a16"))):
         op = Linear(role="gemm", m=ROWS, n=n, k=k, fmt=fmt)
         try:
             t = time_op(op, device, engine)
         except ShadowlineError:
             continue
         rate = 1e-12 * np.asarray(op.flop) / np.asarray(t.total_s)
+        peak = fmt.math if device.has(fmt.math) else half.math
         lines[f"{fmt.name} ({t.basis.lower()})"] = (ROWS, rate)
         bands[f"{fmt.name} ({t.basis.lower()})"] = (
             rate * t.total_s / t.hi_s,
             rate * t.total_s / t.lo_s,
         )
-        best = max(best, float(rate[-1]) / (1e-12 * device.peak_flop_per_s(fmt.math)))
+        best = max(best, float(rate[-1]) / (1e-12 * device.peak_flop_per_s(peak)))
     if not lines:
         return None
     few = {name: y[0] for name, (_, y) in lines.items()}

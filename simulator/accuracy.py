@@ -1,7 +1,8 @@
-"""How wrong we are, in one table: ``python -m simulator.accuracy --data DIR``.
+"""How wrong we are, in one table: ``python -m simulator.accuracy``.
 
-Without --update it judges the committed fits and compares them with the golden copy; with --update it refits
-on 70 % of the shapes of every family, judges the other 30 %, and writes the golden copy and the table.
+Without --data it prints the committed table of held-out shapes. With --data it judges the committed fits on all
+rows, which they have seen, and compares them with the golden copy; with --update it refits on 70 % of the shapes
+of every family, judges the other 30 %, and writes the golden copy and the table.
 """
 
 from __future__ import annotations
@@ -76,13 +77,13 @@ def worse(now: dict[str, Any], then: dict[str, Any]) -> list[str]:
     return out
 
 
-def markdown(held_out: dict[str, Any]) -> str:
-    """The README's table."""
+def markdown(found: dict[str, Any], rows: str = "held-out rows") -> str:
+    """The README's table; `rows` says whether the fits have seen them."""
     lines = [
-        "| family | held-out rows | median APE (target) | p90 APE (target) | bias | covered | bare roofline |",
+        f"| family | {rows} | median APE (target) | p90 APE (target) | bias | covered | bare roofline |",
         "|---|---|---|---|---|---|---|",
     ]
-    for kind, row in held_out.items():
+    for kind, row in found.items():
         if "median_ape" not in row:
             continue
         median, p90 = TARGETS.get(kind.split(".")[0], (None, None))
@@ -102,7 +103,10 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions
 
 @app.command()
 def command(
-    data: Annotated[Path, typer.Option(help="folder with gemm.parquet, attention.parquet, ...")],
+    data: Annotated[
+        Path | None,
+        typer.Option(help="folder with gemm.parquet, ...: judge the committed fits on these rows"),
+    ] = None,
     update: Annotated[
         Path | None,
         typer.Option(help="refit on 70 %, judge 30 %, write this golden copy (minutes)"),
@@ -110,7 +114,19 @@ def command(
     date: Annotated[str, typer.Option(help="ISO date to write with --update")] = "",
     json_: Annotated[bool, typer.Option("--json", help="figures on stdout")] = False,
 ) -> None:
-    """Print the accuracy table; exit 2 when a committed fit got worse than the golden copy."""
+    """Print the committed accuracy on held-out shapes, or judge the committed fits on your rows.
+
+    Exit 0; 2 bad input, or a committed fit got worse than the golden copy on the same rows.
+    """
+    if data is None:
+        if update is not None:
+            raise InputError("a refit needs measured rows; add --data DIR", where="--update")
+        held_out = golden()["held_out"]
+        if json_:
+            console.out_json({"rows": [{"kind": k, **v} for k, v in held_out.items()]})
+        else:
+            console.out(markdown(held_out))
+        return
     if update is not None:
         record = {"date": date, "committed": measure(data, None), "held_out": measure(data, "0.3")}
         try:
@@ -123,7 +139,7 @@ def command(
     if json_:
         console.out_json({"rows": [{"kind": k, **v} for k, v in now.items()], "golden": old})
     else:
-        console.out(markdown(now))
+        console.out(markdown(now, "rows the fits saw"))
     problems = worse(now, old["committed"])
     if problems:
         raise InputError(

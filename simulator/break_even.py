@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
-from simulator.errors import InputError, UnsupportedError
+from simulator.errors import InputError, NothingFeasibleError
 from simulator.evaluate import Points, evaluate
 from simulator.group import Group, group_of
 from simulator.memory import max_batch
@@ -81,7 +81,7 @@ def break_even(scenario: Scenario) -> list[BreakEven]:
     ------
     InputError
         The scenario is dense.
-    UnsupportedError
+    NothingFeasibleError
         The policy does not apply, or the lengths exceed the model's context.
     """
     group = group_of(scenario)
@@ -90,10 +90,10 @@ def break_even(scenario: Scenario) -> list[BreakEven]:
             "dense breaks even with itself; add --policy 'name(key=value)'", where="--break-even"
         )
     if group.problem is not None:
-        raise UnsupportedError(group.problem[1])
+        raise NothingFeasibleError(group.problem[1])
     longest = group.model.max_context
     if scenario.prompt_tokens + scenario.output_tokens > longest and not group.ignore_context:
-        raise UnsupportedError(
+        raise NothingFeasibleError(
             f"prompt + output exceed the model's {longest} tokens; shorten them or add --ignore-context-limit"
         )
     out = [_batch(group, scenario), _prompt(group, scenario)]

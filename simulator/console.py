@@ -25,7 +25,12 @@ def say(text: str) -> None:
 
 def out_json(value: Mapping[str, Any]) -> None:
     """One JSON object on stdout; absent numbers are null."""
-    out(json.dumps(_plain(value), allow_nan=False))
+    out(as_json(value))
+
+
+def as_json(value: Any) -> str:
+    """JSON in which absent and infinite numbers are null."""
+    return json.dumps(_plain(value), allow_nan=False)
 
 
 def _plain(value: Any) -> Any:

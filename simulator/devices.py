@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from simulator import console
+from simulator.errors import InputError
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
@@ -24,6 +25,8 @@ def command(
     """List the devices, or show one with the source and kind of every number."""
     from simulator.device import list_devices, load, to_toml
 
+    if toml and (name is None or json_):
+        raise InputError("prints one profile; write NAME --toml without --json", where="--toml")
     if name is not None:
         device = load(name)
         if toml:

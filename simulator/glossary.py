@@ -6,10 +6,13 @@ import re
 from collections.abc import Iterable, Mapping
 
 TERMS: Mapping[str, str] = {
-    "TTFT": "Time to first token: one prefill of the whole static batch [s].",
+    "TTFT": "Time to first token: from a request's arrival to its first token; in a static batch one prefill of the"
+    " whole batch [s].",
     "TPOT": "Time per output token: mean decode step over the output, (E2E - TTFT) / (output - 1) [s]."
     " Others use the word for E2E / output; that is not meant here.",
-    "E2E": "End-to-end time of the batch: TTFT + (output - 1) TPOT [s].",
+    "E2E": "End-to-end time of a request or static batch: TTFT + (output - 1) TPOT [s].",
+    "ITL": "Inter-token latency: time between two tokens of a request, stalls by other prompts included [s].",
+    "goodput": "Requests per second that stay below every promised limit themselves.",
     "tokens/s": "Output tokens of the batch per second of end-to-end time; prompt tokens are not counted.",
     "tokens/s/GPU": "tokens/s over all GPUs of the replica (tp x pp).",
     "speed-up": "Throughput (tokens/s) over the dense model's in the same scenario and at the same batch; 1.5x means"

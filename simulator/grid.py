@@ -149,6 +149,11 @@ def _range(part: str, flag: str) -> list[int]:
         count = _whole(how, flag)
         if count > MAX_AXIS:
             raise InputError(f"{part!r} has too many values; at most {MAX_AXIS:,}", where=flag)
+        if count < 2 and last > first:
+            raise InputError(
+                f"{part!r} is a range of one value; write {first}:{last}:+{count} for steps of {count}",
+                where=flag,
+            )
         span = max(count - 1, 1)
         values = [round(first + (last - first) * i / span) for i in range(count)]
     return list(dict.fromkeys(values))

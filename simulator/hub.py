@@ -311,6 +311,8 @@ def _download(repo: str, revision: str | None) -> Path:
         from huggingface_hub import errors as hub_errors
     except ImportError:
         raise _unavailable(repo, revision, "huggingface_hub is not installed") from None
+    # Its own warnings of every retry would stand beside the one line that says what to do.
+    huggingface_hub.logging.set_verbosity_error()
     try:
         return Path(huggingface_hub.hf_hub_download(repo, "config.json", revision=revision))
     except hub_errors.GatedRepoError:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from simulator import console
+from simulator import console, questions
 from simulator.dtypes import AUTO
 from simulator.errors import EXIT_NOTHING_FEASIBLE
 
@@ -250,7 +250,7 @@ def show(prediction: Prediction) -> None:
                 ]
                 for o in ops
             ],
-            note="terms overlap and need not add up; * = work the policy adds",
+            note="terms overlap and need not add up, nor hold the fit's residual correction; * = work the policy adds",
         )
     if prediction.shares:
         shares = sorted(prediction.shares.items(), key=lambda kv: -kv[1])
@@ -258,56 +258,6 @@ def show(prediction: Prediction) -> None:
             "Bound by", ["", "share of E2E"], [[k, f"{v:.0%}"] for k, v in shares if v >= 0.005]
         )
     console.out(f"again: {prediction.scenario.command}")
-
-
-def _show_break_even(scenario: Scenario, json_: bool) -> None:
-    from simulator.break_even import break_even
-
-    found = break_even(scenario)
-    if json_:
-        rows = [b.to_dict() for b in found]
-        console.out_json(
-            {"rows": rows, "scenario": scenario.to_dict(), "command": scenario.command}
-        )
-        return
-    console.out(f"{scenario.policy} against dense, tokens/s: {scenario.command}")
-    for b in found:
-        console.out(b.sentence)
-
-
-def _show_trials(scenario: Scenario, trials: str, solve_rate: float | None, json_: bool) -> None:
-    from dataclasses import asdict
-
-    from simulator.errors import InputError
-    from simulator.scaling import best_of
-
-    try:
-        numbers = tuple(int(t) for t in trials.split(","))
-    except ValueError:
-        raise InputError(
-            f"{trials!r} is not a list of numbers like 1,4,16", where="--trials"
-        ) from None
-    rows = best_of(scenario, numbers, solve_rate)
-    if json_:
-        console.out_json({"rows": [asdict(r) for r in rows], "scenario": scenario.to_dict()})
-        return
-    heads = ["trials", "flop", "KV read [B]", "eFLOP", "time [s]", "GPU-s", "USD"]
-    table = [
-        [f"{r.trials:,}", *(f"{v:.3g}" for v in (r.flop, r.kv_read_bytes, r.eflop, r.time_s, r.gpu_s, r.usd))]
-        for r in rows
-    ]  # fmt: skip
-    if solve_rate is not None:
-        heads += ["solved", "eFLOP/solved", "GPU-s/solved", "USD/solved"]
-        for line, r in zip(table, rows, strict=True):
-            costs = (r.eflop_per_solved, r.gpu_s_per_solved, r.usd_per_solved)
-            line += [f"{r.solved:.0%}", *(f"{v:.3g}" for v in costs)]
-    console.table(
-        f"best of N: {scenario.model} on {scenario.device}, {scenario.policy}, one problem of "
-        f"{scenario.prompt_tokens:,} + {scenario.output_tokens:,} tokens",
-        heads,
-        table,
-        note="eFLOP: flop + KV bytes x the device's flop per byte (Kinetics); flop alone is the isoFLOPS view",
-    )
 
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -395,16 +345,22 @@ def command(
         trace=trace,
         trace_transfer=trace_transfer,
     )
+    asked = {
+        "--max-loss": max_loss is not None,
+        "--trials": trials is not None,
+        "--break-even": break_even,
+    }
+    questions.check_flags(scenario, asked, solve_rate is not None)
     if max_loss is not None:
         from simulator import published_quality
 
         published_quality.show(scenario, max_loss, as_json=json_)
         return
     if trials is not None:
-        _show_trials(scenario, trials, solve_rate, json_)
+        questions.show_trials(scenario, trials, solve_rate, as_json=json_)
         return
     if break_even:
-        _show_break_even(scenario, json_)
+        questions.show_break_even(scenario, as_json=json_)
         return
     prediction = predict(scenario)
     if json_:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from simulator import console
-from simulator.errors import ShadowlineError, UnsupportedError
+from simulator.errors import InputError, NothingFeasibleError, ShadowlineError, UnsupportedError
 from simulator.evaluate import evaluate
 from simulator.group import find_model, group_of
 from simulator.policies import Policy, parse
@@ -148,6 +149,8 @@ def choices(scenario: Scenario, most: float) -> list[Choice]:
     ------
     UnsupportedError
         Nobody published the quality of this model under a policy.
+    NothingFeasibleError
+        The dense model cannot run, or the lengths exceed its context.
     """
     name = find_model(scenario.model).name
     mine = [s for s in load_series() if s.model == name]
@@ -155,6 +158,13 @@ def choices(scenario: Scenario, most: float) -> list[Choice]:
         known = ", ".join(sorted({s.model for s in load_series()}))
         raise UnsupportedError(f"no published quality of {name}; known for {known}")
     dense = group_of(scenario.model_copy(update={"policy": "dense"}))
+    if dense.problem is not None:
+        raise NothingFeasibleError(dense.problem[1])
+    longest = dense.model.max_context
+    if scenario.prompt_tokens + scenario.output_tokens > longest and not dense.ignore_context:
+        raise NothingFeasibleError(
+            f"prompt + output exceed the model's {longest} tokens; shorten them or add --ignore-context-limit"
+        )
     at = [
         np.array([float(v)])
         for v in (scenario.batch, scenario.prompt_tokens, scenario.output_tokens)
@@ -228,6 +238,8 @@ def best(found: list[Choice], most: float) -> Choice | None:
 
 def show(scenario: Scenario, most: float, *, as_json: bool) -> None:
     """Print every choice, the front, and the fastest that loses at most `most` points."""
+    if not math.isfinite(most):
+        raise InputError(f"{most} is no number of points; write e.g. 1", where="--max-loss")
     found = choices(scenario, most)
     chosen = best(found, most)
     if as_json:

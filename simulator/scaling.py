@@ -20,7 +20,7 @@ import numpy as np
 from simulator.arrays import Array
 from simulator.device import Device
 from simulator.dtypes import DType
-from simulator.errors import InputError, UnsupportedError
+from simulator.errors import InputError, NothingFeasibleError
 from simulator.lowering import Lowering
 from simulator.traffic import Operand
 from simulator.workload import Step, decode_step, prefill_step
@@ -165,7 +165,7 @@ def best_of(
     ------
     InputError
         A number of trials below 1, or a rate outside 0 to 1.
-    UnsupportedError
+    NothingFeasibleError
         The scenario cannot run.
     """
     from simulator.evaluate import evaluate
@@ -177,19 +177,19 @@ def best_of(
         raise InputError(f"{solve_rate:g} is not a share above 0, up to 1", where="--solve-rate")
     group = group_of(scenario)
     if group.problem is not None:
-        raise UnsupportedError(group.problem[1])
+        raise NothingFeasibleError(group.problem[1])
     lengths = np.array([scenario.prompt_tokens], float), np.array([scenario.output_tokens], float)
     per_byte = intensity(group.device, group.lowering.fmt.math)
     usd_per_s = group.device.price_usd_per_h.value / 3600.0
     longest = group.model.max_context
     if scenario.prompt_tokens + scenario.output_tokens > longest and not group.ignore_context:
-        raise UnsupportedError(
+        raise NothingFeasibleError(
             f"prompt + output exceed the model's {longest} tokens; shorten them or add --ignore-context-limit"
         )
     one = evaluate(group, np.array([1.0]), *lengths)
     most = int(np.ravel(one.max_batch)[0])
     if most < 1:
-        raise UnsupportedError("not one chain fits into memory; use more GPUs or fewer tokens")
+        raise NothingFeasibleError("not one chain fits into memory; use more GPUs or fewer tokens")
     steps = max(scenario.output_tokens - 1, 0)
     out = []
     for n in trials:

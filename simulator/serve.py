@@ -139,7 +139,7 @@ def command(
     from simulator.scenario import Scenario
     from simulator.serving.deployment import Deployment
     from simulator.serving.options import factors, load
-    from simulator.serving.output import RECORD_FILES, write_json, write_records
+    from simulator.serving.output import RECORD_FILES, about, write_json, write_records
     from simulator.serving.reuse import apply_reuse
     from simulator.serving.runs import Task, run
     from simulator.serving.scaleout import compute
@@ -189,8 +189,9 @@ def command(
     runs = compute(run, tasks, workers=workers, cluster=cluster, label="runs", quiet=quiet or json_)
     line = "python -m simulator.serve " + shlex.join(sys.argv[1:])
     outcomes = [r.outcome for r in runs if r.outcome is not None]
+    rows = [r.row for r in runs]
     if out is not None:
-        write_records(out, outcomes, {"shadowline.command": line})
+        write_records(out, outcomes, about(rows, outcomes, line))
     if timeline is not None:
         from simulator.serving.timeline import timeline as trace_of
 
@@ -200,7 +201,6 @@ def command(
 
         loads = [{k: v.tolist() for k, v in over_time(o).items()} for o in outcomes]
         write_json(load_over_time, {"command": line, "runs": loads}, "--load")
-    rows = [r.row for r in runs]
     for row in rows:
         if row["table_error"] > TABLE_ERROR:
             console.say(

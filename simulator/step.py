@@ -47,7 +47,7 @@ class StepTime:
     gpu_s, host_s : Array
         Sum of the kernels, and the host's submission beside it [s].
     shares_s : tuple of Array
-        Time attributed to each of `BOUNDS` [s]; they add up to `total_s`.
+        Time attributed to each of `BOUNDS`, none negative [s]; they add up to `total_s`.
     mode : str
         'graph', 'eager' or 'graph split'.
     parts : StepParts
@@ -121,7 +121,7 @@ def step_time(group: Group, step: Step, timer: Callable[..., OpTime] = time_op) 
     total = parts.total_s
     shares[4] = shares[4] + extra
     if parts.gain_s is not None:
-        shares[5] = shares[5] + parts.gain_s
+        shares = _gained(shares, parts.gain_s)
     shares[-1] = shares[-1] + (total - parts.stream_s)
     interval = combine(
         _once_per_role(in_order) if group.lowering.by_layer else in_order,
@@ -201,6 +201,19 @@ def _attribute(t: OpTime, shares: list[Array]) -> None:
     by_launch = t.total_s * (t.launch_s > body)
     shares[5] = shares[5] + by_launch
     _split(t.total_s - by_launch, (kind, t.memory_s), (0, t.math_s), shares)
+
+
+def _gained(shares: list[Array], gain_s: Array) -> list[Array]:
+    """What the engine adds goes to the launches; what it saves beyond theirs, to all the others alike."""
+    launch = shares[5] + gain_s
+    if np.all(launch >= 0.0):
+        return [*shares[:5], launch, *shares[6:]]
+    saved = np.minimum(launch, 0.0)
+    others = sum(shares) - shares[5]
+    left = 1.0 + saved / np.maximum(others, 1e-30)
+    out = [s * left for s in shares]
+    out[5] = np.maximum(launch, 0.0)
+    return out
 
 
 def _split(

@@ -198,7 +198,8 @@ def show(summary: Summary, out: Path | None) -> None:
             ["model", "policy", *devices],
             _pivot(answer["policies"], devices),
             left=2 + len(devices),
-            note=f"a win is {WIN:g}x or more, a loss {1 / WIN:.2f}x or less, over the rows with status ok",
+            note=f"a win is {WIN:g}x or more, a loss {1 / WIN:.2f}x or less, over the rows with status ok;"
+            " dense is timed even where it does not fit",
         )
     if answer["quality"]:
         console.table(

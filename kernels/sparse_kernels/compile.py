@@ -46,11 +46,18 @@ def command(
     targets = _targets(cc)
     if out is not None and not out.parent.is_dir():
         raise InputError(f"no folder {out.parent}; create it first", where="--out")
+    if markdown is not None and op:
+        raise InputError("the table holds all kernels; leave out --op", where="--markdown")
     interpreter.switch_off()
     from sparse_kernels.registry import kernel, kernels
 
     chosen = [kernel(name) for name in op] if op else list(kernels().values())
     plan = sampled(chosen, targets) if sample else everything(chosen, targets)
+    if op and len({k.name for k, _, _ in plan}) < len({k.name for k in chosen}):
+        mute = sorted({k.name for k in chosen} - {k.name for k, _, _ in plan})
+        raise InputError(
+            f"{mute[0]} is a library's kernel; there is no code to compile", where="--op"
+        )
     rows = table(plan, jobs or len(os.sched_getaffinity(0)))
     if out is not None:
         write(rows, out)

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from simulator import console
+from simulator.errors import InputError
 from sparse_kernels import markdown as tables
 from sparse_kernels.markdown import replace_section
 
@@ -31,11 +32,18 @@ def command(
     """
     from sparse_kernels import interpreter
 
+    if op and markdown is not None:
+        raise InputError("the table holds all kernels; leave out --op", where="--markdown")
     interpreter.switch_on()
     from sparse_kernels.compare import MOST_EXPLAINED, check, explained_kernels
     from sparse_kernels.registry import kernel, kernels
 
     chosen = [kernel(name) for name in op] if op else list(kernels().values())
+    mute = [k.name for k in chosen if op and next(k.cases_for("traffic"), None) is None]
+    if mute:
+        raise InputError(
+            f"{mute[0]} is a library's kernel; it has no addresses to record", where="--op"
+        )
     checks = [check(k, c) for k in chosen for c in k.cases_for("traffic")]
     rows = [r for c in checks for r in c.rows]
     if markdown is not None:

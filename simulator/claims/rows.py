@@ -90,11 +90,18 @@ def read_file(path: Path) -> tuple[PaperClaims, ...]:
     """Rows of a TOML file like the committed ones, or of a CSV or Parquet table with a row's fields as columns."""
     if not path.is_file():
         raise InputError(f"no such file: {path}", where="--data")
-    if path.suffix == ".toml":
-        return (parse_toml(path.read_text("utf-8"), path.name),)
-    if path.suffix not in (".csv", ".parquet"):
+    if path.suffix not in (".toml", ".csv", ".parquet"):
         raise InputError(f"{path}: write a .toml, .csv or .parquet file", where="--data")
-    return _by_paper(_table_rows(path))
+    if path.suffix == ".toml":
+        try:
+            found = (parse_toml(path.read_text("utf-8"), str(path)),)
+        except UnicodeDecodeError as error:
+            raise InputError(f"not UTF-8 at byte {error.start}", where=str(path)) from None
+    else:
+        found = _by_paper(_table_rows(path))
+    if not any(p.claims or p.incomplete for p in found):
+        raise InputError("holds no claims; write at least one [[claims]] or row", where=str(path))
+    return found
 
 
 def parse_toml(text: str, name: str) -> PaperClaims:
@@ -106,7 +113,7 @@ def parse_toml(text: str, name: str) -> PaperClaims:
     known = ("paper", "arxiv", "family", "claims", "explained", "wrong", "incomplete")
     _known_keys(table, known, name)
     head = {k: table.get(k, "") for k in ("paper", "family")}
-    claims = tuple(_claim({**head, **row}, name) for row in table.get("claims", ()))
+    claims = tuple(_claim({**head, **row}, name) for row in _tables(table, "claims", name))
     _unique((c.claim_id for c in claims), name)
     ids = {c.claim_id for c in claims}
     explained: dict[str, tuple[str, str]] = {}
@@ -140,12 +147,21 @@ def _entries(
     name: str,
     optional: tuple[str, ...] = (),
 ) -> Iterator[Any]:
-    for entry in table.get(key, ()):
+    for entry in _tables(table, key, name):
         _known_keys(entry, (*fields, *optional), name)
         for wanted in fields:
             if wanted not in entry:
                 raise InputError(f"an entry of [[{key}]] lacks {wanted!r}", where=name)
+        if not isinstance(entry["claims"], list):
+            raise InputError(f"claims of [[{key}]] is not a list of ids", where=name)
         yield entry
+
+
+def _tables(table: dict[str, Any], key: str, name: str) -> list[dict[str, Any]]:
+    found = table.get(key, [])
+    if not isinstance(found, list) or not all(isinstance(entry, dict) for entry in found):
+        raise InputError(f"{key} is not a list of tables; write [[{key}]]", where=name)
+    return found
 
 
 def _known_keys(table: dict[str, Any], known: tuple[str, ...], where: str) -> None:

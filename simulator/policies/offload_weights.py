@@ -197,7 +197,8 @@ class LlmInFlash(Policy):
         if not ctx.decode_only:
             return (held, _load(op, whole * (1.0 - self.resident), float("inf")))
         active = measured_union(ctx, "ffn.down", self.keep)
-        new = whole * np.minimum(self.new * active / self.keep, 1.0)
+        # What a step needs and the window does not hold is loaded, whatever the share per token says.
+        new = whole * np.clip(self.new * active / self.keep, active - self.resident, 1.0)
         copy = Elementwise(
             role=f"{op.role}.place",
             kind="copy",

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from simulator.console import as_json
 from simulator.errors import InputError
 from simulator.serving.fleet import Outcome
-from simulator.serving.metrics import QUANTILES
+from simulator.serving.metrics import QUANTILES, over_time
 from simulator.serving.slo import METRICS
 
 if TYPE_CHECKING:
@@ -123,6 +124,18 @@ def write_records(path: Path, outcomes: Sequence[Outcome], metadata: Mapping[str
             pyarrow.parquet.write_table(table, temporary, compression="zstd")
         else:
             pyarrow.csv.write_csv(table, temporary)
+
+
+def about(
+    rows: Sequence[Mapping[str, Any]], outcomes: Sequence[Outcome], command: str
+) -> dict[str, str]:
+    """Metadata of the per-request file, so that it can be reported on alone: rows, load over time and command."""
+    loads = [{k: v.tolist() for k, v in over_time(o).items()} for o in outcomes]
+    return {
+        "shadowline.command": command,
+        "shadowline.rows": as_json(rows),
+        "shadowline.load": as_json(loads),
+    }
 
 
 def write_json(path: Path, value: Mapping[str, Any], flag: str) -> None:

@@ -221,7 +221,7 @@ def search(
     nearest = min(sized, key=lambda s: s.miss).row if sized and not good else None
     if nearest is None and not good:
         near = min(candidates, key=lambda c: c.estimate.miss)
-        nearest = _named(near)
+        nearest = _named(near, max_gpus)
     return Plan(
         good, pareto(good), nearest, dict(sorted(rejected.items(), key=lambda kv: -kv[1][0])),
         _by_policy(survivors, good), len(candidates), len(sized), sum(s.simulations for s in sized),
@@ -266,9 +266,12 @@ def _most(candidate: Candidate, best_usd_per_s: float, max_gpus: int) -> int:
     return min(by_gpus, int(best_usd_per_s / candidate.deployment.usd_per_s + 1e-9))
 
 
-def _named(candidate: Candidate) -> dict[str, Any]:
+def _named(candidate: Candidate, max_gpus: int) -> dict[str, Any]:
+    """What the closed form refused, and why."""
     s = candidate.deployment.scenario
+    gpus = candidate.least_replicas * candidate.deployment.group.gpus
     return {
         "model": s.model, "device": s.device, "policy": s.policy, "dtype": s.dtype, "tp": s.tp,
-        "reason": candidate.estimate.reason, "miss": candidate.estimate.miss,
+        "reason": candidate.estimate.reason or f"needs {gpus} GPUs, more than the {max_gpus} allowed",
+        "miss": candidate.estimate.miss,
     }  # fmt: skip

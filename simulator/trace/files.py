@@ -102,6 +102,12 @@ def read_trace(folder: Path | str) -> Trace:
         if name not in manifest.files:
             raise InputError(f"does not list {name}; collect it again", where=_at(folder, MANIFEST))
     columns = {name: _read_table(folder / name, record) for name, record in manifest.files.items()}
+    last, n_layers = int(columns[CURVES]["layer"].max(initial=-1)), manifest.facts.n_layers
+    if last >= n_layers:
+        raise InputError(
+            f"says {n_layers} layers, but {CURVES} goes on to layer {last}; collect the trace again",
+            where=_at(folder, MANIFEST),
+        )
     return Trace(folder, digest, manifest, columns[CURVES], columns[NEURONS], columns.get(QUALITY))
 
 

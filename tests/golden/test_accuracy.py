@@ -5,7 +5,7 @@
 
 import pytest
 
-from simulator import accuracy
+from simulator import accuracy, console
 
 
 @pytest.mark.data
@@ -30,3 +30,13 @@ def test_the_readme_shows_the_golden_table():
 
     readme = Path(__file__).parents[2] / "README.md"
     assert accuracy.markdown(accuracy.golden()["held_out"]) in readme.read_text("utf-8")
+
+
+def test_without_data_the_committed_table_is_printed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["accuracy"])
+    with pytest.raises(SystemExit) as left:
+        console.main(accuracy.app)
+    assert not left.value.code
+    assert capsys.readouterr().out.rstrip() == accuracy.markdown(accuracy.golden()["held_out"])

@@ -128,6 +128,13 @@ def test_llm_in_a_flash_ladder(policy: str, published_ms: float) -> None:
     assert io_ms == pytest.approx(published_ms, rel=0.25)
 
 
+@pytest.mark.parametrize(("rows", "share"), [(1.0, 0.9 - 0.24), (64.0, 1.0 - 0.24)])
+def test_llm_in_a_flash_loads_what_its_window_lacks(rows: float, share: float) -> None:
+    """90 % of the neurons per token, and all for 64 tokens, against 24 % in memory: the rest comes from flash."""
+    ops = decode("opt-6.7b", "llm_in_flash(keep=0.9)", rows=rows)
+    assert moved(ops, "mlp.") == pytest.approx(share * LAYERS * 2 * 4096 * 16_384 * 2, rel=1e-3)
+
+
 def test_llm_in_a_flash_memory() -> None:
     """24 % of the FFN stays; 76 % of 8.59 GB is in flash."""
     low = lowered("opt-6.7b", "llm_in_flash")

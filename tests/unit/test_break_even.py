@@ -12,7 +12,7 @@ import pytest
 from simulator import break_even as module
 from simulator import console, predict
 from simulator.break_even import BreakEven, break_even
-from simulator.errors import InputError, UnsupportedError
+from simulator.errors import InputError, NothingFeasibleError
 from simulator.scenario import Scenario
 
 BASE = {"model": "llama-3-8b", "device": "h100-sxm", "prompt_tokens": 4096, "batch": 8}
@@ -77,7 +77,7 @@ def test_dense_has_no_break_even() -> None:
 
 
 def test_lengths_beyond_the_model_are_refused() -> None:
-    with pytest.raises(UnsupportedError, match="8192 tokens"):
+    with pytest.raises(NothingFeasibleError, match="8192 tokens"):
         break_even(Scenario.of(**{**BASE, "prompt_tokens": 8192}, policy="quest"))
 
 

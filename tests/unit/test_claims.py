@@ -352,6 +352,10 @@ used_for_calibration = false
         (TOML_ROW + '[[wrong]]\nwhy = "x"\nclaims = ["N-9"]', "'N-9' is explained but not"),
         (TOML_ROW + '[[incomplete]]\nmissing = "x"\nclaims = ["N-1"]', "complete and incomplete"),
         (TOML_ROW + "[[incomplete]]\nclaims = []", "lacks 'missing'"),
+        (TOML_ROW + '[[wrong]]\nwhy = "x"\nclaims = 3', "is not a list of ids"),
+        ("claims = 3", "write [[claims]]"),
+        ('claims = ["N-1"]', "write [[claims]]"),
+        ("family = 'f'", "holds no claims"),
     ],
 )
 def test_a_bad_file_is_one_line_and_exit_2(

@@ -58,6 +58,9 @@ BAD = {
     ("predict", *BASE, "--gpu-memory-utilization", "nan"): "finite",
     ("predict", *BASE, "--batsh", "4"): "did you mean '--batch'",
     ("predict", *BASE, "--dtype", "fp61"): "did you mean 'fp16'",
+    ("sweep", *BASE, "--batch", "1:64:1"): "write 1:64:+1",
+    ("devices", "--toml"): "--toml: prints one profile",
+    ("devices", "h100-sxm", "--toml", "--json"): "--toml: prints one profile",
     ("predict", *BASE, "--kv-cache-dtype", "fp9"): "did you mean",
     ("predict", *BASE, "--engine", "vlm"): "did you mean 'vllm'",
     (
@@ -177,6 +180,14 @@ def test_exit_0_with_an_answer_and_its_command(run: Run) -> None:
     assert document["command"] == "python -m simulator.predict --model llama-2-7b --device h100-sxm"
     assert {op["phase"] for op in document["ops"]} == {"prefill", "decode"}
     assert sum(document["shares"].values()) == pytest.approx(1.0)
+
+
+def test_shares_of_a_step_faster_than_its_kernels_are_not_negative(run: Run) -> None:
+    """vLLM's figures shorten the stream of a large batch; no launch time is left to take that from."""
+    words = ("--batch", "150", "--prompt-tokens", "2048", "--gpu-memory-utilization", "1")
+    shares = json.loads(run("predict", *BASE, *words, "--json")[1])["shares"]
+    assert min(shares.values()) >= 0.0
+    assert sum(shares.values()) == pytest.approx(1.0)
 
 
 NOT_FEASIBLE = {
@@ -371,3 +382,33 @@ def test_a_policy_from_another_package_needs_one_file_and_an_entry_point(
         check=False,
     )
     assert done.stdout.split() == ["w4a16+skip_half", "True", "ok"], done.stderr
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (("--solve-rate", "0.2"), "--solve-rate: is for best-of-N"),
+        (("--max-loss", "nan"), "--max-loss: nan is no number"),
+        (("--max-loss", "1", "--trials", "4"), "two questions"),
+        (("--max-loss", "1", "--policy", "nm24"), "--max-loss: looks at every published policy"),
+        (("--trials", "4", "--batch", "2"), "--trials: the tries are the batch"),
+    ],
+)
+def test_a_flag_that_would_be_ignored_is_refused(
+    more: tuple[str, ...], words: str, run: Run
+) -> None:
+    code, out, err = run("predict", *BASE, *more)
+    assert (code, out) == (2, "")
+    assert words in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "question", [("--max-loss", "1"), ("--trials", "4"), ("--break-even", "--policy", "nm24")]
+)
+@pytest.mark.parametrize("why", [("--tp", "3"), ("--prompt-tokens", "5000")])
+def test_every_question_of_a_scenario_that_cannot_run_exits_3(
+    question: tuple[str, ...], why: tuple[str, ...], run: Run
+) -> None:
+    code, out, err = run("predict", *BASE, *question, *why)
+    assert (code, out, err.count("\n")) == (3, "", 1)

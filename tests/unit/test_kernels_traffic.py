@@ -16,7 +16,7 @@ triton = pytest.importorskip("triton")
 import triton.language as tl  # noqa: E402
 from typer.testing import CliRunner  # noqa: E402
 
-from simulator.errors import UnknownNameError  # noqa: E402
+from simulator.errors import InputError, UnknownNameError  # noqa: E402
 from simulator.ops import Elementwise  # noqa: E402
 from simulator.traffic import Operand  # noqa: E402
 from sparse_kernels import list as catalogue  # noqa: E402
@@ -214,6 +214,19 @@ def test_an_unknown_kernel_gets_a_suggestion():
     assert str(result.exception) == (
         "--op: unknown kernel 'flash_decod'; did you mean 'flash_decode'?"
     )
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--op", "nm24"], "--op: nm24 is a library's kernel"),
+        (["--op", "teal", "--markdown", "docs/kernels.md"], "--markdown: the table holds all"),
+    ],
+)
+def test_a_question_without_an_answer_is_refused(words, message):
+    error = CliRunner().invoke(traffic.app, words).exception
+    assert isinstance(error, InputError)
+    assert message in str(error)
 
 
 def test_the_list_names_every_kernel_and_its_tolerance():

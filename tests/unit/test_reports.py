@@ -394,3 +394,12 @@ def test_a_browser_shows_and_prints_the_page(report: Report, tmp_path: Path) -> 
         told = subprocess.run(["pdftotext", printed, "-"], capture_output=True, text=True).stdout
         assert "The question and the answer" in told
         assert "Versions and hashes" in told
+
+
+@pytest.mark.parametrize("name", ["t4", "apple-m1-max"])
+def test_a_device_without_bf16_is_reported_in_fp16(name: str) -> None:
+    from reports.device import compose
+
+    rates = next(f for s in compose(name).sections for f in s.blocks if isinstance(f, Figure))
+    assert "fp16" in rates.alt
+    assert "bf16" not in rates.alt

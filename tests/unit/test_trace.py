@@ -118,6 +118,12 @@ def change(key: str, value: Any) -> Callable[[Path], None]:
     return edit
 
 
+def fewer_layers(folder: Path) -> None:
+    manifest = json.loads((folder / MANIFEST).read_text())
+    manifest["facts"]["n_layers"] = 1
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+
+
 def half_manifest(folder: Path) -> None:
     text = (folder / MANIFEST).read_text()
     (folder / MANIFEST).write_text(text[: len(text) // 2])
@@ -137,6 +143,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
         change("files", {"curve.parquet": {"sha256": "0" * 64, "rows": 1}}),
         r"unknown table 'curve.parquet'; did you mean 'curves\.parquet'",
     ),
+    "layers": (fewer_layers, r"says 1 layers, but curves\.parquet goes on to layer \d"),
     "half": (half_manifest, r"manifest\.json:\d+: is not JSON"),
     "no manifest": (lambda f: (f / MANIFEST).unlink(), "is no trace"),
 }  # fmt: skip
