@@ -36,10 +36,12 @@ FILES = {
     "moe": ("moe_perf",),
 }
 """Table names of each kernel family."""
+MOST_ROWS = 1000
+"""Rows taken of a kernel in one format: where the learning curves are flat (`validate --learning-curve`)."""
 
 
 def rows(kind: str, device: str | None = None) -> pd.DataFrame:
-    """Rows of one family, optionally of one device.
+    """Rows of one family, optionally of one device: at most `MOST_ROWS` of each kernel, the same in every run.
 
     Raises
     ------
@@ -67,7 +69,18 @@ def rows(kind: str, device: str | None = None) -> pd.DataFrame:
         tables.append(read)
     if not tables:
         raise InputError(f"{PACKAGE} has no {kind} rows for {device}", where="--device")
-    return pd.concat(tables, ignore_index=True)
+    return _thinned(pd.concat(tables, ignore_index=True))
+
+
+def _thinned(table: pd.DataFrame) -> pd.DataFrame:
+    """Shapes drawn by the hash of what they are, so that kernels keep common ones."""
+    from pandas.util import hash_pandas_object
+
+    cell = [c for c in ("device", "dtype", "kernel", "phase") if c in table]
+    shape = hash_pandas_object(table.drop(columns=["time_s", *cell]), index=False)
+    order = table.assign(shape=shape).sort_values("shape", kind="stable")
+    kept = order.groupby(cell, sort=False).head(MOST_ROWS).index
+    return table.loc[kept.sort_values()].reset_index(drop=True)
 
 
 def _paths() -> list[Path]:
