@@ -12,6 +12,7 @@ PAGES = (
     ("what_if", "What-if", ":material/tune:"),
     ("sweep", "Sweep", ":material/grid_on:"),
     ("plan", "Plan", ":material/savings:"),
+    ("serving", "Serve and plan", ":material/lan:"),
     ("traces", "Traces", ":material/query_stats:"),
     ("validation", "Validation", ":material/fact_check:"),
     ("catalogue", "Devices and policies", ":material/menu_book:"),

@@ -88,7 +88,7 @@ def _unknown(key: str) -> str:
 
 def _page_parameters() -> set[str]:
     """Parameters that belong to one page; each starts with the page's letter and a dot."""
-    return {k for k in st.query_params if k[:2] in ("s.", "p.", "t.", "v.", "c.")}
+    return {k for k in st.query_params if k[:2] in ("s.", "p.", "q.", "t.", "v.", "c.")}
 
 
 def _read_baseline(text: str) -> tuple[Scenario | None, list[str]]:

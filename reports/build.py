@@ -24,6 +24,7 @@ class Kind(StrEnum):
     TRACE = "trace"
     DEVICE = "device"
     CLAIMS = "claims"
+    CAPACITY = "capacity"
 
 
 class Paper(StrEnum):
@@ -44,7 +45,8 @@ def command(
     source: Annotated[
         str,
         typer.Argument(
-            metavar="INPUT", help="sweep .parquet, folder of a trace, device name, or claims .json"
+            metavar="INPUT",
+            help="sweep .parquet, folder of a trace, device name, claims .json, or what serve or plan wrote",
         ),
     ] = "",
     out: Annotated[
@@ -52,7 +54,8 @@ def command(
         typer.Option("--out", "-o", help="FILE.html or FILE.pdf; repeat the flag for both"),
     ] = None,
     kind: Annotated[
-        Kind | None, typer.Option(help="sweep, trace, device or claims; else seen from INPUT")
+        Kind | None,
+        typer.Option(help="sweep, trace, device, claims or capacity; else seen from INPUT"),
     ] = None,
     trace: Annotated[
         Path | None, typer.Option(help="folder of a measured trace to show beside a sweep")
@@ -82,7 +85,7 @@ def command(
         bool, typer.Option("--json", help="the files written, as JSON on stdout")
     ] = False,
 ) -> None:
-    """Build a report in HTML and PDF: sweeps, traces, device calibrations and published claims.
+    """Build a report in HTML and PDF: sweeps, traces, devices, published claims and serving.
 
     The same input gives the same bytes. Exit 0; 2 bad input.
     """
@@ -122,8 +125,14 @@ def _kind(source: str) -> Kind:
     path = Path(source)
     if not source:
         raise InputError(
-            "is needed: a sweep .parquet, a trace's folder, a device or claims .json", where="INPUT"
+            "is needed: a sweep .parquet, a trace's folder, a device, claims .json or what serve or plan wrote",
+            where="INPUT",
         )
+    if path.suffix in (".parquet", ".json") and path.is_file():
+        from reports.served import is_served
+
+        if is_served(path):
+            return Kind.CAPACITY
     if path.suffix == ".parquet":
         return Kind.SWEEP
     if path.is_dir():
@@ -154,6 +163,10 @@ def _compose(kind: Kind, source: str, trace: Path | None, data: Path | None) -> 
         from reports.device import compose as of_device
 
         return of_device(source, data)
+    if kind is Kind.CAPACITY:
+        from reports.capacity import compose as of_capacity
+
+        return of_capacity(Path(source))
     from reports.claims import compose as of_claims
 
     return of_claims(Path(source) if source else None)

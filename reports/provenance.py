@@ -49,7 +49,15 @@ def named_fit(name: str) -> Iterator[Fit]:
                 return
 
 
-def not_modelled(policies: Iterable[str], more: Sequence[str] = ()) -> Section:
+GENERAL = (
+    "Arrivals and queues: a static batch starts and ends together.",
+    "Thermal throttling, clocks below boost, other work on the GPU, and first-run compilation.",
+    "The quality of the answers, unless a trace measured it.",
+)
+"""What predictions of a static batch leave out."""
+
+
+def not_modelled(policies: Iterable[str], general: Sequence[str] = GENERAL) -> Section:
     """What the predictions leave out, policy by policy and in general."""
     from simulator.policies import parse
 
@@ -63,12 +71,6 @@ def not_modelled(policies: Iterable[str], more: Sequence[str] = ()) -> Section:
         )
         for name, m in members.items()
     )
-    general = (
-        "Arrivals and queues: a static batch starts and ends together.",
-        "Thermal throttling, clocks below boost, other work on the GPU, and first-run compilation.",
-        "The quality of the answers, unless a trace measured it.",
-        *more,
-    )
     columns = (
         Column("policy", term="policy"),
         Column("what it does", wide=1),
@@ -78,7 +80,7 @@ def not_modelled(policies: Iterable[str], more: Sequence[str] = ()) -> Section:
     table = (
         Table("tab-not-modelled", "The policies of this report", columns, rows) if rows else None
     )
-    return section("not-modelled", "What is not modelled", [Bullets(general), table])
+    return section("not-modelled", "What is not modelled", [Bullets(tuple(general)), table])
 
 
 def sources(

@@ -20,7 +20,15 @@ pytestmark = pytest.mark.browser
 
 LINK = "?model=llama-2-7b&device=h100-sxm&policy=teal(keep=0.5)&prompt_tokens=512"
 SCENARIO = Scenario.from_query(LINK)
-PAGES = ("Sweep", "Plan", "Traces", "Validation", "Devices and policies", "What-if")
+PAGES = (
+    "Sweep",
+    "Plan",
+    "Serve and plan",
+    "Traces",
+    "Validation",
+    "Devices and policies",
+    "What-if",
+)
 SHIPPED = Path(__file__).resolve().parents[2] / "traces" / "shipped" / "tiny-opt-py" / "trace"
 
 
@@ -128,7 +136,7 @@ def test_every_page_opens_without_errors_or_strangers(visit):
     window = visit()
     window.open(LINK)
     for name in PAGES:
-        window.page.get_by_role("link", name=name).click()
+        window.page.get_by_role("link", name=name, exact=True).click()
         window.settled()
         assert "model=llama-2-7b" in window.page.url
         assert window.page.locator('[data-testid="stException"]').count() == 0

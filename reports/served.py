@@ -1,0 +1,275 @@
+"""What ``simulator.serve`` and ``simulator.plan`` wrote, read back and checked."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from simulator.errors import InputError, ShadowlineError
+from simulator.serving.output import COLUMNS, RECORDS, SCHEMA_VERSION
+from simulator.serving.slo import Promise, parse_slo
+
+Row = Mapping[str, Any]
+TEXT = ("model", "device", "policy", "engine", "dtype", "scheduler", "router", "status", "basis")
+FLAGS = ("meets_slo",)
+GIVEN = (
+    "tp",
+    "pp",
+    "ep",
+    "replicas",
+    "prefill_replicas",
+    "gpus",
+    "requests",
+    "usd_per_h",
+    "kv_share_mean",
+)
+"""Numbers that are never null."""
+ABSENT = ("simulated_per_s",)
+"""Columns that a plan leaves out."""
+LOAD = ("time_s", "waiting", "running", "kv_share", "output_tokens_per_s")
+PLAN = ("pareto", "nearest", "rejected", "by_policy", "points", "simulated", "simulations")
+READS = "give what python -m simulator.serve --out FILE.parquet or --json, or simulator.plan --json, writes"
+
+
+@dataclass(frozen=True, eq=False)
+class Search:
+    """What a plan says beside its deployments.
+
+    Attributes
+    ----------
+    pareto : sequence of rows
+        Those no other beats in rent, TTFT p99 and TPOT p99 at once.
+    nearest : row, optional
+        The nearest miss, where nothing keeps the promises; without percentiles where the closed form refused it.
+    rejected : mapping
+        Kind of reason to how many candidates, and one of them in words.
+    by_policy : sequence of mapping
+        policy, where, usd_per_h, simulated.
+    points, simulated, simulations : int
+        Candidates, those simulated, and fleets simulated for them [-].
+    """
+
+    pareto: Sequence[Row]
+    nearest: Row | None
+    rejected: Mapping[str, tuple[int, str]]
+    by_policy: Sequence[Mapping[str, Any]]
+    points: int
+    simulated: int
+    simulations: int
+
+
+@dataclass(frozen=True, eq=False)
+class Served:
+    """Runs of a fleet, or the deployments of a plan.
+
+    Attributes
+    ----------
+    rows : sequence of mapping
+        As `simulator.serving.output.COLUMNS`.
+    settings : mapping
+        The command's flags by their parameter's name; empty where the command is not one of ours.
+    slo : tuple of Promise
+        What `--slo` promised.
+    search : Search, optional
+        Of a plan.
+    requests : sequence of mapping of column to ndarray
+        Per run the times of every request [s]; empty for a JSON file.
+    loads : sequence of mapping of name to ndarray
+        Per run queue, KV share and tokens/s over time; empty for a JSON file.
+    """
+
+    path: Path
+    digest: str
+    command: str
+    rows: Sequence[Row]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    slo: tuple[Promise, ...] = ()
+    search: Search | None = None
+    requests: Sequence[Mapping[str, np.ndarray]] = ()
+    loads: Sequence[Mapping[str, np.ndarray]] = ()
+
+
+def is_served(path: Path) -> bool:
+    """Whether the file looks like one of serve or plan; what it lacks is said by `read`."""
+    try:
+        if path.suffix == ".json":
+            told = json.loads(path.read_text("utf-8"))
+            return isinstance(told, dict) and "summary" not in told and "command" in told
+        import pyarrow.parquet as pq
+
+        return {"admitted_s", "finish_s"} <= set(pq.read_schema(path).names)
+    except (OSError, ValueError):
+        return False
+
+
+def read(path: Path) -> Served:
+    """Rows, and what the file says beside them.
+
+    Raises
+    ------
+    InputError
+        No such file, another format or schema, or no rows.
+    """
+    where = str(path)
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"cannot read: {error.strerror}; {READS}", where=where) from None
+    digest = hashlib.sha256(content).hexdigest()
+    if content.startswith(b"PAR1"):
+        return _parquet(path, digest)
+    try:
+        told = json.loads(content)
+    except ValueError as error:
+        raise InputError(f"is neither Parquet nor JSON ({error}); {READS}", where=where) from None
+    if not isinstance(told, dict) or not isinstance(told.get("command"), str):
+        raise InputError(f"names no command; {READS}", where=where)
+    search = _search(told, where) if "pareto" in told else None
+    rows = _rows(told.get("rows"), where)
+    if not rows and search is None:
+        raise InputError(f"has no rows; {READS}", where=where)
+    return _served(path, digest, told["command"], rows, search=search)
+
+
+def _parquet(path: Path, digest: str) -> Served:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    where = str(path)
+    try:
+        table = pq.read_table(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise InputError(
+            f"is no Parquet file ({str(error).splitlines()[0]})", where=where
+        ) from None
+    meta = {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()}
+    schema = meta.get("shadowline.schema")
+    missing = [c for c in RECORDS if c not in table.column_names]
+    if missing:
+        raise InputError(f"lacks the column {missing[0]!r}; {READS}", where=where)
+    if schema != str(SCHEMA_VERSION):
+        raise InputError(
+            f"schema {schema} is unknown; this version reads schema {SCHEMA_VERSION}: serve again", where=where
+        )  # fmt: skip
+    if "shadowline.rows" not in meta:
+        raise InputError("holds no summary of its runs; serve again with --out", where=where)
+    try:
+        rows, loads = json.loads(meta["shadowline.rows"]), json.loads(meta["shadowline.load"])
+    except (KeyError, ValueError) as error:
+        raise InputError(
+            f"its summary cannot be read ({error}); serve again", where=where
+        ) from None
+    rows = _rows(rows, where)
+    run = table["run"].to_numpy()
+    if not rows or len(loads) != len(rows) or sorted(set(run.tolist())) != list(range(len(rows))):
+        raise InputError(
+            "its requests and its summary do not belong together; serve again", where=where
+        )
+    times = {c: table[c].to_numpy().astype(float) for c in ("ttft_s", "tpot_s", "e2e_s")}
+    return _served(
+        path, digest, meta.get("shadowline.command", ""), rows,
+        requests=[{c: v[run == i] for c, v in times.items()} for i in range(len(rows))],
+        loads=[_load(told, where) for told in loads],
+    )  # fmt: skip
+
+
+def _served(path: Path, digest: str, command: str, rows: Sequence[Row], **more: Any) -> Served:
+    flags = settings(command)
+    try:
+        slo = parse_slo(flags["slo"]) if flags.get("slo") else ()
+    except ShadowlineError as error:
+        raise InputError(f"its command's --slo: {error.message}", where=str(path)) from None
+    return Served(path, digest, command, rows, flags, slo, **more)
+
+
+def settings(command: str) -> dict[str, Any]:
+    """Flags of a serve or plan command by their parameter's name, with defaults; the command is only read."""
+    import typer
+
+    from simulator import plan, serve
+
+    try:
+        words = shlex.split(command)
+    except ValueError:
+        return {}
+    verbs = {"simulator.serve": serve.app, "simulator.plan": plan.app}
+    at = next((i for i, w in enumerate(words) if w in verbs), None)
+    if at is None:
+        return {}
+    parser = typer.main.get_command(verbs[words[at]])
+    return dict(parser.make_context(words[at], words[at + 1 :], resilient_parsing=True).params)
+
+
+def _load(told: Any, where: str) -> dict[str, np.ndarray]:
+    try:
+        found = {k: np.array(told[k], dtype=float) for k in LOAD}
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"its load over time cannot be read ({error}); serve again", where=where
+        ) from None
+    if len({v.shape for v in found.values()}) != 1 or found["time_s"].ndim != 1:
+        raise InputError(
+            "its load over time has columns of unequal length; serve again", where=where
+        )
+    return found
+
+
+def _search(told: Mapping[str, Any], where: str) -> Search:
+    missing = [k for k in PLAN if k not in told]
+    if missing:
+        raise InputError(f"lacks {missing[0]!r}; {READS}", where=where)
+    nearest = told["nearest"]
+    if nearest is not None and (not isinstance(nearest, dict) or "reason" not in nearest):
+        nearest = _rows([nearest], where)[0]
+    try:
+        rejected = {str(k): (int(n), str(words)) for k, (n, words) in told["rejected"].items()}
+        by_policy = [
+            {"policy": str(p["policy"]), "where": str(p["where"]), "usd_per_h": float(p["usd_per_h"]),
+             "simulated": bool(p["simulated"])}
+            for p in told["by_policy"]
+        ]  # fmt: skip
+        counts = [int(told[k]) for k in ("points", "simulated", "simulations")]
+        if nearest is not None and "reason" in nearest:
+            nearest = {
+                **{k: str(nearest[k]) for k in ("model", "device", "policy", "dtype", "reason")},
+                "tp": int(nearest["tp"]),
+            }
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"is of another version ({error!r}); plan again", where=where) from None
+    return Search(_rows(told["pareto"], where), nearest, rejected, by_policy, *counts)
+
+
+def _rows(told: Any, where: str) -> list[dict[str, Any]]:
+    """Rows whose columns are all there and of their kind."""
+    if not isinstance(told, list):
+        raise InputError(f"lacks its rows; {READS}", where=where)
+    for i, row in enumerate(told):
+        if not isinstance(row, dict):
+            raise InputError(f"row {i + 1} is no object; {READS}", where=where)
+        for name in COLUMNS:
+            if name in ABSENT and name not in row:
+                continue
+            if name not in row:
+                raise InputError(f"row {i + 1} lacks {name!r}; {READS}", where=where)
+            value = row[name]
+            kind = "a text" if name in TEXT else "true or false" if name in FLAGS else "a number"
+            good = {
+                "a text": isinstance(value, str),
+                "true or false": value is None or isinstance(value, bool),
+                "a number": (name not in GIVEN if value is None else _finite(value)),
+            }  # fmt: skip
+            if not good[kind]:
+                raise InputError(f"row {i + 1}: {name} is not {kind}", where=where)
+    return told
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
