@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 PACKAGE = "aiconfigurator-core"
 DTYPES = {
     "bfloat16": "bf16", "float16": "fp16", "fp8": "fp8", "fp8_block": "fp8_block", "fp8_static": "fp8_static",
-    "nvfp4": "nvfp4", "int8_wo": "w8a16", "int4_wo": "w4a16", "sq": "int8", "w4a16_mxfp4": "mxfp4",
+    "nvfp4": "nvfp4", "int8_wo": "w8a16", "int4_wo": "w4a16", "sq": "int8", "w4a16_mxfp4": "w4a16_mxfp4",
 }  # fmt: skip
 """Their number formats to ours; others are left out."""
 SYSTEMS = {
