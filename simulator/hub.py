@@ -7,6 +7,7 @@ Only configs are read, never weights; code that a repository ships is never run.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import tomllib
@@ -312,9 +313,10 @@ def _download(repo: str, revision: str | None) -> Path:
     except ImportError:
         raise _unavailable(repo, revision, "huggingface_hub is not installed") from None
     # Its own warnings of every retry would stand beside the one line that says what to do.
-    huggingface_hub.logging.set_verbosity_error()
+    fetch = huggingface_hub.hf_hub_download  # loads its module, which sets the level that we raise
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     try:
-        return Path(huggingface_hub.hf_hub_download(repo, "config.json", revision=revision))
+        return Path(fetch(repo, "config.json", revision=revision))
     except hub_errors.GatedRepoError:
         problem = (
             f"model {repo!r} is gated: accept its licence at https://huggingface.co/{repo}, then "
