@@ -10,15 +10,9 @@ import numpy as np
 
 from app.compute import Curve
 from simulator.console import milliseconds, number
-from simulator.predict import OpRow, Prediction
+from simulator.predict import Prediction
 from simulator.scenario import Scenario
 from simulator.summary import WIN
-
-PARTS = (
-    "attention", "attention projections", "FFN", "LM head", "communication", "other", "added by the policy",
-)  # fmt: skip
-_LINK = ("all_reduce", "all_gather", "all_to_all", "send", "dispatch", "combine")
-
 
 _MARKUP = re.compile(r"([\\`*_{}\[\]<>#|~$!:])")
 
@@ -26,22 +20,6 @@ _MARKUP = re.compile(r"([\\`*_{}\[\]<>#|~$!:])")
 def plain(text: str) -> str:
     """`text` as markdown that shows it letter by letter: a link's words must not become pictures or links."""
     return _MARKUP.sub(r"\\\1", text)
-
-
-def part_of(op: OpRow) -> str:
-    """Part of the model an op belongs to, one of `PARTS`."""
-    head, _, rest = op.role.partition(".")
-    if op.overhead:
-        return "added by the policy"
-    if any(word in op.role for word in _LINK):
-        return "communication"
-    if head == "attn" and rest.startswith("core"):
-        return "attention"
-    if head == "attn" and rest.split("_")[0] in ("qkv", "o", "q", "kv", "absorb"):
-        return "attention projections"
-    if head in ("mlp", "moe"):
-        return "FFN"
-    return "LM head" if head == "lm_head" else "other"
 
 
 def answer(p: Prediction, dense: Prediction) -> str:

@@ -38,30 +38,11 @@ def inside_section(found: Sequence[Inside | str], binds: Sequence[Block]) -> Sec
     return section("bound", "What takes the time", blocks)
 
 
-def _group(op: OpRow) -> str:
-    """Part of the model an op belongs to."""
-    head, _, rest = op.role.partition(".")
-    if op.overhead:
-        return "added by the policy"
-    if any(
-        word in op.role
-        for word in ("all_reduce", "all_gather", "all_to_all", "send", "dispatch", "combine")
-    ):
-        return "communication"
-    if head == "attn" and rest.startswith("core"):
-        return "attention"
-    if head == "attn" and rest.split("_")[0] in ("qkv", "o", "q", "kv", "absorb"):
-        return "attention projections"
-    if head in ("mlp", "moe"):
-        return "FFN"
-    return "LM head" if head == "lm_head" else "other"
-
-
 def _sum(ops: Iterable[OpRow], phase: str) -> dict[str, float]:
     out: dict[str, float] = {}
     for op in ops:
         if op.phase == phase:
-            out[_group(op)] = out.get(_group(op), 0.0) + op.total_s
+            out[op.part] = out.get(op.part, 0.0) + op.total_s
     return out
 
 

@@ -148,14 +148,10 @@ def _answer(f: Mapping[str, Any], targets: Mapping[str, Any], wrong: int) -> str
 
 
 def _verdict(total: Mapping[str, Any]) -> Table:
-    names = {
-        "all": "all",
-        "kernel": "kernels",
-        "e2e": "whole models",
-        "used_for_calibration": "used for calibration",
-    }
+    from simulator.claims.judge import GROUPS
+
     rows = []
-    for key, name in names.items():
+    for key, name in GROUPS.items():
         f = total[key]
         if f["rows"]:
             rank = f["rank_correlation"]

@@ -7,53 +7,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from simulator.trace import over_layers
+
 if TYPE_CHECKING:
     from simulator.trace import Trace
-
-
-@dataclass(frozen=True, eq=False)
-class Curves:
-    """One statistic of every layer that has it.
-
-    Attributes
-    ----------
-    layers : ndarray, shape (L,)
-    x : ndarray, shape (X,)
-        Abscissas that all these layers share.
-    values : ndarray, shape (L, X)
-    """
-
-    layers: np.ndarray
-    x: np.ndarray
-    values: np.ndarray
-
-    @property
-    def mean(self) -> np.ndarray:
-        """Mean over the layers, shape (X,)."""
-        return self.values.mean(0)
-
-    def at(self, x: float) -> float:
-        """Mean over the layers at a measured `x`; NaN where it was not measured."""
-        found = np.flatnonzero(np.isclose(self.x, x))
-        return float(self.mean[found[0]]) if len(found) else np.nan
-
-    def of_layer(self, layer: int, x: float) -> float:
-        """Value of one layer at a measured `x`, else NaN."""
-        row, column = np.flatnonzero(self.layers == layer), np.flatnonzero(np.isclose(self.x, x))
-        return float(self.values[row[0], column[0]]) if len(row) and len(column) else np.nan
-
-
-def over_layers(
-    trace: Trace, tensor: str, statistic: str, keep: float | None = None
-) -> Curves | None:
-    """The curve of every layer at `keep` (None: the exact non-zeros); None where no layer has one."""
-    found = {n: trace.curve(n, tensor, statistic, keep=keep) for n in range(trace.n_layers)}
-    there = {n: c for n, c in found.items() if c is not None}
-    if not there:
-        return None
-    x = np.array(sorted(set.intersection(*(set(c.x.tolist()) for c in there.values()))))
-    values = np.array([c.value[np.isin(c.x, x)] for c in there.values()])
-    return Curves(np.array(list(there)), x, values)
 
 
 @dataclass(frozen=True)

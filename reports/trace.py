@@ -20,9 +20,9 @@ from reports.content import (
     Table,
     section,
 )  # fmt: skip
-from reports.curves import Curves, Units, kept_quality, over_layers
+from reports.curves import Units, kept_quality
 from reports.text import DASH, count, listed, percent, plural, share
-from simulator.trace import Trace, read_trace
+from simulator.trace import DepthCurves, Trace, over_layers, read_trace
 
 BATCHES = (1, 8, 64, 256)
 AT = (0.3, 0.5, 0.7)
@@ -96,10 +96,10 @@ def _answer(t: Trace) -> str:
     parts = []
     if union is not None:
         many = [b for b in BATCHES if b in union.x and b > 1]
-        fades = listed([f"{share(union.at(b))} for {b} rows" for b in many])
+        fades = listed([f"{share(union.mean_at(b))} for {b} rows" for b in many])
         parts.append(
-            f"A token uses {share(union.at(1), '.1')} of the {units.name} ({units.words}); a batch needs the union,"
-            f" {fades}."
+            f"A token uses {share(union.mean_at(1), '.1')} of the {units.name} ({units.words}); a batch needs the"
+            f" union, {fades}."
         )
     mass = over_layers(t, "attn.mass", "tokens_for_mass", 0.9)
     if mass is not None:
@@ -130,8 +130,9 @@ def _summary(t: Trace) -> Table | None:
         )
         rows.append(
             (
-                Cell(name), Cell(words), *(percent(union.at(b), 1) for b in BATCHES),
-                percent(window.at(32) if window else np.nan, 1), percent(before.at(1) if before else np.nan, 1),
+                Cell(name), Cell(words), *(percent(union.mean_at(b), 1) for b in BATCHES),
+                percent(window.mean_at(32) if window else np.nan, 1),
+                percent(before.mean_at(1) if before else np.nan, 1),
             )
         )  # fmt: skip
     if not rows:
@@ -188,7 +189,7 @@ def _layers(t: Trace) -> Section:
     window = over_layers(t, units.tensor, "window_density", units.level)
     heads = over_layers(t, "attn.head", "overlap_previous", 0.5)
 
-    def of(c: Curves | None, layer: int, x: float) -> Cell:
+    def of(c: DepthCurves | None, layer: int, x: float) -> Cell:
         return percent(np.nan if c is None else c.of_layer(layer, x), 1)
 
     rows = tuple(
@@ -207,7 +208,7 @@ def _layers(t: Trace) -> Section:
     return section("layers", "Layer by layer", [_layer_figure(t, units, union), table])
 
 
-def _layer_figure(t: Trace, units: Units, union: Curves | None) -> Figure | None:
+def _layer_figure(t: Trace, units: Units, union: DepthCurves | None) -> Figure | None:
     if union is None:
         return None
     shown = [b for b in (1, 8, 64) if b in union.x]
@@ -290,7 +291,7 @@ def _cache(t: Trace) -> Section | None:
     bits = {k: c for k, v in tensors.items() if (c := over_layers(t, v, "quant_error")) is not None}
     blocks: list[Block] = []
     if kept:
-        at = {k: c.at(0.5) for k, c in kept.items()}
+        at = {k: c.mean_at(0.5) for k, c in kept.items()}
         title = "Keeping the larger half of each vector leaves a relative error of " + listed(
             [f"{share(v)} in the {k}" for k, v in at.items()]
         )
@@ -310,7 +311,7 @@ def _cache(t: Trace) -> Section | None:
     if bits:
         names = list(bits)
         rows = tuple(
-            (count(x), *(percent(bits[n].at(x), 1) for n in names))
+            (count(x), *(percent(bits[n].mean_at(x), 1) for n in names))
             for x in next(iter(bits.values())).x
         )
         columns = (Column("bits", True), *(Column(f"error of the {n}", True) for n in names))

@@ -157,15 +157,7 @@ def _splits(module: Any, rows: pd.DataFrame, holdout: str) -> Iterator[Judged]:
     if holdout in ("source", "device"):
         yield from _left_out(module, rows, holdout)
         return
-    try:
-        share = float(holdout)
-    except ValueError:
-        share = -1.0
-    if not 0.0 < share < 1.0:
-        raise InputError(
-            f"{holdout!r} is not a share between 0 and 1, 'source' or 'device'", where="--holdout"
-        )
-    test = judge.holdout(judge.shape_group(rows, module.INPUTS), share)
+    test = judge.split(rows, module.INPUTS, holdout)
     yield _predicted(module, rows[test], module.fit(rows[~test]), "in_source")
 
 

@@ -21,6 +21,12 @@ if TYPE_CHECKING:
 TERMS = ("math_s", "memory_s", "link_s", "launch_s")
 
 
+PARTS = (
+    "attention", "attention projections", "FFN", "LM head", "communication", "other", "added by the policy",
+)  # fmt: skip
+_ON_THE_LINK = ("all_reduce", "all_gather", "all_to_all", "send", "dispatch", "combine")
+
+
 @dataclass(frozen=True)
 class OpRow:
     """One op of a step, all its repetitions together [s]; terms overlap and need not add up."""
@@ -38,6 +44,22 @@ class OpRow:
     overhead: bool
     basis: str
     source: str
+
+    @property
+    def part(self) -> str:
+        """Part of the model it belongs to, one of `PARTS`."""
+        head, _, rest = self.role.partition(".")
+        if self.overhead:
+            return "added by the policy"
+        if any(word in self.role for word in _ON_THE_LINK):
+            return "communication"
+        if head == "attn" and rest.startswith("core"):
+            return "attention"
+        if head == "attn" and rest.split("_")[0] in ("qkv", "o", "q", "kv", "absorb"):
+            return "attention projections"
+        if head in ("mlp", "moe"):
+            return "FFN"
+        return "LM head" if head == "lm_head" else "other"
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from simulator.errors import InputError
-from traces.summary import judged, over_layers, own_level, units_tensor
+from simulator.trace import over_layers
+from traces.summary import judged, own_level, units_tensor
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -10,8 +10,7 @@ import typer
 from simulator import console
 
 if TYPE_CHECKING:
-    from simulator.trace import Trace
-    from traces.summary import LayerCurve
+    from simulator.trace import DepthCurves, Trace
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
@@ -70,16 +69,14 @@ def _share(value: float | None) -> str:
     return "-" if value is None or value != value else f"{100 * value:.1f}"
 
 
-def _at(curve: LayerCurve | None, layer: int, x: float) -> float | None:
+def _at(curve: DepthCurves | None, layer: int, x: float) -> float | None:
     """Value of one layer at `x`."""
-    values = None if curve is None else curve.at(x)
-    if curve is None or values is None or layer not in curve.layers:
-        return None
-    return float(values[curve.layers.tolist().index(layer)])
+    return None if curve is None else curve.of_layer(layer, x)
 
 
 def _layers(trace: Trace) -> None:
-    from traces.summary import over_layers, own_level, units_tensor
+    from simulator.trace import over_layers
+    from traces.summary import own_level, units_tensor
 
     units = units_tensor(trace)
     level = own_level(trace, units)
@@ -119,7 +116,8 @@ def _layers(trace: Trace) -> None:
 
 
 def _unions(trace: Trace) -> None:
-    from traces.summary import over_layers, units_tensor
+    from simulator.trace import over_layers
+    from traces.summary import units_tensor
 
     units = units_tensor(trace)
     for tensor, title in ((units, "FFN"), ("attn.head", "Query heads")):
@@ -145,7 +143,7 @@ def _unions(trace: Trace) -> None:
 
 
 def _attention(trace: Trace) -> None:
-    from traces.summary import over_layers
+    from simulator.trace import over_layers
 
     masses = {m: over_layers(trace, "attn.mass", "tokens_for_mass", m) for m in (0.9, 0.95, 0.99)}
     entropy = over_layers(trace, "attn.mass", "entropy")
@@ -184,7 +182,8 @@ def _attention(trace: Trace) -> None:
 
 
 def _kv(trace: Trace) -> None:
-    from traces.summary import over_layers, rank_share
+    from simulator.trace import over_layers
+    from traces.summary import rank_share
 
     kept = {t: over_layers(trace, t, "kept_error") for t in ("kv.k_cached", "kv.v")}
     bits = {t: over_layers(trace, t, "quant_error") for t in ("kv.k_cached", "kv.v")}
@@ -254,9 +253,8 @@ def _middle(ratio: float) -> float:
     return ratio if ratio == ratio else float("inf")
 
 
-def _mean_at(curve: LayerCurve | None, x: float) -> float | None:
-    values = None if curve is None else curve.at(x)
-    return None if values is None else float(values.mean())
+def _mean_at(curve: DepthCurves | None, x: float) -> float | None:
+    return None if curve is None else curve.mean_at(x)
 
 
 if __name__ == "__main__":

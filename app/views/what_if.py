@@ -9,7 +9,7 @@ import streamlit as st
 from app import axes, blocks, compute, figures, state, words
 from simulator.console import number
 from simulator.group import group_of
-from simulator.predict import Prediction
+from simulator.predict import PARTS, Prediction
 from simulator.scenario import Scenario
 
 REPORT_BATCHES = (1, 4, 16, 64)
@@ -105,15 +105,15 @@ def time(shown: dict[str, Prediction]) -> None:
     )  # fmt: skip
     rows = []
     for name, p in shown.items():
-        parts = dict.fromkeys(words.PARTS, 0.0)
+        parts = dict.fromkeys(PARTS, 0.0)
         for op in p.ops:
             if op.phase == phase:
-                parts[words.part_of(op)] += 1e3 * op.total_s
+                parts[op.part] += 1e3 * op.total_s
         rows += [{"name": name, "part": k, "value": v} for k, v in parts.items()]
     totals = {n: sum(r["value"] for r in rows if r["name"] == n) for n in shown}
     alt = f"Kernels of one {phase} step: " + "; ".join(f"{n} {v:.3g} ms" for n, v in totals.items())
     blocks.chart(
-        figures.stacked(rows, words.PARTS, f"kernels of one {phase} step [ms]"), alt, f"time_{phase}",
+        figures.stacked(rows, PARTS, f"kernels of one {phase} step [ms]"), alt, f"time_{phase}",
         "Host time that the GPU does not hide is not in the bars.",
     )  # fmt: skip
 

@@ -74,6 +74,8 @@ def command(
 
 
 def _show(rows: list[Judged], total: dict[str, Any], *, every: bool) -> None:
+    from simulator.claims.judge import GROUPS
+
     shown = [r for r in rows if r.status == "judged" and (every or not r.within)]
     console.table(
         "published against predicted" + ("" if every else ": rows off by more than 20 %"),
@@ -114,13 +116,10 @@ def _show(rows: list[Judged], total: dict[str, Any], *, every: bool) -> None:
     )
     _reasons("not predicted", rows)
     _reasons("not eligible", rows)
-    labels = {
-        "all": "all", "kernel": "kernels", "e2e": "end to end", "used_for_calibration": "used for calibration",
-    }  # fmt: skip
     console.table(
         f"{total['eligible']} eligible rows of {total['eligible_papers']} papers, each paper weighing the same",
         ["", "papers", *heads],
-        [[label, str(total[k]["papers"]), *_cells(total[k])] for k, label in labels.items()],
+        [[label, str(total[k]["papers"]), *_cells(total[k])] for k, label in GROUPS.items()],
         note="targets: geometric mean 0.9-1.1, 75 % within 20 %, rank correlation 0.9",
     )
     misses = ", ".join(

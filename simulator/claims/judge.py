@@ -239,10 +239,21 @@ def figures(rows: Sequence[Judged]) -> dict[str, Any]:
     }
 
 
+GROUPS = {
+    "all": "all",
+    "kernel": "kernels",
+    "e2e": "end to end",
+    "other_papers": "papers no constant was fitted on",
+    "used_for_calibration": "used for calibration",
+}
+"""Groups of rows whose figures `summary` gives: the fourth leaves out every paper that calibrated anything."""
+
+
 def summary(rows: Sequence[Judged]) -> dict[str, Any]:
     """Figures of all rows by kind, calibration rows apart, by paper, and misses by class."""
     judged = [r for r in rows if r.status == "judged"]
     free = [r for r in judged if not r.used_for_calibration]
+    fitted_on = {r.paper for r in rows if r.used_for_calibration}
     return {
         "targets": {k: list(v) if isinstance(v, tuple) else v for k, v in TARGETS.items()},
         "counts": {s: sum(r.status == s for r in rows) for s in STATUSES},
@@ -251,6 +262,7 @@ def summary(rows: Sequence[Judged]) -> dict[str, Any]:
         "all": figures(free),
         "kernel": figures([r for r in free if r.kind == "kernel"]),
         "e2e": figures([r for r in free if r.kind == "e2e"]),
+        "other_papers": figures([r for r in free if r.paper not in fitted_on]),
         "used_for_calibration": figures([r for r in judged if r.used_for_calibration]),
         "papers": {
             p: {**figures([r for r in free if r.paper == p]), **_status_counts(rows, p)}

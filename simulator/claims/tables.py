@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from simulator.claims.judge import Judged
+from simulator.claims.judge import GROUPS, Judged
 from simulator.errors import InputError
 
 BEGIN, END = "<!-- begin: {} -->", "<!-- end: {} -->"
@@ -62,9 +62,6 @@ def _table(heads: Sequence[str], lines: Iterable[Sequence[str]]) -> list[str]:
 
 def _result(total: dict[str, Any]) -> list[str]:
     counts = total["counts"]
-    parts = {
-        "all": "all", "kernel": "kernels", "e2e": "end to end", "used_for_calibration": "used for calibration",
-    }  # fmt: skip
     target = ["target", "", "400", "0.9-1.1", "75 %", "", "", "0.9"]
     heads = ["", "papers", "rows", "geometric mean of predicted / published", "within 20 %",
              "median APE", "inside the 90 % interval", "rank correlation of speed-ups"]  # fmt: skip
@@ -79,7 +76,7 @@ def _result(total: dict[str, Any]) -> list[str]:
         f"{counts['incomplete']:,} incomplete. Misses: {', '.join(misses)}. Disputed figures among "
         f"the judged: {total['wrong']}."
     )
-    whole = ([label, str(total[k]["papers"]), *_cells(total[k])] for k, label in parts.items())
+    whole = ([label, str(total[k]["papers"]), *_cells(total[k])] for k, label in GROUPS.items())
     by_paper = (
         [name, *_cells(f), str(f["judged"] - f["rows"]), str(_unjudged(f))]
         for name, f in papers

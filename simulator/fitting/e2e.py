@@ -92,14 +92,7 @@ def _judged(rows: pd.DataFrame, engines: Mapping[str, Engine], holdout: str | No
             now = fit(rows[~mine], engines)
             parts.append(predict(rows[mine], now).assign(split=f"cross_{holdout}"))
         return pd.concat(parts)
-    try:
-        share = float(holdout)
-    except ValueError:
-        share = -1.0
-    if not 0.0 < share < 1.0:
-        raise InputError(
-            f"{holdout!r} is not a share between 0 and 1, 'source' or 'device'", where="--holdout"
-        )
+    share = judge.share_of(holdout)
     for split, keys in (("in_source", SETUP), ("cross_setup", ("engine", "device", "model"))):
         test = judge.holdout(judge.shape_group(rows, keys), share)
         if test.all() or not test.any():

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from simulator.errors import InputError
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -53,6 +55,39 @@ def folds(groups: np.ndarray, n: int = 5) -> Iterator[tuple[np.ndarray, np.ndarr
     number = fold_of(groups, n)
     for i in range(n):
         yield number != i, number == i
+
+
+def share_of(text: str) -> float:
+    """``--holdout SHARE`` as a number between 0 and 1.
+
+    Raises
+    ------
+    InputError
+        It is none.
+    """
+    try:
+        share = float(text)
+    except ValueError:
+        share = -1.0
+    if not 0.0 < share < 1.0:
+        raise InputError(
+            f"{text!r} is not a share between 0 and 1, 'source' or 'device'", where="--holdout"
+        )
+    return share
+
+
+def split(rows: pd.DataFrame, inputs: Sequence[str], share: str) -> np.ndarray:
+    """Mask of the rows held out by ``--holdout SHARE``, whole shapes at a time.
+
+    Raises
+    ------
+    InputError
+        Not a share, or one that leaves a side of the split empty.
+    """
+    test = holdout(shape_group(rows, inputs), share_of(share))
+    if test.all() or not test.any():
+        raise InputError("a side of the split is empty; take another share", where="--holdout")
+    return test
 
 
 def holdout(groups: np.ndarray, share: float) -> np.ndarray:

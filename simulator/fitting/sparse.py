@@ -304,17 +304,7 @@ def _judged(rows: pd.DataFrame, holdout: str | None) -> Iterator[pd.DataFrame]:
             fits = fit(others) if len(others) else []
             yield _with(rows[mine], fits, f"cross_{holdout}", cross=holdout == "source")
         return
-    try:
-        share = float(holdout)
-    except ValueError:
-        share = -1.0
-    if not 0.0 < share < 1.0:
-        raise InputError(
-            f"{holdout!r} is not a share between 0 and 1, 'source' or 'device'", where="--holdout"
-        )
-    test = judge.holdout(judge.shape_group(rows, INPUTS), share)
-    if test.all() or not test.any():
-        raise InputError("a side of the split is empty; take another share", where="--holdout")
+    test = judge.split(rows, INPUTS, holdout)
     yield _with(rows[test], fit(rows[~test]), "in_source")
 
 

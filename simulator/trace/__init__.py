@@ -5,6 +5,7 @@ judged, ``quality.parquet``; `docs/traces.md` describes every column and statist
 """
 
 from simulator.trace.curves import Curve, LayerCurves, Trace
+from simulator.trace.depth import DepthCurves, over_layers
 from simulator.trace.files import add_quality, read_manifest, read_trace, write_trace
 from simulator.trace.schema import (
     KEEPS,
@@ -32,12 +33,14 @@ __all__ = [
     "TENSORS",
     "WHOLE_LAYER",
     "Curve",
+    "DepthCurves",
     "LayerCurves",
     "Manifest",
     "ModelFacts",
     "Statistic",
     "Trace",
     "add_quality",
+    "over_layers",
     "read_manifest",
     "read_trace",
     "write_trace",

@@ -15,7 +15,7 @@ from app.compute import Curve
 from app.planning import Targets
 from simulator.errors import InputError
 from simulator.grid import Grid
-from simulator.predict import predict
+from simulator.predict import PARTS, predict
 from simulator.scenario import Scenario
 
 BASE = Scenario.of(
@@ -65,7 +65,7 @@ def test_the_answer_names_the_verdict_the_rates_and_the_bound():
 
 def test_parts_of_the_model_cover_every_operation_once():
     answer = predict(BASE)
-    assert {words.part_of(o) for o in answer.ops} <= set(words.PARTS)
+    assert {o.part for o in answer.ops} <= set(PARTS)
 
 
 def rows(**columns) -> pd.DataFrame:
@@ -154,7 +154,7 @@ XY = [
 SPECS = {
     "stacked": figures.stacked(
         [{"name": "a", "part": "FFN", "value": 1.0}],
-        words.PARTS,
+        PARTS,
         "ms",
         marks=[{"name": "limit", "value": 2.0}],
     ),
