@@ -16,6 +16,8 @@ GREY = "#8C8C8C"
 RULE = "#D55E00"
 SPARSE = {"tickCount": 5, "format": ",~g"}
 """Few lines on a logarithmic axis."""
+MOST_LETTERS = 40
+"""Letters of two names side by side in a legend, at 390 pixels."""
 FIT: Spec = {"autosize": {"type": "fit-x", "contains": "padding"}}
 """Heights are those of the plot; axes and legends take theirs besides."""
 
@@ -27,11 +29,14 @@ def channel(name: str, kind: str, title: str | None = None, **more: Any) -> dict
 def _colour(names: Sequence[str], title: str | None = None, **more: Any) -> dict[str, Any]:
     """Fixed colours by name, in the order given; the legend is below, where a narrow page has room."""
     scale = {"domain": list(names), "range": [COLOURS[i % len(COLOURS)] for i in range(len(names))]}
-    return {"type": "nominal", "scale": scale, "legend": _legend(title), **more}
+    return {"type": "nominal", "scale": scale, "legend": _legend(title, names), **more}
 
 
-def _legend(title: str | None) -> dict[str, Any]:
-    return {"orient": "bottom", "columns": 2, "labelLimit": 240, "title": title}
+def _legend(title: str | None, names: Sequence[str]) -> dict[str, Any]:
+    """Two columns where the longest names fit beside each other on a narrow page."""
+    wide = sum(sorted((len(n) for n in names), reverse=True)[:2])
+    columns = 2 if wide <= MOST_LETTERS else 1
+    return {"orient": "bottom", "columns": columns, "labelLimit": 240, "title": title}
 
 
 def stacked(
@@ -63,7 +68,7 @@ def stacked(
         "data": {"values": list(marks)},
         "mark": {"type": "rule", "strokeDash": [5, 3], "strokeWidth": 2, "color": RULE},
         "encoding": {
-            "x": channel("value", "quantitative"),
+            "x": channel("value", "quantitative", unit),
             "tooltip": [
                 {"field": "name", "title": ""},
                 {"field": "value", "title": unit, "format": ",.4~g"},
@@ -90,14 +95,16 @@ def roofline(points: Rows, roofs: Mapping[str, float], bytes_per_s: float) -> Sp
     series = list(dict.fromkeys(p["series"] for p in points))
     log = {"type": "log"}
     across = {**log, "domain": [low, high]}
+    x_title, y_title = "arithmetic intensity [flop/B]", "speed [TFLOP/s]"
     dots: Spec = {
         "mark": {"type": "point", "filled": True, "opacity": 0.85},
         "encoding": {
-            "x": channel("intensity", "quantitative", "flop per byte moved", axis=SPARSE, scale=across),
-            "y": channel("rate", "quantitative", "TFLOP/s", axis=SPARSE, scale=log),
+            "x": channel("intensity", "quantitative", x_title, axis=SPARSE, scale=across),
+            "y": channel("rate", "quantitative", y_title, axis=SPARSE, scale=log),
             "size": {"field": "share", "type": "quantitative", "legend": None, "scale": {"range": [20, 700]}},
             "color": {"field": "series", **_colour(series)},
-            "shape": {"field": "series", "type": "nominal", "scale": {"domain": series}, "legend": _legend(None)},
+            "shape": {"field": "series", "type": "nominal", "scale": {"domain": series},
+                      "legend": _legend(None, series)},
             "tooltip": [
                 {"field": "op", "title": "op"}, {"field": "series", "title": ""},
                 {"field": "intensity", "title": "flop/B", "format": ",.3~g"},
@@ -106,16 +113,22 @@ def roofline(points: Rows, roofs: Mapping[str, float], bytes_per_s: float) -> Sp
             ],
         },
     }  # fmt: skip
-    x, y = (channel("x", "quantitative", scale=across), channel("y", "quantitative", scale=log))
+    # The same titles in every layer: one without takes them from all.
+    x = channel("x", "quantitative", x_title, scale=across)
+    y = channel("y", "quantitative", y_title, scale=log)
     roof: Spec = {
         "data": {"values": lines},
         "mark": {"type": "line", "color": GREY, "strokeWidth": 1.5},
         "encoding": {"x": x, "y": y, "detail": {"field": "roof"}},
     }
-    ends = [{"roof": f"{name} peak", "x": high, "y": peak / 1e12} for name, peak in roofs.items()]
+    # Left of the ridge, where no mark can be.
+    ends = [
+        {"roof": f"{name} peak", "x": peak / bytes_per_s, "y": peak / 1e12}
+        for name, peak in roofs.items()
+    ]
     label: Spec = {
         "data": {"values": ends},
-        "mark": {"type": "text", "align": "right", "baseline": "bottom", "dy": -3, "color": GREY},
+        "mark": {"type": "text", "align": "right", "baseline": "bottom", "dx": -6, "color": GREY},
         "encoding": {"x": x, "y": y, "text": {"field": "roof"}},
     }
     return {**FIT, "data": {"values": list(points)}, "height": 240, "layer": [roof, label, dots]}
@@ -151,12 +164,11 @@ def curves(
         },
     }  # fmt: skip
     if len(names) > 1:
-        lines["encoding"]["strokeDash"] = {
-            "field": "series",
-            "type": "nominal",
-            "scale": {"domain": names},
-            "legend": None,
-        }
+        # Strokes, dashed as the lines are: a dashed outline of a disc reads as a star.
+        legend = {**_legend(series_title, names), "symbolType": "stroke", "symbolSize": 400}
+        dashes = {"field": "series", "type": "nominal", "scale": {"domain": names}}
+        lines["encoding"]["strokeDash"] = {**dashes, "legend": legend}
+        lines["encoding"]["color"]["legend"] = legend
     else:
         lines["encoding"]["color"]["legend"] = None
     layers = [lines]
@@ -171,24 +183,25 @@ def curves(
 def front(rows: Rows, x_title: str, y_title: str, most: float | None = None) -> Spec:
     """Choices (x, y, name, front, told), the undominated ones joined; dotted: dense; `most` is an upright line."""
     on = sorted((r for r in rows if r["front"]), key=lambda r: r["x"])
+    values = [{**r, "side": "on the front" if r["front"] else "beaten"} for r in rows]
+    sides = [side for side in ("on the front", "beaten") if any(v["side"] == side for v in values)]
+    # A mark is not cut by the frame.
     x, y = (
-        channel("x", "quantitative", x_title),
-        channel("y", "quantitative", y_title, scale={"zero": False}),
+        channel("x", "quantitative", x_title, scale={"padding": 8}),
+        channel("y", "quantitative", y_title, scale={"zero": False, "padding": 8}),
     )
     dots: Spec = {
         "mark": {"type": "point", "filled": True, "size": 70, "opacity": 0.9},
         "encoding": {
             "x": x, "y": y,
-            "color": {"field": "side", **_colour(["on the front", "beaten"])},
-            "shape": {"field": "side", "type": "nominal", "scale": {"domain": ["on the front", "beaten"]},
-                      "legend": _legend(None)},
+            "color": {"field": "side", **_colour(sides)},
+            "shape": {"field": "side", "type": "nominal", "scale": {"domain": sides}, "legend": _legend(None, sides)},
             "tooltip": [
                 {"field": "name", "title": ""}, {"field": "x", "title": x_title, "format": ".3~f"},
                 {"field": "y", "title": y_title, "format": ".2f"}, {"field": "told", "title": "source"},
             ],
         },
     }  # fmt: skip
-    values = [{**r, "side": "on the front" if r["front"] else "beaten"} for r in rows]
     line: Spec = {
         "data": {"values": on},
         "mark": {"type": "line", "color": COLOURS[0], "interpolate": "step-after", "opacity": 0.6},
@@ -221,13 +234,13 @@ def choices(rows: Rows, x_title: str, y_title: str, limit: float | None = None) 
         "scale": {"domain": ["meets", "misses"], "range": [0.9, 0.0]},
     }
     dots: Spec = {
-        "mark": {"type": "point", "size": 70, "strokeWidth": 1.5},
+        "mark": {"type": "point", "size": 70, "strokeWidth": 1.5, "opacity": 1},
         "encoding": {
             "x": channel("x", "quantitative", x_title, axis=SPARSE, scale=log),
             "y": channel("y", "quantitative", y_title, axis=SPARSE, scale=log),
             "color": {"field": "series", **_colour(names)},
             "fill": {"field": "series", **_colour(names), "legend": None},
-            "shape": {"field": "series", "type": "nominal", "scale": {"domain": names}, "legend": _legend(None)},
+            "shape": {"field": "series", "type": "nominal", "scale": {"domain": names}, "legend": _legend(None, names)},
             "fillOpacity": {**opacity, "legend": None},
             "tooltip": [{"field": "name", "title": ""}, {"field": "told", "title": ""},
                         {"field": "y", "title": y_title, "format": ",.3~g"}, {"field": "good", "title": "targets"}],
@@ -244,12 +257,13 @@ def dots(rows: Rows, unit: str) -> Spec:
     """Marks of `rows` (name, value, series) on one line a name."""
     names, series = (list(dict.fromkeys(r[k] for r in rows)) for k in ("name", "series"))
     marks: Spec = {
-        "mark": {"type": "point", "filled": True, "size": 80},
+        "mark": {"type": "point", "filled": True, "size": 80, "opacity": 1},
         "encoding": {
             "y": channel("name", "nominal", sort=names, axis={"labelLimit": 200, "grid": True}),
             "x": channel("value", "quantitative", unit),
             "color": {"field": "series", **_colour(series)},
-            "shape": {"field": "series", "type": "nominal", "scale": {"domain": series}, "legend": _legend(None)},
+            "shape": {"field": "series", "type": "nominal", "scale": {"domain": series},
+                      "legend": _legend(None, series)},
             "tooltip": [{"field": "name", "title": ""}, {"field": "series", "title": ""},
                         {"field": "value", "title": unit, "format": ".3~g"}],
         },

@@ -34,12 +34,13 @@ def answer(p: Prediction, dense: Prediction) -> str:
         return f"Dense **{row['model']}** puts out {rate} on {where} at batch {row['batch']:,}. {_bound(p)}"
     word = verdict(speedup)
     if dense.row["status"] != "ok":
-        against = f"the dense model cannot run there ({dense.row['reason']})"
-    else:
-        against = f"instead of {number(dense.row['tokens_per_s'])}"
+        return (
+            f"**{row['policy']}** lets **{row['model']}** run on {where}: {rate} at batch {row['batch']:,}, where dense"
+            f" cannot ({dense.row['reason']}). {_bound(p)}"
+        )
     return (
-        f"**{row['policy']}** {word} **{row['model']}** on {where}: {rate} {against},"
-        f" **{speedup:.2f}x**, at batch {row['batch']:,}. {_bound(p)}"
+        f"**{row['policy']}** {word} **{row['model']}** on {where}: {rate} instead of"
+        f" {number(dense.row['tokens_per_s'])}, **{speedup:.2f}x**, at batch {row['batch']:,}. {_bound(p)}"
     )
 
 

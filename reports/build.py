@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import replace
 from enum import StrEnum
@@ -115,8 +116,6 @@ def _outputs(out: list[Path] | None) -> list[Path]:
             raise InputError(f"{path.name!r} must end in .html or .pdf", where="--out")
         if path.is_dir():
             raise InputError(f"{path} is a folder", where="--out")
-        if not path.parent.is_dir():
-            raise InputError(f"no such folder: {path.parent}", where="--out")
     return list(dict.fromkeys(out))
 
 
@@ -256,6 +255,7 @@ def _write(files: dict[Path, bytes]) -> None:
     parts = {path: path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in files}
     try:
         for path, part in parts.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
             part.write_bytes(files[path])
         for path, part in parts.items():
             os.replace(part, path)
@@ -265,7 +265,8 @@ def _write(files: dict[Path, bytes]) -> None:
         ) from None
     finally:
         for part in parts.values():
-            part.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # what could not be made
+                part.unlink()
 
 
 if __name__ == "__main__":

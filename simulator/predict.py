@@ -205,6 +205,9 @@ def _sentence(row: dict[str, Any], shares: dict[str, float]) -> str:
         speedup = row["throughput_speedup_same_batch"]
         word = "faster" if speedup >= 1.0 else "slower"
         text += f"; {max(speedup, 1 / speedup):.2f}x {word} than dense"
+        largest = row["dense_max_batch"] or 0
+        if largest < row["batch"]:
+            text += f" would be, which does not fit (largest batch {largest:,})"
     return text
 
 

@@ -66,6 +66,9 @@ COLUMNS: Mapping[str, Column] = {
     "total_bytes": Column("real", "B", "all of it on the fullest GPU"),
     "capacity_bytes": Column("real", "B", "what the driver reports per GPU"),
     "max_batch": Column("whole", "sequences", "largest batch that fits"),
+    "dense_max_batch": Column(
+        "whole", "sequences", "the same of dense; a speed-up above it is against no real run"
+    ),
     "ttft_speedup": Column("real", "1", "TTFT of dense over this"),
     "tpot_speedup": Column("real", "1", "TPOT of dense over this"),
     "throughput_speedup_same_batch": Column("real", "1", "tokens/s over dense at this batch"),
@@ -233,6 +236,7 @@ def _fill(columns: dict[str, Any], points: Points, dense: Points, shape: tuple[i
     for name in ("weights_bytes", "kv_bytes", "other_bytes", "total_bytes"):
         columns[name] = flat(getattr(footprint, name))
     columns["max_batch"] = flat(points.max_batch)
+    columns["dense_max_batch"] = flat(dense.max_batch)
 
 
 def _at_max_batch(points: Points, dense: Points) -> np.ndarray:

@@ -20,7 +20,7 @@ def page() -> None:
     scenario = state.current()
     st.markdown("#### What is the cheapest way to serve it?")
     st.caption(
-        "A static batch: all requests start together. For arrivals and queues use python -m simulator.plan --requests."
+        "A static batch: all requests start together. For arrivals and queues go to Serve and plan."
     )
     targets = _targets()
     with st.expander("Devices, GPUs, policies and prices"):

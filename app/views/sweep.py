@@ -238,13 +238,14 @@ def quality(scenario: Scenario, summary: dict[str, Any]) -> None:
     from simulator.published_quality import best
 
     winner = best(list(found.choices), most)
+    unit = "point" if most == 1.0 else "points"
     if winner is None:
         st.markdown(
-            f"No policy with published quality loses at most {most:g} points and is faster here."
+            f"No policy with published quality loses at most {most:g} {unit} and is faster here."
         )
     else:
         st.markdown(
-            f"Fastest that loses at most {most:g} points: **{winner.policy}**, **{winner.speedup:.2f}x** dense,"
+            f"Fastest that loses at most {most:g} {unit}: **{winner.policy}**, **{winner.speedup:.2f}x** dense,"
             f" {winner.loss:+.2f} points ({'; '.join(winner.sources)})."
         )
     rows = [

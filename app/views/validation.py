@@ -143,12 +143,9 @@ def scatter() -> None:
             if upload
             else _judged_file(kind, str(own))
         )
-    except (ShadowlineError, KeyError) as error:
-        what = (
-            f"the column {error} is missing."
-            if isinstance(error, KeyError)
-            else blocks.first_line(error)
-        )
+    except ShadowlineError as error:
+        # Its place is this page, not a flag.
+        what = blocks.first_line(InputError(error.message))
         st.error(
             f"{words.plain(upload.name if upload else str(own))} cannot be judged: {what} Nothing is shown."
         )

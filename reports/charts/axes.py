@@ -33,7 +33,7 @@ def legend(canvas: Canvas, ax: Axes, n: int) -> None:
 
 def plain_log(ax: Axes, axis: str) -> None:
     """Three or more plain numbers on a logarithmic axis, no powers of ten."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+    from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
     which = ax.xaxis if axis == "x" else ax.yaxis
     low, high = ax.get_xlim() if axis == "x" else ax.get_ylim()
@@ -42,7 +42,11 @@ def plain_log(ax: Axes, axis: str) -> None:
         ticks = np.outer(decades, steps)
         if np.sum((ticks >= low) & (ticks <= high)) >= 4:
             break
-    which.set_major_locator(LogLocator(base=10.0, subs=steps))
+    if np.sum((ticks >= low) & (ticks <= high)) >= 3:
+        which.set_major_locator(LogLocator(base=10.0, subs=steps))
+    else:  # within a fraction of a decade
+        even = MaxNLocator(5, steps=[1, 2, 5, 10]).tick_values(low, high)
+        which.set_major_locator(FixedLocator(even[(even >= low) & (even <= high)]))
     which.set_minor_locator(NullLocator())
     which.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.0f}" if v >= 1000 else f"{v:g}"))
 

@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simulator.calibration import Surface
-from simulator.errors import InputError
 from simulator.fitting import judge
 from simulator.roofline.attention import attention_time, context_tokens
 from simulator.roofline.hardware import Hardware, hardware
@@ -73,10 +72,7 @@ def prepare(rows: pd.DataFrame) -> pd.DataFrame:
     """Unflagged rows with profile name, library and fit key, repeats to their median."""
     from simulator import device as devices
 
-    missing = {"source", "device", "time_s", *INPUTS} - set(rows.columns)
-    if missing:
-        raise InputError(f"attention rows lack the columns {sorted(missing)}", where="--data")
-    rows = judge.usable(rows).copy()
+    rows = judge.usable(rows, "attention", INPUTS).copy()
     known = {name: devices.resolve(name) for name in rows["device"].astype(str).unique()}
     rows["device"] = rows["device"].astype(str).map(known)
     for column in ("source", "dtype", "kv_dtype", "phase"):

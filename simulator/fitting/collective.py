@@ -62,7 +62,7 @@ def prepare(rows: pd.DataFrame) -> pd.DataFrame:
 
     Adds `key` (the operation), `library`, `kernel_family`, `repeats` and `spread`.
     """
-    rows = judge.usable(rows)
+    rows = judge.usable(rows, FAMILY, ("kernel", *INPUTS))
     library = [
         library_of(str(k), int(n)) for k, n in zip(rows["kernel"], rows["n_nodes"], strict=True)
     ]

@@ -57,7 +57,7 @@ KINDS = ("add", "activation", "norm", "softmax", "unary", "binary")
 
 def prepare(rows: pd.DataFrame) -> pd.DataFrame:
     """Usable rows, repeats of a shape aggregated; adds `key`, `library`, `kind` and the bytes."""
-    rows = judge.usable(rows)
+    rows = judge.usable(rows, FAMILY, INPUTS)
     unknown = set(rows["op"]) - set(OPERATIONS)
     if unknown:
         raise UnknownNameError("elementwise operation", sorted(unknown)[0], OPERATIONS)

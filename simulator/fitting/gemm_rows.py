@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from simulator.calibration import Surface, scope_of
 from simulator.dtypes import get_format
-from simulator.errors import InputError
 from simulator.fitting import judge
 from simulator.roofline.gemm import gemm_time
 from simulator.roofline.hardware import Hardware, hardware
@@ -55,10 +54,7 @@ def prepare(rows: pd.DataFrame) -> pd.DataFrame:
     """Unflagged rows with profile name and library, repeats to their median."""
     from simulator import device as devices
 
-    missing = {"source", "device", "dtype", "m", "n", "k", "time_s"} - set(rows.columns)
-    if missing:
-        raise InputError(f"gemm rows lack the columns {sorted(missing)}", where="--data")
-    rows = judge.usable(rows).copy()
+    rows = judge.usable(rows, "gemm", ("dtype", "m", "n", "k")).copy()
     known = {name: devices.resolve(name) for name in rows["device"].astype(str).unique()}
     rows["device"] = rows["device"].astype(str).map(known)
     for column in ("source", "dtype"):

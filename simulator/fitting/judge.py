@@ -19,11 +19,22 @@ if TYPE_CHECKING:
 NOISE_COLUMNS = ("kernel", "source", "note", "url", "flag", "time_s")
 
 
-def usable(rows: pd.DataFrame) -> pd.DataFrame:
-    """Rows without a flag and with a positive, finite time."""
-    flag = rows["flag"].fillna("").astype(str).str.strip()
+def usable(rows: pd.DataFrame, family: str, needed: Sequence[str]) -> pd.DataFrame:
+    """Rows without a flag and with a positive, finite time.
+
+    Raises
+    ------
+    InputError
+        A column of `needed`, or one that all rows have, is missing.
+    """
+    missing = {"source", "device", "time_s", *needed} - set(rows.columns)
+    if missing:
+        raise InputError(f"{family} rows lack the columns {sorted(missing)}", where="--data")
     time = rows["time_s"].to_numpy(float)
-    return rows[(flag == "").to_numpy() & np.isfinite(time) & (time > 0)]
+    good = np.isfinite(time) & (time > 0)
+    if "flag" in rows:
+        good &= (rows["flag"].fillna("").astype(str).str.strip() == "").to_numpy()
+    return rows[good]
 
 
 def aggregate(rows: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:

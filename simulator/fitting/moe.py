@@ -71,7 +71,7 @@ def library_of(kernel: str) -> str:
 
 def prepare(rows: pd.DataFrame) -> pd.DataFrame:
     """Usable rows, repeats aggregated; adds `key` (format), `library`, `gated`, the rank's load."""
-    rows = judge.usable(rows)
+    rows = judge.usable(rows, FAMILY, ("kernel", *INPUTS))
     named = rows["dtype"].astype(str).replace(dict(FORMAT_NAMES))
     library = rows["kernel"].astype(str).map(library_of)
     mx = rows["dtype"].astype(str).eq("w4a16_mxfp4")

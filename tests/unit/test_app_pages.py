@@ -256,9 +256,9 @@ class TestValidation:
             )
         )
         assert "11 rows: median APE" in texts(at)
-        short = rows.drop(columns="flag").to_csv(index=False).encode()
+        short = rows.drop(columns="k").to_csv(index=False).encode()
         ran(at.file_uploader(key="v.file").set_value(("mine.csv", short, "text/csv")))
-        assert "mine.csv cannot be judged: the column 'flag' is missing." in told(at)
+        assert "mine.csv cannot be judged: gemm rows lack the columns ['k']" in told(at)
 
     @pytest.mark.parametrize("content", [b"", b"not,a\ntable", b"\x00\x01"])
     def test_rows_that_cannot_be_read_are_told(self, content):

@@ -63,6 +63,18 @@ def test_the_answer_names_the_verdict_the_rates_and_the_bound():
     assert words.verdict(0.98) == "slows down"
 
 
+def test_no_speed_up_is_claimed_over_a_dense_model_that_does_not_fit():
+    """70B in bf16 needs 141 GB of weights, in 4 bit 40 GB; an H100 has 80."""
+    large = BASE.model_copy(update={"model": "llama-3.1-70b", "policy": "w4a16"})
+    answer, dense = (predict(s) for s in (large, compute.dense_of(large)))
+    text = words.answer(answer, dense)
+    assert "lets **llama-3.1-70b** run" in text
+    assert "where dense cannot (short by" in text
+    assert "speeds up" not in text
+    assert answer.row["dense_max_batch"] == 0
+    assert "than dense would be, which does not fit (largest batch 0)" in answer.sentence
+
+
 def test_parts_of_the_model_cover_every_operation_once():
     answer = predict(BASE)
     assert {o.part for o in answer.ops} <= set(PARTS)

@@ -128,7 +128,7 @@ def check_anchors(page: str) -> None:
 def test_the_same_sweep_gives_the_same_bytes(
     run: Run, small_sweep: Path, report: Report, tmp_path: Path
 ) -> None:
-    files = tmp_path / "a.html", tmp_path / "a.pdf"
+    files = tmp_path / "new" / "a.html", tmp_path / "new" / "a.pdf"
     code, out, err = run(small_sweep, "-o", files[0], "-o", files[1], "--json", "--with-data")
     assert code == 0, err
     assert {str(p) for p in files} <= {row["file"] for row in json.loads(out)["rows"]}
@@ -144,7 +144,7 @@ def test_the_same_sweep_gives_the_same_bytes(
     assert "python -m simulator.sweep --model llama-2-7b" in told
     assert "What do w4a16 and kv_quant(bits=4) buy llama-2-7b" in told
 
-    data = (tmp_path / "a.tab-recommended.csv").read_text().splitlines()
+    data = (tmp_path / "new" / "a.tab-recommended.csv").read_text().splitlines()
     assert data[0].startswith("model,device,policy")
     assert len(data) == 3
     if shutil.which("qpdf"):
@@ -276,6 +276,10 @@ def test_what_is_no_sweep_is_refused_in_one_line(
         assert words in err
         assert len(err.strip().splitlines()) == 1, err
         assert not out.exists()
+    (tmp_path / "file").write_text("")
+    code, _, err = run(small_sweep, "-o", tmp_path / "file" / "r.html")
+    assert code == 2
+    assert "cannot write" in err
     code, _, err = run(small_sweep, "-o", tmp_path / "r.docx")
     assert code == 2
     assert "must end in .html or .pdf" in err

@@ -31,6 +31,20 @@ def test_a_row_that_cannot_be_judged_is_counted(changes: dict[str, object], reas
     assert sum(len(j.rows) for j in judged) == 2
 
 
+@pytest.mark.parametrize("kind", ["gemm", "attention", "collective", "moe", "elementwise"])
+def test_a_missing_column_is_named(kind: str) -> None:
+    rows = pd.DataFrame({"source": ["s"], "device": ["h100-sxm"]})
+    with pytest.raises(InputError, match=f"{kind} rows lack the columns .*'time_s'"):
+        judging.judge_rows(kind, rows, None)
+
+
+def test_rows_need_no_column_of_flags() -> None:
+    flagged, _ = judging.judge_rows("gemm", gemm_rows(), None)
+    judged, excluded = judging.judge_rows("gemm", gemm_rows().drop(columns="flag"), None)
+    assert excluded == {}
+    assert [len(j.rows) for j in judged] == [len(j.rows) for j in flagged]
+
+
 def test_an_unseen_source_gets_the_wider_interval() -> None:
     (seen,), _ = judging.judge_rows("gemm", gemm_rows(source="vidur").assign(source="vidur"), None)
     (unseen,), _ = judging.judge_rows("gemm", gemm_rows().assign(source="nobody"), None)
