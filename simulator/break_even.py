@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
-from simulator.errors import InputError, NothingFeasibleError
+from simulator.errors import InputError
 from simulator.evaluate import Points, evaluate
-from simulator.group import Group, group_of
+from simulator.group import Group, group_of, runnable
 from simulator.memory import max_batch
-from simulator.policies import Policies, Policy
+from simulator.policies import Policies
 from simulator.scenario import Scenario
 
 EVEN = 0.01
@@ -84,21 +84,17 @@ def break_even(scenario: Scenario) -> list[BreakEven]:
     NothingFeasibleError
         The policy does not apply, or the lengths exceed the model's context.
     """
-    group = group_of(scenario)
-    if not group.policies.members:
+    if not group_of(scenario).policies.members:
         raise InputError(
             "dense breaks even with itself; add --policy 'name(key=value)'", where="--break-even"
         )
-    if group.problem is not None:
-        raise NothingFeasibleError(group.problem[1])
-    longest = group.model.max_context
-    if scenario.prompt_tokens + scenario.output_tokens > longest and not group.ignore_context:
-        raise NothingFeasibleError(
-            f"prompt + output exceed the model's {longest} tokens; shorten them or add --ignore-context-limit"
-        )
-    out = [_batch(group, scenario), _prompt(group, scenario)]
-    own = _parameter(group.policies)
-    return out if own is None else [*out, _own(group, scenario, *own)]
+    group = runnable(scenario)
+    own = [
+        found
+        for index, member in enumerate(group.policies.members)
+        if member.swept and (found := _own(group, scenario, index, *member.swept))
+    ]
+    return [_batch(group, scenario), _prompt(group, scenario), *own[:1]]
 
 
 def _batch(group: Group, s: Scenario) -> BreakEven:
@@ -131,10 +127,9 @@ def _prompt(group: Group, s: Scenario) -> BreakEven:
     return _told("prompt_tokens", values, found, _count, "at {} prompt tokens")
 
 
-def _own(group: Group, s: Scenario, index: int, name: str) -> BreakEven:
-    """Speed-up along the policy's own parameter, one lowering per value."""
-    member = group.policies.members[index]
-    share = isinstance(getattr(member, name), float)
+def _own(group: Group, s: Scenario, index: int, name: str, counts: str) -> BreakEven | None:
+    """Speed-up along a member's own parameter, one lowering per value; None where it takes fewer than two."""
+    member, share = group.policies.members[index], counts == "share"
     if share:
         values = np.round(np.linspace(0.02, 1.0, 50), 2)
     else:
@@ -145,6 +140,8 @@ def _own(group: Group, s: Scenario, index: int, name: str) -> BreakEven:
         other = _with(group, index, name, float(value) if share else int(value))
         if other is not None and other.problem is None:
             found[:, i] = _against(evaluate(other, *_one(s)), dense)[:, 0]
+    if np.isfinite(found[0]).sum() < 2:
+        return None
     if share:
         return _told(name, values, found, _sparsity, f"at {{}} sparsity ({member.name})")
     return _told(name, values, found, _count, f"at {name} {{}} ({member.name})")
@@ -159,26 +156,6 @@ def _with(group: Group, index: int, name: str, value: float) -> Group | None:
     except ValidationError:
         return None
     return replace(group, policies=Policies(tuple(members)))
-
-
-def _parameter(policies: Policies) -> tuple[int, str] | None:
-    """Member and parameter that say how sparse it is: a share kept or a number of tokens."""
-    for index, member in enumerate(policies.members):
-        for name in member.always_shown:
-            value = getattr(member, name)
-            if isinstance(value, float) and 0.0 < value <= 1.0:
-                return index, name
-            if (
-                isinstance(value, int)
-                and not isinstance(value, bool)
-                and _counts_tokens(member, name)
-            ):
-                return index, name
-    return None
-
-
-def _counts_tokens(member: Policy, name: str) -> bool:
-    return "token" in (type(member).model_fields[name].description or "")
 
 
 def _one(s: Scenario) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -79,6 +79,14 @@ KV_FORMATS: dict[str, float] = {"fp32": 4.0, "bf16": 2.0, "fp16": 2.0, "fp8": 1.
 """Bytes per stored element of the dense model's KV cache [B]."""
 
 
+def sixteen_bit(fmt: Format) -> Format:
+    """Format of the matrices that a model quantised to `fmt` leaves in 16 bit."""
+    if fmt.weight_bits >= 16:
+        return fmt
+    math = fmt.math if fmt.math in (DType.BF16, DType.FP16) else DType.BF16
+    return Format(str(math), math, 16.0)
+
+
 def get_format(name: str) -> Format:
     """Format called `name`; raises `UnknownNameError` with the nearest ones."""
     try:

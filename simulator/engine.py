@@ -147,6 +147,7 @@ class Engine:
         sequences: Array,
         prompt_tokens: Array,
         floor_s: Array = 0.0,
+        copies: Array = 0.0,
     ) -> StepParts:
         """Time of one step from the sum of its kernels.
 
@@ -160,13 +161,15 @@ class Engine:
             Whether the step replays a graph, and whether it computes prompts.
         floor_s : Array
             Least time of the step's weights and KV; what the engine saves never goes below it [s].
+        copies : Array
+            Launches among them that are no kernels of the stream: none of their time is hidden there [-].
         """
         host = self.host.get(device.arch, 1.0)
         stretch = self.prefill_stretch if prefills else self.decode_stretch
         stream: Array = gpu_s
         gain: Array | None = None
         if stretch != 1.0 or (graph and self.hidden_s):
-            hidden = launches * self.hidden_s if graph else 0.0
+            hidden = (launches - copies) * self.hidden_s if graph else 0.0
             stream = gpu_s * stretch - hidden
             if self.saves(prefills):
                 stream = np.maximum(stream, floor_s)

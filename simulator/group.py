@@ -10,7 +10,7 @@ from simulator.device import Device
 from simulator.device import load as load_device
 from simulator.dtypes import AUTO, KV_FORMATS, DType, Format, get_format
 from simulator.engine import Engine, get_engine
-from simulator.errors import InputError, UnsupportedError, fold
+from simulator.errors import InputError, NothingFeasibleError, UnsupportedError, fold
 from simulator.lowering import Lowering
 from simulator.model import ModelSpec
 from simulator.policies import Policies, parse
@@ -134,6 +134,29 @@ class Group:
             except UnsupportedError as error:
                 reason = error.message
         return ("not_applicable", reason) if reason else None
+
+    @property
+    def too_long(self) -> str:
+        """What to say where prompt and output are longer than the model allows."""
+        limit = self.model.max_context
+        return f"prompt + output exceed the model's {limit} tokens; shorten them or add --ignore-context-limit"
+
+
+def runnable(scenario: Scenario) -> Group:
+    """Group of a scenario that can run.
+
+    Raises
+    ------
+    NothingFeasibleError
+        It cannot run at all, or its lengths exceed the model's context.
+    """
+    group = group_of(scenario)
+    if group.problem is not None:
+        raise NothingFeasibleError(group.problem[1])
+    tokens = scenario.prompt_tokens + scenario.output_tokens
+    if tokens > group.model.max_context and not group.ignore_context:
+        raise NothingFeasibleError(group.too_long)
+    return group
 
 
 @lru_cache(maxsize=512)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
-from simulator.dtypes import DType, Format
+from simulator.dtypes import DType, Format, sixteen_bit
 from simulator.errors import UnsupportedError
 from simulator.layer import AttentionSpec, FfnSpec, LayerSpec, MlaSpec, MoeSpec
 from simulator.model import ModelSpec
@@ -60,8 +60,11 @@ class Lowering:
                 return f"{layer.ffn.n_experts} experts cannot be split over ep={self.ep}"
         if self.tp % self.ep:
             return f"ep={self.ep} does not divide tp={self.tp}"
+        latent = any(layer.attention.mla for layer in self.model.layers)
         for policy in self.policies.members:
             reason = policy.why_not(self.model, self.fmt)
+            if reason is None and latent and not policy.compatibility.mla:
+                reason = f"{policy.name} works on K and V of single heads; MLA caches one latent for all of them"
             if Aspect.KV_FORMAT in policy.aspects and self.kv_element_bytes < 2.0:
                 reason = f"{policy.name} sets the KV format itself; use --kv-cache-dtype auto"
             if reason:
@@ -161,7 +164,7 @@ class Lowering:
                 m=step.rows,
                 n=model.hidden / self.tp,
                 k=model.embed_proj_dim,
-                fmt=_dense_twin(self.fmt),
+                fmt=sixteen_bit(self.fmt),
             )
 
     def _tail(self, step: Step) -> Iterator[Op]:
@@ -175,10 +178,10 @@ class Lowering:
                 m=rows,
                 n=width,
                 k=model.hidden / self.tp,
-                fmt=_dense_twin(self.fmt),
+                fmt=sixteen_bit(self.fmt),
             )
         yield Linear(
-            role="lm_head", m=rows, n=model.vocab / self.tp, k=width, fmt=_dense_twin(self.fmt)
+            role="lm_head", m=rows, n=model.vocab / self.tp, k=width, fmt=sixteen_bit(self.fmt)
         )
         if self.tp > 1:
             yield Collective(
@@ -306,7 +309,7 @@ class Lowering:
                 n=rank,
                 k=nope,
                 groups=heads,
-                fmt=_dense_twin(fmt),
+                fmt=sixteen_bit(fmt),
                 count=count,
             )
         yield from self._cores(
@@ -326,7 +329,7 @@ class Lowering:
                 n=a.v_head_dim,
                 k=rank,
                 groups=heads,
-                fmt=_dense_twin(fmt),
+                fmt=sixteen_bit(fmt),
                 count=count,
             )
         yield Linear(role="attn.o", m=rows, n=hidden, k=heads * a.v_head_dim, fmt=fmt, count=count)
@@ -352,7 +355,7 @@ class Lowering:
             m=step.rows,
             n=moe.n_experts,
             k=hidden,
-            fmt=_dense_twin(self.fmt),
+            fmt=sixteen_bit(self.fmt),
             count=count,
         )
         yield Moe(
@@ -417,14 +420,6 @@ def kv_bytes_per_token(a: AttentionSpec, tp: int, element_bytes: float) -> float
     if a.mla is not None:
         return a.kv_elements_per_token * element_bytes
     return kv_heads_here(a, tp) * (a.head_dim + a.v_head_dim) * element_bytes
-
-
-def _dense_twin(fmt: Format) -> Format:
-    """16-bit format of the matrices that quantised models leave alone."""
-    if fmt.weight_bits >= 16:
-        return fmt
-    math = fmt.math if fmt.math in (DType.BF16, DType.FP16) else DType.BF16
-    return Format(str(math), math, 16.0)
 
 
 def require(lowering: Lowering) -> None:

@@ -127,9 +127,9 @@ def off_weights_bytes(lowering: Lowering) -> float:
     )
 
 
-def off_kv_bytes(lowering: Lowering, tokens: Array) -> Array:
-    """KV of one sequence that a policy keeps off one GPU [B]."""
-    return tokens * sum(kv.off_bytes * layers for kv, layers in lowering.kv_layouts)
+def off_kv_bytes(lowering: Lowering, tokens: Array, prompt: Array | None = None) -> Array:
+    """KV of one sequence of `tokens`, `prompt` of them read at once, that a policy keeps off one GPU [B]."""
+    return sum(kv.off(tokens, prompt) * layers for kv, layers in lowering.kv_layouts)
 
 
 def home_bytes(lowering: Lowering, device: Device) -> float:
@@ -192,15 +192,18 @@ def footprint(
         np.asarray(batch, float) * per_sequence,
         activation_bytes(lowering, batch, prompt),
         runtime_bytes(lowering.tp * pp),
-        off_bytes(lowering, batch, total),
+        off_bytes(lowering, batch, total, prompt),
     )
 
 
-def off_bytes(lowering: Lowering, batch: Array, tokens: Array) -> Array:
+def off_bytes(
+    lowering: Lowering, batch: Array, tokens: Array, prompt: Array | None = None
+) -> Array:
     """Weights and KV of the batch off one GPU [B]; 0.0 where no policy offloads."""
     if not any(kv.off_bytes for kv, _ in lowering.kv_layouts):
         return off_weights_bytes(lowering)
-    return off_weights_bytes(lowering) + np.asarray(batch, float) * off_kv_bytes(lowering, tokens)
+    kv = off_kv_bytes(lowering, tokens, prompt)
+    return off_weights_bytes(lowering) + np.asarray(batch, float) * kv
 
 
 def runtime_bytes(gpus: int) -> float:
@@ -239,8 +242,8 @@ def max_batch(
     few = np.floor(pool / (per_sequence + logits + per_token * np.asarray(prompt, float)))
     many = np.floor((pool - per_token * MAX_BATCHED_TOKENS) / (per_sequence + logits))
     best = np.maximum(np.maximum(few, many), 0.0)
-    if not np.any(off_bytes(lowering, 1.0, total)):
+    if not np.any(off_bytes(lowering, 1.0, total, prompt)):
         return best
     beside = home_bytes(lowering, device) - off_weights_bytes(lowering)
-    per_home = np.maximum(off_kv_bytes(lowering, total), 1e-30)
+    per_home = np.maximum(off_kv_bytes(lowering, total, prompt), 1e-30)
     return np.clip(np.floor(beside / per_home), 0.0, best)

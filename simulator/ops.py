@@ -190,6 +190,8 @@ class Attention:
         Contiguous bytes per gathered piece [B].
     expand : Expand, optional
         Decompression inside the kernel.
+    stores : bool
+        The new tokens' K and V are written by this pass.
     tile_bytes : Array
         K and V that the thread blocks of a block-sparse prompt load, each for its own few queries [B]; 0 where a
         tile of queries shares them, as in a dense kernel.
@@ -216,6 +218,7 @@ class Attention:
     pair_keep: Array = 1.0
     run_bytes: float = STREAM
     expand: Expand | None = None
+    stores: bool = True
     tile_bytes: Array = 0.0
     overhead: bool = False
     graph_safe: bool = True
@@ -264,11 +267,17 @@ class Attention:
         rows = self.batch * self.q_len * self.n_heads * self.head_keep
         return rows * self.head_dim * 2.0, rows * self.v_head_dim * 2.0
 
+    @property
+    def kv_write_bytes(self) -> Array:
+        """New tokens' K and V, written once [B]."""
+        if not self.stores:
+            return 0.0
+        return self.batch * self.q_len * self.dense_bytes_per_token * self.kv_head_keep
+
     def traffic(self) -> Traffic:
         """KV once per sequence, Q and O once, the new tokens' K and V written once."""
         q, o = self.qo_bytes
-        read = self.kv_read_bytes
-        written = self.batch * self.q_len * self.dense_bytes_per_token * self.kv_head_keep
+        read, written = self.kv_read_bytes, self.kv_write_bytes
         runs = read / self.run_bytes if np.isfinite(self.run_bytes) else 0.0
         return Traffic(
             {self.math: self.flop},

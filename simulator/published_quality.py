@@ -14,9 +14,9 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from simulator import console
-from simulator.errors import InputError, NothingFeasibleError, ShadowlineError, UnsupportedError
+from simulator.errors import InputError, ShadowlineError, UnsupportedError
 from simulator.evaluate import evaluate
-from simulator.group import find_model, group_of
+from simulator.group import find_model, group_of, runnable
 from simulator.policies import Policy, parse
 from simulator.scenario import Scenario
 
@@ -142,8 +142,33 @@ def published(model: str, policy: str) -> list[tuple[Series, float]]:
     return [(s, q) for s, q in found if q is not None]
 
 
-def choices(scenario: Scenario, most: float) -> list[Choice]:
-    """Every policy with published quality for the scenario's model, fastest first.
+def siblings(model: str) -> list[Series]:
+    """Series of other models of the same shape (Llama-3-8B for Llama-3.1-8B): another training, so only a hint."""
+    mine = find_model(model)
+    return [
+        s
+        for s in load_series()
+        if s.model != mine.name and find_model(s.model).layers == mine.layers
+    ]
+
+
+def losses(model: str, policy: str) -> str:
+    """Published loss of one policy in words, on `model` or else on one of its shape; empty where there is none."""
+    member = parse(policy).members[0]
+    known = published(model, policy)
+    if not known:
+        known = [(s, q) for s in siblings(model) if (q := s.quality(member)) is not None]
+    if not known:
+        return ""
+    worst, quality = max(known, key=lambda sq: (sq[0].unit == "points", sq[0].loss(sq[1])))
+    lost = worst.loss(quality)
+    text = f"{lost:.2f} points" if worst.unit == "points" else f"{lost:.1%} perplexity"
+    where = "" if worst.model == find_model(model).name else f" on {worst.model}"
+    return f"{text} of {worst.measure}{where}"
+
+
+def choices(scenario: Scenario, most: float) -> tuple[list[Choice], dict[str, str]]:
+    """Every policy with published quality for the scenario's model, fastest first; those that cannot run, and why.
 
     Raises
     ------
@@ -156,30 +181,28 @@ def choices(scenario: Scenario, most: float) -> list[Choice]:
     mine = [s for s in load_series() if s.model == name]
     if not mine:
         known = ", ".join(sorted({s.model for s in load_series()}))
-        raise UnsupportedError(f"no published quality of {name}; known for {known}")
-    dense = group_of(scenario.model_copy(update={"policy": "dense"}))
-    if dense.problem is not None:
-        raise NothingFeasibleError(dense.problem[1])
-    longest = dense.model.max_context
-    if scenario.prompt_tokens + scenario.output_tokens > longest and not dense.ignore_context:
-        raise NothingFeasibleError(
-            f"prompt + output exceed the model's {longest} tokens; shorten them or add --ignore-context-limit"
+        raise UnsupportedError(
+            f"no published quality of {name}; known for {known}; --policy free ranks every policy without it"
         )
+    dense = runnable(scenario.model_copy(update={"policy": "dense"}))
     at = [
         np.array([float(v)])
         for v in (scenario.batch, scenario.prompt_tokens, scenario.output_tokens)
     ]
     base = float(evaluate(dense, *at).tokens_per_s[0])
     found: list[Choice] = []
+    skipped: dict[str, str] = {}
     spellings = dict.fromkeys((p.spelling, s.unit) for s in mine for p in s.settings(most))
     for spelling, unit in spellings:
         group = group_of(scenario.model_copy(update={"policy": spelling}))
         covering = [(s, q) for s, q in published(name, spelling) if s.unit == unit]
-        if group.problem is not None or not covering:
+        if group.problem is not None:
+            skipped[spelling] = group.problem[1]
             continue
         try:
             points = evaluate(group, *at)
-        except ShadowlineError:
+        except ShadowlineError as error:
+            skipped[spelling] = error.message
             continue
         rate = float(points.tokens_per_s[0])
         steps = max(scenario.output_tokens - 1, 0)
@@ -205,7 +228,7 @@ def choices(scenario: Scenario, most: float) -> list[Choice]:
                 fits=bool(points.max_batch[0] >= scenario.batch),
             )
         )
-    return sorted(_fronts(found), key=lambda c: -c.tokens_per_s)
+    return sorted(_fronts(found), key=lambda c: -c.tokens_per_s), skipped
 
 
 def _fronts(found: list[Choice]) -> list[Choice]:
@@ -240,11 +263,11 @@ def show(scenario: Scenario, most: float, *, as_json: bool) -> None:
     """Print every choice, the front, and the fastest that loses at most `most` points."""
     if not math.isfinite(most):
         raise InputError(f"{most} is no number of points; write e.g. 1", where="--max-loss")
-    found = choices(scenario, most)
+    found, skipped = choices(scenario, most)
     chosen = best(found, most)
     if as_json:
         rows = [c.to_dict() for c in found]
-        console.out_json({"rows": rows, "best": chosen and chosen.policy})
+        console.out_json({"rows": rows, "best": chosen and chosen.policy, "skipped": skipped})
         return
     console.table(
         "published quality beside predicted speed",
@@ -261,6 +284,8 @@ def show(scenario: Scenario, most: float, *, as_json: bool) -> None:
         left=3,
         note="front: none of the same unit is faster and loses less; worst published measure; unknown elsewhere",
     )  # fmt: skip
+    for policy, reason in skipped.items():
+        console.out(f"not considered: {policy}: {reason}")
     if chosen is None:
         unit = "point" if most == 1 else "points"
         console.out(

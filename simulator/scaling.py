@@ -169,23 +169,16 @@ def best_of(
         The scenario cannot run.
     """
     from simulator.evaluate import evaluate
-    from simulator.group import group_of
+    from simulator.group import runnable
 
     if any(n < 1 for n in trials):
         raise InputError(f"{min(trials)} trials; write 1 or more", where="--trials")
     if solve_rate is not None and not 0.0 < solve_rate <= 1.0:
         raise InputError(f"{solve_rate:g} is not a share above 0, up to 1", where="--solve-rate")
-    group = group_of(scenario)
-    if group.problem is not None:
-        raise NothingFeasibleError(group.problem[1])
+    group = runnable(scenario)
     lengths = np.array([scenario.prompt_tokens], float), np.array([scenario.output_tokens], float)
     per_byte = intensity(group.device, group.lowering.fmt.math)
     usd_per_s = group.device.price_usd_per_h.value / 3600.0
-    longest = group.model.max_context
-    if scenario.prompt_tokens + scenario.output_tokens > longest and not group.ignore_context:
-        raise NothingFeasibleError(
-            f"prompt + output exceed the model's {longest} tokens; shorten them or add --ignore-context-limit"
-        )
     one = evaluate(group, np.array([1.0]), *lengths)
     most = int(np.ravel(one.max_batch)[0])
     if most < 1:

@@ -14,7 +14,8 @@ from simulator.device import Device
 from simulator.engine import StepParts
 from simulator.lowering import ACT_BYTES
 from simulator.ops import Attention, Collective, Linear, Moe
-from simulator.roofline.timing import OpTime, time_op, working_set_bytes
+from simulator.roofline.hardware import hardware
+from simulator.roofline.timing import OpTime, math_of, time_op, working_set_bytes
 from simulator.roofline.transfer import exposed
 from simulator.transfers import HostCompute, Transfer
 from simulator.uncertainty import combine
@@ -43,7 +44,8 @@ class StepTime:
     Attributes
     ----------
     total_s, lo_s, hi_s : Array
-        Time with its 90 % interval [s].
+        Time with its 90 % interval; the lower end is never below reading weights and KV once, nor below the
+        linear layers' flop at the highest clock [s].
     gpu_s, host_s : Array
         Sum of the kernels, and the host's submission beside it [s].
     shares_s : tuple of Array
@@ -96,17 +98,22 @@ def step_time(group: Group, step: Step, timer: Callable[..., OpTime] = time_op) 
     math: Array = 0.0
     moved: Array = 0.0
     launches: Array = 0.0
+    copies: Array = 0.0
     extra: Array = 0.0
     for t in in_order:
         gpu = gpu + t.total_s
         if isinstance(t.op, Collective):
             extra = extra + t.op.count * engine.collective_extra_s(t.op.message_bytes, t.op.n_ranks)
         math, moved = math + t.math_s, moved + t.memory_s
-        launches = launches + t.op.count * getattr(t.op, "launches", 1.0)
+        mine = t.op.count * getattr(t.op, "launches", 1.0)
+        launches = launches + mine
+        if isinstance(t.op, Transfer | HostCompute):
+            copies = copies + mine
         _attribute(t, shares)
     graph_safe = all(t.op.graph_safe and not t.op.host_sync for t in times)
     wanted = engine.graph_prefill if step.prefills else engine.graph_decode
     mode = "graph" if wanted and graph_safe else "graph split" if wanted else "eager"
+    floor = _floor_s(in_order, device)
     parts = engine.step(
         device,
         gpu_s=gpu,
@@ -116,7 +123,8 @@ def step_time(group: Group, step: Step, timer: Callable[..., OpTime] = time_op) 
         prefills=step.prefills,
         sequences=step.sampled_rows,
         prompt_tokens=step.prefill_rows * step.prefill_tokens if step.prefills else 0.0,
-        floor_s=_floor_s(in_order, device) if engine.saves(step.prefills) else 0.0,
+        floor_s=floor if engine.saves(step.prefills) else 0.0,
+        copies=copies,
     )
     total = parts.total_s
     shares[4] = shares[4] + extra
@@ -131,7 +139,10 @@ def step_time(group: Group, step: Step, timer: Callable[..., OpTime] = time_op) 
     )
     return StepTime(
         total,
-        np.maximum(total - interval.below_s, 0.0),
+        np.maximum(
+            total - interval.below_s,
+            np.minimum(np.maximum(floor, _least_math_s(times, device)), total),
+        ),
         total + interval.above_s,
         gpu,
         parts.submit_s + parts.wait_s,
@@ -182,6 +193,18 @@ def _floor_s(times: list[OpTime], device: Device) -> Array:
         elif isinstance(op, Attention):
             moved = moved + op.count * op.kv_read_bytes
     return np.maximum(moved - device.l2_bytes, 0.0) * (1.0 / device.hbm_bytes_per_s)
+
+
+def _least_math_s(times: list[OpTime], device: Device) -> Array:
+    """Time of the linear layers' flop at the peak of the highest clock; 2:4 skips half of them [s]."""
+    least: Array = 0.0
+    for t in times:
+        op = t.op
+        if isinstance(op, Linear):
+            hw = hardware(device, math_of(device, op.fmt.math))
+            rate = hw.math_flop_per_s * hw.max_clock_ratio * (2.0 if op.nm24 else 1.0)
+            least = least + op.flop * (op.count / rate)
+    return least
 
 
 def _attribute(t: OpTime, shares: list[Array]) -> None:

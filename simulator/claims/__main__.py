@@ -64,7 +64,8 @@ def command(
             raise InputError(
                 "the tables hold all committed rows; leave out --data and --paper", where="--docs"
             )
-        for path in write(docs, rows, total):
+        systems = {k: v for paper in papers for k, v in paper.systems.items()}
+        for path in write(docs, rows, total, systems):
             console.say(f"wrote {path}")
         return
     if json_:

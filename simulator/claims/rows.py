@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tomllib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -15,7 +14,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from simulator.claims.metrics import check_metric
 from simulator.errors import InputError, suggest
+from simulator.files import parse_toml as parse_document
+from simulator.files import read_limited, read_parquet
 
+MOST_BYTES, MOST_ROWS = 16 * 2**20, 1_000_000
 MISSES = ("baseline artefact", "framework overhead", "model gap")
 """Why a prediction is off: the paper's baseline is unusually slow, its framework adds work, or we err."""
 
@@ -67,6 +69,8 @@ class PaperClaims:
         Claim to the argument why the published figure itself cannot be right.
     incomplete : dict
         Claim to (paper, what its source leaves open); such rows have no scenario.
+    systems : dict
+        Paper to the policy it is about, where that has another name than the paper.
     """
 
     paper: str
@@ -75,6 +79,7 @@ class PaperClaims:
     explained: dict[str, tuple[str, str]] = field(default_factory=dict)
     wrong: dict[str, str] = field(default_factory=dict)
     incomplete: dict[str, tuple[str, str]] = field(default_factory=dict)
+    systems: dict[str, str] = field(default_factory=dict)
 
 
 def read_committed() -> tuple[PaperClaims, ...]:
@@ -94,7 +99,7 @@ def read_file(path: Path) -> tuple[PaperClaims, ...]:
         raise InputError(f"{path}: write a .toml, .csv or .parquet file", where="--data")
     if path.suffix == ".toml":
         try:
-            found = (parse_toml(path.read_text("utf-8"), str(path)),)
+            found = (parse_toml(read_limited(path, MOST_BYTES).decode("utf-8"), str(path)),)
         except UnicodeDecodeError as error:
             raise InputError(f"not UTF-8 at byte {error.start}", where=str(path)) from None
     else:
@@ -106,11 +111,8 @@ def read_file(path: Path) -> tuple[PaperClaims, ...]:
 
 def parse_toml(text: str, name: str) -> PaperClaims:
     """One paper's file; `name` stands in error messages."""
-    try:
-        table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise InputError(f"not TOML: {error}", where=name) from None
-    known = ("paper", "arxiv", "family", "claims", "explained", "wrong", "incomplete")
+    table = parse_document(text, name)
+    known = ("paper", "arxiv", "family", "system", "claims", "explained", "wrong", "incomplete")
     _known_keys(table, known, name)
     head = {k: table.get(k, "") for k in ("paper", "family")}
     claims = tuple(_claim({**head, **row}, name) for row in _tables(table, "claims", name))
@@ -127,8 +129,11 @@ def parse_toml(text: str, name: str) -> PaperClaims:
     for entry in _entries(table, "wrong", ("why", "claims"), name):
         wrong.update(dict.fromkeys(entry["claims"], entry["why"]))
     incomplete: dict[str, tuple[str, str]] = {}
-    for entry in _entries(table, "incomplete", ("missing", "claims"), name, ("paper",)):
+    systems: dict[str, str] = {head["paper"]: table["system"]} if "system" in table else {}
+    for entry in _entries(table, "incomplete", ("missing", "claims"), name, ("paper", "system")):
         of = entry.get("paper", head["paper"])
+        if "system" in entry:
+            systems[of] = entry["system"]
         incomplete.update(dict.fromkeys(entry["claims"], (of, entry["missing"])))
     for told in (explained, wrong):
         for claim in told:
@@ -137,7 +142,8 @@ def parse_toml(text: str, name: str) -> PaperClaims:
     both = ids & set(incomplete)
     if both:
         raise InputError(f"claim {min(both)!r} is complete and incomplete", where=name)
-    return PaperClaims(head["paper"] or name, head["family"], claims, explained, wrong, incomplete)
+    of = head["paper"] or name
+    return PaperClaims(of, head["family"], claims, explained, wrong, incomplete, systems)
 
 
 def _entries(
@@ -190,9 +196,9 @@ def _table_rows(path: Path) -> Iterator[Claim]:
 
     try:
         if path.suffix == ".csv":
-            frame = pd.read_csv(path, dtype=str, keep_default_na=False)
+            frame = pd.read_csv(path, dtype=str, keep_default_na=False, nrows=MOST_ROWS)
         else:
-            frame = pd.read_parquet(path)
+            frame = read_parquet(path, MOST_ROWS).to_pandas()
     except (OSError, ValueError) as error:
         raise InputError(
             f"{path} cannot be read: {str(error).splitlines()[0]}", where="--data"
@@ -213,7 +219,7 @@ def _blank(value: Any) -> bool:
 def _json(text: str, key: str, where: str) -> Any:
     try:
         value = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{key} is not JSON: {error}", where=where) from None
     return value
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,38 +14,31 @@ from simulator.claims.judge import GROUPS, Judged
 from simulator.errors import InputError
 
 BEGIN, END = "<!-- begin: {} -->", "<!-- end: {} -->"
-SYSTEM = {
-    "2:4 sparse tensor cores (PyTorch)": "nm24",
-    "SlideSparse (measures cuSPARSELt)": "nm24",
-    "VENOM (measures cuSPARSELt 0.3)": "nm24",
-    "LLM in a flash": "llm_in_flash",
-    "Polar Sparsity": "polar",
-    "ReLU Strikes Back": "relu",
-    "CXL-attached memory for fine-tuning": "cxl",
-    "vLLM (PagedAttention)": "--block-size",
-}
-"""Papers whose system has another name than its policy; the others agree in letters and digits."""
 
 
-def write(folder: Path, rows: Sequence[Judged], total: dict[str, Any]) -> list[Path]:
+def write(
+    folder: Path, rows: Sequence[Judged], total: dict[str, Any], systems: Mapping[str, str]
+) -> list[Path]:
     """Rewrite the generated parts of both files in `folder`; they are read whole before either is written.
+
+    `systems` maps papers to the policy they are about, where it is not called as the paper is.
 
     Raises
     ------
     InputError
         A file or one of its markers is missing.
     """
-    claims, systems = folder / "claims.md", folder / "systems.md"
-    for path in (claims, systems):
+    claims, by_system = folder / "claims.md", folder / "systems.md"
+    for path in (claims, by_system):
         if not path.is_file():
             raise InputError(f"no such file: {path}", where="--docs")
     text = claims.read_text(encoding="utf-8")
     for name, lines in (("result", _result(total)), ("misses", _misses(rows))):
         text = _between(text, name, lines, claims)
-    told = _systems(systems.read_text(encoding="utf-8"), rows)
+    told = _systems(by_system.read_text(encoding="utf-8"), rows, systems)
     claims.write_text(text, encoding="utf-8")
-    systems.write_text(told, encoding="utf-8")
-    return [claims, systems]
+    by_system.write_text(told, encoding="utf-8")
+    return [claims, by_system]
 
 
 def _between(text: str, name: str, lines: Iterable[str], path: Path) -> str:
@@ -122,11 +115,11 @@ def _misses(rows: Sequence[Judged]) -> list[str]:
     )
 
 
-def _systems(text: str, rows: Sequence[Judged]) -> str:
+def _systems(text: str, rows: Sequence[Judged], systems: Mapping[str, str]) -> str:
     """Last cell of each system's line: within 20 % / missed with a reason / not checkable (used for calibration)."""
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     for r in rows:
-        name = SYSTEM.get(r.paper) or re.sub("[^a-z0-9]", "", r.paper.casefold().split(" (")[0])
+        name = systems.get(r.paper) or re.sub("[^a-z0-9]", "", r.paper.casefold().split(" (")[0])
         kind = "not checkable" if r.status != "judged" else "within" if r.within else "missed"
         counts[_key(name)][kind] += 1
         counts[_key(name)]["calibration"] += int(r.status == "judged" and r.used_for_calibration)

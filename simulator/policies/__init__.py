@@ -4,9 +4,10 @@ Ours register through the same entry points (group ``shadowline.policies``) as a
 """
 
 from simulator.policies.base import Aspect, Compatibility, Context, KvLayout, Policy
-from simulator.policies.grammar import POLICIES, Policies, expand, parse
+from simulator.policies.grammar import FREE, POLICIES, Policies, expand, free_names, parse
 
 __all__ = [
+    "FREE",
     "POLICIES",
     "Aspect",
     "Compatibility",
@@ -15,5 +16,6 @@ __all__ = [
     "Policies",
     "Policy",
     "expand",
+    "free_names",
     "parse",
 ]

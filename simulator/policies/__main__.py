@@ -49,7 +49,9 @@ def _wide(row: dict[str, Any]) -> tuple[tuple[str, int], ...]:
 
 
 def row_of(cls: type[Policy]) -> dict[str, Any]:
-    """What a policy says of itself, as plain values."""
+    """What a policy says of itself, and where it can be run, as plain values."""
+    from simulator.free import Software, software
+
     c = cls.compatibility
     return {
         "policy": cls.name,
@@ -59,6 +61,7 @@ def row_of(cls: type[Policy]) -> dict[str, Any]:
         "citation": cls.citation,
         "rewrites": sorted(a.value for a in cls.aspects),
         "not_modelled": cls.not_modelled,
+        "software": software().get(cls.name, Software()).model_dump(),
         "mechanism": (cls.__doc__ or "").strip(),
         "parameters": [
             {"name": k, "default": f.default, "range": _range(f), "meaning": f.description or ""}
@@ -71,6 +74,7 @@ def row_of(cls: type[Policy]) -> dict[str, Any]:
             "speculative": c.speculative,
             "needs_scores": c.needs_scores,
             "extra_weight_layout": c.extra_layout,
+            "mla": c.mla,
             "gqa": c.gqa,
         },
     }
@@ -116,6 +120,9 @@ def _show(row: dict[str, Any]) -> None:
     )
     if row["not_modelled"]:
         console.out(f"not modelled: {row['not_modelled']}")
+    if row["policy"] != "dense":
+        known = [f"{k}: {v}" if k != "note" else v for k, v in row["software"].items() if v]
+        console.out(f"software: {'; '.join(known) or 'none known'}")
 
 
 if __name__ == "__main__":

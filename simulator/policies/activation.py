@@ -14,7 +14,7 @@ from simulator.dtypes import Format
 from simulator.layer import FfnSpec
 from simulator.model import ModelSpec
 from simulator.ops import Attention, Elementwise, Linear, Op
-from simulator.policies.base import Aspect, Compatibility, Context, Policy, alias
+from simulator.policies.base import Aspect, Compatibility, Context, Policy, Swept, alias
 from simulator.policies.contextual import measured_union, predictor
 from simulator.policies.grammar import POLICIES
 
@@ -65,6 +65,7 @@ class Cats(Policy):
     citation: ClassVar[str] = "Lee et al. 2024, arXiv:2404.08763"
     not_modelled: ClassVar[str] = "accuracy; atomic additions of the down projection"
     always_shown: ClassVar[tuple[str, ...]] = ("keep",)
+    swept: ClassVar[Swept | None] = ("keep", "share")
 
     keep: float = Field(0.5, gt=0.0, le=1.0, description="share of neurons kept per token")
 
@@ -129,6 +130,7 @@ class Teal(Policy):
     citation: ClassVar[str] = "Liu et al. 2024, arXiv:2408.14690"
     not_modelled: ClassVar[str] = "accuracy; atomic additions of split-K"
     always_shown: ClassVar[tuple[str, ...]] = ("keep",)
+    swept: ClassVar[Swept | None] = ("keep", "share")
 
     keep: float = Field(0.5, gt=0.0, le=1.0, description="share of inputs kept, where not told")
     qkv_keep: float | None = Field(None, gt=0.0, le=1.0, description="inputs of Q, K, V")
@@ -185,6 +187,7 @@ class Relu(Policy):
     citation: ClassVar[str] = "Mirzadeh et al. 2023, arXiv:2310.04564"
     not_modelled: ClassVar[str] = "accuracy and its recovery by training"
     always_shown: ClassVar[tuple[str, ...]] = ("down_keep",)
+    swept: ClassVar[Swept | None] = ("down_keep", "share")
 
     down_keep: float = Field(0.38, gt=0.0, le=1.0, description="non-zero inputs of down")
     up_keep: float = Field(1.0, gt=0.0, le=1.0, description="non-zero inputs of gate and up")
@@ -240,11 +243,12 @@ class Polar(Policy):
     summary: ClassVar[str] = "per-sequence head sparsity, batch-united neurons"
     aspects: ClassVar[frozenset[Aspect]] = frozenset({Aspect.WEIGHT_ROWS})
     compatibility: ClassVar[Compatibility] = Compatibility(
-        chunked_prefill=False, speculative=False, gqa="whole groups are kept or dropped"
+        mla=False, chunked_prefill=False, speculative=False, gqa="whole groups are kept or dropped"
     )
     citation: ClassVar[str] = "Shrestha et al. 2025, arXiv:2505.14884"
     not_modelled: ClassVar[str] = "accuracy"
     always_shown: ClassVar[tuple[str, ...]] = ("attn_keep",)
+    swept: ClassVar[Swept | None] = ("attn_keep", "share")
 
     attn_keep: float = Field(0.5, gt=0.0, le=1.0, description="share of heads or groups kept")
     keep: float = Field(
@@ -253,9 +257,7 @@ class Polar(Policy):
     rank: int = Field(1024, ge=1, le=65536, description="width of the neuron router")
 
     def why_not(self, model: ModelSpec, fmt: Format) -> str | None:
-        """Ordinary heads and FFNs."""
-        if any(layer.attention.mla for layer in model.layers):
-            return "heads of MLA share one latent; the method covers ordinary heads"
+        """Ordinary FFNs."""
         return _ordinary_ffn(model)
 
     def layer_key(self, index: int, n_layers: int) -> Hashable:

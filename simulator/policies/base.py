@@ -6,7 +6,7 @@ from collections.abc import Hashable
 from copy import copy
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, create_model
@@ -52,6 +52,8 @@ class Compatibility:
         Reads attention probabilities, which a flash kernel does not write: an extra pass.
     extra_layout : bool
         Keeps a second copy of weights in another layout.
+    mla : bool
+        Works where all heads share one latent per token; else it needs K and V of single heads.
     gqa : str
         What happens to the query heads that share a KV head.
     """
@@ -62,6 +64,7 @@ class Compatibility:
     speculative: bool = True
     needs_scores: bool = False
     extra_layout: bool = False
+    mla: bool = True
     gqa: str = "no change"
 
 
@@ -103,7 +106,8 @@ class KvLayout:
     """KV cache of one sequence in one layer on one GPU.
 
     ``bytes(S) = dense_bytes * min(S', dense_tokens) + token_bytes * max(S' - dense_tokens, 0)
-    + meta_bytes * S'`` with ``S' = min(keep * S, max_tokens)``, in whole pieces of `piece_tokens`.
+    + meta_bytes * S'`` with ``S' = min(w + keep * (S - w), max_tokens)`` and ``w = min(S, whole_tokens)``, in whole
+    pieces of `piece_tokens`.
 
     Attributes
     ----------
@@ -118,11 +122,13 @@ class KvLayout:
     meta_bytes : float
         Page statistics, labels and the like, per stored token [B].
     keep : float
-        Share of the context that is kept [-].
+        Share of the context that is kept, beyond `whole_tokens` of it [-].
+    whole_tokens : float
+        Newest tokens of which none is dropped by `keep` [tokens].
     grows : bool
         `max_tokens` bounds the prompt only: generated tokens are kept beside it.
     off_bytes : float
-        Per token of context outside the GPU's memory, on the policy's `home` [B].
+        Per kept token outside the GPU's memory, on the policy's `home` [B].
     reserved_tokens, piece_tokens : float
         Tokens reserved whatever the length, and the least piece that is allocated [tokens].
     """
@@ -133,19 +139,30 @@ class KvLayout:
     max_tokens: float = float("inf")
     meta_bytes: float = 0.0
     keep: float = 1.0
+    whole_tokens: float = 0.0
     grows: bool = False
     off_bytes: float = 0.0
     reserved_tokens: float = 0.0
     piece_tokens: float = 1.0
 
+    def kept(self, tokens: Array, prompt: Array | None = None) -> Array:
+        """Tokens that are not dropped of `tokens` of context, `prompt` of them read as prompt [tokens]."""
+        context = np.asarray(tokens, float)
+        if self.grows and prompt is not None:
+            return self._left(prompt) + np.maximum(context - prompt, 0.0)
+        return self._left(context)
+
+    def _left(self, tokens: Array) -> Array:
+        whole = np.minimum(tokens, self.whole_tokens)
+        return np.minimum(whole + (np.asarray(tokens, float) - whole) * self.keep, self.max_tokens)
+
+    def off(self, tokens: Array, prompt: Array | None = None) -> Array:
+        """Bytes outside the GPU for `tokens` of context, `prompt` of them read as prompt [B]."""
+        return self.kept(tokens, prompt) * self.off_bytes
+
     def bytes(self, tokens: Array, prompt: Array | None = None) -> Array:
         """Bytes on the GPU for `tokens` of context, `prompt` of them read as prompt [B]."""
-        stored = np.asarray(tokens, float)
-        if self.grows and prompt is not None:
-            kept = np.minimum(np.asarray(prompt, float) * self.keep, self.max_tokens)
-            stored = kept + np.maximum(stored - prompt, 0.0)
-        else:
-            stored = np.minimum(stored * self.keep, self.max_tokens)
+        stored = self.kept(tokens, prompt)
         if self.reserved_tokens or self.piece_tokens > 1.0:
             stored = np.maximum(stored, self.reserved_tokens)
             stored = np.ceil(stored / self.piece_tokens) * self.piece_tokens
@@ -155,6 +172,10 @@ class KvLayout:
             + (stored - dense) * self.token_bytes
             + stored * self.meta_bytes
         )
+
+
+Swept = tuple[str, Literal["share", "tokens"]]
+"""A parameter that says how sparse a policy is, and what it counts: a share kept or tokens."""
 
 
 class Policy(BaseModel):
@@ -177,6 +198,10 @@ class Policy(BaseModel):
     """Parameters the canonical spelling names even at their default."""
     alias_of: ClassVar[str] = ""
     """Policy whose mechanism this one is, with other defaults."""
+    swept: ClassVar[Swept | None] = None
+    """Parameter that says how sparse it is; None where no single one does."""
+    hardware: ClassVar[str] = "gpu"
+    """Hardware it was designed for: ``gpu`` or ``fpga``."""
 
     def why_not(self, model: ModelSpec, fmt: Format) -> str | None:
         """Reason this policy cannot be used on `model`, or None."""
@@ -209,7 +234,8 @@ class Policy(BaseModel):
         parts = []
         for key, info in type(self).model_fields.items():
             value = getattr(self, key)
-            if key in self.always_shown or value != info.default:
+            # The grammar cannot write an empty text: leaving it out says the same.
+            if value != "" and (key in self.always_shown or value != info.default):
                 parts.append(f"{key}={_text(value)}")
         return f"{self.name}({','.join(parts)})" if parts else self.name
 

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import replace
+from typing import Any, ClassVar, Self
 
 import numpy as np
+from pydantic import model_validator
 
 from simulator.arrays import Array
-from simulator.model import ModelSpec
-from simulator.ops import Attention, Elementwise, Op
-from simulator.policies.base import Context
+from simulator.ops import STREAM, Attention, Elementwise, Op
+from simulator.policies.base import Context, Policy, Swept
 from simulator.traffic import Operand
+from simulator.transfers import Transfer
 
 BANDS = 4
 """Bands of equal depth that a schedule over the layers is cut into; each takes its mean."""
-
-
-def no_latent(model: ModelSpec) -> str | None:
-    """Reason to refuse MLA models, whose cache is one latent per token."""
-    if any(layer.attention.mla for layer in model.layers):
-        return "the method works on K and V of single heads; MLA caches one latent"
-    return None
 
 
 def band(index: int, n_layers: int) -> int:
@@ -43,6 +39,41 @@ def generated(op: Attention, ctx: Context) -> Array:
 def prompt_of(op: Attention, ctx: Context) -> Array:
     """Prompt tokens per sequence; the whole context where the step does not know [-]."""
     return op.kv_len if ctx.step.decode_prompt is None else ctx.step.decode_prompt
+
+
+def copied(
+    role: str,
+    op: Attention,
+    read_bytes: Array,
+    write_bytes: Array,
+    *,
+    operand: Operand = Operand.KV,
+    count: Array | None = None,
+    run_bytes: float = STREAM,
+) -> Elementwise:
+    """One pass that reads and writes as often as `op` runs, by default over K and V."""
+    return Elementwise(
+        role=role,
+        kind="copy",
+        read_bytes=read_bytes,
+        write_bytes=write_bytes,
+        operand=operand,
+        run_bytes=run_bytes,
+        count=op.count if count is None else count,
+        overhead=True,
+    )
+
+
+def store(op: Attention, written: Array) -> Transfer:
+    """New K and V on their way to host memory, beside the rest of the block."""
+    return Transfer(
+        role="kv.store",
+        tier="host",
+        read_bytes=0.0,
+        write_bytes=written,
+        beside=("attn.", "mlp.", "norm", "kv."),
+        count=op.count,
+    )
 
 
 def score(
@@ -104,6 +135,7 @@ def select(
     heads: float | None = None,
     picked: float | None = None,
     scored: float | None = None,
+    searched: float | None = None,
 ) -> tuple[Op, ...]:
     """Score, top-k and a gathered attention over `read` tokens, where the context exceeds `budget`.
 
@@ -123,6 +155,8 @@ def select(
         Units picked per head; default ``budget / unit``.
     scored : float, optional
         Heads whose scores are written; default `heads`.
+    searched : float, optional
+        Tokens per unit the top-k searches, where scores are pooled before it; default `unit` [tokens].
     """
     heads = op.n_heads if heads is None else heads
     tokens = np.asarray(op.tokens, float)
@@ -140,7 +174,11 @@ def select(
             count=count,
         ),
         top_k(
-            units, op.batch * np.where(active, chosen, 0.0), heads=heads, rows=op.batch, count=count
+            units * (unit / (unit if searched is None else searched)),
+            op.batch * np.where(active, chosen, 0.0),
+            heads=heads,
+            rows=op.batch,
+            count=count,
         ),
         replace(
             op, attended=np.where(active, np.minimum(read, tokens), tokens), run_bytes=run_bytes
@@ -148,9 +186,12 @@ def select(
     )
 
 
-def scoring_pass(op: Attention, share: Array, role: str = "kv.estimate.prefill") -> Attention:
-    """An extra pass of the prompt's attention that does `share` of its multiply-adds."""
-    return replace(op, role=role, pair_keep=np.minimum(share, 1.0), overhead=True)
+def scoring_pass(
+    op: Attention, share: Array, *, keys: Array = 1.0, role: str = "kv.estimate.prefill"
+) -> Attention:
+    """Q K^T once more, over `share` of the pairs and with `keys` of the bytes of K; nothing is stored or put out."""
+    scores = replace(op, role=role, v_head_dim=0.0, pair_keep=share, stores=False, overhead=True)
+    return replace(scores, bytes_per_token=scores.dense_bytes_per_token * keys)
 
 
 def bounded_pairs(op: Attention, per_query: Array) -> Array:
@@ -183,7 +224,48 @@ def depth_values(text: str) -> tuple[float, ...]:
     return values
 
 
-def depth_value(text: str, ctx: Context) -> float:
-    """Share of the op's layer: linear between the parts of ``a:b:...``, in bands [-]."""
+def depth_value(text: str, depth: Array) -> np.ndarray:
+    """Share at a `depth` of 0 (first layer) to 1 (last): linear between the parts of ``a:b:...`` [-]."""
     values = depth_values(text)
-    return float(np.interp(band_depth(ctx), np.linspace(0.0, 1.0, len(values)), values))
+    return np.asarray(np.interp(depth, np.linspace(0.0, 1.0, len(values)), values))
+
+
+class ByDepth(Policy):
+    """A share `keep` that may differ from layer to layer by `depth`; then `keep` is the layers' mean."""
+
+    swept: ClassVar[Swept | None] = ("keep", "share")
+    always_shown: ClassVar[tuple[str, ...]] = ("keep", "depth")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_says_both(cls, given: Any) -> Any:
+        """`keep` alone is every layer's share; `depth` alone gives the mean."""
+        if "keep" in given and "depth" not in given:
+            return {**given, "depth": ""}
+        depth = given.get("depth")
+        if isinstance(depth, str) and depth and "keep" not in given:
+            return {**given, "keep": _mean_share(depth)}
+        return given
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        keep, depth = self.keep, self.depth  # type: ignore[attr-defined]
+        if depth and abs(_mean_share(depth) - keep) > 1e-6:
+            raise ValueError(
+                f"keep={keep:g} and depth={depth} (mean {_mean_share(depth):g}) disagree; write one of them"
+            )
+        return self
+
+    def layer_key(self, index: int, n_layers: int) -> Hashable:
+        """Shares by depth, in bands."""
+        return band(index, n_layers) if self.depth else None  # type: ignore[attr-defined]
+
+    def _keep(self, ctx: Context) -> float:
+        if not self.depth:  # type: ignore[attr-defined]
+            return self.keep  # type: ignore[attr-defined]
+        return float(depth_value(self.depth, band_depth(ctx)))  # type: ignore[attr-defined]
+
+
+def _mean_share(depth: str) -> float:
+    """Mean of a schedule over its bands, to the digits a spelling can carry [-]."""
+    return round(float(np.mean(depth_value(depth, (np.arange(BANDS) + 0.5) / BANDS))), 9)

@@ -14,7 +14,7 @@ from simulator.dtypes import FORMATS, Format
 from simulator.layer import FfnSpec
 from simulator.model import ModelSpec
 from simulator.ops import Attention, Elementwise, Linear, Op
-from simulator.policies.base import Aspect, Compatibility, Context, Policy
+from simulator.policies.base import Aspect, Compatibility, Context, Policy, Swept
 from simulator.policies.grammar import POLICIES
 from simulator.traffic import Operand
 from simulator.union import union_density
@@ -171,8 +171,6 @@ def _needs_ffn(model: ModelSpec) -> str | None:
         return (
             "neurons of routed experts are not covered by the method; use a model without experts"
         )
-    if any(layer.attention.mla for layer in model.layers):
-        return "heads of MLA share one latent; the method covers ordinary heads"
     return None
 
 
@@ -199,6 +197,7 @@ class DejaVu(Policy):
     summary: ClassVar[str] = "per-layer look-ahead predictors pick heads and ReLU neurons"
     aspects: ClassVar[frozenset[Aspect]] = frozenset({Aspect.WEIGHT_ROWS})
     compatibility: ClassVar[Compatibility] = Compatibility(
+        mla=False,
         prefix_cache=False,
         chunked_prefill=False,
         speculative=False,
@@ -209,6 +208,7 @@ class DejaVu(Policy):
         "accuracy; recomputed K and V of heads that return; overlap of the predictors with anything but all-reduces"
     )
     always_shown: ClassVar[tuple[str, ...]] = ("keep",)
+    swept: ClassVar[Swept | None] = ("keep", "share")
 
     keep: float = Field(0.25, gt=0.0, le=1.0, description="share of neurons kept per token")
     attn_keep: float = Field(0.5, gt=0.0, le=1.0, description="share of heads kept per token")
@@ -288,6 +288,7 @@ class ShadowLlm(Policy):
     )
     aspects: ClassVar[frozenset[Aspect]] = frozenset({Aspect.WEIGHT_ROWS})
     compatibility: ClassVar[Compatibility] = Compatibility(
+        mla=False,
         prefix_cache=False,
         chunked_prefill=False,
         speculative=False,
@@ -296,6 +297,7 @@ class ShadowLlm(Policy):
     citation: ClassVar[str] = "Akhauri et al. 2024, arXiv:2406.16635"
     not_modelled: ClassVar[str] = "accuracy; recomputed K and V of heads that return"
     always_shown: ClassVar[tuple[str, ...]] = ("keep",)
+    swept: ClassVar[Swept | None] = ("keep", "share")
 
     keep: float = Field(
         0.5, gt=0.0, le=1.0, description="share of heads and of neurons kept per token"

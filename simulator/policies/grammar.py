@@ -15,6 +15,11 @@ from simulator.registry import Registry
 
 POLICIES: Registry[type[Policy]] = Registry("policy", "shadowline.policies")
 
+FREE = "free"
+"""In the place of a policy: dense and every `free_names`."""
+NOT_FREE = ("token pruning", "kv allocation", "dense")
+"""Families that word leaves out: they change the task (vision tokens) or are baselines."""
+
 _TERM = re.compile(r"\s*([A-Za-z_][\w-]*)\s*(?:\((.*)\))?\s*", re.DOTALL)
 _FLAG = "--policy"
 MAX_TEXT = 2000
@@ -85,6 +90,14 @@ def expand(text: str) -> list[Policies]:
     return [_compose(members, text) for members in itertools.product(*variants)]
 
 
+def free_names() -> list[str]:
+    """Policies `FREE` stands for, at their defaults: each mechanism once, for GPUs, none that changes the task."""
+    return [
+        n for n in POLICIES
+        if POLICIES[n].family not in NOT_FREE and not POLICIES[n].alias_of and POLICIES[n].hardware == "gpu"
+    ]  # fmt: skip
+
+
 def _term(text: str) -> list[Policy]:
     match = _TERM.fullmatch(text)
     if match is None:
@@ -133,8 +146,8 @@ def _build(cls: type[Policy], given: dict[str, str]) -> Policy:
         first = error.errors()[0]
         key = str(first["loc"][0]) if first["loc"] else ""
         said = first["msg"].removeprefix("Value error, ")
-        value = f"={given[key]}" if key in given else ""
-        raise InputError(f"{cls.name}: {key}{value}: {said}", where=_FLAG) from None
+        what = f"{key}={given[key]}: " if key in given else f"{key}: " if key else ""
+        raise InputError(f"{cls.name}: {what}{said}", where=_FLAG) from None
 
 
 def _compose(members: tuple[Policy, ...], text: str) -> Policies:

@@ -9,11 +9,9 @@ import numpy as np
 from pydantic import Field
 
 from simulator.arrays import Array
-from simulator.dtypes import Format
-from simulator.model import ModelSpec
 from simulator.ops import Attention, Elementwise, Expand, Op
-from simulator.policies.base import Aspect, Compatibility, Context, KvLayout, Policy, alias
-from simulator.policies.common import no_latent, scoring_pass, top_k
+from simulator.policies.base import Aspect, Compatibility, Context, KvLayout, Policy, Swept, alias
+from simulator.policies.common import copied, scoring_pass, top_k
 from simulator.policies.grammar import POLICIES
 from simulator.traffic import Operand
 
@@ -52,15 +50,7 @@ def quantised(op: Attention, share: float, window: float) -> Attention:
 def quantise(op: Attention, share: float) -> Elementwise:
     """One pass over the new tokens' K and V."""
     new = op.batch * op.q_len * op.dense_bytes_per_token
-    return Elementwise(
-        role="kv.quantise",
-        kind="copy",
-        read_bytes=new,
-        write_bytes=new * share,
-        operand=Operand.KV,
-        count=op.count,
-        overhead=True,
-    )
+    return copied("kv.quantise", op, new, new * share)
 
 
 @POLICIES.register("kv_quant")
@@ -79,7 +69,7 @@ class KvQuant(Policy):
     family: ClassVar[str] = "kv compressed"
     summary: ClassVar[str] = "KV cache quantised in groups, newest tokens in 16 bit"
     aspects: ClassVar[frozenset[Aspect]] = frozenset({Aspect.KV_FORMAT})
-    compatibility: ClassVar[Compatibility] = Compatibility(prefix_cache=True)
+    compatibility: ClassVar[Compatibility] = Compatibility(mla=False, prefix_cache=True)
     citation: ClassVar[str] = "Liu et al. 2024, arXiv:2402.02750"
     not_modelled: ClassVar[str] = "accuracy"
     always_shown: ClassVar[tuple[str, ...]] = ("bits",)
@@ -87,10 +77,6 @@ class KvQuant(Policy):
     bits: Literal["2", "4", "8"] = Field("4", description="bits per stored element")
     group: int = Field(64, ge=16, le=1024, description="elements that share a scale and a zero")
     window: int = Field(128, ge=0, le=8192, description="newest tokens kept in 16 bit")
-
-    def why_not(self, model: ModelSpec, fmt: Format) -> str | None:
-        """MLA caches a latent these kernels do not read."""
-        return no_latent(model)
 
     def _share(self, dense_element_bytes: float) -> float:
         return (int(self.bits) / 8.0 + _SCALE_BYTES / self.group) / dense_element_bytes
@@ -142,21 +128,18 @@ class ZipVl(Policy):
     summary: ClassVar[str] = "important tokens: sparse prompt attention and mixed-precision KV"
     aspects: ClassVar[frozenset[Aspect]] = frozenset({Aspect.KV_FORMAT, Aspect.PREFILL_MASK})
     compatibility: ClassVar[Compatibility] = Compatibility(
-        prefix_cache=False, chunked_prefill=False, needs_scores=True
+        mla=False, prefix_cache=False, chunked_prefill=False, needs_scores=True
     )
     citation: ClassVar[str] = "He et al. 2024, arXiv:2410.08584"
     not_modelled: ClassVar[str] = "accuracy; ratios that differ from layer to layer"
     always_shown: ClassVar[tuple[str, ...]] = ("keep",)
+    swept: ClassVar[Swept | None] = ("keep", "share")
 
     keep: float = Field(0.286, gt=0.0, le=1.0, description="share of important tokens")
     bits_high: Literal["4", "8"] = Field("4", description="bits of an important token's elements")
     bits_low: Literal["2", "4"] = Field("2", description="bits of the others")
     group: int = Field(128, ge=16, le=4096, description="elements that share a scale and a zero")
     probe: int = Field(128, ge=1, le=4096, description="query rows scored in full")
-
-    def why_not(self, model: ModelSpec, fmt: Format) -> str | None:
-        """MLA caches a latent these kernels do not read."""
-        return no_latent(model)
 
     def _share(self, dense_element_bytes: float) -> float:
         bits = self.keep * int(self.bits_high) + (1.0 - self.keep) * int(self.bits_low)
@@ -171,7 +154,7 @@ class ZipVl(Policy):
         if op.phase == "decode":
             return (quantised(op, share, 0.0), pack)
         rows = np.minimum(float(self.probe), op.q_len)
-        probe = scoring_pass(replace(op, q_len=rows), 0.5, role="kv.probe")
+        probe = scoring_pass(replace(op, q_len=rows), 1.0, role="kv.probe")
         kept = op.batch * op.kv_len * self.keep
         pick = top_k(op.batch * op.kv_len, kept, heads=1.0, rows=op.batch, count=op.count)
         return (probe, pick, replace(op, pair_keep=self.keep**2), pack)
@@ -223,20 +206,21 @@ class Mustafar(Policy):
     summary: ClassVar[str] = "KV cache pruned by magnitude, stored as bitmap tiles"
     aspects: ClassVar[frozenset[Aspect]] = frozenset({Aspect.KV_FORMAT})
     compatibility: ClassVar[Compatibility] = Compatibility(
-        paged_kv=False, prefix_cache=False, speculative=False, gqa="tiles are shared by the group"
+        mla=False,
+        paged_kv=False,
+        prefix_cache=False,
+        speculative=False,
+        gqa="tiles are shared by the group",
     )
     citation: ClassVar[str] = "arXiv:2505.22913"
     not_modelled: ClassVar[str] = "accuracy; the 64-token packing rhythm is spread over the steps"
     always_shown: ClassVar[tuple[str, ...]] = ("keep",)
+    swept: ClassVar[Swept | None] = ("keep", "share")
 
     keep: float = Field(0.3, gt=0.0, le=1.0, description="share of K elements kept per token")
     keep_v: float | None = Field(None, gt=0.0, le=1.0, description="share of V kept; default keep")
     window: int = Field(32, ge=0, le=4096, description="newest tokens kept dense")
     fallback: Literal["none", "dense"] = Field("none", description="dense path at keep=1")
-
-    def why_not(self, model: ModelSpec, fmt: Format) -> str | None:
-        """MLA caches a latent these kernels do not read."""
-        return no_latent(model)
 
     @property
     def _off(self) -> bool:

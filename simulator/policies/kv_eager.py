@@ -5,15 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import ClassVar, Literal
 
-import numpy as np
 from pydantic import Field
 
-from simulator.arrays import Array
-from simulator.dtypes import Format
-from simulator.model import ModelSpec
-from simulator.ops import Attention, Elementwise, Op
+from simulator.ops import Attention, Op
 from simulator.policies.base import Aspect, Compatibility, Context, Policy
-from simulator.policies.common import no_latent
+from simulator.policies.common import copied
 from simulator.policies.grammar import POLICIES
 from simulator.traffic import Operand
 
@@ -43,6 +39,7 @@ class EagerAttention(Policy):
     )
     aspects: ClassVar[frozenset[Aspect]] = frozenset({Aspect.KV_ALLOCATION})
     compatibility: ClassVar[Compatibility] = Compatibility(
+        mla=False,
         paged_kv=False,
         prefix_cache=False,
         chunked_prefill=False,
@@ -58,10 +55,6 @@ class EagerAttention(Policy):
     kernel: Literal["eager", "flash"] = Field("eager", description="how attention is computed")
     scores: Literal["fp32", "fp16"] = Field("fp32", description="precision of an eager softmax")
 
-    def why_not(self, model: ModelSpec, fmt: Format) -> str | None:
-        """MLA is computed on its latent."""
-        return no_latent(model)
-
     def rewrite(self, op: Op, ctx: Context) -> tuple[Op, ...]:
         """Copies in front of attention, scores beside it."""
         if not isinstance(op, Attention):
@@ -69,31 +62,17 @@ class EagerAttention(Policy):
         before: list[Op] = []
         read = op.kv_read_bytes
         if self.cache == "concat" and op.phase == "decode":
-            before.append(_copy("kv.concat", read, read, op.count))
+            before.append(copied("kv.concat", op, read, read))
         if self.kernel == "flash":
             return (*before, op)
         group = op.n_heads / op.n_kv_heads
         if group > 1.0:
             # Read once, written g times, and g - 1 reads more by the products than `op` counts.
-            before.append(_copy("kv.repeat", read * group, read * group, op.count))
+            before.append(copied("kv.repeat", op, read * group, read * group))
         pairs = op.batch * op.n_heads * op.head_keep * op.q_len * op.tokens
         moved = 0.5 * SCORE_BYTES[self.scores] * pairs
-        scores = _copy("attn.scores", moved, moved, op.count, Operand.ACTIVATION)
+        scores = copied("attn.scores", op, moved, moved, operand=Operand.ACTIVATION)
         if op.phase == "prefill":
             # bmm computes all pairs of the square, the masked ones too.
             op = replace(op, pair_keep=op.pair_keep * op.q_len * op.tokens / op.pairs)
         return (*before, op, scores)
-
-
-def _copy(
-    role: str, read: Array, write: Array, count: Array, operand: Operand = Operand.KV
-) -> Elementwise:
-    return Elementwise(
-        role=role,
-        kind="copy",
-        read_bytes=np.asarray(read, float),
-        write_bytes=np.asarray(write, float),
-        operand=operand,
-        count=count,
-        overhead=True,
-    )

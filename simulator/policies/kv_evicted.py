@@ -9,16 +9,13 @@ from typing import ClassVar
 import numpy as np
 from pydantic import Field
 
-from simulator.arrays import Array
-from simulator.dtypes import Format
-from simulator.model import ModelSpec
 from simulator.ops import Attention, Elementwise, Op
-from simulator.policies.base import Aspect, Compatibility, Context, KvLayout, Policy, alias
+from simulator.policies.base import Aspect, Compatibility, Context, KvLayout, Policy, Swept, alias
 from simulator.policies.common import (
     band,
     band_depth,
+    copied,
     generated,
-    no_latent,
     prompt_of,
     scoring_pass,
     top_k,
@@ -43,21 +40,16 @@ class StreamingLlm(Policy):
     family: ClassVar[str] = "kv evicted"
     summary: ClassVar[str] = "attention sinks and a sliding window"
     aspects: ClassVar[frozenset[Aspect]] = frozenset({Aspect.KV_TOKENS})
-    compatibility: ClassVar[Compatibility] = Compatibility(prefix_cache=False)
+    compatibility: ClassVar[Compatibility] = Compatibility(mla=False, prefix_cache=False)
     citation: ClassVar[str] = "Xiao et al. 2023, arXiv:2309.17453"
     not_modelled: ClassVar[str] = (
         "accuracy; peak KV of the prompt before eviction is held one layer at a time"
     )
     always_shown: ClassVar[tuple[str, ...]] = ("window",)
+    swept: ClassVar[Swept | None] = ("window", "tokens")
 
     window: int = Field(1020, ge=1, le=10_000_000, description="newest tokens kept")
     sinks: int = Field(4, ge=0, le=1024, description="first tokens kept")
-
-    def why_not(self, model: ModelSpec, fmt: Format) -> str | None:
-        """The latent of MLA is rotated in part only; nobody published that kernel."""
-        if any(layer.attention.mla for layer in model.layers):
-            return "no published kernel evicts from the MLA latent"
-        return None
 
     def rewrite(self, op: Op, ctx: Context) -> tuple[Op, ...]:
         """Bounded decode reads, and the re-rotation of the kept keys."""
@@ -104,6 +96,7 @@ class H2o(Policy):
     summary: ClassVar[str] = "heavy hitters by accumulated attention, and recent tokens"
     aspects: ClassVar[frozenset[Aspect]] = frozenset({Aspect.KV_TOKENS})
     compatibility: ClassVar[Compatibility] = Compatibility(
+        mla=False,
         paged_kv=False,
         prefix_cache=False,
         chunked_prefill=False,
@@ -114,6 +107,7 @@ class H2o(Policy):
     citation: ClassVar[str] = "Zhang et al. 2023, arXiv:2306.14048"
     not_modelled: ClassVar[str] = "accuracy; the full cache of the layer that is being compressed"
     always_shown: ClassVar[tuple[str, ...]] = ("keep",)
+    swept: ClassVar[Swept | None] = ("keep", "share")
 
     keep: float = Field(0.2, gt=0.0, le=1.0, description="share of the context kept")
     budget: int = Field(
@@ -121,10 +115,6 @@ class H2o(Policy):
     )
     track: bool = Field(True, description="scores are accumulated in decode too")
     merge: bool = Field(False, description="dropped tokens are averaged into kept ones")
-
-    def why_not(self, model: ModelSpec, fmt: Format) -> str | None:
-        """Tokens are evicted per KV head."""
-        return no_latent(model)
 
     def rewrite(self, op: Op, ctx: Context) -> tuple[Op, ...]:
         """Fewer tokens in decode with their bookkeeping, visible probabilities in the prompt."""
@@ -173,7 +163,7 @@ class H2o(Policy):
         if not self.merge:
             return (sums, pick)
         new = op.batch * op.q_len * op.dense_bytes_per_token
-        return (sums, pick, _move("kv.merge", new, new * self.keep, op))
+        return (sums, pick, copied("kv.merge", op, new, new * self.keep))
 
     def layout(self, kv: KvLayout, ctx: Context) -> KvLayout:
         """The share that stays, and an fp32 accumulator per token and KV head."""
@@ -184,19 +174,6 @@ class H2o(Policy):
             max_tokens=min(kv.max_tokens, float(self.budget)),
             meta_bytes=kv.meta_bytes + (4.0 * heads if self.track else 0.0),
         )
-
-
-def _move(role: str, read_bytes: Array, write_bytes: Array, op: Attention) -> Elementwise:
-    """KV rewritten in place after the prompt."""
-    return Elementwise(
-        role=role,
-        kind="copy",
-        read_bytes=read_bytes,
-        write_bytes=write_bytes,
-        operand=Operand.KV,
-        count=op.count,
-        overhead=True,
-    )
 
 
 POLICIES.register("elastic_cache")(
@@ -233,6 +210,7 @@ class SnapKv(Policy):
     summary: ClassVar[str] = "prompt tokens picked once by an observation window"
     aspects: ClassVar[frozenset[Aspect]] = frozenset({Aspect.KV_TOKENS})
     compatibility: ClassVar[Compatibility] = Compatibility(
+        mla=False,
         prefix_cache=False,
         chunked_prefill=False,
         needs_scores=True,
@@ -241,6 +219,7 @@ class SnapKv(Policy):
     citation: ClassVar[str] = "Li et al. 2024, arXiv:2404.14469"
     not_modelled: ClassVar[str] = "accuracy; the full cache of the layer that is being compressed"
     always_shown: ClassVar[tuple[str, ...]] = ("budget",)
+    swept: ClassVar[Swept | None] = ("budget", "tokens")
 
     budget: int = Field(
         1024, ge=16, le=10_000_000, description="prompt tokens kept, mean over layers"
@@ -248,10 +227,6 @@ class SnapKv(Policy):
     observe: int = Field(32, ge=1, le=4096, description="last query rows that vote")
     taper: float = Field(1.0, ge=1.0, le=1000.0, description="mean over last layer's budget")
     head_groups: int = Field(1, ge=1, le=64, description="groups of heads with unlike budgets")
-
-    def why_not(self, model: ModelSpec, fmt: Format) -> str | None:
-        """Tokens are evicted per KV head."""
-        return no_latent(model)
 
     def layer_key(self, index: int, n_layers: int) -> Hashable:
         """Budgets by depth, in bands."""
@@ -283,19 +258,13 @@ class SnapKv(Policy):
         active = np.asarray(op.kv_len) > budget
         count = np.where(active, op.count, 0.0)
         rows = np.minimum(float(self.observe), op.q_len)
-        # QK of the last rows over all keys: 2 W P against 2 P^2 of the causal attention.
-        vote = replace(
-            scoring_pass(op, rows / op.kv_len), role="kv.observe", q_len=rows, pair_keep=0.5
-        )
+        vote = scoring_pass(replace(op, q_len=rows), 1.0, role="kv.observe")
         pick = top_k(
             op.batch * op.kv_len, op.batch * budget, heads=op.n_kv_heads, rows=op.batch, count=count
         )
         kept_bytes = op.batch * np.minimum(op.q_len, budget) * op.dense_bytes_per_token
-        gather = replace(
-            _move("kv.compact", kept_bytes, kept_bytes, op),
-            run_bytes=op.head_dim * op.kv_element_bytes,
-            count=count,
-        )
+        run = op.head_dim * op.kv_element_bytes
+        gather = copied("kv.compact", op, kept_bytes, kept_bytes, count=count, run_bytes=run)
         return (op, replace(vote, count=count), pick, gather)
 
     def layout(self, kv: KvLayout, ctx: Context) -> KvLayout:

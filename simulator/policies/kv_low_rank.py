@@ -8,11 +8,9 @@ from typing import ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from simulator.dtypes import Format
-from simulator.model import ModelSpec
+from simulator.dtypes import sixteen_bit
 from simulator.ops import Attention, Linear, Op
-from simulator.policies.base import Aspect, Compatibility, Context, KvLayout, Policy
-from simulator.policies.common import no_latent
+from simulator.policies.base import Aspect, Compatibility, Context, KvLayout, Policy, Swept
 from simulator.policies.grammar import POLICIES
 from simulator.policies.kv_compressed import mean_token_bytes
 
@@ -35,21 +33,18 @@ class Cskv(Policy):
     summary: ClassVar[str] = "low-rank K and V, optionally quantised, rebuilt each step"
     aspects: ClassVar[frozenset[Aspect]] = frozenset({Aspect.KV_FORMAT})
     compatibility: ClassVar[Compatibility] = Compatibility(
-        prefix_cache=True, gqa="rank is a share of the KV width"
+        mla=False, prefix_cache=True, gqa="rank is a share of the KV width"
     )
     citation: ClassVar[str] = "Wang et al. 2024, arXiv:2409.10593"
     not_modelled: ClassVar[str] = (
         "accuracy; scales of the 4-bit form; the rebuilt tokens' trip through memory is the product's output"
     )
     always_shown: ClassVar[tuple[str, ...]] = ("keep",)
+    swept: ClassVar[Swept | None] = ("keep", "share")
 
     keep: float = Field(0.2, gt=0.0, le=1.0, description="rank over the KV width")
     window: int = Field(32, ge=0, le=8192, description="newest tokens kept dense")
     bits: Literal["4", "16"] = Field("16", description="bits per stored element of the factors")
-
-    def why_not(self, model: ModelSpec, fmt: Format) -> str | None:
-        """MLA is low-rank already."""
-        return no_latent(model)
 
     def _share(self, element_bytes: float) -> float:
         return self.keep * int(self.bits) / 8.0 / element_bytes
@@ -65,7 +60,7 @@ class Cskv(Policy):
             m=op.batch * op.q_len,
             n=2.0 * rank,
             k=width,
-            fmt=_plain(ctx.fmt),
+            fmt=sixteen_bit(ctx.fmt),
             count=op.count,
             overhead=True,
         )
@@ -77,7 +72,7 @@ class Cskv(Policy):
             m=old,
             n=2.0 * width,
             k=rank,
-            fmt=_plain(ctx.fmt),
+            fmt=sixteen_bit(ctx.fmt),
             count=op.count,
             overhead=True,
         )
@@ -94,8 +89,3 @@ class Cskv(Policy):
             token_bytes=kv.token_bytes * self._share(ctx.kv_element_bytes),
             dense_tokens=float(self.window),
         )
-
-
-def _plain(fmt: Format) -> Format:
-    """16-bit twin of a quantised format."""
-    return fmt if fmt.weight_bits >= 16 else Format(str(fmt.math), fmt.math, 16.0)

@@ -9,12 +9,13 @@ import numpy as np
 from pydantic import Field
 
 from simulator.arrays import Array
-from simulator.dtypes import FORMATS, Format
+from simulator.dtypes import FORMATS, Format, sixteen_bit
 from simulator.model import ModelSpec
 from simulator.ops import Attention, Elementwise, Linear, Op
-from simulator.policies.base import Aspect, Compatibility, Context, KvLayout, Policy, alias
-from simulator.policies.common import no_latent, select, top_k
+from simulator.policies.base import Aspect, Compatibility, Context, KvLayout, Policy, Swept, alias
+from simulator.policies.common import scoring_pass, select, store, top_k
 from simulator.policies.grammar import POLICIES
+from simulator.policies.kv_trained import POOL
 from simulator.traffic import Operand
 from simulator.transfers import HostCompute, Transfer
 
@@ -39,6 +40,7 @@ class ShadowKv(Policy):
         {Aspect.KV_READS, Aspect.KV_FORMAT, Aspect.KV_PLACE}
     )
     compatibility: ClassVar[Compatibility] = Compatibility(
+        mla=False,
         paged_kv=False,
         prefix_cache=False,
         gqa="chunks are chosen per KV head by the group's maximum",
@@ -53,10 +55,6 @@ class ShadowKv(Policy):
     outliers: int = Field(48, ge=0, le=65536, description="chunks that stay whole on the GPU")
     local: int = Field(32, ge=0, le=65536, description="newest tokens kept whole")
     hit: float = Field(0.6, ge=0.0, le=1.0, description="share of picked chunks cached before")
-
-    def why_not(self, model: ModelSpec, fmt: Format) -> str | None:
-        """Keys of ordinary heads."""
-        return no_latent(model)
 
     @property
     def _picked(self) -> float:
@@ -82,7 +80,7 @@ class ShadowKv(Policy):
                 count=op.count,
                 overhead=True,
             )
-            return (op, svd, _store(op, rows * op.dense_bytes_per_token / 2.0))
+            return (op, svd, store(op, rows * op.dense_bytes_per_token / 2.0))
         ops = select(
             op,
             budget=self._held,
@@ -105,7 +103,7 @@ class ShadowKv(Policy):
             n=width,
             k=float(self.rank),
             groups=op.batch,  # type: ignore[arg-type]
-            fmt=_sixteen(ctx.fmt),
+            fmt=sixteen_bit(ctx.fmt),
             count=count,
             overhead=True,
         )
@@ -149,21 +147,6 @@ class ShadowKv(Policy):
         )
 
 
-def _store(op: Attention, written: object) -> Transfer:
-    return Transfer(
-        role="kv.store",
-        tier="host",
-        read_bytes=0.0,
-        write_bytes=written,  # type: ignore[arg-type]
-        beside=("attn.", "mlp.", "norm"),
-        count=op.count,
-    )
-
-
-def _sixteen(fmt: Format) -> Format:
-    return fmt if fmt.weight_bits >= 16 else Format(str(fmt.math), fmt.math, 16.0)
-
-
 @POLICIES.register("nosa")
 class Nosa(Policy):
     """InfLLM-V2's block selection, trained so that most of it stays from step to step; all KV in host memory [1]_.
@@ -182,26 +165,25 @@ class Nosa(Policy):
     aspects: ClassVar[frozenset[Aspect]] = frozenset(
         {Aspect.KV_READS, Aspect.KV_FORMAT, Aspect.KV_PLACE}
     )
-    compatibility: ClassVar[Compatibility] = Compatibility(gqa="the heads of a group share blocks")
+    compatibility: ClassVar[Compatibility] = Compatibility(
+        mla=False, gqa="the heads of a group share blocks"
+    )
     citation: ClassVar[str] = "arXiv:2510.13602"
     not_modelled: ClassVar[str] = "accuracy; overlap of the fetch with other layers"
     always_shown: ClassVar[tuple[str, ...]] = ("budget",)
+    swept: ClassVar[Swept | None] = ("budget", "tokens")
 
     budget: int = Field(4096, ge=64, le=10_000_000, description="tokens attended and cached")
     block: int = Field(64, ge=8, le=1024, description="tokens per block")
     stride: int = Field(16, ge=1, le=256, description="tokens per pooled key")
     hit: float = Field(0.75, ge=0.0, le=1.0, description="share of blocks kept from the last step")
 
-    def why_not(self, model: ModelSpec, fmt: Format) -> str | None:
-        """Blocks are per KV head."""
-        return no_latent(model)
-
     def rewrite(self, op: Op, ctx: Context) -> tuple[Op, ...]:
         """Pooled scores, top-k, fetch of the missing blocks, attention."""
         if not isinstance(op, Attention):
             return (op,)
         if op.phase == "prefill":
-            return (op, _store(op, op.batch * op.q_len * op.dense_bytes_per_token))
+            return (op, store(op, op.batch * op.q_len * op.dense_bytes_per_token))
         run = self.block * op.head_dim * op.kv_element_bytes
         ops = select(
             op,
@@ -209,10 +191,11 @@ class Nosa(Policy):
             read=float(self.budget),
             unit=self.stride,
             unit_bytes=op.dense_bytes_per_token / 2.0,
-            unit_flop=2.0 * op.n_heads * op.head_dim,
+            unit_flop=2.0 * POOL * op.n_heads * op.head_dim,
             run_bytes=run,
             heads=op.n_kv_heads,
             picked=self.budget / self.block,
+            searched=self.block,
         )
         active = np.asarray(op.tokens) > self.budget
         fetch = Transfer(
@@ -251,10 +234,12 @@ POLICIES.register("infllm_v2_offload")(
 class Alisa(Policy):
     """Sparse window attention over ``keep`` of the tokens; old tokens partly in host memory, partly dropped [1]_.
 
-    Half of the attended tokens are the newest, half are picked by the attention of the last rows (shared over
-    heads) and gathered. Of the old ones a share `host` is fetched and a share `recompute` has K and V computed
-    again from its layer input. With both 0 this is the paper's first phase, with `host` its second, with both its
-    third.
+    Half of the attended tokens are the newest, half are picked by the attention of as many last rows (summed over
+    heads) and gathered. A step writes its probabilities, adds their sum over heads to the tokens' fp32 sums and takes
+    the row that leaves away: ``4 heads k + 4 k + 4 S`` bytes written, ``4 heads k + 8 S`` read for `k` attended tokens.
+    A prompt scores its last ``k / 2`` rows once more. Of the old tokens a share `host` is fetched and a share
+    `recompute` has K and V computed again from its layer input. With both 0 this is the paper's first phase, with
+    `host` its second, with both its third.
 
     References
     ----------
@@ -266,12 +251,13 @@ class Alisa(Policy):
     summary: ClassVar[str] = "sparse window attention with fetched and recomputed tokens"
     aspects: ClassVar[frozenset[Aspect]] = frozenset({Aspect.KV_READS, Aspect.KV_PLACE})
     compatibility: ClassVar[Compatibility] = Compatibility(
-        paged_kv=False, prefix_cache=False, speculative=False, needs_scores=True,
+        mla=False, paged_kv=False, prefix_cache=False, speculative=False, needs_scores=True,
         gqa="one choice for all heads",
     )  # fmt: skip
     citation: ClassVar[str] = "Zhao et al. 2024, arXiv:2403.17312"
     not_modelled: ClassVar[str] = "accuracy; memory of the layer inputs kept for recomputation"
     always_shown: ClassVar[tuple[str, ...]] = ("keep",)
+    swept: ClassVar[Swept | None] = ("keep", "share")
 
     keep: float = Field(0.2, gt=0.0, le=1.0, description="share of the context attended")
     host: float = Field(0.0, ge=0.0, le=1.0, description="share of the KV in host memory")
@@ -281,21 +267,33 @@ class Alisa(Policy):
         """Tokens of ordinary heads."""
         if self.host + self.recompute > 1.0:
             return "host and recompute are shares of one cache; their sum exceeds 1"
-        return no_latent(model)
+        return None
 
     def rewrite(self, op: Op, ctx: Context) -> tuple[Op, ...]:
         """Local sums, top-k, fetch, recomputation, a dense attention over the gathered block."""
         if not isinstance(op, Attention):
             return (op,)
         if op.phase == "prefill":
+            rows = np.maximum(0.5 * self.keep * op.q_len, 1.0)
+            vote = scoring_pass(replace(op, q_len=rows), 1.0, role="kv.observe")
             written = self.host * op.batch * op.q_len * op.dense_bytes_per_token
-            return (op, _store(op, written)) if self.host else (op,)
+            return (op, vote, store(op, written)) if self.host else (op, vote)
         tokens = np.asarray(op.tokens, float)
         kept = np.maximum(self.keep * tokens, 1.0)
         far = 0.5 * kept * op.batch
         pick = top_k(op.batch * tokens, far, heads=1.0, rows=op.batch, count=op.count)
         run = op.head_dim * op.kv_element_bytes
-        ops: list[Op] = [pick]
+        scores = 4.0 * op.batch * kept * op.n_heads
+        sums = Elementwise(
+            role="kv.scores",
+            kind="add",
+            read_bytes=scores + 8.0 * op.batch * tokens,
+            write_bytes=scores + 4.0 * op.batch * (kept + tokens),
+            operand=Operand.INDEX,
+            count=op.count,
+            overhead=True,
+        )
+        ops: list[Op] = [sums, pick]
         if self.host:
             ops.append(
                 Transfer(

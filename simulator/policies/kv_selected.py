@@ -8,13 +8,10 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from simulator.dtypes import Format
-from simulator.model import ModelSpec
-from simulator.ops import Attention, Elementwise, Op
-from simulator.policies.base import Aspect, Compatibility, Context, KvLayout, Policy, alias
-from simulator.policies.common import no_latent, select
+from simulator.ops import Attention, Op
+from simulator.policies.base import Aspect, Compatibility, Context, KvLayout, Policy, Swept, alias
+from simulator.policies.common import copied, select, store
 from simulator.policies.grammar import POLICIES
-from simulator.traffic import Operand
 from simulator.transfers import Transfer
 
 
@@ -37,11 +34,12 @@ class Quest(Policy):
     summary: ClassVar[str] = "per-step top-k pages by key minima and maxima"
     aspects: ClassVar[frozenset[Aspect]] = frozenset({Aspect.KV_READS})
     compatibility: ClassVar[Compatibility] = Compatibility(
-        gqa="pages of the heads in a group are united, up to g times the budget"
+        mla=False, gqa="pages of the heads in a group are united, up to g times the budget"
     )
     citation: ClassVar[str] = "Tang et al. 2024, arXiv:2406.10774"
     not_modelled: ClassVar[str] = "accuracy"
     always_shown: ClassVar[tuple[str, ...]] = ("budget",)
+    swept: ClassVar[Swept | None] = ("budget", "tokens")
 
     budget: int = Field(2048, ge=16, le=10_000_000, description="tokens read per query head")
     page: int = Field(16, ge=1, le=256, description="tokens per page")
@@ -52,10 +50,6 @@ class Quest(Policy):
     score: Literal["minmax", "mean"] = Field(
         "minmax", description="kept per page: key minima and maxima, or the mean key"
     )
-
-    def why_not(self, model: ModelSpec, fmt: Format) -> str | None:
-        """MLA has one latent per token: no per-head pages."""
-        return no_latent(model)
 
     def layer_key(self, index: int, n_layers: int) -> Hashable:
         """The first layers are dense."""
@@ -121,13 +115,14 @@ class DoubleSparsity(Policy):
     summary: ClassVar[str] = "per-step top-k tokens by a few label channels"
     aspects: ClassVar[frozenset[Aspect]] = frozenset({Aspect.KV_READS, Aspect.KV_PLACE})
     compatibility: ClassVar[Compatibility] = Compatibility(
-        gqa="tokens of the heads in a group are united, up to g times the budget"
+        mla=False, gqa="tokens of the heads in a group are united, up to g times the budget"
     )
     citation: ClassVar[str] = "Yang et al. 2024, arXiv:2408.07092"
     not_modelled: ClassVar[str] = (
         "accuracy; tokens that the look-ahead missed; smaller fetches of a quantised cache"
     )
     always_shown: ClassVar[tuple[str, ...]] = ("budget",)
+    swept: ClassVar[Swept | None] = ("budget", "tokens")
 
     budget: int = Field(1024, ge=16, le=10_000_000, description="tokens read per query head")
     channels: int = Field(16, ge=1, le=1024, description="label channels per head")
@@ -137,10 +132,6 @@ class DoubleSparsity(Policy):
     )
     offload: bool = Field(False, description="full KV in host memory, picked tokens fetched")
 
-    def why_not(self, model: ModelSpec, fmt: Format) -> str | None:
-        """Channels are those of a key head."""
-        return no_latent(model)
-
     def _label_bytes(self, kv_heads: float) -> float:
         return kv_heads * self.channels * int(self.label_bits) / 8.0
 
@@ -148,18 +139,11 @@ class DoubleSparsity(Policy):
         """Labels, top-k over all tokens, a gather of single tokens, and the fetch if offloaded."""
         if not isinstance(op, Attention):
             return (op,)
+        whole = op.batch * op.q_len * op.dense_bytes_per_token
+        stored = (store(op, whole),) if self.offload else ()
         if op.phase == "prefill":
             new = op.batch * op.q_len * self._label_bytes(op.n_kv_heads)
-            label = Elementwise(
-                role="kv.label",
-                kind="copy",
-                read_bytes=new,
-                write_bytes=new,
-                operand=Operand.KV,
-                count=op.count,
-                overhead=True,
-            )
-            return (op, label, *self._store(op))
+            return (op, copied("kv.label", op, new, new), *stored)
         group = max(op.n_heads / op.n_kv_heads, 1.0) if self.gqa == "union" else 1.0
         run = op.head_dim * op.kv_element_bytes
         ops = select(
@@ -179,25 +163,9 @@ class DoubleSparsity(Policy):
             read_bytes=ops[-1].kv_read_bytes,  # type: ignore[attr-defined]
             chunk_bytes=2.0 * run,
             beside=("attn.", "mlp.", "norm", "kv."),
-            count=op.count,
+            count=ops[0].count,
         )
-        return (*ops, fetch, *self._store(op))
-
-    def _store(self, op: Attention) -> tuple[Op, ...]:
-        if not self.offload:
-            return ()
-        new = op.batch * op.q_len * op.dense_bytes_per_token
-        beside = ("attn.", "mlp.", "norm", "kv.")
-        return (
-            Transfer(
-                role="kv.store",
-                tier="host",
-                read_bytes=0.0,
-                write_bytes=new,
-                beside=beside,
-                count=op.count,
-            ),
-        )
+        return (*ops, fetch, *stored)
 
     def layout(self, kv: KvLayout, ctx: Context) -> KvLayout:
         """Labels beside the cache, or labels and a double buffer in place of it."""

@@ -10,11 +10,9 @@ import numpy as np
 from pydantic import Field
 
 from simulator.arrays import Array
-from simulator.dtypes import Format
-from simulator.model import ModelSpec
 from simulator.ops import Attention, Op
-from simulator.policies.base import Aspect, Compatibility, Context, KvLayout, Policy
-from simulator.policies.common import no_latent
+from simulator.policies.base import Aspect, Compatibility, Context, KvLayout, Policy, Swept
+from simulator.policies.common import bounded_pairs
 from simulator.policies.grammar import POLICIES
 
 
@@ -23,7 +21,7 @@ class Moa(Policy):
     """A window per head, linear in the context, found offline; the heads' mean is `keep` of the context [1]_.
 
     Decode reads ``max(keep * S, sinks)`` tokens per head on average, from a ring buffer, and keeps no others. The
-    prompt is windowed: ``keep (2 - keep)`` of the causal pairs when every head takes the mean span.
+    prompt is windowed: about ``keep (2 - keep)`` of the causal pairs when every head takes the mean span.
 
     References
     ----------
@@ -35,25 +33,23 @@ class Moa(Policy):
     summary: ClassVar[str] = "per-head windows that grow with the context"
     aspects: ClassVar[frozenset[Aspect]] = frozenset({Aspect.KV_TOKENS, Aspect.PREFILL_MASK})
     compatibility: ClassVar[Compatibility] = Compatibility(
-        paged_kv=False, prefix_cache=False, gqa="one window per KV head"
+        mla=False, paged_kv=False, prefix_cache=False, gqa="one window per KV head"
     )
     citation: ClassVar[str] = "Fu et al. 2024, arXiv:2406.14909"
     not_modelled: ClassVar[str] = "accuracy; unequal spans of the heads beyond their mean"
     always_shown: ClassVar[tuple[str, ...]] = ("keep",)
+    swept: ClassVar[Swept | None] = ("keep", "share")
 
     keep: float = Field(0.5, gt=0.0, le=1.0, description="mean share of the context a head sees")
     sinks: int = Field(64, ge=0, le=65536, description="first tokens every head sees")
-
-    def why_not(self, model: ModelSpec, fmt: Format) -> str | None:
-        """Windows are per KV head."""
-        return no_latent(model)
 
     def rewrite(self, op: Op, ctx: Context) -> tuple[Op, ...]:
         """Windowed reads and pairs."""
         if not isinstance(op, Attention):
             return (op,)
         if op.phase == "prefill":
-            return (replace(op, pair_keep=self.keep * (2.0 - self.keep)),)
+            span = np.maximum(self.keep * op.kv_len, float(self.sinks))
+            return (replace(op, pair_keep=bounded_pairs(op, span)),)
         tokens = np.asarray(op.tokens, float)
         kept = np.maximum(self.keep * tokens, np.minimum(tokens, float(self.sinks)))
         return (replace(op, attended=kept),)
@@ -79,7 +75,7 @@ class S2Attention(Policy):
     family: ClassVar[str] = "kv evicted"
     summary: ClassVar[str] = "context blocks shared out between the heads"
     aspects: ClassVar[frozenset[Aspect]] = frozenset({Aspect.KV_TOKENS, Aspect.PREFILL_MASK})
-    compatibility: ClassVar[Compatibility] = Compatibility(gqa="one shard per KV head")
+    compatibility: ClassVar[Compatibility] = Compatibility(mla=False, gqa="one shard per KV head")
     citation: ClassVar[str] = "Lin et al. 2024, arXiv:2407.17678"
     not_modelled: ClassVar[str] = "accuracy; unequal shards of the heads"
 
@@ -87,10 +83,6 @@ class S2Attention(Policy):
     block: int = Field(64, ge=16, le=1024, description="tokens per block")
     local: int = Field(1024, ge=0, le=1_000_000, description="newest tokens every head sees")
     dense_every: int = Field(0, ge=0, le=1000, description="one dense layer in so many; 0 = none")
-
-    def why_not(self, model: ModelSpec, fmt: Format) -> str | None:
-        """Shards are per KV head."""
-        return no_latent(model)
 
     def layer_key(self, index: int, n_layers: int) -> Hashable:
         """Dense layers are apart."""
@@ -110,12 +102,11 @@ class S2Attention(Policy):
         run = self.block * op.head_dim * op.kv_element_bytes
         if op.phase == "decode":
             return (replace(op, attended=self._kept(op.tokens), run_bytes=run),)
-        # The mean query stands in the middle of its chunk: pairs are linear in the context behind `local`.
-        middle = op.kv_len - 0.5 * (op.q_len - 1.0)
-        return (replace(op, pair_keep=self._kept(middle) / middle),)
+        near = bounded_pairs(op, float(self.local))
+        return (replace(op, pair_keep=near + (1.0 - near) / self.stride),)
 
     def layout(self, kv: KvLayout, ctx: Context) -> KvLayout:
         """Local tokens whole, one in `stride` of the rest."""
         if self._dense(ctx.index):
             return kv
-        return replace(kv, dense_tokens=float(self.local), token_bytes=kv.token_bytes / self.stride)
+        return replace(kv, keep=1.0 / self.stride, whole_tokens=float(self.local))

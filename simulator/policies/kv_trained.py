@@ -12,13 +12,15 @@ from simulator.arrays import Array
 from simulator.dtypes import DType, Format
 from simulator.model import ModelSpec
 from simulator.ops import Attention, Elementwise, Linear, Op
-from simulator.policies.base import Aspect, Compatibility, Context, KvLayout, Policy, alias
-from simulator.policies.common import bounded_pairs, no_latent, scoring_pass, select, top_k
+from simulator.policies.base import Aspect, Compatibility, Context, KvLayout, Policy, Swept, alias
+from simulator.policies.common import bounded_pairs, copied, scoring_pass, select, top_k
 from simulator.policies.grammar import POLICIES
 from simulator.traffic import Operand
 
 TILE_ROWS = 16.0
 """Query rows of a tensor-core tile; a kernel that loads a KV block for one group pads to them [-]."""
+POOL = 1.25
+"""Q K^T of InfLLM-V2's selection with its coarse normalisation, over that of the pooled keys [-]."""
 
 
 def _loaded_per_query(op: Attention, share: Array) -> Array:
@@ -45,7 +47,9 @@ class Nsa(Policy):
     family: ClassVar[str] = "kv selected"
     summary: ClassVar[str] = "compressed, selected and window branches, trained"
     aspects: ClassVar[frozenset[Aspect]] = frozenset({Aspect.KV_READS, Aspect.PREFILL_MASK})
-    compatibility: ClassVar[Compatibility] = Compatibility(gqa="the heads of a group share blocks")
+    compatibility: ClassVar[Compatibility] = Compatibility(
+        mla=False, gqa="the heads of a group share blocks"
+    )
     citation: ClassVar[str] = "Yuan et al. 2025, arXiv:2502.11089"
     not_modelled: ClassVar[str] = "accuracy; the compressor's own MLP and the gates; training"
 
@@ -56,10 +60,6 @@ class Nsa(Policy):
     order: Literal["query", "block"] = Field(
         "query", description="outer loop of the prompt kernel: queries (NSA) or blocks (FSA)"
     )
-
-    def why_not(self, model: ModelSpec, fmt: Format) -> str | None:
-        """Branches are per KV head."""
-        return no_latent(model)
 
     @property
     def _budget(self) -> float:
@@ -81,6 +81,7 @@ class Nsa(Policy):
             run_bytes=self.block * op.head_dim * op.kv_element_bytes,
             heads=op.n_kv_heads,
             picked=float(self.blocks),
+            searched=self.block,
         )
 
     def _prompt(self, op: Attention) -> tuple[Op, ...]:
@@ -90,18 +91,25 @@ class Nsa(Policy):
         rows = op.batch * op.q_len * np.where(active, 1.0, 0.0)
         count = np.where(active, op.count, 0.0)
         units = rows * op.kv_len / self.stride / 2.0
-        # The branch's own attention, and its scores once more for the top-k, summed over the group and written.
-        compressed = replace(scoring_pass(op, 1.5 / self.stride), count=count)
-        kept = Elementwise(
-            role="kv.scores",
-            kind="copy",
-            read_bytes=0.0,
-            write_bytes=units * op.n_kv_heads * 4.0,
-            operand=Operand.INDEX,
+        # The branch's own attention, and Q K^T once more for the top-k, summed over the group and written.
+        compressed = replace(
+            op,
+            role="kv.estimate.prefill",
+            pair_keep=1.5 / self.stride,
+            bytes_per_token=op.dense_bytes_per_token * 1.5 / self.stride,
+            stores=False,
             count=count,
             overhead=True,
         )
-        pick = top_k(units, rows * self.blocks, heads=op.n_kv_heads, rows=rows, count=count)
+        scored = units * op.n_kv_heads * 4.0
+        kept = copied("kv.scores", op, 0.0, scored, operand=Operand.INDEX, count=count)
+        pick = top_k(
+            units * (self.stride / self.block),
+            rows * self.blocks,
+            heads=op.n_kv_heads,
+            rows=rows,
+            count=count,
+        )
         if self.order == "query":
             waste = np.where(active, max(TILE_ROWS / group, 1.0), 1.0)
             loaded = np.where(active, _loaded_per_query(op, share), 0.0)
@@ -150,20 +158,15 @@ class InfLlmV2(Policy):
     family: ClassVar[str] = "kv selected"
     summary: ClassVar[str] = "trained block selection by pooled keys, dense when short"
     aspects: ClassVar[frozenset[Aspect]] = frozenset({Aspect.KV_READS, Aspect.PREFILL_MASK})
-    compatibility: ClassVar[Compatibility] = Compatibility(gqa="the heads of a group share blocks")
+    compatibility: ClassVar[Compatibility] = Compatibility(
+        mla=False, gqa="the heads of a group share blocks"
+    )
     citation: ClassVar[str] = "Zhao et al. 2025, arXiv:2509.24663"
     not_modelled: ClassVar[str] = "accuracy; max-pooling of the scores"
 
     blocks: int = Field(96, ge=1, le=65536, description="blocks attended: first, local and best")
     block: int = Field(64, ge=8, le=1024, description="tokens per block")
     stride: int = Field(16, ge=1, le=256, description="tokens per pooled key")
-
-    POOL: ClassVar[float] = 1.25
-    """QK products of the selection with its coarse normalisation, over those of the pooled keys [-]."""
-
-    def why_not(self, model: ModelSpec, fmt: Format) -> str | None:
-        """Keys are pooled per KV head."""
-        return no_latent(model)
 
     @property
     def _budget(self) -> float:
@@ -180,16 +183,17 @@ class InfLlmV2(Policy):
                 read=self._budget,
                 unit=self.stride,
                 unit_bytes=op.dense_bytes_per_token / 2.0,
-                unit_flop=2.0 * self.POOL * op.n_heads * op.head_dim,
+                unit_flop=2.0 * POOL * op.n_heads * op.head_dim,
                 run_bytes=self.block * op.head_dim * op.kv_element_bytes,
                 heads=op.n_kv_heads,
                 picked=float(self.blocks),
+                searched=self.block,
             )
         active = np.asarray(op.kv_len) > self._budget
         rows = op.batch * op.q_len * np.where(active, 1.0, 0.0)
         count = np.where(active, op.count, 0.0)
-        # QK only is half of an attention's multiply-adds.
-        scores = replace(scoring_pass(op, self.POOL * 0.5 / self.stride), count=count)
+        share = POOL / self.stride
+        scores = replace(scoring_pass(op, share, keys=1.0 / self.stride), count=count)
         units = rows * op.kv_len / self.block / 2.0
         pick = top_k(units, rows * self.blocks, heads=op.n_kv_heads, rows=rows, count=count)
         share = bounded_pairs(op, self._budget)
@@ -221,6 +225,7 @@ class Dsa(Policy):
     compatibility: ClassVar[Compatibility] = Compatibility(gqa="one latent for all heads")
     citation: ClassVar[str] = "DeepSeek-AI 2025, arXiv:2512.02556"
     not_modelled: ClassVar[str] = "accuracy; the prompt runs unabsorbed, as the dense model does"
+    swept: ClassVar[Swept | None] = ("budget", "tokens")
 
     budget: int = Field(2048, ge=16, le=10_000_000, description="tokens attended per query")
     index_heads: int = Field(64, ge=1, le=1024, description="heads of the indexer")

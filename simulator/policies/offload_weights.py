@@ -14,7 +14,7 @@ from simulator.layer import FfnSpec
 from simulator.model import ModelSpec
 from simulator.ops import Attention, Elementwise, Linear, Op
 from simulator.policies.activation import gathered
-from simulator.policies.base import Aspect, Compatibility, Context, KvLayout, Policy, alias
+from simulator.policies.base import Aspect, Compatibility, Context, KvLayout, Policy, Swept, alias
 from simulator.policies.contextual import measured_union, predictor
 from simulator.policies.grammar import POLICIES
 from simulator.traffic import Operand
@@ -58,6 +58,7 @@ class PowerInfer(Policy):
         "accuracy; KV in host memory; the CPU's arithmetic, which binds at large batches"
     )
     always_shown: ClassVar[tuple[str, ...]] = ("keep", "hot")
+    swept: ClassVar[Swept | None] = ("keep", "share")
 
     keep: float = Field(0.1, gt=0.0, le=1.0, description="share of neurons active per token")
     hot: float = Field(0.26, gt=0.0, le=1.0, description="share of neurons in GPU memory")
@@ -70,8 +71,8 @@ class PowerInfer(Policy):
 
     @property
     def home(self) -> str:
-        """The CPU's memory."""
-        return "dram"
+        """The CPU's memory, where anything is cold."""
+        return "dram" if min(self.hot, self.attn_hot) < 1.0 else "host"
 
     def why_not(self, model: ModelSpec, fmt: Format) -> str | None:
         """Neurons of ordinary FFNs."""
@@ -86,11 +87,12 @@ class PowerInfer(Policy):
         if attention and hot == 1.0 and self.attn_keep == 1.0:
             return (op,)
         if not ctx.decode_only:
-            cold = (1.0 - hot) * op.n * op.k * op.fmt.weight_bytes
+            if hot == 1.0:
+                return (op,)
             load = Transfer(
                 role=f"{op.role}.load",
                 tier="host",
-                read_bytes=cold,
+                read_bytes=(1.0 - hot) * op.weight_read_bytes,
                 operand=Operand.WEIGHT,
                 beside=ALL,
                 count=op.count,
@@ -103,26 +105,9 @@ class PowerInfer(Policy):
         on_gpu = np.minimum(active * max(self.hits, hot), hot)
         axis: Literal["n", "k"] = "k" if op.role in ("mlp.down", "attn.o") else "n"
         gpu = replace(gathered(op, on_gpu, ctx, axis), resident=hot)
-        cpu = HostCompute(
-            role=f"{op.role}.cold",
-            read_bytes=op.weight_read_bytes * (active - on_gpu),
-            flop=op.flop * (active - on_gpu),
-            beside=_ATTENTION if attention else _FFN,
-            count=op.count,
-        )
-        if attention and axis == "n":
-            return (gpu, cpu)
-        if axis == "k":
-            row = ctx.step.rows * ctx.model.hidden * 2.0
-            back = Transfer(
-                role="attn.merge" if attention else "mlp.merge",
-                tier="host",
-                read_bytes=row,
-                write_bytes=row,
-                operand=Operand.ACTIVATION,
-                count=op.count,
-            )
-            return (gpu, cpu, back)
+        parts = (gpu,) if hot == 1.0 else (gpu, *self._cold(op, ctx, active - on_gpu))
+        if attention or axis == "k":
+            return parts
         assert isinstance(ctx.layer.ffn, FfnSpec)
         guess = predictor(
             "predictor.mlp",
@@ -132,7 +117,30 @@ class PowerInfer(Policy):
             count=float(np.max(op.count)),
             picked=self.keep,
         )
-        return (*guess, gpu, cpu)
+        return (*guess, *parts)
+
+    def _cold(self, op: Linear, ctx: Context, share: Array) -> tuple[Op, ...]:
+        """`share` of the product on the CPU, and its vectors over the link behind a block's last product."""
+        attention = op.role in _ATTENTION
+        cpu = HostCompute(
+            role=f"{op.role}.cold",
+            read_bytes=op.weight_read_bytes * share,
+            flop=op.flop * share,
+            beside=_ATTENTION if attention else _FFN,
+            count=op.count,
+        )
+        if op.role not in ("mlp.down", "attn.o"):
+            return (cpu,)
+        row = ctx.step.rows * ctx.model.hidden * 2.0
+        back = Transfer(
+            role="attn.merge" if attention else "mlp.merge",
+            tier="host",
+            read_bytes=row,
+            write_bytes=row,
+            operand=Operand.ACTIVATION,
+            count=op.count,
+        )
+        return (cpu, back)
 
 
 POLICIES.register("turbosparse")(
@@ -171,6 +179,7 @@ class LlmInFlash(Policy):
     citation: ClassVar[str] = "Alizadeh et al. 2023, arXiv:2312.11514"
     not_modelled: ClassVar[str] = "accuracy; the CPU's bookkeeping of the row matrix"
     always_shown: ClassVar[tuple[str, ...]] = ("keep",)
+    swept: ClassVar[Swept | None] = ("keep", "share")
 
     keep: float = Field(0.1, gt=0.0, le=1.0, description="share of neurons predicted per token")
     new: float = Field(0.024, ge=0.0, le=1.0, description="share loaded per token")
@@ -192,8 +201,9 @@ class LlmInFlash(Policy):
         if not isinstance(op, Linear) or op.role not in _FFN:
             return (op,)
         held = replace(op, resident=self.resident)
-        chunk = ctx.model.hidden * op.fmt.weight_bytes * (2.0 if self.bundle else 1.0)
-        whole = op.n * op.k * op.fmt.weight_bytes
+        whole = op.weight_read_bytes
+        row = float(np.max(whole / (op.k if op.role == "mlp.down" else op.n)))
+        chunk = row * (2.0 if self.bundle else 1.0)
         if not ctx.decode_only:
             return (held, _load(op, whole * (1.0 - self.resident), float("inf")))
         active = measured_union(ctx, "ffn.down", self.keep)
@@ -317,7 +327,7 @@ class FlexGen(Policy):
 
     def layout(self, kv: KvLayout, ctx: Context) -> KvLayout:
         """A share here, the rest there."""
-        off = kv.off_bytes + (1.0 - self.kv) * kv.token_bytes * kv.keep
+        off = kv.off_bytes + (1.0 - self.kv) * kv.token_bytes
         return replace(
             kv,
             token_bytes=kv.token_bytes * self.kv,

@@ -8,17 +8,14 @@ from typing import ClassVar
 import numpy as np
 from pydantic import Field
 
-from simulator.dtypes import Format
-from simulator.model import ModelSpec
-from simulator.ops import Attention, Elementwise, Op
-from simulator.policies.base import Aspect, Compatibility, Context, Policy
-from simulator.policies.common import bounded_pairs, no_latent, scoring_pass, top_k
+from simulator.ops import Attention, Op
+from simulator.policies.base import Aspect, Compatibility, Context, Policy, Swept
+from simulator.policies.common import bounded_pairs, copied, scoring_pass, top_k
 from simulator.policies.grammar import POLICIES
-from simulator.traffic import Operand
 
 QUERY_BLOCK = 64.0
 """Queries that a block of MInference's kernels computes [-]."""
-_PROMPT_ONLY = Compatibility(chunked_prefill=False, gqa="patterns are per query head")
+_PROMPT_ONLY = Compatibility(mla=False, chunked_prefill=False, gqa="patterns are per query head")
 
 
 @POLICIES.register("minference")
@@ -47,10 +44,6 @@ class MInference(Policy):
     slash: int = Field(6096, ge=0, le=10_000_000, description="diagonals per head")
     observe: int = Field(64, ge=1, le=4096, description="last query rows that are scored in full")
 
-    def why_not(self, model: ModelSpec, fmt: Format) -> str | None:
-        """Patterns are those of ordinary heads."""
-        return no_latent(model)
-
     def rewrite(self, op: Op, ctx: Context) -> tuple[Op, ...]:
         """Scores of the last rows, line selection, block-sparse attention."""
         if not isinstance(op, Attention) or op.phase == "decode":
@@ -58,7 +51,7 @@ class MInference(Policy):
         budget = float(self.vertical + self.slash)
         count = np.where(np.asarray(op.kv_len) > budget, op.count, 0.0)
         rows = np.minimum(float(self.observe), op.q_len)
-        vote = scoring_pass(replace(op, q_len=rows), 0.5, role="kv.observe")
+        vote = scoring_pass(replace(op, q_len=rows), 1.0, role="kv.observe")
         pick = top_k(
             2.0 * op.batch * op.kv_len,
             op.batch * budget,
@@ -96,6 +89,7 @@ class SampleAttention(Policy):
     citation: ClassVar[str] = "Zhu et al. 2024, arXiv:2406.15486"
     not_modelled: ClassVar[str] = "accuracy; the density that a text needs (an input here)"
     always_shown: ClassVar[tuple[str, ...]] = ("keep",)
+    swept: ClassVar[Swept | None] = ("keep", "share")
 
     keep: float = Field(
         0.2, gt=0.0, le=1.0, description="share of pairs computed; assumed (published 0.2-73 %)"
@@ -103,17 +97,14 @@ class SampleAttention(Policy):
     sample: float = Field(0.03, ge=0.0, le=1.0, description="share of query rows sampled")
     block: int = Field(128, ge=16, le=1024, description="keys per sorted block")
 
-    def why_not(self, model: ModelSpec, fmt: Format) -> str | None:
-        """Ordinary heads."""
-        return no_latent(model)
-
     def rewrite(self, op: Op, ctx: Context) -> tuple[Op, ...]:
         """Sampled scores, a sort of blocks, sparse attention."""
         if not isinstance(op, Attention) or op.phase == "decode":
             return (op,)
         units = op.batch * op.kv_len / self.block
         return (
-            scoring_pass(op, self.sample),
+            # A sampled row scores all keys, twice as many as a causal row does in the mean.
+            scoring_pass(op, 2.0 * self.sample),
             top_k(units, units * self.keep, heads=op.n_heads, rows=op.batch, count=op.count),
             replace(op, pair_keep=self.keep),
         )
@@ -138,13 +129,10 @@ class Dhsa(Policy):
     citation: ClassVar[str] = "arXiv:2510.24606"
     not_modelled: ClassVar[str] = "accuracy; the boundary predictor"
     always_shown: ClassVar[tuple[str, ...]] = ("budget",)
+    swept: ClassVar[Swept | None] = ("budget", "tokens")
 
     budget: int = Field(2048, ge=16, le=10_000_000, description="tokens attended per query")
     chunk: int = Field(256, ge=8, le=4096, description="tokens per chunk")
-
-    def why_not(self, model: ModelSpec, fmt: Format) -> str | None:
-        """Ordinary heads."""
-        return no_latent(model)
 
     def rewrite(self, op: Op, ctx: Context) -> tuple[Op, ...]:
         """Pooling, chunk scores, top-k, sparse attention."""
@@ -152,15 +140,8 @@ class Dhsa(Policy):
             return (op,)
         count = np.where(np.asarray(op.kv_len) > self.budget, op.count, 0.0)
         keys = op.batch * op.kv_len * op.dense_bytes_per_token / 2.0
-        pool = Elementwise(
-            role="kv.pool",
-            kind="copy",
-            read_bytes=op.qo_bytes[0] + keys,
-            write_bytes=(op.qo_bytes[0] + keys) / self.chunk,
-            operand=Operand.KV,
-            count=count,
-            overhead=True,
-        )
+        both = op.qo_bytes[0] + keys
+        pool = copied("kv.pool", op, both, both / self.chunk, count=count)
         queries, chunks = op.q_len / self.chunk, op.kv_len / self.chunk
         units = op.batch * queries * chunks
         pick = top_k(
@@ -170,10 +151,10 @@ class Dhsa(Policy):
             rows=op.batch * queries,
             count=count,
         )
-        share = 0.5 / self.chunk**2
+        scores = scoring_pass(op, 1.0 / self.chunk**2, keys=1.0 / self.chunk)
         return (
             pool,
-            replace(scoring_pass(op, share), count=count),
+            replace(scores, count=count),
             pick,
             replace(op, pair_keep=bounded_pairs(op, float(self.budget))),
         )

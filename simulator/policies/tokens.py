@@ -11,8 +11,8 @@ from pydantic import Field
 
 from simulator.arrays import Array
 from simulator.ops import Attention, Collective, Elementwise, Linear, Moe, Op
-from simulator.policies.base import Aspect, Compatibility, Context, KvLayout, Policy
-from simulator.policies.common import generated, prompt_of
+from simulator.policies.base import Aspect, Compatibility, Context, KvLayout, Policy, Swept
+from simulator.policies.common import generated, prompt_of, scoring_pass, top_k
 from simulator.policies.grammar import POLICIES
 
 _OUTSIDE = ("lm_head", "norm.final", "sample", "unembed", "embed")
@@ -51,6 +51,7 @@ class Ftp(Policy):
     citation: ClassVar[str] = "Li et al. 2024, arXiv:2412.11494"
     not_modelled: ClassVar[str] = "accuracy; the router on four features; uneven blocks"
     always_shown: ClassVar[tuple[str, ...]] = ("keep",)
+    swept: ClassVar[Swept | None] = ("keep", "share")
 
     keep: float = Field(0.7, gt=0.0, le=1.0, description="share of tokens that enter a block")
 
@@ -78,7 +79,8 @@ class Ftp(Policy):
 class VisionTokens(Policy):
     """After layer `from_layer` the weakest vision tokens of the prompt are dropped for good [1]_.
 
-    Later layers compute and cache ``1 - share (1 - keep)`` of the prompt. The ranking uses the attention of one layer.
+    Later layers compute and cache ``1 - share (1 - keep)`` of the prompt. As in its code, the last token's attention
+    in one layer ranks them, the heads' mean: Q K^T of one row and a top-k over the vision tokens.
 
     References
     ----------
@@ -95,6 +97,7 @@ class VisionTokens(Policy):
     citation: ClassVar[str] = "Chen et al. 2024, arXiv:2403.06764"
     not_modelled: ClassVar[str] = "accuracy; the vision encoder"
     always_shown: ClassVar[tuple[str, ...]] = ("keep",)
+    swept: ClassVar[Swept | None] = ("keep", "share")
 
     keep: float = Field(0.5, gt=0.0, le=1.0, description="share of vision tokens kept")
     share: float = Field(0.9, ge=0.0, le=1.0, description="vision tokens over prompt; assumed")
@@ -114,10 +117,17 @@ class VisionTokens(Policy):
             return (op,)
         if isinstance(op, Attention):
             if op.phase == "prefill":
-                return (replace(op, q_len=op.q_len * self._left, kv_len=op.kv_len * self._left),)
+                left = replace(op, q_len=op.q_len * self._left, kv_len=op.kv_len * self._left)
+                return (*self._ranked(op), left) if ctx.index == self.from_layer else (left,)
             kept = prompt_of(op, ctx) * self._left + generated(op, ctx)
             return (replace(op, attended=np.minimum(kept, op.tokens)),)
         return (op,) if ctx.decode_only else (thinned(op, self._left),)
+
+    def _ranked(self, op: Attention) -> tuple[Op, ...]:
+        """The last row's scores and the best vision tokens, in one layer."""
+        vote = scoring_pass(replace(op, q_len=1.0, count=1.0), 1.0, role="kv.observe")
+        seen = op.batch * op.kv_len * self.share
+        return (vote, top_k(seen, seen * self.keep, heads=1.0, rows=op.batch, count=1.0))
 
     def layout(self, kv: KvLayout, ctx: Context) -> KvLayout:
         """What is left of the prompt, and all that is generated."""

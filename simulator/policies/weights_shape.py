@@ -11,10 +11,10 @@ from simulator.dtypes import Format
 from simulator.layer import FfnSpec
 from simulator.model import ModelSpec
 from simulator.ops import Collective, Elementwise, Linear, Moe, Op
-from simulator.policies.base import Aspect, Context, Policy
+from simulator.policies.base import Aspect, Compatibility, Context, Policy, Swept
+from simulator.policies.common import ByDepth
 from simulator.policies.grammar import POLICIES
 from simulator.policies.weights import is_weight
-from simulator.policies.weights_sparse import _ByDepth
 
 _INTO_HIDDEN = ("attn.o", "mlp.down")
 _FROM_HIDDEN = ("attn.qkv", "mlp.gate_up", "mlp.up", "lm_head")
@@ -37,16 +37,18 @@ class SliceGpt(Policy):
     family: ClassVar[str] = "weights"
     summary: ClassVar[str] = "hidden width cut after a rotation, dense and smaller"
     aspects: ClassVar[frozenset[Aspect]] = frozenset({Aspect.WEIGHT_SHAPE})
+    compatibility: ClassVar[Compatibility] = Compatibility(mla=False)
     citation: ClassVar[str] = "Ashkboos et al. 2024, arXiv:2401.15024"
     not_modelled: ClassVar[str] = "accuracy; the embedding table keeps its width in memory"
     always_shown: ClassVar[tuple[str, ...]] = ("keep",)
+    swept: ClassVar[Swept | None] = ("keep", "share")
 
     keep: float = Field(0.75, gt=0.0, le=1.0, description="share of the hidden width kept")
 
     def why_not(self, model: ModelSpec, fmt: Format) -> str | None:
         """Rotations commute with an RMS norm in front of ordinary attention and FFN."""
-        if model.is_moe or any(layer.attention.mla for layer in model.layers):
-            return "published for dense models of ordinary heads only"
+        if model.is_moe:
+            return "published for dense models only"
         return None
 
     def rewrite(self, op: Op, ctx: Context) -> tuple[Op, ...]:
@@ -74,10 +76,10 @@ class SliceGpt(Policy):
 
 
 @POLICIES.register("cfsp")
-class Cfsp(_ByDepth):
+class Cfsp(ByDepth):
     """FFN neurons removed, more in some layers than in others: dense and narrower [1]_.
 
-    ``depth=0.9:0.7`` gives the share kept from the first to the last layer in place of `keep`.
+    ``depth=0.9:0.7`` gives the share kept from the first to the last layer `keep` is its mean.
 
     References
     ----------
@@ -90,7 +92,6 @@ class Cfsp(_ByDepth):
     aspects: ClassVar[frozenset[Aspect]] = frozenset({Aspect.WEIGHT_SHAPE})
     citation: ClassVar[str] = "Wang et al. 2024, arXiv:2409.13199"
     not_modelled: ClassVar[str] = "accuracy and its recovery"
-    always_shown: ClassVar[tuple[str, ...]] = ("keep",)
 
     keep: float = Field(0.8, gt=0.0, le=1.0, description="share of FFN neurons kept")
     depth: str = Field(

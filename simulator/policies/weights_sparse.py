@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
 from dataclasses import replace
 from typing import ClassVar, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from simulator.dtypes import DType, Format
 from simulator.model import ModelSpec
 from simulator.ops import Expand, Linear, Op
-from simulator.policies.base import Aspect, Compatibility, Context, Policy, alias
-from simulator.policies.common import band, depth_value, depth_values
+from simulator.policies.base import Aspect, Compatibility, Context, Policy, Swept, alias
+from simulator.policies.common import ByDepth
 from simulator.policies.grammar import POLICIES
 from simulator.policies.weights import NM24_METADATA_BITS, is_weight
 
@@ -60,25 +59,8 @@ def residue_24(keep: float) -> float:
     return (three + 2.0 * keep**4) / 4.0
 
 
-class _ByDepth(Policy):
-    """A share kept that may differ from layer to layer."""
-
-    @field_validator("depth", check_fields=False)
-    @classmethod
-    def _shares(cls, text: str) -> str:
-        depth_values(text)
-        return text
-
-    def layer_key(self, index: int, n_layers: int) -> Hashable:
-        """Shares by depth, in bands."""
-        return band(index, n_layers) if self.depth else None  # type: ignore[attr-defined]
-
-    def _keep(self, ctx: Context) -> float:
-        return depth_value(self.depth, ctx) if self.depth else self.keep  # type: ignore[attr-defined]
-
-
 @POLICIES.register("sparse_weights")
-class SparseWeights(_ByDepth):
+class SparseWeights(ByDepth):
     """Unstructured zeros, loaded compressed and multiplied densely (or, in CSR, as they are).
 
     ========== =========================================== ================================= ==================
@@ -90,7 +72,7 @@ class SparseWeights(_ByDepth):
     sparta     9/16 b, and CSR of what 2:4 cannot hold     half at 2:4, the rest as CSR      none
     ========== =========================================== ================================= ==================
 
-    ``depth=0.3:0.5:0.7`` gives the share kept from the first to the last layer, linear in between, in place of `keep`.
+    ``depth=0.3:0.5:0.7`` gives the share kept from the first to the last layer, linear in between; `keep` is its mean.
 
     References
     ----------
@@ -107,7 +89,6 @@ class SparseWeights(_ByDepth):
     not_modelled: ClassVar[str] = (
         "accuracy; uneven rows; activation reads of CSR through the cache; the scatter of a bitmap"
     )
-    always_shown: ClassVar[tuple[str, ...]] = ("keep",)
 
     keep: float = Field(0.5, gt=0.0, le=1.0, description="share of weights that are not zero")
     format: Literal["tiled_csl", "bitmap", "csr", "sparta"] = Field(
@@ -299,6 +280,7 @@ class Gqsa(Policy):
     citation: ClassVar[str] = "Zeng et al. 2024, arXiv:2412.17560"
     not_modelled: ClassVar[str] = "accuracy; uneven rows, which its task-centric split hides"
     always_shown: ClassVar[tuple[str, ...]] = ("keep",)
+    swept: ClassVar[Swept | None] = ("keep", "share")
 
     keep: float = Field(0.5, gt=0.0, le=1.0, description="share of groups kept")
     group: int = Field(16, ge=8, le=256, description="weights per group")
@@ -353,6 +335,7 @@ class FlightLlm(Policy):
     summary: ClassVar[str] = "N:M weights in 3 to 8 bits on sparse DSP chains"
     aspects: ClassVar[frozenset[Aspect]] = frozenset({Aspect.WEIGHT_FORMAT})
     citation: ClassVar[str] = "Zeng et al. 2024, arXiv:2401.03868"
+    hardware: ClassVar[str] = "fpga"
     not_modelled: ClassVar[str] = (
         "accuracy; block-sparse attention; activations that never leave the chip; on the FPGA profiles (alveo-u280,"
         " vhk158) kernels are carried from GPUs"

@@ -2,19 +2,19 @@
 
     t = exp(surface) * (launch + io + chain + hypot(max4(math, kv), tiles))     never below the floor
 
-math   flop / (peak * math_eff), the rows of a query tile padded to `row_tile`
-kv     KV bytes read, `page_tokens` more per sequence, / (bandwidth * kv_eff)
-io     bytes of Q, O and the new tokens' KV write / (bandwidth * io_eff)
-tiles  thread blocks per SM * tile_s: set-up, softmax and epilogue of a block
-chain  tokens one block walks in a row (at most `split_tokens` where KV is split) * token_s
-max4   (a^4 + b^4)^(1/4): tensor math and KV stream overlap inside a block
-dim    math_eff falls as (128/d)^dim_low below and (d/128)^dim_high above a head size of 128
-alone  decode kernels that do not pack every query group: groups above `group_max` (TensorRT-LLM's
-       fallback), and with `packs_all` 0 (FlashAttention-2) a window or a group of 1, run one block
-       per query head at `alone_eff` of the peak and, in the second case, without split-K
-window a kernel may skip only part of the tokens outside a sliding window: `window_leak`
-L2     a benchmark that repeats one KV buffer reads it from L2 while it fits (`l2_share`), `l2_gain`
-       times faster; a model step does not (`reuse=0`, the default)
+    math   flop / (peak * math_eff), the rows of a query tile padded to `row_tile`
+    kv     KV bytes read, `page_tokens` more per sequence, / (bandwidth * kv_eff)
+    io     bytes of Q, O and the new tokens' KV write / (bandwidth * io_eff)
+    tiles  thread blocks per SM * tile_s: set-up, softmax and epilogue of a block
+    chain  tokens one block walks in a row (at most `split_tokens` where KV is split) * token_s
+    max4   (a^4 + b^4)^(1/4): tensor math and KV stream overlap inside a block
+    dim    math_eff falls as (128/d)^dim_low below and (d/128)^dim_high above a head size of 128
+    alone  decode kernels that do not pack every query group: groups above `group_max` (TensorRT-LLM's
+           fallback), and with `packs_all` 0 (FlashAttention-2) a window or a group of 1, run one block
+           per query head at `alone_eff` of the peak and, in the second case, without split-K
+    window a kernel may skip only part of the tokens outside a sliding window: `window_leak`
+    L2     a benchmark that repeats one KV buffer reads it from L2 while it fits (`l2_share`), `l2_gain`
+           times faster; a model step does not (`reuse=0`, the default)
 
 Contains: the KV-cache write of the new tokens (aiconfigurator times it with the kernel), the split-K
 reduction (in `launch` and `chain`). Does not contain: RoPE, projections, quantisation of Q.
@@ -123,6 +123,7 @@ def attention_time(
     surface: Surface | None = None,
     kv_read_bytes: Array | None = None,
     flop: Array | None = None,
+    io_bytes: Array | None = None,
     reuse: float = 0.0,
 ) -> AttentionTime:
     """Time of one layer's attention over arrays that broadcast.
@@ -146,8 +147,8 @@ def attention_time(
         `COEFFICIENTS`, see the module text.
     surface : Surface, optional
         Log residual over `AXES`.
-    kv_read_bytes, flop : array_like, optional
-        Override the KV bytes read [B] and the useful flop [flop].
+    kv_read_bytes, flop, io_bytes : array_like, optional
+        Override the KV bytes read [B], the useful flop [flop], and the bytes of Q, O and new K and V [B].
     reuse : float
         1 where the same KV was read just before (kernel benchmarks), 0 in a model step.
     """
@@ -201,9 +202,10 @@ def attention_time(
         # A measured cache curve says what a repeated buffer gains, and the floor counts bytes beyond L2.
         kv_scale = kv_scale * (bandwidth / resident_bytes_per_s(kv_bytes, hw))
     kv_s = kv_bytes * kv_scale
-    new_bytes = batch * (
-        q_len * (n_heads * (head_dim + value_dim) * act_bytes + n_kv_heads * token_bytes)
-    )
+    new_bytes = io_bytes
+    if new_bytes is None:
+        row_bytes = n_heads * (head_dim + value_dim) * act_bytes + n_kv_heads * token_bytes
+        new_bytes = batch * (q_len * row_bytes)
     io_s = new_bytes / (bandwidth * coef["io_eff"])
     if reuse and hw.cached is None:
         x = (kv_bytes + new_bytes) * (1.0 / (hw.l2_bytes * coef["l2_share"]))

@@ -145,7 +145,7 @@ def _time(op: Op, device: Device, engine: Engine, touched: Array) -> _Raw:
 
 @_time.register
 def _linear(op: Linear, device: Device, engine: Engine, touched: Array) -> _Raw:
-    hw = _among(hardware(device, _math(device, op.fmt.math)), touched)
+    hw = _among(hardware(device, math_of(device, op.fmt.math)), touched)
     fit, basis = lookup(device, "gemm", op.fmt.name, engine.gemm(device, op.fmt))
     weight = gathered_bytes(op.weight_read_bytes, op.run_bytes, hw)
     flop = op.flop
@@ -179,26 +179,35 @@ def _linear(op: Linear, device: Device, engine: Engine, touched: Array) -> _Raw:
 
 @_time.register
 def _attention(op: Attention, device: Device, engine: Engine, touched: Array) -> _Raw:
-    hw = _among(hardware(device, _math(device, op.math)), touched)
+    hw = _among(hardware(device, math_of(device, op.math)), touched)
     kv_format = "fp8" if op.kv_element_bytes < 2.0 else "bf16"
     phase = "decode-mla" if op.latent else op.phase
     fit, basis = lookup(
         device, "attention", f"{phase}.{kv_format}", engine.attention(device, phase, kv_format)
     )
     sparse = op.attended is not None or op.bytes_per_token is not None
-    tokens = op.tokens
-    changed = sparse or any(np.ndim(x) > 0 or x != 1.0 for x in (op.head_keep, op.pair_keep))
+    # An extra pass reads and writes what it says, not what a fitted kernel does.
+    changed = (
+        sparse
+        or op.overhead
+        or any(np.ndim(x) > 0 or x != 1.0 for x in (op.head_keep, op.pair_keep))
+    )
     flop = op.flop
-    gemv = sparse or basis is not Basis.CALIBRATED
+    # Fewer tokens run in the dense kernel, as a shorter context; smaller ones need a kernel of their own.
+    kv_len = op.kv_len
+    if op.attended is not None:
+        fewer = op.tokens < replace(op, attended=None).tokens
+        kv_len = np.where(fewer, np.maximum(op.tokens, op.q_len), kv_len)
+    gemv = op.bytes_per_token is not None or basis is not Basis.CALIBRATED
     t = attention_time(
         phase=phase,
         batch=op.batch,
         q_len=op.q_len,
-        kv_len=np.maximum(tokens, op.q_len) if op.attended is not None else op.kv_len,
+        kv_len=kv_len,
         n_heads=op.n_heads,
         n_kv_heads=op.n_kv_heads,
         head_dim=op.head_dim,
-        window=0 if op.window is None or op.attended is not None else op.window,
+        window=0 if op.window is None else op.window,
         kv_bytes_per_element=op.kv_element_bytes,
         act_bytes=2.0,
         hw=hw,
@@ -206,6 +215,7 @@ def _attention(op: Attention, device: Device, engine: Engine, touched: Array) ->
         surface=fit.surface,
         kv_read_bytes=gathered_bytes(op.kv_read_bytes, op.run_bytes, hw) if changed else None,
         flop=flop if changed or op.head_dim != op.v_head_dim else None,
+        io_bytes=sum(op.qo_bytes) + op.kv_write_bytes if op.overhead else None,
     )
     total = np.maximum(t.total_s, expand_s(op.expand, hw) + t.launch_s)
     if np.any(op.tile_bytes):
@@ -348,7 +358,7 @@ def _among(hw: Hardware, touched_bytes: Array) -> Hardware:
     return hw if hw.cached is None else replace(hw, touched_bytes=touched_bytes)
 
 
-def _math(device: Device, dtype: DType) -> DType:
+def math_of(device: Device, dtype: DType) -> DType:
     """`dtype`, or fp16 where a quantised model's 16-bit parts meet a device without bf16 (T4)."""
     if dtype is DType.BF16 and not device.has(dtype) and device.has(DType.FP16):
         return DType.FP16

@@ -165,12 +165,12 @@ def test_uncomp_runs_head_groups_as_kernels() -> None:
 
 
 def test_moa_sees_half_of_the_context() -> None:
-    """keep 0.5: S/2 tokens read and kept; a prompt windowed at P/2 has 1 - 1/4 = 3/4 of the pairs."""
+    """keep 0.5: S/2 tokens read and kept; P = 4096 queries see 1 ... 2048 tokens, then 2048: 6,292,480 pairs, three
+    quarters of 8,390,656."""
     assert kv_read(decode("llama-2-7b", "moa", 4096.0)) == LAYERS * MHA * 2048
     assert stored("llama-2-7b", "moa", 4096) == LAYERS * MHA * 2048
     assert kv_read(decode("llama-2-7b", "moa", 48.0)) == LAYERS * MHA * 48  # inside the sinks
-    dense, sparse = (core(prompt("llama-2-7b", p, 4096.0)) for p in ("dense", "moa"))
-    assert sparse.flop == pytest.approx(0.75 * dense.flop)
+    assert core(prompt("llama-2-7b", "moa", 4096.0)).flop == 4 * 4096 * 6_292_480
 
 
 def test_s2_attention_shares_blocks_between_heads() -> None:
@@ -182,6 +182,28 @@ def test_s2_attention_shares_blocks_between_heads() -> None:
 
 
 # --- selection per step ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("tokens", "near", "pairs"),
+    [(1000, 500_500, 500_500), (1500, 1_012_224, 1_125_750), (4096, 3_670_528, 8_390_656)],
+)
+def test_s2_attention_cuts_the_prompts_pairs(tokens: int, near: int, pairs: int) -> None:
+    """1,500 tokens: 1024 x 1025 / 2 + 476 x 1024 = 1,012,224 of 1500 x 1501 / 2 = 1,125,750 pairs lie within the
+    1024 newest, one in 16 of the others is computed."""
+    op = core(prompt("llama-2-7b", "s2_attention", float(tokens)))
+    assert op.flop == pytest.approx(4 * 4096 * (near + (pairs - near) / 16))
+
+
+def test_a_shard_of_the_context_is_quantised() -> None:
+    """32,000 tokens: 1024 + 30,976 / 16 = 2,960 kept, 128 of them in 16 bit, 2,832 at (4/8 + 4/64) / 2 = 0.28125."""
+    kept = 128 + 2832 * 0.28125
+    assert stored("llama-2-7b", "s2_attention+kv_quant", 32_000) == LAYERS * MHA * kept
+
+
+def test_moa_sinks_hold_in_the_prompt() -> None:
+    """100 tokens at keep 0.5: 64 sinks exceed the span of 50: 64 x 65 / 2 + 36 x 64 = 4,384 of 5,050 pairs."""
+    assert core(prompt("llama-2-7b", "moa", 100.0)).pair_keep == pytest.approx(4384 / 5050)
 
 
 def test_kinetics_scores_one_mean_key_per_page() -> None:
@@ -289,6 +311,35 @@ def test_dhsa_scores_chunk_means() -> None:
     assert float(np.sum(pick.read_bytes)) == 64 * 64 * 32 * 4
 
 
+def one(ops: list[Op], role: str) -> tuple[float, float]:
+    """Bytes of the KV operand of a single call (read, written)."""
+    access = of(ops, role)[0].traffic().access[Operand.KV]
+    return float(np.sum(access.read_bytes)), float(np.sum(access.write_bytes))
+
+
+def test_scoring_passes_read_keys_and_store_nothing() -> None:
+    """Llama-3.1-8B, K of a token 2048 B. P = 16,384: InfLLM-V2 reads one pooled key in 16 tokens, DHSA one in 256,
+    MInference, SnapKV and the sample all of them; NSA one K and V in 16, and that K once more: 1.5 / 16 of 4096 B.
+    None writes K or V or an output but NSA's branch; Q is read."""
+    p, key = 16_384, 2048
+    for policy, role, read in (
+        ("infllm_v2", "kv.estimate.prefill", p / 16 * key), ("dhsa", "kv.estimate.prefill", p / 256 * key),
+        ("minference", "kv.observe", p * key), ("snapkv", "kv.observe", p * key),
+        ("sample_attention", "kv.estimate.prefill", p * key), ("zipvl", "kv.probe", p * key),
+        ("nsa", "kv.estimate.prefill", p * 1.5 / 16 * 2 * key),
+    ):  # fmt: skip
+        ops = prompt("llama-3.1-8b", policy, float(p))
+        assert one(ops, role) == (pytest.approx(read), 0.0), policy
+        out = of(ops, role)[0].traffic().access[Operand.ACTIVATION].write_bytes
+        assert np.sum(out) == (p * 8192 if policy == "nsa" else 0.0), policy
+        assert one(ops, "attn.core.prefill") == (p * GQA, p * GQA)
+
+
+def test_the_index_of_dsa_is_stored() -> None:
+    """132 B per token and layer are written by the indexer, and every one is read."""
+    assert one(prompt("deepseek-v3", "dsa", 4096.0), "kv.index") == (4096 * 132, 4096 * 132)
+
+
 def test_ftp_computes_the_tokens_it_keeps() -> None:
     """keep 0.7, P = 1000: 700 rows in every product of a block, 1000 before and after; decode reads the weights
     with probability 0.7 at batch 1 and 1 - 0.3^2 = 0.91 at batch 2."""
@@ -300,6 +351,16 @@ def test_ftp_computes_the_tokens_it_keeps() -> None:
         assert isinstance(down, Linear)
         assert down.weight_read_bytes == pytest.approx(share * 11_008 * 4096 * 2)
     assert stored("llama-2-7b", "ftp(keep=0.7)", 1600) == pytest.approx(LAYERS * MHA * 1120)
+
+
+def test_vision_tokens_are_ranked_once() -> None:
+    """P = 1000: the last row against all keys in layer 2 alone, 32 heads x 128 x 2 flop and 8192 B of K each; the best
+    450 of 900 vision tokens."""
+    ops = prompt("llama-2-7b", "vision_tokens", 1000.0)
+    assert total(ops, "kv.observe", "flop") == 1000 * 32 * 128 * 2
+    assert total(ops, "kv.observe", "kv_read_bytes") == 1000 * 8192
+    assert total(ops, "kv.top_k", "select_elements") == 900
+    assert total(ops, "kv.top_k", "write_bytes") == 450 * 4
 
 
 def test_vision_tokens_leave_after_layer_two() -> None:

@@ -18,6 +18,7 @@ from simulator.lowering import Lowering
 from simulator.ops import Attention, Linear, Op
 from simulator.policies import parse
 from simulator.scenario import Scenario
+from simulator.traffic import Operand
 from simulator.transfers import HostCompute, Transfer
 from simulator.workload import decode_step, prefill_step
 
@@ -108,6 +109,24 @@ def test_powerinfer_streams_cold_weights_for_a_prompt() -> None:
 
 
 @pytest.mark.parametrize(
+    ("policy", "off"), [("powerinfer(hot=0.26)", 0.74), ("llm_in_flash", 0.76)]
+)
+def test_a_prompt_loads_compressed_weights_compressed(policy: str, off: float) -> None:
+    """2:4 weights are 9/16 of 2 x 134 MB a layer, on the way as in memory."""
+    low = lowered("opt-6.7b", f"nm24+{policy}")
+    stored = off * LAYERS * 2 * 4096 * 16_384 * 2 * 9 / 16
+    assert moved(low.ops(prefill_step(1.0, 512.0)), "mlp.") == pytest.approx(stored)
+    assert memory.off_weights_bytes(low) == pytest.approx(stored)
+
+
+def test_compressed_rows_of_flash_are_shorter() -> None:
+    """A bundle is two rows of 4096 weights at 9/16 of 2 B: 9216 B; 2.4 % of them are read per token."""
+    ops = decode("opt-6.7b", "nm24+llm_in_flash")
+    assert {o.chunk_bytes for o in ops if isinstance(o, Transfer)} == {9216.0}
+    assert moved(ops, "mlp.") == pytest.approx(0.024 * LAYERS * 2 * 4096 * 16_384 * 2 * 9 / 16)
+
+
+@pytest.mark.parametrize(
     ("policy", "published_ms"),
     [("llm_in_flash(new=0.1,bundle=false,rank=0)", 738), ("llm_in_flash(bundle=false)", 164), ("llm_in_flash", 87)],
 )  # fmt: skip
@@ -161,6 +180,27 @@ def test_h2o_shrinks_what_flexgen_moves() -> None:
     assert moved(ops, "kv.load") == pytest.approx(200 * 524_288)
 
 
+@pytest.mark.parametrize(
+    ("policy", "prompt", "tokens"),
+    [
+        ("h2o(keep=0.2)+lamina", None, 0.2 * 32_000),
+        ("streaming_llm+flexgen(weights=1)", None, 1024),
+        ("snapkv+lamina", 30_000, 1024 + 2000),
+        ("h2o(keep=0.2)+alisa(host=0.5)", None, 0.5 * 0.2 * 32_000),
+        ("s2_attention+flexgen(weights=1)", None, 1024 + (32_000 - 1024) / 16),
+    ],
+)
+def test_dropped_tokens_are_off_the_gpu_neither(
+    policy: str, prompt: float | None, tokens: float
+) -> None:
+    """32,000 tokens of context: what eviction left lies elsewhere, 16,384 B per token and layer."""
+    low = lowered("llama-2-7b", policy)
+    assert float(memory.off_kv_bytes(low, 32_000.0, prompt)) == pytest.approx(LAYERS * MHA * tokens)
+    if prompt is not None:
+        whole = memory.footprint(low, 2.0, prompt, 32_000.0 - prompt)
+        assert float(whole.off_bytes) == pytest.approx(2 * LAYERS * MHA * tokens)
+
+
 def test_flexgen_cpu_attention_moves_vectors_only() -> None:
     """q out, o in: 4096 fp16 each way and layer, and the new token's K and V; the CPU reads the cache."""
     ops = decode("opt-6.7b", "flexgen(weights=1,kv=0,attention=cpu)", 1000.0)
@@ -193,16 +233,13 @@ def test_shadowkv_memory_is_a_seventh() -> None:
     assert there == LAYERS * 122_880 * GQA / 2
 
 
-@pytest.mark.parametrize(
-    ("tokens", "published_ms"), [(65_536, 17.19), (131_072, 26.62), (524_288, 108.38)]
-)
-def test_shadowkv_factors_the_prompts_keys(tokens: int, published_ms: float) -> None:
-    """4 P n^2 flop of an economy SVD, n = 1024: at 64K 2.75e11, 14.1 ms of an A100's 19.5 TFLOP/s (Table 12)."""
+@pytest.mark.parametrize("tokens", [65_536, 131_072, 524_288])
+def test_shadowkv_factors_the_prompts_keys(tokens: int) -> None:
+    """4 P n^2 flop of an economy SVD, n = 1024: at 64K 2.75e11; the factors belong to the cache, not to the weights."""
     ops = lowered("llama-3.1-8b", "shadowkv").ops(prefill_step(1.0, float(tokens)))
     svd = next(o for o in ops if o.role == "kv.svd")
     assert isinstance(svd, Linear)
     assert float(np.sum(svd.flop)) == 4 * tokens * 1024**2
-    assert 1e3 * 4 * tokens * 1024**2 / 19.5e12 == pytest.approx(published_ms, rel=0.2)
     assert memory.stored_bytes(svd) == 0.0
 
 
@@ -226,14 +263,27 @@ def test_double_sparsity_offload_fetches_its_budget() -> None:
     here, there = kv("llama-2-7b", "double_sparsity_offload", 8192)
     assert here == LAYERS * (8192 * MHA / 16 + 2048 * MHA)
     assert there == LAYERS * 8192 * MHA
+    short = decode("llama-2-7b", "double_sparsity_offload", 800.0)  # inside the double buffer
+    assert moved(short, "kv.fetch") == 0.0
 
 
 def test_alisa_phases() -> None:
-    """keep 0.2 of 2000 tokens: 400 attended, 200 of them picked. Phase 3 at host 0.5, recompute 0.1: 100 fetched, 20
-    recomputed with 4096 x 8192 x 2 flop each; 40 % of the cache stays."""
+    """keep 0.2 of 2000 tokens: 400 attended, 200 of them picked by 200 rows: 32 heads x 400 fp32 probabilities, their
+    400 sums and 2000 running ones; a prompt scores its last 200 rows. Phase 3 at host 0.5, recompute 0.1: 100 fetched,
+    20 recomputed with 4096 x 8192 x 2 flop each; 40 % of the cache stays."""
     first = decode("llama-2-7b", "alisa", 2000.0)
     assert kv_read(first) == LAYERS * MHA * 400
     assert not [o for o in first if isinstance(o, Transfer)]
+    sums = next(o for o in first if o.role == "kv.scores").traffic().access[Operand.INDEX]
+    assert float(np.sum(sums.read_bytes)) == 4 * 32 * 400 + 8 * 2000
+    assert float(np.sum(sums.write_bytes)) == 4 * 32 * 400 + 4 * 400 + 4 * 2000
+    vote = next(
+        o
+        for o in lowered("llama-2-7b", "alisa").ops(prefill_step(1.0, 2000.0))
+        if o.role == "kv.observe"
+    )
+    assert isinstance(vote, Attention)
+    assert vote.flop == pytest.approx(2 * 4096 * (200 * 1800 + 200 * 201 / 2))
     third = decode("llama-2-7b", "alisa(host=0.5,recompute=0.1)", 2000.0)
     assert moved(third, "kv.fetch") == LAYERS * 100 * MHA
     redo = next(o for o in third if o.role == "kv.recompute")

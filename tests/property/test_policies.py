@@ -17,6 +17,7 @@ from simulator.group import Group
 from simulator.hub import find_model
 from simulator.lowering import Lowering
 from simulator.ops import Elementwise
+from simulator.plan import _policies
 from simulator.policies import POLICIES, Policies, parse
 from simulator.result import COLUMNS, rows
 from simulator.scenario import Scenario
@@ -65,6 +66,14 @@ def test_every_policy_tells_what_it_is(name: str) -> None:
     for model in MODELS:
         reason = lowered(name, model).why_not()
         assert reason is None or len(reason) > 10
+
+
+def test_designs_for_other_hardware_are_no_free_choice() -> None:
+    """`plan --policy free` searches what runs on GPUs: an FPGA's design is left out."""
+    assert {n for n in NAMES if POLICIES[n].hardware != "gpu"} == {"flightllm"}
+    free = _policies(["free"], "llama-3.1-8b", None)
+    assert "flightllm" not in free
+    assert {"quest", "gqsa", "w4a16"} < set(free)
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if POLICIES[n].alias_of])
@@ -143,6 +152,39 @@ def test_keeping_all_is_dense_and_overhead_is_the_difference(policy: str, model:
         if not policy.startswith("powerinfer"):
             assert np.sum(own.total_bytes) == pytest.approx(np.sum(dense.total_bytes), rel=1e-9)
         assert np.sum(own.total_flop) == pytest.approx(np.sum(dense.total_flop), rel=1e-9)
+
+
+@pytest.mark.parametrize("policy", WHOLE)
+def test_keeping_all_is_never_faster_than_dense(policy: str) -> None:
+    """On calibrated kernels and on others, with full attention and with a window; exactly dense without overhead."""
+    ran = 0
+    for model, card in itertools.product(
+        (WHOLE[policy], "mistral-7b"), ("a100-sxm-80g", "rtx-4090")
+    ):
+        sparse, dense = (
+            Group.of(
+                Scenario.of(
+                    model=model, device=card, policy=p, dtype="fp16", ignore_context_limit=True
+                ),
+                find_model(model),
+                load(card),
+            )
+            for p in (policy, "dense")
+        )
+        if sparse.problem is not None:
+            continue
+        ran += 1
+        extra = any(o.overhead for o in sparse.lowering.ops(decode_step(1.0, 64.0)))
+        for step in (
+            decode_step(8.0, np.array([60.0, 1100.0, 7000.0]), 30.0),
+            prefill_step(2.0, 1500.0),
+        ):
+            mine, theirs = (np.asarray(step_time(g, step).total_s) for g in (sparse, dense))
+            assert np.all(mine >= theirs * (1 - 1e-9)), (model, card)
+            if policy in ("moa(keep=1)", "ftp(keep=1)"):
+                assert not extra
+                np.testing.assert_allclose(mine, theirs, rtol=1e-9)
+    assert ran or policy.startswith(("powerinfer", "dsa"))
 
 
 KEPT = (

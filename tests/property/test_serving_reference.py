@@ -7,15 +7,23 @@ from collections import deque
 from dataclasses import dataclass, field
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from simulator.scenario import Scenario
 from simulator.serving.book import Book
+from simulator.serving.deployment import Deployment
+from simulator.serving.fleet import simulate
 from simulator.serving.kvpool import KvPool
 from simulator.serving.prefix import PrefixCache
 from simulator.serving.replica import Replica
 from simulator.serving.scheduler import Scheduler
 from simulator.serving.steptime import Line, StepTable, linear_table
+from simulator.serving.synthetic import synthetic
+from simulator.serving.tabulate import mixed_step
+from simulator.step import step_time
+from simulator.workload import decode_step, prefill_step
 
 # Same arithmetic in another order: sums of up to some thousand floats.
 SAME_TIME = 1e-9
@@ -194,6 +202,55 @@ def token_by_token(table, scheduler, pool, sequences, tree=None):
 
 
 SWAP = 1e-4
+
+
+class FullPrediction:
+    """What a `StepTable` is asked, answered by the full prediction every time."""
+
+    def __init__(self, group):
+        self.group, self.calls = group, 0
+
+    def step(self, n, context_sum):
+        self.calls += 1
+        step = decode_step(float(n), context_sum / n)
+        return float(np.max(step_time(self.group, step).total_s))
+
+    def mixed(self, n, context_sum, r, tokens, pairs):
+        self.calls += 1
+        each = tokens / r
+        after = pairs / tokens + 0.5 * (each - 1.0)
+        if not n:
+            step = prefill_step(float(r), each, after)
+            return float(np.max(step_time(self.group, step).total_s))
+        return float(np.max(mixed_step(self.group, n, context_sum / n, r, each, after).total_s))
+
+
+def in_full(deployment, requests):
+    """TTFT and TPOT [s] when the full prediction is asked for every token, and how often it was."""
+    asked = FullPrediction(deployment.group)
+    served = [
+        Sequence_(i, float(a), int(p), int(o), length=int(p))
+        for i, (a, p, o) in enumerate(
+            zip(requests.arrival_s, requests.prompt, requests.output, strict=True)
+        )
+    ]
+    token_by_token(asked, deployment.scheduler, deployment.pool, served)
+    first, finish = (np.array([getattr(s, k) for s in served]) for k in ("first", "finish"))
+    tpot = (finish - first) / np.maximum(requests.output - 1, 1)
+    return first - requests.arrival_s, np.where(requests.output > 1, tpot, np.nan), asked.calls
+
+
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+def test_the_loop_meets_the_full_prediction_at_every_token(scale):
+    requests = synthetic(
+        40, 6.0, arrivals="poisson", prompt="lognormal(mean=1000,cv=1)", output="lognormal(mean=60)"
+    ).scaled(scale)
+    deployment = Deployment(Scenario(model="llama-3.1-8b", device="h100-sxm"))
+    served = simulate(deployment, requests)
+    ttft, tpot, _ = in_full(deployment, requests)
+    for ours, full in ((served.ttft_s, ttft), (served.tpot_s, tpot)):
+        for q in (0.5, 0.99):
+            assert np.nanquantile(ours, q) == pytest.approx(np.nanquantile(full, q), rel=0.01)
 
 
 def bent(sequences: int, tokens: int) -> StepTable:

@@ -13,6 +13,7 @@ from simulator import break_even as module
 from simulator import console, predict
 from simulator.break_even import BreakEven, break_even
 from simulator.errors import InputError, NothingFeasibleError
+from simulator.policies import POLICIES, parse
 from simulator.scenario import Scenario
 
 BASE = {"model": "llama-3-8b", "device": "h100-sxm", "prompt_tokens": 4096, "batch": 8}
@@ -66,9 +67,58 @@ def test_sparsity_is_an_axis_of_a_share() -> None:
     assert re.search(r"at \d+% sparsity \(shadowllm\)", keep.sentence)
 
 
-def test_a_policy_without_a_dial_has_two_axes() -> None:
-    found = break_even(Scenario.of(model="llama-2-7b", device="h100-pcie", policy="nm24"))
+@pytest.mark.parametrize(
+    "policy",
+    [
+        "nm24",
+        "flexgen(weights=0.5,kv=1)",
+        "contiguous_kv(tokens=2048)",
+        "rps",
+        "sparse_weights(depth=0.6:0.4)",
+    ],
+)
+def test_a_policy_without_a_dial_has_two_axes(policy: str) -> None:
+    """Shares of memory placed or reserved are no sparsity, and a schedule over depth is no single share."""
+    found = break_even(
+        Scenario.of(model="llama-2-7b", device="h100-pcie", policy=policy, dtype="fp16")
+    )
     assert [b.axis for b in found] == ["batch", "prompt_tokens"]
+
+
+def test_what_is_swept_is_a_parameter_of_its_kind() -> None:
+    """A share lies in (0, 1] and 1 is dense; tokens are whole numbers. Two thirds of the policies have one."""
+    swept = {n: POLICIES[n] for n in POLICIES if POLICIES[n].swept}
+    assert len(swept) > 40
+    for name, cls in swept.items():
+        assert cls.swept is not None
+        field, counts = cls.swept
+        default = cls.model_fields[field].default
+        assert isinstance(default, float if counts == "share" else int), name
+        if counts == "share":
+            assert parse(f"{name}({field}=1)").members
+            with pytest.raises(InputError):
+                parse(f"{name}({field}=1.1)")
+
+
+def test_an_explicit_share_wins_over_a_schedule() -> None:
+    """mixed_sparsity's own schedule gives way to keep; a schedule and another share are refused in one line."""
+    low, high = (parse(f"mixed_sparsity(keep={k})").members[0] for k in (0.3, 1))
+    assert (low.spelling, high.spelling) == ("mixed_sparsity(keep=0.3)", "mixed_sparsity(keep=1)")
+    plain = parse("mixed_sparsity")
+    assert plain.spelling == "mixed_sparsity(keep=0.5,depth=0.6:0.4)"
+    assert parse(plain.spelling) == plain
+    assert (
+        parse("sparse_weights(depth=0.2:0.3:0.4)").spelling
+        == "sparse_weights(keep=0.3,depth=0.2:0.3:0.4)"
+    )
+    with pytest.raises(InputError, match=r"cfsp: keep=0.9 and depth=0.9:0.7 \(mean 0.8\) disagree"):
+        parse("cfsp(keep=0.9,depth=0.9:0.7)")
+    base = {"model": "llama-2-7b", "device": "h100-pcie", "dtype": "fp16"}
+    ends = [
+        predict.predict(Scenario.of(**base, policy=f"mixed_sparsity(keep={k})")).row["tpot_s"]
+        for k in (0.3, 1)
+    ]
+    assert ends[0] < ends[1]
 
 
 def test_dense_has_no_break_even() -> None:

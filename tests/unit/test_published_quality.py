@@ -18,7 +18,9 @@ from simulator.published_quality import (
     best,
     choices,
     load_series,
+    losses,
     published,
+    siblings,
 )
 from simulator.scenario import Scenario
 
@@ -32,7 +34,7 @@ def member(text: str):
 def test_every_series_resolves_and_has_a_source() -> None:
     for s in load_series():
         assert find_model(s.model).name == s.model
-        assert "arXiv" in s.source
+        assert "arXiv" in s.source or "model card" in s.source
         assert len(parse(s.policy).members) == 1
         for policy in s.settings(1.0):
             assert s.quality(policy) is not None
@@ -62,6 +64,18 @@ def test_other_parameters_must_be_those_published() -> None:
     assert published(model, "mustafar(keep=0.5)") == []
     assert published("llama-2-7b", "mustafar(keep=0.5,keep_v=1)") == []
     assert published(model, "mustafar(keep=0.5,keep_v=1)+w4a16") == []
+
+
+def test_a_model_of_the_same_shape_gives_a_hint_that_says_so() -> None:
+    assert {s.model for s in siblings("llama-3.1-8b")} == {"llama-3-8b"}
+    assert (
+        losses("llama-3.1-8b", "teal(keep=0.5)")
+        == "4.65 points of mean of 6 zero-shot tasks on llama-3-8b"
+    )
+    # Its own figures go first, and of several the worst.
+    assert losses("llama-3.1-8b", "nm24") == "1.49 points of Mosaic Eval Gauntlet average"
+    assert losses("llama-3.1-8b", "teal(keep=0.4)") == ""
+    assert losses("qwen2.5-14b", "nm24") == ""
 
 
 def test_perplexity_counts_as_a_ratio() -> None:
@@ -98,13 +112,33 @@ def test_front_and_best_by_hand() -> None:
 
 
 def test_speed_beside_it_is_the_prediction() -> None:
-    found = choices(Scenario.of(**HERE), 1.0)
+    found, skipped = choices(Scenario.of(**HERE), 1.0)
+    assert not skipped
     assert [c.tokens_per_s for c in found] == sorted((c.tokens_per_s for c in found), reverse=True)
     h2o = next(c for c in found if c.policy.startswith("h2o"))
     row = predict.predict(Scenario.of(**HERE, policy=h2o.policy)).row
     assert h2o.tokens_per_s == pytest.approx(row["tokens_per_s"])
     assert h2o.speedup == pytest.approx(row["throughput_speedup_same_batch"])
     assert h2o.loss == pytest.approx(0.2)
+
+
+def test_a_policy_that_cannot_run_is_listed_with_its_reason(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A V100 has no 2:4 tensor cores: nm24 is left out, and said so on the terminal and in JSON."""
+    here = {"model": "llama-2-7b", "device": "v100-sxm", "dtype": "fp16"}
+    found, skipped = choices(Scenario.of(**here), 1.0)
+    assert found
+    assert "2:4" in skipped["nm24"]
+    assert "nm24" not in {c.policy for c in found}
+    words = [w for k, v in here.items() for w in (f"--{k}", v)]
+    for more in ([], ["--json"]):
+        monkeypatch.setattr(sys, "argv", ["predict", *words, "--max-loss", "1", *more])
+        with pytest.raises(SystemExit):
+            console.main(predict.app)
+    text, _, last = capsys.readouterr().out.rstrip().rpartition("\n")
+    assert f"not considered: nm24: {skipped['nm24']}" in text
+    assert json.loads(last)["skipped"] == skipped
 
 
 def test_a_model_nobody_published_is_said_so() -> None:
