@@ -1,4 +1,7 @@
-"""Choosing among the rows of a static sweep: targets, replicas and rent."""
+"""Choosing among the rows of a static sweep: targets, replicas and rent.
+
+A static batch knows no queue: `simulator.plan` simulates requests as they arrive.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +40,7 @@ class Targets:
 
 
 def plan(rows: pd.DataFrame, usd_per_h: Mapping[str, float], targets: Targets) -> pd.DataFrame:
-    """Rows that fit, cheapest first, those that meet the targets before the others.
+    """Rows that fit, cheapest first, those that meet the targets before the others; a time not known meets none.
 
     Parameters
     ----------
@@ -61,10 +64,12 @@ def plan(rows: pd.DataFrame, usd_per_h: Mapping[str, float], targets: Targets) -
     good["replicas"] = 1 if wanted is None else np.ceil(wanted / good["tokens_per_s"]).astype(int)
     good["usd_per_h"] = price * good["replicas"]
     good["usd_per_mtoken"] = price / 3600.0 / good["tokens_per_s"] * 1e6
+    # One output token has no time between tokens, so it keeps any promise about it.
+    tpot = good["tpot_s"].where(good["output_tokens"] > 1, 0.0)
     miss = pd.Series(0.0, good.index)
-    for column, limit in (("ttft_s", targets.ttft_s), ("tpot_s", targets.tpot_s)):
+    for times, limit in ((good["ttft_s"], targets.ttft_s), (tpot, targets.tpot_s)):
         if limit is not None:
-            miss = np.maximum(miss, good[column].fillna(0.0) / limit)
+            miss = np.maximum(miss, times.fillna(np.inf) / limit)
     good["miss"], good["meets"] = miss, miss <= 1.0
     good["cost"] = good["usd_per_mtoken"] if wanted is None else good["usd_per_h"]
     order = ["meets", "cost", "gpus", "tpot_s"]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import replace
+from math import isfinite
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -13,46 +14,32 @@ import typer
 from simulator import console
 from simulator.dtypes import AUTO
 from simulator.errors import EXIT_NOTHING_FEASIBLE, InputError, UnknownNameError
+from simulator.serving import options
 
 if TYPE_CHECKING:
-    from simulator.scenario import Scenario
     from simulator.serving.deployment import Deployment
     from simulator.serving.search import Plan
+    from simulator.serving.slo import Promise
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 DEVICES = "a100-sxm-80g,h100-sxm,h200,b200,l40s,h20,mi300x"
-FREE = "free"
-NOT_FREE = ("token pruning", "kv allocation", "dense")
-"""Families `--policy free` leaves out: they change the task (vision tokens) or are baselines."""
-NOT_GPUS = ("flightllm", "lamina", "cxl")
-"""Policies it leaves out because they are designs for other hardware (FPGA, attention servers, CXL cards)."""
+CONTRADICTS = "contradicts a flag that is given"
+"""Why a policy is left out before anything is asked of it."""
 
 
 @app.command()
 def command(
-    model: Annotated[
-        str | None, typer.Option(help="model name, folder, config.json or hub id")
-    ] = None,
-    slo: Annotated[str | None, typer.Option(help="e.g. 'ttft:p99<2s;tpot:p99<60ms'")] = None,
-    device: Annotated[
-        str, typer.Option(help="device names, commas between")
-    ] = "a100-sxm-80g,h100-sxm,h200,b200,l40s,h20,mi300x",
-    requests: Annotated[
-        Path | None, typer.Option(help="Azure, BurstGPT or own CSV/Parquet, or Mooncake JSONL")
-    ] = None,
-    rate: Annotated[
-        float | None, typer.Option(help="requests/s; with --requests its lengths at this rate")
-    ] = None,
-    arrivals: Annotated[
-        str, typer.Option(help="with --rate: poisson, gamma(cv=2) or fixed")
-    ] = "poisson",
-    prompt_tokens: Annotated[
-        str | None, typer.Option(help="synthetic lengths, as in serve")
-    ] = None,
-    output_tokens: Annotated[str | None, typer.Option(help="likewise")] = None,
+    model: options.Model = None,
+    slo: options.Slo = None,
+    device: Annotated[str, typer.Option(help="device names, commas between")] = DEVICES,
+    requests: options.RequestsFile = None,
+    rate: options.Rate = None,
+    arrivals: options.Arrivals = "poisson",
+    prompt_tokens: options.Prompt = None,
+    output_tokens: options.Output = None,
     count: Annotated[int, typer.Option(help="requests simulated per fleet")] = 5000,
-    seed: Annotated[int, typer.Option(help="of everything random")] = 0,
-    skip_invalid: Annotated[bool, typer.Option("--skip-invalid")] = False,
+    seed: options.Seed = 0,
+    skip_invalid: options.SkipInvalid = False,
     policy: Annotated[
         list[str] | None,
         typer.Option(help="policies beside dense, or free: every registered one at its defaults"),
@@ -63,7 +50,7 @@ def command(
             help="points: only policies whose published quality of the model loses at most this"
         ),
     ] = None,
-    engine: Annotated[str, typer.Option(help="serving engine")] = "vllm",
+    engine: options.Engine = "vllm",
     dtype: Annotated[str, typer.Option(help="weight formats, commas between")] = AUTO,
     kv_cache_dtype: Annotated[str, typer.Option(help="KV formats, commas between")] = AUTO,
     tp: Annotated[str, typer.Option(help="tensor-parallel GPUs")] = "1,2,4,8",
@@ -72,20 +59,16 @@ def command(
     scheduler: Annotated[str, typer.Option(help="commas between")] = "chunked",
     max_num_seqs: Annotated[str, typer.Option(help="sequences running at once")] = "256",
     max_num_batched_tokens: Annotated[str, typer.Option(help="tokens of one step")] = "2048,8192",
-    router: Annotated[
-        str, typer.Option(help="round-robin, least-loaded, prefix-aware")
-    ] = "least-loaded",
-    prefix_cache: Annotated[bool, typer.Option("--prefix-cache")] = False,
-    gpu_memory_utilization: Annotated[float, typer.Option(help="share of memory used")] = 0.9,
-    ignore_context_limit: Annotated[bool, typer.Option("--ignore-context-limit")] = False,
+    router: options.Router = "least-loaded",
+    prefix_cache: options.PrefixCache = False,
+    gpu_memory_utilization: options.Utilization = 0.9,
+    ignore_context_limit: options.IgnoreContext = False,
     objective: Annotated[str, typer.Option(help="cheapest, fastest or energy")] = "cheapest",
     max_gpus: Annotated[int, typer.Option(help="GPUs of the whole fleet")] = 64,
-    workers: Annotated[int, typer.Option(help="local processes")] = 1,
-    cluster: Annotated[
-        str | None, typer.Option(help="Dask scheduler tcp://host:8786, or local")
-    ] = None,
-    json_: Annotated[bool, typer.Option("--json", help='{"rows": [...]} on stdout')] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="no progress")] = False,
+    workers: options.Workers = 1,
+    cluster: options.Cluster = None,
+    json_: options.Json = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Find the cheapest (fastest, least energy) deployment that keeps --slo under the traffic.
 
@@ -94,7 +77,6 @@ def command(
     """
     from time import perf_counter
 
-    from simulator.serving.options import load
     from simulator.serving.search import OBJECTIVES, search
     from simulator.serving.slo import parse_slo
 
@@ -106,11 +88,19 @@ def command(
             )
     if objective not in OBJECTIVES:
         raise UnknownNameError("objective", objective, OBJECTIVES, where="--objective")
+    if max_gpus < 1:
+        raise InputError("must be 1 or more", where="--max-gpus")
+    if max_loss is not None and not isfinite(max_loss):
+        raise InputError(f"{max_loss} is not a number of points", where="--max-loss")
     promises = parse_slo(slo or "")
-    arrived = load(
+    arrived = options.load(
         requests, rate=rate, count=count, arrivals=arrivals, prompt=prompt_tokens,
         output=output_tokens, seed=seed, skip_invalid=skip_invalid,
     )  # fmt: skip
+    if not isfinite(arrived.rate):
+        raise InputError(
+            "all requests arrive at once, there is no rate to plan for", where="--requests"
+        )
     axes = {
         "device": device, "dtype": dtype, "kv_cache_dtype": kv_cache_dtype, "tp": tp, "pp": pp,
         "ep": ep, "scheduler": scheduler, "max_num_seqs": max_num_seqs,
@@ -126,19 +116,20 @@ def command(
         console.say(
             f"no policy given has a published loss of at most {max_loss:g} points on {model}; dense alone"
         )
-    candidates = list(_candidates(axes, fixed, chosen, router, prefix_cache))
+    candidates, refused = _candidates(axes, fixed, chosen, router, prefix_cache)
     found = search(
         candidates, arrived, promises, objective=objective, max_gpus=max_gpus,
-        workers=workers, cluster=cluster, quiet=quiet or json_,
+        workers=workers, cluster=cluster, quiet=quiet,
     )  # fmt: skip
+    if refused:
+        kinds = found.rejected | {CONTRADICTS: (len(refused), refused[-1])}
+        found = replace(found, rejected=kinds, points=found.points + len(refused))
     seconds = perf_counter() - began
-    _launch(found, fixed)
+    _launch(found, fixed, prefix_cache)
     line = "python -m simulator.plan " + shlex.join(sys.argv[1:])
     if json_:
-        by_policy = [vars(p) for p in found.by_policy]
-        console.out_json(
-            {**vars(found), "by_policy": by_policy, "seconds": seconds, "command": line}
-        )
+        costs = {k: [vars(p) for p in getattr(found, k)] for k in ("by_policy", "by_device")}
+        console.out_json({**vars(found), **costs, "seconds": seconds, "command": line})
     else:
         show(found, arrived.name, slo or "", objective, seconds)
     if not found.rows:
@@ -150,7 +141,7 @@ def _policies(given: Sequence[str], model: str, max_loss: float | None) -> list[
     that was published for the model.
     """
     from simulator.group import find_model
-    from simulator.policies import POLICIES, expand
+    from simulator.policies import FREE, expand, free_names
     from simulator.published_quality import load_series, published
 
     names: list[str] = []
@@ -158,10 +149,7 @@ def _policies(given: Sequence[str], model: str, max_loss: float | None) -> list[
         if text != FREE:
             names += [p.spelling for p in expand(text)]
         elif max_loss is None:
-            names += [
-                n for n in POLICIES
-                if POLICIES[n].family not in NOT_FREE and not POLICIES[n].alias_of and n not in NOT_GPUS
-            ]  # fmt: skip
+            names += free_names()
         else:
             series = [s for s in load_series() if s.model == find_model(model).name]
             names += [
@@ -179,11 +167,12 @@ def _policies(given: Sequence[str], model: str, max_loss: float | None) -> list[
 
 def _candidates(
     axes: dict[str, str], fixed: dict[str, Any], policies: Sequence[str], router: str, prefix: bool
-) -> Iterator[Deployment]:
-    """Deployments of one replica: the product of the axes, without combinations that contradict themselves."""
+) -> tuple[list[Deployment], list[str]]:
+    """Deployments of one replica, the product of the axes; and why others contradict themselves, one line each."""
     from itertools import product
 
     from simulator.grid import names, whole_numbers
+    from simulator.scenario import Scenario
     from simulator.serving.deployment import Deployment
     from simulator.serving.scheduler import Scheduler
 
@@ -198,33 +187,31 @@ def _candidates(
             *(values.pop(k) for k in ("scheduler", "max_num_seqs", "max_num_batched_tokens"))
         )
     ]
+    deployments: list[Deployment] = []
+    refused: list[str] = []
     # Schedulers vary fastest: what a scenario was understood as is at hand for all of them.
     for policy in policies:
         for combination in product(*values.values()):
             at = dict(zip(values, combination, strict=True))
-            scenario = _scenario({**fixed, **at, "policy": policy})
-            if scenario is not None:
-                for scheduler in settings:
-                    yield Deployment(scenario, scheduler, router=router, prefix_cache=prefix)
-
-
-def _scenario(values: dict[str, Any]) -> Scenario | None:
-    """Scenario of one combination; None where its policy sets a format that is also given."""
-    from simulator.scenario import Scenario
-
-    try:
-        return Scenario.of(**values)
-    except InputError:
-        if values["policy"] == "dense":
-            raise
-        return None
+            try:
+                scenario = Scenario.of(**fixed, **at, policy=policy)
+            except InputError as error:
+                # A policy may set a format that is also given; what is wrong without one is wrong everywhere.
+                if policy == "dense":
+                    raise
+                refused += [str(error)] * len(settings)
+                continue
+            deployments += [
+                Deployment(scenario, s, router=router, prefix_cache=prefix) for s in settings
+            ]
+    return deployments, refused
 
 
 def _flag(key: str) -> str:
     return "--" + key.replace("_", "-")
 
 
-def _launch(found: Plan, fixed: dict[str, Any]) -> None:
+def _launch(found: Plan, fixed: dict[str, Any], prefix_cache: bool) -> None:
     """Add the launch command to every row."""
     from simulator.scenario import Scenario
     from simulator.serving.launch import launch_command
@@ -233,11 +220,13 @@ def _launch(found: Plan, fixed: dict[str, Any]) -> None:
         keys = ("device", "policy", "tp", "pp", "ep")
         scenario = Scenario.of(**fixed, **{k: row[k] for k in keys}, dtype=row["given_dtype"],
                                kv_cache_dtype=row["given_kv_dtype"])  # fmt: skip
-        row["launch"], row["launch_note"] = launch_command(scenario, row)
+        row["launch"], row["launch_note"] = launch_command(scenario, row, prefix_cache=prefix_cache)
 
 
 def show(found: Plan, name: str, slo: str, objective: str, seconds: float) -> None:
     """The answer, the best of every device and policy, the front, and what was left out."""
+    from simulator.serving.slo import parse_slo
+
     num, ms = console.number, console.milliseconds
     searched = f"{found.points} candidates, {found.simulated} simulated in {found.simulations} fleets, {seconds:.1f} s"
     if not found.rows:
@@ -266,7 +255,10 @@ def show(found: Plan, name: str, slo: str, objective: str, seconds: float) -> No
                 f"cheapest that vLLM starts: {runs['replicas']} x {runs['device']} tp={runs['tp']}, {runs['policy']},"
                 f" {runs['usd_per_h']:.2f} USD/h: {runs['launch']}"
             )
+    console.out(_how_sure(best, parse_slo(slo)))
     dense = [r for r in found.rows if r["policy"] == "dense"]
+    if best["policy"] == "dense" and len(found.by_policy) > 1:
+        console.out("no policy saves anything against dense under these promises")
     if best["policy"] != "dense" and dense:
         saved = dense[0]["usd_per_h"] - best["usd_per_h"]
         console.out(
@@ -275,11 +267,37 @@ def show(found: Plan, name: str, slo: str, objective: str, seconds: float) -> No
         )
     console.out(searched)
     console.out()
-    _table("Best of every device and policy", _firsts(found.rows))
+    dearer = [f"{p.where} {p.usd_per_h:.2f} USD/h" for p in found.by_device if not p.simulated]
+    note = "dearer or not enough by the closed form, so not simulated, at least: " + ", ".join(
+        dearer
+    )
+    _table("Best of every device and policy", _firsts(found.rows), note if dearer else "")
     _table("Pareto front of rent, TTFT p99 and TPOT p99", found.pareto)
     if len(found.by_policy) > 1:
         _savings(found)
     _rejected(found)
+
+
+def _how_sure(best: dict[str, Any], promises: Sequence[Promise]) -> str:
+    """The promised p99 with all steps at either end of their interval, and which promises the slow end breaks."""
+    ms = console.milliseconds
+    ends = ", ".join(
+        f"{m.upper()} p99 {ms(best[f'{m}_p99_lo_s'])} - "
+        + ("OVERLOADED" if best[f"{m}_p99_hi_s"] is None else f"{ms(best[f'{m}_p99_hi_s'])} ms")
+        for m in ("ttft", "tpot")
+    )
+    broken = [
+        p.text for p in promises
+        if (key := f"{p.metric}_{p.statistic}_hi_s") in best
+        and (best[key] is None or best[key] >= p.limit_s)
+    ]  # fmt: skip
+    text = f"how sure: {best['basis'].lower()}; with all steps at either end of their 90 % interval {ends}"
+    text += (
+        f"; the slow end breaks {' and '.join(broken)}"
+        if broken
+        else "; both ends keep the promises"
+    )
+    return text + ". Rent is the profiles' list price, an assumption"
 
 
 def _savings(found: Plan) -> None:
@@ -305,8 +323,8 @@ def _savings(found: Plan) -> None:
         ["policy", "deployment", "USD/h", "saved USD/h", "published loss on this model"],
         body,
         left=2,
-        note=">=: not simulated, because even the closed form's fewest replicas cost more than the best; --max-loss"
-        " keeps those whose loss is published",
+        note=">=: the closed form's fewest replicas; they cost more than the best, or no cheaper fleet keeps the"
+        " promises; --max-loss keeps those whose loss is published",
     )
 
 

@@ -5,50 +5,37 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Sequence
+from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from simulator import console
 from simulator.dtypes import AUTO
 from simulator.errors import EXIT_NOTHING_FEASIBLE, InputError
-
-if TYPE_CHECKING:
-    pass
+from simulator.serving import options
 
 TABLE_ERROR = 0.02
 """Error of the step table above which a run says so [-]."""
+JUDGES = ("judge", "workers", "cluster", "json_", "quiet")
+"""Parameters that go with --judge."""
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 
 @app.command()
 def command(
-    model: Annotated[
-        str | None, typer.Option(help="model name, folder, config.json or hub id")
-    ] = None,
+    context: typer.Context,
+    model: options.Model = None,
     device: Annotated[str | None, typer.Option(help="device names, commas between")] = None,
-    requests: Annotated[
-        Path | None, typer.Option(help="Azure, BurstGPT or own CSV/Parquet, or Mooncake JSONL")
-    ] = None,
-    rate: Annotated[
-        float | None, typer.Option(help="requests/s; with --requests its lengths at this rate")
-    ] = None,
-    arrivals: Annotated[
-        str, typer.Option(help="with --rate: poisson, gamma(cv=2) or fixed")
-    ] = "poisson",
-    prompt_tokens: Annotated[
-        str | None,
-        typer.Option(
-            help="synthetic: 512, lognormal(mean=,cv=), uniform(low=,high=), exponential(mean=)"
-        ),
-    ] = None,
-    output_tokens: Annotated[str | None, typer.Option(help="likewise")] = None,
+    requests: options.RequestsFile = None,
+    rate: options.Rate = None,
+    arrivals: options.Arrivals = "poisson",
+    prompt_tokens: options.Prompt = None,
+    output_tokens: options.Output = None,
     count: Annotated[int | None, typer.Option(help="first N requests; synthetic: how many")] = None,
-    seed: Annotated[int, typer.Option(help="of everything random")] = 0,
-    skip_invalid: Annotated[
-        bool, typer.Option("--skip-invalid", help="leave out rows of zero tokens")
-    ] = False,
+    seed: options.Seed = 0,
+    skip_invalid: options.SkipInvalid = False,
     rate_scale: Annotated[
         str,
         typer.Option(
@@ -58,17 +45,19 @@ def command(
     policy: Annotated[
         list[str] | None, typer.Option(help="'name(key=value)' joined by +; repeat the flag")
     ] = None,
-    engine: Annotated[str, typer.Option(help="serving engine: kernels, vllm, ...")] = "vllm",
+    engine: options.Engine = "vllm",
     dtype: Annotated[str, typer.Option(help="weight format of the dense model")] = AUTO,
     kv_cache_dtype: Annotated[str, typer.Option(help="KV format of the dense model")] = AUTO,
     tp: Annotated[int, typer.Option(help="tensor-parallel GPUs of a replica")] = 1,
     pp: Annotated[int, typer.Option(help="pipeline stages of a replica")] = 1,
     ep: Annotated[int, typer.Option(help="expert groups within tp")] = 1,
-    gpu_memory_utilization: Annotated[float, typer.Option(help="share of memory used")] = 0.9,
+    gpu_memory_utilization: options.Utilization = 0.9,
     block_size: Annotated[int, typer.Option(help="tokens per KV block")] = 16,
-    ignore_context_limit: Annotated[bool, typer.Option("--ignore-context-limit")] = False,
+    ignore_context_limit: options.IgnoreContext = False,
     trace: Annotated[str, typer.Option(help="folder of a measured trace of the policy")] = "",
-    trace_transfer: Annotated[bool, typer.Option("--trace-transfer")] = False,
+    trace_transfer: Annotated[
+        bool, typer.Option("--trace-transfer", help="a trace of another model")
+    ] = False,
     scheduler: Annotated[
         str, typer.Option(help="chunked, prefill-first, prefill-first-chunked; commas between")
     ] = "chunked",
@@ -84,17 +73,13 @@ def command(
     kv_transfer: Annotated[
         str | None, typer.Option(help="rate per GPU of the hand-over, e.g. '50 GB/s'")
     ] = None,
-    router: Annotated[
-        str, typer.Option(help="round-robin, least-loaded, prefix-aware")
-    ] = "round-robin",
-    prefix_cache: Annotated[
-        bool, typer.Option("--prefix-cache", help="share equal prompt beginnings")
-    ] = False,
+    router: options.Router = "round-robin",
+    prefix_cache: options.PrefixCache = False,
     reuse: Annotated[
         str | None,
         typer.Option(help="chunk-reuse(reused=,recompute=), semantic-cache(hit=,lookup_ms=), ..."),
     ] = None,
-    slo: Annotated[str | None, typer.Option(help="e.g. 'ttft:p99<2s;tpot:p99<60ms'")] = None,
+    slo: options.Slo = None,
     capacity: Annotated[
         bool,
         typer.Option(
@@ -119,12 +104,10 @@ def command(
             help="measured serving rows (e2e.parquet): judge the simulation, nothing else"
         ),
     ] = None,
-    workers: Annotated[int, typer.Option(help="local processes")] = 1,
-    cluster: Annotated[
-        str | None, typer.Option(help="Dask scheduler tcp://host:8786, or local")
-    ] = None,
-    json_: Annotated[bool, typer.Option("--json", help='{"rows": [...]} on stdout')] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="no progress")] = False,
+    workers: options.Workers = 1,
+    cluster: options.Cluster = None,
+    json_: options.Json = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Serve a trace: latency percentiles, goodput, load, energy and cost of a deployment.
 
@@ -133,13 +116,19 @@ def command(
     if judge is not None:
         from simulator.serving.reality import judge_file, show_judged
 
-        found = judge_file(judge, workers=workers, cluster=cluster, quiet=quiet or json_)
+        _alone(context)
+        found = judge_file(judge, workers=workers, cluster=cluster, quiet=quiet)
         console.out_json(found) if json_ else show_judged(found)
         return
     from simulator.scenario import Scenario
     from simulator.serving.deployment import Deployment
-    from simulator.serving.options import factors, load
-    from simulator.serving.output import RECORD_FILES, about, write_json, write_records
+    from simulator.serving.output import (
+        RECORD_FILES,
+        about,
+        refuse_unwritable,
+        write_json,
+        write_records,
+    )
     from simulator.serving.reuse import apply_reuse
     from simulator.serving.runs import Task, run
     from simulator.serving.scaleout import compute
@@ -150,7 +139,7 @@ def command(
     if model is None or device is None:
         missing = "--model" if model is None else "--device"
         raise InputError("is needed, e.g. --model llama-3.1-8b --device h100-sxm", where=missing)
-    arrived = load(
+    arrived = options.load(
         requests, rate=rate, count=count, arrivals=arrivals, prompt=prompt_tokens,
         output=output_tokens, seed=seed, skip_invalid=skip_invalid,
     )  # fmt: skip
@@ -172,21 +161,33 @@ def command(
         )
         for d in device.split(",") for s in scheduler.split(",") for p in policy or ["dense"]
     ]  # fmt: skip
-    scales = factors(rate_scale, "--rate-scale")
+    if kv_transfer is not None and not prefill_replicas:
+        raise InputError(
+            "nothing is handed over without --prefill-replicas; drop it", where="--kv-transfer"
+        )
+    scales = options.factors(rate_scale, "--rate-scale")
     for deployment in deployments:
         deployment.check()
-    if reuse is not None:
-        apply_reuse(arrived, reuse)  # a bad one is refused here, not by a worker
+    # What is bad is refused here, not by a worker.
+    left = arrived if reuse is None else apply_reuse(arrived, reuse, seed).requests
+    if not isfinite(left.rate) and (capacity or scales != [1.0]):
+        raise InputError(
+            "all requests arrive at once, there is no rate to change; drop it",
+            where="--capacity" if capacity else "--rate-scale",
+        )
+    for path, flag in ((out, "--out"), (timeline, "--timeline"), (load_over_time, "--load")):
+        if path is not None:
+            refuse_unwritable(path, flag)
     keep = any(path is not None for path in (out, timeline, load_over_time))
     if keep and timeline is not None and len(deployments) * len(scales) > 1:
         raise InputError(
             "shows one run; give one --rate-scale, --policy, --device", where="--timeline"
         )
     tasks = [
-        Task(d, arrived, s, promises, reuse, search=capacity, interval=interval, keep=keep)
+        Task(d, arrived, s, promises, reuse, search=capacity, interval=interval, keep=keep, seed=seed)
         for d in deployments for s in scales
     ]  # fmt: skip
-    runs = compute(run, tasks, workers=workers, cluster=cluster, label="runs", quiet=quiet or json_)
+    runs = compute(run, tasks, workers=workers, cluster=cluster, label="runs", quiet=quiet)
     line = "python -m simulator.serve " + shlex.join(sys.argv[1:])
     outcomes = [r.outcome for r in runs if r.outcome is not None]
     rows = [r.row for r in runs]
@@ -210,15 +211,26 @@ def command(
     if json_:
         console.out_json({"rows": rows, "command": line})
     else:
-        show(rows, arrived.name)
+        show(rows, arrived.name, searched=capacity)
     if all(r["status"] == "OVERLOADED" or r["meets_slo"] is False for r in rows):
         raise typer.Exit(EXIT_NOTHING_FEASIBLE)
 
 
-def show(rows: Sequence[dict[str, Any]], name: str) -> None:
+def _alone(context: typer.Context) -> None:
+    """Refuse flags that --judge does not look at."""
+    for name in context.params:
+        source = context.get_parameter_source(name)
+        if name not in JUDGES and source is not None and source.name != "DEFAULT":
+            flag = next(p.opts[0] for p in context.command.params if p.name == name)
+            raise InputError(
+                "has no place beside --judge, which serves what was measured", where=flag
+            )
+
+
+def show(rows: Sequence[dict[str, Any]], name: str, *, searched: bool = False) -> None:
     """The answer in a sentence, then latencies, then load and cost of every run."""
     for row in rows:
-        console.out(_sentence(row, name))
+        console.out(_sentence(row, name, searched=searched))
     console.out()
     ms = console.milliseconds
     console.table(
@@ -243,7 +255,7 @@ def show(rows: Sequence[dict[str, Any]], name: str) -> None:
             ["policy", "requests/s", "TTFT", "TPOT"],
             [
                 [r["policy"], console.number(r["rate_per_s"])]
-                + [f"{ms(r[f'{m}_p99_lo_s'])}-{ms(r[f'{m}_p99_hi_s'])}" for m in ("ttft", "tpot")]
+                + [f"{_end(r, m, 'lo')} - {_end(r, m, 'hi')}" for m in ("ttft", "tpot")]
                 for r in rows
             ],
         )
@@ -265,7 +277,13 @@ def show(rows: Sequence[dict[str, Any]], name: str) -> None:
     )  # fmt: skip
 
 
-def _sentence(row: dict[str, Any], name: str) -> str:
+def _end(row: dict[str, Any], metric: str, end: str) -> str:
+    """p99 at one end of the interval in ms; a tail without number is one without an end."""
+    figure = row[f"{metric}_p99_{end}_s"]
+    return "OVERLOADED" if figure is None else console.milliseconds(figure)
+
+
+def _sentence(row: dict[str, Any], name: str, *, searched: bool) -> str:
     fleet = f"{row['gpus']} x {row['device']}"
     if row["replicas"] + row["prefill_replicas"] > 1:
         split = f"{row['prefill_replicas']} prefill + " if row["prefill_replicas"] else ""
@@ -277,6 +295,8 @@ def _sentence(row: dict[str, Any], name: str) -> str:
         text += f"; {row['answered_elsewhere']} requests never reached it"
     if row["status"] == "OVERLOADED":
         return text + ": the queue only grows, so percentiles would measure the trace's length"
+    if row["capacity_per_s"] is None and row["meets_slo"] is False and searched:
+        return text + "; no rate keeps the promises, this is the lowest tried"
     if row["meets_slo"] is not None:
         text += "; keeps the promises" if row["meets_slo"] else "; misses the promises"
     return text

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from simulator.errors import NothingFeasibleError
+from simulator.errors import InputError
 from simulator.serving.deployment import Deployment
 from simulator.serving.fleet import Outcome, simulate
-from simulator.serving.metrics import kept, meets
+from simulator.serving.metrics import meets
 from simulator.serving.requests import Requests
 from simulator.serving.slo import Promise
 
@@ -26,18 +26,24 @@ def saturation(deployment: Deployment, requests: Requests) -> float:
 
 def capacity(
     deployment: Deployment, requests: Requests, slo: Sequence[Promise] = ()
-) -> tuple[float, Outcome]:
+) -> tuple[float | None, Outcome]:
     """Largest factor on the trace's rate at which it is not overloaded and keeps its promises, and its outcome.
+
+    None, and the outcome at `LEAST`, where not even that share of the saturation rate keeps them.
 
     The factor is bisected between one that holds and one that does not, which takes latency to rise with the
     rate; on a trace with bursts it does up to the noise of the percentile.
 
     Raises
     ------
-    NothingFeasibleError
-        Not even a thousandth of the saturation rate keeps the promises.
+    InputError
+        All requests arrive at once.
     """
-    rate = requests.rate if math.isfinite(requests.rate) else 1.0
+    rate = requests.rate
+    if not math.isfinite(rate):
+        raise InputError(
+            "all requests arrive at once, there is no rate to search", where="--capacity"
+        )
     high = 1.05 * saturation(deployment, requests) / rate
     least = high * LEAST
     low, best = high, None
@@ -47,12 +53,7 @@ def capacity(
         if meets(outcome, slo):
             best = outcome
         elif low <= least:
-            found = ", ".join(
-                f"{k.partition('<')[0]} is {v:.3g} s" for k, v in kept(outcome, slo).items()
-            )
-            raise NothingFeasibleError(
-                f"no rate keeps the promises: at {low * rate:.2g} requests/s {found}", where="--slo"
-            )
+            return None, outcome
         else:
             high = low
     while high / low > PRECISION:

@@ -16,6 +16,7 @@ from simulator.serving.tabulate import tabulate
 
 ROUTERS = ("round-robin", "least-loaded", "prefix-aware")
 MAX_REPLICAS = 1024
+"""Assumed: above what one model is served by; a larger number is taken for a slip [-]."""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from simulator.errors import ShadowlineError
 from simulator.serving.deployment import Deployment
 from simulator.serving.fleet import refuse_long
 from simulator.serving.requests import Requests
-from simulator.serving.slo import Promise
+from simulator.serving.slo import QUANTILES, Promise
 from simulator.serving.tabulate import NOBODY, mixed_step
 from simulator.step import step_time
 from simulator.workload import decode_step
@@ -19,7 +19,6 @@ from simulator.workload import decode_step
 HEADROOM = 1.15
 """What a simulated replica is allowed to sustain beyond the estimate before it counts as pruned wrongly; the tests
 hold simulated saturation against it [-]."""
-_QUANTILE = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99}
 
 
 @dataclass(frozen=True)
@@ -149,10 +148,11 @@ def _floors(deployment: Deployment, load: Load, slo: Sequence[Promise]) -> tuple
 
 
 PROMPT_MARGIN = 0.9
-"""Chunks of a prompt may together take a little less than the prompt at once; no floor is set above this share [-]."""
+"""Chunks of a prompt may together take a little less than the prompt at once; no floor is set above this share,
+assumed [-]."""
 
 
 def _of(values: np.ndarray, statistic: str) -> float:
     if statistic == "mean":
         return float(np.mean(values))
-    return float(np.quantile(values, _QUANTILE[statistic]))
+    return float(np.quantile(values, QUANTILES[statistic]))

@@ -67,13 +67,13 @@ class Outcome:
 
     @property
     def ttft_s(self) -> np.ndarray:
-        """Arrival to first token [s]."""
-        return self.first_s - self.requests.arrival_s
+        """Arrival to first token, what it waited before it came here included [s]."""
+        return self.first_s - self.requests.arrival_s + self.requests.delay_s
 
     @property
     def e2e_s(self) -> np.ndarray:
-        """Arrival to last token [s]."""
-        return self.finish_s - self.requests.arrival_s
+        """Arrival to last token, what it waited before it came here included [s]."""
+        return self.finish_s - self.requests.arrival_s + self.requests.delay_s
 
     @property
     def tpot_s(self) -> np.ndarray:

@@ -88,7 +88,7 @@ def kv_pool(group: Group, sequences: int, step_tokens: int) -> KvPool:
             f"{lowering.model.name} leaves no room for KV on {group.gpus} x {device.name}: short by {missing};"
             " raise --tp or --gpu-memory-utilization, or use a smaller --dtype"
         )
-    off = float(np.max(memory.off_kv_bytes(lowering, np.float64(b))))
+    off = float(np.max(memory.off_kv_bytes(lowering, np.float64(b), np.float64(0.0))))
     if block <= 0.0 and off <= 0.0:
         raise UnsupportedError(
             f"{lowering.policies.spelling} keeps its KV outside the model's own devices, which no pool describes"

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from simulator import hub
+from simulator.device import load
 from simulator.dtypes import AUTO
 from simulator.policies import parse
 from simulator.scenario import Scenario
@@ -19,16 +20,49 @@ VLLM_POLICIES = {
     "sparse_marlin": ["--quantization", "gptq_marlin_24"],
 }
 """Policies vLLM can run, on a checkpoint made for them."""
+LAST = {
+    "nm24": "vLLM before 0.19.1, which dropped 2:4 (vllm-project/vllm#36799)",
+    "sparse_marlin": "vLLM before 2026, which dropped it (vllm-project/vllm#32688)",
+}
+"""Policies later vLLMs refuse, and the last that start them."""
+MARLIN = ("w8a16", "w4a16")
+"""Formats whose kernels (Marlin), like those of the policies, vLLM has for `MARLIN_ON` alone."""
+MARLIN_ON = ("ampere", "ada", "hopper", "blackwell")
+"""Architectures, as in vLLM's table of quantisation and hardware."""
 
 
-def launch_command(scenario: Scenario, row: Mapping[str, Any]) -> tuple[str, str]:
-    """``vllm serve ...`` of one replica and what has to be said beside it; "" where vLLM cannot run the policy."""
-    members = [p.name for p in parse(scenario.policy).members]
+def lacking(policy: str, device: str) -> str:
+    """What vLLM lacks to run `policy` on `device`; "" where nothing."""
+    members = [p.name for p in parse(policy).members]
     missing = [m for m in members if m not in VLLM_POLICIES]
     if missing:
-        return "", f"vLLM has no {' or '.join(missing)}"
+        return f"vLLM has no {' or '.join(missing)}"
+    if members and load(device).arch not in MARLIN_ON:
+        return f"vLLM has {' and '.join(members)} for NVIDIA GPUs from Ampere on alone"
+    return ""
+
+
+def launch_command(
+    scenario: Scenario, row: Mapping[str, Any], *, prefix_cache: bool = False
+) -> tuple[str, str]:
+    """``vllm serve ...`` of one replica and what has to be said beside it; "" and the reason where vLLM cannot.
+
+    Flags are those of vLLM V1, which always mixes prompts and decoding and spreads experts over all GPUs or none.
+    """
+    members = [p.name for p in parse(scenario.policy).members]
+    if lacks := lacking(scenario.policy, scenario.device):
+        return "", lacks
+    if scenario.dtype in MARLIN and load(scenario.device).arch not in MARLIN_ON:
+        return "", f"vLLM has {scenario.dtype} for NVIDIA GPUs from Ampere on alone"
     if not scenario.engine.startswith("vllm"):
         return "", f"the engine is {scenario.engine}"
+    if row["scheduler"] != "chunked":
+        return "", f"vLLM V1 always mixes prompts and decoding, which {row['scheduler']} does not"
+    if 1 < scenario.ep < scenario.tp:
+        return (
+            "",
+            f"vLLM spreads experts over all {scenario.tp} GPUs, not over {scenario.ep} groups",
+        )
     words = ["vllm", "serve", _repository(scenario.model)]
     words += ["--tensor-parallel-size", str(scenario.tp)]
     if scenario.pp > 1:
@@ -39,8 +73,7 @@ def launch_command(scenario: Scenario, row: Mapping[str, Any]) -> tuple[str, str
     words += ["--max-num-batched-tokens", str(row["max_num_batched_tokens"])]
     words += ["--gpu-memory-utilization", f"{scenario.gpu_memory_utilization:g}"]
     words += ["--block-size", str(scenario.block_size)]
-    if row["scheduler"] != "chunked":
-        words += ["--no-enable-chunked-prefill"]
+    words += ["--enable-prefix-caching" if prefix_cache else "--no-enable-prefix-caching"]
     if scenario.dtype in QUANTIZATION:
         words += ["--quantization", QUANTIZATION[scenario.dtype]]
     if scenario.kv_cache_dtype not in (AUTO, "bf16", "fp16"):
@@ -54,6 +87,7 @@ def launch_command(scenario: Scenario, row: Mapping[str, Any]) -> tuple[str, str
         )
     if members or scenario.dtype in ("w8a16", "w4a16"):
         notes.append("on a checkpoint in that format")
+    notes += [f"needs {LAST[name]}" for name in members if name in LAST]
     return shlex.join(words), "; ".join(notes)
 
 

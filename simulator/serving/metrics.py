@@ -9,14 +9,15 @@ import numpy as np
 
 from simulator.evaluate import BUSY_SHARE, IDLE_SHARE
 from simulator.serving.fleet import Outcome
-from simulator.serving.slo import METRICS, Promise
+from simulator.serving.slo import METRICS, QUANTILES, STATISTICS, Promise
 from simulator.serving.tabulate import basis_of
 
-QUANTILES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99}
-GROWTH, DRAIN = 1.5, 0.05
+GROWTH = 1.5
 """A queue is taken to grow without end when its mean over the last quarter of the arrivals exceeds that over the
-second quarter by this factor, and working it off takes this share of the time they came in. A queue that grows
-linearly shows 2.3; a stable one of the Azure trace's burstiness stays near 1 [-]."""
+second quarter by this factor: 2.3 where it grows linearly, near 1 where it is stable; between them, assumed [-]."""
+DRAIN = 0.05
+"""... and when working it off takes this share of the time the requests came in: assumed, so that a burst at the
+end of a trace is no overload [-]."""
 STATUSES = ("STABLE", "BACKLOGGED", "OVERLOADED")
 
 
@@ -231,7 +232,7 @@ def summary(outcome: Outcome, slo: Sequence[Promise] = ()) -> dict[str, Any]:
     }
     for metric in METRICS:
         values, weights = values_of(outcome, metric)
-        for name in (*QUANTILES, "mean"):
+        for name in STATISTICS:
             # Percentiles of a queue that only grows say how long the trace is, not how good the fleet.
             figure = statistic(values, weights, name) if state != "OVERLOADED" else None
             row[f"{metric}_{name}_s"] = figure

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-from collections.abc import Iterator, Mapping, Sequence
+import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from simulator.console import as_json
-from simulator.errors import InputError
+from simulator.errors import InputError, reason
+from simulator.files import replaced
 from simulator.serving.fleet import Outcome
-from simulator.serving.metrics import QUANTILES, over_time
-from simulator.serving.slo import METRICS
+from simulator.serving.metrics import over_time
+from simulator.serving.slo import METRICS, STATISTICS
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -25,7 +25,7 @@ RECORD_FILES = (".parquet", ".csv")
 RECORDS: Mapping[str, tuple[str, str]] = {
     "run": ("", "row of the summary this request belongs to"),
     "request": ("", "number in the order of arrival"),
-    "arrival_s": ("s", "when it came"),
+    "arrival_s": ("s", "when it came; before 0 where --reuse looked it up first"),
     "prompt_tokens": ("tokens", "prompt"),
     "output_tokens": ("tokens", "output"),
     "replica": ("", "replica that produced its last token; prefill replicas count first"),
@@ -40,9 +40,7 @@ RECORDS: Mapping[str, tuple[str, str]] = {
 }
 """Columns of the per-request file: unit and meaning."""
 _LATENCIES = {
-    f"{m}_{q}_s": ("s", f"{q} of {m}; null where OVERLOADED")
-    for m in METRICS
-    for q in (*QUANTILES, "mean")
+    f"{m}_{q}_s": ("s", f"{q} of {m}; null where OVERLOADED") for m in METRICS for q in STATISTICS
 }
 COLUMNS: Mapping[str, tuple[str, str]] = {
     "model": ("", "model name"),
@@ -61,7 +59,7 @@ COLUMNS: Mapping[str, tuple[str, str]] = {
     "max_num_batched_tokens": ("tokens", "of one step"),
     "router": ("", "how requests are spread over replicas"),
     "requests": ("", "requests served"),
-    "rate_per_s": ("1/s", "mean arrivals"),
+    "rate_per_s": ("1/s", "mean arrivals, those that --reuse answered elsewhere included"),
     "status": ("", "STABLE, BACKLOGGED (requests wait) or OVERLOADED (the queue only grows)"),
     "basis": ("", "CALIBRATED | EXTRAPOLATED | DATASHEET, the worse of prompt and decode steps"),
     "makespan_s": ("s", "first arrival to last token"),
@@ -84,7 +82,7 @@ COLUMNS: Mapping[str, tuple[str, str]] = {
 """Columns of a run's row: unit and meaning; ``serve --json`` and ``plan --json`` give them."""
 SERVE_COLUMNS: Mapping[str, tuple[str, str]] = {
     "rate_scale": ("", "factor on the rate of the requests as given"),
-    "capacity_per_s": ("1/s", "highest rate found; null without --capacity"),
+    "capacity_per_s": ("1/s", "highest rate found, as rate_per_s; null without --capacity"),
     "answered_elsewhere": ("", "requests that --reuse kept from the fleet"),
     "table_error": ("", "relative error nine of ten random steps of the step table stay below"),
 }
@@ -98,8 +96,8 @@ def records(outcome: Outcome, run: int = 0) -> pa.Table:
     requests = outcome.requests
     tpot = outcome.tpot_s
     values = (
-        np.full(len(requests), run), np.arange(len(requests)), requests.arrival_s, requests.prompt,
-        requests.output, outcome.replica, outcome.admitted_s, outcome.first_s, outcome.finish_s,
+        np.full(len(requests), run), np.arange(len(requests)), requests.arrival_s - requests.delay_s,
+        requests.prompt, requests.output, outcome.replica, outcome.admitted_s, outcome.first_s, outcome.finish_s,
         outcome.ttft_s, pa.array(tpot, mask=np.isnan(tpot)), outcome.e2e_s, outcome.preemptions,
         outcome.hits,
     )  # fmt: skip
@@ -119,7 +117,7 @@ def write_records(path: Path, outcomes: Sequence[Outcome], metadata: Mapping[str
     table = pa.concat_tables([records(o, i) for i, o in enumerate(outcomes)])
     keys = {"shadowline.schema": str(SCHEMA_VERSION), **metadata}
     table = table.replace_schema_metadata(keys)
-    with whole_file(path, "--out") as temporary:
+    with replaced(path, "--out") as temporary:
         if path.suffix == ".parquet":
             pyarrow.parquet.write_table(table, temporary, compression="zstd")
         else:
@@ -140,20 +138,17 @@ def about(
 
 def write_json(path: Path, value: Mapping[str, Any], flag: str) -> None:
     """Write one JSON object, whole or not at all."""
-    with whole_file(path, flag) as temporary, temporary.open("w", encoding="utf-8") as file:
+    with replaced(path, flag) as temporary, temporary.open("w", encoding="utf-8") as file:
         json.dump(value, file)
 
 
-@contextlib.contextmanager
-def whole_file(path: Path, flag: str) -> Iterator[Path]:
-    """A temporary name that becomes `path` when the block ends well."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+def refuse_unwritable(path: Path, flag: str) -> None:
+    """Say now that `path` cannot be written, not when everything is computed; nothing stays behind."""
+    if path.is_dir():
+        raise InputError(f"cannot write {path}: it is a folder", where=flag)
+    there = next(p for p in path.absolute().parents if p.exists())
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        temporary.replace(path)
+        with tempfile.TemporaryFile(dir=there):
+            pass
     except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}", where=flag) from None
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+        raise InputError(f"cannot write {path}: {reason(error)}", where=flag) from None

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from simulator.errors import InputError, suggest
-from simulator.serving.requests import Requests
+from simulator.errors import InputError, reason, suggest
+from simulator.files import read_parquet
+from simulator.serving.requests import MAX_REQUESTS, Requests
 
 
 @dataclass(frozen=True)
@@ -51,10 +54,12 @@ def read_requests(path: str | Path, *, skip_invalid: bool = False) -> Requests:
     readers = {".csv": _csv, ".jsonl": _jsonl, ".parquet": _parquet}
     if path.suffix not in readers:
         raise InputError("must end in .csv, .jsonl or .parquet", where=str(path))
+    if path.exists() and not path.is_file():
+        raise InputError("is not a file", where=str(path))
     try:
         return readers[path.suffix](path, skip_invalid)
     except OSError as error:
-        raise InputError(f"cannot read: {error.strerror}", where=str(path)) from None
+        raise InputError(f"cannot read: {reason(error)}", where=str(path)) from None
     except UnicodeDecodeError:
         raise InputError("is not UTF-8 text", where=str(path)) from None
 
@@ -62,11 +67,11 @@ def read_requests(path: str | Path, *, skip_invalid: bool = False) -> Requests:
 def _csv(path: Path, skip: bool) -> Requests:
     with path.open(encoding="utf-8-sig", newline="") as file:
         rows = csv.reader(file)
-        header = [c.strip() for c in next(rows, [])]
+        header = [c.strip() for c in next(_rows(rows, path), [])]
         layout = _layout(header, path)
         places = [header.index(c) for c in layout.columns]
         lines, texts = [], []
-        for row in rows:
+        for row in _rows(rows, path):
             if not row:
                 continue
             if len(row) <= max(places):
@@ -76,6 +81,7 @@ def _csv(path: Path, skip: bool) -> Requests:
                 )
             lines.append(rows.line_num)
             texts.append([row[p] for p in places])
+            _not_too_many(lines, path)
     number = np.asarray(lines, np.int64)
     if not texts:
         raise InputError("holds no request", where=str(path))
@@ -93,21 +99,28 @@ def _csv(path: Path, skip: bool) -> Requests:
     )  # fmt: skip
 
 
+def _rows(rows: Any, path: Path) -> Iterator[list[str]]:
+    try:
+        yield from rows
+    except csv.Error as error:
+        raise InputError(f"is not CSV: {error}", where=f"{path}:{rows.line_num}") from None
+
+
 def _parquet(path: Path, skip: bool) -> Requests:
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
-    try:
-        table = pq.read_table(path)
-    except pa.ArrowInvalid as error:
-        raise InputError(f"is not Parquet ({error})", where=str(path)) from None
+    table = read_parquet(path, MAX_REQUESTS)
     layout = _layout(table.column_names, path)
     columns = []
     for name in layout.columns:
-        values = table.column(name).to_pandas().to_numpy()
+        if table.column_names.count(name) > 1:
+            raise InputError(f"has the column {name!r} twice", where=str(path))
+        column, scale = table.column(name), 1.0
         try:
-            columns.append(values.astype(float))
-        except (TypeError, ValueError):
+            if pa.types.is_timestamp(column.type):
+                column, scale = column.cast(pa.timestamp("us"), safe=False).cast(pa.int64()), 1e-6
+            columns.append(column.cast(pa.float64(), safe=False).to_numpy() * scale)
+        except pa.ArrowException:
             raise InputError(f"column {name!r} is not numeric", where=str(path)) from None
     if len(columns[0]) == 0:
         raise InputError("holds no request", where=str(path))
@@ -126,27 +139,36 @@ def _jsonl(path: Path, skip: bool) -> Requests:
             try:
                 row = json.loads(text)
                 values = [float(row[k]) for k in JSON_KEYS]
-                blocks = tuple(int(b) for b in row.get("hash_ids", ()))
+                # Only full blocks can be shared.
+                full = int(values[1]) // MOONCAKE_TOKENS
+                blocks = tuple(int(b) for b in row.get("hash_ids", ()))[:full]
             except json.JSONDecodeError as error:
                 raise InputError(f"is not JSON: {error.msg}", where=where) from None
+            except RecursionError:
+                raise InputError("is nested too deeply", where=where) from None
             except KeyError as error:
                 raise InputError(
                     f"has no {error.args[0]!r}; a line needs {', '.join(JSON_KEYS)}", where=where
                 ) from None
-            except (TypeError, ValueError, AttributeError):
+            except (TypeError, ValueError, OverflowError, AttributeError):
                 raise InputError(
                     f"needs numbers under {', '.join(JSON_KEYS)} and a list hash_ids", where=where
                 ) from None
             lines.append(number)
+            _not_too_many(lines, path)
             rows.append((values[0] / 1e3, values[1], values[2]))
-            # Only full blocks can be shared.
-            ids.append(blocks[: int(values[1]) // MOONCAKE_TOKENS])
+            ids.append(blocks)
     if not rows:
         raise InputError("holds no request", where=str(path))
     arrival, prompt, output = np.array(rows).T
     return _checked(
         path, np.asarray(lines), arrival, prompt, output, skip=skip, ids=tuple(ids) if any(ids) else ()
     )  # fmt: skip
+
+
+def _not_too_many(lines: Sequence[int], path: Path) -> None:
+    if len(lines) > MAX_REQUESTS:
+        raise InputError(f"holds more than {MAX_REQUESTS:,} requests", where=str(path))
 
 
 MOONCAKE_TOKENS = 512
@@ -179,18 +201,21 @@ def _numbers(texts: Sequence[str], lines: np.ndarray, path: Path, column: str) -
 
 def _dates(texts: Sequence[str], lines: np.ndarray, path: Path) -> np.ndarray:
     """Seconds since the first of ISO timestamps."""
-    try:
-        times = np.array(texts, "datetime64[ns]")
-    except ValueError:
-        for text, line in zip(texts, lines, strict=True):
-            try:
-                np.datetime64(text, "ns")
-            except ValueError:
-                raise InputError(
-                    f"TIMESTAMP {text!r} is not a date like 2023-11-16 18:17:03.98",
-                    where=f"{path}:{line}",
-                ) from None
-        raise
+    with warnings.catch_warnings():
+        # A zone is taken off, which is what differences need; numpy warns that it keeps none.
+        warnings.simplefilter("ignore", UserWarning)
+        try:
+            times = np.array(texts, "datetime64[ns]")
+        except ValueError:
+            for text, line in zip(texts, lines, strict=True):
+                try:
+                    np.datetime64(text, "ns")
+                except ValueError:
+                    raise InputError(
+                        f"TIMESTAMP {text!r} is not a date like 2023-11-16 18:17:03.98",
+                        where=f"{path}:{line}",
+                    ) from None
+            raise
     since = (times - times[0]) / np.timedelta64(1, "s")
     # Before the first is out of order, which is said as such, not as negative.
     return since - min(float(since.min()), 0.0)

@@ -11,6 +11,7 @@ import numpy as np
 
 from simulator import console
 from simulator.errors import InputError, ShadowlineError
+from simulator.judged import read_rows
 from simulator.scenario import Scenario
 from simulator.serving.book import Book
 from simulator.serving.deployment import Deployment
@@ -24,10 +25,15 @@ SHORTEST = 0.8
 """InferenceX draws lengths from this share of the stated one up to it (``--random-range-ratio 0.8``) [-]."""
 INFERENCEX = r"db-dump|source_file=\d{4}-\d{2}-\d{2}\.csv"
 """Notes of its rows, named by the day of the run; files named by a model are runs of fixed lengths."""
+COLUMNS = ("source", "engine", "model", "device", "n_gpus", "tp", "quant", "batch", "input_len", "output_len", "metric",
+           "value", "unit", "note", "flag")  # fmt: skip
+"""What `simulator.fitting.e2e_rows` reads of a measured row."""
 MOST_REQUESTS = 4000
+"""Requests simulated per setup at most, assumed: keeps the hundreds of setups within minutes [-]."""
 SCHEDULERS = {"sglang": "prefill-first-chunked", "sglang-0.5.1": "prefill-first-chunked"}
 """Engines that do not mix prompts and decoding in a step by default; all others do."""
 FEWEST = 10
+"""Rows below which an engine's percentiles are not given, assumed [-]."""
 
 
 @dataclass(frozen=True)
@@ -100,22 +106,32 @@ def judge_file(
     from simulator.fitting.e2e_steps import predict
 
     try:
-        raw = pd.read_parquet(path)
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot read: {str(error).splitlines()[0]}", where="--judge") from None
-    drawn = raw["note"].fillna("").str.contains(INFERENCEX, regex=True)
+        raw = read_rows(path)
+    except InputError as error:
+        raise InputError(f"cannot read: {error}", where="--judge") from None
+    missing = [c for c in COLUMNS if c not in raw]
+    if missing:
+        raise InputError(
+            f"{path} has no column {missing[0]!r}; needs {', '.join(COLUMNS)}", where="--judge"
+        )
+    drawn = raw["note"].fillna("").astype(str).str.contains(INFERENCEX, regex=True)
     excluded: Counter[str] = Counter()
     parts = []
     for shortest, part in ((SHORTEST, raw[drawn]), (1.0, raw[~drawn])):
         frame: Any = part
-        rows, reasons = prepare(frame) if len(part) else (None, {})
+        try:
+            rows, reasons = prepare(frame)
+        except InputError as error:
+            excluded[error.message] += len(part)
+            continue
         excluded.update(reasons)
-        if rows is not None:
-            closed = (rows["loop"] == "closed") & rows["metric"].isin(("ttft", "tpot"))
-            parts.append(rows[closed].assign(shortest=shortest))
-    table = pd.concat(parts).reset_index(drop=True)
+        closed = (rows["loop"] == "closed") & rows["metric"].isin(("ttft", "tpot"))
+        parts.append(rows[closed].assign(shortest=shortest))
+    table = pd.concat(parts).reset_index(drop=True) if parts else pd.DataFrame()
     if table.empty:
-        raise InputError("holds no row with a concurrency and a complete setup", where="--judge")
+        raise InputError(
+            f"{path} holds no row with a concurrency and a complete setup", where="--judge"
+        )
     measured = predict(table, load_engines()).to_dict("records")
     setups = [
         Setup(

@@ -166,17 +166,17 @@ class Replica:
                 self._enter(i, book.length[i], book.left[i])
                 continue
             length = book.length[i]
-            reused = book.reused[i]
+            hits = 0
             if self.prefix is not None:
-                reused = max(reused, self.prefix.match(book.ids[i])[0] * self.prefix.tokens)
-            reused = min(reused, length - 1)
+                hits = min(self.prefix.match(book.ids[i])[0] * self.prefix.tokens, length - 1)
+            reused = max(hits, min(book.reused[i], length - 1))
             q = length - reused
             if q > budget and not self.chunks and chunks:
                 break
             if not self._take(i):
                 break
             if book.admitted[i] != book.admitted[i]:
-                book.admitted[i], book.hits[i] = self.clock, reused
+                book.admitted[i], book.hits[i] = self.clock, hits
             running[i] = -1
             if q > budget and self.chunks:
                 self._partial, self._rest, q = i, q - budget, budget

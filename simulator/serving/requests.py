@@ -33,6 +33,8 @@ class Requests:
         Where they come from.
     lines : ndarray of int, optional
         Line of each in its file, for messages.
+    delay_s : float
+        What each waited before it came here, part of its latency [s].
     """
 
     arrival_s: np.ndarray
@@ -43,6 +45,7 @@ class Requests:
     id_tokens: int = 512
     name: str = ""
     lines: np.ndarray | None = None
+    delay_s: float = 0.0
 
     @classmethod
     def of(

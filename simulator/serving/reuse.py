@@ -29,16 +29,13 @@ class Reuse:
         For the fleet.
     answered : int
         Requests answered elsewhere [-].
-    delay_s : float
-        Added before every request that reaches the fleet [s].
     """
 
     requests: Requests
     answered: int = 0
-    delay_s: float = 0.0
 
 
-def apply_reuse(requests: Requests, text: str, seed: int = 0) -> Reuse:
+def apply_reuse(requests: Requests, text: str, seed: int) -> Reuse:
     """Traffic under one kind of reuse.
 
     - ``chunk-reuse(reused,recompute)``: a share of each prompt lies in cached chunks, of which a share is computed
@@ -75,4 +72,5 @@ def apply_reuse(requests: Requests, text: str, seed: int = 0) -> Reuse:
     delay = v.get("lookup_ms", 0.0) / 1e3
     if delay < 0.0:
         raise InputError("lookup_ms must be 0 or more", where="--reuse")
-    return Reuse(requests.take(np.flatnonzero(~gone)), int(gone.sum()), delay)
+    left = replace(requests.take(np.flatnonzero(~gone)), delay_s=delay)
+    return Reuse(left, int(gone.sum()))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ import numpy as np
 from simulator.serving.capacity import capacity
 from simulator.serving.deployment import Deployment
 from simulator.serving.fleet import Outcome, simulate
-from simulator.serving.metrics import statistic, summary, values_of
+from simulator.serving.metrics import statistic, status, summary, values_of
 from simulator.serving.requests import Requests
 from simulator.serving.reuse import apply_reuse
 from simulator.serving.slo import METRICS, Promise
@@ -31,6 +31,8 @@ class Task:
         Look for the capacity first.
     interval : bool
         Also serve with all steps at either end of their 90 % interval.
+    seed : int
+        Of what `reuse` draws.
     keep : bool
         Return the outcome, not the row alone.
     """
@@ -43,6 +45,7 @@ class Task:
     search: bool = False
     interval: bool = False
     keep: bool = False
+    seed: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,39 +58,43 @@ class Run:
 
 def run(task: Task) -> Run:
     """Simulate one task."""
-    requests, delay, answered = task.requests, 0.0, 0
+    requests, answered = task.requests, 0
     if task.reuse is not None:
-        left = apply_reuse(requests, task.reuse)
-        requests, delay, answered = left.requests, left.delay_s, left.answered
-    found: float | None = None
-    factor = task.scale
+        left = apply_reuse(requests, task.reuse, task.seed)
+        requests, answered = left.requests, left.answered
+    arriving = task.requests if answered else requests
+    found, factor = None, task.scale
     if task.search:
-        found, _ = capacity(task.deployment, requests, task.slo)
-        factor *= found
+        found, least = capacity(task.deployment, requests, task.slo)
+        # Without a capacity there is no share of it: the lowest rate tried says what is missing.
+        factor = least.requests.rate / requests.rate if found is None else found * task.scale
     requests = requests.scaled(factor)
     outcome = simulate(task.deployment, requests)
-    if delay:
-        # The look-up is before the fleet and keeps no one else waiting.
-        outcome = replace(outcome, requests=replace(requests, arrival_s=requests.arrival_s - delay))
     row = summary(outcome, task.slo)
+    if task.search and found is None:
+        row["meets_slo"] = False
+    row["rate_per_s"] = factor * arriving.rate
     row["rate_scale"] = factor
-    row["capacity_per_s"] = None if found is None else found * task.requests.rate
+    row["capacity_per_s"] = None if found is None else found * arriving.rate
     row["answered_elsewhere"] = answered
     row["table_error"] = _table_error(task.deployment, requests)
     if task.interval:
-        row |= _interval(task.deployment, requests, row)
+        row |= interval(task.deployment, requests)
     return Run(row, outcome if task.keep else None)
 
 
-def _interval(deployment: Deployment, requests: Requests, row: dict[str, Any]) -> dict[str, Any]:
-    """Medians and p99 when all steps are at the lower, and at the upper end of their interval."""
+def interval(deployment: Deployment, requests: Requests) -> dict[str, Any]:
+    """Medians and p99 when all steps are at the lower, and at the upper end of their interval; None at an end that
+    is overloaded.
+    """
     out: dict[str, Any] = {}
     for end in ("lo", "hi"):
         outcome = simulate(deployment, requests, end)
+        overloaded = status(outcome) == "OVERLOADED"
         for metric in METRICS:
             for name in ("p50", "p99"):
                 figure = statistic(*values_of(outcome, metric), name)
-                out[f"{metric}_{name}_{end}_s"] = None if row["status"] == "OVERLOADED" else figure
+                out[f"{metric}_{name}_{end}_s"] = None if overloaded else figure
     return out
 
 

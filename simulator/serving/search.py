@@ -7,14 +7,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from simulator.errors import ShadowlineError
+from simulator.errors import UnsupportedError
 from simulator.policies import parse
-from simulator.serving.deployment import Deployment
+from simulator.serving.deployment import MAX_REPLICAS, Deployment
 from simulator.serving.estimate import HEADROOM, Estimate, Load, estimate
 from simulator.serving.fleet import Outcome, simulate
-from simulator.serving.launch import VLLM_POLICIES
+from simulator.serving.launch import lacking
 from simulator.serving.metrics import kept, meets, status, summary
 from simulator.serving.requests import Requests
+from simulator.serving.runs import interval
 from simulator.serving.scaleout import compute
 from simulator.serving.slo import Promise
 
@@ -64,17 +65,20 @@ class Sized:
         Largest ratio of a promised statistic to its limit [-]; inf where the fleet is overloaded.
     simulations : int
         Fleets simulated [-].
+    fleet : Deployment
+        With those replicas.
     """
 
     row: dict[str, Any]
     ok: bool
     miss: float
     simulations: int
+    fleet: Deployment
 
 
 @dataclass(frozen=True)
 class PolicyCost:
-    """The least rent of one policy: simulated, or a bound of the closed form [USD/h]."""
+    """The least rent of one policy or device: simulated, or a bound of the closed form [USD/h]."""
 
     policy: str
     where: str
@@ -89,15 +93,15 @@ class Plan:
     Attributes
     ----------
     rows : list of dict
-        Deployments that keep the promises.
+        Deployments that keep the promises; the first also at both ends of its 90 % interval.
     pareto : list of dict
         Those no other beats in rent, TTFT p99 and TPOT p99 at once.
     nearest : dict or None
         The nearest miss, where nothing keeps them.
     rejected : dict
         Kinds of reasons the closed form gave to how many candidates, and one of them in words.
-    by_policy : list of PolicyCost
-        One per policy that can run.
+    by_policy, by_device : list of PolicyCost
+        One per policy, and one per device, that can run.
     points, simulated, simulations : int
         Candidates, those simulated, and fleets simulated for them [-].
     """
@@ -107,6 +111,7 @@ class Plan:
     nearest: dict[str, Any] | None
     rejected: dict[str, tuple[int, str]]
     by_policy: list[PolicyCost]
+    by_device: list[PolicyCost]
     points: int
     simulated: int
     simulations: int
@@ -118,7 +123,7 @@ def prune(task: tuple[Deployment, Requests, tuple[Promise, ...]]) -> Candidate:
     load = Load.of(requests, prefix_cache=deployment.prefix_cache)
     try:
         found = estimate(deployment, requests, load, slo)
-    except ShadowlineError as error:
+    except UnsupportedError as error:
         found = Estimate(error.message, "cannot run")
     if found.reason:
         return Candidate(deployment, found, 0)
@@ -152,7 +157,8 @@ def size(question: Question) -> Sized:
     row |= {"given_dtype": scenario.dtype, "given_kv_dtype": scenario.kv_cache_dtype}
     # How long it took here is no part of the answer, which is the same wherever it was found.
     del row["simulated_per_s"]
-    return Sized(row, ok, miss, len(done))
+    fleet = replace(question.deployment, replicas=high)
+    return Sized(row, ok, miss, len(done), fleet)
 
 
 def _miss(outcome: Outcome, slo: Sequence[Promise]) -> float:
@@ -187,9 +193,10 @@ def search(
     left: list[Candidate] = []
     for c in candidates:
         kind, words = c.estimate.kind, c.estimate.reason
-        if not kind and c.least_replicas * c.deployment.group.gpus > max_gpus:
-            kind = f"needs more than {max_gpus} GPUs"
-            words = f"{c.least_replicas * c.deployment.group.gpus} x {c.deployment.scenario.device}"
+        if not kind and c.least_replicas > _most(c, math.inf, max_gpus):
+            gpus = c.least_replicas * c.deployment.group.gpus
+            least = f"{max_gpus} GPUs" if gpus > max_gpus else f"{MAX_REPLICAS} replicas"
+            kind, words = f"needs more than {least}", f"{gpus} x {c.deployment.scenario.device}"
         if kind:
             rejected[kind] = (rejected.get(kind, (0, ""))[0] + 1, words)
         else:
@@ -202,7 +209,9 @@ def search(
         wave, left = left[:WAVE], left[WAVE:]
         questions = []
         for c in wave:
-            most = _most(c, best[_kind(c.deployment.scenario.policy)], max_gpus)
+            most = _most(
+                c, best[_kind(c.deployment.scenario.policy, c.deployment.scenario.device)], max_gpus
+            )
             if most >= c.least_replicas:
                 least = most if objective == "fastest" else c.least_replicas
                 questions.append(Question(c.deployment, requests, slo, least, most))
@@ -212,19 +221,32 @@ def search(
             size, questions, workers=workers, cluster=cluster, label="sized", quiet=quiet
         )
         if objective == "cheapest":
-            rents = [(_kind(s.row["policy"]), s.row["usd_per_h"] / 3600.0) for s in sized if s.ok]
+            rents = [
+                (_kind(r["policy"], r["device"]), r["usd_per_h"] / 3600.0)
+                for r in (s.row for s in sized if s.ok)
+            ]
             best = [
                 min((r for k, r in rents if k <= kind), default=math.inf) for kind in range(KINDS)
             ]
-    good = [s.row for s in sized if s.ok]
-    good.sort(key=lambda r: (r[OBJECTIVES[objective]], r["usd_per_h"]))
+    # What costs the same goes to dense, then to what can be started, since a policy that saves nothing only costs
+    # quality; then to what keeps the promises by the widest margin.
+    keeping = sorted(
+        (s for s in sized if s.ok),
+        key=lambda s: (
+            s.row[OBJECTIVES[objective]], s.row["usd_per_h"], _kind(s.row["policy"], s.row["device"]), s.miss,
+        ),
+    )  # fmt: skip
+    good = [s.row for s in keeping]
+    if keeping:
+        good[0] |= interval(keeping[0].fleet, requests)
     nearest = min(sized, key=lambda s: s.miss).row if sized and not good else None
     if nearest is None and not good:
         near = min(candidates, key=lambda c: c.estimate.miss)
         nearest = _named(near, max_gpus)
     return Plan(
         good, pareto(good), nearest, dict(sorted(rejected.items(), key=lambda kv: -kv[1][0])),
-        _by_policy(survivors, good), len(candidates), len(sized), sum(s.simulations for s in sized),
+        _least(survivors, good, "policy", best, max_gpus), _least(survivors, good, "device", best, max_gpus),
+        len(candidates), len(sized), sum(s.simulations for s in sized),
     )  # fmt: skip
 
 
@@ -238,29 +260,45 @@ def pareto(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return [r for r in rows if not any(beats(o, r) for o in rows)]
 
 
-def _by_policy(survivors: Sequence[Candidate], good: Sequence[dict[str, Any]]) -> list[PolicyCost]:
-    """Simulated rent of each policy, or the least the closed form allows."""
+def _least(
+    survivors: Sequence[Candidate],
+    good: Sequence[dict[str, Any]],
+    key: str,
+    best: Sequence[float],
+    max_gpus: int,
+) -> list[PolicyCost]:
+    """Simulated rent of each `key` (policy or device), or the least it can be: the closed form's fewest replicas, or
+    one more than were simulated in vain because they cost no more than the `best` [USD/s] of their kind.
+    """
     found: dict[str, PolicyCost] = {}
     for row in sorted(good, key=lambda r: r["usd_per_h"]):
         where = f"{row['gpus']} x {row['device']}"
-        found.setdefault(row["policy"], PolicyCost(row["policy"], where, row["usd_per_h"], True))
-    for c in sorted(survivors, key=lambda c: c.least_usd_per_s):
-        scenario = c.deployment.scenario
-        where = f"{c.least_replicas * c.deployment.group.gpus} x {scenario.device}"
-        bound = PolicyCost(scenario.policy, where, c.least_usd_per_s * 3600.0, False)
-        found.setdefault(scenario.policy, bound)
+        found.setdefault(row[key], PolicyCost(row["policy"], where, row["usd_per_h"], True))
+    bounds = []
+    for c in survivors:
+        scenario, rent = (
+            c.deployment.scenario,
+            best[_kind(c.deployment.scenario.policy, c.deployment.scenario.device)],
+        )
+        tried = _most(c, rent, max_gpus) if math.isfinite(rent) else 0
+        replicas = max(c.least_replicas, tried + 1)
+        where = f"{replicas * c.deployment.group.gpus} x {scenario.device}"
+        usd_per_h = replicas * c.deployment.usd_per_s * 3600.0
+        cost = PolicyCost(scenario.policy, where, usd_per_h, False)
+        bounds.append((usd_per_h, getattr(scenario, key), cost))
+    for _, name, cost in sorted(bounds, key=lambda b: b[0]):
+        found.setdefault(name, cost)
     return list(found.values())
 
 
-def _kind(policy: str) -> int:
+def _kind(policy: str, device: str) -> int:
     """0 for dense, 1 for policies vLLM can start, 2 for the others."""
-    members = [p.name for p in parse(policy).members]
-    return 0 if not members else 1 if all(m in VLLM_POLICIES for m in members) else 2
+    return 0 if not parse(policy).members else 2 if lacking(policy, device) else 1
 
 
 def _most(candidate: Candidate, best_usd_per_s: float, max_gpus: int) -> int:
     """Replicas worth trying: no dearer than the best, no more GPUs than allowed."""
-    by_gpus = max_gpus // candidate.deployment.group.gpus
+    by_gpus = min(max_gpus // candidate.deployment.group.gpus, MAX_REPLICAS)
     if not math.isfinite(best_usd_per_s):
         return by_gpus
     return min(by_gpus, int(best_usd_per_s / candidate.deployment.usd_per_s + 1e-9))
@@ -272,6 +310,9 @@ def _named(candidate: Candidate, max_gpus: int) -> dict[str, Any]:
     gpus = candidate.least_replicas * candidate.deployment.group.gpus
     return {
         "model": s.model, "device": s.device, "policy": s.policy, "dtype": s.dtype, "tp": s.tp,
-        "reason": candidate.estimate.reason or f"needs {gpus} GPUs, more than the {max_gpus} allowed",
+        "reason": candidate.estimate.reason or (
+            f"needs {gpus} GPUs, more than the {max_gpus} allowed" if gpus > max_gpus
+            else f"needs {candidate.least_replicas} replicas, more than the {MAX_REPLICAS} allowed"
+        ),
         "miss": candidate.estimate.miss,
     }  # fmt: skip

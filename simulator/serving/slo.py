@@ -9,7 +9,10 @@ from simulator.errors import InputError, UnknownNameError
 from simulator.units import parse_quantity
 
 METRICS = ("ttft", "tpot", "itl", "e2e")
-_TERM = re.compile(r"\s*(\w+)\s*:\s*(\w+)\s*(<=?)\s*(\S.*?)\s*", re.ASCII)
+QUANTILES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99}
+STATISTICS = ("mean", *QUANTILES)
+_TERM = re.compile(r"\s*(\w+)\s*[:\s]\s*(\w+)\s*(<=?)\s*(\S.*?)\s*", re.ASCII)
+_JOINT = re.compile(r"[;,]|\band\b")
 
 
 @dataclass(frozen=True)
@@ -27,15 +30,17 @@ class Promise:
 
 
 def parse_slo(text: str) -> tuple[Promise, ...]:
-    """Promises of `text`, joined by ``;``.
+    """Promises of `text`, joined by ``;``, or as one would say them.
 
     Examples
     --------
     >>> parse_slo("ttft:p99<2s;tpot:mean<60ms")[1].limit_s
     0.06
+    >>> parse_slo("TTFT p99 < 2 s and TPOT p99 < 60 ms") == parse_slo("ttft:p99<2s;tpot:p99<60ms")
+    True
     """
     out: list[Promise] = []
-    for part in (p for p in text.split(";") if p.strip()):
+    for part in (p for p in _JOINT.split(text) if p.strip()):
         match = _TERM.fullmatch(part)
         if match is None:
             raise InputError(
@@ -59,6 +64,3 @@ def parse_slo(text: str) -> tuple[Promise, ...]:
     if not out:
         raise InputError("holds no promise; write e.g. ttft:p99<2s;tpot:p99<60ms", where="--slo")
     return tuple(out)
-
-
-STATISTICS = ("mean", "p50", "p90", "p95", "p99")

@@ -15,8 +15,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil, log2, sqrt
 
-PER_OCTAVE = 4.0
+PER_OCTAVE = 8.0
 """Nodes per octave of the prefill-attention grid [-]."""
+TILE = 64
+"""Tokens between two stairs of prefill attention: the row tiles of its kernels are this or a multiple [-]."""
+FIRST = int(PER_OCTAVE * log2(TILE))
+"""Node of the first tile's last token [-]."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,43 +49,53 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class PromptGrid:
-    """Prefill attention of `r` equal chunks, log-linear between nodes [s].
+    """Prefill attention of `r` equal chunks, linear between nodes [s].
 
     Attributes
     ----------
-    rows : list of int
-        Chunks of the grid's first axis, ascending from 1 [-].
+    tiles : int
+        Tiles with a node at their first and one at their last token; octaves within the first and beyond them [-].
     at_row : list of (int, float)
         By number of chunks: node below and share of the way to the next.
-    log_s : list, shape (rows, tokens, context)
-        log2 of the seconds; tokens per chunk and context over tokens rise by `PER_OCTAVE` nodes per octave.
+    times : list, shape (rows, tokens, context)
+        The last axis is context over tokens, in octaves [s].
     """
 
-    rows: Sequence[int]
+    tiles: int
     at_row: Sequence[tuple[int, float]]
-    log_s: Sequence[Sequence[Sequence[float]]]
+    times: Sequence[Sequence[Sequence[float]]]
 
     def seconds(self, r: int, tokens: float, context: float) -> float:
         """Time of `r` chunks of `tokens` each whose context after them is `context` [s]."""
-        u = log2(tokens) * PER_OCTAVE if tokens > 1.0 else 0.0
-        v = log2(context / tokens) * PER_OCTAVE if context > tokens else 0.0
-        i, j = int(u), int(v)
-        u -= i
-        v -= j
+        before = ceil(tokens / TILE) - 1
+        if not before:
+            i, u = _octave_node(tokens)
+        elif before < self.tiles:
+            i, u = FIRST + 2 * before - 1, (tokens - before * TILE - 1.0) / (TILE - 1.0)
+        else:
+            i, u = _octave_node(tokens / (self.tiles * TILE))
+            i += FIRST + 2 * (self.tiles - 1)
+        j, v = _octave_node(context / tokens)
         row, share = self.at_row[r]
-        plane = self.log_s[row]
-        low, high = plane[i], plane[i + 1]
-        value = (low[j] + v * (low[j + 1] - low[j])) * (1.0 - u) + u * (
-            high[j] + v * (high[j + 1] - high[j])
-        )
+        value = _between(self.times[row], i, u, j, v)
         if share:
-            plane = self.log_s[row + 1]
-            low, high = plane[i], plane[i + 1]
-            above = (low[j] + v * (low[j + 1] - low[j])) * (1.0 - u) + u * (
-                high[j] + v * (high[j + 1] - high[j])
-            )
-            value += share * (above - value)
-        return 2.0**value
+            value += share * (_between(self.times[row + 1], i, u, j, v) - value)
+        return value
+
+
+def _octave_node(ratio: float) -> tuple[int, float]:
+    """Node at or below `ratio` >= 1, and the share of the way to the next."""
+    if ratio <= 1.0:
+        return 0, 0.0
+    at = log2(ratio) * PER_OCTAVE
+    node = int(at)
+    return node, (2.0 ** ((at - node) / PER_OCTAVE) - 1.0) / (2.0 ** (1.0 / PER_OCTAVE) - 1.0)
+
+
+def _between(plane: Sequence[Sequence[float]], i: int, u: float, j: int, v: float) -> float:
+    low, high = plane[i], plane[i + 1]
+    first = low[j] + v * (low[j + 1] - low[j])
+    return first + u * (high[j] + v * (high[j + 1] - high[j]) - first)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ import numpy as np
 
 from simulator.errors import InputError
 from simulator.serving.calls import parse_call
-from simulator.serving.requests import Requests
+from simulator.serving.requests import MAX_TOKENS, Requests
 
 ARRIVALS = {"poisson": {}, "gamma": {"cv": None}, "fixed": {}}
 """Times between arrivals: exponential; gamma of a coefficient of variation (bursts above 1); constant."""
@@ -20,18 +20,23 @@ LENGTHS = {
 }
 """Lengths, rounded up to whole tokens; cv is the standard deviation over the mean."""
 
+MOST_RATE, MOST_CV = 1e9, 100.0
+"""Bounds of rate [1/s] and coefficient of variation [-]; their inverses bound them below."""
+
 
 def arrival_times(count: int, rate: float, how: str, rng: np.random.Generator) -> np.ndarray:
     """`count` arrival times of mean `rate` per second, the first at 0 [s]."""
     name, values = parse_call(how, ARRIVALS, "--arrivals")
-    if not math.isfinite(rate) or rate <= 0.0:
-        raise InputError(f"{rate:g} requests/s must be above 0", where="--rate")
+    if not 1.0 / MOST_RATE <= rate <= MOST_RATE:
+        raise InputError(
+            f"{rate:g} requests/s must be above 0 and at most {MOST_RATE:g}", where="--rate"
+        )
     mean = 1.0 / rate
     if name == "poisson":
         gaps = rng.exponential(mean, count)
     elif name == "gamma":
-        if not 0.0 < values["cv"] <= 100.0:
-            raise InputError("cv must be above 0 and at most 100", where="--arrivals")
+        if not 1.0 / MOST_CV <= values["cv"] <= MOST_CV:
+            raise InputError(f"cv must be {1.0 / MOST_CV:g} to {MOST_CV:g}", where="--arrivals")
         shape = 1.0 / values["cv"] ** 2
         gaps = rng.gamma(shape, mean / shape, count)
     else:
@@ -47,9 +52,17 @@ def lengths(count: int, how: str, where: str, rng: np.random.Generator) -> np.nd
         text = f"fixed(tokens={text})"
     name, v = parse_call(text, LENGTHS, where)
     least = min(v.get("low", 1.0), v.get("tokens", 1.0), v.get("mean", 1.0))
-    if least < 1.0 or v.get("high", math.inf) < v.get("low", 1.0) or v.get("cv", 1.0) <= 0.0:
+    most = max(v.get("high", 1.0), v.get("low", 1.0), v.get("tokens", 1.0), v.get("mean", 1.0))
+    backwards = v.get("high", math.inf) < v.get("low", 1.0)
+    if (
+        least < 1.0
+        or most > MAX_TOKENS
+        or backwards
+        or not 1.0 / MOST_CV <= v.get("cv", 1.0) <= MOST_CV
+    ):
         raise InputError(
-            f"{how!r}: tokens must be 1 or more, low below high, cv above 0", where=where
+            f"{how!r}: tokens must be 1 to {MAX_TOKENS:,}, low below high, cv above 0 and at most {MOST_CV:g}",
+            where=where,
         )
     if name == "fixed":
         out = np.full(count, v["tokens"])

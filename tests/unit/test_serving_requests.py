@@ -90,7 +90,14 @@ BAD = {
     ("m.jsonl", '{"timestamp": 1}'): "m.jsonl:1: has no 'input_length'",
     ("m.jsonl", "[1, 2]"): "m.jsonl:1: needs numbers under",
     ("m.jsonl", LINE % (5, 1024) + LINE % (4, 1024)): "m.jsonl:2: the timestamp is before",
+    ("m.jsonl", LINE % (1, "Infinity")): "m.jsonl:1: needs numbers under",
+    ("m.jsonl", LINE % ("NaN", "NaN")): "m.jsonl:1: needs numbers under",
+    ("m.jsonl", LINE % (1, 5) + LINE % ("Infinity", 5)): "m.jsonl:2: the timestamp is not a number",
     ("r.parquet", "not parquet"): "is not Parquet",
+    (
+        "long.csv",
+        OWN + "1,1,1\n1,1," + "9" * 140_000 + "\n",
+    ): "long.csv:3: is not CSV: field larger",
     ("r.txt", "x"): "must end in .csv, .jsonl or .parquet",
 }
 
@@ -110,6 +117,11 @@ def test_a_missing_or_binary_file_is_one_line(tmp_path):
     with pytest.raises(InputError, match="cannot read: No such file"):
         read_requests(tmp_path / "none.csv")
     (tmp_path / "b.csv").write_bytes(b"\xff\xfe\x00")
+    # The ends of a Parquet file around what is none.
+    (tmp_path / "d.parquet").write_bytes(b"PAR1" + bytes(range(200)) + b"\x90\0\0\0PAR1")
+    with pytest.raises(InputError, match=r"d\.parquet: cannot read: \w+") as caught:
+        read_requests(tmp_path / "d.parquet")
+    assert "None" not in str(caught.value)
     with pytest.raises(InputError, match="is not UTF-8 text"):
         read_requests(tmp_path / "b.csv")
 
@@ -171,7 +183,9 @@ def test_the_same_seed_gives_the_same_traffic():
         ({"prompt": "fixed(tokens=x)"}, "'x' is not a number"),
         ({"output": "uniform(low=9,high=3)"}, "--output-tokens: "),
         ({"output": "5 tokens"}, "write name(key=number,...)"),
-        ({"prompt": None}, "give --requests FILE, or --rate"),
+        ({"prompt": None}, "--prompt-tokens: --rate needs it"),
+        ({"output": None}, "--output-tokens: --rate needs it"),
+        ({"rate": None}, "give --requests FILE, or --rate"),
     ],
 )
 def test_bad_synthetic_traffic_is_one_line(arguments, words):
@@ -243,20 +257,22 @@ def test_a_bad_promise_is_one_line(text, words):
 
 def test_reuse_takes_off_what_it_says():
     base = Requests.of(np.arange(1000.0), np.full(1000, 100), np.full(1000, 10))
-    chunks = apply_reuse(base, "chunk-reuse(reused=0.8,recompute=0.25)").requests
+    chunks = apply_reuse(base, "chunk-reuse(reused=0.8,recompute=0.25)", 0).requests
     assert chunks.reused.tolist() == [60] * 1000
-    cache = apply_reuse(base, "semantic-cache(hit=0.4,lookup_ms=2)")
+    cache = apply_reuse(base, "semantic-cache(hit=0.4,lookup_ms=2)", 0)
     assert cache.answered + len(cache.requests) == 1000
     # A binomial of 1000 at 0.4 has a standard deviation of 15.
     assert abs(cache.answered - 400) < 60
-    assert cache.delay_s == pytest.approx(0.002)
+    assert cache.requests.delay_s == pytest.approx(0.002)
+    other = apply_reuse(base, "semantic-cache(hit=0.4,lookup_ms=2)", 1)
+    assert other.requests.arrival_s.tolist() != cache.requests.arrival_s.tolist()
     grouped = Requests.of([0, 1, 2], [600, 600, 600], [1, 1, 1], ids=((5,), (3,), (5,)))
-    assert apply_reuse(grouped, "prefix-groups").requests.ids == ((3,), (5,), (5,))
+    assert apply_reuse(grouped, "prefix-groups", 0).requests.ids == ((3,), (5,), (5,))
     for text, words in (
         ("chunk-reuse(reused=2,recompute=0)", "must be from 0 to 1"), ("chunk-reuse", "needs 'reused'"),
         ("semantic-cache(hit=1,lookup_ms=2)", "no request is left"), ("prefix-groups", "hash_ids"),
         ("semantic", "did you mean 'semantic-cache'"),
     ):  # fmt: skip
         with pytest.raises(InputError, match="--reuse") as caught:
-            apply_reuse(base, text)
+            apply_reuse(base, text, 0)
         assert words in str(caught.value)
