@@ -8,7 +8,6 @@ measurements in ``$SHADOWLINE_HOME/measured/<device>/`` answer first.
 from __future__ import annotations
 
 import hashlib
-import os
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -24,6 +23,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from simulator.device import user_data_dir
 from simulator.errors import InputError, UnsupportedError
+from simulator.files import replaced
 from simulator.surface import Surface
 
 SCHEMA = 1
@@ -210,10 +210,8 @@ def dump(path: Path, fits: Iterable[Fit]) -> None:
     ]
     for fit in fits:
         lines += _fit_lines(fit)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    os.replace(part, path)
+    with replaced(path) as temporary:
+        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
     _load_file.cache_clear()
     load_fits.cache_clear()
 
@@ -269,7 +267,7 @@ def parse(text: str, where: str) -> tuple[Fit, ...]:
         if data["schema"] != SCHEMA:
             raise InputError(f"schema {data['schema']}, this version reads {SCHEMA}", where=where)
         return tuple(_parse_fit(data, table) for table in data["fit"])
-    except (tomllib.TOMLDecodeError, KeyError, TypeError, ValueError) as err:
+    except (tomllib.TOMLDecodeError, KeyError, TypeError, ValueError, OverflowError) as err:
         raise InputError(
             f"not a fit table ({type(err).__name__}: {err}); rewrite it with "
             "`python -m simulator.calibrate`",

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from simulator.errors import InputError
+from simulator.errors import InputError, reason
+from simulator.files import replaced
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -53,11 +53,17 @@ class PartStore:
             self.out.parent.mkdir(parents=True, exist_ok=True)
             self.folder.mkdir(exist_ok=True)
             self._lock()
+            self._lay(stale, resume)
         except OSError as error:
-            raise InputError(f"cannot write {self.out}: {error.strerror}", where="--out") from None
+            if not stale:
+                shutil.rmtree(self.folder, ignore_errors=True)
+            raise InputError(f"cannot write {self.out}: {reason(error)}", where="--out") from None
+
+    def _lay(self, stale: bool, resume: bool) -> None:
+        """Take over or drop the parts that lie there."""
         plan = self.folder / "plan"
         if stale and plan.is_file():
-            same = plan.read_text().strip() == self.digest
+            same = plan.read_bytes().strip() == self.digest.encode()
             if resume and not same:
                 self.close()
                 raise InputError(
@@ -70,22 +76,24 @@ class PartStore:
         plan.write_text(self.digest + "\n")
 
     def _lock(self) -> None:
-        lock = self.folder / "lock"
-        for _ in range(2):
-            try:
-                handle = os.open(lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
-            except FileExistsError:
-                holder = lock.read_text().strip()
+        lock, own = self.folder / "lock", self.folder / f"lock.{os.getpid()}"
+        own.write_text(str(os.getpid()))
+        try:
+            for _ in range(2):
+                try:
+                    # The lock appears with its holder in it, so nobody can take it for a dead one's.
+                    os.link(own, lock)
+                    return
+                except FileExistsError:
+                    holder = lock.read_text().strip()
                 if holder.isdigit() and _alive(int(holder)):
                     raise InputError(
                         f"process {holder} is writing {self.out}; wait for it or choose another file",
                         where="--out",
-                    ) from None
+                    )
                 lock.unlink(missing_ok=True)
-            else:
-                with os.fdopen(handle, "w") as file:
-                    file.write(str(os.getpid()))
-                return
+        finally:
+            own.unlink(missing_ok=True)
         raise InputError(f"cannot lock {self.folder}", where="--out")
 
     def has(self, number: int) -> bool:
@@ -96,7 +104,7 @@ class PartStore:
         """Add a part; it appears whole or not at all."""
         import pyarrow.parquet as pq
 
-        with self._atomic(self._path(number)) as temporary:
+        with replaced(self._path(number)) as temporary:
             pq.write_table(table, temporary, compression="zstd")
 
     def read(self, number: int) -> pa.Table:
@@ -114,14 +122,17 @@ class PartStore:
 
     def finish(self, count: int, schema: pa.Schema) -> None:
         """Join parts 0..count-1 into the output and remove them."""
-        with self._atomic(self.out) as temporary:
+        with replaced(self.out) as temporary:
             if self.out.suffix == ".parquet":
                 self._join_parquet(temporary, count, schema)
             elif self.out.suffix == ".csv":
                 self._join_csv(temporary, count)
             else:
                 self._join_json(temporary, count, schema)
-        shutil.rmtree(self.folder)
+        # Out of the way at once, so that the next sweep of this file makes a folder of its own.
+        done = self.folder.with_name(f".{self.folder.name}.{os.getpid()}.done")
+        self.folder.rename(done)
+        shutil.rmtree(done, ignore_errors=True)
 
     def _join_parquet(self, path: Path, count: int, schema: pa.Schema) -> None:
         import pyarrow.parquet as pq
@@ -148,22 +159,13 @@ class PartStore:
             file.write("\n]}\n")
 
     def close(self) -> None:
-        """Release the lock, keep the parts."""
+        """Release the lock; parts are kept, a folder without any goes."""
         (self.folder / "lock").unlink(missing_ok=True)
+        if not any(self.folder.glob("part-*")):
+            shutil.rmtree(self.folder, ignore_errors=True)
 
     def _path(self, number: int) -> Path:
         return self.folder / f"part-{number:06d}.parquet"
-
-    @contextlib.contextmanager
-    def _atomic(self, path: Path) -> Iterator[Path]:
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            yield temporary
-            temporary.replace(path)
-        except OSError as error:
-            raise InputError(f"cannot write {path}: {error.strerror}", where="--out") from None
-        finally:
-            temporary.unlink(missing_ok=True)
 
 
 def _alive(pid: int) -> bool:

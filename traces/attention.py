@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -59,6 +60,36 @@ def probabilities(
     else:
         scores = scores + mask[:, rows].float()
     return torch.softmax(scores, -1)
+
+
+@dataclass(frozen=True, eq=False)
+class Attended:
+    """One call of a model's attention; the tensors are the model's own and must not be changed or kept.
+
+    Parameters
+    ----------
+    query : Tensor, shape (batch, heads, tokens, head_dim)
+    key, value : Tensor, shape (batch, kv_heads, tokens, head_dim)
+        As cached, after any rotation.
+    mask : Tensor, optional, shape (1 or batch, 1 or heads, tokens, tokens)
+        As in `probabilities`, like the two below.
+    scaling, softcap : float, optional
+    """
+
+    query: torch.Tensor
+    key: torch.Tensor
+    value: torch.Tensor
+    mask: torch.Tensor | None = None
+    scaling: float | None = None
+    softcap: float | None = None
+
+    def probabilities(self, sequence: int, rows: torch.Tensor) -> torch.Tensor:
+        """`probabilities` of the queries at `rows` of one sequence."""
+        mask = None if self.mask is None else self.mask[min(sequence, self.mask.shape[0] - 1)]
+        return probabilities(
+            self.query[sequence], self.key[sequence], rows,
+            scaling=self.scaling, mask=mask, softcap=self.softcap,
+        )  # fmt: skip
 
 
 def tokens_for_mass(p: torch.Tensor, masses: Sequence[float]) -> torch.Tensor:

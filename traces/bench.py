@@ -39,7 +39,8 @@ class Bench:
 
     Parameters
     ----------
-    widths : mapping of kind to units per layer [-]
+    parts : sequence of Block
+        One per layer.
     """
 
     model: Any

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from simulator.errors import InputError
+from simulator.files import replaced
 from simulator.trace import over_layers
 from traces.summary import judged, own_level, units_tensor
 
@@ -70,14 +71,10 @@ def draw(trace: Trace, path: Path, *, dark: bool = False) -> None:
             f"{m.model}: {m.tokens:,} tokens, {m.dtype}", x=0.01, ha="left", weight="bold"
         )
         metadata = {"Date": None} if path.suffix == ".svg" else None
-        temporary = path.with_name(f".{path.name}.tmp{path.suffix}")
         try:
-            figure.savefig(temporary, metadata=metadata)
-            temporary.replace(path)
-        except OSError as error:
-            raise InputError(f"cannot write {path}: {error.strerror}", where="--plot") from None
+            with replaced(path, "--plot") as temporary:
+                figure.savefig(temporary, format=path.suffix[1:], metadata=metadata)
         finally:
-            temporary.unlink(missing_ok=True)
             plt.close(figure)
 
 

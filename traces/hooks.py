@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from simulator.errors import UnsupportedError
+from traces.attention import Attended
 from traces.layouts import Layout, decoder_layers, key_of, part
 
 if TYPE_CHECKING:
@@ -29,18 +31,8 @@ class Observer(Protocol):
     def key(self, layer: int, key: torch.Tensor) -> None:
         """Keys before rotation (batch, tokens, kv_heads, head_dim)."""
 
-    def attention(
-        self,
-        layer: int,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        *,
-        mask: torch.Tensor | None,
-        scaling: float | None,
-        softcap: float | None,
-    ) -> None:
-        """Queries (batch, heads, tokens, head_dim), keys and values (batch, kv_heads, ...) as cached."""
+    def attention(self, layer: int, call: Attended) -> None:
+        """Queries, keys and values of one call."""
 
     def experts(
         self, layer: int, module: nn.Module, hidden: torch.Tensor, chosen: torch.Tensor
@@ -182,24 +174,12 @@ class _Tap:
 
         return hook
 
-    def see_attention(
-        self,
-        layer: int,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        *,
-        mask: torch.Tensor | None,
-        scaling: float | None,
-        softcap: float | None,
-    ) -> None:
+    def see_attention(self, layer: int, call: Attended) -> None:
         """Pass one call on, with each KV head once where the model has repeated them."""
-        repeat = key.shape[1] // self.kv_heads
+        repeat = call.key.shape[1] // self.kv_heads
         if repeat > 1:
-            key, value = key[:, ::repeat], value[:, ::repeat]
-        self.observer.attention(
-            layer, query, key, value, mask=mask, scaling=scaling, softcap=softcap
-        )
+            call = replace(call, key=call.key[:, ::repeat], value=call.value[:, ::repeat])
+        self.observer.attention(layer, call)
 
 
 def _input(send: Callable[[torch.Tensor], None]) -> Callable[..., None]:
@@ -241,45 +221,29 @@ def _attend(
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     tap, layer = module._shadowline_tap
-    tap.see_attention(
-        layer, query, key, value, mask=attention_mask, scaling=scaling, softcap=softcap
-    )
+    call = Attended(query, key, value, attention_mask, scaling, softcap)
+    tap.see_attention(layer, call)
     if kwargs.get("s_aux") is not None:
         raise UnsupportedError("attention with learned sinks is not known here", where="--model")
     if softcap is not None:
-        return _softcapped(query, key, value, attention_mask, scaling, softcap), None
+        return _softcapped(call), None
     return sdpa_attention_forward(
         module, query, key, value, attention_mask, scaling=scaling, **kwargs
     )
 
 
-def _softcapped(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    mask: torch.Tensor | None,
-    scaling: float | None,
-    softcap: float,
-) -> torch.Tensor:
+def _softcapped(call: Attended) -> torch.Tensor:
     """Attention with capped scores, which torch's fused kernels lack; 128 queries at a time."""
     import torch
 
-    from traces.attention import probabilities
-
-    batch, heads, tokens, _ = query.shape
-    repeat = heads // key.shape[1]
+    value = call.value
+    batch, heads, tokens, _ = call.query.shape
+    repeat = heads // call.key.shape[1]
     out = torch.empty(batch, tokens, heads, value.shape[-1], dtype=value.dtype, device=value.device)
     for b in range(batch):
         wide = value[b].repeat_interleave(repeat, 0)
-        for rows in torch.arange(tokens, device=query.device).split(128):
-            p = probabilities(
-                query[b],
-                key[b],
-                rows,
-                scaling=scaling,
-                softcap=softcap,
-                mask=None if mask is None else mask[min(b, mask.shape[0] - 1)],
-            )
+        for rows in torch.arange(tokens, device=value.device).split(128):
+            p = call.probabilities(b, rows)
             out[b, rows] = (p.to(value.dtype) @ wide).transpose(0, 1)
     return out
 
@@ -296,16 +260,8 @@ def _sdpa_mode(tap: _Tap) -> Any:
         def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None):
             kwargs = kwargs or {}
             if func is wanted:
-                query, key, value = args[:3]
-                tap.see_attention(
-                    tap.current,
-                    query,
-                    key,
-                    value,
-                    mask=kwargs.get("attn_mask"),
-                    scaling=kwargs.get("scale"),
-                    softcap=None,
-                )
+                call = Attended(*args[:3], kwargs.get("attn_mask"), kwargs.get("scale"))
+                tap.see_attention(tap.current, call)
             return func(*args, **kwargs)
 
     return Mode()

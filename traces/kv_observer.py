@@ -12,6 +12,7 @@ from traces.means import ALL
 if TYPE_CHECKING:
     import torch
 
+    from traces.attention import Attended
     from traces.means import Means, State
     from traces.sampling import Sample
 
@@ -61,38 +62,25 @@ class KvObserver:
         else:
             self._stored(layer, "kv.k", key[self.now.kv_sequence].transpose(0, 1))
 
-    def attention(
-        self,
-        layer: int,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        *,
-        mask: torch.Tensor | None,
-        scaling: float | None,
-        softcap: float | None,
-    ) -> None:
+    def attention(self, layer: int, call: Attended) -> None:
         """Queries, keys and values as attention sees them."""
         import torch
 
         if not self.reads_all:
             return
         b = self.now.kv_sequence
+        query, key, value = call.query[b], call.key[b], call.value[b]
         if self.is_calibrating:
-            self._count_stored(layer, "kv.k_cached", key[b])
-            self._count_stored(layer, "kv.v", value[b])
+            self._count_stored(layer, "kv.k_cached", key)
+            self._count_stored(layer, "kv.v", value)
             return
-        self._stored(layer, "kv.v", value[b])
-        self._stored(layer, "kv.k_cached", key[b])
-        self._channels(layer, query[b], key[b])
-        tokens = query.shape[2]
+        self._stored(layer, "kv.v", value)
+        self._stored(layer, "kv.k_cached", key)
+        self._channels(layer, query, key)
+        tokens = query.shape[1]
         ends = torch.tensor(contexts(tokens))
         rows = (ends[:, None] + torch.arange(-STEPS, 0)).flatten().to(query.device)
-        if mask is not None:
-            mask = mask[min(b, mask.shape[0] - 1)]
-        p = attention.probabilities(
-            query[b], key[b], rows, scaling=scaling, mask=mask, softcap=softcap
-        )
+        p = call.probabilities(b, rows)
         self._mass(layer, p.unflatten(1, (-1, STEPS))[:, :, -1], contexts(tokens))
         self._steps(layer, p[:, -STEPS:], rows[-STEPS:])
 

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 from simulator.errors import InputError, UnknownNameError, suggest
 from simulator.hub import folder_name
 from traces.weights import (
-    ELEMENT_BYTES,
     check_memory,
     free_bytes,
     parameter_bytes,
     safetensors_header,
+    tensor_bytes,
 )
 
 if TYPE_CHECKING:
@@ -240,9 +240,7 @@ def _needed_bytes(checkpoint: Checkpoint, dtype: str) -> int | None:
         )
     except (OSError, hub.HfHubHTTPError, hub.NotASafetensorsRepoError):
         return None
-    return sum(
-        n * (element or ELEMENT_BYTES.get(kind, 1)) for kind, n in remote.parameter_count.items()
-    )
+    return sum(tensor_bytes(kind, n, element) for kind, n in remote.parameter_count.items())
 
 
 def pick_device(text: str) -> str:

@@ -7,7 +7,6 @@ trained on the Python standard library by one CPU core within half an hour each.
 from __future__ import annotations
 
 import json
-import os
 from math import cos, log, pi
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,6 +15,7 @@ import typer
 
 from simulator import console
 from simulator.errors import InputError, UnknownNameError
+from simulator.files import replaced
 from traces.corpus import SEPARATOR, Corpus, baselines, sha256, standard_library
 
 if TYPE_CHECKING:
@@ -147,9 +147,8 @@ def heldout_loss(model: torch.nn.Module, ids: np.ndarray, *, rows: int = 8) -> f
 def _save(path: Path, state: dict[str, Any]) -> None:
     import torch
 
-    part = path.with_suffix(".part")
-    torch.save(state, part)
-    os.replace(part, path)
+    with replaced(path) as temporary:
+        torch.save(state, temporary)
 
 
 def fit(
@@ -233,10 +232,10 @@ def command(
     out: Annotated[Path, typer.Option("--out", help="folder for heldout.txt and the model")],
     resume: Annotated[bool, typer.Option("--resume", help="continue from the checkpoint")] = False,
     steps: Annotated[int, typer.Option("--steps", min=1, help="of 4096 tokens")] = 1700,
-    seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="of everything random")] = 0,
     rows: Annotated[int, typer.Option("--rows", min=1, help="windows of 512 per step")] = 8,
     peak: Annotated[float, typer.Option("--lr", help="peak learning rate")] = 2e-3,
-    threads: Annotated[int, typer.Option("--threads", min=1)] = 1,
+    threads: Annotated[int, typer.Option("--threads", min=1, help="CPU threads")] = 1,
     json_: Annotated[bool, typer.Option("--json", help="the manifest on stdout")] = False,
 ) -> None:
     """Train a small model on the Python standard library and write it in Hugging Face format."""

@@ -76,6 +76,11 @@ def windows(ids: Any, length: int, count: int, *, seed: int | None = None) -> to
     import numpy as np
     import torch
 
+    if count < 1:
+        raise InputError(
+            f"not one window of {length} tokens is left; raise --max-tokens, or lower --length",
+            where="--length",
+        )
     ids = np.asarray(ids)
     available = len(ids) // length
     if available < count:

@@ -12,6 +12,7 @@ import typer
 
 from simulator import console
 from simulator.errors import InputError, UnknownNameError
+from simulator.files import replaced
 
 if TYPE_CHECKING:
     from traces.loading import Loaded
@@ -86,10 +87,12 @@ def train(
     text: _TEXT,
     out: Annotated[Path, typer.Option("--out", help="folder for the predictors")],
     criteria: Annotated[str, typer.Option("--criteria", help="all, or names with commas")] = "all",
-    seeds: Annotated[int, typer.Option("--seeds", min=1)] = 3,
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="trainings of each predictor")] = 3,
     rank: Annotated[int, typer.Option("--rank", min=1, help="width of the hidden layer")] = 64,
-    epochs: Annotated[int, typer.Option("--epochs", min=1)] = 3,
-    max_tokens: Annotated[int, typer.Option("--max-tokens", min=8)] = 12288,
+    epochs: Annotated[int, typer.Option("--epochs", min=1, help="passes over the text")] = 3,
+    max_tokens: Annotated[
+        int, typer.Option("--max-tokens", min=8, help="tokens of the text read")
+    ] = 12288,
     length: _LENGTH = 512,
     dtype: _DTYPE = "fp32",
     device: _DEVICE = "cpu",
@@ -103,6 +106,8 @@ def train(
     from traces.predictors import plans
 
     wanted = _criteria(criteria)
+    if out.is_file():
+        raise InputError(f"{out} is a file; name a folder", where="--out")
     if (out / MANIFEST).exists() and not resume:
         raise InputError(f"{out} holds predictors; add --resume or remove it", where="--out")
     loaded = _load(model, revision, dtype, device, threads)
@@ -148,9 +153,8 @@ def train(
 
 
 def _write(path: Path, manifest: dict[str, Any]) -> None:
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
-    part.replace(path)
+    with replaced(path) as temporary:
+        temporary.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
 
 
 def _train(
@@ -247,6 +251,7 @@ def evaluate(
     json_: Annotated[bool, typer.Option("--json", help='{"rows": [...]} on stdout')] = False,
 ) -> None:
     """Perplexity and agreement against sparsity on the last 40 % of a text, for every method."""
+    from simulator.trace import read_trace
     from traces.bench import Bench
     from traces.blocks import blocks
     from traces.experiment import evaluation
@@ -255,6 +260,8 @@ def evaluate(
     known = _manifest(predictors)
     if out.suffix != ".parquet":
         raise InputError(f"{out} should end in .parquet", where="--out")
+    if trace is not None:
+        read_trace(trace)  # An error now and not after hours of runs.
     loaded = _load(model, revision, dtype, device, threads)
     if known["config_sha256"] != loaded.checkpoint.config_sha256:
         raise InputError(
@@ -289,10 +296,8 @@ def _save_rows(bench: Any, out: Path, trace: Path | None) -> None:
     from simulator.trace import add_quality
 
     columns = bench.columns()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    part = out.with_suffix(".part")
-    pq.write_table(pa.table(columns), part, compression="zstd")
-    part.replace(out)
+    with replaced(out) as temporary:
+        pq.write_table(pa.table(columns), temporary, compression="zstd")
     if trace is not None:
         add_quality(trace, columns)
 

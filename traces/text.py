@@ -39,7 +39,7 @@ def text_files(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
     if not path.is_dir():
-        near = suggest(path.name, [p.name for p in path.parent.glob("*")]) if path.name else []
+        near = suggest(path.name, _texts_in(path.parent)) if path.name else []
         hint = f"; did you mean {path.parent / near[0]}?" if near else ""
         raise InputError(f"there is no file or folder {str(path)!r}{hint}", where="--text")
     found = sorted(p for p in path.rglob("*") if p.is_file())
@@ -47,6 +47,14 @@ def text_files(path: Path) -> list[Path]:
     if not found:
         raise InputError(f"{path} holds no files", where="--text")
     return found
+
+
+def _texts_in(folder: Path) -> list[str]:
+    """Names of the text files of `folder`, and of its folders that hold one."""
+    texts = {
+        p.relative_to(folder).parts[0] for glob in ("*.txt", "*/*.txt") for p in folder.glob(glob)
+    }
+    return sorted(texts)
 
 
 def read_sequences(

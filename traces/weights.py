@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 import struct
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -13,17 +14,10 @@ from typing import Any
 from simulator.errors import InputError
 
 ELEMENT_BYTES = {
-    "F64": 8,
-    "F32": 4,
-    "F16": 2,
-    "BF16": 2,
-    "I64": 8,
-    "I32": 4,
-    "I16": 2,
-    "I8": 1,
-    "U8": 1,
-}
-"""Bytes of one element by its safetensors dtype [B]; the 8-bit floats not listed take 1."""
+    "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1,
+    "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1,
+}  # fmt: skip
+"""Bytes of one element by its safetensors dtype [B]."""
 _HEADER_LIMIT_BYTES = 100 * 2**20
 
 
@@ -62,12 +56,16 @@ def parameter_bytes(headers: Iterable[Mapping[str, Any]], element_bytes: int | N
         for name, entry in header.items():
             if name == "__metadata__":
                 continue
-            size = ELEMENT_BYTES.get(entry["dtype"], 1)
-            floating = entry["dtype"].lstrip("B").startswith("F")
-            total += math.prod(entry["shape"]) * (
-                element_bytes if element_bytes and floating else size
-            )
+            total += tensor_bytes(entry["dtype"], math.prod(entry["shape"]), element_bytes)
     return total
+
+
+def tensor_bytes(kind: str, elements: int, element_bytes: int | None) -> int:
+    """Bytes of `elements` of safetensors dtype `kind` [B], counted as in `parameter_bytes`."""
+    if kind not in ELEMENT_BYTES:
+        raise InputError(f"weights stored as {kind} are not known here", where="--model")
+    is_float = kind.startswith(("F", "BF"))
+    return elements * (element_bytes if element_bytes and is_float else ELEMENT_BYTES[kind])
 
 
 def free_bytes(device: str) -> int | None:
@@ -76,16 +74,26 @@ def free_bytes(device: str) -> int | None:
         import torch
 
         return torch.cuda.mem_get_info(torch.device(device))[0]
-    free = []
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        free += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
-        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
-        if limit != "max":
-            free.append(int(limit) - int(Path("/sys/fs/cgroup/memory.current").read_text()))
-    except (OSError, ValueError):
-        pass
-    return min(free, default=None)
+    known = (available_bytes(Path("/proc/meminfo")), cgroup_free_bytes(Path("/sys/fs/cgroup")))
+    return min((b for b in known if b is not None), default=None)
+
+
+def available_bytes(meminfo: Path) -> int | None:
+    """``MemAvailable`` of Linux [B]; None on another system."""
+    if not meminfo.is_file():
+        return None
+    found = re.search(r"^MemAvailable:\s*(\d+) kB", meminfo.read_text(), re.MULTILINE)
+    return int(found[1]) * 1024 if found else None
+
+
+def cgroup_free_bytes(folder: Path) -> int | None:
+    """Memory a cgroup v2 may still take [B], with the page cache it would give back; None without a limit."""
+    limit = folder / "memory.max"
+    if not limit.is_file() or limit.read_text().strip() == "max":
+        return None
+    cached = re.search(r"^inactive_file (\d+)$", (folder / "memory.stat").read_text(), re.MULTILINE)
+    used = int((folder / "memory.current").read_text()) - (int(cached[1]) if cached else 0)
+    return int(limit.read_text()) - used
 
 
 def check_memory(needed_bytes: int, available_bytes: int | None, device: str) -> None:

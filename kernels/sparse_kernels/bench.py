@@ -55,7 +55,7 @@ def run(
     Returns
     -------
     rows, digest, int
-        Finished rows, hash of the predictions, and points not reached in `limit_s`.
+        Rows, those of an earlier run included; hash of the predictions; and points not reached in `limit_s`.
     """
     from sparse_kernels import bench_rows, machine, predictions
 
@@ -68,24 +68,24 @@ def run(
     digest = predictions.digest(listed, bench.device)
     console.say(f"{len(points)} predictions made before the run, sha256 {digest}")
     left = bench_rows.resumable(out, digest) if out and resume else []
-    done = [r for r in left if r["status"] == "ok"]
-    tried = {bench_rows.key(r["op"], r["case"]) for r in left if r["status"] != "ok"}
-    if out is not None:
+    rows = {bench_rows.key(r["op"], r["case"]): r for r in left}
+    # Predictions that rows were measured under keep the time they were made at.
+    if out is not None and not (rows and bench_rows.prediction_file(out).is_file()):
         record = {
             "sha256": digest, "made": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
             "device": bench.device.name, "profile": bench.device.profile_hash, "facts": facts,
             "points": listed,
         }  # fmt: skip
         bench_rows.write_predictions(bench_rows.prediction_file(out), record)
-    finished = {bench_rows.key(r["op"], r["case"]) for r in done}
     same = {
         "prediction_sha256": digest, "date": dt.date.today().isoformat(),
         "versions": " ".join(f"{k}={v}" for k, v in facts.get("versions", {}).items()),
         "machine": machine.fingerprint(facts),
     }  # fmt: skip
+    finished = {key for key, r in rows.items() if r["status"] == "ok"}
     todo = [(p, r) for p, r in zip(points, before, strict=True) if p.key not in finished]
     # What broke an earlier run comes last, so that it cannot break this one before the rest.
-    todo.sort(key=lambda pair: pair[0].key in tried)
+    todo.sort(key=lambda pair: pair[0].key in rows)
     missed, lost = 0, False
     for point, row in console.progress(todo, len(todo), "timing", quiet=quiet):
         if lost or time.monotonic() > end:
@@ -93,14 +93,14 @@ def run(
             continue
         try:
             failed = row["status"] == "failed"
-            done.append(row | same if failed else bench.run(point, row | same))
+            rows[point.key] = row | same if failed else bench.run(point, row | same)
         except bench_rows.DeviceLostError as error:
             console.say(f"{point.key}: {error}; the GPU needs a new process")
-            done.append(error.row)
+            rows[point.key] = error.row
             lost = True
         if out is not None:
-            bench_rows.write_rows(out, done)
-    return done, digest, missed
+            bench_rows.write_rows(out, list(rows.values()))
+    return list(rows.values()), digest, missed
 
 
 def _cpu(threads: int, full: bool, calibrate: bool) -> Any:

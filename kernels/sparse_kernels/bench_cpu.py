@@ -12,23 +12,9 @@ from simulator.device import Device
 from sparse_kernels import bench_rows
 from sparse_kernels.cpu.registry import CpuKernel, kernel, kernels
 from sparse_kernels.predictions import Expected, expect
-from sparse_kernels.registry import Case
 from sparse_kernels.timing import Timing, time_cpu
 
 SEED = 0
-
-
-@dataclass(frozen=True)
-class Point:
-    """One kernel at one shape."""
-
-    member: CpuKernel
-    case: Case
-
-    @property
-    def key(self) -> str:
-        """Name of the point among all."""
-        return bench_rows.key(self.member.name, self.case.name)
 
 
 @dataclass(frozen=True)
@@ -39,13 +25,12 @@ class CpuBench:
     threads: int
     full: bool
 
-    def points(self, ops: Sequence[str]) -> list[Point]:
+    def points(self, ops: Sequence[str]) -> list[bench_rows.Point]:
         """Cases of the named kernels; of all without names."""
         chosen = [kernel(op) for op in ops] if ops else list(kernels().values())
-        use = "full" if self.full else "quick"
-        return [Point(k, c) for k in chosen for c in k.cases_for(use)]
+        return bench_rows.points(chosen, self.full)
 
-    def predict(self, points: Sequence[Point]) -> Iterator[bench_rows.Row]:
+    def predict(self, points: Sequence[bench_rows.Point]) -> Iterator[bench_rows.Row]:
         """Rows known beforehand; no kernel runs and no array is made."""
         for p in points:
             own = expect(p.member.ops(p.case, {}), self.device)
@@ -54,7 +39,7 @@ class CpuBench:
                 p.member.name, p.member.family, p.member.phase, self.device.name, p.case, own, dense
             )
 
-    def run(self, point: Point, row: bench_rows.Row) -> bench_rows.Row:
+    def run(self, point: bench_rows.Point, row: bench_rows.Row) -> bench_rows.Row:
         """`row` with its times, or with status ``wrong`` where the kernel's answer is not the naive one's."""
         member = point.member
         inputs = member.inputs(point.case, SEED)

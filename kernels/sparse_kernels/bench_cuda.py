@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,6 +52,17 @@ def this_device() -> Device:
         ) from None
 
 
+def require_policies() -> None:
+    """One line where the simulator's policies cannot be found: without them no kernel has a prediction."""
+    from simulator import policies
+
+    if "dense" not in policies.POLICIES:
+        raise InputError(
+            "the simulator's policies are not registered: install the package, or put its .dist-info folder on "
+            "PYTHONPATH, as docs/gpu_session.md says"
+        )
+
+
 def facts_of() -> dict[str, Any]:
     """Versions, driver and clocks; clocks are read, never set."""
     import torch
@@ -60,19 +72,6 @@ def facts_of() -> dict[str, Any]:
         "gpu": torch.cuda.get_device_name(0), "cuda": torch.version.cuda,
         "smi": machine.nvidia_smi(), "cpu": machine.cpu_model(),
     }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Point:
-    """One kernel at one shape."""
-
-    member: Kernel
-    case: Case
-
-    @property
-    def key(self) -> str:
-        """Name of the point among all."""
-        return bench_rows.key(self.member.name, self.case.name)
 
 
 @dataclass(frozen=True)
@@ -87,16 +86,15 @@ class CudaBench:
     judged: dict[str, str]
     where: str = "cuda"
 
-    def points(self, ops: Sequence[str]) -> list[Point]:
+    def points(self, ops: Sequence[str]) -> list[bench_rows.Point]:
         """Cases of the named kernels; of all without names."""
         from sparse_kernels.registry import kernel, kernels
 
         chosen = [kernel(op) for op in ops] if ops else list(kernels().values())
-        use = "full" if self.full else "quick"
-        return [Point(k, c) for k in chosen for c in k.cases_for(use)]
+        return bench_rows.points(chosen, self.full)
 
-    def predict(self, points: Sequence[Point]) -> Iterator[bench_rows.Row]:
-        """Rows known beforehand. Inputs are drawn, for some demands depend on them; kernels are compiled, none runs."""
+    def predict(self, points: Sequence[bench_rows.Point]) -> Iterator[bench_rows.Row]:
+        """Rows known beforehand: inputs are drawn, for demands depend on them, and kernels compiled, none is run."""
         plans = [warm.plan(p.member, p.case, self.where) for p in points]
         for member in {p.member.name: p.member for p in points}.values():
             plans += [warm.plan(member, c, self.where) for c in member.cases_for("test")]
@@ -112,7 +110,7 @@ class CudaBench:
             )
             yield row if own else row | {"status": "failed", "reason": plan.reason}
 
-    def run(self, point: Point, row: bench_rows.Row) -> bench_rows.Row:
+    def run(self, point: bench_rows.Point, row: bench_rows.Row) -> bench_rows.Row:
         """`row` with its times; status ``wrong`` after a failed comparison, ``failed`` where memory or a launch did.
 
         Raises
@@ -132,12 +130,14 @@ class CudaBench:
             )
         except Exception as error:  # noqa: BLE001  one kernel must not end a session on a lent GPU
             broken = row | {"status": "failed", "reason": first_line(error)}
-        if not _answers():
+        if not answers():
             raise bench_rows.DeviceLostError(broken)
         return broken
 
-    def _gate(self, point: Point) -> tuple[str, bool]:
+    def _gate(self, point: bench_rows.Point) -> tuple[str, bool]:
         """Why the kernel is wrong, and whether its timed shape could be compared; test shapes are judged once."""
+        import torch
+
         member = point.member
         if member.name not in self.judged:
             cases = member.cases_for("test")
@@ -147,14 +147,11 @@ class CudaBench:
             return self.judged[member.name], True
         if member.family == "prefill":
             return "", False
-        try:
+        with suppress(torch.cuda.OutOfMemoryError):
             return _wrong(member, point.case, self.where), True
-        except Exception:
-            if not _answers():
-                raise
-            return "", False
+        return "", False
 
-    def _timed(self, point: Point, row: bench_rows.Row) -> bench_rows.Row:
+    def _timed(self, point: bench_rows.Point, row: bench_rows.Row) -> bench_rows.Row:
         from sparse_kernels.tensors import clone
 
         member, case = point.member, point.case
@@ -183,10 +180,8 @@ class CudaBench:
         )
         return timed if out_of_l2 else timed | {"reason": PARTLY_IN_L2}
 
-    def _baseline(self, point: Point) -> tuple[Timing | None, str | None]:
+    def _baseline(self, point: bench_rows.Point) -> tuple[Timing | None, str | None]:
         """Fastest dense call and its name."""
-        import torch
-
         what = baselines.kind(point.member, point.case)
         if what is None:
             return None, None
@@ -199,11 +194,10 @@ class CudaBench:
                 continue
             try:
                 found, *_ = self._both(make, touched, hot=False)
-            except RuntimeError:
-                # A backend without a kernel for this shape, or not enough memory: the next candidate may do.
-                if not _answers():
+            except (RuntimeError, ImportError):
+                # No kernel of this library for this shape, or not enough memory: the next candidate may do.
+                if not answers():
                     raise
-                torch.cuda.empty_cache()
                 continue
             if best is None or found.median_s < best[0].median_s:
                 best = found, name
@@ -217,6 +211,8 @@ class CudaBench:
 
         from sparse_kernels import timing_cuda
 
+        # The comparison's memory is free, too, though torch's cache holds it.
+        torch.cuda.empty_cache()
         first, occupied = make()
         l2 = self.device.l2_bytes
         free = torch.cuda.mem_get_info()[0] + occupied
@@ -233,6 +229,7 @@ class CudaBench:
 
 def open_bench(full: bool) -> CudaBench:
     """The bench of this machine's GPU; one line why there is none."""
+    require_policies()
     return CudaBench(this_device(), full, {})
 
 
@@ -242,7 +239,7 @@ def _bytes(values: Mapping[str, Any]) -> int:
     return sum(t.numel() * t.element_size() for t in tensors_of(values).values())
 
 
-def _answers() -> bool:
+def answers() -> bool:
     """Whether the GPU still works: after an illegal access every call of the process fails. Frees what it can."""
     import torch
 
@@ -269,9 +266,9 @@ def _wrong(member: Kernel, case: Case, where: str, twin: str | None = None) -> s
     elements = sum(t.numel() for t in tensors_of(inputs).values())
     twin = twin or ("cpu" if elements <= NAIVE_ELEMENTS else where)
     moved = {k: v.to(twin) if isinstance(v, torch.Tensor) else v for k, v in inputs.items()}
-    want = member.naive(**moved)
     buffers = member.buffers(**inputs)
     poison(buffers)
+    want = member.naive(**moved)
     member.triton(**inputs, **buffers)
     return difference(buffers | inputs, want, member.tolerance, case.name)
 

@@ -4,17 +4,36 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from simulator.errors import InputError
+from simulator.files import replaced
 from sparse_kernels.predictions import Expected
 from sparse_kernels.registry import Case
 from sparse_kernels.timing import Timing
 
 Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Point:
+    """One kernel at one shape; `member` is a `Kernel` or a `CpuKernel`."""
+
+    member: Any
+    case: Case
+
+    @property
+    def key(self) -> str:
+        """Name of the point among all."""
+        return key(self.member.name, self.case.name)
+
+
+def points(members: Iterable[Any], full: bool) -> list[Point]:
+    """Cases of `members` that are timed."""
+    return [Point(m, c) for m in members for c in m.cases_for("full" if full else "quick")]
 
 
 class DeviceLostError(RuntimeError):
@@ -128,16 +147,10 @@ def summary(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
 
 def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """CSV in the order of `COLUMNS`, replaced in one step: an interrupt leaves the rows before."""
-    part = path.with_name(path.name + ".part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS)
-            writer.writeheader()
-            writer.writerows({c: r.get(c) for c in COLUMNS} for r in rows)
-        os.replace(part, path)
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}", where="--out") from None
+    with replaced(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows({c: r.get(c) for c in COLUMNS} for r in rows)
 
 
 NUMBERS = frozenset(
@@ -191,13 +204,8 @@ def committed(folder: Path | None = None) -> list[str]:
 
 def write_predictions(path: Path, record: Mapping[str, Any]) -> None:
     """The predictions and their hash, before anything runs."""
-    part = path.with_name(path.name + ".part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-        os.replace(part, path)
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}", where="--out") from None
+    with replaced(path) as temporary:
+        temporary.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def prediction_file(out: Path) -> Path:

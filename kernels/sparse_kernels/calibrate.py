@@ -49,8 +49,9 @@ def command(
 ) -> None:
     """Time copies, gathers, products and attention, and fit the model to them.
 
-    Afterwards `python -m simulator.predict --device NAME` answers from this machine's own numbers. Nothing is
-    written before everything is measured and fitted, so an interrupt leaves the last calibration as it was.
+    Afterwards `python -m simulator.predict --device NAME` answers from this machine's own numbers. Profile and fits
+    are written together at the end, so an interrupt leaves the last calibration as it was; of a GPU the bare rows
+    are kept as they come, in rows/ of the same folder.
     """
     if device not in DEVICES:
         raise UnknownNameError("device", device, DEVICES, where="--device")

@@ -1,7 +1,8 @@
 """Micro-measurements of a GPU through torch: copies, gathers, products, attention, launches, PCIe.
 
 As on a CPU, nothing sparse is timed but plain gathers. Operands rotate so that they come from main memory, as a
-model's weights do; copies are also timed from L2.
+model's weights do, except where 128 sets of them fit in L2; copies that fit there are also timed from it. Launches,
+PCIe and copies from L2 are kept for the record: no fit reads them yet.
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 from simulator import console
 from simulator.device import Device
-from sparse_kernels.bench_cuda import this_device
+from simulator.errors import InputError
+from sparse_kernels.bench_cuda import answers, this_device
 from sparse_kernels.calibrate_cpu import RUNS_OF_BYTES, SOURCE
+from sparse_kernels.warm import first_line
 
 if TYPE_CHECKING:
     from simulator.calibration import Fit
@@ -39,21 +42,44 @@ def calibrate_cuda(out: Path, *, quick: bool) -> tuple[str, list[Fit], list[Path
     device = this_device()
     date = dt.date.today().isoformat()
     console.say(f"measuring {device.name}: {machine.nvidia_smi() or 'no nvidia-smi'}")
-    measured: dict[str, list[Row]] = defaultdict(list)
-    end = time.monotonic() + LIMIT_S[quick]
-    skipped = 0
-    for family, row, timed in _rows(device, quick):
-        if time.monotonic() > end:
-            skipped += 1
-            continue
-        measured[family].append(
-            {"source": SOURCE, "device": device.name, "flag": ""} | row | timed()
-        )
-    if skipped:
-        console.say(f"{skipped} shapes were left out: the time for measuring was used up")
-    overlay.keep_rows(measured, out / "rows" / device.name)
+    measured = measure(device, out / "rows" / device.name, quick=quick)
     fits, paths = overlay.make(device.name, measured, out, date=date)
     return device.name, fits, paths
+
+
+def measure(device: Device, folder: Path, *, quick: bool) -> dict[str, list[Row]]:
+    """Rows by family, kept in `folder` as they come: a lent GPU is taken away without a word.
+
+    A shape that cannot be run is left out and said.
+    """
+    from sparse_kernels import overlay
+
+    base = {"source": SOURCE, "device": device.name, "flag": ""}
+    measured: dict[str, list[Row]] = defaultdict(list)
+    end = time.monotonic() + LIMIT_S[quick]
+    late, before = 0, ""
+    try:
+        for family, row, timed in _rows(device, quick):
+            if time.monotonic() > end:
+                late += 1
+                continue
+            if family != before:
+                overlay.keep_rows(measured, folder)
+                before = family
+            try:
+                measured[family].append(base | row | timed())
+            except RuntimeError as error:
+                console.say(f"left out {family} {row}: {first_line(error)}")
+                if not answers():
+                    raise InputError(
+                        f"the GPU answers this process no more; what was measured lies in {folder}",
+                        where="--device",
+                    ) from None
+    finally:
+        overlay.keep_rows(measured, folder)
+    if late:
+        console.say(f"{late} shapes were left out: the time for measuring was used up")
+    return measured
 
 
 Job = tuple[str, Row, Callable[[], Row]]
@@ -76,15 +102,16 @@ def _timed(device: Device, make: Make, touched: float, *, hot: bool = False) -> 
 
         from sparse_kernels import timing_cuda
 
+        # What an earlier shape left in torch's cache is free, too.
+        torch.cuda.empty_cache()
         first, occupied = make()
         free = torch.cuda.mem_get_info()[0] + occupied
         l2 = device.l2_bytes
         count = 1 if hot else timing_cuda.sets_for(touched, occupied, l2, free)
         runs = [first, *(make()[0] for _ in range(count - 1))]
-        t = timing_cuda.time_runs(runs, 0.05, flush=None if hot else timing_cuda.flusher(l2))
-        del runs, first
-        torch.cuda.empty_cache()
-        return {"time_s": t.median_s, "p20_s": t.p20_s, "p80_s": t.p80_s, "timer": t.timer}
+        return timing_cuda.time_runs(
+            runs, 0.05, flush=None if hot else timing_cuda.flusher(l2)
+        ).row()
 
     return run
 
@@ -142,7 +169,7 @@ def _passes(device: Device, quick: bool) -> Iterator[Job]:
 
             row = {"op": op, "rows": shape[0], "width": shape[1], "bytes": 2 * streams * width}
             yield "elementwise", row, _timed(device, make, 2.0 * streams * width)
-            if op == "copy":
+            if op == "copy" and 2.0 * streams * width <= device.l2_bytes:
                 row = {"bytes": 2 * streams * width, "residency": "L2"}
                 yield "copy", row, _timed(device, make, 2.0 * streams * width, hot=True)
 
@@ -213,8 +240,7 @@ def _launches() -> Iterator[Job]:
         from sparse_kernels import timing_cuda
 
         x = torch.zeros(32, device=WHERE)
-        t = timing_cuda.time_runs([x.zero_], 0.1)
-        return {"time_s": t.median_s, "p20_s": t.p20_s, "p80_s": t.p80_s, "timer": t.timer}
+        return timing_cuda.time_runs([x.zero_], 0.1).row()
 
     def eager() -> Row:
         import torch
@@ -230,8 +256,7 @@ def _launches() -> Iterator[Job]:
                 x.zero_()
             torch.cuda.synchronize()
             samples.append((time.perf_counter() - start) / 500)
-        t = summary(samples)
-        return {"time_s": t.median_s, "p20_s": t.p20_s, "p80_s": t.p80_s, "timer": t.timer}
+        return summary(samples).row()
 
     yield "launch", {"mode": "graph"}, graph
     yield "launch", {"mode": "eager"}, eager
@@ -245,13 +270,13 @@ def _pcie() -> Iterator[Job]:
                 import torch
 
                 from sparse_kernels.timing import summary
-                from sparse_kernels.timing_cuda import _events
+                from sparse_kernels.timing_cuda import events
 
                 host = torch.empty(chunk, dtype=torch.int8, pin_memory=True)
                 there = torch.empty(chunk, dtype=torch.int8, device=WHERE)
                 a, b = (there, host) if direction == "host to device" else (host, there)
-                _events(lambda: a.copy_(b, non_blocking=True), 3)
-                t = summary(_events(lambda: a.copy_(b, non_blocking=True), 20), timer="events")
-                return {"time_s": t.median_s, "p20_s": t.p20_s, "p80_s": t.p80_s, "timer": t.timer}
+                events(lambda: a.copy_(b, non_blocking=True), 3)
+                samples = events(lambda: a.copy_(b, non_blocking=True), 20)
+                return summary(samples, timer="events").row()
 
             yield "pcie", {"direction": direction, "bytes": chunk}, run

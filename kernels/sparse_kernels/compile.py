@@ -11,6 +11,7 @@ import typer
 
 from simulator import console
 from simulator.errors import InputError, UnknownNameError
+from simulator.files import replaced
 from sparse_kernels import markdown as tables
 from sparse_kernels.markdown import replace_section
 
@@ -178,9 +179,8 @@ def write(rows: Sequence[dict[str, Any]], path: Path) -> None:
     writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     writer.writerows({**r, "hot": int(r["hot"]), "triton": triton.__version__} for r in good)
-    part = path.with_name(path.name + ".part")
-    part.write_text(text.getvalue(), encoding="utf-8")
-    part.replace(path)
+    with replaced(path) as temporary:
+        temporary.write_text(text.getvalue(), encoding="utf-8")
 
 
 def _show(rows: Sequence[dict[str, Any]], targets: Sequence[int]) -> None:

@@ -13,6 +13,8 @@ the new token's K and V written once, 2 hk d b; the lists 4 B an entry.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 import triton
 import triton.language as tl
@@ -20,8 +22,16 @@ import triton.language as tl
 from sparse_kernels import online_softmax
 from sparse_kernels.launch import launch
 from sparse_kernels.online_softmax import FLOOR, LOG2E, finish, update, update_one
+from sparse_kernels.registry import ACTIVATION, KV, WORKSPACE, Flow
 from sparse_kernels.split_k import splits_for
+from sparse_kernels.tensors import Draw
 
+OPERANDS: Mapping[str, Flow] = {
+    **dict.fromkeys(("q", "out"), ACTIVATION),
+    **dict.fromkeys(("k_cache", "v_cache", "k_new", "v_new"), KV),
+    **dict.fromkeys(("parts", "sums"), WORKSPACE),
+}
+"""Every tensor that `attend` touches, but for the lists."""
 BLOCK_N = 64
 CONFIG = {"num_warps": 4, "num_stages": 2}
 
@@ -108,6 +118,17 @@ def decode_kernel(
             v_cache + base + tl.cast(past, tl.int64) * D, first_head % group == 0, scale, m, l, acc, D, BLOCK_D,
         )  # fmt: skip
     finish(out, parts, sums, row, rows, m, l, acc, D, BLOCK_D, PARTS)
+
+
+def inputs(draw: Draw, q: torch.Tensor, k: torch.Tensor, dtype: str) -> dict[str, torch.Tensor]:
+    """q, caches and new token from k (batch, hk, tokens, d), whose last token becomes the new one; V is drawn."""
+    batch, hk, _, d = k.shape
+    k_new = k[:, :, -1].clone()
+    k[:, :, -1] = 0.0
+    return {
+        "q": q, "k_cache": k, "v_cache": draw.normal(*k.shape, dtype=dtype),
+        "k_new": k_new, "v_new": draw.normal(batch, hk, d, dtype=dtype),
+    }  # fmt: skip
 
 
 def splits(batch: int, lists: int, span: int) -> int:

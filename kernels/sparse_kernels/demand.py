@@ -60,6 +60,12 @@ def lowered(policy: str, model: ModelSpec, step: Step, roles: Collection[str]) -
     return ops
 
 
+def selected(policy: str, case: Case, role: str, entries: float) -> tuple[Op, ...]:
+    """Ops of a decode step that estimates, takes the top k and attends to them, with the `entries` it lists."""
+    roles = ("kv.estimate", "kv.top_k", "attn.core")
+    return (*lowered(policy, layer(case), decode(case), roles), index_list(role, entries))
+
+
 def index_list(role: str, entries: float) -> Elementwise:
     """The list a gather reads, int32: `entries` from the method's own budget, never from a kernel's buffer.
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from simulator.errors import InputError
+from simulator.files import replaced
 
 Row = Mapping[str, Any]
 
@@ -19,15 +20,14 @@ def replace_section(path: Path, name: str, text: str) -> None:
         whole = path.read_text(encoding="utf-8")
         head, rest = whole.split(first)
         tail = rest.split(last)[1]
-        part = path.with_name(path.name + ".part")
-        part.write_text(f"{head}{first}\n{text}\n{last}{tail}", encoding="utf-8")
-        part.replace(path)
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}", where="--markdown") from None
     except (ValueError, IndexError):
         raise InputError(
             f"{path} needs one line {first} and one {last}", where="--markdown"
         ) from None
+    with replaced(path, "--markdown") as temporary:
+        temporary.write_text(f"{head}{first}\n{text}\n{last}{tail}", encoding="utf-8")
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]], left: int) -> str:

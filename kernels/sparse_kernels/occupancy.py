@@ -8,7 +8,6 @@ from typing import Literal
 WARP_THREADS = 32
 REGISTERS = 65_536
 """32-bit registers of a multiprocessor, all of compute capability 8.0 to 12.0 [-] [1]_."""
-REGISTERS_PER_THREAD = 255
 REGISTER_UNIT = 256
 """Registers are given to a warp in this granule [-]; the CUDA occupancy calculator's sheet."""
 SHARED_UNIT_BYTES = 128

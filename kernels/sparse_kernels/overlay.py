@@ -7,6 +7,7 @@ fit leaves what was there before.
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from simulator.errors import InputError, ShadowlineError
+from simulator.files import replaced
 
 if TYPE_CHECKING:
     from simulator.calibration import Fit, Residual
@@ -83,14 +85,19 @@ def make(
 
     from simulator.calibrate import calibrate
     from simulator.calibration import LOCAL, VENDOR, dump
+    from simulator.device import user_data_dir
     from simulator.device_text import write_document
 
+    own_profile = user_data_dir() / "devices" / f"{device}.toml"
     with tempfile.TemporaryDirectory(prefix="shadowline-") as name:
         fresh = Path(name)
+        profile = fresh / "devices" / own_profile.name
+        profile.parent.mkdir()
         if document is not None:
-            path = fresh / "devices" / f"{device}.toml"
-            path.parent.mkdir(parents=True)
-            path.write_text(write_document(document), encoding="utf-8")
+            profile.write_text(write_document(document), encoding="utf-8")
+        elif own_profile.is_file():
+            # A device only its owner has a profile of: it goes along, for `out` may be another home.
+            shutil.copyfile(own_profile, profile)
         folder = fresh / "measured" / device
         fits: list[Fit] = []
         with home(fresh):
@@ -125,14 +132,9 @@ def keep_rows(measured: Mapping[str, Sequence[Row]], folder: Path) -> None:
     """Write the bare rows, one CSV per family: what a lent device measured must outlive a fit that fails."""
     import pandas as pd
 
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for family, rows in measured.items():
-            part = folder / f"{family}.csv.part"
-            pd.DataFrame(list(rows)).to_csv(part, index=False)
-            os.replace(part, folder / f"{family}.csv")
-    except OSError as error:
-        raise InputError(f"cannot write {folder}: {error.strerror}", where="--out") from None
+    for family, rows in measured.items():
+        with replaced(folder / f"{family}.csv") as temporary:
+            pd.DataFrame(list(rows)).to_csv(temporary, index=False)
 
 
 def cache_fit(device: str, measured: Mapping[str, Sequence[Row]], date: str) -> Fit | None:
@@ -152,17 +154,23 @@ def cache_fit(device: str, measured: Mapping[str, Sequence[Row]], date: str) -> 
     time = np.array([r["time_s"] for r in rows])
     call_s = time.min()
     clear = time > 2.0 * call_s
-    octave = np.round(np.log2(moved))
-    knots = [float(o) for o in np.unique(octave[clear])]
-    if len(knots) < 2:
+    size = np.log2(moved[clear])
+    octave = np.round(size)
+    if len(np.unique(octave)) < 2:
         return None
     far = devices.load(device).hbm_bytes_per_s
     rate = np.log(moved[clear] / (time[clear] - call_s) / far)
-    values = np.array([np.median(rate[octave[clear] == o]) for o in knots])
-    off = rate - np.interp(np.log2(moved[clear]), knots, values)
+
+    def curve(used: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        knots = np.unique(octave[used])
+        return knots, np.array([np.median(rate[used & (octave == o)]) for o in knots])
+
+    every = np.arange(len(rate))
+    knots, values = curve(every >= 0)
+    off = np.array([np.interp(size[i], *curve(every != i)) for i in every]) - rate
     return Fit(
-        "memory", device, "any", LOCAL, {}, Surface((("bytes", tuple(knots)),), values),
-        len(rows), _sources(rows), date, _residual(-off, Residual),
+        "memory", device, "any", LOCAL, {}, Surface((("bytes", tuple(map(float, knots))),), values),
+        len(rows), _sources(rows), date, _residual(off, Residual),
     )  # fmt: skip
 
 
@@ -172,7 +180,8 @@ def with_gathers(
     """`memory` with half-rate run length and share of a copying gather, and the rate of single indexed elements.
 
     ``t = elementwise(moved (run + half) / (share run), write)``, robust least squares in log time; the rate is the best
-    of the single-element rows per core and cycle. `memory` as it was with too few rows.
+    of the single-element rows per core and cycle. The residual leaves out one run length at a time. `memory` as it was
+    with too few rows.
     """
     from scipy.optimize import least_squares
 
@@ -183,7 +192,8 @@ def with_gathers(
     from simulator.roofline.sparse import gathered_bytes
 
     rows = measured.get("gather", ())
-    if len(rows) < SMALLEST_GATHER:
+    lengths = {r["run_bytes"] for r in rows}
+    if len(rows) < SMALLEST_GATHER or len(lengths) < 3:
         return memory
     profile = devices.load(device)
     hw = hardware(profile, next(iter(profile.peaks)))
@@ -199,16 +209,22 @@ def with_gathers(
             read, moved, kind="unary", hw=there, coef=fit.coefficients, surface=fit.surface
         ).total_s)  # fmt: skip
 
-    best = least_squares(
-        lambda u: predicted(u) - time, np.log([256.0, 0.7]), loss="soft_l1", f_scale=0.1,
-        bounds=(np.log([1.0, 0.05]), np.log([65536.0, 1.0 + 1e-9])), diff_step=1e-3,
-    ).x  # fmt: skip
-    half, share = (float(v) for v in np.exp(best))
+    def best(used: np.ndarray) -> np.ndarray:
+        return least_squares(
+            lambda u: (predicted(u) - time)[used], np.log([256.0, 0.7]), loss="soft_l1", f_scale=0.1,
+            bounds=(np.log([1.0, 0.05]), np.log([65536.0, 1.0 + 1e-9])), diff_step=1e-3,
+        ).x  # fmt: skip
+
+    found = best(run > 0.0)
+    half, share = (float(v) for v in np.exp(found))
     coefficients = {"gather_run_bytes": half, "gather_share": min(share, 1.0)}
     single = [r["bytes"] / 4.0 / r["time_s"] for r in measured.get("element", ())]
     if single:
         coefficients["nonzeros_per_cycle"] = max(single) / (hw.sm_count * hw.clock_hz)
-    residual = _residual(time - predicted(best), Residual)
+    off = np.empty_like(time)
+    for length in lengths:
+        off[run == length] = (time - predicted(best(run != length)))[run == length]
+    residual = _residual(off, Residual)
     surface = memory.surface if memory is not None else None
     return Fit(
         "memory", device, "any", LOCAL, coefficients, surface, len(rows), _sources(rows), date,
@@ -221,7 +237,7 @@ def _sources(rows: Sequence[Row]) -> tuple[str, ...]:
 
 
 def _residual(off: np.ndarray, kind: type[Residual]) -> Residual:
-    """Spread of ln(measured/predicted), in sample."""
+    """Spread of ln(measured/predicted) of rows that their own fit did not see."""
     sigma = float(1.4826 * np.median(np.abs(off - np.median(off))))
     low, high = (float(q) for q in np.quantile(off, [0.05, 0.95]))
     return kind(sigma, sigma, low, high, float(np.median(off)), 0.0, float(len(off)))
@@ -229,17 +245,11 @@ def _residual(off: np.ndarray, kind: type[Residual]) -> Residual:
 
 def _install(fresh: Path, out: Path) -> list[Path]:
     """Move every file of `fresh` to its place under `out`, each by rename."""
-    paths = []
-    try:
-        for file in sorted(p for p in fresh.rglob("*") if p.is_file()):
-            target = out / file.relative_to(fresh)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            part = target.with_name(target.name + ".part")
-            part.write_bytes(file.read_bytes())
-            os.replace(part, target)
-            paths.append(target)
-    except OSError as error:
-        raise InputError(f"cannot write {out}: {error.strerror}", where="--out") from None
+    files = sorted(p for p in fresh.rglob("*") if p.is_file())
+    paths = [out / file.relative_to(fresh) for file in files]
+    for file, path in zip(files, paths, strict=True):
+        with replaced(path) as temporary:
+            temporary.write_bytes(file.read_bytes())
     return paths
 
 

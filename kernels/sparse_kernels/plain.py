@@ -11,6 +11,12 @@ def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor
     return torch.softmax(score, 0) @ v.float()
 
 
+def largest(scores: torch.Tensor, count: int) -> torch.Tensor:
+    """Places of the `count` largest of each row of `scores` (..., n), ascending, int32; of equal ones the first."""
+    order = scores.sort(dim=-1, descending=True, stable=True).indices
+    return order[..., :count].sort(dim=-1).values.to(torch.int32)
+
+
 def appended(cache: torch.Tensor, new: torch.Tensor, slot: int) -> torch.Tensor:
     """A copy of `cache` (batch, hk, capacity, d) with `new` (batch, hk, d) at `slot`."""
     out = cache.clone()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -47,7 +47,6 @@ def expect(ops: Sequence[Op], device: Device, in_flight_bytes: float = np.inf) -
 
     Notes
     -----
-
     The interval of the sum holds `ASSUMED_SPREAD` for what passes between ops (operands that one leaves in a
     cache for the next, the caller's own work), which no fit of single calls contains. An op without a launch
     of its own is read by its neighbour (an index list): it adds its bytes' time and no start-up.
@@ -109,8 +108,3 @@ def digest(points: Iterable[Mapping[str, Any]], device: Device) -> str:
         "points": list(points),
     }
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
-
-
-def as_record(expected: Expected) -> dict[str, Any]:
-    """Plain numbers, for hashing and for the prediction file."""
-    return asdict(expected)

@@ -22,6 +22,10 @@ class Draw:
         x = torch.randn(*shape, generator=self.generator, device=self.device, dtype=DTYPES[dtype])
         return x.mul_(scale) if scale != 1.0 else x
 
+    def quarters(self, *shape: int, dtype: str = "bf16") -> torch.Tensor:
+        """Normal numbers rounded to quarters: sums of their products are exact in float32, in any order."""
+        return self.normal(*shape, dtype=dtype).mul_(4.0).round_().div_(4.0)
+
     def integers(self, low: int, high: int, *shape: int, dtype: torch.dtype) -> torch.Tensor:
         """Whole numbers in [low, high)."""
         return torch.randint(

@@ -63,7 +63,7 @@ def time_runs(runs: Sequence[Run], budget_s: float, *, flush: Run | None = None)
     for run in runs:
         run()
     torch.cuda.synchronize()
-    estimate = _events(runs[0], 3)
+    estimate = events(runs[0], 3)
     stream = torch.cuda.current_stream()
     try:
         graph, count = _captured(runs, rounds_for(sorted(estimate)[1], len(runs)))
@@ -75,7 +75,7 @@ def time_runs(runs: Sequence[Run], budget_s: float, *, flush: Run | None = None)
     samples: list[float] = []
     end = time.perf_counter() + budget_s
     while len(samples) < LEAST_RUNS or time.perf_counter() < end:
-        samples += [t / count for t in _events(graph.replay, LEAST_RUNS, ahead=True)]
+        samples += [t / count for t in events(graph.replay, LEAST_RUNS, ahead=True)]
     return summary(samples, timer="graph")
 
 
@@ -98,7 +98,7 @@ def _captured(runs: Sequence[Run], rounds: int) -> tuple[Any, int]:
     return graph, rounds * len(runs)
 
 
-def _events(run: Run, count: int, *, ahead: bool = False) -> list[float]:
+def events(run: Run, count: int, *, ahead: bool = False) -> list[float]:
     """Seconds of `count` runs, each between two events.
 
     With `ahead` the runs are queued behind one that is not counted, so that no event waits for the host.
@@ -124,7 +124,7 @@ def _by_events(runs: Sequence[Run], budget_s: float, flush: Run | None) -> Timin
     while len(samples) < LEAST_RUNS or time.perf_counter() < end:
         if flush is not None:
             flush()
-        samples += _events(runs[len(samples) % len(runs)], 1)
+        samples += events(runs[len(samples) % len(runs)], 1)
     return summary(samples, timer="events")
 
 

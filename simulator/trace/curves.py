@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from simulator.errors import UnsupportedError
 from simulator.trace.schema import WHOLE_LAYER, Manifest
@@ -147,6 +147,22 @@ class Trace:
         here = at & (n["layer"] == layer)
         order = np.argsort(n["neuron"][here], kind="stable")
         return np.asarray(n["frequency"][here][order], float)
+
+
+class Noted:
+    """Stands for a trace and notes which of its attributes were asked for."""
+
+    def __init__(self, trace: Trace):
+        self.trace = trace
+        self.asked: set[str] = set()
+
+    def __getattr__(self, name: str) -> Any:
+        self.asked.add(name)
+        return getattr(self.trace, name)
+
+    def layer(self, index: int, n_layers: int) -> LayerCurves:
+        """As `Trace.layer`; to say which layer answers is no question yet."""
+        return LayerCurves(cast(Trace, self), self.trace.layer(index, n_layers).index)
 
 
 @dataclass(frozen=True, eq=False)

@@ -57,14 +57,15 @@ def over_layers(
 ) -> DepthCurves | None:
     """The curve of every layer at `keep` (None: the exact non-zeros), at the abscissas all of them have.
 
-    None where no layer has one.
+    None where no layer has one, or where the layers share no abscissa.
     """
     import numpy as np
 
     found = {n: trace.curve(n, tensor, statistic, keep=keep) for n in range(trace.n_layers)}
     there = {n: c for n, c in found.items() if c is not None}
-    if not there:
+    shared = set.intersection(*(set(c.x.tolist()) for c in there.values())) if there else set()
+    if not shared:
         return None
-    x = np.array(sorted(set.intersection(*(set(c.x.tolist()) for c in there.values()))))
+    x = np.array(sorted(shared))
     values = np.array([c.value[np.isin(c.x, x)] for c in there.values()])
     return DepthCurves(np.array(list(there)), x, values)

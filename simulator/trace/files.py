@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from simulator.errors import InputError, UnknownNameError
+from simulator.files import read_limited, read_parquet
 from simulator.trace.curves import Trace
 from simulator.trace.schema import (
     CURVES,
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 MANIFEST = "manifest.json"
+MOST_MANIFEST_BYTES, MOST_ROWS = 16 * 2**20, 20_000_000
 Columns = Mapping[str, Any]
 
 
@@ -96,13 +98,26 @@ def read_trace(folder: Path | str) -> Trace:
     InputError
         No trace there, another schema, or a table that is missing, truncated or changed.
     """
+    import numpy as np
+
     folder = Path(folder)
     manifest, digest = read_manifest(folder)
     for name in (CURVES, NEURONS):
         if name not in manifest.files:
             raise InputError(f"does not list {name}; collect it again", where=_at(folder, MANIFEST))
     columns = {name: _read_table(folder / name, record) for name, record in manifest.files.items()}
-    last, n_layers = int(columns[CURVES]["layer"].max(initial=-1)), manifest.facts.n_layers
+    curves, n_layers = columns[CURVES], manifest.facts.n_layers
+    first, last = int(curves["layer"].min(initial=0)), int(curves["layer"].max(initial=-1))
+    for name in ("x", "value"):
+        if not np.isfinite(curves[name]).all():
+            raise InputError(
+                f"column {name!r} holds what is no number; collect the trace again",
+                where=_at(folder, CURVES),
+            )
+    if first < 0:
+        raise InputError(
+            f"has the layer {first}; collect the trace again", where=_at(folder, CURVES)
+        )
     if last >= n_layers:
         raise InputError(
             f"says {n_layers} layers, but {CURVES} goes on to layer {last}; collect the trace again",
@@ -122,16 +137,15 @@ def read_manifest(folder: Path | str) -> tuple[Manifest, str]:
     folder = Path(folder)
     path = folder / MANIFEST
     where = str(path)
-    try:
-        raw = path.read_bytes()
-    except OSError:
+    if not os.path.lexists(path):
         raise InputError(
             f"is no trace (it has no {MANIFEST}); make one with python -m traces.collect",
             where=str(folder),
-        ) from None
+        )
+    raw = read_limited(path, MOST_MANIFEST_BYTES)
     try:
         values = json.loads(raw)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         line = f":{error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
         raise InputError(f"is not JSON ({error})", where=where + line) from None
     if not isinstance(values, dict) or values.get("kind") != KIND:
@@ -224,7 +238,6 @@ def _digest(path: Path) -> str:
 
 def _read_table(path: Path, record: FileRecord) -> Columns:
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     where = str(path)
     again = "restore it or collect the trace again"
@@ -234,14 +247,23 @@ def _read_table(path: Path, record: FileRecord) -> Columns:
         raise InputError(f"cannot read: {error.strerror}; {again}", where=where) from None
     if digest != record.sha256:
         raise InputError(f"was truncated or changed since it was written; {again}", where=where)
+    if record.rows > MOST_ROWS:
+        raise InputError(f"has {record.rows:,} rows; at most {MOST_ROWS:,}", where=where)
     try:
-        table = pq.read_table(path)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise InputError(f"is no Parquet file ({error}); {again}", where=where) from None
+        table = read_parquet(path, MOST_ROWS)
+    except InputError as error:
+        raise InputError(f"{error.message}; {again}", where=where) from None
     if table.schema.names != list(TABLES[path.name]) or table.num_rows != record.rows:
         raise InputError(
             f"does not have the rows and columns of its manifest; {again}", where=where
         )
+    for field in _schema(path.name):
+        column = table.column(field.name)
+        kind = (pa.types.is_dictionary(field.type) and pa.string()) or field.type
+        if column.type not in (field.type, kind) or column.null_count:
+            raise InputError(
+                f"column {field.name!r} is not {kind} throughout; {again}", where=where
+            )
     return {
         c: table.column(c).to_pandas().to_numpy() if t == "string" else table.column(c).to_numpy()
         for c, t in TABLES[path.name].items()

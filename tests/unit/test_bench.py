@@ -169,7 +169,35 @@ def test_an_interrupt_keeps_rows_and_resume_goes_on(tmp_path):
     assert again.log == ["predict", "op / c1", "op / c2"]
     assert [r["case"] for r in rows] == ["c0", "c1", "c2"]
     assert bench_rows.read_rows(out) == [{c: r.get(c) for c in bench_rows.COLUMNS} for r in rows]
-    assert not list(tmp_path.glob("*.part"))
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_resume_that_runs_out_of_time_keeps_what_was_known(tmp_path):
+    class Wrong(FakeBench):
+        def run(self, point, row):
+            out = super().run(point, row)
+            return out | {"status": "wrong", "reason": "off"} if point.key == "op / c1" else out
+
+    out = tmp_path / "rows.csv"
+    run(Wrong(), out)
+    predictions_before = bench_rows.prediction_file(out).read_bytes()
+
+    class Slow(FakeBench):
+        def run(self, point, row):
+            raise AssertionError("there was no time for it")
+
+    rows, _, missed = run(Slow(), out, resume=True, limit_s=-1.0)
+    assert ([r["status"] for r in rows], missed) == (["ok", "wrong", "ok"], 1)
+    assert [r["status"] for r in bench_rows.read_rows(out)] == ["ok", "wrong", "ok"]
+    # Two points to go, time for one: the row of the other stays, too.
+    bench_rows.write_rows(out, [r | {"status": "wrong"} for r in rows])
+    clock = iter((0.0, 0.0, 99.0, 99.0))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bench.time, "monotonic", lambda: next(clock))
+        run(FakeBench(), out, resume=True)
+    assert [r["status"] for r in bench_rows.read_rows(out)] == ["ok", "wrong", "wrong"]
+    # The predictions are those of the first run, with the time they were made at.
+    assert bench_rows.prediction_file(out).read_bytes() == predictions_before
 
 
 def test_resume_refuses_rows_of_other_predictions(tmp_path):
@@ -269,7 +297,7 @@ def test_a_wrong_kernel_gets_no_time(monkeypatch):
 
     monkeypatch.setattr(bench_cpu, "wrong", lambda member, inputs: "off by 3")
     member = kernel("gathered_gemv")
-    point = bench_cpu.Point(member, next(member.cases_for("test")))
+    point = bench_rows.Point(member, next(member.cases_for("test")))
     row = dict.fromkeys(bench_rows.COLUMNS)
     out = CpuBench(load("h200"), 1, False).run(point, row)
     assert (out["status"], out["reason"], out["measured_s"]) == ("wrong", "off by 3", None)
@@ -392,10 +420,124 @@ def test_difference_finds_shape_value_and_nan():
     assert float(truth["y"].sum()) == 6.0
 
 
+@pytest.mark.torch
+def test_a_bench_without_the_packages_metadata_is_one_line(monkeypatch):
+    """Policies are entry points: a checkout on PYTHONPATH alone has none, and every prediction would fail."""
+    pytest.importorskip("torch")
+    pytest.importorskip("triton")
+    from simulator import policies
+    from sparse_kernels import bench_cuda
+
+    monkeypatch.setattr(policies, "POLICIES", {})
+    with pytest.raises(InputError, match=r"policies are not registered: .* \.dist-info"):
+        bench_cuda.open_bench(False)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize(
+    ("raised", "status"), [("OutOfMemoryError", "ok"), ("RuntimeError", "failed")]
+)
+def test_only_too_little_memory_excuses_a_comparison(raised, status, monkeypatch):
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("triton")
+    from sparse_kernels import bench_cuda
+    from sparse_kernels.registry import kernel as gpu_kernel
+
+    def stop(*_):
+        raise {"RuntimeError": RuntimeError}.get(raised, torch.cuda.OutOfMemoryError)(
+            "index on cpu"
+        )
+
+    monkeypatch.setattr(bench_cuda, "_wrong", stop)
+    monkeypatch.setattr(bench_cuda.CudaBench, "_timed", lambda *_: {"status": "ok", "reason": None})
+    member = gpu_kernel("gathered_mlp")
+    point = bench_rows.Point(member, next(member.cases_for("quick")))
+    judge = bench_cuda.CudaBench(load("h100-sxm"), False, {member.name: ""}, "cpu")
+    out = judge.run(point, {})
+    assert out["status"] == status
+    assert out["reason"] == (
+        bench_cuda.NOT_COMPARED if status == "ok" else "RuntimeError: index on cpu"
+    )
+
+
+@pytest.fixture
+def jobs(monkeypatch):
+    """`calibrate_cuda.measure` over the jobs a test names, with no GPU."""
+    pytest.importorskip("torch")
+    from sparse_kernels import calibrate_cuda
+
+    def measure(folder, *made):
+        monkeypatch.setattr(calibrate_cuda, "_rows", lambda device, quick: iter(made))
+        return calibrate_cuda.measure(load("h100-sxm"), folder, quick=True)
+
+    return measure
+
+
+def fails(error):
+    raise error
+
+
+@pytest.mark.torch
+def test_measured_rows_outlive_an_end_without_a_word(jobs, tmp_path):
+    def killed():
+        # SIGKILL would end here: the family before is on disk already.
+        assert (tmp_path / "copy.csv").read_text().splitlines()[1].endswith(",1,2.0")
+        raise KeyboardInterrupt
+
+    done = {"time_s": 2.0}
+    with pytest.raises(KeyboardInterrupt):
+        jobs(
+            tmp_path, ("copy", {"bytes": 1}, lambda: done), ("gemm", {"m": 1}, lambda: done),
+            ("gemm", {"m": 2}, killed),
+        )  # fmt: skip
+    assert len((tmp_path / "gemm.csv").read_text().splitlines()) == 2
+
+
+@pytest.mark.torch
+def test_a_shape_that_does_not_run_is_left_out_and_a_lost_gpu_ends_it(
+    jobs, tmp_path, monkeypatch, capsys
+):
+    import torch
+
+    from sparse_kernels import calibrate_cuda
+
+    full = ("gemm", {"m": 2}, lambda: fails(torch.cuda.OutOfMemoryError("no memory")))
+    after = ("gemm", {"m": 3}, lambda: {"time_s": 2.0})
+    assert [r["m"] for r in jobs(tmp_path, full, after)["gemm"]] == [3]
+    assert "left out gemm {'m': 2}: OutOfMemoryError: no memory" in capsys.readouterr().err
+    monkeypatch.setattr(calibrate_cuda, "answers", lambda: False)
+    with pytest.raises(InputError, match="answers this process no more"):
+        jobs(tmp_path / "again", after, full)
+    assert len((tmp_path / "again" / "gemm.csv").read_text().splitlines()) == 2
+
+
+@pytest.mark.torch
+def test_copies_said_to_come_from_l2_fit_in_it():
+    pytest.importorskip("torch")
+    from sparse_kernels import calibrate_cuda
+
+    device = load("h100-sxm")
+    hot = [row for family, row, _ in calibrate_cuda._passes(device, False) if family == "copy"]
+    assert hot
+    assert all(row["bytes"] <= device.l2_bytes for row in hot)
+
+
+@pytest.mark.torch
+def test_predicting_a_librarys_kernel_runs_nothing_of_it(monkeypatch):
+    pytest.importorskip("triton")
+    from sparse_kernels import nm24, warm
+
+    monkeypatch.setattr(nm24.library, "compress", lambda weight: fails(AssertionError("it ran")))
+    small = case("small", "quick", m=8, n=64, k=64, keep=0.5)
+    plan = warm.plan(nm24.KERNEL, small, "cpu")
+    assert (plan.reason, plan.launches) == ("", ())
+    assert plan.ops
+
+
 GPU_PATH = """
 import torch
 from simulator.device import load
-from sparse_kernels import bench_cuda, timing_cuda
+from sparse_kernels import bench_cuda, bench_rows, timing_cuda
 from sparse_kernels.registry import kernel
 from sparse_kernels.timing import Timing
 
@@ -409,7 +551,7 @@ timing_cuda.time_runs, timing_cuda.flusher, timing_cuda.sets_for = once, lambda 
 torch.cuda.mem_get_info = lambda *a: (10**9, 10**9)
 bench = bench_cuda.CudaBench(load("h100-sxm"), False, {}, "cpu")
 points = [
-    bench_cuda.Point(kernel(name), next(kernel(name).cases_for(use)))
+    bench_rows.Point(kernel(name), next(kernel(name).cases_for(use)))
     for name, use in (("teal", "test"), ("skinny_gemm", "test"), ("nm24", "quick"))
 ]
 bench.judged.update(teal="", skinny_gemm="")

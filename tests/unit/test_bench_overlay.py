@@ -144,7 +144,7 @@ def test_a_model_is_predicted_from_it(here):
 def test_files_are_whole_and_a_failed_fit_leaves_the_old_ones(home, tmp_path, monkeypatch):
     out, paths = home
     assert {p.relative_to(out).parts[0] for p in paths} == {"devices", "measured"}
-    assert not list(out.rglob("*.part"))
+    assert not list(out.rglob("*.tmp"))
     (tmp_path / "devices").mkdir()
     old = tmp_path / "devices" / f"{NAME}.toml"
     old.write_text("old")
@@ -159,6 +159,70 @@ def test_files_are_whole_and_a_failed_fit_leaves_the_old_ones(home, tmp_path, mo
         overlay.make(NAME, rows, tmp_path, date="2026-11-21", document=document)
     assert [p.name for p in tmp_path.rglob("*") if p.is_file()] == [old.name]
     assert old.read_text() == "old"
+
+
+def test_a_device_only_its_owner_knows_keeps_its_profile(tmp_path, monkeypatch):
+    """The new home is another folder than the one the profile lies in."""
+    own, out = tmp_path / "own", tmp_path / "out"
+    (own / "devices").mkdir(parents=True)
+    profile = own / "devices" / "my-h100.toml"
+    text = devices.to_toml(devices.load("h100-sxm"))
+    profile.write_text(text.replace('name = "h100-sxm"', 'name = "my-h100"', 1))
+    monkeypatch.setenv("SHADOWLINE_HOME", str(own))
+    overlay.forget()
+    rows = [
+        {"source": "x", "device": "my-h100", "flag": "", "run_bytes": r, "bytes": 2**22, "time_s": 1e-5 + 1e-4 / r}
+        for r in (64, 256, 1024)
+        for _ in range(2)
+    ]  # fmt: skip
+    fits, paths = overlay.make("my-h100", {"gather": rows}, out, date="2026-11-21")
+    assert [f.family for f in fits] == ["memory"]
+    assert out / "devices" / profile.name in paths
+    with overlay.home(out):
+        assert devices.load("my-h100").name == "my-h100"
+        assert load_fits("my-h100", "memory")[0].coefficients["gather_run_bytes"] > 0.0
+
+
+def residuals(monkeypatch, fit):
+    """ln(measured/predicted) row by row, of the fit that `fit` makes."""
+    found = []
+    keep = overlay._residual
+    with monkeypatch.context() as patch:
+        patch.setattr(overlay, "_residual", lambda off, kind: found.append(off) or keep(off, kind))
+        fit()
+    return found[0]
+
+
+def test_a_gathers_error_is_of_rows_its_fit_did_not_see(monkeypatch):
+    rows = [
+        {"source": "x", "run_bytes": r, "bytes": b, "time_s": 1e-5 + b * (1 + 256 / r) / 2e12}
+        for r in (64, 128, 512, 2048)
+        for b in (2**22, 2**24)
+    ]
+    other = [r | {"time_s": r["time_s"] * (2.0 if r["run_bytes"] == 128 else 1.0)} for r in rows]
+    first, second = (
+        residuals(monkeypatch, lambda x=x: overlay.with_gathers("h100-sxm", None, {"gather": x}, "2026-11-21"))
+        for x in (rows, other)
+    )  # fmt: skip
+    # Twice the time is ln 2 more error, all of it: a fit that saw the rows would give way.
+    np.testing.assert_allclose((second - first)[2:4], np.log(2.0), rtol=1e-9)
+    assert np.all(second[4:] != first[4:])
+
+
+def test_a_caches_error_is_of_products_its_curve_did_not_see(monkeypatch):
+    rows = [
+        {"source": "x", "m": 1, "n": n, "k": k, "time_s": 1e-6 + 4.0 * n * k / 1e11}
+        for n in (64, 1024, 2048, 4096)
+        for k in (64, 1024, 2048)
+    ]
+    other = [r | {"time_s": 2.0 * r["time_s"]} if r is rows[7] else r for r in rows]
+    first, second = (
+        residuals(monkeypatch, lambda x=x: overlay.cache_fit("h100-sxm", {"gemm": x}, "2026-11-21"))
+        for x in (rows, other)
+    )
+    call_s = rows[0]["time_s"]
+    more = np.log((2.0 * rows[7]["time_s"] - call_s) / (rows[7]["time_s"] - call_s))
+    assert max(second - first) == pytest.approx(more, rel=1e-9)
 
 
 def test_an_unwritable_folder_is_one_line(tmp_path):
@@ -178,7 +242,7 @@ def test_rows_are_kept_before_they_are_fitted(tmp_path):
     assert sorted(p.name for p in folder.iterdir()) == ["copy.csv", "gemm.csv"]
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot write"):
-        overlay.keep_rows({}, tmp_path / "file" / "rows")
+        overlay.keep_rows({"copy": []}, tmp_path / "file" / "rows")
 
 
 def test_home_is_given_back(monkeypatch, tmp_path):

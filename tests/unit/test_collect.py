@@ -122,18 +122,17 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from traces import collect
-from traces import snapshot
 collect.SAVE_EVERY_S = 0.0
 saves = 0
-replace = snapshot.Path.replace
-def fatal(self, target):
+replace = os.replace
+def fatal(source, target):
     global saves
     if Path(target).name == "state.safetensors":
         saves += 1
         if saves == 4:
             os.kill(os.getpid(), signal.SIGKILL)
-    return replace(self, target)
-snapshot.Path.replace = fatal
+    return replace(source, target)
+os.replace = fatal
 values = OPTIONS
 collect.main(**values | {"text": Path(values["text"]), "out": Path(values["out"])})
 """
@@ -155,7 +154,8 @@ def test_kill_nine_and_resume_give_the_same_files(
     assert ended.returncode == -signal.SIGKILL
     assert not out.exists()
     left = {p.name for p in (tmp_path / "killed.parts").iterdir()}
-    assert {"plan.json", "state.safetensors", "state.safetensors.tmp"} <= left
+    assert {"plan.json", "state.safetensors"} <= left
+    assert any(name.startswith(".state.safetensors.") for name in left)
     seen: list[int] = []
     monkeypatch.setattr(
         collect, "_progress", lambda done, n, quiet: seen.append(done) or range(done, n)
@@ -206,6 +206,11 @@ def test_refusals(model: Path, text: Path, tmp_path: Path) -> None:
     assert "more than the model's 128 positions" in refused(sequence_length=256)
     assert "less than 64 tokens" in refused(sequence_length=32)
     assert "did you mean" in refused(text=text.with_name("word.txt"))
+    # A folder without text is no suggestion, however near its name.
+    (tmp_path / "hw_profiles").mkdir()
+    assert refused(text=tmp_path / "nofile").endswith(
+        "there is no file or folder " + repr(str(tmp_path / "nofile"))
+    )
     short = tmp_path / "short.txt"
     short.write_text("if")
     assert "two sequences of 64 are the least" in refused(text=short)

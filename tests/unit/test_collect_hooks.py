@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -121,8 +122,9 @@ class Recorder:
     def key(self, layer: int, key: Any) -> None:
         self.seen[layer, "key"] = key.clone()
 
-    def attention(self, layer: int, query: Any, key: Any, value: Any, **options: Any) -> None:
-        self.seen[layer, "attention"] = (query.clone(), key.clone(), value.clone(), options)
+    def attention(self, layer: int, call: Any) -> None:
+        own = {name: getattr(call, name).clone() for name in ("query", "key", "value")}
+        self.seen[layer, "attention"] = replace(call, **own)
 
     def experts(self, layer: int, module: Any, hidden: Any, chosen: Any) -> None:
         self.seen[layer, "experts"] = (hidden.clone(), chosen.clone())
@@ -139,8 +141,6 @@ def record(name: str) -> tuple[Any, Any, Recorder]:
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_hooks_see_what_the_model_computes(name: str) -> None:
-    from traces.attention import probabilities
-
     model, rows, recorder = record(name)
     heads, kv_heads, width = head_shape(model.config.get_text_config())
     assert (heads, kv_heads) == (HEADS, ARCHITECTURES[name][2])
@@ -151,13 +151,12 @@ def test_hooks_see_what_the_model_computes(name: str) -> None:
     with torch.inference_mode():
         reference = model.base_model(input_ids=rows, use_cache=False, output_attentions=True)
     for layer in range(LAYERS):
-        query, key, value, options = recorder.seen[layer, "attention"]
+        call = recorder.seen[layer, "attention"]
+        query, key, value = call.query, call.key, call.value
         assert query.shape == (BATCH, heads, TOKENS, width)
         assert key.shape == value.shape == (BATCH, kv_heads, TOKENS, width)
-        mask = options.pop("mask")
         for b in range(BATCH):
-            m = None if mask is None else mask[min(b, mask.shape[0] - 1)]
-            p = probabilities(query[b], key[b], torch.arange(TOKENS), mask=m, **options)
+            p = call.probabilities(b, torch.arange(TOKENS))
             # transformers 5.23 adds Falcon's ALiBi twice on its eager path, so only its output is compared.
             if name != "falcon-alibi":
                 torch.testing.assert_close(p, reference.attentions[layer][b], atol=2e-5, rtol=1e-3)

@@ -148,6 +148,28 @@ def test_memory_is_checked_before_loading(folder: Path, monkeypatch: pytest.Monk
     assert "--dtype bf16" in message
 
 
+def test_a_page_cache_is_free_and_a_limit_counts(tmp_path: Path) -> None:
+    assert weights.cgroup_free_bytes(tmp_path) is None
+    (tmp_path / "memory.max").write_text("max\n")
+    assert weights.cgroup_free_bytes(tmp_path) is None
+    (tmp_path / "memory.max").write_text("1000\n")
+    (tmp_path / "memory.current").write_text("900\n")
+    (tmp_path / "memory.stat").write_text(
+        "anon 300\nfile 600\ninactive_anon 1\ninactive_file 550\n"
+    )
+    assert weights.cgroup_free_bytes(tmp_path) == 1000 - 900 + 550
+    (tmp_path / "meminfo").write_text("MemTotal: 9 kB\nMemAvailable:  8 kB\n")
+    assert weights.available_bytes(tmp_path / "meminfo") == 8192
+    assert weights.available_bytes(tmp_path / "nothing") is None
+
+
+def test_weights_of_an_unknown_type_are_not_guessed() -> None:
+    assert weights.tensor_bytes("F8_E4M3", 10, None) == weights.tensor_bytes("BOOL", 10, 4) == 10
+    assert weights.tensor_bytes("F8_E4M3", 10, 2) == 20
+    with pytest.raises(InputError, match="weights stored as F4 are not known here"):
+        weights.parameter_bytes([{"w": {"dtype": "F4", "shape": [8, 8]}}], None)
+
+
 def test_free_memory_is_known_here() -> None:
     free = weights.free_bytes("cpu")
     assert free is None or 2**20 < free < 2**50

@@ -9,7 +9,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("triton")
 
-from sparse_kernels import split_k, target  # noqa: E402
+from sparse_kernels import registry, split_k, target  # noqa: E402
 from sparse_kernels.bitmap_spmm import naive as bitmap  # noqa: E402
 from sparse_kernels.block_sparse_attention import naive as blocks  # noqa: E402
 from sparse_kernels.block_sparse_attention import triton as blocks_triton  # noqa: E402
@@ -18,9 +18,10 @@ from sparse_kernels.group_w4 import naive as w4  # noqa: E402
 from sparse_kernels.head_projection import naive as heads  # noqa: E402
 from sparse_kernels.nm24 import library as nm24_library  # noqa: E402
 from sparse_kernels.nm24 import naive as nm24  # noqa: E402
-from sparse_kernels.predictor import naive as predictor  # noqa: E402
+from sparse_kernels.plain import largest  # noqa: E402
 from sparse_kernels.predictor import triton as predictor_triton  # noqa: E402
-from sparse_kernels.tensors import clone, poison  # noqa: E402
+from sparse_kernels.teal import threshold_keeping  # noqa: E402
+from sparse_kernels.tensors import clone, poison, tensors_of  # noqa: E402
 
 pytestmark = pytest.mark.torch
 
@@ -56,6 +57,32 @@ def test_kernel_equals_its_naive_twin(kernel, case):
             got[name].double(), want.double(),
             rtol=kernel.tolerance.relative, atol=kernel.tolerance.absolute, msg=lambda m, n=name: f"{n}: {m}",
         )  # fmt: skip
+
+
+@pytest.mark.parametrize("kernel", registry.kernels().values(), ids=lambda k: k.name)
+def test_a_twin_works_where_its_inputs_are(kernel):
+    """On a GPU a tensor made without a device lies on the CPU; here it lies nowhere, and any use of it shows."""
+    small = registry.case("small", "test", m=2, n=8, k=16)
+    with torch.device("meta"):
+        inputs = kernel.inputs(next(kernel.cases_for("test"), small), 1, "cpu")
+        outputs = kernel.naive(**inputs)
+        buffers = {} if kernel.name == "nm24" else kernel.buffers(**inputs)
+    for name, tensor in tensors_of({**inputs, **outputs, **buffers}).items():
+        assert tensor.device.type == "cpu", name
+    # Some operations take a tensor from nowhere and return noise.
+    for name, want in kernel.naive(**inputs).items():
+        torch.testing.assert_close(outputs[name], want, rtol=0.0, atol=0.0, equal_nan=True)
+
+
+def test_a_threshold_lies_in_the_widest_gap_near_the_count():
+    magnitude = torch.arange(2000.0)
+    # 1000 are at least 1000; the widest gap within two of there is the one below 1002.
+    magnitude[:1002] -= 0.5
+    assert threshold_keeping(magnitude, 1000) == pytest.approx((1002 + 1000.5) / 2)
+    assert threshold_keeping(magnitude, 2000) == -0.25
+    assert threshold_keeping(magnitude, 0) == 2000.0
+    # Few units have no room: the count is exact.
+    assert int((torch.arange(99.0) >= threshold_keeping(torch.arange(99.0), 33)).sum()) == 33
 
 
 @pytest.mark.parametrize("name", ["gathered_mlp", "teal", "cats", "bitmap_spmm"])
@@ -104,7 +131,7 @@ def test_top_k_of_random_scores(dtype, n, keep):
     scores = torch.randn(2, n, generator=torch.Generator().manual_seed(n)).to(dtype)
     index = torch.full((2, keep), -1, dtype=torch.int32)
     predictor_triton.top_k(scores, index)
-    assert torch.equal(index, predictor.top_k(scores, keep))
+    assert torch.equal(index, largest(scores.float(), keep))
     best = torch.topk(scores.float(), keep).values.sort().values
     assert torch.equal(scores.float().gather(1, index.long()).sort().values, best)
 
@@ -116,7 +143,7 @@ def test_top_k_of_ties_zeros_and_infinities():
     for keep in range(1, 9):
         index = torch.full((1, keep), -1, dtype=torch.int32)
         predictor_triton.top_k(scores, index)
-        assert torch.equal(index, predictor.top_k(scores, keep))
+        assert torch.equal(index, largest(scores.float(), keep))
 
 
 def test_block_lists_of_a_mask_with_empty_rows():

@@ -158,6 +158,33 @@ def test_heads_of_a_group_read_at_most_the_union_the_simulator_expects(name):
     assert recorded < useful
 
 
+@pytest.mark.parametrize("name", ["quest", "double_sparsity"])
+def test_scores_are_the_same_in_any_order_of_their_sum(name):
+    """At full size a sum in another order would pick other pages or tokens of nearly equal score."""
+    kernel = KERNELS[name]
+    inputs = kernel.inputs(kernel.cases[0], 4, "cpu")
+    keys = inputs["bounds"][0, 0, :, 1] if name == "quest" else inputs["k_cache"][0, 0]
+    product = keys.float() * inputs["q"][0, 0].float()
+    wide = product.double().sum(1)
+    for order in (product, product.flip(1), product[:, torch.randperm(product.shape[1])]):
+        total = torch.zeros(len(order))
+        for column in order.T:
+            total += column
+        assert torch.equal(total.double(), wide)
+
+
+@pytest.mark.parametrize("name", ["quest", "double_sparsity"])
+def test_of_equal_scores_the_first_are_read_by_kernel_and_twin(name):
+    kernel = KERNELS[name]
+    inputs = kernel.inputs(kernel.cases[0], 4, "cpu")
+    inputs["bounds" if name == "quest" else "labels"].fill_(1.0)
+    got, want = run(kernel, inputs), kernel.naive(**inputs)
+    lists, last = ("pages", 31) if name == "quest" else ("picked", 255)
+    assert torch.equal(got[lists], want[lists])
+    entries = want[lists].shape[2]
+    assert want[lists][0, 0].tolist() == [*range(entries - 1), last]
+
+
 @pytest.mark.parametrize("n", [1, 5, 300, 5000])
 def test_top_k_of_random_scores(n):
     scores = torch.randn(2, n, generator=torch.Generator().manual_seed(n))

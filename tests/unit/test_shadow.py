@@ -115,6 +115,11 @@ def test_train_then_evaluate_from_end_to_end(
     table = pq.read_table(tmp_path / "quality.parquet")
     assert table.schema.names == list(TABLES["quality.parquet"])
     assert table.num_rows == len(rows)
+    # A trace that is none is told before the hours, not after.
+    known = evaluate_arguments(model, text, one, tmp_path / "late.parquet")
+    code, _, err = run(shadow, *known, "--trace", tmp_path / "none")
+    assert (code, str(tmp_path / "none") in err, err.count("\n")) == (2, True, 1)
+    assert not (tmp_path / "late.parquet").exists()
     methods = {r["method"] for r in rows}
     assert methods >= {
         "random", "static", "oracle", "shadowllm", "dejavu", "teal", "cats", "quest", "h2o"
@@ -154,6 +159,8 @@ def test_mistakes_are_one_line(run: Run, model: Path, text: Path, tmp_path: Path
         ([*train, "--text", tmp_path / "none.txt"], "--text: cannot read"),
         ([*train, "--length", "65"], "made for 64 tokens"),
         ([*train, "--max-tokens", "1000000"], "too few for"),
+        ([*train, "--max-tokens", "40"], "not one window of 48 tokens"),
+        ([*train, "--out", text], "is a file; name a folder"),
         (evaluate_arguments(model, text, tmp_path / "p", tmp_path / "q.parquet"), "shadow train"),
         (["evalute"], "evalute"),
     ]

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from simulator import predict
+from simulator import predict, questions
 from simulator.dtypes import FORMATS
 from simulator.errors import InputError, UnsupportedError
 from simulator.evaluate import evaluate
@@ -202,6 +202,20 @@ def test_the_prediction_changes_as_the_trace_says(
         "path": str(shared), "sha256": read_trace(shared).digest, "model": "opt-6.7b",
     }  # fmt: skip
     assert predict.predict(scenario("")).to_dict()["trace"] is None
+
+
+@pytest.mark.parametrize(
+    ("policy", "unused"),
+    [("dense", True), ("quest", True), ("shadowllm(keep=0.5)", False), ("shadowllm(keep=0.5)+quest", False)],
+)  # fmt: skip
+def test_a_trace_no_policy_reads_is_said_in_one_line(
+    opt: Path, policy: str, unused: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    questions.say_unused_trace(scenario(opt, policy=policy))
+    said = f"--trace: {parse(policy)} uses no curve of {opt}\n"
+    assert capsys.readouterr().err == (said if unused else "")
+    questions.say_unused_trace(scenario(""))
+    assert capsys.readouterr().err == ""
 
 
 def test_lowering_layers_apart_does_not_narrow_the_interval(opt: Path) -> None:

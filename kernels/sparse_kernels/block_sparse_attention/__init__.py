@@ -21,11 +21,11 @@ def random_mask(case: Case, seed: int, device: str) -> torch.Tensor:
     keep 0 lists nothing at all.
     """
     rows = -(-case["tokens"] // case["block"])
-    draw = torch.rand(
-        case["batch"], case["hq"], rows, rows, generator=torch.Generator().manual_seed(seed)
-    )
-    causal = torch.ones(rows, rows, dtype=torch.bool).tril()
-    eye = torch.eye(rows, dtype=torch.bool)
+    # Drawn on the CPU, so that a case has the same blocks and demand everywhere.
+    generator = torch.Generator("cpu").manual_seed(seed)
+    draw = torch.rand(case["batch"], case["hq"], rows, rows, generator=generator, device="cpu")
+    causal = torch.ones(rows, rows, dtype=torch.bool, device="cpu").tril()
+    eye = torch.eye(rows, dtype=torch.bool, device="cpu")
     off_diagonal = rows * (rows - 1) / 2
     share = (case.keep * rows * (rows + 1) / 2 - rows) / off_diagonal if rows > 1 else 1.0
     mask = causal & (eye | (draw < share))

@@ -25,11 +25,12 @@ def block_sparse_attention(
     batch, tokens, hq, d = q.shape
     group, n_blocks = hq // k.shape[2], -(-tokens // block)
     counts = (starts[1:] - starts[:-1]).long()
-    mask = torch.zeros(batch * hq * n_blocks, n_blocks, dtype=torch.bool)
-    mask[torch.repeat_interleave(torch.arange(counts.numel()), counts), blocks.long()] = True
+    mask = torch.zeros(batch * hq * n_blocks, n_blocks, dtype=torch.bool, device=q.device)
+    row = torch.arange(counts.numel(), device=q.device)
+    mask[torch.repeat_interleave(row, counts), blocks.long()] = True
     mask = mask.view(batch, hq, n_blocks, n_blocks)
     full = mask.repeat_interleave(block, 2).repeat_interleave(block, 3)[:, :, :tokens, :tokens]
-    full = full & torch.ones(tokens, tokens, dtype=torch.bool).tril()
+    full = full & torch.ones(tokens, tokens, dtype=torch.bool, device=q.device).tril()
     kf = k.float().repeat_interleave(group, 2).transpose(1, 2)
     vf = v.float().repeat_interleave(group, 2).transpose(1, 2)
     scores = q.float().transpose(1, 2) @ kf.transpose(2, 3) * d**-0.5

@@ -16,7 +16,7 @@ from sparse_kernels.tensors import Draw
 
 
 def inputs(case: Case, seed: int, device: str) -> dict[str, Any]:
-    """The threshold keeps ``keep * neurons`` of this x, halfway between two gates, so that rounding moves none."""
+    """The threshold keeps about ``keep * neurons`` of this x, in a gap between gates, so that rounding moves none."""
     draw = Draw(seed, device)
     hidden, neurons = case["hidden"], case["neurons"]
     x = draw.normal(1, hidden, dtype=case.dtype)

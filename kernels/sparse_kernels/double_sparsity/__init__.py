@@ -12,17 +12,7 @@ from simulator.traffic import Operand
 from sparse_kernels import decode, demand
 from sparse_kernels.double_sparsity.naive import double_sparsity as naive
 from sparse_kernels.double_sparsity.triton import double_sparsity as triton
-from sparse_kernels.registry import (
-    ACTIVATION,
-    INDEX,
-    KV,
-    WORKSPACE,
-    Case,
-    Flow,
-    Kernel,
-    Tolerance,
-    case,
-)  # fmt: skip
+from sparse_kernels.registry import INDEX, KV, Case, Flow, Kernel, Tolerance, case
 from sparse_kernels.tensors import Draw
 
 CASES = (
@@ -64,8 +54,8 @@ def inputs(case: Case, seed: int, device: str) -> dict[str, Any]:
     batch, hq, hk, d, tokens = (case[n] for n in ("batch", "hq", "hk", "d", "tokens"))
     r, group = case["channels"], case["hq"] // case["hk"]
     channels = torch.stack([draw.subset(d, r) for _ in range(hk)])
-    q = draw.normal(batch, hq, d, dtype=dtype)
-    k = draw.normal(batch, hk, tokens, d, dtype=dtype)
+    q = draw.quarters(batch, hq, d, dtype=dtype)
+    k = draw.quarters(batch, hk, tokens, d, dtype=dtype)
     if case.sizes.get("apart"):
         for head in range(hq):
             q[:, head, channels[head // group, head % group]] = 64.0
@@ -74,14 +64,8 @@ def inputs(case: Case, seed: int, device: str) -> dict[str, Any]:
                 k[:, kv, token, channels[kv, token % group]] = 4.0
     where = channels.long()[None, :, None, :].expand(batch, hk, tokens, r)
     labels = k.gather(3, where).contiguous()
-    k_new = k[:, :, -1].clone()
-    k[:, :, -1] = 0.0
     return {
-        "q": q,
-        "k_cache": k,
-        "v_cache": draw.normal(batch, hk, tokens, d, dtype=dtype),
-        "k_new": k_new,
-        "v_new": draw.normal(batch, hk, d, dtype=dtype),
+        **decode.inputs(draw, q, k, dtype),
         "labels": labels,
         "channels": channels,
         "tokens": tokens,
@@ -100,14 +84,9 @@ def buffers(*, q: torch.Tensor, tokens: int, budget: int, **_: Any) -> dict[str,
 
 def ops(case: Case, _: Mapping[str, Any]) -> tuple[Op, ...]:
     policy = f"double_sparsity(budget={case['budget']},channels={case['channels']},gqa=union)"
+    picked = case["batch"] * case["hq"] * case["budget"]
     return (
-        *demand.lowered(
-            policy,
-            demand.layer(case),
-            demand.decode(case),
-            ["kv.estimate", "kv.top_k", "attn.core"],
-        ),
-        demand.index_list("kv.picked", case["batch"] * case["hq"] * case["budget"]),
+        *demand.selected(policy, case, "kv.picked", picked),
         demand.index_list("kv.channels", case["hk"] * case["channels"]),
     )
 
@@ -123,14 +102,13 @@ KERNEL = Kernel(
     naive=naive,
     triton=triton,
     operands={
-        "q": ACTIVATION, "out": ACTIVATION, "k_cache": KV, "v_cache": KV, "k_new": KV, "v_new": KV,
-        "labels": KV, "channels": INDEX, "scores": Flow(Operand.INDEX, Operand.KV), "picked": INDEX,
-        "parts": WORKSPACE, "sums": WORKSPACE,
+        **decode.OPERANDS, "labels": KV, "channels": INDEX, "scores": Flow(Operand.INDEX, Operand.KV),
+        "picked": INDEX,
     },
     ops=ops,
     tolerance=Tolerance(
         2**-7, 2**-8,
-        "as flash_decode; scores sum exact products in float32, so that picked tokens are equal",
+        "as flash_decode; inputs are quarters, whose products float32 sums exactly, so that picked tokens are equal",
     ),
     dense="flash_decode",
 )  # fmt: skip

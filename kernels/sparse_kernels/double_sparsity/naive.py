@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from sparse_kernels.plain import appended, attention
+from sparse_kernels.plain import appended, attention, largest
 
 
 def double_sparsity(
@@ -22,7 +22,7 @@ def double_sparsity(
             kv = h // group
             score = labels[b, kv].float() @ q[b, h, channels[kv].long()].float()
             score[tokens - 1] = float("inf")
-            picked[b, h] = score.topk(budget).indices.sort().values
+            picked[b, h] = largest(score, budget)
             seen = picked[b, h].long()
             out[b, h] = attention(q[b, h], k[b, kv, seen], v[b, kv, seen])
     return {"out": out, "k_cache": k, "v_cache": v, "picked": picked}

@@ -11,7 +11,7 @@ from simulator.ops import Op
 from sparse_kernels import decode, demand
 from sparse_kernels.flash_decode.naive import flash_decode as naive
 from sparse_kernels.flash_decode.triton import flash_decode as triton
-from sparse_kernels.registry import ACTIVATION, KV, WORKSPACE, Case, Kernel, Tolerance, case
+from sparse_kernels.registry import Case, Kernel, Tolerance, case
 from sparse_kernels.tensors import Draw
 
 CASES = (
@@ -35,15 +35,9 @@ CASES = (
 def inputs(case: Case, seed: int, device: str) -> dict[str, Any]:
     draw, dtype = Draw(seed, device), case.dtype
     batch, hq, hk, d, tokens = (case[n] for n in ("batch", "hq", "hk", "d", "tokens"))
-    cache = (batch, hk, tokens, d)
-    return {
-        "q": draw.normal(batch, hq, d, dtype=dtype),
-        "k_cache": draw.normal(*cache, dtype=dtype),
-        "v_cache": draw.normal(*cache, dtype=dtype),
-        "k_new": draw.normal(batch, hk, d, dtype=dtype),
-        "v_new": draw.normal(batch, hk, d, dtype=dtype),
-        "tokens": tokens,
-    }
+    q = draw.normal(batch, hq, d, dtype=dtype)
+    k = draw.normal(batch, hk, tokens, d, dtype=dtype)
+    return {**decode.inputs(draw, q, k, dtype), "tokens": tokens}
 
 
 def buffers(
@@ -66,10 +60,7 @@ KERNEL = Kernel(
     buffers=buffers,
     naive=naive,
     triton=triton,
-    operands={
-        "q": ACTIVATION, "out": ACTIVATION, "k_cache": KV, "v_cache": KV, "k_new": KV, "v_new": KV,
-        "parts": WORKSPACE, "sums": WORKSPACE,
-    },
+    operands=decode.OPERANDS,
     ops=ops,
     tolerance=Tolerance(
         2**-7, 2**-8,

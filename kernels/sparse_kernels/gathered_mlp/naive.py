@@ -7,6 +7,12 @@ import torch
 ACTIVATIONS = {"none": lambda v: v, "relu": torch.relu, "silu": torch.nn.functional.silu}
 
 
+def members(index: torch.Tensor, group: int) -> torch.Tensor:
+    """Rows (listed groups * group) of the groups that `index` lists."""
+    step = torch.arange(group, device=index.device)
+    return (index.long()[:, None] * group + step).flatten()
+
+
 def gathered_rows(
     x: torch.Tensor,
     weight: torch.Tensor,
@@ -17,7 +23,7 @@ def gathered_rows(
     activation: str = "none",
 ) -> torch.Tensor:
     """act(x gate_j) (x weight_j), or act(x weight_j) without a gate, for the rows j of the listed groups."""
-    rows = (index.long()[:, None] * group + torch.arange(group)).flatten()
+    rows = members(index, group)
     act = ACTIVATIONS[activation]
     product = x.float() @ weight[rows].float().T
     if gate is None:
@@ -29,7 +35,7 @@ def gathered_columns(
     h: torch.Tensor, weight: torch.Tensor, index: torch.Tensor, *, group: int = 1
 ) -> torch.Tensor:
     """sum_j h_j weight_j over the rows j of the listed groups; `weight` is stored transposed, (k, n)."""
-    rows = (index.long()[:, None] * group + torch.arange(group)).flatten()
+    rows = members(index, group)
     return h.float() @ weight[rows].float()
 
 

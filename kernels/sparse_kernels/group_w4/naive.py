@@ -45,9 +45,11 @@ def decompress(
 ) -> torch.Tensor:  # fmt: skip
     """The dense float32 matrix (n, k)."""
     n = starts.numel() - 1
-    rows = torch.repeat_interleave(torch.arange(n), (starts[1:] - starts[:-1]).long())
+    rows = torch.repeat_interleave(
+        torch.arange(n, device=starts.device), (starts[1:] - starts[:-1]).long()
+    )
     code = torch.cat((codes & 15, codes >> 4), 1).float()
-    dense = torch.zeros(n, k // GROUP, GROUP)
+    dense = torch.zeros(n, k // GROUP, GROUP, device=scale.device)
     dense[rows, columns.long()] = (code - zero.float()[:, None]) * scale.float()[:, None]
     return dense.view(n, k)
 

@@ -12,17 +12,7 @@ from simulator.traffic import Operand
 from sparse_kernels import decode, demand
 from sparse_kernels.quest.naive import quest as naive
 from sparse_kernels.quest.triton import quest as triton
-from sparse_kernels.registry import (
-    ACTIVATION,
-    INDEX,
-    KV,
-    WORKSPACE,
-    Case,
-    Flow,
-    Kernel,
-    Tolerance,
-    case,
-)  # fmt: skip
+from sparse_kernels.registry import INDEX, KV, Case, Flow, Kernel, Tolerance, case
 from sparse_kernels.tensors import Draw
 
 CASES = (
@@ -58,8 +48,8 @@ def inputs(case: Case, seed: int, device: str) -> dict[str, Any]:
     draw, dtype = Draw(seed, device), case.dtype
     batch, hq, hk, d, tokens = (case[n] for n in ("batch", "hq", "hk", "d", "tokens"))
     page, group = case["page"], case["hq"] // case["hk"]
-    q = draw.normal(batch, hq, d, dtype=dtype)
-    k = draw.normal(batch, hk, tokens, d, dtype=dtype)
+    q = draw.quarters(batch, hq, d, dtype=dtype)
+    k = draw.quarters(batch, hk, tokens, d, dtype=dtype)
     if case.sizes.get("apart"):
         for head in range(hq):
             q[:, head, head % group] = 64.0
@@ -69,14 +59,8 @@ def inputs(case: Case, seed: int, device: str) -> dict[str, Any]:
     filler = k[:, :, -1:].expand(-1, -1, pages * page - tokens, -1)
     paged = torch.cat([k, filler], 2).view(batch, hk, pages, page, d)
     bounds = torch.stack([paged.amin(3), paged.amax(3)], 3)
-    k_new = k[:, :, -1].clone()
-    k[:, :, -1] = 0.0
     return {
-        "q": q,
-        "k_cache": k,
-        "v_cache": draw.normal(batch, hk, tokens, d, dtype=dtype),
-        "k_new": k_new,
-        "v_new": draw.normal(batch, hk, d, dtype=dtype),
+        **decode.inputs(draw, q, k, dtype),
         "bounds": bounds,
         "tokens": tokens,
         "page": page,
@@ -99,15 +83,7 @@ def buffers(
 def ops(case: Case, _: Mapping[str, Any]) -> tuple[Op, ...]:
     policy = f"quest(budget={case['budget']},page={case['page']},dense_layers=0)"
     lists = case["batch"] * case["hq"] * case["budget"] // case["page"]
-    return (
-        *demand.lowered(
-            policy,
-            demand.layer(case),
-            demand.decode(case),
-            ["kv.estimate", "kv.top_k", "attn.core"],
-        ),
-        demand.index_list("kv.pages", lists),
-    )
+    return demand.selected(policy, case, "kv.pages", lists)
 
 
 KERNEL = Kernel(
@@ -121,14 +97,12 @@ KERNEL = Kernel(
     naive=naive,
     triton=triton,
     operands={
-        "q": ACTIVATION, "out": ACTIVATION, "k_cache": KV, "v_cache": KV, "k_new": KV, "v_new": KV,
-        "bounds": KV, "scores": Flow(Operand.INDEX, Operand.KV), "pages": INDEX,
-        "parts": WORKSPACE, "sums": WORKSPACE,
+        **decode.OPERANDS, "bounds": KV, "scores": Flow(Operand.INDEX, Operand.KV), "pages": INDEX,
     },
     ops=ops,
     tolerance=Tolerance(
         2**-7, 2**-8,
-        "as flash_decode; estimates sum exact products in float32, so that picked pages are equal",
+        "as flash_decode; inputs are quarters, whose products float32 sums exactly, so that picked pages are equal",
     ),
     dense="flash_decode",
 )  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from sparse_kernels.plain import appended, attention
+from sparse_kernels.plain import appended, attention, largest
 
 
 def quest(
@@ -23,7 +23,7 @@ def quest(
             row = q[b, h].float()
             best = torch.maximum(row * low, row * high).sum(-1)
             best[(tokens - 1) // page] = float("inf")
-            pages[b, h] = best.topk(budget // page).indices.sort().values
+            pages[b, h] = largest(best, budget // page)
             seen = (pages[b, h, :, None] * page + torch.arange(page, device=q.device)).flatten()
             seen = seen[seen < tokens]
             out[b, h] = attention(q[b, h], k[b, h // group, seen], v[b, h // group, seen])

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from simulator.ops import Op
-from sparse_kernels import demand
-from sparse_kernels.registry import ACTIVATION, KV, WORKSPACE, Case, Kernel, Tolerance, case
+from sparse_kernels import decode, demand
+from sparse_kernels.registry import KV, Case, Kernel, Tolerance, case
 from sparse_kernels.streaming_llm.naive import streaming_llm as naive
 from sparse_kernels.streaming_llm.triton import buffers
 from sparse_kernels.streaming_llm.triton import streaming_llm as triton
@@ -64,11 +64,7 @@ KERNEL = Kernel(
     buffers=buffers,
     naive=naive,
     triton=triton,
-    operands={
-        "q": ACTIVATION, "out": ACTIVATION,
-        **dict.fromkeys(("k_cache", "v_cache", "k_new", "v_new", "k_rotated"), KV),
-        "parts": WORKSPACE, "sums": WORKSPACE,
-    },
+    operands={**decode.OPERANDS, "k_rotated": KV},
     ops=ops,
     tolerance=Tolerance(
         2**-7, 2**-7,
