@@ -1,7 +1,7 @@
 # Two commands matter: `make demo` and `make test`. PIP_ARGS is handed to every `pip install`.
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test setup lint format bench bench-peers app hooks clean
+.PHONY: help demo test setup lint format bench bench-peers app docs hooks clean
 
 PYTHON ?= python3
 PIP_ARGS ?=
@@ -15,7 +15,7 @@ BIN := .venv/bin
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet $(PIP_ARGS) -c constraints.txt
 LOCKED := pyproject.toml constraints.txt
 DEMO_GRID := hw_profiles/demo.toml
-CODE := simulator hw_profiles traces kernels reports app tests
+CODE := simulator hw_profiles traces kernels reports app tests docs/conf.py docs/docsite docs/howto
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,7 +29,11 @@ $(BIN)/python:
 	@touch $@
 
 .venv/.stamp-test: $(LOCKED) | $(BIN)/python
-	$(PIP_INSTALL) -e '.[hub,reports,app,traces,kernels,cluster,dev]'
+	$(PIP_INSTALL) -e '.[hub,reports,app,traces,kernels,cluster,docs,dev]'
+	@touch $@ .venv/.stamp-demo .venv/.stamp-docs
+
+.venv/.stamp-docs: $(LOCKED) | $(BIN)/python
+	$(PIP_INSTALL) -e '.[docs]'
 	@touch $@ .venv/.stamp-demo
 
 demo: .venv/.stamp-demo  ## the answer for four models on five GPUs, predicted against measured on this CPU, out/report.html and .pdf (no torch)
@@ -48,7 +52,7 @@ lint: setup  ## ruff, import rules, types, spelling
 	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/pyright
-	$(BIN)/codespell $(CODE) *.md
+	$(BIN)/codespell $(CODE) docs *.md
 
 format: setup  ## let ruff mend what it can
 	$(BIN)/ruff check --fix $(CODE)
@@ -71,6 +75,9 @@ bench-peers: setup .venv-peers/.stamp  ## speed and error beside the pip-install
 
 app: setup  ## the dashboard
 	$(BIN)/streamlit run app/main.py
+
+docs: .venv/.stamp-docs  ## the documentation site, out/docs/index.html (no torch); a warning is an error
+	$(BIN)/python -m sphinx -W --keep-going -q -b html -d out/.doctrees docs out/docs
 
 hooks: setup  ## run the linters at every commit
 	$(BIN)/pre-commit install

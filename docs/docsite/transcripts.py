@@ -1,0 +1,164 @@
+"""The commands of the guides and what they print: `--update` runs them and writes their outputs in again.
+
+A fence `sh` or `python` is run from an empty folder in which `traces` is the checkout's. What follows it says what is
+shown, in a fence `text` (a table, scrolls) or `output` (a sentence, wraps): these lines of stdout and stderr, or all.
+
+    <!-- output [1-3 7 ...][, exit 3] -->
+
+A comment `<!-- not run: why -->` before a fence says why it is not run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+DOCS = Path(__file__).parents[1]
+PAGES = ("tutorial.md", *(f"howto/{p.name}" for p in sorted((DOCS / "howto").glob("*.md"))))
+FENCE = re.compile(
+    r"(?:^<!-- not run: (?P<why>[^\n]+) -->\n)?^```(?P<kind>sh|python)\n(?P<code>.*?)^```\n"
+    r"(?:<!-- output(?P<lines>[ \d-]*)(?:, exit (?P<exit>\d+))? -->\n```(?:text|output)\n(?P<shown>.*?)^```\n)?",
+    re.MULTILINE | re.DOTALL,
+)
+NUMBER = re.compile(r"(?<![\w.])[-+]?\d[\d,]*\.?\d*")
+TOLERANCE = 0.02
+"""A number may differ by this share: another processor rounds the last printed digit otherwise."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One fence: what is run, and what the page says it prints."""
+
+    kind: str
+    code: str
+    why_not: str | None
+    lines: str
+    exit_code: int
+    shown: str | None
+    span: tuple[int, int]
+
+
+def examples(text: str) -> Iterator[Example]:
+    """Fences of a page, in order."""
+    for m in FENCE.finditer(text):
+        shown = None if m["shown"] is None else m["shown"].rstrip("\n")
+        yield Example(
+            m["kind"], m["code"].rstrip("\n"), m["why"], m["lines"] or "", int(m["exit"] or 0),
+            shown, m.span("shown"),
+        )  # fmt: skip
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """Environment of the commands, in which the example package of the policy guide is installed."""
+    home, site = folder / "home", folder / "site"
+    for path in (home, site / "strided_kv-0.1.dist-info"):
+        path.mkdir(parents=True, exist_ok=True)
+    source = DOCS / "howto" / "strided_kv" / "strided_kv.py"
+    (site / source.name).write_bytes(source.read_bytes())
+    info = site / "strided_kv-0.1.dist-info"
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: strided-kv\nVersion: 0.1\n")
+    (info / "entry_points.txt").write_text("[shadowline.policies]\nstrided_kv = strided_kv\n")
+    tools = Path(sys.executable).parent
+    return {
+        **os.environ, "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(site),
+        "SHADOWLINE_HOME": str(home), "COLUMNS": "200", "NO_COLOR": "1", "HF_HUB_OFFLINE": "1",
+    }  # fmt: skip
+
+
+def prepare(folder: Path) -> Path:
+    """Folder the commands are run in, with the checkout's traces."""
+    work = folder / "work"
+    (work / "out").mkdir(parents=True)
+    (work / "traces").symlink_to(DOCS.parent / "traces")
+    return work
+
+
+def run(example: Example, work: Path, env: dict[str, str]) -> str:
+    """What the fence prints; another exit status than the page's is an AssertionError."""
+    command = (
+        ["bash", "-c", example.code]
+        if example.kind == "sh"
+        else [sys.executable, "-c", example.code]
+    )
+    done = subprocess.run(
+        command,
+        cwd=work,
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == example.exit_code, (
+        f"{example.code}\nexit {done.returncode}\n{done.stdout}"
+    )
+    return "\n".join(line.rstrip() for line in done.stdout.strip("\n").splitlines())
+
+
+def cut(printed: str, lines: str) -> str:
+    """The lines that a page shows, `...` where others are left out."""
+    if not lines.strip():
+        return printed
+    every, out, last = printed.splitlines(), [], 0
+    for part in lines.split():
+        first, _, final = part.partition("-")
+        if int(first) > last + 1:
+            out.append("...")
+        last = int(final or first)
+        out += every[int(first) - 1 : last]
+    return "\n".join([*out, "..."] if last < len(every) else out)
+
+
+def differs(shown: str, printed: str) -> str:
+    """First line that says something else, or ''; blanks do not count and numbers have `TOLERANCE`."""
+    a, b = shown.splitlines(), printed.splitlines()
+    for old, new in zip(a, b, strict=False):
+        if not _alike(old, new):
+            return f"shown:   {old}\nprinted: {new}"
+    return "" if len(a) == len(b) else f"{len(a)} lines are shown, {len(b)} printed"
+
+
+def _alike(old: str, new: str) -> bool:
+    words = [" ".join(NUMBER.sub("#", line).split()) for line in (old, new)]
+    values = [[float(n.replace(",", "")) for n in NUMBER.findall(line)] for line in (old, new)]
+    return words[0] == words[1] and all(
+        abs(x - y) <= TOLERANCE * max(abs(x), abs(y)) for x, y in zip(*values, strict=True)
+    )
+
+
+def update(page: Path) -> int:
+    """Run a page's fences and write their outputs in; how many changed."""
+    text, edits = page.read_text(encoding="utf-8"), []
+    with tempfile.TemporaryDirectory() as scratch:
+        work, env = prepare(Path(scratch)), environment(Path(scratch))
+        for example in examples(text):
+            if example.why_not is None:
+                printed = cut(run(example, work, env), example.lines)
+                if example.shown is not None and printed != example.shown:
+                    edits.append((example.span, printed + "\n"))
+    for (start, end), new in reversed(edits):
+        text = text[:start] + new + text[end:]
+    page.write_text(text, encoding="utf-8")
+    return len(edits)
+
+
+def main() -> None:
+    """Run the commands of the guides and write what they print in again."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("pages", nargs="*", default=PAGES, help="below docs/")
+    parser.add_argument(
+        "--update", action="store_true", required=True, help="say that pages may change"
+    )
+    for page in parser.parse_args().pages:
+        print(f"{page}: {update(DOCS / page)} outputs changed")
+
+
+if __name__ == "__main__":
+    main()
