@@ -110,6 +110,8 @@ def _parameter_changed(policy: str, parameter: str, key: str, sparsity: bool) ->
             continue
         given = {k: getattr(member, k) for k in type(member).model_fields}
         given[parameter] = value
+        # A share and its schedule over depth: whichever was touched says both.
+        given = {k: v for k, v in given.items() if {k, parameter} != {"keep", "depth"}}
         members.append(f"{policy}({','.join(_pair(k, v) for k, v in given.items() if _told(v))})")
     _accept("+".join(members))
 

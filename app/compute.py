@@ -140,9 +140,10 @@ def report(grid: Grid, command: str, kind: str) -> bytes:
 
 @dataclass(frozen=True)
 class Published:
-    """Policies with published quality for a model, or why there are none."""
+    """Policies with published quality for a model, those that cannot run here and why, or why there are none."""
 
     choices: tuple[Any, ...]
+    skipped: dict[str, str]
     problem: str = ""
 
 
@@ -156,9 +157,10 @@ def _published(text: str, most: float) -> Published:
     from simulator.published_quality import choices
 
     try:
-        return Published(tuple(choices(Scenario.from_json(text), most)))
+        found, skipped = choices(Scenario.from_json(text), most)
     except ShadowlineError as error:
-        return Published((), error.message)
+        return Published((), {}, error.message)
+    return Published(tuple(found), skipped)
 
 
 def parquet(table: pd.DataFrame, metadata: dict[str, str]) -> bytes:

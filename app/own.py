@@ -87,7 +87,7 @@ def check_name(name: str, taken: tuple[str, ...], example: str) -> str:
     name = name.strip().lower()
     if not _NAME.match(name):
         raise InputError(
-            f"The name {name!r} needs letters, digits, '-', '_' or '.', e.g. {example}."
+            f"The name {name[:60]!r} needs letters, digits, '-', '_' or '.', e.g. {example}."
         )
     if name in taken:
         raise InputError(f"{name!r} is taken; choose another name, e.g. {name}-mine.")
@@ -112,14 +112,16 @@ def save_device(name: str, text: str) -> Path:
     name = check_name(name, list_devices(), "h100-mine")
     if len(text) > MOST_PROFILE_BYTES:
         raise InputError(f"The profile has {len(text) / 1e3:.0f} kB; at most 200 kB.")
-    found = parse_profile(text.encode(), f"{name}.toml")
+    # Halves of characters cannot be written; the parser says where they stand.
+    content = text.encode("utf-8", "surrogatepass")
+    found = parse_profile(content, f"{name}.toml")
     if found.name != name:
         raise InputError(
             f"The profile's name is {found.name!r}; write name = {name!r} or use that name."
         )
     path = user_data_dir() / "devices" / f"{name}.toml"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, "utf-8")
+    path.write_bytes(content)
     return path
 
 

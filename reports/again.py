@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from simulator.errors import ShadowlineError
+from simulator.hub import needs_network
 
 if TYPE_CHECKING:
     from reports.rows import Sweep
@@ -76,12 +77,13 @@ def _scenarios(sweep: Sweep, row: int) -> Iterator[Scenario]:
     for grid in _grids(sweep):
         if load["batch"] not in grid.batch or load["prompt_tokens"] not in grid.prompt_tokens:
             continue
+        if any(value not in getattr(grid, axis) for axis, value in wanted.items()):
+            continue
+        # A file of somebody else's may name any model: none is fetched for it.
+        local = tuple(m for m in grid.model if isinstance(m, str) and not needs_network(m))
         try:
-            for s in grid.groups():
-                if all(getattr(s, k) == v for k, v in wanted.items()) and _named(s) == (
-                    model,
-                    device,
-                ):
+            for s in replace(grid, model=local, **{k: (v,) for k, v in wanted.items()}).groups():
+                if _named(s) == (model, device):
                     yield s.model_copy(update=load)
         except ShadowlineError:
             continue
@@ -96,7 +98,7 @@ def _grids(sweep: Sweep) -> list:
             out.append(
                 Grid(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
             )
-        except (ShadowlineError, TypeError):
+        except (ShadowlineError, TypeError, ValueError):
             continue
     return out
 

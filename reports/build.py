@@ -13,6 +13,7 @@ import typer
 
 from simulator import console
 from simulator.errors import InputError
+from simulator.files import replaced
 
 if TYPE_CHECKING:
     from reports.content import Logo, Report, Table
@@ -247,26 +248,14 @@ def _csv(table: Table) -> bytes:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(c.name for c in table.columns)
     writer.writerows([cell.raw for cell in row] for row in table.rows)
-    return text.getvalue().encode()
+    return text.getvalue().encode("utf-8", "replace")
 
 
 def _write(files: dict[Path, bytes]) -> None:
     """All files or none: written aside first, then renamed."""
-    parts = {path: path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in files}
-    try:
-        for path, part in parts.items():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            part.write_bytes(files[path])
-        for path, part in parts.items():
-            os.replace(part, path)
-    except OSError as error:
-        raise InputError(
-            f"cannot write {error.filename}: {error.strerror}", where="--out"
-        ) from None
-    finally:
-        for part in parts.values():
-            with contextlib.suppress(OSError):  # what could not be made
-                part.unlink()
+    with contextlib.ExitStack() as stack:
+        for path, content in files.items():
+            stack.enter_context(replaced(path)).write_bytes(content)
 
 
 if __name__ == "__main__":

@@ -211,7 +211,15 @@ def _against_dense(served: Served, best: Row) -> str:
     others = [r for r in served.rows if r["device"] != best["device"]]
     if others:
         return f"The best on another device is {fleet(others[0])} for {number(others[0]['usd_per_h'])} USD/h."
-    return f"No other device keeps the promises here; its KV cache is {share(best['kv_share_mean'])} full on average."
+    full = f"Its KV cache is {share(best['kv_share_mean'])} full on average."
+    bounds = [p for p in (served.search.by_device if served.search else ()) if not p["simulated"]]
+    if not bounds:
+        return full
+    next_ = min(bounds, key=lambda p: p["usd_per_h"])
+    # Left out because dearer, which is not that it fails.
+    return (
+        f"{full} Other devices need {number(next_['usd_per_h'])} USD/h or more ({next_['where']})."
+    )
 
 
 def _no_answer(served: Served) -> str:

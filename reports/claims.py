@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,9 +26,14 @@ from reports.content import (
 from reports.published import claims_blocks
 from reports.text import DASH, count, listed, num, percent, plural, share
 from simulator.errors import InputError
+from simulator.files import read_limited
 
 if TYPE_CHECKING:
     from simulator.claims.judge import Judged
+
+MOST_BYTES = 64 * 2**20
+SMALLEST, LARGEST = 1e-18, 1e24
+"""Bounds of a figure in SI units, far beyond any published one."""
 
 
 def compose(path: Path | None) -> Report:
@@ -64,30 +70,55 @@ def _judged_now() -> tuple[list[Judged], dict[str, Any]]:
 
 
 def _read(path: Path) -> tuple[list[Judged], dict[str, Any]]:
-    from simulator.claims.judge import Judged
+    from pydantic import TypeAdapter, ValidationError
+
+    from simulator.claims.judge import Judged, summary
 
     where = str(path)
     made_by = "give what python -m simulator.claims --json prints"
     try:
-        told = json.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise InputError(f"cannot read: {error.strerror}", where=where) from None
-    except ValueError as error:
+        told = json.loads(read_limited(path, MOST_BYTES))
+    except (ValueError, RecursionError) as error:
         raise InputError(f"is not JSON ({error}); {made_by}", where=where) from None
     if not isinstance(told, dict) or not {"rows", "summary"} <= set(told):
         raise InputError(f"lacks rows or summary; {made_by}", where=where)
     names = {"id": "claim_id"}
     derived = ("ratio", "inside")
     try:
-        rows = [
-            Judged(**{names.get(k, k): v for k, v in r.items() if k not in derived})
-            for r in told["rows"]
-        ]
-        counts = told["summary"]["counts"], told["summary"]["all"], told["summary"]["papers"]
-    except (TypeError, KeyError, AttributeError) as error:
-        raise InputError(f"is of another version ({error}); {made_by}", where=where) from None
-    assert all(counts)
+        rows = TypeAdapter(list[Judged]).validate_python(
+            [{names.get(k, k): v for k, v in r.items() if k not in derived} for r in told["rows"]]
+        )
+    except (TypeError, AttributeError, ValidationError) as error:
+        why = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
+        raise InputError(f"is of another version ({why}); {made_by}", where=where) from None
+    for r in rows:
+        figures = (r.published, r.predicted, r.lo, r.hi)
+        if r.status == "judged" and not all(v is None or SMALLEST < v < LARGEST for v in figures):
+            raise InputError(f"{r.claim_id} has figures that are none; {made_by}", where=where)
+        if r.status == "judged" and None in figures[:2]:
+            raise InputError(f"{r.claim_id} lacks a figure; {made_by}", where=where)
+    if not _alike(told["summary"], summary(rows)):
+        raise InputError(f"its summary is of another version; {made_by}", where=where)
     return rows, told["summary"]
+
+
+def _alike(told: Any, made: Any) -> bool:
+    """Whether both have the same keys, and numbers where the other has them."""
+    if isinstance(made, dict):
+        return (
+            isinstance(told, dict)
+            and told.keys() == made.keys()
+            and all(_alike(told[k], made[k]) for k in made)
+        )
+    if isinstance(made, list):
+        return isinstance(told, list) and len(told) == len(made) and all(map(_alike, told, made))
+    if made is None or (isinstance(made, float) and math.isnan(made)):
+        return told is None or _finite(told)
+    return type(told) is type(made) if isinstance(made, str) else _finite(told)
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, int | float) and abs(value) < LARGEST
 
 
 def _first_page(rows: Sequence[Judged], total: Mapping[str, Any], path: Path | None) -> Section:

@@ -49,7 +49,8 @@ def render(report: Report) -> bytes:
         digest=digest,
         logo=_data_uri(report),
     )
-    return text.encode()
+    # A name of the command line may hold bytes that are no text.
+    return text.encode("utf-8", "replace")
 
 
 def _soft(text: str) -> Markup:

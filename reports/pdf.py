@@ -37,7 +37,9 @@ def render(report: Report, paper: str = "a4") -> bytes:
 
     files: dict[str, bytes] = {
         "main.typ": resources.files("reports").joinpath("templates", "report.typ").read_bytes(),
-        "data.json": json.dumps(_data(report, paper), sort_keys=True).encode(),
+        "data.json": json.dumps(_data(report, paper), sort_keys=True, ensure_ascii=False).encode(
+            "utf-8", "replace"
+        ),
     }
     files |= {f"{f.id}.svg": f.svg.encode() for f in report.figures()}
     if report.logo is not None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from simulator.errors import InputError
-from simulator.result import SCHEMA_VERSION
+from simulator.result import SCHEMA_VERSION, STATUSES, arrow_schema
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -24,6 +24,15 @@ REAL = ("ttft_s", "tpot_s", "ttft_lo_s", "ttft_hi_s", "tpot_lo_s", "tpot_hi_s", 
         "kv_bytes", "other_bytes", "total_bytes", "capacity_bytes", "throughput_speedup_same_batch",
         "throughput_speedup_at_max_batch", "energy_j_per_token", "usd_per_mtoken", "quality_perplexity_ratio",
         "quality_agreement")  # fmt: skip
+NAMED = ("model", "device", "policy", "engine", "dtype", "kv_dtype", "status")
+SIZES = ("tp", "pp", "ep", "batch", "prompt_tokens", "output_tokens")
+TIMES = ("ttft_s", "tokens_per_s_per_gpu", "ttft_lo_s", "ttft_hi_s")
+ZERO = ("tpot_s", "tpot_lo_s", "tpot_hi_s", "max_batch", "kv_bytes", "other_bytes", "usd_per_mtoken",
+        "quality_agreement", "energy_j_per_token")  # fmt: skip
+SMALLEST, LARGEST = 1e-18, 1e24
+"""Bounds of what stands in a column, far beyond any device; those of `ZERO` may be nothing at all."""
+MOST_ROWS = 100_000_000
+"""Rows of a report, about 0.2 kB of memory each."""
 BATCH_ROWS = 65_536
 """Rows of the file held beside the compact arrays at a time."""
 
@@ -157,12 +166,20 @@ def read(path: Path) -> Sweep:
         )
     try:
         file = pq.ParquetFile(path)
-    except (pa.ArrowInvalid, OSError):
+    except (pa.ArrowException, OSError, ValueError):
         raise InputError(
             "is no Parquet file; a report reads what python -m simulator.sweep --out FILE.parquet writes",
             where=where,
         ) from None
-    metadata = {k.decode(): v.decode() for k, v in (file.schema_arrow.metadata or {}).items()}
+    metadata = {
+        k.decode("utf-8", "replace"): v.decode("utf-8", "replace")
+        for k, v in (file.schema_arrow.metadata or {}).items()
+    }
+    if file.metadata.num_rows > MOST_ROWS:
+        raise InputError(
+            f"has {file.metadata.num_rows:,} rows; a report holds at most {MOST_ROWS:,}",
+            where=where,
+        )
     schema = metadata.get("shadowline.schema")
     if schema is None:
         raise InputError("is no sweep (it lacks the metadata shadowline.schema)", where=where)
@@ -171,20 +188,69 @@ def read(path: Path) -> Sweep:
             f"schema {schema} is unknown; this version reads schema {SCHEMA_VERSION}: sweep again",
             where=where,
         )
-    missing = [c for c in (*TEXT, *WHOLE, *REAL) if c not in file.schema_arrow.names]
-    if missing:
-        raise InputError(f"lacks the column {missing[0]!r}; sweep again", where=where)
+    for field in arrow_schema():
+        if field.name not in (*TEXT, *WHOLE, *REAL):
+            continue
+        if file.schema_arrow.names.count(field.name) != 1:
+            raise InputError(f"lacks the column {field.name!r}; sweep again", where=where)
+        if file.schema_arrow.field(field.name).type != field.type:
+            raise InputError(f"column {field.name!r} is not {field.type}; sweep again", where=where)
     if not file.metadata.num_rows:
         raise InputError(
             "has no rows; give the sweep at least one model, device and load", where=where
         )
-    codes, words, numbers = _columns(file)
+    try:
+        codes, words, numbers = _columns(file)
+    except (pa.ArrowException, OSError) as error:
+        why = str(error).splitlines()[0]
+        raise InputError(f"is damaged ({why}); sweep again", where=where) from None
+    problem = _problem(codes, words, numbers)
+    if problem:
+        raise InputError(f"{problem}; sweep again", where=where)
     try:
         plan = json.loads(metadata.get("shadowline.plan", "{}"))
         traces = json.loads(metadata.get("shadowline.traces", "{}"))
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"its plan is not JSON ({error}); sweep again", where=where) from None
+    if not _is_plan(plan) or not isinstance(traces, dict):
+        raise InputError("its plan is not as a sweep writes it; sweep again", where=where)
     return Sweep(path, codes, words, numbers, metadata.get("shadowline.command", ""), plan, traces)
+
+
+def _problem(
+    codes: Mapping[str, np.ndarray],
+    words: Mapping[str, list[str]],
+    numbers: Mapping[str, np.ndarray],
+) -> str:
+    """What no sweep would have written; empty where all is well."""
+    if set(words["status"]) - set(STATUSES):
+        return "has a status that is none"
+    for name in NAMED:
+        if (codes[name] < 0).any():
+            return f"has rows without {name}"
+    ok = codes["status"] == (words["status"].index("ok") if "ok" in words["status"] else -2)
+    for name, values in numbers.items():
+        # NaN is null, which only sizes and the times of a good row may not be.
+        needed = np.ones(len(ok), bool) if name in SIZES else ok if name in TIMES else ok & False
+        least = 0.0 if name in ZERO else SMALLEST
+        with np.errstate(invalid="ignore"):
+            if (
+                (np.isnan(values) & needed).any()
+                or (values < least).any()
+                or (values > LARGEST).any()
+            ):
+                return f"column {name!r} holds what no sweep writes"
+    return ""
+
+
+def _is_plan(plan: Any) -> bool:
+    """Whether the plan has the shape that reports look into."""
+    if not isinstance(plan, dict) or not isinstance(plan.get("grids", []), list):
+        return False
+    tables = (plan.get(k, {}) for k in ("profiles", "models", "fits", "traces"))
+    return all(isinstance(t, dict) for t in (*plan.get("grids", []), *tables)) and all(
+        isinstance(g.get("gpu_memory_utilization", 0.9), float | int) for g in plan.get("grids", [])
+    )
 
 
 def _columns(
@@ -201,8 +267,9 @@ def _columns(
         for name in TEXT:
             codes[name][here] = _codes(batch.column(name), index[name])
         for name, out in numbers.items():
-            # The null of a number is NaN.
-            out[here] = batch.column(name).to_numpy(zero_copy_only=False)
+            # The null of a number is NaN; what float32 cannot hold is infinite, and refused as such.
+            with np.errstate(over="ignore"):
+                out[here] = batch.column(name).to_numpy(zero_copy_only=False)
         start += batch.num_rows
     return codes, {c: list(known) for c, known in index.items()}, numbers
 

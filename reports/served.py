@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from simulator.errors import InputError, ShadowlineError
+from simulator.files import read_limited, read_parquet
 from simulator.serving.output import COLUMNS, RECORDS, SCHEMA_VERSION
 from simulator.serving.slo import Promise, parse_slo
 
@@ -35,7 +35,11 @@ GIVEN = (
 ABSENT = ("simulated_per_s",)
 """Columns that a plan leaves out."""
 LOAD = ("time_s", "waiting", "running", "kv_share", "output_tokens_per_s")
-PLAN = ("pareto", "nearest", "rejected", "by_policy", "points", "simulated", "simulations")
+COSTS = ("by_policy", "by_device")
+PLAN = ("pareto", "nearest", "rejected", *COSTS, "points", "simulated", "simulations")
+LONGEST_S, LARGEST = 1e12, 1e24
+"""Bounds of a time [s] and of any number of a row, far beyond what is simulated."""
+MOST_BYTES, MOST_ROWS = 2**30, 50_000_000
 READS = "give what python -m simulator.serve --out FILE.parquet or --json, or simulator.plan --json, writes"
 
 
@@ -51,7 +55,7 @@ class Search:
         The nearest miss, where nothing keeps the promises; without percentiles where the closed form refused it.
     rejected : mapping
         Kind of reason to how many candidates, and one of them in words.
-    by_policy : sequence of mapping
+    by_policy, by_device : sequence of mapping
         policy, where, usd_per_h, simulated.
     points, simulated, simulations : int
         Candidates, those simulated, and fleets simulated for them [-].
@@ -61,6 +65,7 @@ class Search:
     nearest: Row | None
     rejected: Mapping[str, tuple[int, str]]
     by_policy: Sequence[Mapping[str, Any]]
+    by_device: Sequence[Mapping[str, Any]]
     points: int
     simulated: int
     simulations: int
@@ -101,12 +106,12 @@ def is_served(path: Path) -> bool:
     """Whether the file looks like one of serve or plan; what it lacks is said by `read`."""
     try:
         if path.suffix == ".json":
-            told = json.loads(path.read_text("utf-8"))
+            told = json.loads(read_limited(path, MOST_BYTES))
             return isinstance(told, dict) and "summary" not in told and "command" in told
         import pyarrow.parquet as pq
 
         return {"admitted_s", "finish_s"} <= set(pq.read_schema(path).names)
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError, ShadowlineError):
         return False
 
 
@@ -119,16 +124,13 @@ def read(path: Path) -> Served:
         No such file, another format or schema, or no rows.
     """
     where = str(path)
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"cannot read: {error.strerror}; {READS}", where=where) from None
+    content = read_limited(path, MOST_BYTES)
     digest = hashlib.sha256(content).hexdigest()
     if content.startswith(b"PAR1"):
         return _parquet(path, digest)
     try:
         told = json.loads(content)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"is neither Parquet nor JSON ({error}); {READS}", where=where) from None
     if not isinstance(told, dict) or not isinstance(told.get("command"), str):
         raise InputError(f"names no command; {READS}", where=where)
@@ -140,19 +142,14 @@ def read(path: Path) -> Served:
 
 
 def _parquet(path: Path, digest: str) -> Served:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     where = str(path)
-    try:
-        table = pq.read_table(path)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise InputError(
-            f"is no Parquet file ({str(error).splitlines()[0]})", where=where
-        ) from None
-    meta = {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()}
+    table = read_parquet(path, MOST_ROWS)
+    meta = {
+        k.decode("utf-8", "replace"): v.decode("utf-8", "replace")
+        for k, v in (table.schema.metadata or {}).items()
+    }
     schema = meta.get("shadowline.schema")
-    missing = [c for c in RECORDS if c not in table.column_names]
+    missing = [c for c in RECORDS if table.column_names.count(c) != 1]
     if missing:
         raise InputError(f"lacks the column {missing[0]!r}; {READS}", where=where)
     if schema != str(SCHEMA_VERSION):
@@ -163,17 +160,35 @@ def _parquet(path: Path, digest: str) -> Served:
         raise InputError("holds no summary of its runs; serve again with --out", where=where)
     try:
         rows, loads = json.loads(meta["shadowline.rows"]), json.loads(meta["shadowline.load"])
-    except (KeyError, ValueError) as error:
+    except (KeyError, ValueError, RecursionError) as error:
         raise InputError(
             f"its summary cannot be read ({error}); serve again", where=where
         ) from None
     rows = _rows(rows, where)
+    for name, kind in (
+        ("run", "int"),
+        ("ttft_s", "double"),
+        ("tpot_s", "double"),
+        ("e2e_s", "double"),
+    ):
+        column = table[name]
+        if not str(column.type).startswith(kind) or (column.null_count and name != "tpot_s"):
+            raise InputError(f"column {name!r} is not {kind} throughout; serve again", where=where)
     run = table["run"].to_numpy()
+    if not isinstance(loads, list):
+        raise InputError("its load over time is no list; serve again", where=where)
     if not rows or len(loads) != len(rows) or sorted(set(run.tolist())) != list(range(len(rows))):
         raise InputError(
             "its requests and its summary do not belong together; serve again", where=where
         )
     times = {c: table[c].to_numpy().astype(float) for c in ("ttft_s", "tpot_s", "e2e_s")}
+    for name, values in times.items():
+        if (
+            (np.isnan(values).any() and name != "tpot_s")
+            or (values < 0.0).any()
+            or (values > LONGEST_S).any()
+        ):
+            raise InputError(f"column {name!r} holds what is no time; serve again", where=where)
     return _served(
         path, digest, meta.get("shadowline.command", ""), rows,
         requests=[{c: v[run == i] for c, v in times.items()} for i in range(len(rows))],
@@ -211,10 +226,12 @@ def settings(command: str) -> dict[str, Any]:
 def _load(told: Any, where: str) -> dict[str, np.ndarray]:
     try:
         found = {k: np.array(told[k], dtype=float) for k in LOAD}
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise InputError(
             f"its load over time cannot be read ({error}); serve again", where=where
         ) from None
+    if not all(np.isfinite(v).all() and (np.abs(v) < LARGEST).all() for v in found.values()):
+        raise InputError("its load over time holds what is no number; serve again", where=where)
     if len({v.shape for v in found.values()}) != 1 or found["time_s"].ndim != 1:
         raise InputError(
             "its load over time has columns of unequal length; serve again", where=where
@@ -231,10 +248,13 @@ def _search(told: Mapping[str, Any], where: str) -> Search:
         nearest = _rows([nearest], where)[0]
     try:
         rejected = {str(k): (int(n), str(words)) for k, (n, words) in told["rejected"].items()}
-        by_policy = [
-            {"policy": str(p["policy"]), "where": str(p["where"]), "usd_per_h": float(p["usd_per_h"]),
-             "simulated": bool(p["simulated"])}
-            for p in told["by_policy"]
+        costs = [
+            [
+                {"policy": str(p["policy"]), "where": str(p["where"]), "usd_per_h": float(p["usd_per_h"]),
+                 "simulated": bool(p["simulated"])}
+                for p in told[kind]
+            ]
+            for kind in COSTS
         ]  # fmt: skip
         counts = [int(told[k]) for k in ("points", "simulated", "simulations")]
         if nearest is not None and "reason" in nearest:
@@ -242,9 +262,9 @@ def _search(told: Mapping[str, Any], where: str) -> Search:
                 **{k: str(nearest[k]) for k in ("model", "device", "policy", "dtype", "reason")},
                 "tp": int(nearest["tp"]),
             }
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise InputError(f"is of another version ({error!r}); plan again", where=where) from None
-    return Search(_rows(told["pareto"], where), nearest, rejected, by_policy, *counts)
+    return Search(_rows(told["pareto"], where), nearest, rejected, costs[0], costs[1], *counts)
 
 
 def _rows(told: Any, where: str) -> list[dict[str, Any]]:
@@ -272,4 +292,4 @@ def _rows(told: Any, where: str) -> list[dict[str, Any]]:
 
 
 def _finite(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < LARGEST

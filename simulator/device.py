@@ -19,12 +19,15 @@ from pathlib import Path
 from simulator.device_text import inline, table_of, to_document, to_toml, write_document
 from simulator.device_types import Clock, Device, Kind, Link, MemoryTier, Peak, Sourced
 from simulator.errors import AmbiguousNameError, InputError, UnknownNameError, fold, suggest
+from simulator.files import read_limited
 from simulator.units import exact_quantity
 
 __all__ = [
     "Clock", "Device", "Kind", "Link", "MemoryTier", "Peak", "Sourced",
     "edited", "list_devices", "load", "resolve", "scaled", "to_toml", "user_data_dir",
 ]  # fmt: skip
+
+_MOST_BYTES = 2**20
 
 
 def edited(device: Device, values: Mapping[str, str], source: str = "user-edit") -> Device:
@@ -162,16 +165,9 @@ def load(name_or_path: str | Path) -> Device:
 
 
 def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        raise InputError(
-            "no such device file; give a path to a .toml or a name", where=str(path)
-        ) from None
-    except OSError as error:
-        raise InputError(
-            f"cannot read the device file: {error.strerror}", where=str(path)
-        ) from None
+    if not os.path.lexists(path):
+        raise InputError("no such device file; give a path to a .toml or a name", where=str(path))
+    return read_limited(path, _MOST_BYTES)
 
 
 @lru_cache(maxsize=1)

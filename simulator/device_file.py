@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import tomllib
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Annotated, Any, Literal
@@ -24,6 +23,7 @@ from simulator.device_text import SCHEMA
 from simulator.device_types import Clock, ClockName, Device, Kind, Link, MemoryTier, Peak, Sourced
 from simulator.dtypes import DType
 from simulator.errors import InputError, suggest
+from simulator.files import parse_toml
 from simulator.units import exact_quantity, example, parse_quantity
 
 
@@ -203,14 +203,9 @@ def _parse(data: bytes, filename: str) -> Device:
         line = data[: error.start].count(b"\n") + 1
         raise ProfileError([f"{filename}:{line}: not UTF-8; save the file as UTF-8"]) from None
     try:
-        document = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        match = re.search(r"\(at line (\d+), column \d+\)", str(error))
-        line = int(match[1]) if match else text.count("\n") + 1
-        what = re.sub(r" \(at .*\)$", "", str(error))
-        raise ProfileError(
-            [f"{filename}:{line}: not valid TOML: {what[:1].lower()}{what[1:]}"]
-        ) from None
+        document = parse_toml(text, filename)
+    except InputError as error:
+        raise ProfileError([str(error)]) from None
     return build(document, text, filename, hashlib.sha256(data).hexdigest()[:12])
 
 

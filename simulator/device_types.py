@@ -259,7 +259,10 @@ class Device:
             if tier.name == name:
                 return tier
         have = ", ".join(t.name for t in self.memory)
-        raise UnsupportedError(f"{self.name} has no memory tier {name!r}; it has {have}")
+        raise UnsupportedError(
+            f"{self.name} has no memory tier {name!r}, it has {have}; add a [[memory]] {name!r} to a copy of its"
+            f" profile (python -m simulator.devices {self.name} --toml) and give that file as --device"
+        )
 
     def has_tier(self, name: str) -> bool:
         """Whether the device has that tier (unified memory has no `host`)."""

@@ -70,6 +70,11 @@ class NothingFeasibleError(ShadowlineError):
     exit_code = EXIT_NOTHING_FEASIBLE
 
 
+def reason(error: OSError) -> str:
+    """What the system says of a failed read or write; libraries raise it without an error number too."""
+    return error.strerror or (str(error) or type(error).__name__).splitlines()[0]
+
+
 def suggest(name: str, known: Iterable[str], n: int = 3) -> list[str]:
     """Known names nearest to `name`, blind to case, space, ``-`` and ``_``."""
     by_key: dict[str, str] = {}

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import re
-import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -13,11 +11,16 @@ from typing import Any
 
 from simulator.dtypes import AUTO
 from simulator.errors import InputError, suggest
-from simulator.policies import expand
+from simulator.files import parse_toml, read_limited
+from simulator.policies import FREE, expand, free_names
 from simulator.scenario import MAX_BATCH, MAX_TOKENS, Scenario
 
 MAX_AXIS = 100_000
 MAX_POINTS = 1_000_000_000
+MOST_BYTES = 2**20
+"""Size of a grid file [B]."""
+MAX_WHOLE = 10**12
+"""Above any axis; ranges up to here are exact in floats."""
 
 
 @dataclass(frozen=True)
@@ -162,13 +165,16 @@ def _range(part: str, flag: str) -> list[int]:
 def _whole(text: str, flag: str) -> int:
     try:
         value = float(text) if "e" in text.lower() else int(text)
-    except ValueError:
+        whole = int(value)
+    except (ValueError, OverflowError):
         raise InputError(f"{text!r} is not a whole number", where=flag) from None
-    if value != int(value) if math.isfinite(value) else True:
+    if value != whole:
         raise InputError(f"{text!r} is not a whole number", where=flag)
-    if value < 1:
+    if whole < 1:
         raise InputError(f"{text} must be 1 or more", where=flag)
-    return int(value)
+    if whole > MAX_WHOLE:
+        raise InputError(f"{text} is above {MAX_WHOLE:,}", where=flag)
+    return whole
 
 
 def _number(text: str, part: str, flag: str) -> float:
@@ -190,8 +196,9 @@ def names(values: Sequence[str], flag: str) -> tuple[str, ...]:
 
 
 def policies(values: Sequence[str]) -> tuple[str, ...]:
-    """Canonical spellings of repeated ``--policy``, lists expanded, duplicates dropped."""
-    found = [p.spelling for value in values for p in expand(value)]
+    """Canonical spellings of repeated ``--policy``, lists and `FREE` expanded, duplicates dropped."""
+    texts = [t for v in values for t in (("dense", *free_names()) if v.strip() == FREE else (v,))]
+    found = [p.spelling for text in texts for p in expand(text)]
     return tuple(dict.fromkeys(found))
 
 
@@ -203,19 +210,11 @@ def read_grids(path: Path) -> list[Grid]:
     InputError
         ``file:line`` for bad TOML, unknown keys with a suggestion.
     """
-    text = ""
     try:
-        text = path.read_text("utf-8")
-        document = tomllib.loads(text)
-    except OSError as error:
-        raise InputError(f"cannot read: {error.strerror}", where=str(path)) from None
+        text = read_limited(path, MOST_BYTES).decode("utf-8")
     except UnicodeDecodeError:
         raise InputError("is not UTF-8 text", where=str(path)) from None
-    except tomllib.TOMLDecodeError as error:
-        match = re.search(r"\(at line (\d+), column \d+\)", str(error))
-        line = int(match[1]) if match else len(text.splitlines())
-        what = re.sub(r" \(at .*\)$", "", str(error))
-        raise InputError(f"not TOML: {what}", where=f"{path}:{line}") from None
+    document = parse_toml(text, str(path))
     tables = document.get("grid")
     if not isinstance(tables, list) or not tables or set(document) != {"grid"}:
         raise InputError("needs one or more [[grid]] tables and nothing else", where=str(path))

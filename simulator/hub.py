@@ -21,6 +21,7 @@ from typing import Any
 
 from simulator.architectures import from_config
 from simulator.errors import AmbiguousNameError, InputError, UnknownNameError, fold, suggest
+from simulator.files import read_limited
 from simulator.model import ModelSpec
 
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+\Z")
@@ -159,13 +160,7 @@ def from_file(path: str | Path, name: str | None = None) -> ModelSpec:
                 other = f"; did you mean {file / 'model'}?"
             raise InputError(f"the folder has no config.json{other}", where=str(path))
         file = file / "config.json"
-    try:
-        if file.stat().st_size > _CONFIG_LIMIT_BYTES:
-            raise InputError("is larger than 16 MiB, so it is not a model config", where=str(file))
-        raw = file.read_bytes()
-    except OSError as error:
-        raise InputError(f"cannot be read: {error.strerror}", where=str(file)) from None
-    config, text = _parse(raw, str(file))
+    config, text = _parse(read_limited(file, _CONFIG_LIMIT_BYTES), str(file))
     if name is None:
         name = folder_name(file.parent) if file.name == "config.json" else file.stem
     return from_config(config, name or "model", where=str(file), text=text, source=str(file))

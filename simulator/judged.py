@@ -9,7 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from simulator import console
-from simulator.errors import InputError, ShadowlineError, UnknownNameError, UnsupportedError
+from simulator.errors import (
+    AmbiguousNameError,
+    InputError,
+    ShadowlineError,
+    UnknownNameError,
+    UnsupportedError,
+)
+from simulator.files import read_parquet
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -35,20 +42,80 @@ def module_of(kind: str) -> Any:
     return importlib.import_module(f"simulator.fitting.{kind}")
 
 
+MOST_ROWS = 20_000_000
+"""Rows of a measured table; a small file may unpack to more than the memory holds."""
+TEXTS = ("source", "device", "dtype", "kv_dtype", "phase", "kernel", "note", "url", "flag", "op", "link",
+         "distribution", "category", "pattern", "engine", "model", "quant", "metric", "unit", "dense_kernel",
+         "sparse_kernel")  # fmt: skip
+COUNTS = ("batch", "q_len", "kv_len", "n_heads", "n_kv_heads", "head_dim", "m", "n", "k", "n_nodes", "tp",
+          "num_tokens", "hidden", "inter", "topk", "n_experts", "moe_tp", "moe_ep", "rows", "width")  # fmt: skip
+"""Columns of whole numbers from 1 on."""
+NUMBERS = (*COUNTS, "n_gpus", "bytes", "window", "input_len", "output_len", "time_s", "value", "sparsity",
+           "dense_time_s", "sparse_time_s", "speedup")  # fmt: skip
+MOST = 1e15
+"""Above any shape, byte count or time of a kernel."""
+
+
 def read_rows(path: Path) -> pd.DataFrame:
-    """Measured rows of a Parquet or CSV file."""
+    """Measured rows of a Parquet or CSV file; columns we know hold what their name says.
+
+    Raises
+    ------
+    InputError
+        ``file:line`` of the first number that is none, or absurd.
+    """
     import pandas as pd
 
     if not path.is_file():
         raise InputError(f"no such file: {path}", where="--data")
     try:
-        # A text column that is empty throughout would else be read as numbers.
-        text = dict.fromkeys(("source", "kernel", "note", "url", "flag"), "str")
-        return pd.read_csv(path, dtype=text) if path.suffix == ".csv" else pd.read_parquet(path)
-    except (OSError, ValueError) as error:
+        if path.suffix == ".csv":
+            # A text column that is empty throughout would else be read as numbers.
+            rows = pd.read_csv(path, dtype=dict.fromkeys(TEXTS, "str"), nrows=MOST_ROWS)
+        else:
+            rows = read_parquet(path, MOST_ROWS).to_pandas()
+    except (OSError, ValueError, OverflowError) as error:
         raise InputError(
             f"{path} cannot be read: {str(error).splitlines()[0]}", where="--data"
         ) from None
+    if rows.columns.duplicated().any():
+        twice = rows.columns[rows.columns.duplicated()][0]
+        raise InputError(f"{path} has the column {twice!r} twice", where="--data")
+    for name in rows.columns:
+        if name in TEXTS:
+            kind = pd.api.types.infer_dtype(rows[name], skipna=True)
+            if kind not in ("string", "empty") and rows[name].notna().any():
+                raise InputError(f"column {name!r} is not text", where=str(path))
+        elif name in NUMBERS:
+            rows[name] = _numbers(rows[name], path)
+    return rows
+
+
+def _numbers(column: pd.Series, path: Path) -> pd.Series:
+    import numpy as np
+    import pandas as pd
+
+    if column.dtype.kind not in "biufO":
+        raise InputError(f"column {column.name!r} holds no numbers", where=str(path))
+    try:
+        found = pd.to_numeric(column, errors="coerce")
+        values = found.to_numpy(float, na_value=np.nan)
+    except OverflowError:
+        raise InputError(
+            f"{column.name} holds a number that is too large", where=str(path)
+        ) from None
+    least = 1.0 if column.name in COUNTS else 0.0
+    # Times that are not positive are counted and left out where they are judged.
+    low = (values < least) & (column.name != "time_s")
+    bad = (np.isnan(values) & column.notna().to_numpy()) | low | (values > MOST)
+    if bad.any():
+        at = int(np.argmax(bad))
+        first = 2 if path.suffix == ".csv" else 1
+        raise InputError(
+            f"{column.name} is {str(column.iloc[at])!r}; it must be a number from {least:g} to {MOST:g}",
+            where=f"{path}:{at + first}",
+        )
+    return found
 
 
 def committed(kind: str, devices: Iterator[str] | list[str]) -> list[Fit]:
@@ -101,15 +168,16 @@ def _known(kind: str, raw: pd.DataFrame, excluded: dict[str, int]) -> pd.DataFra
     keep = [True] * len(raw)
     if "device" in raw:
         names: dict[str, bool] = {}
-        for name in raw["device"].astype(str).unique():
+        device = raw["device"].fillna("").astype(str)
+        for name in device.unique():
             try:
                 names[name] = bool(resolve(name))
-            except UnknownNameError:
+            except (UnknownNameError, AmbiguousNameError):
                 names[name] = False
-        keep = raw["device"].astype(str).map(names).to_numpy()
+        keep = device.map(names).to_numpy()
         for name, here in names.items():
             if not here:
-                excluded[f"device {name} has no profile"] = int((raw["device"] == name).sum())
+                excluded[f"device {name} has no profile"] = int((device == name).sum())
     if "dtype" in raw and kind in ("gemm", "attention"):
         known = raw["dtype"].astype(str).isin(list(FORMATS)).to_numpy()
         for name, n in raw["dtype"][~known].value_counts().items():

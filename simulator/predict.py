@@ -204,85 +204,12 @@ def _sentence(row: dict[str, Any], shares: dict[str, float]) -> str:
     if row["policy"] != "dense" and row["throughput_speedup_same_batch"] is not None:
         speedup = row["throughput_speedup_same_batch"]
         word = "faster" if speedup >= 1.0 else "slower"
-        text += f"; {max(speedup, 1 / speedup):.2f}x {word} than dense"
+        ratio = f"{max(speedup, 1 / speedup):.2f}x"
+        text += "; as fast as dense" if ratio == "1.00x" else f"; {ratio} {word} than dense"
         largest = row["dense_max_batch"] or 0
         if largest < row["batch"]:
             text += f" would be, which does not fit (largest batch {largest:,})"
     return text
-
-
-def show(prediction: Prediction) -> None:
-    """Print the answer, memory, and the breakdown by op and term."""
-    from simulator.units import format_bytes
-
-    row = prediction.row
-    console.out(prediction.sentence)
-    if row["reason"]:
-        console.out(f"status: {row['status']} ({row['reason']})")
-    console.out()
-    if row["total_bytes"] is not None:
-        console.table(
-            "Memory per GPU",
-            ["", "bytes"],
-            [
-                [name, format_bytes(row[key])]
-                for name, key in (
-                    ("weights", "weights_bytes"),
-                    ("KV cache", "kv_bytes"),
-                    ("other", "other_bytes"),
-                    ("total", "total_bytes"),
-                    ("capacity", "capacity_bytes"),
-                )
-            ],
-            note=f"largest batch at this length: {row['max_batch']}"
-            if row["max_batch"] is not None
-            else "",
-        )
-    for phase, title in (
-        ("prefill", "One prefill of the batch"),
-        ("decode", "One mean decode step"),
-    ):
-        ops = sorted((o for o in prediction.ops if o.phase == phase), key=lambda o: -o.total_s)
-        if not ops:
-            continue
-        total = sum(o.total_s for o in ops)
-        ms = console.milliseconds
-        console.table(
-            f"{title}: {ms(total)} ms of kernels",
-            [
-                "op",
-                "calls",
-                "ms",
-                "share",
-                "math ms",
-                "memory ms",
-                "link ms",
-                "launch ms",
-                "Gflop",
-                "MB",
-                "basis",
-            ],
-            [
-                [
-                    o.role + (" *" if o.overhead else ""),
-                    f"{o.count:g}",
-                    ms(o.total_s),
-                    f"{o.total_s / total:.0%}",
-                    *(ms(getattr(o, k)) for k in TERMS),
-                    console.number(o.flop / 1e9),
-                    console.number(o.moved_bytes / 1e6),
-                    o.basis.lower(),
-                ]
-                for o in ops
-            ],
-            note="terms overlap and need not add up, nor hold the fit's residual correction; * = work the policy adds",
-        )
-    if prediction.shares:
-        shares = sorted(prediction.shares.items(), key=lambda kv: -kv[1])
-        console.table(
-            "Bound by", ["", "share of E2E"], [[k, f"{v:.0%}"] for k, v in shares if v >= 0.005]
-        )
-    console.out(f"again: {prediction.scenario.command}")
 
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -292,7 +219,12 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions
 def command(
     model: Annotated[str, typer.Option(help="model name, folder, config.json or hub id")],
     device: Annotated[str, typer.Option(help="device name or profile file")],
-    policy: Annotated[str, typer.Option(help="'name(key=value)' joined by +")] = "dense",
+    policy: Annotated[
+        str,
+        typer.Option(
+            help="'name(key=value)' joined by +; free: every one side by side, with its software"
+        ),
+    ] = "dense",
     engine: Annotated[str, typer.Option(help="serving engine: kernels, vllm, ...")] = "vllm",
     dtype: Annotated[str, typer.Option(help="weight format of the dense model")] = AUTO,
     kv_cache_dtype: Annotated[str, typer.Option(help="KV format of the dense model")] = AUTO,
@@ -349,12 +281,14 @@ def command(
 
     Exit 0; 2 bad input; 3 when the scenario cannot run.
     """
+    from simulator.policies import FREE
     from simulator.scenario import Scenario
 
+    free = policy.strip() == FREE
     scenario = Scenario.of(
         model=model,
         device=device,
-        policy=policy,
+        policy="dense" if free else policy,
         engine=engine,
         dtype=dtype,
         kv_cache_dtype=kv_cache_dtype,
@@ -371,11 +305,17 @@ def command(
         trace_transfer=trace_transfer,
     )
     asked = {
+        "--policy free": free,
         "--max-loss": max_loss is not None,
         "--trials": trials is not None,
         "--break-even": break_even,
     }
     questions.check_flags(scenario, asked, solve_rate is not None)
+    if free:
+        from simulator.free import show as show_free
+
+        show_free(scenario, as_json=json_)
+        return
     if max_loss is not None:
         from simulator import published_quality
 
@@ -388,10 +328,12 @@ def command(
         questions.show_break_even(scenario, as_json=json_)
         return
     prediction = predict(scenario)
+    if trace and prediction.ops:
+        questions.say_unused_trace(scenario)
     if json_:
         console.out_json(prediction.to_dict())
     else:
-        show(prediction)
+        questions.show(prediction)
     if prediction.status != "ok":
         raise typer.Exit(EXIT_NOTHING_FEASIBLE)
 

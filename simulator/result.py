@@ -274,10 +274,7 @@ def _reasons(points: Points, status: np.ndarray) -> tuple[np.ndarray, list[str]]
         codes[status == 0] = 0
     long = status == 2
     if long.any():
-        limit = points.group.model.max_context
-        words.append(
-            f"prompt + output exceed the model's {limit} tokens; shorten them or add --ignore-context-limit"
-        )
+        words.append(points.group.too_long)
         codes[long] = len(words) - 1
     short = status == 1
     if short.any():

@@ -128,7 +128,7 @@ class Scenario(BaseModel):
         """Inverse of `to_json`."""
         try:
             values = json.loads(text)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(f"scenario is not JSON: {error}") from None
         if not isinstance(values, dict):
             raise InputError("scenario JSON must be an object of field names to values")

@@ -83,7 +83,8 @@ def break_even(speedup: np.ndarray, batch: np.ndarray, prompt: np.ndarray) -> st
         ):
             return f"wins from {name} {int(values[np.argmax(wins)])}"
         if wins[0] and not wins[int(np.argmin(wins)) :].any():
-            return f"wins up to {name} {int(values[np.argmin(wins) - 1])}"
+            last = int(np.argmin(wins)) - 1
+            return f"wins {'up to' if last else 'only at'} {name} {int(values[last])}"
     return f"wins in {np.mean(speedup >= WIN):.0%} of the points"
 
 

@@ -274,9 +274,11 @@ def _pivot(tallies: list[dict[str, Any]], devices: list[str]) -> Iterator[list[s
 def _cell(tally: dict[str, Any]) -> str:
     if not tally["rows"]:
         return "not applicable" if tally["reason"] else "no row fits"
-    range_ = f"{tally['median']:.2f}x ({tally['worst']:.2f}-{tally['best']:.2f})"
+    median = f"{tally['median']:.2f}x"
+    if tally["rows"] == 1:
+        return median
     words = tally["break_even"].removesuffix(" here")
-    return f"{range_} {words.removeprefix('wins ')}"
+    return f"{median} ({tally['worst']:.2f}-{tally['best']:.2f}) {words.removeprefix('wins ')}"
 
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -292,7 +294,7 @@ def command(
     policy: Annotated[
         list[str] | None,
         typer.Option(
-            help="'name(key=value)' joined by +, a list [a,b] is an axis; repeat the flag"
+            help="'name(key=value)' joined by +, a list [a,b] is an axis; free: every one; repeat the flag"
         ),
     ] = None,
     engine: Annotated[str, typer.Option(help="serving engine: kernels, vllm, ...")] = "vllm",
@@ -305,7 +307,9 @@ def command(
     prompt_tokens: Annotated[
         str, typer.Option("--prompt-tokens", "--isl", help="e.g. 512:131072:x4")
     ] = "512",
-    output_tokens: Annotated[str, typer.Option("--output-tokens", "--osl")] = "128",
+    output_tokens: Annotated[
+        str, typer.Option("--output-tokens", "--osl", help="likewise, e.g. 128,512")
+    ] = "128",
     gpu_memory_utilization: Annotated[
         float, typer.Option(help="share of memory the engine may use")
     ] = 0.9,

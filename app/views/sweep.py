@@ -263,6 +263,8 @@ def quality(scenario: Scenario, summary: dict[str, Any]) -> None:
         "; ".join(f"{r['name']} {r['y']:.2f}x for {r['x']:+.2f} points" for r in rows),
         "quality_published", "Published scores (worst measure), predicted speed at the sidebar's load.",
     )  # fmt: skip
+    for policy, reason in found.skipped.items():
+        st.caption(f"Not considered: {policy}: {reason}")
 
 
 page()

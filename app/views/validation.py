@@ -195,7 +195,9 @@ def _judged(kind: str, content: bytes, name: str) -> pd.DataFrame:
 
 @st.cache_data(max_entries=8, show_spinner="Judging ...")
 def _judged_file(kind: str, path: str) -> pd.DataFrame:
-    return _predicted(kind, pd.read_parquet(path))
+    from simulator.judged import read_rows
+
+    return _predicted(kind, read_rows(Path(path)))
 
 
 def _predicted(kind: str, raw: pd.DataFrame) -> pd.DataFrame:

@@ -19,6 +19,17 @@ from simulator.errors import InputError
 if TYPE_CHECKING:
     import pandas as pd
 
+NEEDED = (
+    "source",
+    "engine",
+    "model",
+    "device",
+    "metric",
+    "value",
+    "batch",
+    "input_len",
+    "output_len",
+)
 SETUP = (
     "engine",
     "device",
@@ -88,6 +99,9 @@ def prepare(raw: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, int]]:
     """
     import pandas as pd
 
+    missing = [c for c in NEEDED if c not in raw]
+    if missing:
+        raise InputError(f"e2e rows lack the columns {missing}", where="--data")
     kept: list[dict[str, Any]] = []
     reasons: Counter[str] = Counter()
     for row in raw.to_dict("records"):
@@ -109,6 +123,9 @@ def prepare(raw: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, int]]:
 def _setup(row: dict[str, Any]) -> tuple[dict[str, Any] | None, str]:
     """One row as a setup, or the reason it is none."""
     source = row["source"]
+    lacking = [k for k in ("source", "model", "device", "metric", "value") if row[k] is None]
+    if lacking:
+        return None, f"no {lacking[0]}"
     if row.get("flag"):
         return None, f"flag {row['flag']}"
     if source in LOADS:

@@ -30,6 +30,10 @@ def usable(rows: pd.DataFrame, family: str, needed: Sequence[str]) -> pd.DataFra
     missing = {"source", "device", "time_s", *needed} - set(rows.columns)
     if missing:
         raise InputError(f"{family} rows lack the columns {sorted(missing)}", where="--data")
+    for name in ("source", "device", *needed):
+        if rows[name].isna().any():
+            at = int(rows[name].isna().to_numpy().argmax()) + 1
+            raise InputError(f"{family} row {at} has no {name!r}", where="--data")
     time = rows["time_s"].to_numpy(float)
     good = np.isfinite(time) & (time > 0)
     if "flag" in rows:

@@ -112,6 +112,13 @@ def test_numbers_follow_every_widget_of_the_sidebar():
         at.number_input(key="policy.mustafar.window").set_value(64),
         policy="mustafar(keep=0.5,window=64)",
     )
+    depth = "mixed_sparsity(keep=0.5,depth=0.6:0.4)"
+    set_to(at.text_input(key="policy").set_value("mixed_sparsity"), policy=depth)
+    set_to(
+        at.slider(key="policy.mixed_sparsity.keep").set_value(70.0),
+        policy="mixed_sparsity(keep=0.3)",
+    )
+    set_to(at.text_input(key="policy.mixed_sparsity.depth").set_value("0.6:0.4"), policy=depth)
     set_to(at.text_input(key="policy").set_value("nm24"), policy="nm24")
     set_to(
         at.multiselect(key="composer.names").set_value(["nm24", "quest"]),

@@ -86,7 +86,7 @@ def rows(**columns) -> pd.DataFrame:
     default = {
         "device": ["a"] * n, "policy": ["dense"] * n, "basis": ["CALIBRATED"] * n, "bound": ["compute"] * n,
         "reason": [None] * n, "status": ["ok"] * n, "tp": [1] * n, "pp": [1] * n, "batch": [1] * n,
-        "ttft_s": [0.1] * n, "tpot_s": [0.01] * n, "tokens_per_s": [100.0] * n,
+        "output_tokens": [128] * n, "ttft_s": [0.1] * n, "tpot_s": [0.01] * n, "tokens_per_s": [100.0] * n,
     }  # fmt: skip
     return pd.DataFrame({**default, **columns})
 
@@ -123,6 +123,17 @@ def test_a_miss_is_how_many_times_too_slow_and_comes_last():
     assert sorted(found["miss"]) == pytest.approx([1.5, 2.0])
     assert not found["meets"].any()
     assert str(Targets(0.2, 0.02, 5.0)) == "TTFT 200 ms and TPOT 20 ms and 5 tokens/s"
+
+
+def test_a_time_that_is_not_known_meets_no_target():
+    nan = float("nan")
+    found = planning.plan(
+        rows(ttft_s=[nan, 0.1, 0.1], tpot_s=[0.01, nan, nan], output_tokens=[128, 1, 128]), {"a": 1.0},
+        Targets(ttft_s=0.2, tpot_s=0.02),
+    )  # fmt: skip
+    # Only the row of one output token keeps both; it has no time between tokens.
+    assert found["meets"].tolist() == [True, False, False]
+    assert found["output_tokens"][0] == 1
 
 
 def test_rows_that_do_not_fit_are_no_plan():

@@ -139,6 +139,22 @@ def test_a_run_can_be_cancelled_and_leaves_nothing():
     assert not (job.folder / "requests.parquet").exists()
 
 
+def test_a_job_tells_how_far_it_is():
+    words = shlex.split(
+        "simulator.serve --model llama-3.1-8b --device h100-sxm --rate 10 --count 3000 --prompt-tokens 512"
+        " --output-tokens 50 --rate-scale 1,1.1,1.2,1.3 --json"
+    )
+    job = Job(words, {})
+    shares, end = set(), time.monotonic() + PATIENCE_S
+    while job.running:
+        assert time.monotonic() < end
+        shares.add(job.progress()[1])
+        time.sleep(0.01)
+    assert job.ended_well
+    assert shares & {0.25, 0.5, 0.75}
+    assert job.progress() == ("runs: 4 of 4", 1.0)
+
+
 def test_a_jobs_folder_goes_with_it():
     job = Job(["simulator.serve", "--model"], {"a.csv": b"x"})
     folder = job.folder

@@ -338,7 +338,7 @@ used_for_calibration = false
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("paper = ", "not TOML"),
+        ("paper = ", "not valid TOML"),
         (
             TOML_ROW.replace("tpot_s", "tpot"),
             "N-1: unknown e2e metric 'tpot'; did you mean 'tpot_s'",
@@ -421,26 +421,31 @@ def test_the_tables_of_the_docs_come_from_the_rows(tmp_path: Path) -> None:
     )
     old = f"head\n{result}{misses}tail\n"
     line = "| Deja Vu (2310.17157) | `dejavu(keep=0.25)` | two predictors | overlap | {} |\n"
+    other = "| Another paper | `policy_b` | x | y | {} |\n"
+    systems = parse_toml('paper = "A & B"\nsystem = "policy_b"\n', "a.toml").systems
     (tmp_path / "claims.md").write_text(old, "utf-8")
-    (tmp_path / "systems.md").write_text(line.format("9 / 9 / 9"), "utf-8")
+    (tmp_path / "systems.md").write_text(line.format("9 / 9 / 9") + other.format(""), "utf-8")
     rows = [
         row("Deja Vu", 1.0, 1.1),
         row("Deja Vu", 2.0, 4.0, reason="model gap: too slow"),
         row("Deja Vu", 3.0, 3.0, used_for_calibration=True),
         Judged("D-9", "Deja Vu", "", "", "", None, "incomplete", "incomplete: batch"),
+        Judged("A-1", "A & B", "", "", "", None, "incomplete", "incomplete: batch"),
     ]
-    tables.write(tmp_path, rows, summary(rows))
-    assert (tmp_path / "systems.md").read_text("utf-8") == line.format("2 / 1 / 1 (1 c)")
+    tables.write(tmp_path, rows, summary(rows), systems)
+    assert (tmp_path / "systems.md").read_text("utf-8") == line.format(
+        "2 / 1 / 1 (1 c)"
+    ) + other.format("0 / 0 / 1")
     text = (tmp_path / "claims.md").read_text("utf-8")
     assert text.startswith("head\n<!-- begin: result -->\n3 eligible rows of 1 papers")
     assert "| Deja Vu | 1 | 2.00 | model gap: too slow |\n<!-- end: misses -->\ntail\n" in text
     assert "old" not in text
-    tables.write(tmp_path, rows, summary(rows))
+    tables.write(tmp_path, rows, summary(rows), systems)
     assert (tmp_path / "claims.md").read_text("utf-8") == text
     (tmp_path / "claims.md").write_text(text.replace("<!-- begin: misses -->", ""), "utf-8")
     (tmp_path / "systems.md").write_text(line.format("old"), "utf-8")
     with pytest.raises(InputError, match="lacks the markers"):
-        tables.write(tmp_path, rows, summary(rows))
+        tables.write(tmp_path, rows, summary(rows), systems)
     assert "old" in (tmp_path / "systems.md").read_text("utf-8")
 
 

@@ -215,6 +215,7 @@ def test_a_summary_finds_the_best_row_and_who_wins() -> None:
         ([1.1, 1.2, 1.3], "wins everywhere here"),
         ([0.9, 1.0, 1.019], "never wins here"),
         ([1.5, 1.1, 0.9], "wins up to batch 2"),
+        ([1.5, 0.9, 0.9], "wins only at batch 1"),
         ([0.9, 1.5, 0.9], "wins in 33% of the points"),
     ],
 )

@@ -171,6 +171,22 @@ def test_a_plan_says_what_sparsity_saves(
     assert f"> {path.name}" in text
 
 
+def test_a_dearer_device_is_not_said_to_fail(planned: Callable[..., Path], tmp_path: Path) -> None:
+    """The search spares itself what cannot be cheaper; the report must not call that a broken promise."""
+    told = json.loads(planned(*SPARSE).read_text())
+    told["rows"] = [r for r in told["rows"] if r["policy"] == "dense"]
+    bound = {"policy": "dense", "where": "9 x b200", "usd_per_h": 45.0, "simulated": False}
+    for known, words in (
+        ([bound], "Other devices need 45 USD/h or more (9 x b200)"),
+        ([], "full on average"),
+    ):
+        path = tmp_path / f"{len(known)}.json"
+        path.write_text(json.dumps({**told, "by_device": known}))
+        texts = " ".join(str(t) for t in compose(path).texts())
+        assert words in texts
+        assert "No other device" not in texts
+
+
 def test_infeasible_promises_name_the_nearest_miss(planned: Callable[..., Path]) -> None:
     simulated = compose(planned("ttft:p99<100ms;tpot:p99<20ms", "--max-gpus", "1"))
     row = json.loads(planned("ttft:p99<100ms;tpot:p99<20ms", "--max-gpus", "1").read_text())[

@@ -1,0 +1,62 @@
+"""Tables for people: names stay whole at any width, because they are copied into the next command."""
+
+from __future__ import annotations
+
+import re
+import sys
+
+import pytest
+
+from simulator import console
+
+HEADS = ["policy", "what it does", "tp", "TPOT ms"]
+ROWS = [
+    [
+        "double_sparsity_offload",
+        "Double Sparsity with the full KV cache in host memory",
+        "1",
+        "12.5",
+    ],
+    ["quest(budget=2048)", "pages of the KV cache picked by key minima and maxima", "1", "9.75"],
+]
+
+
+@pytest.fixture
+def printed(monkeypatch, capsys):
+    """What a table prints, on a terminal of `columns` characters or (0) into a pipe."""
+
+    def run(columns: int, rows=ROWS, note="") -> list[str]:
+        monkeypatch.setenv("COLUMNS", str(columns or 40))
+        monkeypatch.setattr(sys.stdout, "isatty", lambda: columns > 0, raising=False)
+        console.table("a title that is longer than a narrow table", HEADS, rows, left=2, note=note)
+        return re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out).splitlines()
+
+    return run
+
+
+def test_a_pipe_gets_one_uncropped_line_per_row_whatever_the_terminal(printed):
+    title, heads, *body = printed(0)
+    assert title == "a title that is longer than a narrow table"
+    assert len(body) == len(ROWS) + 1  # the empty line that ends a table
+    for row, line in zip(ROWS, body, strict=False):
+        assert all(cell in line for cell in row)
+    assert [heads.index(h) for h in HEADS] == sorted(heads.index(h) for h in HEADS)
+
+
+@pytest.mark.parametrize("columns", [60, 80, 100])
+def test_a_terminal_wraps_between_words_only(printed, columns):
+    lines = printed(columns)
+    text = "\n".join(lines)
+    for row in ROWS:
+        assert all(word in text for cell in row for word in cell.split())
+    assert max(map(len, lines)) <= columns
+
+
+def test_columns_of_one_value_are_said_once_where_there_is_no_room(printed):
+    lines = printed(44)
+    assert "in all rows: tp 1" in lines
+    assert not any(line.endswith(" 1") for line in lines[2:])
+    assert "in all rows" not in "".join(printed(100))
+    one = "".join(printed(44, ROWS[:1]))
+    assert "in all rows" not in one
+    assert "12.5" in one

@@ -1,0 +1,154 @@
+"""Every policy beside one scenario: what an owner of one card asks first."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+
+from simulator import console, predict
+from simulator.errors import NothingFeasibleError
+from simulator.free import GAIN, SAME, options, sentences, software
+from simulator.policies import POLICIES, free_names, parse
+from simulator.scenario import Scenario
+from simulator.serving.launch import VLLM_POLICIES
+
+HERE = {"model": "llama-3.1-8b", "device": "rtx-4090", "prompt_tokens": 1024, "output_tokens": 256}
+
+
+@pytest.fixture(scope="module")
+def found():
+    return options(Scenario.of(**HERE))
+
+
+def run(monkeypatch, *words: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["predict", "--model", HERE["model"], *words])
+    with pytest.raises(SystemExit) as left:
+        console.main(predict.app)
+    assert left.value.code in (None, 0)
+
+
+def test_software_is_of_registered_policies_and_knows_what_vllm_starts():
+    assert set(software()) <= set(POLICIES)
+    for s in software().values():
+        assert s.engine or s.code or s.needs
+        assert not s.code or s.code.startswith("github.com/")
+    for name in VLLM_POLICIES:
+        assert "vLLM" in software()[name].engine, name
+    # vLLM dropped 2:4 in 0.19.1 (vllm-project/vllm#36799): code that a launch command cannot count on.
+    assert software()["w4a16"].serves
+    assert not software()["nm24"].serves
+    assert not software()["teal"].serves
+
+
+def test_a_policy_says_where_its_software_is(monkeypatch, capsys):
+    from simulator.policies.__main__ import app
+
+    for name, words in (
+        ("nm24", "software: engine: vLLM before 0.19.1; "),
+        ("teal", "code: github.com/FasterDecoding/TEAL"),
+        ("alisa", "software: none known"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["policies", name])
+        with pytest.raises(SystemExit):
+            console.main(app)
+        assert words in capsys.readouterr().out.splitlines()[-1]
+
+
+def test_free_is_every_mechanism_once_and_no_baseline():
+    names = free_names()
+    assert {"w4a16", "teal", "quest", "mustafar"} <= set(names)
+    assert not {"dense", "eager_attention", "kivi", "flightllm", "vision_tokens"} & set(names)
+
+
+def test_a_grid_takes_the_word_too():
+    from simulator.grid import policies
+
+    found = policies(["free", "quest(budget=64)"])
+    assert found[0] == "dense"
+    assert {parse(p).members[0].name for p in found[1:]} == set(free_names())
+    assert found[-1] == "quest(budget=64)"
+
+
+def test_the_fastest_that_fit_come_first_and_nothing_is_lost(found):
+    rows, others = found
+    fits = [o.fits for o in rows]
+    assert fits == sorted(fits, reverse=True)
+    rates = [o.row["tokens_per_s"] for o in rows if o.fits]
+    assert rates == sorted(rates, reverse=True)
+    assert len(rows) + len(others) == 1 + len(free_names())
+    assert "ReLU" in others["dejavu"]
+    for o in rows:
+        if o.fits:
+            assert o.tokens_per_s_lo < o.row["tokens_per_s"] < o.tokens_per_s_hi
+
+
+def test_each_row_is_the_prediction(found):
+    option = next(o for o in found[0] if o.policy == "w4a16")
+    row = predict.predict(Scenario.of(**HERE, policy="w4a16")).row
+    assert option.row == row
+    assert option.loss == "1.10 points of OpenLLM v1 (% of dense)"
+
+
+def test_the_answer_is_what_an_engine_serves_today(found):
+    served, fastest = sentences(found[0])
+    assert served.startswith("worth installing: w4a16, ")
+    assert "vLLM" in served
+    assert fastest.startswith("fastest of all: ")
+    best = max((o for o in found[0] if o.fits), key=lambda o: o.row["tokens_per_s"])
+    assert best.policy in fastest
+
+
+def test_where_nothing_fits_alone_it_says_what_to_try():
+    rows, _ = options(Scenario.of(model="llama-3.1-8b", device="rtx-3070", prompt_tokens=65536))
+    assert "two together" in sentences(rows)[0]
+
+
+def test_a_small_gain_is_not_worth_installing(found):
+    rows = [o for o in found[0] if o.policy in ("dense", "kv_quant(bits=4)")]
+    assert rows[0].speedup < GAIN
+    assert abs(rows[0].speedup - 1.0) < SAME
+    assert sentences(rows) == [
+        "nothing that a serving engine runs today is 5% faster than dense here"
+    ]
+
+
+def test_too_long_a_context_is_said_once():
+    with pytest.raises(NothingFeasibleError, match="131072"):
+        options(Scenario.of(model="llama-3.1-8b", device="rtx-4090", prompt_tokens=131_072))
+
+
+def test_the_flag(monkeypatch, capsys):
+    here = [
+        "--device",
+        "rtx-4090",
+        "--prompt-tokens",
+        "1024",
+        "--output-tokens",
+        "256",
+        "--policy",
+        "free",
+    ]
+    run(monkeypatch, *here)
+    text = capsys.readouterr().out
+    assert text.startswith("worth installing: w4a16")
+    assert "as fast as dense here: " in text
+    assert "not here: dejavu" in text
+    assert "again: python -m simulator.predict --model llama-3.1-8b --device rtx-4090" in text
+    run(monkeypatch, *here, "--json")
+    answer = json.loads(capsys.readouterr().out)
+    assert {"policy", "tokens_per_s_lo", "engine", "code", "needs", "published_loss"} <= set(
+        answer["rows"][0]
+    )
+    assert answer["command"].endswith("--policy free")
+
+
+def test_one_scenario_says_how_sure_and_why(monkeypatch, capsys):
+    run(monkeypatch, "--device", "rtx-4090", "--policy", "kv_quant(bits=4)")
+    first, second = capsys.readouterr().out.splitlines()[:2]
+    assert first.endswith("; as fast as dense")
+    assert second.startswith("how sure: extrapolated, 9")
+    assert second.endswith("vllm was never measured on ada, which widens the interval")
+    run(monkeypatch, "--device", "h100-sxm")
+    assert "how sure: calibrated, 100% of the kernels' time" in capsys.readouterr().out
