@@ -30,7 +30,11 @@ $(BIN)/python:
 
 .venv/.stamp-test: $(LOCKED) | $(BIN)/python
 	$(PIP_INSTALL) -e '.[hub,reports,app,traces,kernels,cluster,docs,dev]'
-	@touch $@ .venv/.stamp-demo .venv/.stamp-docs
+	@touch $@ .venv/.stamp-demo .venv/.stamp-app .venv/.stamp-docs
+
+.venv/.stamp-app: $(LOCKED) | $(BIN)/python
+	$(PIP_INSTALL) -e '.[reports,app]'
+	@touch $@ .venv/.stamp-demo
 
 .venv/.stamp-docs: $(LOCKED) | $(BIN)/python
 	$(PIP_INSTALL) -e '.[docs]'
@@ -73,7 +77,7 @@ bench: setup  ## the speed contract, timed by pytest-benchmark
 bench-peers: setup .venv-peers/.stamp  ## speed and error beside the pip-installable peers; ARGS='--json FILE'
 	$(BIN)/python tests/benchmarks/peers.py $(ARGS)
 
-app: setup  ## the dashboard
+app: .venv/.stamp-app  ## the dashboard (no torch)
 	$(BIN)/streamlit run app/main.py
 
 docs: .venv/.stamp-docs  ## the documentation site, out/docs/index.html (no torch); a warning is an error

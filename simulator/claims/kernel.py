@@ -18,7 +18,7 @@ from simulator.model import ModelSpec
 from simulator.ops import Linear, Op
 from simulator.policies import parse
 from simulator.roofline.timing import time_op
-from simulator.scenario import Scenario
+from simulator.scenario import MAX_TOKENS, Scenario
 from simulator.traffic import Operand
 from simulator.workload import Step, decode_step, prefill_step
 
@@ -29,13 +29,13 @@ class Shape(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     hidden: int = Field(
-        ge=1, description="input features of qkv, gate and up; output of o and down"
+        ge=1, le=MAX_TOKENS, description="input features of qkv, gate and up; output of o and down"
     )
-    intermediate: int = Field(1, ge=1, description="width of the feed-forward block")
+    intermediate: int = Field(1, ge=1, le=MAX_TOKENS, description="width of the feed-forward block")
     gated: bool = Field(False, description="gate beside up")
-    n_heads: int = Field(1, ge=1, description="query heads")
-    n_kv_heads: int = Field(1, ge=1, description="key/value heads")
-    head_dim: int = Field(1, ge=1, description="width of a head")
+    n_heads: int = Field(1, ge=1, le=MAX_TOKENS, description="query heads")
+    n_kv_heads: int = Field(1, ge=1, le=MAX_TOKENS, description="key/value heads")
+    head_dim: int = Field(1, ge=1, le=MAX_TOKENS, description="width of a head")
 
     @property
     def model(self) -> ModelSpec:
@@ -61,8 +61,10 @@ class KernelScenario(BaseModel):
     device: str
     ops: tuple[str, ...] = Field(min_length=1)
     phase: Literal["prefill", "decode"]
-    batch: int = Field(ge=1)
-    tokens: int = Field(1, ge=1, description="prompt of a prefill, context of a decode step")
+    batch: int = Field(ge=1, le=MAX_TOKENS)
+    tokens: int = Field(
+        1, ge=1, le=MAX_TOKENS, description="prompt of a prefill, context of a decode step"
+    )
     model: str | None = None
     shape: Shape | None = None
     policy: str = "dense"

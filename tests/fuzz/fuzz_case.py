@@ -246,5 +246,6 @@ def in_home() -> None:
     """An empty home, no network, one thread: what a try may read and use."""
     os.environ.update(
         HF_HUB_OFFLINE="1", NO_COLOR="1", COLUMNS="200", OMP_NUM_THREADS="1", MKL_NUM_THREADS="1",
+        STREAMLIT_LOGGER_LEVEL="error",
         SHADOWLINE_HOME=tempfile.mkdtemp(prefix="shadowline-fuzz-"),
     )  # fmt: skip

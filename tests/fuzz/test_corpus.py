@@ -14,6 +14,19 @@ sys.path.insert(0, str(HERE))
 
 from fuzz_case import Case, ended  # noqa: E402
 from fuzz_targets import TARGETS  # noqa: E402
+from fuzz_valid import (  # noqa: E402
+    AZURE,
+    BURST,
+    CLAIMS,
+    GRID,
+    MEASURED,
+    MOONCAKE,
+    OWN,
+    SERVED,
+    config_trees,
+    profile_texts,
+    split,
+)
 from fuzz_verbs import VERBS  # noqa: E402
 
 CASES = [
@@ -40,6 +53,27 @@ def test_what_once_crashed_is_answered_or_refused(
     assert found.problem is None, (entry["was"], found)
     assert found.code == entry["exit"], (entry["was"], found)
     assert entry["says"] in found.out + found.err, (entry["was"], found)
+
+
+VALID = {
+    "profile": ("devices", "@/d.toml", lambda: profile_texts()[0]),
+    "config": ("models", "@/c.json", lambda: json.dumps(config_trees()[-1])),
+    "grid": ("sweep", "--grid @/g.toml --quiet", lambda: GRID),
+    "azure": ("serve", f"{' '.join(SERVED)} --requests @/r.csv", lambda: AZURE),
+    "burst": ("serve", f"{' '.join(SERVED)} --requests @/r.csv", lambda: BURST),
+    "own": ("serve", f"{' '.join(SERVED)} --requests @/r.csv", lambda: OWN),
+    "mooncake": ("serve", f"{' '.join(SERVED)} --requests @/r.jsonl", lambda: MOONCAKE),
+    "claims": ("claims", "@/c.toml", lambda: CLAIMS),
+    "measured": ("validate", "--kind gemm --data @/m.csv", lambda: MEASURED["gemm"]),
+}
+
+
+@pytest.mark.parametrize("name", VALID)
+def test_what_is_edited_is_valid_to_begin_with(name):
+    verb, args, text = VALID[name]
+    file = args.partition("@/")[2].split()[0]
+    found = ended(Case(verb, split(args), {file: text().encode()}), VERBS)
+    assert (found.problem, found.code) == (None, 0), found
 
 
 def test_every_parser_has_its_corpus_named_after_it():

@@ -151,7 +151,9 @@ def test_tiers_and_links():
     assert not load("a100-sxm-80g").link.nvls
     pair = load("a100-pcie-80g")
     assert (pair.link_for(2).name, pair.link_for(4).name) == ("nvlink3-bridge", "pcie4x16")
-    with pytest.raises(UnsupportedError, match=r"no memory tier 'cxl', it has l2, hbm, host, ssd; add a"):
+    with pytest.raises(
+        UnsupportedError, match=r"no memory tier 'cxl', it has l2, hbm, host, ssd; add a"
+    ):
         device.tier("cxl")
 
 
