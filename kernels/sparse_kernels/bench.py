@@ -235,8 +235,14 @@ def _show(rows: list[dict[str, Any]], digest: str, device: str, summary: bool) -
         _table(rows, digest, device, total["points"])
     console.out(f"{device}: {verdict(total)}")
     kept = bench_rows.committed()
-    for line in kept or ["no GPU's kernel measurements are committed yet"]:
-        console.out(f"committed: {line}" if kept else line)
+    for line in kept:
+        console.out(f"committed: {line}")
+    if not kept:
+        console.out(
+            "These are this CPU's kernels. Ours were not timed on a GPU yet; on yours:"
+            " python -m sparse_kernels.bench --device cuda."
+            " Predictions for GPUs are checked against public measurements (README)."
+        )
 
 
 def _table(rows: list[dict[str, Any]], digest: str, device: str, points: int) -> None:
