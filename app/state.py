@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import parse_qsl
@@ -40,6 +41,9 @@ def open_link() -> None:
         k: v for k, v in raw.items() if k not in FIELDS and not (k == BASELINE and pinned is None)
     }
     notes += [n for k in others if (n := _unknown(k))]
+    # A whole number's widget would take an endless one from the URL and fail.
+    for key in [k for k, v in others.items() if k in _page_parameters() and _endless(v)]:
+        notes.append(f"The link's {key}={_short(others.pop(key))} is no number and was ignored.")
     st.session_state.update(values, good=found, baseline=pinned, notes=notes + more)
     clean = {**dict(parse_qsl(found.to_query())), **others}
     if clean != raw:
@@ -84,6 +88,14 @@ def _unknown(key: str) -> str:
     near = suggest(key, FIELDS)
     hint = f" Did you mean {near[0]}?" if near else ""
     return f"The link's parameter {_short(key)} means nothing here and was ignored.{hint}"
+
+
+def _endless(text: str) -> bool:
+    """Whether `text` is a number that is not finite."""
+    try:
+        return not math.isfinite(float(text))
+    except ValueError:
+        return False
 
 
 def _page_parameters() -> set[str]:
