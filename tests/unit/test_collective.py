@@ -38,6 +38,31 @@ def test_in_switch_reduction_sends_the_buffer_once_at_most():
     assert float(link_bytes("all_reduce", 1e6, 2, in_switch=True)) == pytest.approx(1e6)
 
 
+def test_floors_by_hand():
+    """A switch that reduces takes S once, a gather 7/8 of it; two ranks send the whole of S without a switch too."""
+    for op, n, share in (("all_reduce", 8, 1.0), ("all_reduce", 2, 1.0), ("all_gather", 8, 0.875)):
+        assert float(collective_floor(op, 9e6, n, hw=HW)) == pytest.approx(share * 9e6 / 450e9)
+
+
+def test_every_term_by_hand():
+    """8 ranks, S = 8 MB: V = 14 MB over 450 GB/s; latency 2 + 3*1 us; the link at 0.5 * 4^0.5 of its rate, and
+    sqrt(4 us * V / link) of start-up; a surface of ln 3 multiplies both."""
+    coef = {"t0_s": 2e-6, "hop_s": 1e-6, "fill_s": 4e-6, "link_share": 0.5, "share_slope": 0.5}
+    bare = 14e6 / 450e9
+    seen = {}
+
+    def surface(**axes):
+        seen.update(axes)
+        return np.log(3.0)
+
+    for times, more in ((1.0, {}), (3.0, {"surface": surface})):
+        t = collective_time("all_reduce", 8e6, 8, hw=HW, coef=coef, **more)
+        assert float(t.latency_s) == pytest.approx(5e-6 * times)
+        assert float(t.link_s) == pytest.approx((bare + np.sqrt(4e-6 * bare)) * times)
+        assert float(t.total_s) == pytest.approx(float(t.latency_s + t.link_s))
+    assert seen == {"bytes": 8e6, "ranks": 8.0}
+
+
 @pytest.mark.parametrize("op", OPS)
 def test_never_below_the_floor_and_grows_with_bytes(op):
     size = np.logspace(2, 10, 60)

@@ -29,6 +29,25 @@ def test_kinds_differ_in_passes_and_start():
     assert float(norm.launch_s / add.launch_s) == pytest.approx(3.0)
 
 
+def test_every_term_by_hand():
+    """(6 + 4) GB twice over at half of 3.35 TB/s; 3 times 2 us; a surface of ln 5 multiplies both."""
+    coef = {"t0_s": 2e-6, "bw_share": 0.5, "passes_norm": 2.0, "start_norm": 3.0}
+    seen = {}
+
+    def surface(**axes):
+        seen.update(axes)
+        return np.log(5.0)
+
+    for times, more in ((1.0, {}), (5.0, {"surface": surface})):
+        t = elementwise_time(6e9, 4e9, kind="norm", hw=HW, coef=coef, **more)
+        assert float(t.memory_s) == pytest.approx(times * 20e9 / (0.5 * 3.35e12))
+        assert float(t.launch_s) == pytest.approx(times * 6e-6)
+        assert float(t.total_s) == pytest.approx(float(t.memory_s + t.launch_s))
+    assert seen == {"bytes": 10e9}
+    assert elementwise_floor(6e9, 4e9, hw=HW) == pytest.approx((10e9 - 50e6) / 3.35e12)
+    assert elementwise_floor(1e6, 1e6, hw=HW) == 0.0
+
+
 def test_never_below_the_bytes_beyond_l2_and_monotone():
     moved = np.logspace(3, 11, 50)
     fast = dict(DEFAULT, t0_s=1e-12, bw_share=9.0)

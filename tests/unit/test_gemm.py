@@ -48,6 +48,43 @@ def test_by_hand_one_wave():
     assert float(got.total_s) == pytest.approx(body + c["launch_s"], rel=1e-12)
 
 
+TWO = Hardware(2.0, 1280.0, 1.0, 1024.0, 0.0, 32.0, 1.0, 1.0, 1.0, "cpu-toy")
+PLAIN = {
+    "launch_s": 0.0, "compute": 1.0, "tile_load": 0.0, "ramp_s": 0.0, "quant": 1.0, "split_s": 1e9, "split_io": 0.0,
+    "memory": 1.0, "overlap": 0.0, "act_extra_bytes": 0.0,
+}  # fmt: skip
+
+
+def row(k, *, batch=1.0, **coef):
+    """Vectors of length `k` times 64 columns on two cores of 640 flop/s each; 2 B activations, 1 B weights."""
+    return gemm_time(
+        1.0, 64.0, k, weight_bytes_per_element=1.0, act_bytes=2.0, out_bytes=4.0, hw=TWO,
+        coef=PLAIN | coef, batch=batch,
+    )  # fmt: skip
+
+
+def test_by_hand_waves_of_a_batch():
+    """One tile of 1 x 64 a product, 2*64*10 = 1280 flop, 2 s a core. Four products: two waves; three: 1.5 waves, half
+    rounded up: 1.75, each slower by loads of half of (2 + 64) B per step at 512 B/s a core, and 0.1 s of ramp."""
+    assert float(row(10.0, batch=4.0).math_s) == pytest.approx(4.0)
+    t = row(10.0, batch=3.0, quant=0.5, tile_load=0.5, compute=0.5, ramp_s=0.1)
+    assert float(t.math_s) == pytest.approx(1.75 * (10 * (0.4 + 0.5 * 66 / 512) + 0.1))
+
+
+def test_by_hand_a_split_fills_idle_cores():
+    """One product on two cores: 2 s, or halves of 1 s, 0.25 s to start the sum and 0.5*8*64 B of partial sums."""
+    assert float(row(10.0, split_s=0.25, split_io=0.5).math_s) == pytest.approx(1.0 + 0.25 + 0.25)
+
+
+def test_by_hand_bytes_launch_and_overlap():
+    """Five products: 5*64*10 B of weights, 5*10*2 B in, 5*64*4 B out = 4580 B at half of 1024 B/s; 3 B more per input
+    element in the launch; three waves of 2 s, an eighth of the shorter term on top of the longer."""
+    t = row(10.0, batch=5.0, memory=0.5, overlap=0.125, launch_s=7.0, act_extra_bytes=3.0)
+    assert float(t.memory_s) == pytest.approx(4580 / 512)
+    assert float(t.launch_s) == pytest.approx(7.0 + 150 / 512)
+    assert float(t.total_s) == pytest.approx(4580 / 512 + 6.0 / 8 + float(t.launch_s))
+
+
 def test_scalar_vector_and_grid_agree():
     m = np.array([1.0, 17.0, 300.0, 4096.0])
     n = np.array([512.0, 4096.0])[:, None]

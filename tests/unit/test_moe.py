@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.integrate import quad
 
 from simulator.errors import InputError
 from simulator.fitting.moe import library_of
 from simulator.roofline.hardware import Hardware
-from simulator.roofline.moe import DEFAULT, moe_time, route
+from simulator.roofline.moe import DEFAULT, Routing, moe_time, route
 
 HW = Hardware(132, 989e12, 67e12, 3.35e12, 50e6, 32, 450e9, 1e-6, 1.98e9, "hopper")
 QWEN = {"hidden": 2048, "inter": 768, "topk": 8, "n_experts": 128}
@@ -63,6 +64,108 @@ def test_power_law_sampler_agrees_with_the_closed_form():
     load = route(tokens, k, experts, ep=ep, distribution=f"power_law_{alpha}")
     assert float(load.rows) == pytest.approx(busiest, rel=0.15)
     assert float(load.active) == pytest.approx(hit, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "topk", "experts", "ranks"),
+    [(5, 2, 4, 2), (5, 2, 9, 3), (2, 2, 8, 4), (1, 3, 64, 2), (0.25, 2, 8, 8), (200, 4, 16, 1)],
+)
+def test_power_law_moments_by_quadrature(tokens, topk, experts, ranks):
+    """x^-0.5 on [1, 0.8 T], or on [0.01, 2] for few pairs: experts above half a token of ``x T k / (E mean)`` are hit,
+    and the busiest of r sums of E/r draws stands sqrt(2 ln r) deviations above their mean, at most T min(E/r, k)."""
+    pairs, local = tokens * topk, experts / ranks
+    low, high = (1.0, 0.8 * tokens) if pairs > experts else (0.01, 2.0)
+    norm, mean, square = (quad(lambda x, p=p: x ** (p - 0.5), low, high)[0] for p in (0, 1, 2))
+    mean, square = mean / norm, square / norm
+    cut = min(max(0.5 * experts * mean / max(pairs, 1.0), low), high)
+    hit = local * quad(lambda x: x**-0.5, cut, high)[0] / norm
+    spread = np.sqrt((square / mean**2 - 1.0) / local)
+    rows = pairs / ranks * (1.0 + spread * np.sqrt(2.0 * np.log(ranks)))
+    rows = min(rows, tokens * min(local, topk))
+    active = min(max(hit, min(1.0, pairs)), max(min(local, rows), 1.0))
+    load = route(tokens, topk, experts, ep=ranks, distribution="power_law_0.5")
+    assert float(load.active) == pytest.approx(active)
+    assert float(load.rows) == pytest.approx(max(rows, active))
+
+
+def test_a_rank_has_at_least_one_expert_to_run():
+    """One token of two experts on four ranks of two experts each: the busiest runs one of them, for one row."""
+    assert route(1, 2, 8, ep=4, distribution="balanced") == Routing(1.0, 1.0)
+
+
+def test_a_token_that_takes_every_expert_hits_them_all():
+    assert float(route(1, 8, 8, ep=1, distribution="uniform").active) == pytest.approx(8.0)
+
+
+SMALL = Hardware(1, 768.0, 1.0, 10.0, 0.0, 32, 1.0, 1.0, 1.0, "test", max_clock_ratio=1.25)
+ROUND = {
+    "t0_s": 1.0, "math_share": 0.5, "bw_share": 0.5, "tile_fill": 0.5, "tile_rows": 16.0, "narrow": 3.0,
+    "act_passes": 2.0, "pair_passes": 3.0,
+}  # fmt: skip
+
+
+def small(tokens=4.0, *, coef=ROUND, hw=SMALL, **more):
+    """4 gated experts of 2 x 8, two per token, tp 2, ep 2; two experts and four rows on the busiest rank."""
+    shape = {"gated": True, "load": Routing(np.float64(2.0), np.float64(4.0)), "act_bytes": 1.0}
+    return moe_time(
+        tokens, 2.0, 8.0, 2.0, 4.0, tp=2.0, ep=2.0, weight_bytes_per_element=0.5, hw=hw, coef=coef,
+        **{**shape, **more},
+    )  # fmt: skip
+
+
+def test_every_term_by_hand():
+    """Width 4, 3*2*4 = 24 weights an expert. Math 2*4*24 = 192 flop at 384 flop/s, a tile of 8 half full against 2 rows
+    an expert: twice that, 1 s. Read 2*24*0.5 = 24 B at 5 B/s, a quarter more for columns of 4 against 3: 6 s. Passed
+    4*(2*2 + 3*4)*2 = 128 B of local rows and 2*8*2*3 = 96 B of all pairs, at 10 B/s: 22.4 s. Start 1 s."""
+    t = small()
+    assert t.math_s == pytest.approx(1.0)
+    assert t.memory_s == pytest.approx(6.0 + 22.4)
+    assert t.launch_s == pytest.approx(1.0)
+    assert t.total_s == pytest.approx(np.sqrt(1 + 36) + 22.4 + 1.0)
+
+
+def test_two_matrices_and_wider_activations_by_hand():
+    """16 weights an expert: 2/3 of the math and of the read; 4*(2*2 + 2*4)*2*2 = 192 B of rows in 16 bit."""
+    t = small(gated=False, act_bytes=2.0)
+    assert t.math_s == pytest.approx(2 / 3)
+    assert t.memory_s == pytest.approx(4.0 + (192 + 96) / 10)
+
+
+def test_tiles_follow_the_tokens_of_all_ranks_up_to_the_largest():
+    """64 pairs an expert ask for tiles of 64, the largest is 16: 0.5 * 16 / 2 rows = 4 times the useful math; 12 pairs
+    take 12: 3 times; 32 rows an expert fill their tiles and are not padded: 2*64*24 flop at 384 flop/s."""
+    assert small(64.0).math_s == pytest.approx(192 * 4 / 384)
+    assert small(12.0).math_s == pytest.approx(192 * 3 / 384)
+    assert small(64.0, load=Routing(np.float64(2.0), np.float64(64.0))).math_s == pytest.approx(8.0)
+
+
+def test_overrides_by_hand():
+    """96 flop, padded twice, at 384 flop/s; 8 B a quarter longer at 5 B/s."""
+    t = small(flop=96.0, weight_read_bytes=8.0)
+    assert t.math_s == pytest.approx(0.5)
+    assert t.memory_s == pytest.approx(2.0 + 22.4)
+
+
+def test_the_surface_sees_its_axes_and_multiplies_all():
+    seen = {}
+
+    def surface(**axes):
+        seen.update(axes)
+        return np.log(2.0)
+
+    plain, scaled = small(), small(surface=surface)
+    assert seen == {"tokens": 4.0, "experts": 2.0, "width": 4.0}
+    for name in ("total_s", "math_s", "memory_s", "launch_s"):
+        assert getattr(scaled, name) == pytest.approx(2.0 * getattr(plain, name)), name
+
+
+def test_floors_by_hand():
+    """24 B less 4 B of L2 at 10 B/s: 2 s; 9600 flop at 1.25 * 768 flop/s: 10 s."""
+    fast = dict(ROUND, t0_s=0.0, math_share=1e9, bw_share=1e9, act_passes=0.0, pair_passes=0.0)
+    hw = Hardware(1, 768.0, 1.0, 10.0, 4.0, 32, 1.0, 1.0, 1.0, "test", max_clock_ratio=1.25)
+    assert small(coef=fast, hw=hw).total_s == pytest.approx(2.0)
+    assert small(coef=fast, hw=hw, flop=9600.0).total_s == pytest.approx(10.0)
+    assert small(coef=fast, hw=hw, weight_read_bytes=104.0).total_s == pytest.approx(10.0)
 
 
 def test_more_tokens_never_take_less_time():

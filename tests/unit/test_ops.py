@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -240,3 +241,74 @@ def test_ops_broadcast_over_a_grid() -> None:
         + attention(batch=m, kv_len=kv).traffic()
     )
     assert np.shape(total.total_bytes) == (3, 2)
+
+
+FLAGS = {"graph_safe": False, "host_sync": 2.0}
+W, ACT, KV = Operand.WEIGHT, Operand.ACTIVATION, Operand.KV
+
+
+@pytest.mark.parametrize(
+    ("gathered", "read", "written"), [(None, 64.0, 32.0), ("k", 32.0, 32.0), ("n", 64.0, 16.0)]
+)
+def test_a_gathered_axis_halves_its_own_activations(
+    gathered: Literal["n", "k"] | None, read: float, written: float
+) -> None:
+    """2 x 8 x 16 at half the rows: 8*16*2/2 = 128 B of weights in runs of 16 B; 2*16*2 = 64 B in, 2*8*2 = 32 B out,
+    halved on the axis that is picked; a quarter of 2*2*8*16 = 512 flop."""
+    op = Linear(
+        role="x", m=2.0, n=8.0, k=16.0, fmt=FP16, read_keep=0.5, flop_keep=0.25, gathered=gathered,
+        run_bytes=16.0, **FLAGS,
+    )  # fmt: skip
+    assert op.traffic() == Traffic(
+        {DType.FP16: 128.0},
+        {W: Access(128.0, 0.0, 8.0), ACT: Access(read, written)},
+        launches=1.0,
+        **FLAGS,
+    )
+
+
+def test_groups_multiply_weights_and_activations() -> None:
+    """Three products of 2 x 8 x 16 at half of n: 3 * 64 B in, 3 * 16 B out, 3 * 128 B of weights."""
+    t = Linear(
+        role="x", m=2.0, n=8.0, k=16.0, fmt=FP16, read_keep=0.5, gathered="n", groups=3.0
+    ).traffic()
+    assert t.access == {W: Access(384.0), ACT: Access(192.0, 48.0)}
+
+
+@pytest.mark.parametrize(("run_bytes", "runs"), [(float("inf"), 0.0), (32.0, 40.0)])
+def test_every_figure_of_attention(run_bytes: float, runs: float) -> None:
+    """1280 B of KV are 40 pieces of 32 B; see `test_decode_attention_by_hand` for the rest."""
+    t = attention(run_bytes=run_bytes, **FLAGS).traffic()
+    assert t == Traffic(
+        {DType.BF16: 2560.0},
+        {KV: Access(1280.0, 128.0, runs), ACT: Access(128.0, 128.0)},
+        launches=1.0,
+        **FLAGS,
+    )
+
+
+def test_every_figure_of_experts() -> None:
+    """All 8 experts run, tp 2, ep 2: 4 of them here with 3*4*3 = 36 weights of half a byte: 72 B. One token is 8
+    routed rows, 4 here: in 4*(4 + 3)*2 = 56 B, out 4*(4 + 2*3)*2 = 80 B, 4*2*36 flop; without a gate out 4*(4 + 3)*2."""
+    op = moe(1.0, top_k=8, tp=2, ep=2, bytes_per_weight=0.5, **FLAGS)
+    t = op.traffic()
+    assert t == Traffic(
+        {DType.FP16: 288.0},
+        {W: Access(pytest.approx(72.0)), ACT: Access(56.0, 80.0)},
+        launches=4.0,
+        **FLAGS,
+    )
+    plain = moe(1.0, top_k=8, tp=2, ep=2, gated=False).traffic()
+    assert plain.access[ACT] == Access(56.0, 56.0)
+    assert plain.access[W].read_bytes == pytest.approx(4 * 2 * 4 * 3 * 2.0)
+
+
+@pytest.mark.parametrize(("run_bytes", "runs"), [(float("inf"), 0.0), (16.0, 4.0)])
+def test_every_figure_of_a_pass(run_bytes: float, runs: float) -> None:
+    op = Elementwise(
+        role="e", kind="copy", read_bytes=64.0, write_bytes=32.0, flop=5.0, operand=KV,
+        run_bytes=run_bytes, launches=3.0, **FLAGS,
+    )  # fmt: skip
+    assert op.traffic() == Traffic(
+        {DType.FP32: 5.0}, {KV: Access(64.0, 32.0, runs)}, launches=3.0, **FLAGS
+    )

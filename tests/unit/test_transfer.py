@@ -78,6 +78,12 @@ def test_nothing_moved_takes_no_time() -> None:
     )
 
 
+def test_one_byte_waits_for_the_link() -> None:
+    assert transfer_s(1.0, 0.0, float("inf"), 1.0, HOST) == pytest.approx(
+        HOST.latency_s + 1.0 / (LINK_SHARE * HOST.bandwidth_bytes_per_s), rel=1e-12
+    )
+
+
 def test_the_cpu_streams_its_memory() -> None:
     dram = load("rtx-4090").tier("dram")
     assert host_s(67.2e9, dram) == pytest.approx(1 / 0.83)
