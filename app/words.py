@@ -11,6 +11,7 @@ import numpy as np
 from app.compute import Curve
 from simulator.console import milliseconds, number
 from simulator.predict import Prediction
+from simulator.result import rate_interval
 from simulator.scenario import Scenario
 from simulator.summary import WIN
 
@@ -123,6 +124,14 @@ def interval_ms(mid: float | None, lo: float | None, hi: float | None) -> str:
     if mid is None:
         return "no decode step" if lo is None else ""
     return f"90 %: {milliseconds(lo)} – {milliseconds(hi)} ms"
+
+
+def interval_rate(row: Mapping[str, Any]) -> str:
+    """``90 %: 140-220``."""
+    if row["tokens_per_s"] is None:
+        return ""
+    lo, hi = rate_interval(row)
+    return f"90 %: {number(lo)} – {number(hi)}"
 
 
 def num(value: float | None) -> str:

@@ -16,6 +16,7 @@ from simulator.group import runnable
 from simulator.policies import FREE, POLICIES, free_names
 from simulator.predict import predict
 from simulator.published_quality import losses
+from simulator.result import rate_interval
 from simulator.scenario import Scenario
 
 
@@ -108,7 +109,7 @@ def options(scenario: Scenario) -> tuple[list[Option], dict[str, str]]:
         if row["ttft_s"] is None:
             others[name] = row["reason"]
             continue
-        lo, hi = (_rate(row, side) for side in ("hi", "lo"))
+        lo, hi = rate_interval(row)
         words = "" if name == "dense" else losses(scenario.model, at.policy)
         found.append(Option(at.policy, row, lo, hi, software().get(name, Software()), words))
     return sorted(found, key=lambda o: (not o.fits, _e2e(o.row))), others
@@ -116,12 +117,6 @@ def options(scenario: Scenario) -> tuple[list[Option], dict[str, str]]:
 
 def _e2e(row: dict[str, Any]) -> float:
     return row["ttft_s"] + (row["output_tokens"] - 1) * (row["tpot_s"] or 0.0)
-
-
-def _rate(row: dict[str, Any], side: str) -> float:
-    """Tokens per second if both times lie at that end of their intervals [1/s]."""
-    steps = (row["output_tokens"] - 1) * (row[f"tpot_{side}_s"] or 0.0)
-    return row["batch"] * row["output_tokens"] / (row[f"ttft_{side}_s"] + steps)
 
 
 def show(scenario: Scenario, *, as_json: bool) -> None:

@@ -246,6 +246,15 @@ def _at_max_batch(points: Points, dense: Points) -> np.ndarray:
     return best_rate(points) / best_rate(dense)
 
 
+def rate_interval(row: Mapping[str, Any]) -> tuple[float, float]:
+    """Tokens per second where TTFT and TPOT both lie at the upper, and at the lower end of their intervals [1/s]."""
+    tokens, steps = row["batch"] * row["output_tokens"], row["output_tokens"] - 1
+    slow, fast = (
+        row[f"ttft_{end}_s"] + steps * (row[f"tpot_{end}_s"] or 0.0) for end in ("hi", "lo")
+    )
+    return tokens / slow, tokens / fast
+
+
 @lru_cache(maxsize=4)
 def best_rate(points: Points) -> np.ndarray:
     """Tokens per second at the largest batch that fits, at most `MAX_RUNNING_BATCH` [1/s]."""

@@ -67,7 +67,7 @@ def metrics(p: Prediction, base: Prediction | None) -> None:
             "tokens_per_s",
             words.num(row["tokens_per_s"]),
             "tokens/s",
-            f"bound by {row['bound'] or '–'}",
+            words.interval_rate(row),
         )
         tile(
             "speed-up over dense", "throughput_speedup_same_batch", "–" if speedup is None else f"{speedup:.2f}x",

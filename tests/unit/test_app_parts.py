@@ -75,6 +75,14 @@ def test_no_speed_up_is_claimed_over_a_dense_model_that_does_not_fit():
     assert "than dense would be, which does not fit (largest batch 0)" in answer.sentence
 
 
+def test_the_interval_of_a_rate_is_that_of_its_times():
+    row = {"batch": 4, "output_tokens": 11, "tokens_per_s": 44.0, "ttft_lo_s": 0.4, "ttft_hi_s": 1.0,
+           "tpot_lo_s": 0.04, "tpot_hi_s": 0.1}  # fmt: skip
+    assert words.interval_rate(row) == "90 %: 22 – 55"  # 44 tokens in 2.0 and in 0.8 s
+    assert words.interval_rate({**row, "tpot_lo_s": None, "tpot_hi_s": None}) == "90 %: 44 – 110"
+    assert words.interval_rate({**row, "tokens_per_s": None}) == ""
+
+
 def test_parts_of_the_model_cover_every_operation_once():
     answer = predict(BASE)
     assert {o.part for o in answer.ops} <= set(PARTS)
