@@ -227,7 +227,7 @@ def front(rows: Rows, x_title: str, y_title: str, most: float | None = None) -> 
 def choices(rows: Rows, x_title: str, y_title: str, limit: float | None = None) -> Spec:
     """Choices (x, y, series, name, told, good: meets or misses); `limit` is an upright line."""
     names = list(dict.fromkeys(r["series"] for r in rows))
-    log = {"type": "log", "nice": False}
+    log = {"type": "log", "nice": False, "padding": 10}  # a mark is not cut by the frame
     opacity = {
         "field": "good",
         "type": "nominal",
