@@ -131,8 +131,10 @@ def tell(summary: dict[str, Any]) -> None:
     best = summary["best_per_device"]
     if best:
         top = max(best, key=lambda r: r["tokens_per_s_per_gpu"])
+        speedup = top["throughput_speedup_same_batch"]
+        against = "" if top["policy"] == "dense" else f" ({speedup:.2f}x dense)"
         lines.append(
-            f"Most tokens/s per GPU: **{number(top['tokens_per_s_per_gpu'])}** with **{top['policy']}** on"
+            f"Most tokens/s per GPU: **{number(top['tokens_per_s_per_gpu'])}** with **{top['policy']}**{against} on"
             f" **{top['device']}**, batch {top['batch']:,}, prompt {top['prompt_tokens']:,}."
         )
     tallies = [t for t in summary["policies"] if t["rows"]]
