@@ -50,13 +50,13 @@ def validation(
         ),
         _accuracy_figure(held_out),
         _accuracy_table(held_out),
-        Subheading("On these devices" if len(devices) > 1 else "On this device"),
     ]
-    if coverage:
-        blocks.append(_coverage(devices))
+    here: list[Block] = [_coverage(devices)] if coverage else []
     fits = [f for name in dict.fromkeys(fit_names) for f in named_fit(name)]
     if fits:
-        blocks.append(_residuals(fits))
+        here.append(_residuals(fits))
+    if here:
+        blocks += [Subheading("On these devices" if len(devices) > 1 else "On this device"), *here]
     if data is not None:
         blocks += [Subheading("Measured against predicted"), *_scatter(devices, data)]
     return section("validation", "How wrong are we", blocks)

@@ -311,6 +311,15 @@ def test_the_other_kinds(kind: str, run: Run, repo: Path, tmp_path: Path) -> Non
         assert subprocess.run(["qpdf", "--check", out[1]], capture_output=True).returncode == 0
 
 
+@pytest.mark.parametrize(("device", "measured"), [("h100-sxm", True), ("rtx-4060", False)])
+def test_a_device_without_measurements_has_no_empty_section(
+    device: str, measured: bool, run: Run, tmp_path: Path
+) -> None:
+    code, _, err = run(device, "-o", tmp_path / "d.html")
+    assert code == 0, err
+    assert ("On this device" in text_of((tmp_path / "d.html").read_bytes())) == measured
+
+
 def _summary(row: dict) -> dict:
     from simulator.claims.judge import Judged, summary
 
