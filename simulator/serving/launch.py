@@ -14,17 +14,13 @@ from simulator.scenario import Scenario
 
 QUANTIZATION = {"fp8": "fp8", "w8a16": "gptq_marlin", "w4a16": "awq_marlin"}
 """Weight formats vLLM names; 4- and 8-bit weights need a checkpoint quantised so."""
-VLLM_POLICIES = {
-    "w4a16": ["--quantization", "awq_marlin"],
-    "nm24": ["--quantization", "compressed-tensors"],
-    "sparse_marlin": ["--quantization", "gptq_marlin_24"],
-}
+VLLM_POLICIES = {"w4a16": ["--quantization", "awq_marlin"]}
 """Policies vLLM can run, on a checkpoint made for them."""
-LAST = {
-    "nm24": "vLLM before 0.19.1, which dropped 2:4 (vllm-project/vllm#36799)",
-    "sparse_marlin": "vLLM before 2026, which dropped it (vllm-project/vllm#32688)",
+DROPPED = {
+    "nm24": "0.19.1 (vllm-project/vllm#36799; before: --quantization compressed-tensors)",
+    "sparse_marlin": "2026 (vllm-project/vllm#32688; before: --quantization gptq_marlin_24)",
 }
-"""Policies later vLLMs refuse, and the last that start them."""
+"""Policies vLLM could run, and since when it cannot."""
 MARLIN = ("w8a16", "w4a16")
 """Formats whose kernels (Marlin), like those of the policies, vLLM has for `MARLIN_ON` alone."""
 MARLIN_ON = ("ampere", "ada", "hopper", "blackwell")
@@ -34,9 +30,12 @@ MARLIN_ON = ("ampere", "ada", "hopper", "blackwell")
 def lacking(policy: str, device: str) -> str:
     """What vLLM lacks to run `policy` on `device`; "" where nothing."""
     members = [p.name for p in parse(policy).members]
-    missing = [m for m in members if m not in VLLM_POLICIES]
+    missing = [m for m in members if m not in VLLM_POLICIES and m not in DROPPED]
     if missing:
         return f"vLLM has no {' or '.join(missing)}"
+    for name in members:
+        if name in DROPPED:
+            return f"vLLM dropped {name} in {DROPPED[name]}"
     if members and load(device).arch not in MARLIN_ON:
         return f"vLLM has {' and '.join(members)} for NVIDIA GPUs from Ampere on alone"
     return ""
@@ -87,7 +86,6 @@ def launch_command(
         )
     if members or scenario.dtype in ("w8a16", "w4a16"):
         notes.append("on a checkpoint in that format")
-    notes += [f"needs {LAST[name]}" for name in members if name in LAST]
     return shlex.join(words), "; ".join(notes)
 
 

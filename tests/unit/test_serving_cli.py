@@ -383,13 +383,18 @@ def test_a_launch_command_is_one_vllm_accepts():
     words, note = launch_command(base, row | {"scheduler": "prefill-first"})
     assert words == ""
     assert "vLLM V1 always mixes prompts and decoding" in note
-    marlin = base.model_copy(update={"policy": "sparse_marlin"})
-    words, note = launch_command(marlin, row)
-    assert "gptq_marlin_24" in words
-    assert "needs vLLM before 2026" in note
-    pruned = base.model_copy(update={"policy": "nm24"})
-    assert "needs vLLM before 0.19.1, which dropped 2:4" in launch_command(pruned, row)[1]
-    for change in ({"policy": "sparse_marlin"}, {"dtype": "w4a16"}):
+    words, note = launch_command(base.model_copy(update={"policy": "w4a16"}), row)
+    assert "--quantization awq_marlin" in words
+    assert "on a checkpoint in that format" in note
+    for policy, why in {
+        "sparse_marlin": "dropped sparse_marlin in 2026",
+        "nm24": "dropped nm24 in 0.19.1",
+        "nm24+kv_quant": "has no kv_quant",
+    }.items():
+        words, note = launch_command(base.model_copy(update={"policy": policy}), row)
+        assert words == ""
+        assert note.startswith(f"vLLM {why}")
+    for change in ({"policy": "w4a16"}, {"dtype": "w4a16"}):
         words, note = launch_command(base.model_copy(update=change | {"device": "mi300x"}), row)
         assert words == ""
         assert "for NVIDIA GPUs from Ampere on alone" in note
