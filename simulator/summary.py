@@ -1,13 +1,15 @@
-"""What a sweep says, gathered block by block: best row per device, wins and losses, break-even."""
+"""What a sweep says, gathered block by block and printed: best row per device, wins and losses, break-even."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from simulator import console
 from simulator.evaluate import STATUSES
 from simulator.result import COLUMNS, Block
 
@@ -200,3 +202,105 @@ def merge_words(summary: Mapping[str, Any]) -> str:
     """Rows by status in one line."""
     parts = [f"{n:,} {status}" for status, n in summary["status"].items()]
     return f"{summary['rows']:,} rows: " + ", ".join(parts)
+
+
+def show(summary: Summary, out: Path | None) -> None:
+    """Print the answer, then the best row of every model, device and policy."""
+    answer = summary.to_dict()
+    console.out(merge_words(answer))
+    console.out()
+    console.table(
+        "Most tokens/s per GPU on each device",
+        ["model", "device", "policy", "dtype", "tp", "batch", "prompt", "output", "tokens/s/GPU", "TTFT ms",
+         "TPOT ms (90 %)", "vs dense", "$/Mtoken", "bound by", "basis"],
+        [_best_row(row) for row in answer["best_per_device"]],
+        left=4,
+    )  # fmt: skip
+    devices = list(dict.fromkeys(t["device"] for t in answer["policies"]))
+    if devices:
+        console.table(
+            "Where sparsity wins and loses: throughput over dense at the same batch, median (worst-best)",
+            ["model", "policy", *devices],
+            _pivot(answer["policies"], devices),
+            left=2 + len(devices),
+            note=f"a win is {WIN:g}x or more, a loss {1 / WIN:.2f}x or less, over the rows with status ok;"
+            " dense is timed even where it does not fit",
+        )
+    if answer["quality"]:
+        console.table(
+            "Speed against quality, as the trace measured it: each policy at its most tokens/s per GPU",
+            [
+                "model",
+                "device",
+                "policy",
+                "front",
+                "tokens/s/GPU",
+                "vs dense",
+                "perplexity",
+                "same token",
+                "measured",
+            ],
+            [_quality_row(row) for row in answer["quality"]],
+            left=4,
+            note="front: no other policy here is both as fast and as good; perplexity over dense's;"
+            " same token: next tokens that are dense's; a policy that is missing was not judged with these"
+            " parameters: python -m traces.show lists what was",
+        )
+    if out is not None:
+        console.out(f"all rows: {out}")
+
+
+def _best_row(row: dict[str, Any]) -> list[str]:
+    ms, num = console.milliseconds, console.number
+    tpot = f"{ms(row['tpot_s'])} ({ms(row['tpot_lo_s'])}-{ms(row['tpot_hi_s'])})"
+    gpus = f"{row['tp']}" if row["pp"] == 1 else f"{row['tp']}x{row['pp']}"
+    return [
+        row["model"],
+        row["device"],
+        row["policy"],
+        row["dtype"],
+        gpus,
+        f"{row['batch']}",
+        f"{row['prompt_tokens']}",
+        f"{row['output_tokens']}",
+        num(row["tokens_per_s_per_gpu"]),
+        ms(row["ttft_s"]),
+        tpot,
+        f"{num(row['throughput_speedup_same_batch'])}x",
+        num(row["usd_per_mtoken"]),
+        row["bound"],
+        row["basis"].lower(),
+    ]
+
+
+def _quality_row(row: dict[str, Any]) -> list[str]:
+    return [
+        row["model"],
+        row["device"],
+        row["policy"],
+        "*" if row["front"] else "",
+        console.number(row["tokens_per_s_per_gpu"]),
+        f"{console.number(row['throughput_speedup_same_batch'])}x",
+        f"{row['quality_perplexity_ratio']:.3f}x",
+        "-" if row["quality_agreement"] is None else f"{row['quality_agreement']:.1%}",
+        row["quality_source"],
+    ]
+
+
+def _pivot(tallies: list[dict[str, Any]], devices: list[str]) -> Iterator[list[str]]:
+    """One row per model and policy, one column per device."""
+    cells: dict[tuple[str, str], dict[str, str]] = {}
+    for t in tallies:
+        cells.setdefault((t["model"], t["policy"]), {})[t["device"]] = _cell(t)
+    for (model, policy), row in cells.items():
+        yield [model, policy, *(row.get(d, "-") for d in devices)]
+
+
+def _cell(tally: dict[str, Any]) -> str:
+    if not tally["rows"]:
+        return "not applicable" if tally["reason"] else "no row fits"
+    median = f"{tally['median']:.2f}x"
+    if tally["rows"] == 1:
+        return median
+    words = tally["break_even"].removesuffix(" here")
+    return f"{median} ({tally['worst']:.2f}-{tally['best']:.2f}) {words.removeprefix('wins ')}"
