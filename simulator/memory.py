@@ -114,7 +114,7 @@ def _bias_elements(lowering: Lowering) -> float:
     parts = ("attention", "ffn", "router", "projection", "lm_head")
     total = float(sum(model.params(part) for part in parts))
     if model.tied_embeddings:
-        total += model.params("embedding") - model.params("lm_head")
+        total += model.params("embedding")
     return max(total - matrices, 0.0)
 
 

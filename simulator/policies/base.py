@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, ClassVar, Literal
 
@@ -269,8 +269,3 @@ def alias(
     cls = create_model(name, __base__=base, __doc__=text, __module__=base.__module__, **fields)
     cls.name, cls.summary, cls.citation, cls.alias_of = name, summary, citation, base.name
     return cls
-
-
-def overhead(op: Op, **changes: object) -> Op:
-    """`op` marked as work the policy adds."""
-    return replace(op, overhead=True, **changes)  # type: ignore[type-var]

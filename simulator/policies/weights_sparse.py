@@ -256,10 +256,7 @@ class SparseMarlin(Policy):
         if not is_weight(op) or not isinstance(op, Linear):
             return (op,)
         fmt = self.weight_format(op.fmt)
-        per = self._bits / 8.0
-        return (
-            replace(op, fmt=fmt, bytes_per_weight=per, flop_keep=op.flop_keep * 0.5, nm24=True),
-        )
+        return (replace(op, fmt=fmt, flop_keep=op.flop_keep * 0.5, nm24=True),)
 
 
 @POLICIES.register("gqsa")

@@ -27,7 +27,7 @@ Prompt = Annotated[
     ),
 ]
 Output = Annotated[str | None, typer.Option(help="likewise")]
-Seed = Annotated[int, typer.Option(help="of everything random")]
+Seed = Annotated[int, typer.Option(min=0, help="of everything random")]
 SkipInvalid = Annotated[bool, typer.Option("--skip-invalid", help="leave out rows of zero tokens")]
 Engine = Annotated[str, typer.Option(help="serving engine: kernels, vllm, ...")]
 Utilization = Annotated[float, typer.Option(help="share of memory used")]

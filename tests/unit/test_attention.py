@@ -10,11 +10,7 @@ from simulator.errors import InputError
 from simulator.fitting.attention import START, generation_of, kernel_of, key_of, residual_of
 from simulator.fitting.attention_choose import LEGACY_MATH, choose
 from simulator.roofline.attention import AXES, attention_time, causal_pairs, context_tokens
-from simulator.roofline.bandwidth import (
-    achievable_bytes_per_s,
-    gather_efficiency,
-    kernel_bytes_per_s,
-)
+from simulator.roofline.bandwidth import DRAM_LATENCY_S, bytes_in_flight, latency_floor_s
 from simulator.roofline.hardware import Hardware
 
 H100 = Hardware(
@@ -171,19 +167,12 @@ def test_fit_keys():
     assert key_of("prefill", "fp16", "fp16") == "prefill.bf16"
 
 
-def test_bandwidth_rises_with_bytes_in_flight_to_the_peak():
-    rate = achievable_bytes_per_s(np.array([1e4, 1e5, 1e6, 1e8]), 2e12)
-    assert (np.diff(rate) > 0).all()
-    assert rate[-1] > 0.98 * 2e12
-    assert rate[0] < 0.1 * 2e12
-
-
-def test_quest_page_16_rates():
-    rtx6000_ada = kernel_bytes_per_s(np.array([16.0, 64.0]) * 2**20, 623e9, 8.5e-6)
-    assert rtx6000_ada == pytest.approx([475e9, 578e9], rel=0.01)
-    assert gather_efficiency(4096.0, 32.0) > 0.95
-    assert gather_efficiency(np.inf, 32.0) == 1.0
-    assert gather_efficiency(256.0, 32.0) < gather_efficiency(512.0, 32.0) < 0.85
+def test_bytes_in_flight_bound_the_rate_by_hand():
+    """10 blocks of 100 B on 4 SMs of 2 blocks: 800 B on their way; 3 blocks: 300 B. 8 MB wait 10,000 times."""
+    assert bytes_in_flight(10.0, 4.0, 2.0, 100.0) == 800.0
+    assert bytes_in_flight(3.0, 4.0, 2.0, 100.0) == 300.0
+    assert latency_floor_s(8e6, 800.0) == pytest.approx(1e4 * DRAM_LATENCY_S)
+    assert latency_floor_s(1.0, 0.0, 2e-6) == pytest.approx(2e-6)
 
 
 def some_fit(device, library, key="prefill.bf16", n=100):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -130,3 +132,90 @@ def test_a_footprint_names_and_adds_its_parts() -> None:
     # 2 rows of 10 tokens: (2 * 4096 + 2 * 22016) elements of 2 B a token, 32000 fp32 logits a row.
     assert one.activation_bytes == 20 * (2 * 4096 + 2 * 22016) * 2 + 2 * 32000 * 4
     assert one.total_bytes == one.weights_bytes + one.kv_bytes + one.other_bytes
+
+
+@pytest.mark.parametrize(("pp", "layers"), [(1, 32), (2, 16), (3, 11)])
+def test_a_pipeline_stage_holds_the_kv_of_its_layers(pp: int, layers: int) -> None:
+    """16,384 B per token and layer; three stages of 32 layers hold 11 at most."""
+    got = memory.kv_bytes_per_sequence(lowered("llama-2-7b"), 160, pp=pp)
+    assert got == pytest.approx(160 * layers * 16_384)
+
+
+def test_a_prompt_is_told_from_what_follows_it() -> None:
+    """SnapKV keeps 1024 of 8192 prompt tokens and all 128 that follow: 1152 of 16,384 B in each of 32 layers, in the
+    footprint and in the largest batch: the pool over those, 32,000 fp32 logits and activations of the prompt."""
+    low, device = lowered("llama-2-7b", "snapkv"), load("a100-sxm-80g")
+    kv = 1152 * 32 * 16_384
+    whole = memory.footprint(low, 2.0, 8192.0, 128.0)
+    assert whole.kv_bytes == 2 * kv
+    pool = device.capacity_bytes * 0.9 - memory.weights_bytes(low) - 1.1e9
+    per_token, logits = (2 * 4096 + 2 * 22_016) * 2, 32_000 * 4
+    assert memory.max_batch(low, device, 8192.0, 128.0) == max(
+        pool // (kv + logits + per_token * 8192), (pool - per_token * 8192) // (kv + logits)
+    )
+
+
+@pytest.mark.parametrize(("weights", "context"), [(1.0, 4096.0), (0.5, 4096.0), (1.0, 65_536.0)])
+def test_the_tier_beside_bounds_the_batch(weights: float, context: float) -> None:
+    """FlexGen with all KV in the host's memory, 524,288 B a token, beside half of the layers' weights."""
+    low, device = lowered("llama-2-7b", f"flexgen(weights={weights},kv=0)"), load("a100-sxm-80g")
+    beside = 32 * (4 * 4096**2 + 3 * 4096 * 11_008) * 2 * (1.0 - weights)
+    room = device.tier("host").capacity_bytes - beside
+    assert memory.home_bytes(low, device) == device.tier("host").capacity_bytes
+    assert memory.off_weights_bytes(low) == pytest.approx(beside)
+    assert memory.max_batch(low, device, context - 96.0, 96.0) == room // (context * 524_288)
+
+
+def test_the_tier_beside_holds_what_eviction_left() -> None:
+    """1024 of 8192 prompt tokens and 128 more, 524,288 B each; none where one sequence exceeds the host's memory."""
+    low, device = lowered("llama-2-7b", "snapkv+flexgen(weights=1,kv=0)"), load("a100-sxm-80g")
+    host = device.tier("host").capacity_bytes
+    assert memory.max_batch(low, device, 8192.0, 128.0) == host // (1152 * 524_288)
+    long = host // 524_288 + 1.0
+    assert memory.max_batch(lowered("llama-2-7b", "flexgen(kv=0)"), device, long, 1.0) == 0.0
+
+
+def test_weights_that_exceed_the_tier_beside_fit_nothing() -> None:
+    """137 GB of Llama-2-70B in the 64 GB beside an RTX 4090."""
+    low, device = lowered("llama-2-70b", "flexgen(weights=0,kv=0)"), load("rtx-4090")
+    assert memory.off_weights_bytes(low) > 2 * device.tier("host").capacity_bytes
+    assert memory.max_batch(low, device, 64.0, 1.0) == 0.0
+
+
+def test_the_bias_of_a_tied_head_is_stored() -> None:
+    """GPT-2's matrix serves both ends; a bias of 50,257 words would be a vector of its own."""
+    biased = dataclasses.replace(find_model("gpt2"), lm_head_bias=True)
+    plain, more = (
+        Lowering(m, parse("dense"), FORMATS["fp16"], 2.0) for m in (find_model("gpt2"), biased)
+    )
+    assert memory.weights_bytes(more) - memory.weights_bytes(plain) == 2 * 50_257
+
+
+def test_large_blocks_fit_fewer_sequences() -> None:
+    """Ten tokens take a block of 4096: 2 GiB a sequence."""
+    low, device = lowered("llama-2-7b"), load("a100-sxm-80g")
+    pool = device.capacity_bytes * 0.9 - memory.weights_bytes(low) - 1.1e9
+    each = 4096 * 524_288 + 32_000 * 4 + (2 * 4096 + 2 * 22_016) * 2 * 9
+    assert memory.max_batch(low, device, 9.0, 1.0, block_tokens=4096) == pool // each
+    assert memory.footprint(low, 1.0, 9.0, 1.0, block_tokens=4096).kv_bytes == 4096 * 524_288
+
+
+def test_a_tier_that_is_not_there_holds_nothing() -> None:
+    assert memory.home_bytes(lowered("llama-2-7b", "lamina"), load("a100-sxm-80g")) == 0.0
+    assert memory.max_batch(lowered("llama-2-7b", "lamina"), load("a100-sxm-80g"), 9.0, 1.0) == 0.0
+
+
+def test_activations_stop_at_the_tokens_of_one_pass() -> None:
+    """8192 tokens of (2 * 4096 + 2 * 22,016) x 2 B at most; 4 B of logits for each of 32,000 words and row."""
+    low = lowered("llama-2-7b")
+    peak, row = 8192 * (2 * 4096 + 2 * 22_016) * 2, 32_000 * 4
+    assert memory.activation_bytes(low, 8.0, 1024.0) == peak + 8 * row
+    assert memory.activation_bytes(low, 64.0, 1024.0) == peak + 64 * row
+
+
+def test_experts_widen_activations_by_those_a_token_takes() -> None:
+    """Mixtral: two experts of 14,336, gate and up: 57,344 elements beside a width of 4096; over tp 8 an eighth."""
+    for tp, widest in ((1, 57_344), (8, 7168)):
+        assert memory.activation_token_bytes(lowered("mixtral-8x7b", tp=tp)) == (
+            (2 * 4096 + 2 * widest) * 2
+        )

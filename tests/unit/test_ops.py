@@ -289,7 +289,7 @@ def test_every_figure_of_attention(run_bytes: float, runs: float) -> None:
 
 def test_every_figure_of_experts() -> None:
     """All 8 experts run, tp 2, ep 2: 4 of them here with 3*4*3 = 36 weights of half a byte: 72 B. One token is 8
-    routed rows, 4 here: in 4*(4 + 3)*2 = 56 B, out 4*(4 + 2*3)*2 = 80 B, 4*2*36 flop; without a gate out 4*(4 + 3)*2."""
+    routed rows, 4 here: in 4*(4 + 3)*2 = 56 B, out 4*(4 + 2*3)*2 = 80 B, 4*2*36 flop; ungated out 4*(4 + 3)*2 B."""
     op = moe(1.0, top_k=8, tp=2, ep=2, bytes_per_weight=0.5, **FLAGS)
     t = op.traffic()
     assert t == Traffic(

@@ -68,6 +68,16 @@ def test_heads_follow_their_own_curve(tmp_path: Path, synthetic: SimpleNamespace
     }  # fmt: skip
 
 
+def test_placed_heads_follow_their_own_curve(tmp_path: Path, synthetic: SimpleNamespace) -> None:
+    """64 rows that all use the same quarter of the heads, every one of them hot: a quarter is read."""
+    flat = synthetic.make(tmp_path / "t", density=lambda k, b, _: np.full_like(b, k))
+    policy = "powerinfer(keep=0.25,attn_keep=0.25,attn_hot=0.9,hits=1)"
+    shares = {
+        role: share for role, _, share in gathered("opt-6.7b", policy, read_trace(flat), 64.0)
+    }
+    assert shares["attn.qkv"] == shares["attn.o"] == pytest.approx(0.25)
+
+
 def test_grouped_heads_use_what_was_measured(tmp_path: Path, synthetic: SimpleNamespace) -> None:
     """Llama-3.1-8B has 4 query heads per KV head: 1 - 0.75^4 = 0.68 of them if picked alike; measured 0.3."""
     model = "llama-3.1-8b"

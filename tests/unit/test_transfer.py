@@ -96,6 +96,7 @@ def test_only_what_outlasts_its_companions_is_waited_for() -> None:
         out = exposed(times)  # type: ignore[type-var]
         assert out[0].total_s == cover
         assert out[1].total_s == pytest.approx(left)
+        assert out[1].lo_s == pytest.approx(2.0 * left / 3.0)
         assert out[1].hi_s == pytest.approx(4.0 * left / 3.0)
     alone = exposed([Timed(Plain("mlp.up"), 5.0), Timed(copy("x"), 3.0)])  # type: ignore[type-var]
     assert alone[1].total_s == 3.0
