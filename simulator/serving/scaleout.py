@@ -82,7 +82,10 @@ def _processes(
                         results[i] = future.result()
                 deaths = deaths + 1 if len(results) == before else 1
                 if deaths > RETRIES:
-                    raise
+                    raise InputError(
+                        "workers die again and again, perhaps for want of memory; use fewer",
+                        where="--workers",
+                    ) from None
                 console.say(
                     f"a worker died; {len(tasks) - len(results)} chunks of {label} run again"
                 )

@@ -363,6 +363,18 @@ def test_a_killed_worker_loses_nothing(tmp_path, monkeypatch, capsys):
     del sys.modules["fragile"]
 
 
+def test_workers_that_always_die_are_one_line(tmp_path, monkeypatch):
+    (tmp_path / "hopeless.py").write_text(
+        "import os, signal\ndef die(task):\n    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    import hopeless
+
+    with pytest.raises(InputError, match="--workers: workers die again and again"):
+        compute(hopeless.die, [1, 2], workers=2, quiet=True)
+    del sys.modules["hopeless"]
+
+
 def test_an_error_of_a_task_is_the_error_of_all():
     bad = Task(deployment(prefix_cache=True), traffic(1.0, 5))
     with pytest.raises(InputError, match="--prefix-cache"):
