@@ -225,6 +225,8 @@ def _splits(module: Any, rows: pd.DataFrame, holdout: str) -> Iterator[Judged]:
     if holdout in ("source", "device"):
         yield from _left_out(module, rows, holdout)
         return
+    if not len(rows):
+        raise InputError("no row is left to hold out", where="--data")
     test = judge.split(rows, module.INPUTS, holdout)
     yield _predicted(module, rows[test], module.fit(rows[~test]), "in_source")
 

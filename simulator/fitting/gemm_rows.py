@@ -59,8 +59,8 @@ def prepare(rows: pd.DataFrame) -> pd.DataFrame:
     rows["device"] = rows["device"].astype(str).map(known)
     for column in ("source", "dtype"):
         rows[column] = rows[column].astype(str)
-    kernel = rows["kernel"].fillna("").astype(str) if "kernel" in rows else ""
-    rows["library"] = [library_of(s) for s in kernel] if len(rows) else []
+    kernel = rows["kernel"].fillna("").astype(str) if "kernel" in rows else [""] * len(rows)
+    rows["library"] = [library_of(s) for s in kernel]
     if "batch" not in rows:
         rows["batch"] = 1
     return judge.aggregate(rows, KEYS)

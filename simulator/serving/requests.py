@@ -10,6 +10,8 @@ import numpy as np
 from simulator.errors import InputError
 
 MAX_REQUESTS = 10_000_000
+MAX_SECONDS = 1e11
+"""Latest arrival; clocks in seconds since 1970 are at 2e9, in milliseconds at 2e12 [s]."""
 MAX_TOKENS = 100_000_000
 
 
@@ -83,6 +85,9 @@ class Requests:
         )
         found._refuse(~np.isfinite(times), "the timestamp is not a number")
         found._refuse(times < 0.0, "the timestamp is negative")
+        found._refuse(
+            times > MAX_SECONDS, f"the timestamp is beyond {MAX_SECONDS:.0e} s; give seconds"
+        )
         found._refuse(
             np.concatenate([[False], np.diff(times) < 0.0]),
             "the timestamp is before the row above; sort the file by time",

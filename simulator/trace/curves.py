@@ -66,6 +66,8 @@ class Trace:
         keys = (keep, statistic, tensor, c["head"], c["layer"])
         order = np.lexsort((c["x"], *keys))
         sorted_keys = [k[order] for k in keys]
+        if not len(order):
+            return {}
         changes = np.zeros(len(order), bool)
         changes[:1] = True
         for k in sorted_keys:

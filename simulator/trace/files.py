@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 MANIFEST = "manifest.json"
+LARGEST = 1e18
+"""Beyond any statistic or batch; sums and products of such numbers stay finite."""
 MOST_MANIFEST_BYTES, MOST_ROWS = 16 * 2**20, 20_000_000
 Columns = Mapping[str, Any]
 
@@ -109,9 +111,9 @@ def read_trace(folder: Path | str) -> Trace:
     curves, n_layers = columns[CURVES], manifest.facts.n_layers
     first, last = int(curves["layer"].min(initial=0)), int(curves["layer"].max(initial=-1))
     for name in ("x", "value"):
-        if not np.isfinite(curves[name]).all():
+        if not (np.abs(curves[name]) <= LARGEST).all():
             raise InputError(
-                f"column {name!r} holds what is no number; collect the trace again",
+                f"column {name!r} holds what is no number up to {LARGEST:.0e}; collect the trace again",
                 where=_at(folder, CURVES),
             )
     if first < 0:
