@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import tomllib
 from dataclasses import dataclass, field
-from functools import lru_cache
-from importlib import resources
 from typing import Any
-
-from pydantic import BaseModel, ConfigDict
 
 from simulator import console
 from simulator.errors import ShadowlineError
@@ -18,34 +13,7 @@ from simulator.predict import predict
 from simulator.published_quality import losses
 from simulator.result import rate_interval
 from simulator.scenario import Scenario
-
-
-class Software(BaseModel):
-    """Where a policy can be run: a serving engine, the authors' code; what it needs, and what else to know."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    engine: str = ""
-    code: str = ""
-    needs: str = ""
-    note: str = ""
-
-    @property
-    def words(self) -> str:
-        """The engine, else that there is code to try, else that none is known."""
-        return self.engine or ("research code" if self.code else "none known")
-
-    @property
-    def serves(self) -> bool:
-        """A serving engine runs it today."""
-        return bool(self.engine) and "before" not in self.engine
-
-
-@lru_cache(maxsize=1)
-def software() -> dict[str, Software]:
-    """Software by policy name, of ``simulator/policy_software.toml``."""
-    text = resources.files("simulator").joinpath("policy_software.toml").read_text("utf-8")
-    return {name: Software(**entry) for name, entry in tomllib.loads(text).items()}
+from simulator.software import Software, software
 
 
 @dataclass(frozen=True)

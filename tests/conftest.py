@@ -8,8 +8,9 @@ import shutil
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -49,6 +50,23 @@ def _own_main() -> Iterator[None]:
     main = sys.modules["__main__"]
     yield
     sys.modules["__main__"] = main
+
+
+@pytest.fixture
+def call(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """Run a verb's typer app in this process: exit status, stdout, stderr."""
+    from simulator import console
+
+    def call(app: Any, *arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["verb", *map(str, arguments)])
+        with pytest.raises(SystemExit) as left:
+            console.main(app)
+        out, err = capsys.readouterr()
+        return int(left.value.code or 0), out, err
+
+    return call
 
 
 def _has_gpu() -> bool:

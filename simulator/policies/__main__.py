@@ -50,7 +50,7 @@ def _wide(row: dict[str, Any]) -> tuple[tuple[str, int], ...]:
 
 def row_of(cls: type[Policy]) -> dict[str, Any]:
     """What a policy says of itself, and where it can be run, as plain values."""
-    from simulator.free import Software, software
+    from simulator.software import Software, software
 
     c = cls.compatibility
     return {

@@ -11,16 +11,12 @@ from simulator.device import load
 from simulator.dtypes import AUTO
 from simulator.policies import parse
 from simulator.scenario import Scenario
+from simulator.software import software
 
 QUANTIZATION = {"fp8": "fp8", "w8a16": "gptq_marlin", "w4a16": "awq_marlin"}
 """Weight formats vLLM names; 4- and 8-bit weights need a checkpoint quantised so."""
 VLLM_POLICIES = {"w4a16": ["--quantization", "awq_marlin"]}
 """Policies vLLM can run, on a checkpoint made for them."""
-DROPPED = {
-    "nm24": "0.19.1 (vllm-project/vllm#36799; before: --quantization compressed-tensors)",
-    "sparse_marlin": "2026 (vllm-project/vllm#32688; before: --quantization gptq_marlin_24)",
-}
-"""Policies vLLM could run, and since when it cannot."""
 MARLIN = ("w8a16", "w4a16")
 """Formats whose kernels (Marlin), like those of the policies, vLLM has for `MARLIN_ON` alone."""
 MARLIN_ON = ("ampere", "ada", "hopper", "blackwell")
@@ -30,12 +26,12 @@ MARLIN_ON = ("ampere", "ada", "hopper", "blackwell")
 def lacking(policy: str, device: str) -> str:
     """What vLLM lacks to run `policy` on `device`; "" where nothing."""
     members = [p.name for p in parse(policy).members]
-    missing = [m for m in members if m not in VLLM_POLICIES and m not in DROPPED]
-    if missing:
-        return f"vLLM has no {' or '.join(missing)}"
-    for name in members:
-        if name in DROPPED:
-            return f"vLLM dropped {name} in {DROPPED[name]}"
+    missing = [m for m in members if m not in VLLM_POLICIES]
+    dropped = {m: s for m in missing if (s := software().get(m)) and s.until}
+    if len(dropped) < len(missing):
+        return f"vLLM has no {' or '.join(m for m in missing if m not in dropped)}"
+    for name, known in dropped.items():
+        return f"{known.engine} dropped {name} in {known.until} ({known.note})"
     if members and load(device).arch not in MARLIN_ON:
         return f"vLLM has {' and '.join(members)} for NVIDIA GPUs from Ampere on alone"
     return ""

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,15 +12,6 @@ import pytest
 
 from simulator.hub import find_model
 from simulator.trace import ROWS, TABLES, Manifest, ModelFacts, write_trace
-
-
-@pytest.fixture(autouse=True)
-def own_main() -> Iterator[None]:
-    """Streamlit's runner takes the place of ``__main__``, from which a test's spawned processes would start."""
-    main = sys.modules["__main__"]
-    yield
-    sys.modules["__main__"] = main
-
 
 KEEPS = (0.1, 0.25, 0.5)
 Density = Callable[[float, np.ndarray, int], np.ndarray]

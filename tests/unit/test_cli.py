@@ -25,17 +25,9 @@ VERBS = {
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+def run(call: Callable[..., tuple[int, str, str]]) -> Run:
     """Run a verb in this process: exit status, stdout, stderr."""
-
-    def call(verb: str, *arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", [verb, *arguments])
-        with pytest.raises(SystemExit) as left:
-            console.main(VERBS[verb].app)
-        out, err = capsys.readouterr()
-        return int(left.value.code or 0), out, err
-
-    return call
+    return lambda verb, *arguments: call(VERBS[verb].app, *arguments)
 
 
 def environment(*paths: Path, **extra: str) -> dict[str, str]:

@@ -9,10 +9,11 @@ import pytest
 
 from simulator import console, predict
 from simulator.errors import NothingFeasibleError
-from simulator.free import GAIN, SAME, options, sentences, software
+from simulator.free import GAIN, SAME, options, sentences
 from simulator.policies import POLICIES, free_names, parse
 from simulator.scenario import Scenario
 from simulator.serving.launch import VLLM_POLICIES
+from simulator.software import software
 
 HERE = {"model": "llama-3.1-8b", "device": "rtx-4090", "prompt_tokens": 1024, "output_tokens": 256}
 
@@ -46,7 +47,7 @@ def test_a_policy_says_where_its_software_is(monkeypatch, capsys):
     from simulator.policies.__main__ import app
 
     for name, words in (
-        ("nm24", "software: engine: vLLM before 0.19.1; "),
+        ("nm24", "software: engine: vLLM; until: 0.19.1; "),
         ("teal", "code: github.com/FasterDecoding/TEAL"),
         ("alisa", "software: none known"),
     ):

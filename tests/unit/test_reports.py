@@ -66,17 +66,9 @@ def report(small_sweep: Path) -> Report:
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+def run(call: Callable[..., tuple[int, str, str]]) -> Run:
     """Run the verb in this process: exit status, stdout, stderr."""
-
-    def call(*arguments: str | Path) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["build", *map(str, arguments)])
-        with pytest.raises(SystemExit) as left:
-            console.main(build.app)
-        out, err = capsys.readouterr()
-        return int(left.value.code or 0), out, err
-
-    return call
+    return lambda *arguments: call(build.app, *arguments)
 
 
 @pytest.fixture(scope="module")

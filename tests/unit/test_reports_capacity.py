@@ -82,17 +82,9 @@ def planned(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+def run(call: Callable[..., tuple[int, str, str]]) -> Run:
     """Build a report in this process: exit status, stdout, stderr."""
-
-    def call(*arguments: str | Path) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["build", *map(str, arguments)])
-        with pytest.raises(SystemExit) as left:
-            console.main(build.app)
-        out, err = capsys.readouterr()
-        return int(left.value.code or 0), out, err
-
-    return call
+    return lambda *arguments: call(build.app, *arguments)
 
 
 def text_of(page: bytes) -> str:

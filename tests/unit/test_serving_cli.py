@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from collections.abc import Callable
 
 import pytest
 
-from simulator import console, plan, serve
+from simulator import plan, serve
 
 Run = Callable[..., tuple[int, str, str]]
 VERBS = {"serve": serve, "plan": plan}
@@ -39,17 +38,9 @@ ONE = ("--rate", "4", "--count", "1", "--prompt-tokens", "300", "--output-tokens
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+def run(call: Callable[..., tuple[int, str, str]]) -> Run:
     """Run a verb in this process: exit status, stdout, stderr."""
-
-    def call(verb: str, *arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", [verb, *arguments])
-        with pytest.raises(SystemExit) as left:
-            console.main(VERBS[verb].app)
-        out, err = capsys.readouterr()
-        return int(left.value.code or 0), out, err
-
-    return call
+    return lambda verb, *arguments: call(VERBS[verb].app, *arguments)
 
 
 BAD = {
