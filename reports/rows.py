@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from simulator.errors import InputError
-from simulator.result import SCHEMA_VERSION, STATUSES, arrow_schema
+from simulator.result import ENDS, SCHEMA_VERSION, STATUSES, arrow_schema, rate_interval
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -103,18 +103,10 @@ class Sweep:
 
     def rate_interval(self, row: int) -> tuple[float, float, float]:
         """tokens/s per GPU with its 90 % interval, both ends of TTFT and TPOT taken together."""
-        batch, output = self.number("batch", row), self.number("output_tokens", row)
-        steps = output - 1.0
-
-        def rate(ttft: str, tpot: str) -> float:
-            decode = steps * self.number(tpot, row) if steps > 0 else 0.0
-            return batch * output / (self.number(ttft, row) + decode) / float(self.gpus[row])
-
-        return (
-            self.number("tokens_per_s_per_gpu", row),
-            rate("ttft_hi_s", "tpot_hi_s"),
-            rate("ttft_lo_s", "tpot_lo_s"),
-        )
+        names = ("batch", "output_tokens", *ENDS)
+        lo, hi = rate_interval({name: self.number(name, row) for name in names})
+        gpus = float(self.gpus[row])
+        return self.number("tokens_per_s_per_gpu", row), lo / gpus, hi / gpus
 
     def groups(
         self, *names: str, where: np.ndarray | None = None

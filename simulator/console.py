@@ -152,9 +152,10 @@ def main(app: Callable[..., Any]) -> NoReturn:
         _drop_stdout()
         code = 0
     except OSError as error:
-        # What a verb reads or writes by name it tells itself; what is left is its own output.
+        # What a verb reads or writes by name it tells itself; without a name it is its own output.
         _drop_stdout()
-        fail(InputError(f"cannot write {error.filename or 'the answer'}: {reason(error)}"))
+        what = f"cannot use {error.filename}" if error.filename else "cannot write the answer"
+        fail(InputError(f"{what}: {reason(error)}"))
     raise SystemExit(code if isinstance(code, int) else 0)
 
 

@@ -18,6 +18,7 @@ from simulator.errors import InputError, ShadowlineError, UnsupportedError
 from simulator.evaluate import evaluate
 from simulator.group import find_model, group_of, runnable
 from simulator.policies import Policy, parse
+from simulator.result import ENDS, rate_interval
 from simulator.scenario import Scenario
 
 FILE = "published_quality.toml"
@@ -205,14 +206,9 @@ def choices(scenario: Scenario, most: float) -> tuple[list[Choice], dict[str, st
             skipped[spelling] = error.message
             continue
         rate = float(points.tokens_per_s[0])
-        steps = max(scenario.output_tokens - 1, 0)
-        tokens = scenario.batch * scenario.output_tokens
-        lo, hi = (
-            tokens / float(first[0] + steps * np.nan_to_num(each[0]))
-            for first, each in (
-                (points.ttft_hi_s, points.tpot_hi_s),
-                (points.ttft_lo_s, points.tpot_lo_s),
-            )
+        ends = {name: float(getattr(points, name)[0]) for name in ENDS}
+        lo, hi = rate_interval(
+            {"batch": scenario.batch, "output_tokens": scenario.output_tokens, **ends}
         )
         found.append(
             Choice(

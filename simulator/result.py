@@ -246,13 +246,24 @@ def _at_max_batch(points: Points, dense: Points) -> np.ndarray:
     return best_rate(points) / best_rate(dense)
 
 
+ENDS = ("ttft_lo_s", "ttft_hi_s", "tpot_lo_s", "tpot_hi_s")
+"""Columns of a row's two intervals."""
+
+
 def rate_interval(row: Mapping[str, Any]) -> tuple[float, float]:
-    """Tokens per second where TTFT and TPOT both lie at the upper, and at the lower end of their intervals [1/s]."""
+    """Tokens per second where TTFT and TPOT both lie at the upper, and at the lower end of their intervals [1/s].
+
+    Parameters
+    ----------
+    row : mapping
+        ``batch``, ``output_tokens`` and `ENDS` [s]; TPOT is not read where one token is put out.
+    """
     tokens, steps = row["batch"] * row["output_tokens"], row["output_tokens"] - 1
-    slow, fast = (
-        row[f"ttft_{end}_s"] + steps * (row[f"tpot_{end}_s"] or 0.0) for end in ("hi", "lo")
-    )
-    return tokens / slow, tokens / fast
+
+    def rate(end: str) -> float:
+        return tokens / (row[f"ttft_{end}_s"] + (steps * row[f"tpot_{end}_s"] if steps else 0.0))
+
+    return rate("hi"), rate("lo")
 
 
 @lru_cache(maxsize=4)
