@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from simulator import console
-from simulator.errors import InputError
+from simulator.errors import InputError, reason
 from simulator.files import replaced
 
 if TYPE_CHECKING:
@@ -213,7 +213,7 @@ def _logo(path: Path | None) -> Logo | None:
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}", where="--logo") from None
+        raise InputError(f"cannot read {path}: {reason(error)}", where="--logo") from None
     if len(content) > MOST_LOGO_BYTES:
         raise InputError(
             f"{path} has {len(content) / 1e6:.1f} MB; at most {MOST_LOGO_BYTES / 1e6:g}",

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from simulator import console
-from simulator.errors import InputError
+from simulator.errors import InputError, reason
 from simulator.judged import KERNEL_KINDS, figures, judge_rows, read_rows
 
 GOLDEN = "accuracy.json"
@@ -132,7 +132,7 @@ def command(
         try:
             update.write_text(json.dumps(record, indent=1) + "\n")
         except OSError as error:
-            raise InputError(f"cannot write {update}: {error.strerror}", where="--update") from None
+            raise InputError(f"cannot write {update}: {reason(error)}", where="--update") from None
         console.out(markdown(record["held_out"]))
         return
     now, old = measure(data, None), golden()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from simulator import console
-from simulator.errors import InputError, UnknownNameError
+from simulator.errors import InputError, UnknownNameError, reason
 from simulator.judged import KERNEL_KINDS, module_of, read_rows
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def write(kind: str, fits: list[Fit], out: Path, *, pooled: bool) -> list[Path]:
             path.parent.mkdir(parents=True, exist_ok=True)
             dump(path, members)
         except OSError as error:
-            raise InputError(f"cannot write {path}: {error.strerror}", where="--out") from None
+            raise InputError(f"cannot write {path}: {reason(error)}", where="--out") from None
         paths.append(path)
     return paths
 

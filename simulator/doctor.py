@@ -19,7 +19,7 @@ from typing import Annotated
 import typer
 
 from simulator import console
-from simulator.errors import EXIT_BAD_INPUT, ShadowlineError
+from simulator.errors import EXIT_BAD_INPUT, ShadowlineError, reason
 
 PROJECT = "shadowline"
 OK, ABSENT, PROBLEM = "ok", "absent", "problem"
@@ -330,7 +330,7 @@ def _home() -> Check:
             pass
     except OSError as error:
         advice = "set $SHADOWLINE_HOME to a folder you may write to"
-        found = f"{home} cannot be written: {error.strerror}"
+        found = f"{home} cannot be written: {reason(error)}"
         return Check("folders", "$SHADOWLINE_HOME", PROBLEM, found, advice)
     note = "writable" if nearest == home else "writable, made at first use"
     return Check("folders", "$SHADOWLINE_HOME", OK, f"{home} ({note})")

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from simulator.errors import InputError
+from simulator.errors import InputError, reason
 from simulator.files import replaced
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class Snapshots:
             self._lock = (self.folder / "lock").open("a")
         except OSError as error:
             raise InputError(
-                f"cannot write {self.folder}: {error.strerror}", where="--out"
+                f"cannot write {self.folder}: {reason(error)}", where="--out"
             ) from None
         try:
             # The kernel drops this lock with the process, however it dies.

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from simulator.errors import InputError, suggest
+from simulator.errors import InputError, reason, suggest
 
 if TYPE_CHECKING:
     import numpy as np
@@ -126,7 +126,7 @@ def _read(file: Path) -> bytes:
     try:
         return file.read_bytes()
     except OSError as error:
-        raise InputError(f"cannot be read: {error.strerror}", where=str(file)) from None
+        raise InputError(f"cannot be read: {reason(error)}", where=str(file)) from None
 
 
 def _decode(raw: bytes, file: Path) -> str:

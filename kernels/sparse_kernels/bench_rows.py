@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from simulator.errors import InputError
+from simulator.errors import InputError, reason
 from simulator.files import replaced
 from sparse_kernels.predictions import Expected
 from sparse_kernels.registry import Case
@@ -169,7 +169,7 @@ def read_rows(path: Path) -> list[Row]:
                 raise InputError("has other columns than this version writes", where=str(path))
             return [{c: _value(c, v) for c, v in row.items()} for row in reader]
     except OSError as error:
-        raise InputError(f"cannot be read: {error.strerror}", where=str(path)) from None
+        raise InputError(f"cannot be read: {reason(error)}", where=str(path)) from None
 
 
 def _value(column: str, text: str) -> Any:

@@ -7,7 +7,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from simulator.errors import InputError
+from simulator.errors import InputError, reason
 from simulator.files import replaced
 
 Row = Mapping[str, Any]
@@ -21,7 +21,7 @@ def replace_section(path: Path, name: str, text: str) -> None:
         head, rest = whole.split(first)
         tail = rest.split(last)[1]
     except OSError as error:
-        raise InputError(f"{path}: {error.strerror}", where="--markdown") from None
+        raise InputError(f"{path}: {reason(error)}", where="--markdown") from None
     except (ValueError, IndexError):
         raise InputError(
             f"{path} needs one line {first} and one {last}", where="--markdown"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from simulator.errors import InputError, UnknownNameError
+from simulator.errors import InputError, UnknownNameError, reason
 from simulator.files import read_limited, read_parquet
 from simulator.trace.curves import Trace
 from simulator.trace.schema import (
@@ -77,7 +77,7 @@ def write_trace(
             folder.rename(old)
         fresh.rename(folder)
     except OSError as error:
-        raise InputError(f"cannot write {folder}: {error.strerror}", where="--out") from None
+        raise InputError(f"cannot write {folder}: {reason(error)}", where="--out") from None
     finally:
         for leftover in (fresh, old):
             shutil.rmtree(leftover, ignore_errors=True)
@@ -246,7 +246,7 @@ def _read_table(path: Path, record: FileRecord) -> Columns:
     try:
         digest = _digest(path)
     except OSError as error:
-        raise InputError(f"cannot read: {error.strerror}; {again}", where=where) from None
+        raise InputError(f"cannot read: {reason(error)}; {again}", where=where) from None
     if digest != record.sha256:
         raise InputError(f"was truncated or changed since it was written; {again}", where=where)
     if record.rows > MOST_ROWS:
