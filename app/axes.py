@@ -6,11 +6,11 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
-from simulator.errors import InputError
-from simulator.grid import Grid, policies, whole_numbers
-from simulator.group import find_model
+from simulator.base.errors import InputError
 from simulator.policies import parse
-from simulator.scenario import Scenario
+from simulator.scenario.find import find_model
+from simulator.scenario.grid import Grid, policies, whole_numbers
+from simulator.scenario.scenario import Scenario
 
 SPARSITY = "sparsity"
 LIMIT = 20_000
@@ -25,9 +25,15 @@ RANGES = {
 """Numeric axes and the values they start with, as on the command line; sparsity in percent."""
 NAMED = ("device", "policy", "model")
 LABELS = {
-    "batch": "batch [sequences]", "prompt_tokens": "prompt [tokens]", "output_tokens": "output [tokens]",
-    "tp": "tensor-parallel GPUs", SPARSITY: "sparsity [%]", "device": "device", "policy": "policy", "model": "model",
-}  # fmt: skip
+    "batch": "batch [sequences]",
+    "prompt_tokens": "prompt [tokens]",
+    "output_tokens": "output [tokens]",
+    "tp": "tensor-parallel GPUs",
+    SPARSITY: "sparsity [%]",
+    "device": "device",
+    "policy": "policy",
+    "model": "model",
+}
 
 
 @dataclass(frozen=True)
@@ -82,9 +88,7 @@ def sparsities(scenario: Scenario, percent: tuple[int, ...]) -> dict[str, int]:
             other = [*members[:i], type(member)(**changed), *members[i + 1 :]]
             out["+".join(m.spelling for m in other)] = p
         return out
-    raise InputError(
-        "this axis needs a policy with a share to keep, e.g. teal(keep=0.5); choose one in the sidebar"
-    )
+    raise InputError("this axis needs a policy with a share to keep, e.g. teal(keep=0.5); choose one in the sidebar")
 
 
 def read(name: str, text: str, scenario: Scenario) -> tuple[Axis, dict[str, int]]:
@@ -114,9 +118,7 @@ def grid(scenario: Scenario, axes: Mapping[str, tuple[str | int, ...]]) -> Grid:
     values["trace"] = (scenario.trace,) if scenario.trace else ()
     found = Grid(**{**values, **axes})
     if len(found) > LIMIT:
-        raise InputError(
-            f"{len(found):,} points; at most {LIMIT:,} here, any number on the command line"
-        )
+        raise InputError(f"{len(found):,} points; at most {LIMIT:,} here, any number on the command line")
     return found
 
 
@@ -144,7 +146,8 @@ def snippet(found: Grid) -> str:
     told = {f.name: getattr(found, f.name) for f in fields(Grid) if f.init}
     lines = ",\n    ".join(f"{k}={v!r}" for k, v in told.items() if v != default[k])
     return (
-        "import pyarrow as pa\n\nfrom simulator.grid import Grid\nfrom simulator.sweep import sweep\n\n"
+        "import pyarrow as pa\n\nfrom simulator.scenario.grid import Grid\n"
+        "from simulator.results.swept import sweep\n\n"
         f"grid = Grid(\n    {lines},\n)\ntable = pa.concat_tables(b.to_arrow() for b in sweep([grid]))\n"
         "print(table.to_pandas())"
     )

@@ -11,9 +11,9 @@ import pandas as pd
 import streamlit as st
 
 from app import compute, state, words
-from simulator.glossary import TERMS
-from simulator.grid import Grid
-from simulator.scenario import Scenario
+from simulator.base.glossary import TERMS
+from simulator.scenario.grid import Grid
+from simulator.scenario.scenario import Scenario
 
 BASIS = {"CALIBRATED": "green", "EXTRAPOLATED": "orange", "DATASHEET": "gray"}
 
@@ -25,8 +25,7 @@ def notes() -> None:
     problem = st.session_state.get("problem")
     if problem:
         st.error(
-            f"{words.plain(problem)} Shown instead: the last scenario that could be read.",
-            icon=":material/error:",
+            f"{words.plain(problem)} Shown instead: the last scenario that could be read.", icon=":material/error:"
         )
 
 
@@ -60,13 +59,7 @@ def chart(spec: dict[str, Any], alt: str, name: str, caption: str = "") -> None:
         left.caption(caption)
     with left.popover("Save chart", type="tertiary", icon=":material/download:"):
         for kind, mime in (("svg", "image/svg+xml"), ("png", "image/png")):
-            download(
-                kind.upper(),
-                lambda kind=kind: drawn(spec, kind),
-                f"{name}.{kind}",
-                mime,
-                f"chart.{name}.{kind}",
-            )
+            download(kind.upper(), lambda kind=kind: drawn(spec, kind), f"{name}.{kind}", mime, f"chart.{name}.{kind}")
         table = pd.DataFrame(spec["data"]["values"])
         download("CSV", lambda: csv(table), f"{name}.csv", "text/csv", f"chart.{name}.csv")
 
@@ -75,11 +68,7 @@ def drawn(spec: Mapping[str, Any], kind: str) -> bytes:
     """The chart as SVG or PNG."""
     import vl_convert
 
-    whole = {
-        "$schema": "https://vega.github.io/schema/vega-lite/v5.json",
-        "background": "white",
-        **spec,
-    }
+    whole = {"$schema": "https://vega.github.io/schema/vega-lite/v5.json", "background": "white", **spec}
     whole = {**whole, "width": 640} if "width" not in spec else whole
     text = json.dumps(whole)
     if kind == "svg":
@@ -87,9 +76,7 @@ def drawn(spec: Mapping[str, Any], kind: str) -> bytes:
     return vl_convert.vegalite_to_png(text, scale=2)
 
 
-def table(
-    found: pd.DataFrame, alt: str, name: str, columns: Mapping[str, Any] | None = None, **more: Any
-) -> None:
+def table(found: pd.DataFrame, alt: str, name: str, columns: Mapping[str, Any] | None = None, **more: Any) -> None:
     """A table that sorts and searches, with its CSV."""
     st.dataframe(found, hide_index=True, alt=alt, column_config=columns, placeholder="–", **more)
     download("CSV", lambda: csv(found), f"{name}.csv", "text/csv", f"table.{name}", type="tertiary")
@@ -100,20 +87,9 @@ def csv(table: pd.DataFrame) -> bytes:
     return table.to_csv(index=False, lineterminator="\n").encode()
 
 
-def download(
-    label: str, data: Callable[[], bytes] | bytes, file: str, mime: str, key: str, **more: Any
-) -> None:
+def download(label: str, data: Callable[[], bytes] | bytes, file: str, mime: str, key: str, **more: Any) -> None:
     """A button whose file is made when it is pressed; the page stays as it is."""
-    st.download_button(
-        label,
-        data,
-        file,
-        mime,
-        key=f"get.{key}",
-        on_click="ignore",
-        icon=":material/download:",
-        **more,
-    )
+    st.download_button(label, data, file, mime, key=f"get.{key}", on_click="ignore", icon=":material/download:", **more)
 
 
 def file_name(scenario: Scenario, what: str, suffix: str) -> str:
@@ -125,17 +101,15 @@ def file_name(scenario: Scenario, what: str, suffix: str) -> str:
 def tables(table: pd.DataFrame, scenario: Scenario, what: str, command: str = "") -> None:
     """CSV and Parquet of a table."""
     with st.container(horizontal=True):
+        download("CSV", lambda: csv(table), file_name(scenario, what, "csv"), "text/csv", f"{what}.csv")
+        metadata = {"shadowline.command": command or scenario.command, "shadowline.scenario": scenario.to_json()}
         download(
-            "CSV", lambda: csv(table), file_name(scenario, what, "csv"), "text/csv", f"{what}.csv"
+            "Parquet",
+            lambda: compute.parquet(table, metadata),
+            file_name(scenario, what, "parquet"),
+            "application/vnd.apache.parquet",
+            f"{what}.parquet",
         )
-        metadata = {
-            "shadowline.command": command or scenario.command,
-            "shadowline.scenario": scenario.to_json(),
-        }
-        download(
-            "Parquet", lambda: compute.parquet(table, metadata), file_name(scenario, what, "parquet"),
-            "application/vnd.apache.parquet", f"{what}.parquet",
-        )  # fmt: skip
 
 
 def reports(grid: Grid, command: str, scenario: Scenario) -> None:
@@ -143,9 +117,12 @@ def reports(grid: Grid, command: str, scenario: Scenario) -> None:
     with st.container(horizontal=True):
         for kind, mime in (("html", "text/html"), ("pdf", "application/pdf")):
             download(
-                f"Report as {kind.upper()}", lambda kind=kind: compute.report(grid, command, kind),
-                file_name(scenario, "report", kind), mime, f"report.{kind}",
-            )  # fmt: skip
+                f"Report as {kind.upper()}",
+                lambda kind=kind: compute.report(grid, command, kind),
+                file_name(scenario, "report", kind),
+                mime,
+                f"report.{kind}",
+            )
 
 
 def again(command: str, python: str) -> None:
@@ -161,15 +138,22 @@ def pinned(scenario: Scenario) -> None:
     base = state.baseline()
     with st.container(horizontal=True, vertical_alignment="center"):
         st.button(
-            "Pin as baseline", on_click=state.pin, args=(scenario,), icon=":material/push_pin:",
-            disabled=base == scenario, help="Keep this scenario to compare others with; it travels in the link.",
-        )  # fmt: skip
+            "Pin as baseline",
+            on_click=state.pin,
+            args=(scenario,),
+            icon=":material/push_pin:",
+            disabled=base == scenario,
+            help="Keep this scenario to compare others with; it travels in the link.",
+        )
         if base is not None:
             st.button("Unpin", on_click=state.pin, args=(None,), type="tertiary")
             st.button(
-                "Swap", on_click=_swap, args=(scenario, base), type="tertiary",
+                "Swap",
+                on_click=_swap,
+                args=(scenario, base),
+                type="tertiary",
                 help="Make the baseline the scenario, and this one the baseline.",
-            )  # fmt: skip
+            )
 
 
 def _swap(scenario: Scenario, base: Scenario) -> None:

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args, get_origin
 import streamlit as st
 
 from app import words
-from simulator.errors import ShadowlineError
+from simulator.base.errors import ShadowlineError
 from simulator.policies import POLICIES, Policies, Policy, parse
 
 NAMES = "composer.names"
@@ -55,10 +55,7 @@ def compose() -> None:
 
 def _is_told(member: Policy, name: str) -> bool:
     """Whether the canonical spelling names the parameter."""
-    return (
-        name in member.always_shown
-        or getattr(member, name) != type(member).model_fields[name].default
-    )
+    return name in member.always_shown or getattr(member, name) != type(member).model_fields[name].default
 
 
 def _label(name: str) -> str:
@@ -128,9 +125,7 @@ def _parameter(member: Policy, name: str) -> None:
     """One widget, by the parameter's type and bounds."""
     info = type(member).model_fields[name]
     value, key = getattr(member, name), f"policy.{member.name}.{name}"
-    about = (
-        f"{info.description or name}; {name}={value} on the command line, default {info.default}"
-    )
+    about = f"{info.description or name}; {name}={value} on the command line, default {info.default}"
     kinds = [a for a in get_args(info.annotation) if a is not type(None)] or [info.annotation]
     optional = type(None) in get_args(info.annotation)
     low, high = _bounds(info.metadata)

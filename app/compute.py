@@ -9,18 +9,18 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from simulator.errors import ShadowlineError
-from simulator.grid import Grid
-from simulator.group import group_of
-from simulator.predict import Prediction, predict
-from simulator.scenario import Scenario
+from simulator.base.errors import ShadowlineError
+from simulator.inference.group import group_of
+from simulator.results.prediction import Prediction, predict
+from simulator.scenario.grid import Grid
+from simulator.scenario.scenario import Scenario
 
 REMEMBERED = 256
 """Answers kept per function."""
 
 
 def predicted(scenario: Scenario) -> Prediction:
-    """`simulator.predict.predict`, remembered."""
+    """`simulator.results.prediction.predict`, remembered."""
     return _predicted(scenario.to_json())
 
 
@@ -52,7 +52,7 @@ def curve(scenario: Scenario, axis: str) -> Curve:
 
 @st.cache_resource(max_entries=REMEMBERED, show_spinner=False)
 def _curve(text: str, axis: str) -> Curve:
-    from simulator.result import rows
+    from simulator.results.result import rows
 
     s = Scenario.from_json(text)
     group = group_of(s)
@@ -61,10 +61,7 @@ def _curve(text: str, axis: str) -> Curve:
     else:
         last = max(group.model.max_context - s.output_tokens, 32)
         values = np.unique(np.rint(np.geomspace(16, last, 33)))
-    at = {
-        k: np.full(len(values), float(getattr(s, k)))
-        for k in ("batch", "prompt_tokens", "output_tokens")
-    }
+    at = {k: np.full(len(values), float(getattr(s, k))) for k in ("batch", "prompt_tokens", "output_tokens")}
     at[axis] = values
     block, _ = rows(group, at["batch"], at["prompt_tokens"], at["output_tokens"])
     speedup = np.asarray(block.columns["throughput_speedup_same_batch"], float)
@@ -97,14 +94,14 @@ def frame(prediction: Prediction) -> pd.DataFrame:
 
 @dataclass(frozen=True, eq=False)
 class Swept:
-    """Rows of a grid and what they say together, as `simulator.summary.Summary`."""
+    """Rows of a grid and what they say together, as `simulator.results.summary.Summary`."""
 
     rows: pd.DataFrame
     summary: dict[str, Any]
 
 
 def swept(grid: Grid) -> Swept:
-    """`simulator.sweep.sweep`, remembered."""
+    """`simulator.results.swept.sweep`, remembered."""
     return _swept(repr(grid.to_dict()), grid)
 
 
@@ -112,8 +109,8 @@ def swept(grid: Grid) -> Swept:
 def _swept(text: str, _grid: Grid) -> Swept:
     import pyarrow as pa
 
-    from simulator.summary import Summary
-    from simulator.sweep import sweep
+    from simulator.results.summary import Summary
+    from simulator.results.swept import sweep
 
     blocks = list(sweep([_grid]))
     summary = Summary()
@@ -129,7 +126,7 @@ def report(grid: Grid, command: str, kind: str) -> bytes:
 
     from reports import html, pdf
     from reports.sweep import compose
-    from simulator.sweep import write
+    from simulator.results.swept import write
 
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "sweep.parquet"
@@ -148,13 +145,13 @@ class Published:
 
 
 def published(scenario: Scenario, most: float) -> Published:
-    """`simulator.published_quality.choices`, remembered."""
+    """`simulator.results.published_quality.choices`, remembered."""
     return _published(dense_of(scenario).to_json(), most)
 
 
 @st.cache_resource(max_entries=64, show_spinner="Looking up published quality ...")
 def _published(text: str, most: float) -> Published:
-    from simulator.published_quality import choices
+    from simulator.results.published_quality import choices
 
     try:
         found, skipped = choices(Scenario.from_json(text), most)
@@ -170,7 +167,7 @@ def parquet(table: pd.DataFrame, metadata: dict[str, str]) -> bytes:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from simulator.result import COLUMNS
+    from simulator.results.result import COLUMNS
 
     arrow = pa.Table.from_pandas(table, preserve_index=False)
     fields: list[Any] = []

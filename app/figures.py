@@ -39,9 +39,7 @@ def _legend(title: str | None, names: Sequence[str]) -> dict[str, Any]:
     return {"orient": "bottom", "columns": columns, "labelLimit": 240, "title": title}
 
 
-def stacked(
-    rows: Rows, parts: Sequence[str], unit: str, *, marks: Rows = (), format: str = ""
-) -> Spec:
+def stacked(rows: Rows, parts: Sequence[str], unit: str, *, marks: Rows = (), format: str = "") -> Spec:
     """Horizontal bars of `rows` (name, part, value), stacked in the order of `parts`; `marks` are dashed lines."""
     there = [p for p in parts if any(r["part"] == p and r["value"] > 0 for r in rows)]
     order = {p: i for i, p in enumerate(there)}
@@ -56,11 +54,12 @@ def stacked(
             "color": {"field": "part", **_colour(there)},
             "order": {"field": "order"},
             "tooltip": [
-                {"field": "name", "title": ""}, {"field": "part", "title": "part"},
+                {"field": "name", "title": ""},
+                {"field": "part", "title": "part"},
                 {"field": "value", "title": unit, "format": format or ",.4~g"},
             ],
         },
-    }  # fmt: skip
+    }
     spec: Spec = {**FIT, "data": {"values": values}, "height": 30 * len(names)}
     if not marks:
         return {**spec, **bars}
@@ -69,16 +68,10 @@ def stacked(
         "mark": {"type": "rule", "strokeDash": [5, 3], "strokeWidth": 2, "color": RULE},
         "encoding": {
             "x": channel("value", "quantitative", unit),
-            "tooltip": [
-                {"field": "name", "title": ""},
-                {"field": "value", "title": unit, "format": ",.4~g"},
-            ],
+            "tooltip": [{"field": "name", "title": ""}, {"field": "value", "title": unit, "format": ",.4~g"}],
         },
     }
-    text = {
-        **line,
-        "mark": {"type": "text", "dy": -8, "baseline": "bottom", "align": "right", "color": RULE},
-    }
+    text = {**line, "mark": {"type": "text", "dy": -8, "baseline": "bottom", "align": "right", "color": RULE}}
     text["encoding"] = {"x": line["encoding"]["x"], "y": {"value": 0}, "text": {"field": "name"}}
     return {**spec, "layer": [bars, line, text]}
 
@@ -103,16 +96,21 @@ def roofline(points: Rows, roofs: Mapping[str, float], bytes_per_s: float) -> Sp
             "y": channel("rate", "quantitative", y_title, axis=SPARSE, scale=log),
             "size": {"field": "share", "type": "quantitative", "legend": None, "scale": {"range": [20, 700]}},
             "color": {"field": "series", **_colour(series)},
-            "shape": {"field": "series", "type": "nominal", "scale": {"domain": series},
-                      "legend": _legend(None, series)},
+            "shape": {
+                "field": "series",
+                "type": "nominal",
+                "scale": {"domain": series},
+                "legend": _legend(None, series),
+            },
             "tooltip": [
-                {"field": "op", "title": "op"}, {"field": "series", "title": ""},
+                {"field": "op", "title": "op"},
+                {"field": "series", "title": ""},
                 {"field": "intensity", "title": "flop/B", "format": ",.3~g"},
                 {"field": "rate", "title": "TFLOP/s", "format": ",.3~g"},
                 {"field": "share", "title": "share of the step", "format": ".1%"},
             ],
         },
-    }  # fmt: skip
+    }
     # The same titles in every layer: one without takes them from all.
     x = channel("x", "quantitative", x_title, scale=across)
     y = channel("y", "quantitative", y_title, scale=log)
@@ -122,10 +120,7 @@ def roofline(points: Rows, roofs: Mapping[str, float], bytes_per_s: float) -> Sp
         "encoding": {"x": x, "y": y, "detail": {"field": "roof"}},
     }
     # Left of the ridge, where no mark can be.
-    ends = [
-        {"roof": f"{name} peak", "x": peak / bytes_per_s, "y": peak / 1e12}
-        for name, peak in roofs.items()
-    ]
+    ends = [{"roof": f"{name} peak", "x": peak / bytes_per_s, "y": peak / 1e12} for name, peak in roofs.items()]
     label: Spec = {
         "data": {"values": ends},
         "mark": {"type": "text", "align": "right", "baseline": "bottom", "dx": -6, "color": GREY},
@@ -135,9 +130,16 @@ def roofline(points: Rows, roofs: Mapping[str, float], bytes_per_s: float) -> Sp
 
 
 def curves(
-    rows: Rows, x_title: str, y_title: str, *, x_log: bool = True, y_log: bool = False, rule: float | None = None,
-    here: float | None = None, series_title: str | None = None,
-) -> Spec:  # fmt: skip
+    rows: Rows,
+    x_title: str,
+    y_title: str,
+    *,
+    x_log: bool = True,
+    y_log: bool = False,
+    rule: float | None = None,
+    here: float | None = None,
+    series_title: str | None = None,
+) -> Spec:
     """Lines of `rows` (x, y, series); a dashed rule across at `rule`, one upright at `here`."""
     names = list(dict.fromkeys(str(r["series"]) for r in rows))
     x = channel(
@@ -147,22 +149,20 @@ def curves(
         axis=SPARSE if x_log else {"tickMinStep": 1},
         scale={"type": "log" if x_log else "linear", "nice": False},
     )
-    y = channel(
-        "y",
-        "quantitative",
-        y_title,
-        scale={"type": "log", "nice": False} if y_log else {"zero": False},
-    )
+    y = channel("y", "quantitative", y_title, scale={"type": "log", "nice": False} if y_log else {"zero": False})
     lines: Spec = {
         "mark": {"type": "line", "point": {"size": 18}, "strokeWidth": 2},
         "encoding": {
-            "x": x, "y": y, "color": {"field": "series", **_colour(names, series_title)},
+            "x": x,
+            "y": y,
+            "color": {"field": "series", **_colour(names, series_title)},
             "tooltip": [
-                {"field": "series", "title": series_title or ""}, {"field": "x", "title": x_title, "format": ",.6~g"},
+                {"field": "series", "title": series_title or ""},
+                {"field": "x", "title": x_title, "format": ",.6~g"},
                 {"field": "y", "title": y_title, "format": ",.4~g"},
             ],
         },
-    }  # fmt: skip
+    }
     if len(names) > 1:
         # Strokes, dashed as the lines are: a dashed outline of a disc reads as a star.
         legend = {**_legend(series_title, names), "symbolType": "stroke", "symbolSize": 400}
@@ -193,15 +193,18 @@ def front(rows: Rows, x_title: str, y_title: str, most: float | None = None) -> 
     dots: Spec = {
         "mark": {"type": "point", "filled": True, "size": 70, "opacity": 0.9},
         "encoding": {
-            "x": x, "y": y,
+            "x": x,
+            "y": y,
             "color": {"field": "side", **_colour(sides)},
             "shape": {"field": "side", "type": "nominal", "scale": {"domain": sides}, "legend": _legend(None, sides)},
             "tooltip": [
-                {"field": "name", "title": ""}, {"field": "x", "title": x_title, "format": ".3~f"},
-                {"field": "y", "title": y_title, "format": ".2f"}, {"field": "told", "title": "source"},
+                {"field": "name", "title": ""},
+                {"field": "x", "title": x_title, "format": ".3~f"},
+                {"field": "y", "title": y_title, "format": ".2f"},
+                {"field": "told", "title": "source"},
             ],
         },
-    }  # fmt: skip
+    }
     line: Spec = {
         "data": {"values": on},
         "mark": {"type": "line", "color": COLOURS[0], "interpolate": "step-after", "opacity": 0.6},
@@ -228,11 +231,7 @@ def choices(rows: Rows, x_title: str, y_title: str, limit: float | None = None) 
     """Choices (x, y, series, name, told, good: meets or misses); `limit` is an upright line."""
     names = list(dict.fromkeys(r["series"] for r in rows))
     log = {"type": "log", "nice": False, "padding": 10}  # a mark is not cut by the frame
-    opacity = {
-        "field": "good",
-        "type": "nominal",
-        "scale": {"domain": ["meets", "misses"], "range": [0.9, 0.0]},
-    }
+    opacity = {"field": "good", "type": "nominal", "scale": {"domain": ["meets", "misses"], "range": [0.9, 0.0]}}
     dots: Spec = {
         "mark": {"type": "point", "size": 70, "strokeWidth": 1.5, "opacity": 1},
         "encoding": {
@@ -242,10 +241,14 @@ def choices(rows: Rows, x_title: str, y_title: str, limit: float | None = None) 
             "fill": {"field": "series", **_colour(names), "legend": None},
             "shape": {"field": "series", "type": "nominal", "scale": {"domain": names}, "legend": _legend(None, names)},
             "fillOpacity": {**opacity, "legend": None},
-            "tooltip": [{"field": "name", "title": ""}, {"field": "told", "title": ""},
-                        {"field": "y", "title": y_title, "format": ",.3~g"}, {"field": "good", "title": "targets"}],
+            "tooltip": [
+                {"field": "name", "title": ""},
+                {"field": "told", "title": ""},
+                {"field": "y", "title": y_title, "format": ",.3~g"},
+                {"field": "good", "title": "targets"},
+            ],
         },
-    }  # fmt: skip
+    }
     layers = [dots]
     if limit is not None:
         mark = {"type": "rule", "strokeDash": [5, 3], "color": RULE}
@@ -262,12 +265,19 @@ def dots(rows: Rows, unit: str) -> Spec:
             "y": channel("name", "nominal", sort=names, axis={"labelLimit": 200, "grid": True}),
             "x": channel("value", "quantitative", unit),
             "color": {"field": "series", **_colour(series)},
-            "shape": {"field": "series", "type": "nominal", "scale": {"domain": series},
-                      "legend": _legend(None, series)},
-            "tooltip": [{"field": "name", "title": ""}, {"field": "series", "title": ""},
-                        {"field": "value", "title": unit, "format": ".3~g"}],
+            "shape": {
+                "field": "series",
+                "type": "nominal",
+                "scale": {"domain": series},
+                "legend": _legend(None, series),
+            },
+            "tooltip": [
+                {"field": "name", "title": ""},
+                {"field": "series", "title": ""},
+                {"field": "value", "title": unit, "format": ".3~g"},
+            ],
         },
-    }  # fmt: skip
+    }
     return {**FIT, "data": {"values": list(rows)}, "height": 30 * len(names), **marks}
 
 
@@ -284,21 +294,20 @@ def against(rows: Rows, x_title: str, y_title: str, *, legend: bool = True) -> S
             "x": channel("x", "quantitative", x_title, axis=SPARSE, scale=scale),
             "y": channel("y", "quantitative", y_title, axis=SPARSE, scale=scale),
             "color": {"field": "series", **colour, **({} if legend and len(names) <= 8 else {"legend": None})},
-            "tooltip": [{"field": "series", "title": ""}, {"field": "told", "title": ""},
-                        {"field": "x", "title": x_title, "format": ",.4~g"},
-                        {"field": "y", "title": y_title, "format": ",.4~g"}],
+            "tooltip": [
+                {"field": "series", "title": ""},
+                {"field": "told", "title": ""},
+                {"field": "x", "title": x_title, "format": ",.4~g"},
+                {"field": "y", "title": y_title, "format": ",.4~g"},
+            ],
         },
-    }  # fmt: skip
+    }
     ends = [{"a": v, "mid": v, "low": v / 1.2, "high": 1.2 * v} for v in (low, high)]
     x = {"field": "a", "type": "quantitative", "scale": scale}
     band: Spec = {
         "data": {"values": ends},
         "mark": {"type": "area", "opacity": 0.15, "color": GREY, "clip": True},
-        "encoding": {
-            "x": x,
-            "y": {"field": "low", "type": "quantitative", "scale": scale},
-            "y2": {"field": "high"},
-        },
+        "encoding": {"x": x, "y": {"field": "low", "type": "quantitative", "scale": scale}, "y2": {"field": "high"}},
     }
     line: Spec = {
         "data": {"values": ends},

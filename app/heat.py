@@ -8,13 +8,20 @@ from collections.abc import Sequence
 from typing import Any
 
 from app.figures import FIT, GREY, Rows, Spec, channel
-from simulator.summary import WIN
+from simulator.results.summary import WIN
 
 
 def heat_map(
-    rows: Rows, x: str, y: str, xs: Sequence[Any], ys: Sequence[Any], unit: str, *, ratio: bool = False,
+    rows: Rows,
+    x: str,
+    y: str,
+    xs: Sequence[Any],
+    ys: Sequence[Any],
+    unit: str,
+    *,
+    ratio: bool = False,
     numbers: bool = True,
-) -> Spec:  # fmt: skip
+) -> Spec:
     """Cells of `rows` (x, y, value, text, told) with a line where a ratio crosses 1.
 
     Parameters
@@ -24,25 +31,13 @@ def heat_map(
     numbers : bool
         Whether every cell carries its value.
     """
-    at_x = channel(
-        "x",
-        "ordinal",
-        x,
-        sort=list(xs),
-        axis={"labelAngle": 0, "labelOverlap": True, "labelLimit": 160},
-    )
+    at_x = channel("x", "ordinal", x, sort=list(xs), axis={"labelAngle": 0, "labelOverlap": True, "labelLimit": 160})
     at_y = channel("y", "ordinal", y, sort=list(ys), axis={"labelLimit": 200})
     known = [r for r in rows if r["value"] is not None]
     largest = max([abs(math.log(r["value"])) for r in known if r["value"] > 0] or [1.0])
     edge = max(math.exp(min(max(largest, 0.05), math.log(4.0))), 1.05)
     scale = (
-        {
-            "type": "log",
-            "domain": [1 / edge, edge],
-            "scheme": "purpleorange",
-            "reverse": True,
-            "clamp": True,
-        }
+        {"type": "log", "domain": [1 / edge, edge], "scheme": "purpleorange", "reverse": True, "clamp": True}
         if ratio
         else {"scheme": "viridis", "type": "log" if _wide(known) else "linear"}
     )
@@ -51,19 +46,21 @@ def heat_map(
         "transform": [{"filter": "isValid(datum.value)"}],
         "mark": {"type": "rect"},
         "encoding": {
-            "x": at_x, "y": at_y,
+            "x": at_x,
+            "y": at_y,
             "color": {"field": "value", "type": "quantitative", "scale": scale, "legend": legend},
             "tooltip": [{"field": "x", "title": x}, {"field": "y", "title": y}, {"field": "told", "title": unit}],
         },
-    }  # fmt: skip
+    }
     empty: Spec = {
         "transform": [{"filter": "!isValid(datum.value)"}],
         "mark": {"type": "rect", "color": GREY, "opacity": 0.25},
         "encoding": {
-            "x": at_x, "y": at_y,
+            "x": at_x,
+            "y": at_y,
             "tooltip": [*cells["encoding"]["tooltip"][:2], {"field": "told", "title": "no answer"}],
         },
-    }  # fmt: skip
+    }
     layers = [cells, empty]
     if ratio:
         layers += _borders(rows, at_x, at_y, xs, ys)
@@ -72,12 +69,7 @@ def heat_map(
         text["encoding"]["text"] = {"field": "text"}
         text["encoding"]["color"] = {"value": GREY} if not known else _on_cell(ratio, edge, known)
         layers.append(text)
-    return {
-        **FIT,
-        "data": {"values": list(rows)},
-        "height": max(120, min(26 * len(ys), 520)),
-        "layer": layers,
-    }
+    return {**FIT, "data": {"values": list(rows)}, "height": max(120, min(26 * len(ys), 520)), "layer": layers}
 
 
 def _wide(known: Rows) -> bool:
@@ -99,19 +91,21 @@ def _on_cell(ratio: bool, edge: float, known: Rows) -> dict[str, Any]:
     return {"condition": [blank, {"test": dark, "value": "#ffffff"}], "value": "#000000"}
 
 
-def _borders(
-    rows: Rows, at_x: Spec, at_y: Spec, xs: Sequence[Any], ys: Sequence[Any]
-) -> list[Spec]:
+def _borders(rows: Rows, at_x: Spec, at_y: Spec, xs: Sequence[Any], ys: Sequence[Any]) -> list[Spec]:
     """Lines between neighbouring cells of which one wins and the other does not."""
     wins = {(r["x"], r["y"]): r["value"] >= WIN for r in rows if r["value"] is not None}
     right = [
-        {"x": a, "y": y} for y in ys for a, b in itertools.pairwise(xs)
+        {"x": a, "y": y}
+        for y in ys
+        for a, b in itertools.pairwise(xs)
         if (a, y) in wins and (b, y) in wins and wins[a, y] != wins[b, y]
-    ]  # fmt: skip
+    ]
     below = [
-        {"x": x, "y": a} for x in xs for a, b in itertools.pairwise(ys)
+        {"x": x, "y": a}
+        for x in xs
+        for a, b in itertools.pairwise(ys)
         if (x, a) in wins and (x, b) in wins and wins[x, a] != wins[x, b]
-    ]  # fmt: skip
+    ]
     mark = {"type": "rule", "color": "#000000", "strokeWidth": 2.5}
     out: list[Spec] = []
     for segments, one, two in ((right, "x", "y"), (below, "y", "x")):
@@ -119,8 +113,9 @@ def _borders(
             continue
         fixed, along = (at_x, at_y) if one == "x" else (at_y, at_x)
         encoding = {
-            one: {**fixed, "bandPosition": 1}, two: {**along, "bandPosition": 0},
+            one: {**fixed, "bandPosition": 1},
+            two: {**along, "bandPosition": 0},
             f"{two}2": {"field": two, "bandPosition": 1},
-        }  # fmt: skip
+        }
         out.append({"data": {"values": segments}, "mark": mark, "encoding": encoding})
     return out

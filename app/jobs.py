@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import app
-from simulator.errors import EXIT_NOTHING_FEASIBLE, EXIT_OK
+from simulator.base.errors import EXIT_NOTHING_FEASIBLE, EXIT_OK
 
 ENDED_WELL = (EXIT_OK, EXIT_NOTHING_FEASIBLE)
 ROOT = Path(app.__file__).parents[1]
@@ -40,9 +40,13 @@ class Job:
         path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH", ""))))
         with (self.folder / "stdout").open("wb") as out, (self.folder / "stderr").open("wb") as err:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", *words], cwd=self.folder, stdin=subprocess.DEVNULL, stdout=out, stderr=err,
+                [sys.executable, "-m", *words],
+                cwd=self.folder,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=err,
                 env={**os.environ, "PYTHONPATH": path},
-            )  # fmt: skip
+            )
         # A visitor who leaves takes the work along.
         weakref.finalize(self, _end, self._process, self.folder)
 

@@ -16,7 +16,7 @@ PAGES = (
     ("traces", "Traces", ":material/query_stats:"),
     ("validation", "Validation", ":material/fact_check:"),
     ("catalogue", "Devices and policies", ":material/menu_book:"),
-)  # fmt: skip
+)
 
 # An icon of our own: a named one would be fetched from a font server.
 ICON = Path(__file__).with_name("icon.svg")

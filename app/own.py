@@ -11,11 +11,11 @@ from pathlib import Path
 import streamlit as st
 
 from app import state, words
-from simulator.device import Device, edited, list_devices, to_toml, user_data_dir
-from simulator.device_file import parse_profile
-from simulator.errors import InputError, ShadowlineError
-from simulator.group import find_model
-from simulator.hub import from_file, list_models
+from simulator.base.errors import InputError, ShadowlineError
+from simulator.device.catalogue import Device, edited, list_devices, to_toml, user_data_dir
+from simulator.device.file import parse_profile
+from simulator.model.hub import from_file, list_models
+from simulator.scenario.find import find_model
 from simulator.trace import read_trace
 
 MOST_CONFIG_BYTES = 1_000_000
@@ -29,9 +29,12 @@ def model() -> None:
     """Paste or upload a ``config.json`` and use it."""
     name = st.text_input("Name", key="own.name", placeholder="my-llama", max_chars=61)
     st.text_area(
-        "Paste a Hugging Face config.json", key="own.text", max_chars=MOST_CONFIG_BYTES, height=120,
+        "Paste a Hugging Face config.json",
+        key="own.text",
+        max_chars=MOST_CONFIG_BYTES,
+        height=120,
         placeholder='{"architectures": ["LlamaForCausalLM"], ...}',
-    )  # fmt: skip
+    )
     upload = st.file_uploader("or upload it", "json", key="own.file", max_upload_size=1)
     content = upload.getvalue() if upload else st.session_state["own.text"].encode()
     st.button("Use this model", on_click=_use_model, args=(name, content), disabled=not content)
@@ -45,10 +48,7 @@ def _use_model(name: str, content: bytes) -> None:
         st.session_state["own.model_note"] = ("error", f"{error} Nothing was changed.")
         return
     state.put(model=str(path))
-    st.session_state["own.model_note"] = (
-        "success",
-        f"{find_model(str(path)).name} is read; it lies in {path}.",
-    )
+    st.session_state["own.model_note"] = ("success", f"{find_model(str(path)).name} is read; it lies in {path}.")
 
 
 def save_model(name: str, content: bytes) -> Path:
@@ -74,9 +74,7 @@ def save_model(name: str, content: bytes) -> Path:
         try:
             from_file(draft)
         except ShadowlineError as error:
-            raise InputError(
-                str(error).replace(str(draft) + "/", "").replace(str(draft), name)
-            ) from None
+            raise InputError(str(error).replace(str(draft) + "/", "").replace(str(draft), name)) from None
         folder.parent.mkdir(parents=True, exist_ok=True)
         shutil.copytree(draft, folder)
     return folder
@@ -86,9 +84,7 @@ def check_name(name: str, taken: tuple[str, ...], example: str) -> str:
     """`name` in lower case where it can be a file's and is nobody else's."""
     name = name.strip().lower()
     if not _NAME.match(name):
-        raise InputError(
-            f"The name {name[:60]!r} needs letters, digits, '-', '_' or '.', e.g. {example}."
-        )
+        raise InputError(f"The name {name[:60]!r} needs letters, digits, '-', '_' or '.', e.g. {example}.")
     if name in taken:
         raise InputError(f"{name!r} is taken; choose another name, e.g. {name}-mine.")
     return name
@@ -116,9 +112,7 @@ def save_device(name: str, text: str) -> Path:
     content = text.encode("utf-8", "surrogatepass")
     found = parse_profile(content, f"{name}.toml")
     if found.name != name:
-        raise InputError(
-            f"The profile's name is {found.name!r}; write name = {name!r} or use that name."
-        )
+        raise InputError(f"The profile's name is {found.name!r}; write name = {name!r} or use that name.")
     path = user_data_dir() / "devices" / f"{name}.toml"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)
@@ -149,9 +143,7 @@ def save_trace(contents: dict[str, bytes]) -> Path:
         if name not in _TRACE_FILES:
             raise InputError(f"{name!r} is no file of a trace; they are {', '.join(_TRACE_FILES)}")
     if "manifest.json" not in contents:
-        raise InputError(
-            "manifest.json is missing; upload all files of the trace's folder together"
-        )
+        raise InputError("manifest.json is missing; upload all files of the trace's folder together")
     size = sum(map(len, contents.values()))
     if size > MOST_TRACE_MB * 2**20:
         raise InputError(f"{size / 2**20:.0f} MiB; at most {MOST_TRACE_MB}")
@@ -163,9 +155,7 @@ def save_trace(contents: dict[str, bytes]) -> Path:
         try:
             trace = read_trace(draft)
         except ShadowlineError as error:
-            raise InputError(
-                str(error).replace(f"{draft}/", "").replace(str(draft), "the trace")
-            ) from None
+            raise InputError(str(error).replace(f"{draft}/", "").replace(str(draft), "the trace")) from None
         label = re.sub(r"[^a-z0-9._-]+", "-", trace.manifest.model.lower()).strip("-.") or "trace"
         folder = traces() / f"{label}-{trace.digest[:8]}"
         if not folder.exists():

@@ -12,12 +12,22 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from simulator.console import milliseconds, number
+from simulator.base.console import milliseconds, number
 
 SHOWN = (
-    "device", "policy", "tp", "batch", "replicas", "usd_per_mtoken", "usd_per_h", "ttft_ms", "tpot_ms",
-    "tokens_per_s", "basis", "meets",
-)  # fmt: skip
+    "device",
+    "policy",
+    "tp",
+    "batch",
+    "replicas",
+    "usd_per_mtoken",
+    "usd_per_h",
+    "ttft_ms",
+    "tpot_ms",
+    "tokens_per_s",
+    "basis",
+    "meets",
+)
 
 
 @dataclass(frozen=True)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import streamlit as st
 
 from app import composer, own, state
-from simulator.device import list_devices
-from simulator.dtypes import AUTO, FORMATS, KV_FORMATS
-from simulator.engine import load_engines
-from simulator.errors import ShadowlineError
-from simulator.glossary import TERMS
-from simulator.group import find_model
-from simulator.hub import list_models
-from simulator.scenario import MAX_BATCH, MAX_TOKENS, Scenario
+from simulator.base.dtypes import AUTO, FORMATS, KV_FORMATS
+from simulator.base.errors import ShadowlineError
+from simulator.base.glossary import TERMS
+from simulator.device.catalogue import list_devices
+from simulator.model.hub import list_models
+from simulator.roofline.engine import load_engines
+from simulator.scenario.find import find_model
+from simulator.scenario.scenario import MAX_BATCH, MAX_TOKENS, Scenario
 
 BATCHES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 1024)
 PROMPTS = tuple(round(16 * 2 ** (i / 2)) for i in range(33))
@@ -22,10 +22,7 @@ OUTPUTS = tuple(round(16 * 2 ** (i / 2)) for i in range(21))
 def draw() -> None:
     """All widgets of the scenario."""
     with st.sidebar:
-        st.subheader(
-            "Scenario",
-            help="All pages share it, and the address bar holds it: copy the link to share.",
-        )
+        st.subheader("Scenario", help="All pages share it, and the address bar holds it: copy the link to share.")
         _names()
         composer.compose()
         _size("batch", "Batch [sequences]", BATCHES, MAX_BATCH, TERMS["batch"])
@@ -49,22 +46,28 @@ def _names() -> None:
         if st.session_state[key] not in options:
             options.append(st.session_state[key])
     st.selectbox(
-        "Model", models, index=None, key="model", bind="query-params", accept_new_options=True, required=True,
+        "Model",
+        models,
+        index=None,
+        key="model",
+        bind="query-params",
+        accept_new_options=True,
+        required=True,
         help="A bundled model; or type a folder, a config.json or a hub id (org/name), whose config is then fetched"
         " from huggingface.co.",
-    )  # fmt: skip
+    )
     wanted = st.session_state.get("ask_hub")
     if wanted:
-        st.button(
-            f"Fetch {wanted} from huggingface.co",
-            on_click=_fetch,
-            args=(wanted,),
-            icon=":material/download:",
-        )
+        st.button(f"Fetch {wanted} from huggingface.co", on_click=_fetch, args=(wanted,), icon=":material/download:")
     st.selectbox(
-        "Device", devices, index=None, key="device", bind="query-params", required=True,
+        "Device",
+        devices,
+        index=None,
+        key="device",
+        bind="query-params",
+        required=True,
         help="A GPU profile; duplicate and edit one below. Every number's source is on the Devices page.",
-    )  # fmt: skip
+    )
 
 
 def _fetch(name: str) -> None:
@@ -79,14 +82,26 @@ def _fetch(name: str) -> None:
 
 def _size(key: str, label: str, stops: tuple[int, ...], most: int, about: str) -> None:
     """A number with a slider over usual values beneath; the number is the truth."""
-    st.number_input(label, 1, most, 1 if key == "batch" else Scenario.model_fields[key].default, 1,
-                    key=key, bind="query-params", help=about)  # fmt: skip
+    st.number_input(
+        label,
+        1,
+        most,
+        1 if key == "batch" else Scenario.model_fields[key].default,
+        1,
+        key=key,
+        bind="query-params",
+        help=about,
+    )
     slider, value = f"{key}.slider", st.session_state[key]
     st.session_state[slider] = value
     st.select_slider(
-        f"{label}: usual values", sorted({*stops, value}), key=slider, label_visibility="collapsed",
-        on_change=_slid, args=(key, slider),
-    )  # fmt: skip
+        f"{label}: usual values",
+        sorted({*stops, value}),
+        key=slider,
+        label_visibility="collapsed",
+        on_change=_slid,
+        args=(key, slider),
+    )
 
 
 def _slid(key: str, slider: str) -> None:
@@ -98,36 +113,19 @@ def _more() -> None:
     for key in ("tp", "pp", "ep"):
         st.number_input(_about(key).rstrip("."), 1, 1024, 1, 1, key=key, help=f"--{key}", **bound)
     engines = sorted(load_engines())
-    st.selectbox(
-        "Engine", engines, engines.index("vllm"), key="engine", help=_about("engine"), **bound
-    )
+    st.selectbox("Engine", engines, engines.index("vllm"), key="engine", help=_about("engine"), **bound)
     st.selectbox("Weights", [AUTO, *FORMATS], key="dtype", help=_about("dtype"), **bound)
-    st.selectbox(
-        "KV cache",
-        [AUTO, *KV_FORMATS],
-        key="kv_cache_dtype",
-        help=_about("kv_cache_dtype"),
-        **bound,
-    )
+    st.selectbox("KV cache", [AUTO, *KV_FORMATS], key="kv_cache_dtype", help=_about("kv_cache_dtype"), **bound)
     share = "gpu_memory_utilization"
-    st.number_input(
-        "Share of memory for the engine",
-        0.05,
-        1.0,
-        0.9,
-        0.01,
-        "%.2f",
-        share,
-        _about(share),
+    st.number_input("Share of memory for the engine", 0.05, 1.0, 0.9, 0.01, "%.2f", share, _about(share), **bound)
+    st.number_input("Tokens per KV page", 1, 1024, 16, 1, key="block_size", help=_about("block_size"), **bound)
+    st.toggle("Predict beyond the model's context", key="ignore_context_limit", help="As EXTRAPOLATED.", **bound)
+    st.text_input(
+        "Folder of a measured trace",
+        key="trace",
+        max_chars=500,
+        placeholder="none: published curves",
+        help=_about("trace"),
         **bound,
     )
-    st.number_input(
-        "Tokens per KV page", 1, 1024, 16, 1, key="block_size", help=_about("block_size"), **bound
-    )
-    st.toggle("Predict beyond the model's context", key="ignore_context_limit",
-              help="As EXTRAPOLATED.", **bound)  # fmt: skip
-    st.text_input("Folder of a measured trace", key="trace", max_chars=500, placeholder="none: published curves",
-                  help=_about("trace"), **bound)  # fmt: skip
-    st.toggle(
-        "Use a trace of another model", key="trace_transfer", help=_about("trace_transfer"), **bound
-    )
+    st.toggle("Use a trace of another model", key="trace_transfer", help=_about("trace_transfer"), **bound)

@@ -9,18 +9,14 @@ from urllib.parse import parse_qsl
 
 import streamlit as st
 
-from simulator import hub
-from simulator.errors import ShadowlineError, suggest
-from simulator.group import group_of
-from simulator.scenario import Scenario
+from simulator.base.errors import ShadowlineError, suggest
+from simulator.inference.group import group_of
+from simulator.model import hub
+from simulator.scenario.scenario import Scenario
 
 FIELDS = tuple(Scenario.model_fields)
 EXAMPLE = Scenario.of(
-    model="llama-3-8b",
-    device="h100-sxm",
-    policy="teal(keep=0.5)",
-    prompt_tokens=2048,
-    output_tokens=256,
+    model="llama-3-8b", device="h100-sxm", policy="teal(keep=0.5)", prompt_tokens=2048, output_tokens=256
 )
 """What a visitor without a link sees."""
 BASELINE = "baseline"
@@ -37,9 +33,7 @@ def open_link() -> None:
     values, notes = read_link(mine) if mine else (EXAMPLE.model_dump(), [])
     found = Scenario.of(**values)
     pinned, more = _read_baseline(raw.get(BASELINE, ""))
-    others = {
-        k: v for k, v in raw.items() if k not in FIELDS and not (k == BASELINE and pinned is None)
-    }
+    others = {k: v for k, v in raw.items() if k not in FIELDS and not (k == BASELINE and pinned is None)}
     notes += [n for k in others if (n := _unknown(k))]
     # A whole number's widget would take an endless one from the URL and fail.
     for key in [k for k, v in others.items() if k in _page_parameters() and _endless(v)]:
@@ -73,9 +67,7 @@ def read_link(raw: Mapping[str, str]) -> tuple[dict[str, Any], list[str]]:
                 group_of(tried)
         except ShadowlineError as error:
             used = values[key] if values[key] != "" else "none"
-            notes.append(
-                f"The link's {key}={_short(text)}: {_sentence(error)} Used instead: {used}."
-            )
+            notes.append(f"The link's {key}={_short(text)}: {_sentence(error)} Used instead: {used}.")
         else:
             values[key] = getattr(tried, key)
     return values, notes
@@ -109,9 +101,7 @@ def _read_baseline(text: str) -> tuple[Scenario | None, list[str]]:
     try:
         return read_query(text), []
     except ShadowlineError as error:
-        return None, [
-            f"The link's baseline cannot be used: {_sentence(error)} There is none pinned now."
-        ]
+        return None, [f"The link's baseline cannot be used: {_sentence(error)} There is none pinned now."]
 
 
 def read_query(text: str) -> Scenario:

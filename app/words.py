@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 
 from app.compute import Curve
-from simulator.console import milliseconds, number
-from simulator.predict import Prediction
-from simulator.result import rate_interval
-from simulator.scenario import Scenario
-from simulator.summary import WIN
+from simulator.base.console import milliseconds, number
+from simulator.results.prediction import Prediction
+from simulator.results.result import rate_interval
+from simulator.results.summary import WIN
+from simulator.scenario.scenario import Scenario
 
 _MARKUP = re.compile(r"([\\`*_{}\[\]<>#|~$!:])")
 
@@ -56,14 +56,12 @@ def told(p: Prediction) -> str:
 def refusal(row: Mapping[str, Any]) -> str:
     """Why a scenario has no answer, and what would work."""
     words = {
-        "does_not_fit": "does not fit", "exceeds_context": "is too long for the model",
-        "not_applicable": "cannot be used here", "unsupported_dtype": "has a format the device cannot compute",
-    }  # fmt: skip
-    what = (
-        f"**{row['model']}** with **{row['policy']}**"
-        if row["policy"] != "dense"
-        else f"**{row['model']}**"
-    )
+        "does_not_fit": "does not fit",
+        "exceeds_context": "is too long for the model",
+        "not_applicable": "cannot be used here",
+        "unsupported_dtype": "has a format the device cannot compute",
+    }
+    what = f"**{row['model']}** with **{row['policy']}**" if row["policy"] != "dense" else f"**{row['model']}**"
     return f"{what} on {_gpus(row)}**{row['device']}** {words[row['status']]}: {row['reason']}."
 
 
@@ -160,7 +158,7 @@ def snippet(scenario: Scenario) -> str:
     """Python that prints this prediction."""
     fields = ",\n    ".join(f"{k}={v!r}" for k, v in scenario.to_dict().items())
     return (
-        "from simulator.predict import predict\nfrom simulator.scenario import Scenario\n\n"
+        "from simulator.results.prediction import predict\nfrom simulator.scenario.scenario import Scenario\n\n"
         f"scenario = Scenario.of(\n    {fields},\n)\nanswer = predict(scenario)\n"
         "print(answer.sentence)\nprint(answer.to_pandas())"
     )

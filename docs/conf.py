@@ -24,14 +24,7 @@ exclude_patterns = ["docsite", "howto/strided_kv"]
 default_role = "literal"  # `name` in a docstring is code
 smartquotes = False  # --flag is no dash
 
-myst_enable_extensions = [
-    "amsmath",
-    "attrs_inline",
-    "colon_fence",
-    "deflist",
-    "dollarmath",
-    "linkify",
-]
+myst_enable_extensions = ["amsmath", "attrs_inline", "colon_fence", "deflist", "dollarmath", "linkify"]
 myst_heading_anchors = 3
 # A file name such as claims.md or README.md in the text is no address.
 myst_linkify_fuzzy_links = False

@@ -7,14 +7,14 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from simulator.errors import ShadowlineError
-from simulator.hub import needs_network
+from simulator.base.errors import ShadowlineError
+from simulator.model.hub import needs_network
 
 if TYPE_CHECKING:
     from reports.rows import Sweep
-    from simulator.group import Group
-    from simulator.predict import Prediction
-    from simulator.scenario import Scenario
+    from simulator.inference.group import Group
+    from simulator.results.prediction import Prediction
+    from simulator.scenario.scenario import Scenario
 
 SAME = 1e-4
 """Relative difference up to which a row is the prediction of today; the file is read as float32."""
@@ -32,24 +32,20 @@ class Inside:
     @property
     def group(self) -> Group:
         """What the row holds fixed."""
-        from simulator.group import group_of
+        from simulator.inference.group import group_of
 
         return group_of(self.scenario)
 
 
 def inside(sweep: Sweep, row: int) -> Inside | str:
     """The row's breakdown, or why there is none."""
-    from simulator.predict import predict
+    from simulator.results.prediction import predict
 
     problem = "the sweep's plan does not name its scenario"
     for scenario in _scenarios(sweep, row):
         try:
             prediction = predict(scenario)
-            dense = predict(
-                scenario.model_copy(
-                    update={"policy": "dense", "trace": "", "trace_transfer": False}
-                )
-            )
+            dense = predict(scenario.model_copy(update={"policy": "dense", "trace": "", "trace_transfer": False}))
         except ShadowlineError as error:
             problem = str(error)
             continue
@@ -57,14 +53,10 @@ def inside(sweep: Sweep, row: int) -> Inside | str:
         if prediction.row["device"] != sweep.text("device", row) or e2e is None:
             continue
         steps = sweep.number("output_tokens", row) - 1.0
-        written = sweep.number("ttft_s", row) + (
-            steps * sweep.number("tpot_s", row) if steps else 0.0
-        )
+        written = sweep.number("ttft_s", row) + (steps * sweep.number("tpot_s", row) if steps else 0.0)
         if abs(written / e2e - 1.0) <= SAME:
             return Inside(row, scenario, prediction, dense)
-        problem = (
-            "profiles or fits have changed since the sweep was written; sweep again to see inside"
-        )
+        problem = "profiles or fits have changed since the sweep was written; sweep again to see inside"
     return problem
 
 
@@ -90,14 +82,12 @@ def _scenarios(sweep: Sweep, row: int) -> Iterator[Scenario]:
 
 
 def _grids(sweep: Sweep) -> list:
-    from simulator.grid import Grid
+    from simulator.scenario.grid import Grid
 
     out = []
     for values in sweep.plan.get("grids", ()):
         try:
-            out.append(
-                Grid(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
-            )
+            out.append(Grid(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}))
         except (ShadowlineError, TypeError, ValueError):
             continue
     return out
@@ -109,13 +99,13 @@ def _named(scenario: Scenario) -> tuple[str, str]:
 
 @lru_cache(maxsize=256)
 def _model(name: str) -> str:
-    from simulator.group import find_model
+    from simulator.scenario.find import find_model
 
     return find_model(name).name
 
 
 @lru_cache(maxsize=256)
 def _device(name: str) -> str:
-    from simulator.group import find_device
+    from simulator.scenario.find import find_device
 
     return find_device(name).name

@@ -11,7 +11,7 @@ import numpy as np
 
 from reports.rows import Sweep
 from reports.text import DASH
-from simulator.summary import WIN, break_even
+from simulator.results.summary import WIN, break_even
 
 Pair = tuple[str, str]
 _NUMBER = re.compile(r"(?<![\w.:-])\d[\d,]*(?:\.\d+)?(?![\w:])")
@@ -70,11 +70,7 @@ class Answer:
 
     def of_policy(self, policy: str) -> list[Tally]:
         """Tallies of one policy that have speed-ups."""
-        return [
-            t
-            for t in self.tallies.values()
-            if t.policy == policy and t.rows and np.isfinite(t.median)
-        ]
+        return [t for t in self.tallies.values() if t.policy == policy and t.rows and np.isfinite(t.median)]
 
     @cached_property
     def ranking(self) -> list[tuple[str, float, float, float]]:
@@ -84,12 +80,7 @@ class Answer:
             found = np.array([t.median for t in self.of_policy(policy)])
             if len(found):
                 out.append(
-                    (
-                        policy,
-                        float(np.median(found)),
-                        float(np.mean(found >= WIN)),
-                        float(np.mean(found <= 1 / WIN)),
-                    )
+                    (policy, float(np.median(found)), float(np.mean(found >= WIN)), float(np.mean(found <= 1 / WIN)))
                 )
         return sorted(out, key=lambda r: -r[1])
 
@@ -121,9 +112,7 @@ class Answer:
             told = text
             for slot in zip(*(numbers for numbers, _ in rows), strict=True):
                 ends = sorted(set(slot), key=lambda v: float(v.replace(",", "")))
-                told = told.replace(
-                    "\0", ends[0] if len(ends) == 1 else f"{ends[0]}{DASH}{ends[-1]}", 1
-                )
+                told = told.replace("\0", ends[0] if len(ends) == 1 else f"{ends[0]}{DASH}{ends[-1]}", 1)
             out[told] += sum(n for _, n in rows)
         return out
 
@@ -166,10 +155,17 @@ def _tally(sweep: Sweep, key: tuple[str, str, str], rows: np.ndarray, fit: np.nd
     if not there.any():
         return Tally(model, device, policy, len(fit), len(rows))
     s, at = s[there], fit[there]
-    words = (
-        "" if policy == "dense" else break_even(s, sweep["batch"][at], sweep["prompt_tokens"][at])
-    )
+    words = "" if policy == "dense" else break_even(s, sweep["batch"][at], sweep["prompt_tokens"][at])
     return Tally(
-        model, device, policy, len(fit), len(rows), float(np.median(s)), float(s.min()), float(s.max()),
-        float(np.mean(s >= WIN)), float(np.mean(s <= 1.0 / WIN)), words.removesuffix(" here"),
-    )  # fmt: skip
+        model,
+        device,
+        policy,
+        len(fit),
+        len(rows),
+        float(np.median(s)),
+        float(s.min()),
+        float(s.max()),
+        float(np.mean(s >= WIN)),
+        float(np.mean(s <= 1.0 / WIN)),
+        words.removesuffix(" here"),
+    )

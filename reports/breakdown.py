@@ -9,21 +9,11 @@ import numpy as np
 
 from reports import charts
 from reports.again import Inside
-from reports.content import (
-    Block,
-    Cell,
-    Column,
-    Figure,
-    Paragraph,
-    Section,
-    Subheading,
-    Table,
-    section,
-)
+from reports.content import Block, Cell, Column, Figure, Paragraph, Section, Subheading, Table, section
 from reports.text import count, ms, num, percent, share, upper
-from simulator.console import number
-from simulator.dtypes import DType
-from simulator.predict import OpRow
+from simulator.base.console import number
+from simulator.base.dtypes import DType
+from simulator.results.prediction import OpRow
 
 
 def inside_section(found: Sequence[Inside | str], binds: Sequence[Block]) -> Section:
@@ -56,15 +46,7 @@ def _steps(insides: Sequence[Inside]) -> Figure:
             if prediction.ops and (prediction is i.dense or row["policy"] != "dense"):
                 names.append(f"{where}: {prediction.row['policy']}")
                 sums.append(_sum(prediction.ops, "decode"))
-    groups = (
-        "attention projections",
-        "attention",
-        "FFN",
-        "LM head",
-        "communication",
-        "other",
-        "added by the policy",
-    )
+    groups = ("attention projections", "attention", "FFN", "LM head", "communication", "other", "added by the policy")
     parts = {g: np.array([1e3 * s.get(g, 0.0) for s in sums]) for g in groups}
     first = insides[0].prediction
     total = _sum(first.ops, "decode")
@@ -76,10 +58,12 @@ def _steps(insides: Sequence[Inside]) -> Figure:
         f" a decode step's kernels with {row['policy']} on {row['device']}"
     )
     return Figure(
-        "fig-steps", title, charts.stacked(names, parts, "kernels of one mean decode step [ms]"),
+        "fig-steps",
+        title,
+        charts.stacked(names, parts, "kernels of one mean decode step [ms]"),
         "; ".join(f"{n}: {sum(s.values()) * 1e3:.3g} ms" for n, s in zip(names, sums, strict=True)),
         "The recommended rows at the load of page one. Host time that the GPU does not hide is not in these bars.",
-    )  # fmt: skip
+    )
 
 
 def _ops(i: Inside, n: int) -> Table:
@@ -91,22 +75,37 @@ def _ops(i: Inside, n: int) -> Table:
         f"tab-ops-{n}",
         f"{p.row['model']} on {p.row['device']}, {p.row['policy']}: the ops that take most of the time",
         (
-            Column("op"), Column("phase"), Column("calls", True), Column("time [ms]", True),
-            Column("share of all", True), Column("math [ms]", True), Column("memory [ms]", True),
-            Column("link [ms]", True), Column("launch [ms]", True), Column("moved [MB]", True),
+            Column("op"),
+            Column("phase"),
+            Column("calls", True),
+            Column("time [ms]", True),
+            Column("share of all", True),
+            Column("math [ms]", True),
+            Column("memory [ms]", True),
+            Column("link [ms]", True),
+            Column("launch [ms]", True),
+            Column("moved [MB]", True),
             Column("basis", term="basis"),
         ),
         tuple(
             (
-                Cell(o.role + (" *" if o.overhead else "")), Cell(o.phase), count(o.count), ms(o.total_s),
-                percent(o.total_s * (steps if o.phase == "decode" else 1) / whole, 1), ms(o.math_s), ms(o.memory_s),
-                ms(o.link_s), ms(o.launch_s), num(o.moved_bytes / 1e6), Cell(o.basis.lower()),
+                Cell(o.role + (" *" if o.overhead else "")),
+                Cell(o.phase),
+                count(o.count),
+                ms(o.total_s),
+                percent(o.total_s * (steps if o.phase == "decode" else 1) / whole, 1),
+                ms(o.math_s),
+                ms(o.memory_s),
+                ms(o.link_s),
+                ms(o.launch_s),
+                num(o.moved_bytes / 1e6),
+                Cell(o.basis.lower()),
             )
             for o in ops
         ),
         note="Per prefill or decode step, all layers; terms overlap and need not add up. Share: of the end-to-end"
         " kernels. *: work the policy adds.",
-    )  # fmt: skip
+    )
 
 
 def roofline_section(insides: Sequence[Inside]) -> Section | None:
@@ -116,11 +115,7 @@ def roofline_section(insides: Sequence[Inside]) -> Section | None:
     i = insides[0]
     device, row = i.group.device, i.prediction.row
     roof = charts.Roof(
-        {
-            str(d): device.peak_flop_per_s(d)
-            for d in (DType.BF16, DType.FP8, DType.FP32)
-            if device.has(d)
-        },
+        {str(d): device.peak_flop_per_s(d) for d in (DType.BF16, DType.FP8, DType.FP32) if device.has(d)},
         device.hbm_bytes_per_s,
     )
     points: dict[str, Any] = {}
@@ -135,9 +130,10 @@ def roofline_section(insides: Sequence[Inside]) -> Section | None:
             whole = sum(o.total_s for o in p.ops if o.phase == phase)
             name = f"{phase}, {p.row['policy']}"
             points[name] = (
-                np.array([o.flop / o.moved_bytes for o in ops]), np.array([o.flop / o.total_s for o in ops]),
+                np.array([o.flop / o.moved_bytes for o in ops]),
+                np.array([o.flop / o.total_s for o in ops]),
                 np.array([o.total_s / whole for o in ops]),
-            )  # fmt: skip
+            )
             mean[name] = sum(o.flop for o in ops) / sum(o.moved_bytes for o in ops)
     if not points:
         return None
@@ -151,13 +147,16 @@ def roofline_section(insides: Sequence[Inside]) -> Section | None:
         f" {row['device']}'s ridge at {number(ridge)}: {why}"
     )
     return section(
-        "roofline", "Roofline",
+        "roofline",
+        "Roofline",
         [
             Figure(
-                "fig-roofline", title, charts.roofline(roof, points),
+                "fig-roofline",
+                title,
+                charts.roofline(roof, points),
                 "; ".join(f"{k}: {number(v)} flop per byte" for k, v in mean.items()),
                 "One mark per op, its area the share of the step's time; lines are the datasheet's peaks, dense and"
                 " without 2:4. What stands below the roof waits for launches, ramps or partly filled tiles.",
             )
         ],
-    )  # fmt: skip
+    )

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from simulator import console
-from simulator.errors import InputError, reason
-from simulator.files import replaced
+from simulator.base import console
+from simulator.base.errors import InputError, reason
+from simulator.base.files import replaced
 
 if TYPE_CHECKING:
     from reports.content import Logo, Report, Table
@@ -52,40 +52,24 @@ def command(
         ),
     ] = "",
     out: Annotated[
-        list[Path] | None,
-        typer.Option("--out", "-o", help="FILE.html or FILE.pdf; repeat the flag for both"),
+        list[Path] | None, typer.Option("--out", "-o", help="FILE.html or FILE.pdf; repeat the flag for both")
     ] = None,
     kind: Annotated[
-        Kind | None,
-        typer.Option(help="sweep, trace, device, claims or capacity; else seen from INPUT"),
+        Kind | None, typer.Option(help="sweep, trace, device, claims or capacity; else seen from INPUT")
     ] = None,
-    trace: Annotated[
-        Path | None, typer.Option(help="folder of a measured trace to show beside a sweep")
-    ] = None,
+    trace: Annotated[Path | None, typer.Option(help="folder of a measured trace to show beside a sweep")] = None,
     validation: Annotated[
-        bool,
-        typer.Option(
-            "--validation", help="measured against predicted on these devices, as scatter"
-        ),
+        bool, typer.Option("--validation", help="measured against predicted on these devices, as scatter")
     ] = False,
     data: Annotated[
-        Path | None,
-        typer.Option(help="folder of the measured tables for --validation; else $SHADOWLINE_DATA"),
+        Path | None, typer.Option(help="folder of the measured tables for --validation; else $SHADOWLINE_DATA")
     ] = None,
     title: Annotated[str, typer.Option(help="title instead of the report's own")] = "",
-    logo: Annotated[
-        Path | None, typer.Option(help="picture for page one: .svg, .png or .jpg")
-    ] = None,
-    notes: Annotated[
-        list[str] | None, typer.Option(help="text under the title, or @FILE; repeat the flag")
-    ] = None,
+    logo: Annotated[Path | None, typer.Option(help="picture for page one: .svg, .png or .jpg")] = None,
+    notes: Annotated[list[str] | None, typer.Option(help="text under the title, or @FILE; repeat the flag")] = None,
     paper: Annotated[Paper, typer.Option(help="page of the PDF")] = Paper.A4,
-    with_data: Annotated[
-        bool, typer.Option("--with-data", help="every table also as CSV beside the report")
-    ] = False,
-    json_: Annotated[
-        bool, typer.Option("--json", help="the files written, as JSON on stdout")
-    ] = False,
+    with_data: Annotated[bool, typer.Option("--with-data", help="every table also as CSV beside the report")] = False,
+    json_: Annotated[bool, typer.Option("--json", help="the files written, as JSON on stdout")] = False,
 ) -> None:
     """Build a report in HTML and PDF: sweeps, traces, devices, published claims and serving.
 
@@ -93,9 +77,7 @@ def command(
     """
     outputs = _outputs(out)
     front = {"logo": _logo(logo), "notes": _notes(notes or [])}
-    report = replace(
-        _compose(kind or _kind(source), source, trace, _data(validation, data)), **front
-    )
+    report = replace(_compose(kind or _kind(source), source, trace, _data(validation, data)), **front)
     if title.strip():
         report = replace(report, title=title.strip())
     files = {path: _rendered(report, path, paper) for path in outputs}
@@ -140,17 +122,13 @@ def _kind(source: str) -> Kind:
     if path.suffix == ".json":
         return Kind.CLAIMS
     if path.suffix in (".csv", ".tsv"):
-        raise InputError(
-            f"{path.name} is no Parquet file; sweep with --out FILE.parquet", where="INPUT"
-        )
+        raise InputError(f"{path.name} is no Parquet file; sweep with --out FILE.parquet", where="INPUT")
     return Kind.DEVICE
 
 
 def _compose(kind: Kind, source: str, trace: Path | None, data: Path | None) -> Report:
     if trace is not None and kind is not Kind.SWEEP:
-        raise InputError(
-            "goes with a sweep; for a trace alone give its folder as INPUT", where="--trace"
-        )
+        raise InputError("goes with a sweep; for a trace alone give its folder as INPUT", where="--trace")
     if kind is Kind.SWEEP:
         from reports.sweep import compose as of_sweep
 
@@ -180,9 +158,7 @@ def _data(validation: bool, data: Path | None) -> Path | None:
     if data is None:
         home = os.environ.get("SHADOWLINE_DATA", "")
         if not home:
-            raise InputError(
-                "needs --data DIR or $SHADOWLINE_DATA with gemm.parquet, ...", where="--validation"
-            )
+            raise InputError("needs --data DIR or $SHADOWLINE_DATA with gemm.parquet, ...", where="--validation")
         data = Path(home)
     if not data.is_dir():
         raise InputError(f"no such folder: {data}", where="--data")
@@ -215,10 +191,7 @@ def _logo(path: Path | None) -> Logo | None:
     except OSError as error:
         raise InputError(f"cannot read {path}: {reason(error)}", where="--logo") from None
     if len(content) > MOST_LOGO_BYTES:
-        raise InputError(
-            f"{path} has {len(content) / 1e6:.1f} MB; at most {MOST_LOGO_BYTES / 1e6:g}",
-            where="--logo",
-        )
+        raise InputError(f"{path} has {len(content) / 1e6:.1f} MB; at most {MOST_LOGO_BYTES / 1e6:g}", where="--logo")
     starts = {".png": b"\x89PNG", ".jpg": b"\xff\xd8", ".jpeg": b"\xff\xd8"}.get(suffix, b"")
     if not content.startswith(starts) or (suffix == ".svg" and b"<svg" not in content):
         raise InputError(f"{path} is no {suffix[1:].upper()} picture", where="--logo")

@@ -11,8 +11,8 @@ from reports.content import Block, Cell, Column, Figure, Paragraph, Section, Tab
 from reports.deployments import cells_of, columns_of, fleet, keeps
 from reports.served import Row, Served
 from reports.text import DASH, count, listed, ms, share
-from simulator.console import milliseconds, number
-from simulator.errors import ShadowlineError
+from simulator.base.console import milliseconds, number
+from simulator.base.errors import ShadowlineError
 from simulator.serving.slo import Promise
 
 MOST_GROUPS = 6
@@ -33,9 +33,7 @@ def candidates(served: Served, best: Row | None) -> Section | None:
             note += f" No other beats these in rent, TTFT p99 and TPOT p99 at once: {front}."
     else:
         title, note = "Every run", ""
-    blocks.append(
-        Table("tab-candidates", title, columns_of(rows), tuple(map(cells_of, rows)), note)
-    )
+    blocks.append(Table("tab-candidates", title, columns_of(rows), tuple(map(cells_of, rows)), note))
     launches = [r for r in rows if r.get("launch")]
     if launches:
         told = launches[0]["launch"]
@@ -68,24 +66,16 @@ def _cost(served: Served, metric: str, best: Row | None) -> Figure | None:
     points = {g: (np.array(v)[:, 0], np.array(v)[:, 1]) for g, v in groups.items()}
     front = _front(sorted(p for v in groups.values() for p in v))
     unit = "rent of the fleet [USD/h]" if planned else "USD per million output tokens"
-    svg = charts.scatter(
-        points, f"{name} p99 [ms]", unit, line=(front[:, 0], front[:, 1]),
-        height_in=3.0,
-    )  # fmt: skip
+    svg = charts.scatter(points, f"{name} p99 [ms]", unit, line=(front[:, 0], front[:, 1]), height_in=3.0)
     low, fast = (min(rows, key=lambda r, k=k: r[k]) for k in (key, f"{metric}_p99_s"))
     each = "USD/h" if planned else "USD/Mtoken"
     title = f"{name} p99 of the cheapest is {milliseconds(low[f'{metric}_p99_s'])} ms for {number(low[key])} {each}"
     if fast[f"{metric}_p99_s"] < low[f"{metric}_p99_s"]:
-        title += (
-            f"; the fastest has {milliseconds(fast[f'{metric}_p99_s'])} ms for {number(fast[key])}"
-        )
+        title += f"; the fastest has {milliseconds(fast[f'{metric}_p99_s'])} ms for {number(fast[key])}"
     alt = f"Cost against {name} p99 of {len(rows)} deployments: " + "; ".join(
-        f"{fleet(r)} {milliseconds(r[f'{metric}_p99_s'])} ms, {number(r[key])} {each}"
-        for r in rows[:12]
+        f"{fleet(r)} {milliseconds(r[f'{metric}_p99_s'])} ms, {number(r[key])} {each}" for r in rows[:12]
     )
-    return Figure(
-        f"fig-cost-{metric}", title, svg, alt, "Dashed: nothing is both cheaper and faster than this line."
-    )  # fmt: skip
+    return Figure(f"fig-cost-{metric}", title, svg, alt, "Dashed: nothing is both cheaper and faster than this line.")
 
 
 def _front(points: Sequence[tuple[float, float]]) -> np.ndarray:
@@ -118,10 +108,17 @@ def savings(served: Served, best: Row | None) -> Section | None:
         if p is dense:
             cell = Cell(DASH, 0.0)
         body.append(
-            (Cell(p["policy"]), Cell(p["where"]), Cell(bound + number(p["cost"]), p["cost"]), cell,
-             Cell(share(saved / dense["cost"], "+.0"), saved / dense["cost"], "win" if saved > 0 else "")
-             if p["simulated"] and p is not dense else Cell(DASH), _loss(model, p["policy"]))
-        )  # fmt: skip
+            (
+                Cell(p["policy"]),
+                Cell(p["where"]),
+                Cell(bound + number(p["cost"]), p["cost"]),
+                cell,
+                Cell(share(saved / dense["cost"], "+.0"), saved / dense["cost"], "win" if saved > 0 else "")
+                if p["simulated"] and p is not dense
+                else Cell(DASH),
+                _loss(model, p["policy"]),
+            )
+        )
     sure = [p for p in found if p["simulated"] and p is not dense]
     text = "No policy beside dense keeps the promises."
     if sure:
@@ -134,18 +131,18 @@ def savings(served: Served, best: Row | None) -> Section | None:
                 f"{top['policy']} saves most: {number(saved)} {unit}, {share(saved / dense['cost'])} of what dense"
                 " costs"
             )
-            text += (
-                f"; {len(ways)} of {len(sure)} simulated policies cost less."
-                if len(sure) > 1
-                else "."
-            )
+            text += f"; {len(ways)} of {len(sure)} simulated policies cost less." if len(sure) > 1 else "."
         else:
             more = "as much as" if saved == 0 else f"{number(-saved)} {unit} more than"
             text = f"Nothing: the cheapest, {top['policy']}, costs {more} dense."
     columns = (
-        Column("policy", term="policy"), Column("deployment"), Column(unit, True), Column(f"saved {unit}", True),
-        Column("share", True), Column("published loss on this model"),
-    )  # fmt: skip
+        Column("policy", term="policy"),
+        Column("deployment"),
+        Column(unit, True),
+        Column(f"saved {unit}", True),
+        Column("share", True),
+        Column("published loss on this model"),
+    )
     note = "Each policy at its cheapest deployment that keeps the promises."
     if not planned:
         note = "Each policy at its cheapest run that keeps the promises, or keeps up."
@@ -153,9 +150,7 @@ def savings(served: Served, best: Row | None) -> Section | None:
         note += f" {len(found) - len(shown)} more policies cost at least what dense costs."
     if any(not p["simulated"] for p in shown):
         note += " At least: not simulated, because even the closed form's fewest replicas cost more than the best."
-    table = Table(
-        "tab-savings", "What each policy costs against dense", columns, tuple(body), note, 50
-    )
+    table = Table("tab-savings", "What each policy costs against dense", columns, tuple(body), note, 50)
     return section("savings", "What sparsity saves", [Paragraph(text, "lead"), table])
 
 
@@ -163,22 +158,18 @@ def _policies(served: Served) -> list[Mapping]:
     if served.search is not None:
         return [{**p, "cost": p["usd_per_h"]} for p in served.search.by_policy]
     found: dict[str, Mapping] = {}
-    for r in sorted(
-        (r for r in served.rows if keeps(r) and r["usd_per_mtoken"]),
-        key=lambda r: r["usd_per_mtoken"],
-    ):
+    for r in sorted((r for r in served.rows if keeps(r) and r["usd_per_mtoken"]), key=lambda r: r["usd_per_mtoken"]):
         rate = "" if r["rate_per_s"] is None else f" at {number(r['rate_per_s'])}/s"
         where = f"{r['gpus']} x {r['device']}{rate}"
         found.setdefault(
-            r["policy"],
-            {"policy": r["policy"], "where": where, "cost": r["usd_per_mtoken"], "simulated": True},
+            r["policy"], {"policy": r["policy"], "where": where, "cost": r["usd_per_mtoken"], "simulated": True}
         )
     return list(found.values())
 
 
 def _loss(model: str, policy: str) -> Cell:
     """The largest loss in points that was published for the model."""
-    from simulator.published_quality import published
+    from simulator.results.published_quality import published
 
     if policy == "dense":
         return Cell(DASH)
@@ -186,11 +177,7 @@ def _loss(model: str, policy: str) -> Cell:
         known = [s.loss(q) for s, q in published(model, policy) if s.unit == "points"]
     except ShadowlineError:
         known = []
-    return (
-        Cell(f"{max(known):+.1f} points", max(known))
-        if known
-        else Cell("not published", tone="quiet")
-    )
+    return Cell(f"{max(known):+.1f} points", max(known)) if known else Cell("not published", tone="quiet")
 
 
 def nearest_miss(served: Served) -> Section | None:
@@ -204,19 +191,18 @@ def nearest_miss(served: Served) -> Section | None:
         blocks.append(Paragraph(_miss(near, served.slo), "lead"))
         if near is not None and "reason" not in near:
             blocks.append(
-                Table("tab-nearest", "The nearest miss", columns_of([near]), (cells_of(near),),
-                      "The fleet whose worst statistic exceeds its promise by the smallest factor.")
-            )  # fmt: skip
+                Table(
+                    "tab-nearest",
+                    "The nearest miss",
+                    columns_of([near]),
+                    (cells_of(near),),
+                    "The fleet whose worst statistic exceeds its promise by the smallest factor.",
+                )
+            )
             blocks.append(_against(near, served.slo))
     if search.rejected:
-        body = tuple(
-            (Cell(kind), count(n), Cell(words)) for kind, (n, words) in search.rejected.items()
-        )
-        columns = (
-            Column("reason", wide=1),
-            Column("candidates", True),
-            Column("one of them", wide=2),
-        )
+        body = tuple((Cell(kind), count(n), Cell(words)) for kind, (n, words) in search.rejected.items())
+        columns = (Column("reason", wide=1), Column("candidates", True), Column("one of them", wide=2))
         blocks.append(Table("tab-rejected", "Candidates left out in closed form", columns, body))
     if not blocks:
         return None
@@ -248,13 +234,12 @@ def _against(near: Row, slo: Sequence[Promise]) -> Table:
         ratio = None if found is None else found / p.limit_s
         over = ratio is not None and ratio >= 1.0
         body.append(
-            (Cell(f"{p.metric.upper()} {p.statistic}"), ms(p.limit_s), ms(found),
-             Cell(DASH if ratio is None else f"{ratio:.2f}x", ratio, "lose" if over else ""))
-        )  # fmt: skip
-    columns = (
-        Column("promise"),
-        Column("promised ms", True),
-        Column("found ms", True),
-        Column("of the promise", True),
-    )
+            (
+                Cell(f"{p.metric.upper()} {p.statistic}"),
+                ms(p.limit_s),
+                ms(found),
+                Cell(DASH if ratio is None else f"{ratio:.2f}x", ratio, "lose" if over else ""),
+            )
+        )
+    columns = (Column("promise"), Column("promised ms", True), Column("found ms", True), Column("of the promise", True))
     return Table("tab-miss", "How far it is from each promise", columns, tuple(body))

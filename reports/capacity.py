@@ -8,29 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 from reports import provenance
 from reports.candidates import candidates, nearest_miss, savings
-from reports.content import (
-    Block,
-    Bullets,
-    Cell,
-    Code,
-    Column,
-    Paragraph,
-    Report,
-    Section,
-    Subheading,
-    Table,
-    section,
-)
+from reports.content import Block, Bullets, Cell, Code, Column, Paragraph, Report, Section, Subheading, Table, section
 from reports.deployments import cells_of, columns_of, fleet, keeps
 from reports.load import latency, load
 from reports.served import Row, Served, read
 from reports.text import DASH, count, listed, ms, plural, share, wrapped
-from simulator.console import milliseconds, number
-from simulator.errors import ShadowlineError
+from simulator.base.console import milliseconds, number
+from simulator.base.errors import ShadowlineError
 from simulator.serving.slo import METRICS
 
 if TYPE_CHECKING:
-    from simulator.device import Device
+    from simulator.device.catalogue import Device
 
 NAMES = {"ttft": "TTFT", "tpot": "TPOT", "itl": "ITL", "e2e": "E2E"}
 STATISTICS = ("mean", "p50", "p90", "p95", "p99")
@@ -74,9 +62,7 @@ def compose(path: Path) -> Report:
         else plural(len(served.rows), "run") + " simulated"
     )
     report = Report(
-        f"{subject} {listed(models, 4)}",
-        f"{how_many}; {devices_said}",
-        tuple(s for s in sections if s is not None),
+        f"{subject} {listed(models, 4)}", f"{how_many}; {devices_said}", tuple(s for s in sections if s is not None)
     )
     return provenance.with_glossary(report, "sources")
 
@@ -111,9 +97,7 @@ def _near(served: Served) -> list[Row]:
 
 
 def _promises(served: Served) -> str:
-    return listed(
-        f"{NAMES[p.metric]} {p.statistic} below {milliseconds(p.limit_s)} ms" for p in served.slo
-    )
+    return listed(f"{NAMES[p.metric]} {p.statistic} below {milliseconds(p.limit_s)} ms" for p in served.slo)
 
 
 def _first_page(served: Served, best: Row | None) -> Section:
@@ -140,9 +124,7 @@ def _question(served: Served) -> str:
         objective = OBJECTIVES.get(str(served.settings.get("objective")), "best")
         model = next((r["model"] for r in [*served.rows, *_near(served)]), "the model")
         keeping = f" keeps {promised}" if promised else " keeps the promises"
-        return (
-            f"Which is the {objective} deployment of {model} that{keeping} under {traffic(served)}?"
-        )
+        return f"Which is the {objective} deployment of {model} that{keeping} under {traffic(served)}?"
     models = listed(dict.fromkeys(r["model"] for r in served.rows))
     fleets = listed(dict.fromkeys(fleet(r) for r in served.rows), 4)
     scaled = " at several rates" if len({r.get("rate_scale") for r in served.rows}) > 1 else ""
@@ -193,11 +175,7 @@ def _because(over: int, bad: int) -> str:
 
 
 def _against_dense(served: Served, best: Row) -> str:
-    dense = min(
-        (r for r in served.rows if r["policy"] == "dense"),
-        key=lambda r: r["usd_per_h"],
-        default=None,
-    )
+    dense = min((r for r in served.rows if r["policy"] == "dense"), key=lambda r: r["usd_per_h"], default=None)
     if best["policy"] != "dense" and dense is not None:
         saved = dense["usd_per_h"] - best["usd_per_h"]
         if abs(saved) < 0.005:
@@ -217,9 +195,7 @@ def _against_dense(served: Served, best: Row) -> str:
         return full
     next_ = min(bounds, key=lambda p: p["usd_per_h"])
     # Left out because dearer, which is not that it fails.
-    return (
-        f"{full} Other devices need {number(next_['usd_per_h'])} USD/h or more ({next_['where']})."
-    )
+    return f"{full} Other devices need {number(next_['usd_per_h'])} USD/h or more ({next_['where']})."
 
 
 def _no_answer(served: Served) -> str:
@@ -266,12 +242,8 @@ def _deployments(served: Served, best: Row) -> Table:
         vllm = next((r for r in served.rows if r.get("launch")), None)
         note += f" The first has no launch command: {best.get('launch_note') or 'none given'}."
         if vllm is not None:
-            note += (
-                f" The cheapest that vLLM starts: {fleet(vllm)}, {number(vllm['usd_per_h'])} USD/h."
-            )
-    return Table(
-        "tab-recommended", "Recommended deployments", columns_of(rows), tuple(map(cells_of, rows)), note
-    )  # fmt: skip
+            note += f" The cheapest that vLLM starts: {fleet(vllm)}, {number(vllm['usd_per_h'])} USD/h."
+    return Table("tab-recommended", "Recommended deployments", columns_of(rows), tuple(map(cells_of, rows)), note)
 
 
 def _percentiles(served: Served, best: Row) -> Table:
@@ -280,32 +252,23 @@ def _percentiles(served: Served, best: Row) -> Table:
     for metric in METRICS:
         limits = {p.statistic: p.limit_s for p in served.slo if p.metric == metric}
         told = listed(f"{s} < {milliseconds(v)}" for s, v in limits.items())
-        margins = [
-            1.0 - best[f"{metric}_{s}_s"] / v
-            for s, v in limits.items()
-            if best[f"{metric}_{s}_s"] is not None
-        ]
+        margins = [1.0 - best[f"{metric}_{s}_s"] / v for s, v in limits.items() if best[f"{metric}_{s}_s"] is not None]
         cells = [ms(best[f"{metric}_{s}_s"]) for s in STATISTICS]
         ends = [
             Cell(f"{milliseconds(best[lo])}{DASH}{milliseconds(best[hi])}", best[hi])
-            if best.get(lo) is not None and best.get(hi) is not None else Cell(DASH)
+            if best.get(lo) is not None and best.get(hi) is not None
+            else Cell(DASH)
             for lo, hi in [(f"{metric}_p99_lo_s", f"{metric}_p99_hi_s")]
-        ]  # fmt: skip
+        ]
         left = Cell(share(min(margins)), min(margins)) if margins else Cell(DASH)
-        body.append(
-            (
-                Cell(NAMES[metric]),
-                *cells,
-                *(ends if _interval(best) else ()),
-                Cell(told or DASH),
-                left,
-            )
-        )
+        body.append((Cell(NAMES[metric]), *cells, *(ends if _interval(best) else ()), Cell(told or DASH), left))
     columns = (
-        Column("ms"), *(Column(s, True) for s in STATISTICS),
+        Column("ms"),
+        *(Column(s, True) for s in STATISTICS),
         *((Column("p99, 90 % interval", True, "90 % interval"),) if _interval(best) else ()),
-        Column("promised"), Column("margin", True),
-    )  # fmt: skip
+        Column("promised"),
+        Column("margin", True),
+    )
     rate = "" if best["rate_per_s"] is None else f" at {number(best['rate_per_s'])} requests/s"
     title = f"Latency of {fleet(best)}{rate}"
     return Table("tab-percentiles", title, columns, tuple(body), _at_the_upper_end(served, best))
@@ -345,9 +308,7 @@ def _assumptions(served: Served) -> tuple[str, ...]:
             + (f"; {share(s['gpu_memory_utilization'])} of the memory." if s else ".")
         )
     if s and s.get("seed") is not None and s.get("rate") is not None:
-        texts.append(
-            f"What is random comes from seed {s['seed']}; another seed moves the p99 of few requests."
-        )
+        texts.append(f"What is random comes from seed {s['seed']}; another seed moves the p99 of few requests.")
     if s and s.get("reuse"):
         texts.append(f"Reuse as given, not predicted: {s['reuse']}.")
     texts.append(
@@ -361,14 +322,12 @@ def _assumptions(served: Served) -> tuple[str, ...]:
             " than the best is not simulated."
         )
     if any(r["status"] == "BACKLOGGED" for r in rows):
-        texts.append(
-            "BACKLOGGED: more than half of the requests wait longer than their own prompt takes."
-        )
+        texts.append("BACKLOGGED: more than half of the requests wait longer than their own prompt takes.")
     return tuple(texts)
 
 
 def _devices(served: Served) -> tuple[list[Device], list[str]]:
-    from simulator.group import find_device
+    from simulator.scenario.find import find_device
 
     found, missing = [], []
     for name in dict.fromkeys(r["device"] for r in [*served.rows, *_near(served)]):
@@ -381,19 +340,15 @@ def _devices(served: Served) -> tuple[list[Device], list[str]]:
 
 def _fits(served: Served, best: Row | None) -> list[str]:
     """Fits that answer a step of the recommended deployment, predicted again for their names."""
-    from simulator.predict import predict
-    from simulator.scenario import Scenario
+    from simulator.results.prediction import predict
+    from simulator.scenario.scenario import Scenario
 
     if best is None:
         return []
-    given: Mapping[str, Any] = {
-        k: best[k] for k in ("model", "device", "policy", "engine", "tp", "pp", "ep")
-    }
+    given: Mapping[str, Any] = {k: best[k] for k in ("model", "device", "policy", "engine", "tp", "pp", "ep")}
     formats = {
         "dtype": best.get("given_dtype") or served.settings.get("dtype") or "auto",
-        "kv_cache_dtype": best.get("given_kv_dtype")
-        or served.settings.get("kv_cache_dtype")
-        or "auto",
+        "kv_cache_dtype": best.get("given_kv_dtype") or served.settings.get("kv_cache_dtype") or "auto",
     }
     try:
         return list(predict(Scenario.of(**given, **formats)).sources)

@@ -22,11 +22,11 @@ from reports.content import (
     Subheading,
     Table,
     section,
-)  # fmt: skip
+)
 from reports.published import claims_blocks
 from reports.text import DASH, count, listed, num, percent, plural, share
-from simulator.errors import InputError
-from simulator.files import read_limited
+from simulator.base.errors import InputError
+from simulator.base.files import read_limited
 
 if TYPE_CHECKING:
     from simulator.claims.judge import Judged
@@ -41,17 +41,13 @@ def compose(path: Path | None) -> Report:
     rows, total = _judged_now() if path is None else _read(path)
     judged = [r for r in rows if r.status == "judged"]
     if not judged:
-        raise InputError(
-            "holds no judged claim, so there is nothing to report", where=str(path or "claims")
-        )
+        raise InputError("holds no judged claim, so there is nothing to report", where=str(path or "claims"))
     sections = [
         _first_page(rows, total, path),
         section("papers", "Paper by paper", claims_blocks(judged, total)),
         _misses(total),
         _left_out(rows, total),
-        provenance.versions(
-            [("claims", path.name if path else "as committed, judged for this report")]
-        ),
+        provenance.versions([("claims", path.name if path else "as committed, judged for this report")]),
     ]
     report = Report(
         "Do we reproduce what papers publish?",
@@ -105,11 +101,7 @@ def _read(path: Path) -> tuple[list[Judged], dict[str, Any]]:
 def _alike(told: Any, made: Any) -> bool:
     """Whether both have the same keys, and numbers where the other has them."""
     if isinstance(made, dict):
-        return (
-            isinstance(told, dict)
-            and told.keys() == made.keys()
-            and all(_alike(told[k], made[k]) for k in made)
-        )
+        return isinstance(told, dict) and told.keys() == made.keys() and all(_alike(told[k], made[k]) for k in made)
     if isinstance(made, list):
         return isinstance(told, list) and len(told) == len(made) and all(map(_alike, told, made))
     if made is None or (isinstance(made, float) and math.isnan(made)):
@@ -149,26 +141,16 @@ def _first_page(rows: Sequence[Judged], total: Mapping[str, Any], path: Path | N
         ),
         Subheading("The exact command"),
         Code(command),
-    ]  # fmt: skip
+    ]
     return section("answer", "The question and the answer", blocks)
 
 
 def _answer(f: Mapping[str, Any], targets: Mapping[str, Any], wrong: int) -> str:
     low, high = targets["geometric_mean"]
     mean = f["geometric_mean"]
-    bias = (
-        "right on average"
-        if low <= mean <= high
-        else "too low on average"
-        if mean < low
-        else "too high on average"
-    )
+    bias = "right on average" if low <= mean <= high else "too low on average" if mean < low else "too high on average"
     rank = f["rank_correlation"]
-    order = (
-        f", and speed-ups are ordered as published (rank correlation {rank:.2f})"
-        if rank is not None
-        else ""
-    )
+    order = f", and speed-ups are ordered as published (rank correlation {rank:.2f})" if rank is not None else ""
     return (
         f"{bias.capitalize()}: the geometric mean of predicted over published is {mean:.2f} over {f['rows']:,}"
         " figures of"
@@ -188,22 +170,38 @@ def _verdict(total: Mapping[str, Any]) -> Table:
             rank = f["rank_correlation"]
             rows.append(
                 (
-                    Cell(name), count(f["rows"]), count(f["papers"]), num(f["geometric_mean"]), percent(f["within_20"]),
-                    percent(f["median_ape"]), percent(f["inside"]), num(rank, 2) if rank is not None else Cell(DASH),
+                    Cell(name),
+                    count(f["rows"]),
+                    count(f["papers"]),
+                    num(f["geometric_mean"]),
+                    percent(f["within_20"]),
+                    percent(f["median_ape"]),
+                    percent(f["inside"]),
+                    num(rank, 2) if rank is not None else Cell(DASH),
                 )
-            )  # fmt: skip
+            )
     t = total["targets"]
     low, high = t["geometric_mean"]
     target = (
-        Cell("asked for", tone="quiet"), Cell(""), Cell(""), Cell(f"{low:g}{DASH}{high:g}"),
-        Cell(share(t['within_20'])), Cell(""), Cell("90%"), Cell(f"{t['rank_correlation']:g}"),
-    )  # fmt: skip
+        Cell("asked for", tone="quiet"),
+        Cell(""),
+        Cell(""),
+        Cell(f"{low:g}{DASH}{high:g}"),
+        Cell(share(t["within_20"])),
+        Cell(""),
+        Cell("90%"),
+        Cell(f"{t['rank_correlation']:g}"),
+    )
     columns = (
-        Column("rows of"), Column("rows", True), Column("papers", True),
-        Column("geometric mean", True, "geometric mean"), Column("within 20 %", True),
-        Column("median APE", True, "APE"), Column("in 90 % interval", True, "90 % interval"),
+        Column("rows of"),
+        Column("rows", True),
+        Column("papers", True),
+        Column("geometric mean", True, "geometric mean"),
+        Column("within 20 %", True),
+        Column("median APE", True, "APE"),
+        Column("in 90 % interval", True, "90 % interval"),
         Column("rank corr.", True, "rank correlation"),
-    )  # fmt: skip
+    )
     return Table("tab-verdict", "Predicted against published", columns, (*rows, target))
 
 
@@ -215,17 +213,11 @@ def _misses(total: Mapping[str, Any]) -> Section:
     import numpy as np
 
     n = sum(v["rows"] for v in found.values())
-    title = (
-        f"{order[0].capitalize()} explains {share(found[order[0]]['rows'] / n)} of the {n:,} misses"
-    )
+    title = f"{order[0].capitalize()} explains {share(found[order[0]]['rows'] / n)} of the {n:,} misses"
     svg = charts.stacked(
-        order,
-        {"rows": np.array([float(found[k]["rows"]) for k in order])},
-        "rows off by more than 20 %",
+        order, {"rows": np.array([float(found[k]["rows"]) for k in order])}, "rows off by more than 20 %"
     )
-    alt = "; ".join(
-        f"{k}: {v['rows']} rows of {plural(v['papers'], 'paper')}" for k, v in found.items()
-    )
+    alt = "; ".join(f"{k}: {v['rows']} rows of {plural(v['papers'], 'paper')}" for k, v in found.items())
     return section("misses", "Why we miss", [Figure("fig-misses", title, svg, alt, alt + ".")])
 
 
@@ -244,13 +236,6 @@ def _left_out(rows: Sequence[Judged], total: Mapping[str, Any]) -> Section:
         f"Of {sum(c.values()):,} collected figures {c['judged']:,} are judged, {c['not predicted']:,} could not be"
         f" predicted, {c['not eligible']:,} are not eligible and {c['incomplete']:,} do not state enough."
     )
-    columns = (
-        Column("status"),
-        Column("reason", wide=3),
-        Column("rows", True),
-        Column("papers", wide=2),
-    )
-    table = Table(
-        "tab-left-out", "Published figures that are not judged, and why", columns, body, shown=30
-    )
+    columns = (Column("status"), Column("reason", wide=3), Column("rows", True), Column("papers", wide=2))
+    table = Table("tab-left-out", "Published figures that are not judged, and why", columns, body, shown=30)
     return section("left-out", "What is not judged", [text, table])

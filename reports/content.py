@@ -53,9 +53,7 @@ class Table:
     def __post_init__(self) -> None:
         for row in self.rows:
             if len(row) != len(self.columns):
-                raise ValueError(
-                    f"table {self.id}: {len(row)} cells for {len(self.columns)} columns"
-                )
+                raise ValueError(f"table {self.id}: {len(row)} cells for {len(self.columns)} columns")
 
     @property
     def left_out(self) -> int:

@@ -42,9 +42,7 @@ def kept_quality(trace: Trace) -> dict[str, tuple[np.ndarray, np.ndarray, np.nda
     if q is None:
         return {}
     text = {k: q[k].astype(str) for k in ("method", "criterion", "targets", "budget", "mask")}
-    label = np.array(
-        [" ".join(filter(None, parts)) for parts in zip(*list(text.values())[1:], strict=True)]
-    )
+    label = np.array([" ".join(filter(None, parts)) for parts in zip(*list(text.values())[1:], strict=True)])
     ratio = np.log(q["perplexity"] / q["dense_perplexity"])
     out: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray, str]] = {}
     for method in dict.fromkeys(text["method"]):

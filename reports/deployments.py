@@ -7,10 +7,18 @@ from collections.abc import Sequence
 from reports.content import Cell, Column
 from reports.served import Row
 from reports.text import DASH, num, percent
-from simulator.console import milliseconds, number
+from simulator.base.console import milliseconds, number
 
-FURTHER = {"scheduler": "", "max_num_batched_tokens": "tokens=", "max_num_seqs": "seqs=", "dtype": "", "router": "",
-           "tp": "tp=", "pp": "pp=", "prefill_replicas": "prefill="}  # fmt: skip
+FURTHER = {
+    "scheduler": "",
+    "max_num_batched_tokens": "tokens=",
+    "max_num_seqs": "seqs=",
+    "dtype": "",
+    "router": "",
+    "tp": "tp=",
+    "pp": "pp=",
+    "prefill_replicas": "prefill=",
+}
 """What is said of runs whose policy, fleet and rate are the same, in this order."""
 
 
@@ -26,11 +34,7 @@ def fleet(row: Row) -> str:
     each = row["tp"] * row["pp"]
     replicas = row["replicas"] + row["prefill_replicas"]
     device = f"{each} x {row['device']}"
-    text = (
-        f"{replicas} x ({device})"
-        if replicas > 1 and each > 1
-        else f"{row['gpus']} x {row['device']}"
-    )
+    text = f"{replicas} x ({device})" if replicas > 1 and each > 1 else f"{row['gpus']} x {row['device']}"
     return f"{text}, {row['policy']}"
 
 
@@ -58,11 +62,18 @@ def labels(rows: Sequence[Row]) -> list[str]:
 def columns_of(rows: Sequence[Row]) -> tuple[Column, ...]:
     """Headings of `cells_of`."""
     return (
-        Column("policy", term="policy"), Column("fleet"), Column("formats"), Column("scheduler"),
-        Column("requests/s", True), Column("USD/h", True), Column("USD/Mtoken", True),
-        Column("TTFT p50 / p99 ms", True, "TTFT"), Column("TPOT p50 / p99 ms", True, "TPOT"),
-        Column("KV used", True, "KV cache"), Column("basis", term="basis"),
-    )  # fmt: skip
+        Column("policy", term="policy"),
+        Column("fleet"),
+        Column("formats"),
+        Column("scheduler"),
+        Column("requests/s", True),
+        Column("USD/h", True),
+        Column("USD/Mtoken", True),
+        Column("TTFT p50 / p99 ms", True, "TTFT"),
+        Column("TPOT p50 / p99 ms", True, "TPOT"),
+        Column("KV used", True, "KV cache"),
+        Column("basis", term="basis"),
+    )
 
 
 def cells_of(row: Row) -> tuple[Cell, ...]:
@@ -75,8 +86,15 @@ def cells_of(row: Row) -> tuple[Cell, ...]:
         return Cell(both, row[f"{metric}_p99_s"])
 
     return (
-        Cell(row["policy"]), Cell(fleet(row).removesuffix(f", {row['policy']}")), Cell(row["dtype"]),
+        Cell(row["policy"]),
+        Cell(fleet(row).removesuffix(f", {row['policy']}")),
+        Cell(row["dtype"]),
         Cell(f"{row['scheduler']}, {row['max_num_batched_tokens']:,.0f}"),
-        num(row["rate_per_s"]), num(row["usd_per_h"]), num(row["usd_per_mtoken"]), pair("ttft"), pair("tpot"),
-        percent(row["kv_share_mean"]), Cell(row["basis"].lower()),
-    )  # fmt: skip
+        num(row["rate_per_s"]),
+        num(row["usd_per_h"]),
+        num(row["usd_per_mtoken"]),
+        pair("ttft"),
+        pair("tpot"),
+        percent(row["kv_share_mean"]),
+        Cell(row["basis"].lower()),
+    )

@@ -7,33 +7,19 @@ from pathlib import Path
 import numpy as np
 
 from reports import charts, provenance
-from reports.content import (
-    Block,
-    Bullets,
-    Cell,
-    Column,
-    Figure,
-    Paragraph,
-    Report,
-    Section,
-    Subheading,
-    Table,
-    section,
-)  # fmt: skip
+from reports.content import Block, Bullets, Cell, Column, Figure, Paragraph, Report, Section, Subheading, Table, section
 from reports.text import DASH, count, listed, percent, plural, share
 from reports.validation import FAMILIES, band, validation
-from simulator.calibration import Fit, fits_digest, load_fits
-from simulator.device import Device
-from simulator.dtypes import get_format
-from simulator.engine import load_engines
-from simulator.errors import ShadowlineError
-from simulator.group import find_device
+from simulator.base.dtypes import get_format
+from simulator.base.errors import ShadowlineError
+from simulator.device.catalogue import Device
+from simulator.device.fits import Fit, fits_digest, load_fits
+from simulator.roofline.engine import load_engines
+from simulator.scenario.find import find_device
 
 GEMM_NK = (4096, 4096)
 """Output and input features of the GEMM that is drawn: a projection of a 7B model."""
-NO_SPARSE = (
-    "Sparse kernels of this card where none was measured: they are carried from its dense fits."
-)
+NO_SPARSE = "Sparse kernels of this card where none was measured: they are carried from its dense fits."
 ROWS = np.array([1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192], float)
 
 
@@ -53,7 +39,7 @@ def compose(name: str, data: Path | None = None) -> Report:
         provenance.versions(
             [(f"profile {device.name}", device.profile_hash), (f"fits of {device.name}", fits_digest(device.name))]
         ),
-    )  # fmt: skip
+    )
     report = Report(
         f"How well do we know the {device.name}?",
         f"{device.vendor.upper() if len(device.vendor) < 4 else device.vendor.capitalize()}, {device.arch}: profile"
@@ -65,10 +51,7 @@ def compose(name: str, data: Path | None = None) -> Report:
 
 def _first_page(device: Device, fits: dict[str, tuple[Fit, ...]], name: str) -> Section:
     facts = [f for _, f in device.facts()]
-    kinds = {
-        k: sum(f.kind == k for f in facts) / len(facts)
-        for k in ("datasheet", "measured", "assumed")
-    }
+    kinds = {k: sum(f.kind == k for f in facts) / len(facts) for k in ("datasheet", "measured", "assumed")}
     assumed = [f"{path} {f.text}" for path, f in device.facts() if f.kind == "assumed" and f.note]
     blocks: list[Block] = [
         Paragraph(f"How many measurements stand behind a prediction on the {device.name}, and how wide is its error?"),
@@ -87,7 +70,7 @@ def _first_page(device: Device, fits: dict[str, tuple[Fit, ...]], name: str) -> 
         ),
         Subheading("The exact command"),
         provenance.command_block(f"python -m reports.build {name} -o report.html -o report.pdf"),
-    ]  # fmt: skip
+    ]
     return section("answer", "The question and the answer", blocks)
 
 
@@ -102,8 +85,10 @@ def _answer(device: Device, fits: dict[str, tuple[Fit, ...]]) -> str:
         )
     rows = sum(f.n for of in own.values() for f in of)
     sources = {s for of in own.values() for f in of for s in f.sources}
-    median = {k: float(np.average([abs(np.expm1(0.6745 * f.residual.sigma_in)) for f in of], weights=[f.n for f in of]))
-              for k, of in own.items()}  # fmt: skip
+    median = {
+        k: float(np.average([abs(np.expm1(0.6745 * f.residual.sigma_in)) for f in of], weights=[f.n for f in of]))
+        for k, of in own.items()
+    }
     best, worst = min(median, key=lambda k: median[k]), max(median, key=lambda k: median[k])
     lacking = [k for k in fits if k not in own]
     text = (
@@ -125,22 +110,30 @@ def _families(fits: dict[str, tuple[Fit, ...]]) -> Table:
         dtypes = dict.fromkeys(f.dtype for f in of)
         rows.append(
             (
-                Cell(family), count(sum(f.n for f in of)), count(len(of)), Cell(listed(dtypes, 7) or DASH),
-                Cell(band(of)), Cell(dates[-1] if dates else DASH),
+                Cell(family),
+                count(sum(f.n for f in of)),
+                count(len(of)),
+                Cell(listed(dtypes, 7) or DASH),
+                Cell(band(of)),
+                Cell(dates[-1] if dates else DASH),
                 Cell("CALIBRATED" if of else "EXTRAPOLATED", tone="" if of else "quiet"),
             )
-        )  # fmt: skip
+        )
     columns = (
-        Column("kernel family"), Column("measured rows", True, "measured"), Column("fits", True),
-        Column("formats and patterns", wide=1), Column("residual, 90 % of rows", term="residual"), Column("fitted on"),
+        Column("kernel family"),
+        Column("measured rows", True, "measured"),
+        Column("fits", True),
+        Column("formats and patterns", wide=1),
+        Column("residual, 90 % of rows", term="residual"),
+        Column("fitted on"),
         Column("basis", term="basis"),
-    )  # fmt: skip
+    )
     return Table("tab-families", "What was measured on this device", columns, tuple(rows))
 
 
 def _kernels(device: Device) -> Section | None:
     """Predicted speed of one GEMM over its rows, per format, with the interval and the datasheet's roof."""
-    from simulator.ops import Linear
+    from simulator.ops.ops import Linear
     from simulator.roofline.timing import time_op
 
     engine = load_engines()["vllm"]
@@ -156,10 +149,7 @@ def _kernels(device: Device) -> Section | None:
         rate = 1e-12 * np.asarray(op.flop) / np.asarray(t.total_s)
         peak = fmt.math if device.has(fmt.math) else half.math
         lines[f"{fmt.name} ({t.basis.lower()})"] = (ROWS, rate)
-        bands[f"{fmt.name} ({t.basis.lower()})"] = (
-            rate * t.total_s / t.hi_s,
-            rate * t.total_s / t.lo_s,
-        )
+        bands[f"{fmt.name} ({t.basis.lower()})"] = (rate * t.total_s / t.hi_s, rate * t.total_s / t.lo_s)
         best = max(best, float(rate[-1]) / (1e-12 * device.peak_flop_per_s(peak)))
     if not lines:
         return None
@@ -168,11 +158,12 @@ def _kernels(device: Device) -> Section | None:
     title = f"At one row {first} is the fastest format"
     title += f"; at {ROWS[-1]:,.0f} rows the best reaches {share(best)} of its peak"
     figure = Figure(
-        "fig-gemm", title,
+        "fig-gemm",
+        title,
         charts.lines(lines, "rows m [tokens]", "speed [Tflop/s]", log_x=True, log_y=True, percent=False, bands=bands),
         "; ".join(f"{name} {y[-1]:,.0f} Tflop/s at {ROWS[-1]:,.0f} rows" for name, (_, y) in lines.items()),
         f"C[m, {n}] = A[m, {k}] B under vLLM, predicted; band: 90 % interval.",
-    )  # fmt: skip
+    )
     return section("kernels", "What it reaches", [figure])
 
 
@@ -181,10 +172,16 @@ def _fits(fits: dict[str, tuple[Fit, ...]]) -> Section | None:
     if not rows:
         return None
     columns = (
-        Column("family"), Column("format"), Column("kernel library"), Column("rows", True, "measured"),
-        Column("bias", True, "bias"), Column("spread", True), Column("residual, 90 %", True, "residual"),
-        Column("between sources", True), Column("sources", wide=1),
-    )  # fmt: skip
+        Column("family"),
+        Column("format"),
+        Column("kernel library"),
+        Column("rows", True, "measured"),
+        Column("bias", True, "bias"),
+        Column("spread", True),
+        Column("residual, 90 %", True, "residual"),
+        Column("between sources", True),
+        Column("sources", wide=1),
+    )
     note = "Spread: robust standard deviation within a source; between sources: of the offset of two good sources."
     title = "Fits of this device, out of fold"
     return section("fits", "Every fit", [Table("tab-fits", title, columns, rows, note, shown=90)])
@@ -194,27 +191,29 @@ def _fit(f: Fit) -> tuple[Cell, ...]:
     r = f.residual
     low, high = np.expm1(r.q05), np.expm1(r.q95)
     return (
-        Cell(f.family), Cell(f.dtype), Cell(f.library), count(f.n), percent(float(np.expm1(r.bias)), 1),
+        Cell(f.family),
+        Cell(f.dtype),
+        Cell(f.library),
+        count(f.n),
+        percent(float(np.expm1(r.bias)), 1),
         percent(float(np.expm1(r.sigma_in)), 1),
         Cell(f"{share(low, '+.0')} to {share(high, '+.0')}", float(high - low)),
-        percent(float(np.expm1(r.between_source))), Cell(", ".join(f.sources)),
-    )  # fmt: skip
+        percent(float(np.expm1(r.between_source))),
+        Cell(", ".join(f.sources)),
+    )
 
 
 def _profile(device: Device) -> Section:
     rows = tuple(
         (
-            Cell(path), Cell(f.text, f.value), Cell(f.kind, tone="quiet" if f.kind == "assumed" else ""),
-            Cell(f.source), Cell(f.note),
+            Cell(path),
+            Cell(f.text, f.value),
+            Cell(f.kind, tone="quiet" if f.kind == "assumed" else ""),
+            Cell(f.source),
+            Cell(f.note),
         )
         for path, f in device.facts()
-    )  # fmt: skip
-    columns = (
-        Column("number"),
-        Column("value", True),
-        Column("kind"),
-        Column("source"),
-        Column("note", wide=1),
     )
+    columns = (Column("number"), Column("value", True), Column("kind"), Column("source"), Column("note", wide=1))
     title = f"The {len(rows)} numbers of the profile, each with its source"
     return section("profile", "Profile", [Table("tab-profile", title, columns, rows, shown=120)])

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from reports.content import Column, Report, Terms
 from reports.style import themed
-from simulator.glossary import TERMS
+from simulator.base.glossary import TERMS
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -79,7 +79,5 @@ def _read(name: str) -> str:
 def _template() -> Template:
     from jinja2 import Environment, StrictUndefined
 
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     return environment.from_string(_read("report.html"))

@@ -11,19 +11,14 @@ from reports.content import Block, Cell, Column, Figure, Section, Table, section
 from reports.deployments import keeps, labels
 from reports.served import Row, Served
 from reports.text import DASH, count, ms, num, percent, share
-from simulator.console import milliseconds, number
+from simulator.base.console import milliseconds, number
 
 MOST_CURVES = 6
 POINTS = (50.0, 90.0, 95.0, 99.0)
 SHARES = np.concatenate([np.linspace(1.0, 99.0, 99), [99.5, 99.9]])
 """Where the distribution of a run's requests is read [%]."""
 NAMES = {"ttft": "TTFT", "tpot": "TPOT", "itl": "ITL", "e2e": "E2E"}
-LISTED = {
-    "ttft": ("p50", "p90", "p99"),
-    "tpot": ("p50", "p90", "p99"),
-    "itl": ("p50", "p99"),
-    "e2e": ("p50", "p99"),
-}
+LISTED = {"ttft": ("p50", "p90", "p99"), "tpot": ("p50", "p90", "p99"), "itl": ("p50", "p99"), "e2e": ("p50", "p99")}
 
 
 def _chosen(served: Served, best: Row | None) -> list[int]:
@@ -54,29 +49,18 @@ def latency(served: Served, best: Row | None) -> Section | None:
         return None
     names = dict(zip(map(id, served.rows), labels(served.rows), strict=True))
     blocks: list[Block | None] = [_distribution(served, m, best, names) for m in ("ttft", "tpot")]
-    body = [
-        (Cell(names[id(r)]), *(ms(r[f"{m}_{q}_s"]) for m, qs in LISTED.items() for q in qs))
-        for r in rows
-    ]
+    body = [(Cell(names[id(r)]), *(ms(r[f"{m}_{q}_s"]) for m, qs in LISTED.items() for q in qs)) for r in rows]
     columns = (
         Column("run, times in ms"),
         *(Column(f"{NAMES[m]} {q}", True, NAMES[m]) for m, qs in LISTED.items() for q in qs),
     )
     note = "An overloaded run has no percentiles: they would measure how long the trace is."
     over = any(r["status"] == "OVERLOADED" for r in served.rows)
-    table = Table(
-        "tab-latency",
-        "Latency percentiles of every run",
-        columns,
-        tuple(body),
-        note if over else "",
-    )
+    table = Table("tab-latency", "Latency percentiles of every run", columns, tuple(body), note if over else "")
     return section("latency", "How long requests take", [*blocks, table])
 
 
-def _distribution(
-    served: Served, metric: str, best: Row | None, names: Mapping[int, str]
-) -> Figure | None:
+def _distribution(served: Served, metric: str, best: Row | None, names: Mapping[int, str]) -> Figure | None:
     """Time that a share of the requests stays below."""
     groups: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     for i in _chosen(served, best):
@@ -112,11 +96,10 @@ def _distribution(
     alt = f"{name} over the share of requests that stay below it; " + "; ".join(
         f"{n}: p50 {milliseconds(float(np.interp(50.0, x, y)) / 1e3)} ms, p99"
         f" {milliseconds(float(np.interp(99.0, x, y)) / 1e3)} ms"
-        for n, (x, y) in groups.items() if not n.startswith("promised")
-    )  # fmt: skip
-    svg = charts.lines(
-        groups, "share of requests that stay below [%]", f"{name} [ms]", log_y=True, percent=False
+        for n, (x, y) in groups.items()
+        if not n.startswith("promised")
     )
+    svg = charts.lines(groups, "share of requests that stay below [%]", f"{name} [ms]", log_y=True, percent=False)
     caption = "" if served.requests else "Read at p50, p90, p95 and p99, joined by straight lines."
     if len(served.rows) > MOST_CURVES:
         caption += f" {MOST_CURVES} of {len(served.rows)} runs; the table has all."
@@ -130,10 +113,7 @@ def load(served: Served, best: Row | None) -> Section | None:
     if served.loads:
         chosen = _chosen(served, best)
         lead = next((i for i in chosen if served.rows[i] is best), chosen[0])
-        for key, what, share_ in (
-            ("waiting", "requests waiting", False),
-            ("kv_share", "KV cache in use", True),
-        ):
+        for key, what, share_ in (("waiting", "requests waiting", False), ("kv_share", "KV cache in use", True)):
             groups = {names[i]: (served.loads[i]["time_s"], served.loads[i][key]) for i in chosen}
             peak = float(np.max(groups[names[lead]][1], initial=0.0))
             said = share(peak) if share_ else number(peak)
@@ -147,30 +127,37 @@ def load(served: Served, best: Row | None) -> Section | None:
                 top = float(np.max(served.loads[worst][key]))
                 title += f", {share(top) if share_ else number(top)} at {names[worst]}"
             alt = f"{what} over time; largest mean of an interval: " + "; ".join(
-                f"{n} {share(float(np.max(y))) if share_ else number(float(np.max(y)))}"
-                for n, (_, y) in groups.items()
+                f"{n} {share(float(np.max(y))) if share_ else number(float(np.max(y)))}" for n, (_, y) in groups.items()
             )
             svg = charts.lines(groups, "time [s]", what, percent=share_)
-            blocks.append(
-                Figure(
-                    f"fig-{key.replace('_', '-')}", title, svg, alt, "Means of 120 equal intervals."
-                )
-            )
+            blocks.append(Figure(f"fig-{key.replace('_', '-')}", title, svg, alt, "Means of 120 equal intervals."))
     columns = (
-        Column("run", wide=1), Column("status"), Column("requests/s", True), Column("goodput/s", True, "goodput"),
-        Column("tokens/s/GPU", True, "tokens/s/GPU"), Column("KV used", True, "KV cache"), Column("preempted", True),
-        Column("prefix hits", True), Column("J/token", True), Column("USD/Mtoken", True),
-    )  # fmt: skip
+        Column("run", wide=1),
+        Column("status"),
+        Column("requests/s", True),
+        Column("goodput/s", True, "goodput"),
+        Column("tokens/s/GPU", True, "tokens/s/GPU"),
+        Column("KV used", True, "KV cache"),
+        Column("preempted", True),
+        Column("prefix hits", True),
+        Column("J/token", True),
+        Column("USD/Mtoken", True),
+    )
     body = tuple(
         (
-            Cell(n), Cell(r["status"].lower(), tone="lose" if r["status"] == "OVERLOADED" else ""),
-            num(r["rate_per_s"]), num(r["goodput_per_s"]), num(r["output_tokens_per_s_per_gpu"]),
-            percent(r["kv_share_mean"]), count(r["preemptions"]),
+            Cell(n),
+            Cell(r["status"].lower(), tone="lose" if r["status"] == "OVERLOADED" else ""),
+            num(r["rate_per_s"]),
+            num(r["goodput_per_s"]),
+            num(r["output_tokens_per_s_per_gpu"]),
+            percent(r["kv_share_mean"]),
+            count(r["preemptions"]),
             percent(r["prefix_hit_rate"]) if r["prefix_bound"] is not None else Cell(DASH),
-            num(r["energy_j_per_token"]), num(r["usd_per_mtoken"]),
+            num(r["energy_j_per_token"]),
+            num(r["usd_per_mtoken"]),
         )
         for n, r in zip(names, served.rows, strict=True)
-    )  # fmt: skip
+    )
     if body:
         blocks.append(Table("tab-load", "Load and cost of every run", columns, body))
     return section("load", "How full it is", blocks) if blocks else None

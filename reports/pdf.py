@@ -8,21 +8,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from reports.content import (
-    Block,
-    Bullets,
-    Cell,
-    Code,
-    Figure,
-    Paragraph,
-    Report,
-    Subheading,
-    Table,
-    Terms,
-)
+from reports.content import Block, Bullets, Cell, Code, Figure, Paragraph, Report, Subheading, Table, Terms
 from reports.style import WIDTH_IN
-from simulator.console import say
-from simulator.errors import InputError
+from simulator.base.console import say
+from simulator.base.errors import InputError
 
 PAPERS = {"a4": "a4", "letter": "us-letter"}
 
@@ -37,9 +26,7 @@ def render(report: Report, paper: str = "a4") -> bytes:
 
     files: dict[str, bytes] = {
         "main.typ": resources.files("reports").joinpath("templates", "report.typ").read_bytes(),
-        "data.json": json.dumps(_data(report, paper), sort_keys=True, ensure_ascii=False).encode(
-            "utf-8", "replace"
-        ),
+        "data.json": json.dumps(_data(report, paper), sort_keys=True, ensure_ascii=False).encode("utf-8", "replace"),
     }
     files |= {f"{f.id}.svg": f.svg.encode() for f in report.figures()}
     if report.logo is not None:
@@ -54,9 +41,7 @@ def render(report: Report, paper: str = "a4") -> bytes:
         except typst.TypstError as error:
             problem = str(error.message)
             if "image" in problem and report.logo is not None:
-                raise InputError(
-                    f"is no picture typst can draw: {problem}", where="--logo"
-                ) from None
+                raise InputError(f"is no picture typst can draw: {problem}", where="--logo") from None
             continue
         if not standards:
             say(f"note: the PDF is not PDF/UA: {problem}")
@@ -79,9 +64,7 @@ def _data(report: Report, paper: str) -> dict[str, Any]:
         "logo": report.logo.name if report.logo else "",
         "paper": PAPERS[paper],
         "version": version("shadowline"),
-        "sections": [
-            {"title": s.title, "blocks": [_block(b) for b in s.blocks]} for s in report.sections
-        ],
+        "sections": [{"title": s.title, "blocks": [_block(b) for b in s.blocks]} for s in report.sections],
     }
 
 
@@ -96,17 +79,24 @@ def _block(block: Block) -> dict[str, Any]:
             return {"kind": kind, "items": list(block.items)}
         case Figure():
             return {
-                "kind": kind, "title": block.title, "alt": block.alt, "caption": block.caption,
-                "file": f"{block.id}.svg", "width": _width(block.svg),
-            }  # fmt: skip
+                "kind": kind,
+                "title": block.title,
+                "alt": block.alt,
+                "caption": block.caption,
+                "file": f"{block.id}.svg",
+                "width": _width(block.svg),
+            }
         case Table():
             more = f"{block.left_out:,} more rows are left out here; --with-data writes them all as CSV."
             return {
-                "kind": kind, "id": block.id, "title": block.title, "note": block.note,
+                "kind": kind,
+                "id": block.id,
+                "title": block.title,
+                "note": block.note,
                 "more": more if block.left_out else "",
                 "columns": [{"name": c.name, "numeric": c.numeric, "wide": c.wide} for c in block.columns],
                 "rows": [[_cell(c) for c in row] for row in block.rows[: block.shown]],
-            }  # fmt: skip
+            }
 
 
 def _cell(cell: Cell) -> dict[str, str]:

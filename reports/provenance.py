@@ -10,25 +10,13 @@ from importlib import resources
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from reports.content import (
-    Block,
-    Bullets,
-    Cell,
-    Code,
-    Column,
-    Report,
-    Section,
-    Subheading,
-    Table,
-    Terms,
-    section,
-)  # fmt: skip
+from reports.content import Block, Bullets, Cell, Code, Column, Report, Section, Subheading, Table, Terms, section
 from reports.text import wrapped
-from simulator.glossary import TERMS, used
+from simulator.base.glossary import TERMS, used
 
 if TYPE_CHECKING:
-    from simulator.calibration import Fit
-    from simulator.device import Device
+    from simulator.device.catalogue import Device
+    from simulator.device.fits import Fit
 
 
 @lru_cache(maxsize=1)
@@ -39,7 +27,7 @@ def source_list() -> Mapping[str, Mapping[str, Any]]:
 
 def named_fit(name: str) -> Iterator[Fit]:
     """The fit behind `device/family/dtype/library`."""
-    from simulator.calibration import DEFAULT, load_fits
+    from simulator.device.fits import DEFAULT, load_fits
 
     device, family, dtype, library = (name.split("/") + [""] * 4)[:4]
     for home in (device, DEFAULT):
@@ -63,12 +51,7 @@ def not_modelled(policies: Iterable[str], general: Sequence[str] = GENERAL) -> S
 
     members = {m.name: m for p in policies for m in parse(p).members}
     rows = tuple(
-        (
-            Cell(name),
-            Cell(m.summary),
-            Cell(m.not_modelled or "nothing that is known"),
-            Cell(m.citation),
-        )
+        (Cell(name), Cell(m.summary), Cell(m.not_modelled or "nothing that is known"), Cell(m.citation))
         for name, m in members.items()
     )
     columns = (
@@ -77,15 +60,11 @@ def not_modelled(policies: Iterable[str], general: Sequence[str] = GENERAL) -> S
         Column("not modelled", wide=1),
         Column("published in"),
     )
-    table = (
-        Table("tab-not-modelled", "The policies of this report", columns, rows) if rows else None
-    )
+    table = Table("tab-not-modelled", "The policies of this report", columns, rows) if rows else None
     return section("not-modelled", "What is not modelled", [Bullets(tuple(general)), table])
 
 
-def sources(
-    devices: Sequence[Device], fit_names: Iterable[str], more: Sequence[tuple[str, str]] = ()
-) -> Section:
+def sources(devices: Sequence[Device], fit_names: Iterable[str], more: Sequence[tuple[str, str]] = ()) -> Section:
     """Sources of the devices' numbers and of the fits that answered, and no others."""
     known = source_list()
     uses: dict[str, dict[str, set[str]]] = {}
@@ -93,15 +72,8 @@ def sources(
     for device in devices:
         for path, number in device.facts():
             uses.setdefault(number.source, {}).setdefault("profile of", set()).add(device.name)
-            if number.kind == "assumed" and path in (
-                "price",
-                "power",
-                "memory.hbm.bandwidth",
-                "memory.hbm.capacity",
-            ):
-                assumed.append(
-                    f"{device.name}: {path} {number.text} ({number.note or number.source})"
-                )
+            if number.kind == "assumed" and path in ("price", "power", "memory.hbm.bandwidth", "memory.hbm.capacity"):
+                assumed.append(f"{device.name}: {path} {number.text} ({number.note or number.source})")
     for name in dict.fromkeys(fit_names):
         for fit in named_fit(name):
             for key in fit.sources:
@@ -113,17 +85,13 @@ def sources(
         rows.append(
             (
                 Cell(key, href=url if url.startswith(("https://", "http://")) else ""),
-                Cell(str(s.get("title", "public measurements of that name"))), Cell(str(s.get("read", ""))),
+                Cell(str(s.get("title", "public measurements of that name"))),
+                Cell(str(s.get("read", ""))),
                 Cell("; ".join(f"{what} {', '.join(sorted(names))}" for what, names in sorted(uses[key].items()))),
             )
-        )  # fmt: skip
+        )
     rows += [(Cell(name), Cell(what), Cell(""), Cell("this report")) for name, what in more]
-    columns = (
-        Column("source"),
-        Column("what it is", wide=3),
-        Column("read on"),
-        Column("used for", wide=2),
-    )
+    columns = (Column("source"), Column("what it is", wide=3), Column("read on"), Column("used for", wide=2))
     blocks: list[Block | None] = [
         Table("tab-sources", "Where the numbers come from", columns, tuple(rows), shown=80),
         Subheading("Assumed, not measured") if assumed else None,
@@ -136,13 +104,7 @@ def versions(facts: Sequence[tuple[str, str]]) -> Section:
     """What has to be the same for the same report."""
     rows = (("shadowline", version("shadowline")), *facts)
     columns = (Column("what"), Column("version or hash", wide=1))
-    table = Table(
-        "tab-versions",
-        "Versions and hashes",
-        columns,
-        tuple((Cell(a), Cell(b)) for a, b in rows),
-        shown=200,
-    )
+    table = Table("tab-versions", "Versions and hashes", columns, tuple((Cell(a), Cell(b)) for a, b in rows), shown=200)
     return section("versions", "Versions", [table])
 
 

@@ -11,8 +11,8 @@ import numpy as np
 from reports import charts
 from reports.content import Block, Cell, Column, Figure, Paragraph, Section, Table, section
 from reports.text import DASH, count, listed, num, percent, plural, share
-from simulator.console import number
-from simulator.errors import ShadowlineError
+from simulator.base.console import number
+from simulator.base.errors import ShadowlineError
 
 if TYPE_CHECKING:
     from simulator.claims.judge import Judged
@@ -37,20 +37,14 @@ def touched_claims(policies: Iterable[str]) -> Section | None:
     if not rows:
         text = f"No published figure about {listed(sorted(names))} has a setup complete enough to be predicted."
         return section("claims", "Published claims about these policies", [Paragraph(text)])
-    return section(
-        "claims", "Published claims about these policies", claims_blocks(rows, summary(rows))
-    )
+    return section("claims", "Published claims about these policies", claims_blocks(rows, summary(rows)))
 
 
 def claims_blocks(rows: Sequence[Judged], total: Mapping[str, Any]) -> list[Block]:
     """Figure and tables of judged rows and their summary."""
     seen = [r.paper for r in rows if r.used_for_calibration]
     counts = {p: seen.count(p) for p in dict.fromkeys(seen)}
-    return [
-        claims_figure(rows, total),
-        claims_by_paper(total["papers"], counts),
-        claims_table(rows),
-    ]
+    return [claims_figure(rows, total), claims_by_paper(total["papers"], counts), claims_table(rows)]
 
 
 def _members(scenario: Mapping[str, Any]) -> set[str]:
@@ -68,10 +62,7 @@ def claims_figure(rows: Sequence[Judged], total: Mapping[str, Any]) -> Figure:
     f = total["all"]
     if not free:
         free, f = list(rows), total["used_for_calibration"]
-    ratios = {
-        p: np.array([r.ratio for r in free if r.paper == p], float)
-        for p in sorted({r.paper for r in free})
-    }
+    ratios = {p: np.array([r.ratio for r in free if r.paper == p], float) for p in sorted({r.paper for r in free})}
     middles = {p: float(np.exp(np.mean(np.log(r)))) for p, r in ratios.items()}
     order = sorted(ratios, key=lambda p: middles[p])
     mid = np.array([middles[p] for p in order])
@@ -82,9 +73,13 @@ def claims_figure(rows: Sequence[Judged], total: Mapping[str, Any]) -> Figure:
         f" {share(f['within_20'])} of the rows within 20 %"
     )
     svg = charts.intervals(
-        names, {"paper": (mid, np.minimum(lo, mid), np.maximum(hi, mid))}, "predicted over published [-]", log=True,
-        at_one=1.0, around_one=0.2,
-    )  # fmt: skip
+        names,
+        {"paper": (mid, np.minimum(lo, mid), np.maximum(hi, mid))},
+        "predicted over published [-]",
+        log=True,
+        at_one=1.0,
+        around_one=0.2,
+    )
     caption = (
         "Dot: geometric mean of a paper's rows (their number in brackets); bar: 5 % to 95 % of them; shaded: within"
         " 20 %. Every paper weighs the same in the title."
@@ -102,21 +97,34 @@ def claims_by_paper(papers: Mapping[str, Mapping[str, Any]], counts: Mapping[str
         if not f["rows"] and not counts.get(paper):
             continue
         cells = (
-            (num(f["geometric_mean"]), percent(f["within_20"]), percent(f["median_ape"]), percent(f["inside"]),
-             Cell(DASH, np.nan) if f["rank_correlation"] is None else num(f["rank_correlation"], 2))
-            if f["rows"] else (Cell(DASH, np.nan),) * 5
-        )  # fmt: skip
+            (
+                num(f["geometric_mean"]),
+                percent(f["within_20"]),
+                percent(f["median_ape"]),
+                percent(f["inside"]),
+                Cell(DASH, np.nan) if f["rank_correlation"] is None else num(f["rank_correlation"], 2),
+            )
+            if f["rows"]
+            else (Cell(DASH, np.nan),) * 5
+        )
         out.append((Cell(paper), count(f["rows"]), *cells, count(counts.get(paper, 0))))
     columns = (
-        Column("paper", wide=1), Column("rows", True), Column("geometric mean", True, "geometric mean"),
-        Column("within 20 %", True), Column("median APE", True, "APE"),
-        Column("in 90 % interval", True, "90 % interval"), Column("rank corr.", True, "rank correlation"),
+        Column("paper", wide=1),
+        Column("rows", True),
+        Column("geometric mean", True, "geometric mean"),
+        Column("within 20 %", True),
+        Column("median APE", True, "APE"),
+        Column("in 90 % interval", True, "90 % interval"),
+        Column("rank corr.", True, "rank correlation"),
         Column("for calibration", True),
-    )  # fmt: skip
+    )
     return Table(
-        "tab-claims-papers", "Published against predicted, by paper", columns, tuple(out),
+        "tab-claims-papers",
+        "Published against predicted, by paper",
+        columns,
+        tuple(out),
         note="For calibration: further rows that a fit has seen; they are in none of the other figures.",
-    )  # fmt: skip
+    )
 
 
 def claims_table(rows: Sequence[Judged], per_paper: int = 3) -> Table:
@@ -129,43 +137,44 @@ def claims_table(rows: Sequence[Judged], per_paper: int = 3) -> Table:
         places.append(rank[r.paper] > per_paper)
     order = [r for _, r in sorted(zip(places, order, strict=True), key=lambda p: p[0])]
     columns = (
-        Column("claim"), Column("paper", wide=3), Column("metric"), Column("published", True),
-        Column("predicted", True), Column("90 % interval", True, "90 % interval"), Column("ratio", True),
-        Column("inside"), Column("why it misses", wide=7),
-    )  # fmt: skip
+        Column("claim"),
+        Column("paper", wide=3),
+        Column("metric"),
+        Column("published", True),
+        Column("predicted", True),
+        Column("90 % interval", True, "90 % interval"),
+        Column("ratio", True),
+        Column("inside"),
+        Column("why it misses", wide=7),
+    )
     return Table(
-        "tab-claims", f"The {per_paper} rows of each paper that are furthest off", columns,
-        tuple(_claim(r) for r in order), shown=len(places) - sum(places),
+        "tab-claims",
+        f"The {per_paper} rows of each paper that are furthest off",
+        columns,
+        tuple(_claim(r) for r in order),
+        shown=len(places) - sum(places),
         note="Times in ms, memory in GB. Inside: the published figure lies in our 90 % interval.",
-    )  # fmt: skip
+    )
 
 
 def _claim(r: Judged) -> tuple[Cell, ...]:
     from simulator.claims.metrics import base
 
     of_time = base(r.metric).endswith("_s") and base(r.metric) == r.metric
-    scale = (
-        1e3 if of_time and "per_s" not in r.metric else 1e-9 if r.metric.endswith("_bytes") else 1.0
-    )
-    shown = [
-        Cell(DASH, np.nan) if v is None else Cell(number(scale * v), v)
-        for v in (r.published, r.predicted)
-    ]
-    interval = (
-        DASH
-        if r.lo is None or r.hi is None
-        else f"{number(scale * r.lo)}{DASH}{number(scale * r.hi)}"
-    )
+    scale = 1e3 if of_time and "per_s" not in r.metric else 1e-9 if r.metric.endswith("_bytes") else 1.0
+    shown = [Cell(DASH, np.nan) if v is None else Cell(number(scale * v), v) for v in (r.published, r.predicted)]
+    interval = DASH if r.lo is None or r.hi is None else f"{number(scale * r.lo)}{DASH}{number(scale * r.hi)}"
     name = (
-        r.metric.replace("_per_s", "/s")
-        .removesuffix("_s")
-        .replace("_s_", "_")
-        .replace("_bytes", "")
-        .replace("_", " ")
+        r.metric.replace("_per_s", "/s").removesuffix("_s").replace("_s_", "_").replace("_bytes", "").replace("_", " ")
     )
     why = f"published figure disputed: {r.wrong}. " if r.wrong else ""
     return (
-        Cell(r.claim_id), Cell(r.paper), Cell(name), *shown, Cell(interval, r.lo),
-        Cell(f"{r.ratio:.2f}", r.ratio), Cell("yes" if r.inside else "no", int(bool(r.inside))),
+        Cell(r.claim_id),
+        Cell(r.paper),
+        Cell(name),
+        *shown,
+        Cell(interval, r.lo),
+        Cell(f"{r.ratio:.2f}", r.ratio),
+        Cell("yes" if r.inside else "no", int(bool(r.inside))),
         Cell(why + (r.reason or "within 20 %")),
-    )  # fmt: skip
+    )

@@ -11,8 +11,8 @@ from reports.answer import Answer
 from reports.content import Block, Cell, Column, Figure, Paragraph, Section, Table, section
 from reports.rows import Sweep
 from reports.text import count, gb, listed, num, percent, ranged, share, speedup, times, upper
-from simulator.console import number
-from simulator.step import BOUNDS
+from simulator.base.console import number
+from simulator.inference.step import BOUNDS
 
 MOST_BARS = 26
 MOST_MODELS = 6
@@ -46,11 +46,7 @@ def _bars(sweep: Sweep, model: str, i: int) -> Iterator[Figure]:
     index = np.array([rows[p] for p in policies])
     parts = {
         label: sweep[name][index].astype(float) / 1e9
-        for label, name in (
-            ("weights", "weights_bytes"),
-            ("KV cache", "kv_bytes"),
-            ("other", "other_bytes"),
-        )
+        for label, name in (("weights", "weights_bytes"), ("KV cache", "kv_bytes"), ("other", "other_bytes"))
     }
     marks = {
         d: float(sweep["capacity_bytes"][r[0]]) / 1e9
@@ -64,15 +60,12 @@ def _bars(sweep: Sweep, model: str, i: int) -> Iterator[Figure]:
     fit = [d for d, c in marks.items() if total[least] <= c]
     some = f"fits {listed(fit, 4)}" if fit else "fits none of the devices"
     title = f"{model} at {load}: {policies[least]} needs {number(total[least])} GB per GPU"
-    title += (
-        f" where dense needs {number(total[dense])} GB" if least != dense else ", the least of all"
-    )
+    title += f" where dense needs {number(total[dense])} GB" if least != dense else ", the least of all"
     yield Figure(
         f"fig-memory-{i}",
         f"{title}; it {some}",
         charts.stacked(policies, parts, "memory per GPU [GB]", lines=marks),
-        f"Memory per GPU of {model}: "
-        + "; ".join(f"{p} {number(t)} GB" for p, t in zip(policies, total, strict=True)),
+        f"Memory per GPU of {model}: " + "; ".join(f"{p} {number(t)} GB" for p, t in zip(policies, total, strict=True)),
         f"{gpus} GPU{'s' if gpus > 1 else ''} per replica, the fewest of the sweep; dashed: capacity as the driver"
         " reports it, of which the engine takes its share.",
     )
@@ -103,23 +96,34 @@ def _fit_table(a: Answer) -> Table:
 
         rows.append(
             (
-                Cell(model), Cell(device), gb(float(sweep["capacity_bytes"][r[0]])), percent(float(ok.mean())),
-                count(most(dense, False)), count(most(r, False)), count(most(dense, True)), count(most(r, True)),
+                Cell(model),
+                Cell(device),
+                gb(float(sweep["capacity_bytes"][r[0]])),
+                percent(float(ok.mean())),
+                count(most(dense, False)),
+                count(most(r, False)),
+                count(most(dense, True)),
+                count(most(r, True)),
                 Cell(who(True)),
             )
-        )  # fmt: skip
+        )
     return Table(
         "tab-fit",
         _fit_title(a),
         (
-            Column("model"), Column("device"), Column("capacity [GB]", True, "GB"), Column("rows that fit", True),
-            Column("max batch, shortest prompt: dense", True, "max batch"), Column("best", True, "max batch"),
-            Column("longest prompt: dense", True, "max batch"), Column("best", True, "max batch"),
+            Column("model"),
+            Column("device"),
+            Column("capacity [GB]", True, "GB"),
+            Column("rows that fit", True),
+            Column("max batch, shortest prompt: dense", True, "max batch"),
+            Column("best", True, "max batch"),
+            Column("longest prompt: dense", True, "max batch"),
+            Column("best", True, "max batch"),
             Column("best policy there", term="policy"),
         ),
         tuple(rows),
         note="Largest batch over all GPU counts of the sweep; best: the policy that allows the largest.",
-    )  # fmt: skip
+    )
 
 
 def _fit_title(a: Answer) -> str:
@@ -153,30 +157,21 @@ def bottlenecks(a: Answer) -> list[Block]:
         groups = sweep.groups("policy", where=timed)
     names = [", ".join(k) for k in groups][:MOST_BARS]
     parts = {
-        bound: np.array(
-            [
-                float(np.mean(sweep.is_("bound", bound)[r]))
-                for r in list(groups.values())[:MOST_BARS]
-            ]
-        )
+        bound: np.array([float(np.mean(sweep.is_("bound", bound)[r])) for r in list(groups.values())[:MOST_BARS]])
         for bound in BOUNDS
     }
     whole = {b: float(np.mean(sweep.is_("bound", b)[timed])) for b in BOUNDS}
     first, second = sorted(whole, key=lambda b: -whole[b])[:2]
-    title = f"{upper(first)} bind {share(whole[first])} of the rows" if first.endswith("s") else (
-        f"{upper(first)} binds {share(whole[first])} of the rows"
-    )  # fmt: skip
+    title = (
+        f"{upper(first)} bind {share(whole[first])} of the rows"
+        if first.endswith("s")
+        else (f"{upper(first)} binds {share(whole[first])} of the rows")
+    )
     title += f", {second} {share(whole[second])}" if whole[second] > 0 else ""
     alt = "; ".join(f"{b} {share(v)}" for b, v in whole.items() if v > 0)
     svg = charts.stacked(names, parts, "share of the rows with a time [-]", percent=True)
     return [
-        Figure(
-            "fig-bounds",
-            title,
-            svg,
-            f"Rows by bound: {alt}.",
-            "What takes most of the end-to-end time of a row.",
-        )
+        Figure("fig-bounds", title, svg, f"Rows by bound: {alt}.", "What takes most of the end-to-end time of a row.")
     ]
 
 
@@ -185,9 +180,7 @@ def cost(a: Answer) -> Section:
     sweep = a.sweep
     rows, names, dense_price, best_price = [], [], [], []
     price = sweep["usd_per_mtoken"]
-    for (model, device), r in sweep.groups(
-        "model", "device", where=sweep.ok & np.isfinite(price)
-    ).items():
+    for (model, device), r in sweep.groups("model", "device", where=sweep.ok & np.isfinite(price)).items():
         best = int(r[np.argmin(price[r])])
         dense = r[sweep.dense[r]]
         base = int(dense[np.argmin(price[dense])]) if len(dense) else -1
@@ -196,51 +189,63 @@ def cost(a: Answer) -> Section:
         dense_price.append(float(price[base]) if base >= 0 else np.nan)
         rows.append(
             (
-                Cell(model), Cell(device), num(dense_price[-1]), Cell(sweep.text("policy", best)), num(best_price[-1]),
-                speedup(dense_price[-1] / best_price[-1]), count(sweep.number("batch", best)),
-                count(sweep.number("prompt_tokens", best)), num(sweep.number("energy_j_per_token", best)),
+                Cell(model),
+                Cell(device),
+                num(dense_price[-1]),
+                Cell(sweep.text("policy", best)),
+                num(best_price[-1]),
+                speedup(dense_price[-1] / best_price[-1]),
+                count(sweep.number("batch", best)),
+                count(sweep.number("prompt_tokens", best)),
+                num(sweep.number("energy_j_per_token", best)),
             )
-        )  # fmt: skip
+        )
     if not rows:
         return section("cost", "Cost", [Paragraph("No row fits, so there is no cost to show.")])
     cheapest = int(np.argmin(best_price))
     ratio = np.array(dense_price) / np.array(best_price)
     title = f"Cheapest: {names[cheapest]} at {number(best_price[cheapest])} USD per million output tokens"
     if np.isfinite(ratio).any():
-        title += (
-            f"; the best policy is {times(float(np.nanmedian(ratio)))} cheaper than dense (median)"
-        )
+        title += f"; the best policy is {times(float(np.nanmedian(ratio)))} cheaper than dense (median)"
     cut = np.argsort(best_price)[:MOST_BARS]
     cut = np.sort(cut)
     none = np.full(len(cut), np.nan)
     series = {
-        "dense": (np.array(dense_price)[cut], none, none), "cheapest policy": (np.array(best_price)[cut], none, none),
-    }  # fmt: skip
-    svg = charts.intervals(
-        [names[i] for i in cut], series, "USD per million output tokens", log=True
-    )
+        "dense": (np.array(dense_price)[cut], none, none),
+        "cheapest policy": (np.array(best_price)[cut], none, none),
+    }
+    svg = charts.intervals([names[i] for i in cut], series, "USD per million output tokens", log=True)
     return section(
         "cost",
         "Cost",
         [
             Figure(
-                "fig-cost", title, svg,
+                "fig-cost",
+                title,
+                svg,
                 "; ".join(f"{names[i]}: dense {number(dense_price[i])}, best {number(best_price[i])} USD" for i in cut),
                 "Each at its cheapest load of the sweep. Rent from the profiles' list prices (see sources); edit them"
                 " to yours.",
             ),
             Table(
-                "tab-cost", "Rent and energy per output token at the cheapest load",
+                "tab-cost",
+                "Rent and energy per output token at the cheapest load",
                 (
-                    Column("model"), Column("device"), Column("dense [USD/Mtoken]", True),
-                    Column("cheapest policy", term="policy"), Column("[USD/Mtoken]", True), Column("cheaper by", True),
-                    Column("batch", True, "batch"), Column("prompt", True), Column("energy [J/token]", True),
+                    Column("model"),
+                    Column("device"),
+                    Column("dense [USD/Mtoken]", True),
+                    Column("cheapest policy", term="policy"),
+                    Column("[USD/Mtoken]", True),
+                    Column("cheaper by", True),
+                    Column("batch", True, "batch"),
+                    Column("prompt", True),
+                    Column("energy [J/token]", True),
                 ),
                 tuple(rows),
                 note="Energy is an estimate: power limit x (0.35 + 0.65 x load of the busiest resource).",
             ),
         ],
-    )  # fmt: skip
+    )
 
 
 def quality(a: Answer) -> Section:
@@ -262,25 +267,26 @@ def quality(a: Answer) -> Section:
         s = float(np.median(sweep["throughput_speedup_same_batch"][r]))
         points.append((model, device, policy, s, float(ratio[r[0]]), r[0]))
     if not points:
-        return section(
-            "quality", title, [Paragraph("Only the dense model has a measured quality.")]
-        )
+        return section("quality", title, [Paragraph("Only the dense model has a measured quality.")])
     for m, d, p, s, q, r in points:
         front = not any(
-            (m2, d2) == (m, d) and s2 >= s and q2 <= q and (s2 > s or q2 < q)
-            for m2, d2, _, s2, q2, _ in points
+            (m2, d2) == (m, d) and s2 >= s and q2 <= q and (s2 > s or q2 < q) for m2, d2, _, s2, q2, _ in points
         )
         rows.append(
             (
-                Cell(m), Cell(d), Cell(p), Cell("yes" if front else "no", int(front)), speedup(s),
-                Cell(f"{q:.3f}", q), percent(sweep.number("quality_agreement", r), 1),
+                Cell(m),
+                Cell(d),
+                Cell(p),
+                Cell("yes" if front else "no", int(front)),
+                speedup(s),
+                Cell(f"{q:.3f}", q),
+                percent(sweep.number("quality_agreement", r), 1),
                 Cell(sweep.text("quality_source", r)),
             )
-        )  # fmt: skip
+        )
     names = list(dict.fromkeys((m, d) for m, d, *_ in points))[:7]
     groups = {
-        f"{m}, {d}": tuple(np.array([pt[i] for pt in points if pt[:2] == (m, d)]) for i in (4, 3))
-        for m, d in names
+        f"{m}, {d}": tuple(np.array([pt[i] for pt in points if pt[:2] == (m, d)]) for i in (4, 3)) for m, d in names
     }
     labels = [(q, s, p) for m, d, p, s, q, _ in points if (m, d) == names[0]][:12]
     best = max((pt for pt in points if pt[4] <= 1.1), key=lambda pt: pt[3], default=None)
@@ -290,33 +296,32 @@ def quality(a: Answer) -> Section:
         else f"no policy stays within 10 % of dense's perplexity; the nearest is {min(points, key=lambda p: p[4])[2]}"
     )
     svg = charts.scatter(
-        groups,
-        "perplexity over dense [-]",
-        "throughput over dense [-]",
-        log=False,
-        labels=labels,
-        height_in=3.2,
+        groups, "perplexity over dense [-]", "throughput over dense [-]", log=False, labels=labels, height_in=3.2
     )
     return section(
         "quality",
         title,
         [
             Figure(
-                "fig-quality", upper(told), svg,
-                "; ".join(f"{p} {times(s)} at {q:.2f}" for _, _, p, s, q, _ in points),
+                "fig-quality", upper(told), svg, "; ".join(f"{p} {times(s)} at {q:.2f}" for _, _, p, s, q, _ in points)
             ),
             Table(
-                "tab-quality", "Measured quality beside predicted speed",
+                "tab-quality",
+                "Measured quality beside predicted speed",
                 (
-                    Column("model"), Column("device"), Column("policy", term="policy"),
-                    Column("front", term="Pareto front"), Column("speed-up", True, "speed-up"),
-                    Column("perplexity ratio", True, "perplexity ratio"), Column("same token", True, "agreement"),
+                    Column("model"),
+                    Column("device"),
+                    Column("policy", term="policy"),
+                    Column("front", term="Pareto front"),
+                    Column("speed-up", True, "speed-up"),
+                    Column("perplexity ratio", True, "perplexity ratio"),
+                    Column("same token", True, "agreement"),
                     Column("measured", wide=1),
                 ),
                 tuple(rows),
             ),
         ],
-    )  # fmt: skip
+    )
 
 
 def best_table(a: Answer) -> Table:
@@ -325,9 +330,7 @@ def best_table(a: Answer) -> Table:
     rows = []
     for (model, device), r in sweep.groups("model", "device", where=sweep.ok).items():
         i = int(r[np.argmax(sweep["tokens_per_s_per_gpu"][r])])
-        rows.append(
-            (Cell(model), Cell(device), Cell(sweep.text("policy", i)), *operating_point(sweep, i))
-        )
+        rows.append((Cell(model), Cell(device), Cell(sweep.text("policy", i)), *operating_point(sweep, i)))
     return Table(
         "tab-best",
         "Most tokens/s per GPU of every model and device, whatever the policy and load",
@@ -337,18 +340,27 @@ def best_table(a: Answer) -> Table:
 
 
 OPERATING = (
-    Column("GPUs", True), Column("batch", True, "batch"), Column("prompt", True),
-    Column("tokens/s/GPU (90\u202f%)", True, "tokens/s/GPU"), Column("TTFT ms (90\u202f%)", True, "TTFT"),
-    Column("TPOT ms (90\u202f%)", True, "TPOT"), Column("$/Mtoken", True), Column("basis", term="basis"),
-)  # fmt: skip
+    Column("GPUs", True),
+    Column("batch", True, "batch"),
+    Column("prompt", True),
+    Column("tokens/s/GPU (90\u202f%)", True, "tokens/s/GPU"),
+    Column("TTFT ms (90\u202f%)", True, "TTFT"),
+    Column("TPOT ms (90\u202f%)", True, "TPOT"),
+    Column("$/Mtoken", True),
+    Column("basis", term="basis"),
+)
 
 
 def operating_point(sweep: Sweep, i: int) -> tuple[Cell, ...]:
     """Cells of `OPERATING` for one row."""
     n = sweep.number
     return (
-        count(float(sweep.gpus[i])), count(n("batch", i)), count(n("prompt_tokens", i)),
-        ranged(*sweep.rate_interval(i)), ranged(n("ttft_s", i), n("ttft_lo_s", i), n("ttft_hi_s", i), in_ms=True),
-        ranged(n("tpot_s", i), n("tpot_lo_s", i), n("tpot_hi_s", i), in_ms=True), num(n("usd_per_mtoken", i)),
+        count(float(sweep.gpus[i])),
+        count(n("batch", i)),
+        count(n("prompt_tokens", i)),
+        ranged(*sweep.rate_interval(i)),
+        ranged(n("ttft_s", i), n("ttft_lo_s", i), n("ttft_hi_s", i), in_ms=True),
+        ranged(n("tpot_s", i), n("tpot_lo_s", i), n("tpot_hi_s", i), in_ms=True),
+        num(n("usd_per_mtoken", i)),
         Cell(sweep.text("basis", i).lower()),
-    )  # fmt: skip
+    )

@@ -11,24 +11,60 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from simulator.errors import InputError
-from simulator.result import ENDS, SCHEMA_VERSION, STATUSES, arrow_schema, rate_interval
+from simulator.base.errors import InputError
+from simulator.results.result import ENDS, SCHEMA_VERSION, STATUSES, arrow_schema, rate_interval
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-TEXT = ("model", "device", "policy", "engine", "dtype", "kv_dtype", "status", "reason", "basis", "bound",
-        "quality_source")  # fmt: skip
+TEXT = (
+    "model",
+    "device",
+    "policy",
+    "engine",
+    "dtype",
+    "kv_dtype",
+    "status",
+    "reason",
+    "basis",
+    "bound",
+    "quality_source",
+)
 WHOLE = ("tp", "pp", "ep", "batch", "prompt_tokens", "output_tokens", "max_batch")
-REAL = ("ttft_s", "tpot_s", "ttft_lo_s", "ttft_hi_s", "tpot_lo_s", "tpot_hi_s", "tokens_per_s_per_gpu", "weights_bytes",
-        "kv_bytes", "other_bytes", "total_bytes", "capacity_bytes", "throughput_speedup_same_batch",
-        "throughput_speedup_at_max_batch", "energy_j_per_token", "usd_per_mtoken", "quality_perplexity_ratio",
-        "quality_agreement")  # fmt: skip
+REAL = (
+    "ttft_s",
+    "tpot_s",
+    "ttft_lo_s",
+    "ttft_hi_s",
+    "tpot_lo_s",
+    "tpot_hi_s",
+    "tokens_per_s_per_gpu",
+    "weights_bytes",
+    "kv_bytes",
+    "other_bytes",
+    "total_bytes",
+    "capacity_bytes",
+    "throughput_speedup_same_batch",
+    "throughput_speedup_at_max_batch",
+    "energy_j_per_token",
+    "usd_per_mtoken",
+    "quality_perplexity_ratio",
+    "quality_agreement",
+)
 NAMED = ("model", "device", "policy", "engine", "dtype", "kv_dtype", "status")
 SIZES = ("tp", "pp", "ep", "batch", "prompt_tokens", "output_tokens")
 TIMES = ("ttft_s", "tokens_per_s_per_gpu", "ttft_lo_s", "ttft_hi_s")
-ZERO = ("tpot_s", "tpot_lo_s", "tpot_hi_s", "max_batch", "kv_bytes", "other_bytes", "usd_per_mtoken",
-        "quality_agreement", "energy_j_per_token")  # fmt: skip
+ZERO = (
+    "tpot_s",
+    "tpot_lo_s",
+    "tpot_hi_s",
+    "max_batch",
+    "kv_bytes",
+    "other_bytes",
+    "usd_per_mtoken",
+    "quality_agreement",
+    "energy_j_per_token",
+)
 SMALLEST, LARGEST = 1e-18, 1e24
 """Bounds of what stands in a column, far beyond any device; those of `ZERO` may be nothing at all."""
 MOST_ROWS = 100_000_000
@@ -108,9 +144,7 @@ class Sweep:
         gpus = float(self.gpus[row])
         return self.number("tokens_per_s_per_gpu", row), lo / gpus, hi / gpus
 
-    def groups(
-        self, *names: str, where: np.ndarray | None = None
-    ) -> dict[tuple[str, ...], np.ndarray]:
+    def groups(self, *names: str, where: np.ndarray | None = None) -> dict[tuple[str, ...], np.ndarray]:
         """Row numbers by the words of `names`, in the order of their first row."""
         rows = np.arange(self.n) if where is None else np.flatnonzero(where)
         if not len(rows):
@@ -153,32 +187,25 @@ def read(path: Path) -> Sweep:
 
     where = str(path)
     if not path.is_file():
-        raise InputError(
-            "no such file; write one with python -m simulator.sweep --out FILE.parquet", where=where
-        )
+        raise InputError("no such file; write one with python -m simulator.sweep --out FILE.parquet", where=where)
     try:
         file = pq.ParquetFile(path)
     except (pa.ArrowException, OSError, ValueError):
         raise InputError(
-            "is no Parquet file; a report reads what python -m simulator.sweep --out FILE.parquet writes",
-            where=where,
+            "is no Parquet file; a report reads what python -m simulator.sweep --out FILE.parquet writes", where=where
         ) from None
     metadata = {
         k.decode("utf-8", "replace"): v.decode("utf-8", "replace")
         for k, v in (file.schema_arrow.metadata or {}).items()
     }
     if file.metadata.num_rows > MOST_ROWS:
-        raise InputError(
-            f"has {file.metadata.num_rows:,} rows; a report holds at most {MOST_ROWS:,}",
-            where=where,
-        )
+        raise InputError(f"has {file.metadata.num_rows:,} rows; a report holds at most {MOST_ROWS:,}", where=where)
     schema = metadata.get("shadowline.schema")
     if schema is None:
         raise InputError("is no sweep (it lacks the metadata shadowline.schema)", where=where)
     if schema != str(SCHEMA_VERSION):
         raise InputError(
-            f"schema {schema} is unknown; this version reads schema {SCHEMA_VERSION}: sweep again",
-            where=where,
+            f"schema {schema} is unknown; this version reads schema {SCHEMA_VERSION}: sweep again", where=where
         )
     for field in arrow_schema():
         if field.name not in (*TEXT, *WHOLE, *REAL):
@@ -188,9 +215,7 @@ def read(path: Path) -> Sweep:
         if file.schema_arrow.field(field.name).type != field.type:
             raise InputError(f"column {field.name!r} is not {field.type}; sweep again", where=where)
     if not file.metadata.num_rows:
-        raise InputError(
-            "has no rows; give the sweep at least one model, device and load", where=where
-        )
+        raise InputError("has no rows; give the sweep at least one model, device and load", where=where)
     try:
         codes, words, numbers = _columns(file)
     except (pa.ArrowException, OSError) as error:
@@ -209,11 +234,7 @@ def read(path: Path) -> Sweep:
     return Sweep(path, codes, words, numbers, metadata.get("shadowline.command", ""), plan, traces)
 
 
-def _problem(
-    codes: Mapping[str, np.ndarray],
-    words: Mapping[str, list[str]],
-    numbers: Mapping[str, np.ndarray],
-) -> str:
+def _problem(codes: Mapping[str, np.ndarray], words: Mapping[str, list[str]], numbers: Mapping[str, np.ndarray]) -> str:
     """What no sweep would have written; empty where all is well."""
     if set(words["status"]) - set(STATUSES):
         return "has a status that is none"
@@ -226,11 +247,7 @@ def _problem(
         needed = np.ones(len(ok), bool) if name in SIZES else ok if name in TIMES else ok & False
         least = 0.0 if name in ZERO else SMALLEST
         with np.errstate(invalid="ignore"):
-            if (
-                (np.isnan(values) & needed).any()
-                or (values < least).any()
-                or (values > LARGEST).any()
-            ):
+            if (np.isnan(values) & needed).any() or (values < least).any() or (values > LARGEST).any():
                 return f"column {name!r} holds what no sweep writes"
     return ""
 
@@ -245,9 +262,7 @@ def _is_plan(plan: Any) -> bool:
     )
 
 
-def _columns(
-    file: Any,
-) -> tuple[dict[str, np.ndarray], dict[str, list[str]], dict[str, np.ndarray]]:
+def _columns(file: Any) -> tuple[dict[str, np.ndarray], dict[str, list[str]], dict[str, np.ndarray]]:
     n = file.metadata.num_rows
     codes = {c: np.empty(n, np.int32) for c in TEXT}
     index: dict[str, dict[str, int]] = {c: {} for c in TEXT}
@@ -273,11 +288,6 @@ def _codes(column: pa.Array, known: dict[str, int]) -> np.ndarray:
     if not pa.types.is_dictionary(column.type):
         column = column.dictionary_encode()
     own = np.array(
-        [
-            -1 if w is None else known.setdefault(w, len(known))
-            for w in column.dictionary.to_pylist()
-        ]
-        + [-1],
-        np.int32,
+        [-1 if w is None else known.setdefault(w, len(known)) for w in column.dictionary.to_pylist()] + [-1], np.int32
     )
     return own[column.indices.fill_null(len(own) - 1).to_numpy()]

@@ -13,8 +13,8 @@ from reports.answer import Answer
 from reports.content import Block, Cell, Column, Figure, Paragraph, Section, Table, section
 from reports.rows import Sweep
 from reports.text import listed, num, share, times, upper
-from simulator.errors import ShadowlineError
-from simulator.predict import Prediction
+from simulator.base.errors import ShadowlineError
+from simulator.results.prediction import Prediction
 
 STEP = 0.2
 """Relative change of an input [-]."""
@@ -25,16 +25,11 @@ IDLE = 5e-4
 def sensitivity(a: Answer, insides: Sequence[Inside]) -> Section:
     """Which axis of the sweep, and which input of the recommended row, moves the answer most."""
     blocks: list[Block] = [b for b in (_axes(a.sweep),) if b is not None]
-    chosen = next(
-        (i for i in insides if i.prediction.row["policy"] != "dense"),
-        insides[0] if insides else None,
-    )
+    chosen = next((i for i in insides if i.prediction.row["policy"] != "dense"), insides[0] if insides else None)
     if chosen is not None:
         blocks += _inputs(chosen)
     if not blocks:
-        blocks = [
-            Paragraph("The sweep has one value on every axis, and no row could be predicted again.")
-        ]
+        blocks = [Paragraph("The sweep has one value on every axis, and no row could be predicted again.")]
     return section("sensitivity", "Which input moves the answer", blocks)
 
 
@@ -48,17 +43,7 @@ def _axes(sweep: Sweep) -> Figure | None:
     if total <= 0.0:
         return None
     found: dict[str, float] = {}
-    for name in (
-        "policy",
-        "model",
-        "device",
-        "batch",
-        "prompt_tokens",
-        "output_tokens",
-        "tp",
-        "pp",
-        "engine",
-    ):
+    for name in ("policy", "model", "device", "batch", "prompt_tokens", "output_tokens", "tp", "pp", "engine"):
         values, index = np.unique(sweep[name][use], return_inverse=True)
         if len(values) < 2:
             continue
@@ -71,21 +56,27 @@ def _axes(sweep: Sweep) -> Figure | None:
     title = f"The {names[0]} decides most: alone it explains {share(found[names[0]])} of the spread of the speed-ups"
     title += f", the {names[1]} {share(found[names[1]])}" if len(names) > 1 else ""
     return Figure(
-        "fig-axes", title,
+        "fig-axes",
+        title,
         charts.stacked(
-            names, {"share": np.array([found[k] for k in names])}, "share of the variance of ln speed-up [-]",
+            names,
+            {"share": np.array([found[k] for k in names])},
+            "share of the variance of ln speed-up [-]",
             percent=True,
         ),
         "; ".join(f"{k} {share(found[k])}" for k in names),
         "Each axis of the sweep on its own (between-group variance over all); what two axes do together is in none of"
         " the bars.",
-    )  # fmt: skip
+    )
 
 
 DEVICE_INPUTS = {
-    "memory bandwidth": "bandwidth", "peak arithmetic": "math", "GPU link": "link", "host link": "host",
+    "memory bandwidth": "bandwidth",
+    "peak arithmetic": "math",
+    "GPU link": "link",
+    "host link": "host",
     "latencies": "latency",
-}  # fmt: skip
+}
 
 
 def _inputs(i: Inside) -> list[Block]:
@@ -96,11 +87,7 @@ def _inputs(i: Inside) -> list[Block]:
         both = [_scaled(i, key, factor) for factor in (1.0 - STEP, 1.0 + STEP)]
         if all(b is not None for b in both):
             changed[name] = both[0], both[1]  # type: ignore[assignment]
-    for name, field in (
-        ("batch", "batch"),
-        ("prompt length", "prompt_tokens"),
-        ("output length", "output_tokens"),
-    ):
+    for name, field in (("batch", "batch"), ("prompt length", "prompt_tokens"), ("output length", "output_tokens")):
         value = getattr(i.scenario, field)
         low, high = max(1, round(value * (1 - STEP))), max(value + 1, round(value * (1 + STEP)))
         both = [_loaded(i, {field: v}) for v in (low, high)] if low < value else [None]
@@ -122,30 +109,41 @@ def _inputs(i: Inside) -> list[Block]:
     title = f"{upper(order[0])} moves tokens/s most: a change of {step} moves it by up to {share(strongest, '.1')}"
     blocks: list[Block] = [
         Figure(
-            "fig-inputs", title,
+            "fig-inputs",
+            title,
             charts.tornado(order, low, high, "change of tokens/s [-]", (f"input -{step}", f"input +{step}")),
             "; ".join(f"{k} {share(effect[k][0], '+.1')} and {share(effect[k][1], '+.1')}" for k in order),
             f"{where}; one input at a time."
             + (f" No effect here: {listed(idle)}." if idle else "")
             + " Rent moves the cost in proportion and the speed not at all.",
         )
-    ]  # fmt: skip
+    ]
     if row["policy"] != "dense" and base[1] is not None:
         gains = sorted(order, key=lambda k: -max(abs(v[1] - base[1]) for v in changed[k]))
         blocks.append(
             Table(
                 "tab-inputs",
                 f"The speed-up of {row['policy']} when an input changes; {times(base[1])} as it stands",
-                (Column("input"), Column(f"-{step}", True, "speed-up"), Column(f"+{step}", True, "speed-up"),
-                 Column("tokens/s at -", True), Column("tokens/s at +", True)),
+                (
+                    Column("input"),
+                    Column(f"-{step}", True, "speed-up"),
+                    Column(f"+{step}", True, "speed-up"),
+                    Column("tokens/s at -", True),
+                    Column("tokens/s at +", True),
+                ),
                 tuple(
-                    (Cell(k), Cell(f"{changed[k][0][1]:.3f}x", changed[k][0][1]),
-                     Cell(f"{changed[k][1][1]:.3f}x", changed[k][1][1]), num(changed[k][0][0]), num(changed[k][1][0]))
+                    (
+                        Cell(k),
+                        Cell(f"{changed[k][0][1]:.3f}x", changed[k][0][1]),
+                        Cell(f"{changed[k][1][1]:.3f}x", changed[k][1][1]),
+                        num(changed[k][0][0]),
+                        num(changed[k][1][0]),
+                    )
                     for k in gains
                 ),
                 note=where + ".",
             )
-        )  # fmt: skip
+        )
     return blocks
 
 
@@ -161,7 +159,7 @@ def _gain(p: Prediction, dense: Prediction) -> float | None:
 
 
 def _loaded(i: Inside, load: dict[str, int]) -> tuple[float, float] | None:
-    from simulator.predict import predict
+    from simulator.results.prediction import predict
 
     try:
         p, d = (predict(x.scenario.model_copy(update=load)) for x in (i.prediction, i.dense))
@@ -173,8 +171,8 @@ def _loaded(i: Inside, load: dict[str, int]) -> tuple[float, float] | None:
 
 def _scaled(i: Inside, key: str, factor: float) -> tuple[float, float] | None:
     """(tokens/s, speed-up) with one group of the device's numbers multiplied."""
-    from simulator.device import scaled
-    from simulator.evaluate import evaluate
+    from simulator.device.catalogue import scaled
+    from simulator.inference.evaluate import evaluate
 
     s = i.scenario
     try:

@@ -12,25 +12,15 @@ from typing import Any
 
 import numpy as np
 
-from simulator.errors import InputError, ShadowlineError
-from simulator.files import read_limited, read_parquet
+from simulator.base.errors import InputError, ShadowlineError
+from simulator.base.files import read_limited, read_parquet
 from simulator.serving.output import COLUMNS, RECORDS, SCHEMA_VERSION
 from simulator.serving.slo import Promise, parse_slo
 
 Row = Mapping[str, Any]
 TEXT = ("model", "device", "policy", "engine", "dtype", "scheduler", "router", "status", "basis")
 FLAGS = ("meets_slo",)
-GIVEN = (
-    "tp",
-    "pp",
-    "ep",
-    "replicas",
-    "prefill_replicas",
-    "gpus",
-    "requests",
-    "usd_per_h",
-    "kv_share_mean",
-)
+GIVEN = ("tp", "pp", "ep", "replicas", "prefill_replicas", "gpus", "requests", "usd_per_h", "kv_share_mean")
 """Numbers that are never null."""
 ABSENT = ("simulated_per_s",)
 """Columns that a plan leaves out."""
@@ -145,8 +135,7 @@ def _parquet(path: Path, digest: str) -> Served:
     where = str(path)
     table = read_parquet(path, MOST_ROWS)
     meta = {
-        k.decode("utf-8", "replace"): v.decode("utf-8", "replace")
-        for k, v in (table.schema.metadata or {}).items()
+        k.decode("utf-8", "replace"): v.decode("utf-8", "replace") for k, v in (table.schema.metadata or {}).items()
     }
     schema = meta.get("shadowline.schema")
     missing = [c for c in RECORDS if table.column_names.count(c) != 1]
@@ -155,22 +144,15 @@ def _parquet(path: Path, digest: str) -> Served:
     if schema != str(SCHEMA_VERSION):
         raise InputError(
             f"schema {schema} is unknown; this version reads schema {SCHEMA_VERSION}: serve again", where=where
-        )  # fmt: skip
+        )
     if "shadowline.rows" not in meta:
         raise InputError("holds no summary of its runs; serve again with --out", where=where)
     try:
         rows, loads = json.loads(meta["shadowline.rows"]), json.loads(meta["shadowline.load"])
     except (KeyError, ValueError, RecursionError) as error:
-        raise InputError(
-            f"its summary cannot be read ({error}); serve again", where=where
-        ) from None
+        raise InputError(f"its summary cannot be read ({error}); serve again", where=where) from None
     rows = _rows(rows, where)
-    for name, kind in (
-        ("run", "int"),
-        ("ttft_s", "double"),
-        ("tpot_s", "double"),
-        ("e2e_s", "double"),
-    ):
+    for name, kind in (("run", "int"), ("ttft_s", "double"), ("tpot_s", "double"), ("e2e_s", "double")):
         column = table[name]
         if not str(column.type).startswith(kind) or (column.null_count and name != "tpot_s"):
             raise InputError(f"column {name!r} is not {kind} throughout; serve again", where=where)
@@ -178,22 +160,19 @@ def _parquet(path: Path, digest: str) -> Served:
     if not isinstance(loads, list):
         raise InputError("its load over time is no list; serve again", where=where)
     if not rows or len(loads) != len(rows) or sorted(set(run.tolist())) != list(range(len(rows))):
-        raise InputError(
-            "its requests and its summary do not belong together; serve again", where=where
-        )
+        raise InputError("its requests and its summary do not belong together; serve again", where=where)
     times = {c: table[c].to_numpy().astype(float) for c in ("ttft_s", "tpot_s", "e2e_s")}
     for name, values in times.items():
-        if (
-            (np.isnan(values).any() and name != "tpot_s")
-            or (values < 0.0).any()
-            or (values > LONGEST_S).any()
-        ):
+        if (np.isnan(values).any() and name != "tpot_s") or (values < 0.0).any() or (values > LONGEST_S).any():
             raise InputError(f"column {name!r} holds what is no time; serve again", where=where)
     return _served(
-        path, digest, meta.get("shadowline.command", ""), rows,
+        path,
+        digest,
+        meta.get("shadowline.command", ""),
+        rows,
         requests=[{c: v[run == i] for c, v in times.items()} for i in range(len(rows))],
         loads=[_load(told, where) for told in loads],
-    )  # fmt: skip
+    )
 
 
 def _served(path: Path, digest: str, command: str, rows: Sequence[Row], **more: Any) -> Served:
@@ -227,15 +206,11 @@ def _load(told: Any, where: str) -> dict[str, np.ndarray]:
     try:
         found = {k: np.array(told[k], dtype=float) for k in LOAD}
     except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise InputError(
-            f"its load over time cannot be read ({error}); serve again", where=where
-        ) from None
+        raise InputError(f"its load over time cannot be read ({error}); serve again", where=where) from None
     if not all(np.isfinite(v).all() and (np.abs(v) < LARGEST).all() for v in found.values()):
         raise InputError("its load over time holds what is no number; serve again", where=where)
     if len({v.shape for v in found.values()}) != 1 or found["time_s"].ndim != 1:
-        raise InputError(
-            "its load over time has columns of unequal length; serve again", where=where
-        )
+        raise InputError("its load over time has columns of unequal length; serve again", where=where)
     return found
 
 
@@ -250,12 +225,16 @@ def _search(told: Mapping[str, Any], where: str) -> Search:
         rejected = {str(k): (int(n), str(words)) for k, (n, words) in told["rejected"].items()}
         costs = [
             [
-                {"policy": str(p["policy"]), "where": str(p["where"]), "usd_per_h": float(p["usd_per_h"]),
-                 "simulated": bool(p["simulated"])}
+                {
+                    "policy": str(p["policy"]),
+                    "where": str(p["where"]),
+                    "usd_per_h": float(p["usd_per_h"]),
+                    "simulated": bool(p["simulated"]),
+                }
                 for p in told[kind]
             ]
             for kind in COSTS
-        ]  # fmt: skip
+        ]
         counts = [int(told[k]) for k in ("points", "simulated", "simulations")]
         if nearest is not None and "reason" in nearest:
             nearest = {
@@ -285,7 +264,7 @@ def _rows(told: Any, where: str) -> list[dict[str, Any]]:
                 "a text": isinstance(value, str),
                 "true or false": value is None or isinstance(value, bool),
                 "a number": (name not in GIVEN if value is None else _finite(value)),
-            }  # fmt: skip
+            }
             if not good[kind]:
                 raise InputError(f"row {i + 1}: {name} is not {kind}", where=where)
         for name in (k for k in row if k.endswith(("_lo_s", "_hi_s"))):

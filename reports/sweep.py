@@ -10,37 +10,18 @@ from reports import provenance, published
 from reports.again import Inside, inside
 from reports.answer import Answer, Choice, answer
 from reports.breakdown import inside_section, roofline_section
-from reports.content import (
-    Block,
-    Bullets,
-    Cell,
-    Column,
-    Paragraph,
-    Report,
-    Section,
-    Subheading,
-    Table,
-    section,
-)
-from reports.resources import (
-    OPERATING,
-    best_table,
-    bottlenecks,
-    cost,
-    memory_fit,
-    operating_point,
-    quality,
-)
+from reports.content import Block, Bullets, Cell, Column, Paragraph, Report, Section, Subheading, Table, section
+from reports.resources import OPERATING, best_table, bottlenecks, cost, memory_fit, operating_point, quality
 from reports.rows import Sweep, read
 from reports.sensitivity import sensitivity
 from reports.text import DASH, listed, plural, share, span, speedup, times
 from reports.validation import validation
 from reports.winning import policy_table, where_sparsity_wins
-from simulator.console import number
-from simulator.device import Device
-from simulator.errors import ShadowlineError
-from simulator.group import find_device
-from simulator.summary import WIN
+from simulator.base.console import number
+from simulator.base.errors import ShadowlineError
+from simulator.device.catalogue import Device
+from simulator.results.summary import WIN
+from simulator.scenario.find import find_device
 
 FIRST_PAGE_ROWS = 20
 """Rows of the recommendation that leave room for the rest of page one."""
@@ -148,9 +129,7 @@ def _conclusion(a: Answer) -> str:
     s = a.sweep
     if not a.choices:
         reason = a.reasons.most_common(1)
-        why = (
-            f" The most frequent reason: {reason[0][0]} ({reason[0][1]:,} rows)." if reason else ""
-        )
+        why = f" The most frequent reason: {reason[0][0]} ({reason[0][1]:,} rows)." if reason else ""
         return f"Nothing can run: none of the {s.n:,} scenarios is feasible.{why}"
     return f"{_first_sentence(a)} {_second_sentence(a)}"
 
@@ -213,9 +192,12 @@ def _recommendation(a: Answer) -> Table:
         title = f"Recommended policy on the {few} of every model"
     rows = tuple(_recommended(s, c) for c in chosen)
     columns = (
-        Column("model"), Column("device"), Column("policy", term="policy"),
-        Column("over dense (loads)", True, "speed-up"), *OPERATING,
-    )  # fmt: skip
+        Column("model"),
+        Column("device"),
+        Column("policy", term="policy"),
+        Column("over dense (loads)", True, "speed-up"),
+        *OPERATING,
+    )
     note = (
         "Policy with the highest median throughput over dense across the loads, dense where none wins; in brackets the"
         " worst and best load. Times: at the load with most tokens/s per GPU, with the 90 % interval."
@@ -237,25 +219,24 @@ def _speed(a: Answer) -> Section:
     s = a.sweep
     rows = tuple(_recommended(s, c) for c in a.choices.values())
     columns = (
-        Column("model"), Column("device"), Column("policy", term="policy"),
-        Column("over dense (loads)", True, "speed-up"), *OPERATING,
-    )  # fmt: skip
+        Column("model"),
+        Column("device"),
+        Column("policy", term="policy"),
+        Column("over dense (loads)", True, "speed-up"),
+        *OPERATING,
+    )
     blocks: list[Block] = []
     if a.ranking:
         blocks.append(policy_table(a))
     if len(rows) > FIRST_PAGE_ROWS:
-        blocks.append(
-            Table("tab-choices", "Recommended policy for every model and device", columns, rows)
-        )
+        blocks.append(Table("tab-choices", "Recommended policy for every model and device", columns, rows))
     blocks.append(best_table(a))
     return section("speed", "Speed", blocks)
 
 
 def _assumptions(a: Answer) -> tuple[str, ...]:
     s = a.sweep
-    bases = (
-        {b: float(np.mean(s.is_("basis", b)[s.ok])) for b in s.names("basis")} if s.ok.any() else {}
-    )
+    bases = {b: float(np.mean(s.is_("basis", b)[s.ok])) for b in s.names("basis")} if s.ok.any() else {}
     grids = s.plan.get("grids", [])
     shares = sorted({g.get("gpu_memory_utilization", 0.9) for g in grids})
     beyond = any(g.get("ignore_context_limit") for g in grids)
@@ -266,12 +247,13 @@ def _assumptions(a: Answer) -> tuple[str, ...]:
         else "Predictions, not measurements.",
         f"A static batch under {listed(s.names('engine'))}; formats {listed(s.names('dtype'))}, KV cache"
         f" {listed(s.names('kv_dtype'))}"
-        + (f"; {listed([f'{share(u)}' for u in shares])} of the memory" if shares else "") + ".",
+        + (f"; {listed([f'{share(u)}' for u in shares])} of the memory" if shares else "")
+        + ".",
         "Speed-ups compare the same model, device, engine and batch; errors common to both cancel, so a speed-up is"
         " surer than the times behind it.",
-        "Prices are list prices of the profiles; quality is " + (
-            "as the trace measured it." if np.isfinite(s["quality_perplexity_ratio"]).any() else "not judged here."),
-    ]  # fmt: skip
+        "Prices are list prices of the profiles; quality is "
+        + ("as the trace measured it." if np.isfinite(s["quality_perplexity_ratio"]).any() else "not judged here."),
+    ]
     if beyond:
         texts.append("Lengths beyond a model's context are predicted on, as extrapolated.")
     return tuple(texts)
@@ -289,21 +271,11 @@ def _versions(sweep: Sweep, missing: list[str]) -> list[tuple[str, str]]:
     plan = sweep.plan
     out = [
         ("sweep file", sweep.path.name),
-        (
-            "sweep written by",
-            f"shadowline {plan.get('version', '?')}, schema {plan.get('schema', '?')}",
-        ),
+        ("sweep written by", f"shadowline {plan.get('version', '?')}, schema {plan.get('schema', '?')}"),
     ]
-    for key, label in (
-        ("profiles", "profile"),
-        ("models", "model"),
-        ("fits", "fits of"),
-        ("traces", "trace"),
-    ):
+    for key, label in (("profiles", "profile"), ("models", "model"), ("fits", "fits of"), ("traces", "trace")):
         out += [(f"{label} {name}", str(digest)) for name, digest in plan.get(key, {}).items()]
     if "engines" in plan:
         out.append(("engines", str(plan["engines"])))
-    out += [
-        (f"profile {name}", "no longer known here, its sources are left out") for name in missing
-    ]
+    out += [(f"profile {name}", "no longer known here, its sources are left out") for name in missing]
     return out

@@ -7,8 +7,8 @@ import shlex
 from collections.abc import Iterable, Sequence
 
 from reports.content import Cell, Tone
-from simulator.console import milliseconds, number
-from simulator.summary import WIN
+from simulator.base.console import milliseconds, number
+from simulator.results.summary import WIN
 
 DASH = "–"
 
@@ -25,11 +25,7 @@ def num(value: float | None, digits: int = 3) -> Cell:
 
 def count(value: float | None) -> Cell:
     """A whole number."""
-    return (
-        Cell(f"{value:,.0f}", int(value))
-        if value is not None and known(value)
-        else Cell(DASH, math.nan)
-    )
+    return Cell(f"{value:,.0f}", int(value)) if value is not None and known(value) else Cell(DASH, math.nan)
 
 
 def ms(value: float | None) -> Cell:
@@ -52,11 +48,7 @@ def share(value: float, form: str = ".0") -> str:
 
 def percent(value: float | None, digits: int = 0) -> Cell:
     """A cell with a share."""
-    return (
-        Cell(share(value, f".{digits}"), value)
-        if value is not None and known(value)
-        else Cell(DASH, math.nan)
-    )
+    return Cell(share(value, f".{digits}"), value) if value is not None and known(value) else Cell(DASH, math.nan)
 
 
 def times(value: float | None) -> str:
@@ -81,11 +73,7 @@ def speedup(value: float | None, worst: float | None = None, best: float | None 
 
 def gb(value: float | None) -> Cell:
     """Bytes in GB."""
-    return (
-        Cell(number(value / 1e9), value)
-        if value is not None and known(value)
-        else Cell(DASH, math.nan)
-    )
+    return Cell(number(value / 1e9), value) if value is not None and known(value) else Cell(DASH, math.nan)
 
 
 def listed(items: Iterable[str], most: int = 6) -> str:

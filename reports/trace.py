@@ -7,19 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from reports import charts, provenance
-from reports.content import (
-    Block,
-    Bullets,
-    Cell,
-    Column,
-    Figure,
-    Paragraph,
-    Report,
-    Section,
-    Subheading,
-    Table,
-    section,
-)  # fmt: skip
+from reports.content import Block, Bullets, Cell, Column, Figure, Paragraph, Report, Section, Subheading, Table, section
 from reports.curves import Units, kept_quality
 from reports.text import DASH, count, listed, percent, plural, share
 from simulator.trace import DepthCurves, Trace, over_layers, read_trace
@@ -34,9 +22,14 @@ def compose(folder: Path) -> Report:
     t = read_trace(folder)
     m = t.manifest
     sections = [
-        _first_page(t, folder), _layers(t), _attention(t), _cache(t), _quality(t), _beyond(),
+        _first_page(t, folder),
+        _layers(t),
+        _attention(t),
+        _cache(t),
+        _quality(t),
+        _beyond(),
         provenance.versions(_facts(t)),
-    ]  # fmt: skip
+    ]
     report = Report(
         f"How sparse is {m.model}?",
         f"Measured on {m.tokens:,} tokens, {m.facts.n_layers} layers, {m.dtype}, {m.created}",
@@ -60,11 +53,7 @@ def measured_section(folder: Path) -> Section:
 def _first_page(t: Trace, folder: Path) -> Section:
     m = t.manifest
     f = m.facts
-    settings = ", ".join(
-        f"{k.replace('_', ' ')} {v}"
-        for k, v in sorted(m.settings.items())
-        if not isinstance(v, str)
-    )
+    settings = ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in sorted(m.settings.items()) if not isinstance(v, str))
     blocks: list[Block | None] = [
         Paragraph(
             f"Which share of its neurons, heads and keys does {m.model} use for a token, and what is left of that"
@@ -86,7 +75,7 @@ def _first_page(t: Trace, folder: Path) -> Section:
         ),
         Subheading("The exact command"),
         provenance.command_block(f"python -m reports.build {folder} -o report.html -o report.pdf"),
-    ]  # fmt: skip
+    ]
     return section("answer", "The question and the answer", blocks)
 
 
@@ -116,45 +105,46 @@ def _summary(t: Trace) -> Table | None:
     sets = [(units.tensor, units.name, units.level, units.words)]
     sets += [("attn.head", "query heads", k, f"the {share(k)} largest") for k in (0.3, 0.5)]
     sets += [
-        ("ffn.down", "FFN neurons", k, f"the {share(k)} largest")
-        for k in (0.1, 0.3)
-        if units.tensor == "ffn.down"
+        ("ffn.down", "FFN neurons", k, f"the {share(k)} largest") for k in (0.1, 0.3) if units.tensor == "ffn.down"
     ]
     rows = []
     for tensor, name, level, words in sets:
         union = over_layers(t, tensor, "union_density", level)
         if union is None:
             continue
-        window, before = (
-            over_layers(t, tensor, s, level) for s in ("window_density", "overlap_previous")
-        )
+        window, before = (over_layers(t, tensor, s, level) for s in ("window_density", "overlap_previous"))
         rows.append(
             (
-                Cell(name), Cell(words), *(percent(union.mean_at(b), 1) for b in BATCHES),
+                Cell(name),
+                Cell(words),
+                *(percent(union.mean_at(b), 1) for b in BATCHES),
                 percent(window.mean_at(32) if window else np.nan, 1),
                 percent(before.mean_at(1) if before else np.nan, 1),
             )
-        )  # fmt: skip
+        )
     if not rows:
         return None
     columns = (
-        Column("units"), Column("kept per token"), *(Column(plural(b, "row"), True, "union density") for b in BATCHES),
-        Column("32 tokens in a row", True, "window density"), Column("as the token before", True),
-    )  # fmt: skip
+        Column("units"),
+        Column("kept per token"),
+        *(Column(plural(b, "row"), True, "union density") for b in BATCHES),
+        Column("32 tokens in a row", True, "window density"),
+        Column("as the token before", True),
+    )
     return Table(
-        "tab-sparsity", "Share of the units that a step needs, mean over layers", columns, tuple(rows),
+        "tab-sparsity",
+        "Share of the units that a step needs, mean over layers",
+        columns,
+        tuple(rows),
         note="As the token before: share of a token's units that the token before it used too.",
-    )  # fmt: skip
+    )
 
 
 def _unions(t: Trace) -> Figure | None:
     units = Units.of(t)
     lines, bands = {}, {}
     alone = None
-    for tensor, name, level in (
-        (units.tensor, units.name, units.level),
-        ("attn.head", "query heads, 50 % kept", 0.5),
-    ):
+    for tensor, name, level in ((units.tensor, units.name, units.level), ("attn.head", "query heads, 50 % kept", 0.5)):
         c = over_layers(t, tensor, "union_density", level)
         if c is not None:
             lines[name] = (c.x, c.mean)
@@ -171,15 +161,16 @@ def _unions(t: Trace) -> Figure | None:
         title = f"From {half} rows on a batch needs more than half of the {name}"
     else:
         title = f"Even one row needs {share(y[0])} of the {name}"
-    svg = charts.lines(
-        lines, "rows of the batch [tokens]", "share needed [-]", log_x=True, bands=bands
-    )
+    svg = charts.lines(lines, "rows of the batch [tokens]", "share needed [-]", log_x=True, bands=bands)
     alt = "; ".join(f"{b:,.0f} rows {share(d)}" for b, d in zip(x, y, strict=True))
     return Figure(
-        "fig-union", title, svg, f"Share of the {name} by rows of the batch: {alt}.",
+        "fig-union",
+        title,
+        svg,
+        f"Share of the {name} by rows of the batch: {alt}.",
         "Mean over layers; band: least to most of the layers. Independent rows would need 1 - (1 - d)^B; tokens share"
         " units, so they need less.",
-    )  # fmt: skip
+    )
 
 
 def _layers(t: Trace) -> Section:
@@ -195,16 +186,22 @@ def _layers(t: Trace) -> Section:
     rows = tuple(
         (Cell(str(n), n), of(zeros, n, 0), *(of(union, n, b) for b in BATCHES), of(window, n, 32), of(heads, n, 1))
         for n in range(t.n_layers)
-    )  # fmt: skip
+    )
     columns = (
-        Column("layer", True), Column("exact zeros", True),
+        Column("layer", True),
+        Column("exact zeros", True),
         *(Column(plural(b, "row"), True, "union density") for b in BATCHES),
-        Column("32 tokens in a row", True, "window density"), Column("heads as before", True),
-    )  # fmt: skip
+        Column("32 tokens in a row", True, "window density"),
+        Column("heads as before", True),
+    )
     table = Table(
-        "tab-layers", f"Every layer: share of the {units.name} {units.words}", columns, rows, shown=128,
+        "tab-layers",
+        f"Every layer: share of the {units.name} {units.words}",
+        columns,
+        rows,
+        shown=128,
         note="Heads as before: share of a token's heads (half kept) that the token before it kept too.",
-    )  # fmt: skip
+    )
     return section("layers", "Layer by layer", [_layer_figure(t, units, union), table])
 
 
@@ -212,10 +209,7 @@ def _layer_figure(t: Trace, units: Units, union: DepthCurves | None) -> Figure |
     if union is None:
         return None
     shown = [b for b in (1, 8, 64) if b in union.x]
-    series = {
-        plural(b, "row"): (union.layers.astype(float), union.values[:, union.x == b][:, 0])
-        for b in shown
-    }
+    series = {plural(b, "row"): (union.layers.astype(float), union.values[:, union.x == b][:, 0]) for b in shown}
     first = union.values[:, 0]
     most, least = int(union.layers[np.argmax(first)]), int(union.layers[np.argmin(first)])
     title = f"Layer {most} uses most {units.name} per token ({share(first.max())})"
@@ -227,8 +221,7 @@ def _layer_figure(t: Trace, units: Units, union: DepthCurves | None) -> Figure |
 
 def _mass(t: Trace) -> list[Block]:
     curves = {
-        f"{share(k)} of the attention": over_layers(t, "attn.mass", "tokens_for_mass", k)
-        for k in (0.9, 0.95, 0.99)
+        f"{share(k)} of the attention": over_layers(t, "attn.mass", "tokens_for_mass", k) for k in (0.9, 0.95, 0.99)
     }
     there = {k: c for k, c in curves.items() if c is not None}
     if not there:
@@ -237,20 +230,11 @@ def _mass(t: Trace) -> list[Block]:
     title = f"{next(iter(there))} lies on {share(c.mean[0])} of {c.x[0]:,.0f} tokens"
     title += f" and on {share(c.mean[-1])} of {c.x[-1]:,.0f}"
     svg = charts.lines(
-        {k: (v.x, v.mean) for k, v in there.items()},
-        "context [tokens]",
-        "share of the context [-]",
-        log_x=True,
+        {k: (v.x, v.mean) for k, v in there.items()}, "context [tokens]", "share of the context [-]", log_x=True
     )
     alt = "; ".join(f"{k}: {share(v.mean[-1])} of {v.x[-1]:,.0f} tokens" for k, v in there.items())
     return [
-        Figure(
-            "fig-mass",
-            title,
-            svg,
-            alt,
-            "Mean over layers and heads; the tokens with the largest probabilities.",
-        )
+        Figure("fig-mass", title, svg, alt, "Mean over layers and heads; the tokens with the largest probabilities.")
     ]
 
 
@@ -261,8 +245,7 @@ def _attention(t: Trace) -> Section | None:
     for c, words in ((near, "the nearest {:,.0f}"), (first, "the first {:,.0f}")):
         if c is not None:
             rows += [
-                (Cell(words.format(x), i), percent(v, 1))
-                for i, (x, v) in enumerate(zip(c.x, c.mean, strict=True))
+                (Cell(words.format(x), i), percent(v, 1)) for i, (x, v) in enumerate(zip(c.x, c.mean, strict=True))
             ]
     if rows:
         columns = (Column("tokens"), Column("share of the attention", True, "attention mass"))
@@ -270,18 +253,8 @@ def _attention(t: Trace) -> Section | None:
     hits = over_layers(t, "attn.mass", "topk_hit")
     if hits is not None:
         rows = [(percent(x), percent(v, 1)) for x, v in zip(hits.x, hits.mean, strict=True)]
-        columns = (
-            Column("selected per step", True),
-            Column("already selected by the step before", True),
-        )
-        blocks.append(
-            Table(
-                "tab-hits",
-                "How much of a selection is reused by the next step",
-                columns,
-                tuple(rows),
-            )
-        )
+        columns = (Column("selected per step", True), Column("already selected by the step before", True))
+        blocks.append(Table("tab-hits", "How much of a selection is reused by the next step", columns, tuple(rows)))
     return section("attention", "Attention", blocks) if blocks else None
 
 
@@ -295,30 +268,17 @@ def _cache(t: Trace) -> Section | None:
         title = "Keeping the larger half of each vector leaves a relative error of " + listed(
             [f"{share(v)} in the {k}" for k, v in at.items()]
         )
-        svg = charts.lines(
-            {k: (c.x, c.mean) for k, c in kept.items()}, "share kept [-]", "relative error [-]"
-        )
+        svg = charts.lines({k: (c.x, c.mean) for k, c in kept.items()}, "share kept [-]", "relative error [-]")
         alt = "; ".join(f"{k} at half kept {share(v)}" for k, v in at.items())
         blocks.append(
-            Figure(
-                "fig-kept",
-                title,
-                svg,
-                alt,
-                "L2 error of the largest elements kept; keys after rotation.",
-            )
+            Figure("fig-kept", title, svg, alt, "L2 error of the largest elements kept; keys after rotation.")
         )
     if bits:
         names = list(bits)
-        rows = tuple(
-            (count(x), *(percent(bits[n].mean_at(x), 1) for n in names))
-            for x in next(iter(bits.values())).x
-        )
+        rows = tuple((count(x), *(percent(bits[n].mean_at(x), 1) for n in names)) for x in next(iter(bits.values())).x)
         columns = (Column("bits", True), *(Column(f"error of the {n}", True) for n in names))
         note = "Asymmetric, groups of 32; keys per channel, values per token (KIVI)."
-        blocks.append(
-            Table("tab-bits", "Rounding the cache to fewer bits", columns, rows, note=note)
-        )
+        blocks.append(Table("tab-bits", "Rounding the cache to fewer bits", columns, rows, note=note))
     return section("cache", "KV cache", blocks) if blocks else None
 
 
@@ -341,13 +301,12 @@ def _quality_blocks(t: Trace) -> list[Block]:
     order = sorted(found, key=lambda k: (np.isnan(middle[k]), middle[k]))
     best = order[0]
     title = (
-        f"At 50 % sparsity {best} costs least: a perplexity ratio of {middle[best]:.2f}" if np.isfinite(middle[best])
+        f"At 50 % sparsity {best} costs least: a perplexity ratio of {middle[best]:.2f}"
+        if np.isfinite(middle[best])
         else f"Perplexity of {listed(order, 4)} over the dense model's"
-    )  # fmt: skip
-    lines = {k: (found[k][0], found[k][1]) for k in order[:7]}
-    svg = charts.lines(
-        lines, "sparsity [-]", "perplexity over dense [-]", percent=False, log_y=True
     )
+    lines = {k: (found[k][0], found[k][1]) for k in order[:7]}
+    svg = charts.lines(lines, "sparsity [-]", "perplexity over dense [-]", percent=False, log_y=True)
     rows = []
     for k in order:
         sparsity, ratio, same, variant = found[k]
@@ -356,10 +315,11 @@ def _quality_blocks(t: Trace) -> list[Block]:
         shown = [Cell(f"{r:.3f}", float(r)) if np.isfinite(r) else Cell(DASH, np.nan) for r in at]
         rows.append((Cell(k), Cell(variant), *shown, percent(half, 1)))
     columns = (
-        Column("method"), Column("best variant"),
+        Column("method"),
+        Column("best variant"),
         *(Column(f"{share(s)} sparse", True, "perplexity ratio") for s in AT),
         Column(f"same token at {share(0.5)}", True, "agreement"),
-    )  # fmt: skip
+    )
     alt = "; ".join(f"{k} {v:.2f} at half" for k, v in middle.items() if np.isfinite(v)) or title
     caption = (
         "Sparsity of heads and neurons, of a matrix's inputs (teal), of neurons (cats) or of the KV cache, as the"
@@ -392,9 +352,6 @@ def _facts(t: Trace) -> list[tuple[str, str]]:
         ("model", m.model + (f" at {m.revision}" if m.revision else "")),
         ("config", m.config_sha256),
     ]
-    out += [
-        ("text", m.text_sha256),
-        *((f"table {n}", r.sha256) for n, r in sorted(m.files.items())),
-    ]
+    out += [("text", m.text_sha256), *((f"table {n}", r.sha256) for n, r in sorted(m.files.items()))]
     out += [(f"setting {k.replace('_', ' ')}", str(v)) for k, v in sorted(m.settings.items())]
     return out + [(f"made with {k}", v) for k, v in sorted(m.versions.items())]

@@ -10,24 +10,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from reports import charts
-from reports.content import (
-    Block,
-    Cell,
-    Column,
-    Figure,
-    Paragraph,
-    Section,
-    Subheading,
-    Table,
-    section,
-)
+from reports.content import Block, Cell, Column, Figure, Paragraph, Section, Subheading, Table, section
 from reports.provenance import named_fit
 from reports.text import DASH, count, listed, percent, share, upper
-from simulator.errors import ShadowlineError
+from simulator.base.errors import ShadowlineError
 
 if TYPE_CHECKING:
-    from simulator.calibration import Fit
-    from simulator.device import Device
+    from simulator.device.catalogue import Device
+    from simulator.device.fits import Fit
 
 FAMILIES = ("gemm", "attention", "collective", "moe", "elementwise", "sparse")
 MOST_FITS = 24
@@ -87,22 +77,31 @@ def _accuracy_figure(held_out: Mapping[str, Mapping[str, float]]) -> Figure:
 def _accuracy_table(held_out: Mapping[str, Mapping[str, float]]) -> Table:
     rows = tuple(
         (
-            Cell(k), count(r["n"]), percent(r["median_ape"], 1), percent(r["p90_ape"], 1),
-            Cell(share(r['bias'], '+.1'), r["bias"]), percent(r["coverage_90"]), percent(r["roofline_median_ape"]),
+            Cell(k),
+            count(r["n"]),
+            percent(r["median_ape"], 1),
+            percent(r["p90_ape"], 1),
+            Cell(share(r["bias"], "+.1"), r["bias"]),
+            percent(r["coverage_90"]),
+            percent(r["roofline_median_ape"]),
         )
         for k, r in held_out.items()
-    )  # fmt: skip
+    )
     columns = (
-        Column("family"), Column("held-out rows", True, "held-out"), Column("median APE", True, "APE"),
-        Column("p90 APE", True, "p90"), Column("bias", True, "bias"),
-        Column("covered by the 90 % interval", True, "coverage"), Column("bare roofline", True, "bare roofline"),
-    )  # fmt: skip
+        Column("family"),
+        Column("held-out rows", True, "held-out"),
+        Column("median APE", True, "APE"),
+        Column("p90 APE", True, "p90"),
+        Column("bias", True, "bias"),
+        Column("covered by the 90 % interval", True, "coverage"),
+        Column("bare roofline", True, "bare roofline"),
+    )
     return Table("tab-accuracy", "Error on shapes the fit has not seen", columns, rows)
 
 
 def _coverage(devices: Sequence[Device]) -> Table:
     """Measured rows behind each family on each device."""
-    from simulator.calibration import load_fits
+    from simulator.device.fits import load_fits
 
     rows = []
     for device in devices:
@@ -112,23 +111,31 @@ def _coverage(devices: Sequence[Device]) -> Table:
                 continue
             n = sum(f.n for f in fits)
             sources = sorted({s for f in fits for s in f.sources})
-            told = (
-                "own measurements" if fits else f"borrowed from its like ({device.arch}) or pooled"
-            )
+            told = "own measurements" if fits else f"borrowed from its like ({device.arch}) or pooled"
             rows.append(
-                (Cell(device.name), Cell(family), count(n), count(len(fits)), Cell(band(fits)),
-                 Cell(told, tone="" if fits else "quiet"), Cell(", ".join(sources)))
-            )  # fmt: skip
+                (
+                    Cell(device.name),
+                    Cell(family),
+                    count(n),
+                    count(len(fits)),
+                    Cell(band(fits)),
+                    Cell(told, tone="" if fits else "quiet"),
+                    Cell(", ".join(sources)),
+                )
+            )
     own = sorted({r[0].text for r in rows if r[5].text.startswith("own")})
     none = [d.name for d in devices if d.name not in own]
     title = f"Measured on {listed(own)}" if own else "None of these devices was measured"
-    title += (
-        f"; {listed(none)} borrow{'s' if len(none) == 1 else ''} everything" if none and own else ""
-    )
+    title += f"; {listed(none)} borrow{'s' if len(none) == 1 else ''} everything" if none and own else ""
     columns = (
-        Column("device"), Column("family"), Column("measured rows", True, "measured"), Column("fits", True),
-        Column("residual, 90 % of rows", term="residual"), Column("answered by"), Column("sources", wide=1),
-    )  # fmt: skip
+        Column("device"),
+        Column("family"),
+        Column("measured rows", True, "measured"),
+        Column("fits", True),
+        Column("residual, 90 % of rows", term="residual"),
+        Column("answered by"),
+        Column("sources", wide=1),
+    )
     return Table("tab-coverage", title, columns, tuple(rows))
 
 
@@ -137,8 +144,10 @@ def band(fits: Sequence[Fit]) -> str:
     if not fits:
         return DASH
     n = np.array([f.n for f in fits], float)
-    lo, hi = (float(np.exp(np.average(list(qs), weights=n)) - 1.0) for qs in (
-        [f.residual.q05 for f in fits], [f.residual.q95 for f in fits]))  # fmt: skip
+    lo, hi = (
+        float(np.exp(np.average(list(qs), weights=n)) - 1.0)
+        for qs in ([f.residual.q05 for f in fits], [f.residual.q95 for f in fits])
+    )
     return f"{share(lo, '+.0')} to {share(hi, '+.0')}"
 
 
@@ -146,8 +155,10 @@ def _residuals(fits: Sequence[Fit]) -> Figure:
     fits = sorted(fits, key=lambda f: -f.n)[:MOST_FITS]
     fits = sorted(fits, key=lambda f: (f.device, f.family, f.dtype))
     names = [f"{_of(f)} {f.dtype} {f.library} (n = {f.n:,})" for f in fits]
-    mid, lo, hi = (100.0 * (np.exp(np.array(v)) - 1.0) for v in (
-        [f.residual.bias for f in fits], [f.residual.q05 for f in fits], [f.residual.q95 for f in fits]))  # fmt: skip
+    mid, lo, hi = (
+        100.0 * (np.exp(np.array(v)) - 1.0)
+        for v in ([f.residual.bias for f in fits], [f.residual.q05 for f in fits], [f.residual.q95 for f in fits])
+    )
     widest, best = int(np.argmax(hi - lo)), int(np.argmin(hi - lo))
     title = (
         f"The surest fit behind these predictions is {_of(fits[best])}"
@@ -155,19 +166,10 @@ def _residuals(fits: Sequence[Fit]) -> Figure:
         f" ({lo[widest]:+.0f} to {hi[widest]:+.0f} %)"
     )
     svg = charts.intervals(
-        names,
-        {"fit": (mid, lo, hi)},
-        "measured over predicted on unseen rows, 90 % [%]",
-        at_one=0.0,
+        names, {"fit": (mid, lo, hi)}, "measured over predicted on unseen rows, 90 % [%]", at_one=0.0
     )
     alt = "; ".join(f"{n}: {a:+.0f} to {b:+.0f} %" for n, a, b in zip(names, lo, hi, strict=True))
-    return Figure(
-        "fig-residuals",
-        title,
-        svg,
-        alt,
-        "Dot: median. The intervals of this report are made of these.",
-    )
+    return Figure("fig-residuals", title, svg, alt, "Dot: median. The intervals of this report are made of these.")
 
 
 def _of(fit: Fit) -> str:
@@ -177,7 +179,7 @@ def _of(fit: Fit) -> str:
 
 def _scatter(devices: Sequence[Device], data: Path) -> Iterator[Block]:
     """Committed fits against the measured rows of these devices, one figure per family with data."""
-    from simulator.judged import KERNEL_KINDS, figures, judge_rows, read_rows
+    from simulator.fitting.judged import KERNEL_KINDS, figures, judge_rows, read_rows
 
     names = {d.name for d in devices}
     found = False
@@ -200,15 +202,13 @@ def _scatter(devices: Sequence[Device], data: Path) -> Iterator[Block]:
             found = True
             yield _judged_figure(kind, j.split, j.rows, figures(j.rows))
     if not found:
-        yield Paragraph(
-            f"No family has 50 measured rows of {listed(sorted(names))} in the data folder."
-        )
+        yield Paragraph(f"No family has 50 measured rows of {listed(sorted(names))} in the data folder.")
 
 
 @lru_cache(maxsize=256)
 def _profile(name: str) -> str:
     """Name of the profile that a table's device has; empty where it has none."""
-    from simulator.group import find_device
+    from simulator.scenario.find import find_device
 
     try:
         return find_device(name).name
@@ -221,18 +221,16 @@ def _judged_figure(kind: str, split: str, rows: Any, f: Mapping[str, Any]) -> Fi
     for device, part in rows.groupby("device", sort=True):
         step = -(-len(part) // SCATTER_POINTS)
         part = part.sort_values("time_s").iloc[::step]
-        groups[str(device)] = (
-            1e6 * part["time_s"].to_numpy(float),
-            1e6 * part["mid_s"].to_numpy(float),
-        )
+        groups[str(device)] = (1e6 * part["time_s"].to_numpy(float), 1e6 * part["mid_s"].to_numpy(float))
     title = (
         f"{upper(kind)}, {split.replace('_', ' ')}: median APE {share(f['median_ape'], '.1')}, p90"
         f" {share(f['p90_ape'], '.1')}, {share(f['coverage_90'])} inside the 90 % interval"
     )
     return Figure(
-        f"fig-scatter-{kind}-{split}", title,
+        f"fig-scatter-{kind}-{split}",
+        title,
         charts.scatter(dict(list(groups.items())[:7]), "measured [us]", "predicted [us]", diagonal=0.2),
         f"{f['n']:,} rows; bias {share(f['bias'], '+.1')}.",
         f"{f['n']:,} rows measured on these devices, committed fits; in source: the fit has seen this source."
         " Band: 20 %.",
-    )  # fmt: skip
+    )

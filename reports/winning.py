@@ -9,20 +9,10 @@ import numpy as np
 from reports import charts
 from reports.answer import Answer, Tally
 from reports.charts.heat import MOST_CELLS
-from reports.content import (
-    Block,
-    Cell,
-    Column,
-    Figure,
-    Paragraph,
-    Section,
-    Subheading,
-    Table,
-    section,
-)
+from reports.content import Block, Cell, Column, Figure, Paragraph, Section, Subheading, Table, section
 from reports.rows import Sweep, medians
 from reports.text import DASH, listed, percent, plural, share, speedup, times, tone
-from simulator.summary import WIN
+from simulator.results.summary import WIN
 
 MOST_ROWS = 32
 """Rows of the overview heat map; a longer one would not fit a page."""
@@ -48,17 +38,16 @@ def where_sparsity_wins(a: Answer) -> Section:
         f" {1 / WIN:.2f}x or less. Only rows that fit the device are counted."
     )
     return section(
-        "wins", "Where sparsity wins and loses",
+        "wins",
+        "Where sparsity wins and loses",
         [intro, _overview(a), *_by_load(a), Subheading("Break-even"), *_tables(a)],
-    )  # fmt: skip
+    )
 
 
 def _overview(a: Answer) -> Figure:
     devices = a.sweep.names("device")
     pairs = [(m, p) for m in a.sweep.names("model") for p in a.policies]
-    values = np.array([[_median(a, m, d, p) for d in devices] for m, p in pairs], float).reshape(
-        -1, len(devices)
-    )
+    values = np.array([[_median(a, m, d, p) for d in devices] for m, p in pairs], float).reshape(-1, len(devices))
     keep = np.isfinite(values).any(1)
     pairs = [pair for pair, k in zip(pairs, keep, strict=True) if k]
     values = values[keep]
@@ -71,19 +60,10 @@ def _overview(a: Answer) -> Figure:
     one = len({m for m, _ in pairs}) == 1
     panel = charts.Panel("", values, [p if one else f"{m}  {p}" for m, p in pairs], devices)
     alt = "; ".join(
-        f"{m} {p}: "
-        + ", ".join(
-            f"{times(v)} on {d}" for v, d in zip(row, devices, strict=True) if np.isfinite(v)
-        )
+        f"{m} {p}: " + ", ".join(f"{times(v)} on {d}" for v, d in zip(row, devices, strict=True) if np.isfinite(v))
         for (m, p), row in zip(pairs[:8], values[:8], strict=True)
     )
-    return Figure(
-        "fig-overview",
-        _overview_title(a),
-        charts.heat_map(panel),
-        "Median speed-ups. " + alt,
-        caption,
-    )
+    return Figure("fig-overview", _overview_title(a), charts.heat_map(panel), "Median speed-ups. " + alt, caption)
 
 
 def _overview_title(a: Answer) -> str:
@@ -109,15 +89,10 @@ def _by_load(a: Answer) -> Iterator[Block]:
     sweep = a.sweep
     models = sweep.names("model")
     for number, model in enumerate(models[:MOST_MODELS]):
-        of_model = [
-            t for t in a.tallies.values() if t.model == model and t.policy != "dense" and t.rows
-        ]
+        of_model = [t for t in a.tallies.values() if t.model == model and t.policy != "dense" and t.rows]
         if not of_model:
             continue
-        rows = {
-            d: sum(t.rows for t in of_model if t.device == d)
-            for d in dict.fromkeys(t.device for t in of_model)
-        }
+        rows = {d: sum(t.rows for t in of_model if t.device == d) for d in dict.fromkeys(t.device for t in of_model)}
         device = max(rows, key=lambda d: rows[d])
         tallies = [t for t in of_model if t.device == device and np.isfinite(t.median)]
         shown = sorted(tallies, key=lambda t: -abs(np.log(t.median)))[:MOST_MAPS]
@@ -137,34 +112,22 @@ def _by_load(a: Answer) -> Iterator[Block]:
         yield Figure(f"fig-load-{number}", title, svg, alt, caption)
     if len(models) > MOST_MODELS:
         left_out = listed(models[MOST_MODELS:])
-        yield Paragraph(
-            f"Maps over batch and prompt are drawn for {MOST_MODELS} models; not for {left_out}.",
-            "note",
-        )
+        yield Paragraph(f"Maps over batch and prompt are drawn for {MOST_MODELS} models; not for {left_out}.", "note")
 
 
 def _map(sweep: Sweep, t: Tally) -> charts.Panel | None:
     """Speed-up over batch (down) and prompt (across); None where the load does not vary."""
-    here = (
-        sweep.ok
-        & sweep.is_("model", t.model)
-        & sweep.is_("device", t.device)
-        & sweep.is_("policy", t.policy)
-    )
+    here = sweep.ok & sweep.is_("model", t.model) & sweep.is_("device", t.device) & sweep.is_("policy", t.policy)
     rows = np.flatnonzero(here & np.isfinite(sweep["throughput_speedup_same_batch"]))
     batch, prompt = sweep["batch"], sweep["prompt_tokens"]
     whole = sweep.is_("model", t.model) & sweep.is_("device", t.device)
     batches, prompts = np.unique(batch[whole]), np.unique(prompt[whole])
     if len(batches) * len(prompts) < 2 or not len(rows):
         return None
-    (b, p), middle = medians(
-        sweep["throughput_speedup_same_batch"][rows].astype(float), batch[rows], prompt[rows]
-    )
+    (b, p), middle = medians(sweep["throughput_speedup_same_batch"][rows].astype(float), batch[rows], prompt[rows])
     values = np.full((len(batches), len(prompts)), np.nan)
     values[np.searchsorted(batches, b), np.searchsorted(prompts, p)] = middle
-    return charts.Panel(
-        t.policy, values, [f"{v:.0f}" for v in batches], [_tokens(v) for v in prompts]
-    )
+    return charts.Panel(t.policy, values, [f"{v:.0f}" for v in batches], [_tokens(v) for v in prompts])
 
 
 def _tokens(n: float) -> str:
@@ -204,11 +167,7 @@ def _tables(a: Answer) -> Iterator[Table]:
         yield Table(
             f"tab-break-even{suffix}",
             "Speed-up over dense, median (worst" + DASH + "best), and where it wins",
-            (
-                Column("model"),
-                Column("policy", term="policy"),
-                *(Column(d, term="speed-up") for d in here),
-            ),
+            (Column("model"), Column("policy", term="policy"), *(Column(d, term="speed-up") for d in here)),
             tuple(rows),
             note="At the same batch, over the rows that fit; sorted by the median.",
         )
@@ -218,15 +177,11 @@ def _cell(t: Tally | None) -> Cell:
     if t is None:
         return Cell(DASH, np.nan)
     if not t.rows:
-        return Cell(
-            "does not apply" if "short by" not in t.reason else "no row fits", np.nan, "quiet"
-        )
+        return Cell("does not apply" if "short by" not in t.reason else "no row fits", np.nan, "quiet")
     if not np.isfinite(t.median):
         return Cell(DASH, np.nan)
     words = t.words.removeprefix("wins ")
-    return Cell(
-        f"{times(t.median)} ({t.worst:.2f}{DASH}{t.best:.2f}) {words}", t.median, tone(t.median)
-    )
+    return Cell(f"{times(t.median)} ({t.worst:.2f}{DASH}{t.best:.2f}) {words}", t.median, tone(t.median))
 
 
 def policy_table(a: Answer) -> Table:
@@ -248,9 +203,12 @@ def policy_table(a: Answer) -> Table:
         "tab-policies",
         "Every policy over all models, devices and loads",
         (
-            Column("policy", term="policy"), Column("speed-up (range)", True, "speed-up"),
-            Column("pairs it wins", True, "win"), Column("pairs it loses", True, "win"), Column("rows that fit", True),
+            Column("policy", term="policy"),
+            Column("speed-up (range)", True, "speed-up"),
+            Column("pairs it wins", True, "win"),
+            Column("pairs it loses", True, "win"),
+            Column("rows that fit", True),
         ),
         tuple(rows),
         note="Speed-up: median over model-device pairs of each pair's median; the range is over all loads.",
-    )  # fmt: skip
+    )

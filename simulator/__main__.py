@@ -14,8 +14,8 @@ from typing import Annotated
 
 import typer
 
-from simulator import console
-from simulator.errors import UnknownNameError
+from simulator.base import console
+from simulator.base.errors import UnknownNameError
 
 PACKAGES = ("simulator", "traces", "sparse_kernels", "reports")
 

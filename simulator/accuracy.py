@@ -15,18 +15,21 @@ from typing import Annotated, Any
 
 import typer
 
-from simulator import console
-from simulator.errors import InputError, reason
-from simulator.judged import KERNEL_KINDS, figures, judge_rows, read_rows
+from simulator.base import console
+from simulator.base.errors import InputError, reason
+from simulator.fitting.judged import KERNEL_KINDS, figures, judge_rows, read_rows
 
 GOLDEN = "accuracy.json"
 """Golden copy in `hw_profiles`, so that an installed Shadowline can say how wrong it is."""
 SLACK = 0.002
 """How much a committed median or p90 may worsen before the golden test fails [-]."""
 TARGETS = {
-    "gemm": (0.04, 0.14), "attention": (0.04, 0.14), "collective": (0.10, 0.25), "moe": (0.10, 0.25),
+    "gemm": (0.04, 0.14),
+    "attention": (0.04, 0.14),
+    "collective": (0.10, 0.25),
+    "moe": (0.10, 0.25),
     "elementwise": (None, None),
-}  # fmt: skip
+}
 """Median and p90 APE the design asks of unseen shapes, kernel known [-]."""
 
 
@@ -46,14 +49,9 @@ def measure(data: Path, holdout: str | None) -> dict[str, Any]:
         judged, _ = judge_rows(kind, read_rows(path), holdout)
         digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
         for j in judged:
-            out[f"{kind}.{j.split}" if j.split != "in_source" else kind] = {
-                "file_sha256": digest, **figures(j.rows),
-            }  # fmt: skip
+            out[f"{kind}.{j.split}" if j.split != "in_source" else kind] = {"file_sha256": digest, **figures(j.rows)}
     if not out:
-        raise InputError(
-            f"{data} holds none of {', '.join(k + '.parquet' for k in KERNEL_KINDS)}",
-            where="--data",
-        )
+        raise InputError(f"{data} holds none of {', '.join(k + '.parquet' for k in KERNEL_KINDS)}", where="--data")
     return out
 
 
@@ -104,12 +102,10 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions
 @app.command()
 def command(
     data: Annotated[
-        Path | None,
-        typer.Option(help="folder with gemm.parquet, ...: judge the committed fits on these rows"),
+        Path | None, typer.Option(help="folder with gemm.parquet, ...: judge the committed fits on these rows")
     ] = None,
     update: Annotated[
-        Path | None,
-        typer.Option(help="refit on 70 %, judge 30 %, write this golden copy (minutes)"),
+        Path | None, typer.Option(help="refit on 70 %, judge 30 %, write this golden copy (minutes)")
     ] = None,
     date: Annotated[str, typer.Option(help="ISO date to write with --update")] = "",
     json_: Annotated[bool, typer.Option("--json", help="figures on stdout")] = False,
@@ -142,9 +138,7 @@ def command(
         console.out(markdown(now, "rows the fits saw"))
     problems = worse(now, old["committed"])
     if problems:
-        raise InputError(
-            "; ".join(problems) + f"; if meant, rerun with --update hw_profiles/{GOLDEN}"
-        )
+        raise InputError("; ".join(problems) + f"; if meant, rerun with --update hw_profiles/{GOLDEN}")
 
 
 if __name__ == "__main__":

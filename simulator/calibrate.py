@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from simulator import console
-from simulator.errors import InputError, UnknownNameError, reason
-from simulator.judged import KERNEL_KINDS, module_of, read_rows
+from simulator.base import console
+from simulator.base.errors import InputError, UnknownNameError, reason
+from simulator.fitting.judged import KERNEL_KINDS, module_of, read_rows
 
 if TYPE_CHECKING:
-    from simulator.calibration import Fit
+    from simulator.device.fits import Fit
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
@@ -38,7 +38,7 @@ def calibrate(kind: str, raw: Any, device: str | None = None, date: str | None =
     module = module_of(kind)
     rows = module.prepare(raw)
     if device is not None:
-        from simulator.device import resolve
+        from simulator.device.catalogue import resolve
 
         name = resolve(device)
         rows = rows[rows["device"] == name]
@@ -49,8 +49,8 @@ def calibrate(kind: str, raw: Any, device: str | None = None, date: str | None =
 
 def write(kind: str, fits: list[Fit], out: Path, *, pooled: bool) -> list[Path]:
     """Write ``OUT/<device>/<kind>.toml`` for every device; pooled fits go to ``_default``."""
-    from simulator.calibration import DEFAULT, dump
-    from simulator.device import list_devices
+    from simulator.device.catalogue import list_devices
+    from simulator.device.fits import DEFAULT, dump
 
     known = set(list_devices())
     by_folder: dict[str, list[Fit]] = defaultdict(list)
@@ -79,7 +79,7 @@ def _rows(kind: str, data: Path | None, origin: str | None, device: str | None) 
 
     if origin != aiconfigurator.PACKAGE:
         raise UnknownNameError("origin", str(origin), [aiconfigurator.PACKAGE], where="--from")
-    from simulator.device import resolve
+    from simulator.device.catalogue import resolve
 
     return aiconfigurator.rows(kind, resolve(device) if device else None)
 
@@ -89,15 +89,11 @@ def command(
     kind: Annotated[str, typer.Option(help=" | ".join(KERNEL_KINDS))],
     data: Annotated[Path | None, typer.Option(help="Parquet or CSV of measured rows")] = None,
     from_: Annotated[
-        str | None,
-        typer.Option("--from", help="'aiconfigurator-core': the rows of that installed wheel"),
+        str | None, typer.Option("--from", help="'aiconfigurator-core': the rows of that installed wheel")
     ] = None,
     device: Annotated[str | None, typer.Option(help="fit one device only")] = None,
     out: Annotated[
-        Path | None,
-        typer.Option(
-            help="folder of measured/ tables; default your own ($SHADOWLINE_HOME/measured)"
-        ),
+        Path | None, typer.Option(help="folder of measured/ tables; default your own ($SHADOWLINE_HOME/measured)")
     ] = None,
     date: Annotated[str | None, typer.Option(help="ISO date to write; default today")] = None,
     json_: Annotated[bool, typer.Option("--json", help='{"rows": [...]} on stdout')] = False,
@@ -109,20 +105,27 @@ def command(
     if kind not in KERNEL_KINDS:
         raise UnknownNameError("kind", kind, KERNEL_KINDS, where="--kind")
     if out is None:
-        from simulator.device import user_data_dir
+        from simulator.device.catalogue import user_data_dir
 
         out = user_data_dir() / "measured"
     fits = calibrate(kind, _rows(kind, data, from_, device), device, date)
     paths = write(kind, fits, out, pooled=device is None)
     rows = [
         {
-            "family": f.family, "device": f.device, "dtype": f.dtype, "library": f.library, "n": f.n,
-            "sigma": f.residual.sigma_in, "q05": f.residual.q05, "q95": f.residual.q95,
+            "family": f.family,
+            "device": f.device,
+            "dtype": f.dtype,
+            "library": f.library,
+            "n": f.n,
+            "sigma": f.residual.sigma_in,
+            "q05": f.residual.q05,
+            "q95": f.residual.q95,
             "surface_values": 0 if f.surface is None else int(f.surface.values.size),
-            "sources": list(f.sources), "date": f.date,
+            "sources": list(f.sources),
+            "date": f.date,
         }
         for f in fits
-    ]  # fmt: skip
+    ]
     if json_:
         console.out_json({"rows": rows, "files": [str(p) for p in paths]})
         return
@@ -131,14 +134,21 @@ def command(
         ["device", "format", "library", "n", "sigma", "5 %", "95 %", "surface", "sources"],
         [
             [
-                r["device"], r["dtype"], r["library"], f"{r['n']}", f"{r['sigma']:.1%}",
-                f"{r['q05']:+.1%}", f"{r['q95']:+.1%}", f"{r['surface_values']}", f"{len(r['sources'])}",
+                r["device"],
+                r["dtype"],
+                r["library"],
+                f"{r['n']}",
+                f"{r['sigma']:.1%}",
+                f"{r['q05']:+.1%}",
+                f"{r['q95']:+.1%}",
+                f"{r['surface_values']}",
+                f"{len(r['sources'])}",
             ]
             for r in rows
         ],
         left=3,
         note="sigma and quantiles of ln(measured/predicted), out of fold",
-    )  # fmt: skip
+    )
 
 
 if __name__ == "__main__":

@@ -6,24 +6,20 @@ from typing import Annotated, Any
 
 import typer
 
-from simulator import console
-from simulator.errors import InputError
+from simulator.base import console
+from simulator.base.errors import InputError
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 
 @app.command()
 def command(
-    name: Annotated[
-        str | None, typer.Argument(help="one device, with every number's source")
-    ] = None,
-    toml: Annotated[
-        bool, typer.Option("--toml", help="print the profile, to copy and edit")
-    ] = False,
+    name: Annotated[str | None, typer.Argument(help="one device, with every number's source")] = None,
+    toml: Annotated[bool, typer.Option("--toml", help="print the profile, to copy and edit")] = False,
     json_: Annotated[bool, typer.Option("--json", help='{"rows": [...]} on stdout')] = False,
 ) -> None:
     """List the devices, or show one with the source and kind of every number."""
-    from simulator.device import list_devices, load, to_toml
+    from simulator.device.catalogue import list_devices, load, to_toml
 
     if toml and (name is None or json_):
         raise InputError("prints one profile; write NAME --toml without --json", where="--toml")
@@ -104,8 +100,8 @@ def command(
 
 def row_of(device: Any) -> dict[str, Any]:
     """The line of the catalogue for one `Device`, as `--json` prints it."""
-    from simulator.calibration import load_fits
-    from simulator.dtypes import DType
+    from simulator.base.dtypes import DType
+    from simulator.device.fits import load_fits
 
     half = DType.BF16 if device.has(DType.BF16) else DType.FP16 if device.has(DType.FP16) else None
     families = ("gemm", "attention", "collective", "moe", "elementwise")

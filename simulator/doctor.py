@@ -18,8 +18,8 @@ from typing import Annotated
 
 import typer
 
-from simulator import console
-from simulator.errors import EXIT_BAD_INPUT, ShadowlineError, reason
+from simulator.base import console
+from simulator.base.errors import EXIT_BAD_INPUT, ShadowlineError, reason
 
 PROJECT = "shadowline"
 OK, ABSENT, PROBLEM = "ok", "absent", "problem"
@@ -36,9 +36,7 @@ EXTRAS = {
 }
 """What each optional part of the project is for."""
 
-DATA_FILES = (
-    "gemm", "attention", "collective", "moe", "elementwise", "sparse_kernels", "e2e",
-)  # fmt: skip
+DATA_FILES = ("gemm", "attention", "collective", "moe", "elementwise", "sparse_kernels", "e2e")
 """Measured tables that validate and a refit read, as ``<name>.parquet`` in ``$SHADOWLINE_DATA``."""
 
 MOST_SHOWN = 130
@@ -73,9 +71,7 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions
 
 @app.command()
 def command(
-    json_: Annotated[
-        bool, typer.Option("--json", help='{"rows": [...], "problems": [...]} on stdout')
-    ] = False,
+    json_: Annotated[bool, typer.Option("--json", help='{"rows": [...], "problems": [...]} on stdout')] = False,
 ) -> None:
     """Say what is installed, which devices are calibrated, which GPUs are seen, what is yours.
 
@@ -111,9 +107,7 @@ def examine() -> tuple[Check, ...]:
 
 def _python() -> Iterator[Check]:
     version = platform.python_version()
-    yield Check(
-        "environment", "python", OK, f"{version} ({platform.python_implementation()}, {sys.executable})"
-    )  # fmt: skip
+    yield Check("environment", "python", OK, f"{version} ({platform.python_implementation()}, {sys.executable})")
     yield Check("environment", "platform", OK, f"{platform.platform()}, {os.cpu_count()} CPUs")
 
 
@@ -175,8 +169,8 @@ def _key(version: str) -> tuple[int, ...]:
 
 def _measured_folders() -> list[tuple[str, Path]]:
     """Folders of fits, the user's own first, as (device, path)."""
-    from simulator.calibration import DEFAULT
-    from simulator.device import user_data_dir
+    from simulator.device.catalogue import user_data_dir
+    from simulator.device.fits import DEFAULT
 
     homes = (user_data_dir() / "measured", Path(str(resources.files("hw_profiles"))) / "measured")
     return [
@@ -189,26 +183,20 @@ def _measured_folders() -> list[tuple[str, Path]]:
 
 
 def _calibrated() -> Iterator[Check]:
-    from simulator.calibration import load_fits
-    from simulator.device import user_data_dir
+    from simulator.device.catalogue import user_data_dir
+    from simulator.device.fits import load_fits
 
     folders = _measured_folders()
     for device in sorted({name for name, _ in folders}):
         mine = any(name == device and user_data_dir() in path.parents for name, path in folders)
-        families = sorted(
-            {p.stem for name, f in folders if name == device for p in f.glob("*.toml")}
-        )
+        families = sorted({p.stem for name, f in folders if name == device for p in f.glob("*.toml")})
         try:
             fits = {family: load_fits(device, family) for family in families}
         except ShadowlineError as error:
-            advice = (
-                "mend or remove the file, or write it anew with `python -m simulator.calibrate`"
-            )
+            advice = "mend or remove the file, or write it anew with `python -m simulator.calibrate`"
             yield Check("calibrated devices", device, PROBLEM, str(error), advice)
             continue
-        text = ", ".join(
-            f"{family} {sum(f.n for f in here):,}" for family, here in fits.items() if here
-        )
+        text = ", ".join(f"{family} {sum(f.n for f in here):,}" for family, here in fits.items() if here)
         date = max((f.date for here in fits.values() for f in here), default="")
         note = f"fitted {date}" + (", by you" if mine else "")
         yield Check("calibrated devices", device, OK, f"rows: {text}", note)
@@ -225,7 +213,7 @@ def _gpus() -> Iterator[Check]:
 
 
 def _gpu(name: str, detail: str) -> Check:
-    from simulator.device import resolve
+    from simulator.device.catalogue import resolve
 
     try:
         profile = resolve(name)
@@ -270,8 +258,8 @@ def _line(path: Path) -> str:
 
 def _own() -> Iterator[Check]:
     """The user's own profiles and models, each read as a verb would read it."""
-    from simulator.device import load, user_data_dir
-    from simulator.hub import from_file
+    from simulator.device.catalogue import load, user_data_dir
+    from simulator.model.hub import from_file
 
     readers = (("device", "devices/*.toml", load), ("model", "models/*/config.json", from_file))
     for kind, pattern, read in readers:
@@ -313,15 +301,18 @@ def _folders() -> Iterator[Check]:
     else:
         here = [name for name in DATA_FILES if Path(data, f"{name}.parquet").is_file()]
         yield Check(
-            "folders", "$SHADOWLINE_DATA", OK if here else PROBLEM, f"{data}: {', '.join(here) or 'no table'}",
+            "folders",
+            "$SHADOWLINE_DATA",
+            OK if here else PROBLEM,
+            f"{data}: {', '.join(here) or 'no table'}",
             "" if here else "set it to the folder of gemm.parquet, ...",
-        )  # fmt: skip
+        )
     yield _home()
 
 
 def _home() -> Check:
     """Whether own devices, fits and models can be kept: a file is written and removed again."""
-    from simulator.device import user_data_dir
+    from simulator.device.catalogue import user_data_dir
 
     home = user_data_dir()
     nearest = next((p for p in (home, *home.parents) if os.path.exists(p)), home)

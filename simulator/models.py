@@ -6,20 +6,18 @@ from typing import Annotated, Any
 
 import typer
 
-from simulator import console
+from simulator.base import console
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 
 @app.command()
 def command(
-    name: Annotated[
-        str | None, typer.Argument(help="model name, folder, config.json or hub id")
-    ] = None,
+    name: Annotated[str | None, typer.Argument(help="model name, folder, config.json or hub id")] = None,
     json_: Annotated[bool, typer.Option("--json", help='{"rows": [...]} on stdout')] = False,
 ) -> None:
     """List the bundled models, or show what Shadowline reads from one."""
-    from simulator.hub import find_model, list_models
+    from simulator.model.hub import find_model, list_models
 
     rows = [row_of(find_model(m)) for m in ([name] if name else list_models())]
     if json_:
@@ -47,17 +45,7 @@ def command(
                 r["architecture"],
                 f"{r['params'] / 1e9:.3g}B",
                 f"{r['active_params'] / 1e9:.3g}B",
-                *(
-                    f"{r[k]:,}"
-                    for k in (
-                        "layers",
-                        "hidden",
-                        "heads",
-                        "kv_heads",
-                        "intermediate",
-                        "max_context",
-                    )
-                ),
+                *(f"{r[k]:,}" for k in ("layers", "hidden", "heads", "kv_heads", "intermediate", "max_context")),
                 f"{r['kv_bytes_per_token']:,.0f}",
                 r["dtype"],
             ]
@@ -72,7 +60,7 @@ def command(
 
 def row_of(model: Any) -> dict[str, Any]:
     """The line of the catalogue for one `ModelSpec`, as `--json` prints it."""
-    from simulator.layer import MoeSpec
+    from simulator.model.layer import MoeSpec
 
     first, last = model.layers[0], model.layers[-1]
     ffn = last.ffn.expert if isinstance(last.ffn, MoeSpec) else last.ffn

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from simulator import console
-from simulator.dtypes import AUTO
-from simulator.errors import EXIT_NOTHING_FEASIBLE, InputError, UnknownNameError
+from simulator.base import console
+from simulator.base.dtypes import AUTO
+from simulator.base.errors import EXIT_NOTHING_FEASIBLE, InputError, UnknownNameError
 from simulator.serving import options
 
 if TYPE_CHECKING:
@@ -41,14 +41,10 @@ def command(
     seed: options.Seed = 0,
     skip_invalid: options.SkipInvalid = False,
     policy: Annotated[
-        list[str] | None,
-        typer.Option(help="policies beside dense, or free: every registered one at its defaults"),
+        list[str] | None, typer.Option(help="policies beside dense, or free: every registered one at its defaults")
     ] = None,
     max_loss: Annotated[
-        float | None,
-        typer.Option(
-            help="points: only policies whose published quality of the model loses at most this"
-        ),
+        float | None, typer.Option(help="points: only policies whose published quality of the model loses at most this")
     ] = None,
     engine: options.Engine = "vllm",
     dtype: Annotated[str, typer.Option(help="weight formats, commas between")] = AUTO,
@@ -82,10 +78,7 @@ def command(
 
     for name, value in (("--model", model), ("--slo", slo)):
         if value is None:
-            raise InputError(
-                "is needed, e.g. --model llama-3.1-70b --slo 'ttft:p99<2s;tpot:p99<60ms'",
-                where=name,
-            )
+            raise InputError("is needed, e.g. --model llama-3.1-70b --slo 'ttft:p99<2s;tpot:p99<60ms'", where=name)
     if objective not in OBJECTIVES:
         raise UnknownNameError("objective", objective, OBJECTIVES, where="--objective")
     if max_gpus < 1:
@@ -94,33 +87,49 @@ def command(
         raise InputError(f"{max_loss} is not a number of points", where="--max-loss")
     promises = parse_slo(slo or "")
     arrived = options.load(
-        requests, rate=rate, count=count, arrivals=arrivals, prompt=prompt_tokens,
-        output=output_tokens, seed=seed, skip_invalid=skip_invalid,
-    )  # fmt: skip
+        requests,
+        rate=rate,
+        count=count,
+        arrivals=arrivals,
+        prompt=prompt_tokens,
+        output=output_tokens,
+        seed=seed,
+        skip_invalid=skip_invalid,
+    )
     if not isfinite(arrived.rate):
-        raise InputError(
-            "all requests arrive at once, there is no rate to plan for", where="--requests"
-        )
+        raise InputError("all requests arrive at once, there is no rate to plan for", where="--requests")
     axes = {
-        "device": device, "dtype": dtype, "kv_cache_dtype": kv_cache_dtype, "tp": tp, "pp": pp,
-        "ep": ep, "scheduler": scheduler, "max_num_seqs": max_num_seqs,
+        "device": device,
+        "dtype": dtype,
+        "kv_cache_dtype": kv_cache_dtype,
+        "tp": tp,
+        "pp": pp,
+        "ep": ep,
+        "scheduler": scheduler,
+        "max_num_seqs": max_num_seqs,
         "max_num_batched_tokens": max_num_batched_tokens,
-    }  # fmt: skip
+    }
     fixed = {
-        "model": model, "engine": engine, "gpu_memory_utilization": gpu_memory_utilization,
+        "model": model,
+        "engine": engine,
+        "gpu_memory_utilization": gpu_memory_utilization,
         "ignore_context_limit": ignore_context_limit,
-    }  # fmt: skip
+    }
     began = perf_counter()
     chosen = _policies(policy or [], model or "", max_loss)
     if max_loss is not None and len(chosen) == 1:
-        console.say(
-            f"no policy given has a published loss of at most {max_loss:g} points on {model}; dense alone"
-        )
+        console.say(f"no policy given has a published loss of at most {max_loss:g} points on {model}; dense alone")
     candidates, refused = _candidates(axes, fixed, chosen, router, prefix_cache)
     found = search(
-        candidates, arrived, promises, objective=objective, max_gpus=max_gpus,
-        workers=workers, cluster=cluster, quiet=quiet,
-    )  # fmt: skip
+        candidates,
+        arrived,
+        promises,
+        objective=objective,
+        max_gpus=max_gpus,
+        workers=workers,
+        cluster=cluster,
+        quiet=quiet,
+    )
     if refused:
         kinds = found.rejected | {CONTRADICTS: (len(refused), refused[-1])}
         found = replace(found, rejected=kinds, points=found.points + len(refused))
@@ -140,9 +149,9 @@ def _policies(given: Sequence[str], model: str, max_loss: float | None) -> list[
     """Dense and the policies to search; with `max_loss` those of known and small enough loss, `free` at every setting
     that was published for the model.
     """
-    from simulator.group import find_model
     from simulator.policies import FREE, expand, free_names
-    from simulator.published_quality import load_series, published
+    from simulator.results.published_quality import load_series, published
+    from simulator.scenario.find import find_model
 
     names: list[str] = []
     for text in given:
@@ -152,16 +161,15 @@ def _policies(given: Sequence[str], model: str, max_loss: float | None) -> list[
             names += free_names()
         else:
             series = [s for s in load_series() if s.model == find_model(model).name]
-            names += [
-                p.spelling for s in series if s.unit == "points" for p in s.settings(max_loss)
-            ]
+            names += [p.spelling for s in series if s.unit == "points" for p in s.settings(max_loss)]
     names = [n for n in dict.fromkeys(names) if n != "dense"]
     if max_loss is not None:
         names = [
-            n for n in names
+            n
+            for n in names
             if (known := [s.loss(q) for s, q in published(model, n) if s.unit == "points"])
             and max(known) <= max_loss + 1e-9
-        ]  # fmt: skip
+        ]
     return ["dense", *names]
 
 
@@ -171,8 +179,8 @@ def _candidates(
     """Deployments of one replica, the product of the axes; and why others contradict themselves, one line each."""
     from itertools import product
 
-    from simulator.grid import names, whole_numbers
-    from simulator.scenario import Scenario
+    from simulator.scenario.grid import names, whole_numbers
+    from simulator.scenario.scenario import Scenario
     from simulator.serving.deployment import Deployment
     from simulator.serving.scheduler import Scheduler
 
@@ -201,9 +209,7 @@ def _candidates(
                     raise
                 refused += [str(error)] * len(settings)
                 continue
-            deployments += [
-                Deployment(scenario, s, router=router, prefix_cache=prefix) for s in settings
-            ]
+            deployments += [Deployment(scenario, s, router=router, prefix_cache=prefix) for s in settings]
     return deployments, refused
 
 
@@ -213,13 +219,14 @@ def _flag(key: str) -> str:
 
 def _launch(found: Plan, fixed: dict[str, Any], prefix_cache: bool) -> None:
     """Add the launch command to every row."""
-    from simulator.scenario import Scenario
+    from simulator.scenario.scenario import Scenario
     from simulator.serving.launch import launch_command
 
     for row in found.rows:
         keys = ("device", "policy", "tp", "pp", "ep")
-        scenario = Scenario.of(**fixed, **{k: row[k] for k in keys}, dtype=row["given_dtype"],
-                               kv_cache_dtype=row["given_kv_dtype"])  # fmt: skip
+        scenario = Scenario.of(
+            **fixed, **{k: row[k] for k in keys}, dtype=row["given_dtype"], kv_cache_dtype=row["given_kv_dtype"]
+        )
         row["launch"], row["launch_note"] = launch_command(scenario, row, prefix_cache=prefix_cache)
 
 
@@ -243,10 +250,7 @@ def show(found: Plan, name: str, slo: str, objective: str, seconds: float) -> No
         f" TTFT p99 {ms(best['ttft_p99_s'])} ms, TPOT p99 {ms(best['tpot_p99_s'])} ms"
     )
     if best["launch"]:
-        console.out(
-            f"launch: {best['launch']}"
-            + (f"  # {best['launch_note']}" if best["launch_note"] else "")
-        )
+        console.out(f"launch: {best['launch']}" + (f"  # {best['launch_note']}" if best["launch_note"] else ""))
     else:
         console.out(f"launch: no command, {best['launch_note']}")
         runs = next((r for r in found.rows if r["launch"]), None)
@@ -268,9 +272,7 @@ def show(found: Plan, name: str, slo: str, objective: str, seconds: float) -> No
     console.out(searched)
     console.out()
     dearer = [f"{p.where} {p.usd_per_h:.2f} USD/h" for p in found.by_device if not p.simulated]
-    note = "dearer or not enough by the closed form, so not simulated, at least: " + ", ".join(
-        dearer
-    )
+    note = "dearer or not enough by the closed form, so not simulated, at least: " + ", ".join(dearer)
     _table("Best of every device and policy", _firsts(found.rows), note if dearer else "")
     _table("Pareto front of rent, TTFT p99 and TPOT p99", found.pareto)
     if len(found.by_policy) > 1:
@@ -287,37 +289,34 @@ def _how_sure(best: dict[str, Any], promises: Sequence[Promise]) -> str:
         for m in ("ttft", "tpot")
     )
     broken = [
-        p.text for p in promises
-        if (key := f"{p.metric}_{p.statistic}_hi_s") in best
-        and (best[key] is None or best[key] >= p.limit_s)
-    ]  # fmt: skip
+        p.text
+        for p in promises
+        if (key := f"{p.metric}_{p.statistic}_hi_s") in best and (best[key] is None or best[key] >= p.limit_s)
+    ]
     text = f"how sure: {best['basis'].lower()}; with all steps at either end of their 90 % interval {ends}"
-    text += (
-        f"; the slow end breaks {' and '.join(broken)}"
-        if broken
-        else "; both ends keep the promises"
-    )
+    text += f"; the slow end breaks {' and '.join(broken)}" if broken else "; both ends keep the promises"
     return text + ". Rent is the profiles' list price, an assumption"
 
 
 def _savings(found: Plan) -> None:
     """What each policy costs, simulated where it could win, else at least; with its published loss of quality."""
-    from simulator.published_quality import published
+    from simulator.results.published_quality import published
 
     model = found.rows[0]["model"]
     dense = next((p.usd_per_h for p in found.by_policy if p.policy == "dense"), None)
     body = []
     for p in sorted(found.by_policy, key=lambda p: p.usd_per_h):
         known = [s.loss(q) for s, q in published(model, p.policy) if s.unit == "points"]
-        saved = (
-            "-"
-            if dense is None
-            else f"{'' if p.simulated else 'at most '}{dense - p.usd_per_h:,.2f}"
+        saved = "-" if dense is None else f"{'' if p.simulated else 'at most '}{dense - p.usd_per_h:,.2f}"
+        body.append(
+            [
+                p.policy,
+                p.where,
+                f"{'' if p.simulated else '>= '}{p.usd_per_h:.2f}",
+                saved,
+                f"{max(known):+.1f} points" if known else "-" if p.policy == "dense" else "not published",
+            ]
         )
-        body.append([
-            p.policy, p.where, f"{'' if p.simulated else '>= '}{p.usd_per_h:.2f}", saved,
-            f"{max(known):+.1f} points" if known else "-" if p.policy == "dense" else "not published",
-        ])  # fmt: skip
     console.table(
         "What each policy saves",
         ["policy", "deployment", "USD/h", "saved USD/h", "published loss on this model"],
@@ -332,20 +331,42 @@ def _table(title: str, rows: Sequence[dict[str, Any]], note: str = "") -> None:
     num, ms = console.number, console.milliseconds
     console.table(
         title,
-        ["policy", "device", "dtype", "tp", "replicas", "GPUs", "batched tokens", "USD/h", "USD/Mtoken",
-         "TTFT p50 / p99 ms", "TPOT p50 / p99 ms", "J/token", "KV used"],
+        [
+            "policy",
+            "device",
+            "dtype",
+            "tp",
+            "replicas",
+            "GPUs",
+            "batched tokens",
+            "USD/h",
+            "USD/Mtoken",
+            "TTFT p50 / p99 ms",
+            "TPOT p50 / p99 ms",
+            "J/token",
+            "KV used",
+        ],
         [
             [
-                r["policy"], r["device"], r["dtype"], f"{r['tp']}", f"{r['replicas']}", f"{r['gpus']}",
-                f"{r['max_num_batched_tokens']}", f"{r['usd_per_h']:.2f}", num(r["usd_per_mtoken"]),
-                f"{ms(r['ttft_p50_s'])} / {ms(r['ttft_p99_s'])}", f"{ms(r['tpot_p50_s'])} / {ms(r['tpot_p99_s'])}",
-                num(r["energy_j_per_token"]), f"{r['kv_share_mean']:.0%}",
+                r["policy"],
+                r["device"],
+                r["dtype"],
+                f"{r['tp']}",
+                f"{r['replicas']}",
+                f"{r['gpus']}",
+                f"{r['max_num_batched_tokens']}",
+                f"{r['usd_per_h']:.2f}",
+                num(r["usd_per_mtoken"]),
+                f"{ms(r['ttft_p50_s'])} / {ms(r['ttft_p99_s'])}",
+                f"{ms(r['tpot_p50_s'])} / {ms(r['tpot_p99_s'])}",
+                num(r["energy_j_per_token"]),
+                f"{r['kv_share_mean']:.0%}",
             ]
             for r in rows[:20]
         ],
         left=3,
         note=note,
-    )  # fmt: skip
+    )
 
 
 def _firsts(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

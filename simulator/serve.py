@@ -11,9 +11,9 @@ from typing import Annotated, Any
 
 import typer
 
-from simulator import console
-from simulator.dtypes import AUTO
-from simulator.errors import EXIT_NOTHING_FEASIBLE, InputError
+from simulator.base import console
+from simulator.base.dtypes import AUTO
+from simulator.base.errors import EXIT_NOTHING_FEASIBLE, InputError
 from simulator.serving import options
 
 TABLE_ERROR = 0.02
@@ -37,14 +37,9 @@ def command(
     seed: options.Seed = 0,
     skip_invalid: options.SkipInvalid = False,
     rate_scale: Annotated[
-        str,
-        typer.Option(
-            help="factors on the rate, e.g. 0.5,1,2: timestamps are divided, lengths kept"
-        ),
+        str, typer.Option(help="factors on the rate, e.g. 0.5,1,2: timestamps are divided, lengths kept")
     ] = "1",
-    policy: Annotated[
-        list[str] | None, typer.Option(help="'name(key=value)' joined by +; repeat the flag")
-    ] = None,
+    policy: Annotated[list[str] | None, typer.Option(help="'name(key=value)' joined by +; repeat the flag")] = None,
     engine: options.Engine = "vllm",
     dtype: Annotated[str, typer.Option(help="weight format of the dense model")] = AUTO,
     kv_cache_dtype: Annotated[str, typer.Option(help="KV format of the dense model")] = AUTO,
@@ -55,9 +50,7 @@ def command(
     block_size: Annotated[int, typer.Option(help="tokens per KV block")] = 16,
     ignore_context_limit: options.IgnoreContext = False,
     trace: Annotated[str, typer.Option(help="folder of a measured trace of the policy")] = "",
-    trace_transfer: Annotated[
-        bool, typer.Option("--trace-transfer", help="a trace of another model")
-    ] = False,
+    trace_transfer: Annotated[bool, typer.Option("--trace-transfer", help="a trace of another model")] = False,
     scheduler: Annotated[
         str, typer.Option(help="chunked, prefill-first, prefill-first-chunked; commas between")
     ] = "chunked",
@@ -67,42 +60,25 @@ def command(
     replicas: Annotated[
         int, typer.Option(help="data-parallel replicas; with --prefill-replicas those that decode")
     ] = 1,
-    prefill_replicas: Annotated[
-        int, typer.Option(help="replicas that only compute prompts (disaggregation)")
-    ] = 0,
-    kv_transfer: Annotated[
-        str | None, typer.Option(help="rate per GPU of the hand-over, e.g. '50 GB/s'")
-    ] = None,
+    prefill_replicas: Annotated[int, typer.Option(help="replicas that only compute prompts (disaggregation)")] = 0,
+    kv_transfer: Annotated[str | None, typer.Option(help="rate per GPU of the hand-over, e.g. '50 GB/s'")] = None,
     router: options.Router = "round-robin",
     prefix_cache: options.PrefixCache = False,
     reuse: Annotated[
-        str | None,
-        typer.Option(help="chunk-reuse(reused=,recompute=), semantic-cache(hit=,lookup_ms=), ..."),
+        str | None, typer.Option(help="chunk-reuse(reused=,recompute=), semantic-cache(hit=,lookup_ms=), ...")
     ] = None,
     slo: options.Slo = None,
     capacity: Annotated[
-        bool,
-        typer.Option(
-            "--capacity",
-            help="find the highest rate that keeps up; --rate-scale is then a share of it",
-        ),
+        bool, typer.Option("--capacity", help="find the highest rate that keeps up; --rate-scale is then a share of it")
     ] = False,
-    interval: Annotated[
-        bool, typer.Option("--interval", help="also both ends of the 90 % interval")
-    ] = False,
-    out: Annotated[
-        Path | None, typer.Option(help="FILE.parquet or .csv with one row per request")
-    ] = None,
+    interval: Annotated[bool, typer.Option("--interval", help="also both ends of the 90 % interval")] = False,
+    out: Annotated[Path | None, typer.Option(help="FILE.parquet or .csv with one row per request")] = None,
     timeline: Annotated[Path | None, typer.Option(help="FILE.json for ui.perfetto.dev")] = None,
     load_over_time: Annotated[
-        Path | None,
-        typer.Option("--load", help="FILE.json: queue, KV, tokens/s and power over time"),
+        Path | None, typer.Option("--load", help="FILE.json: queue, KV, tokens/s and power over time")
     ] = None,
     judge: Annotated[
-        Path | None,
-        typer.Option(
-            help="measured serving rows (e2e.parquet): judge the simulation, nothing else"
-        ),
+        Path | None, typer.Option(help="measured serving rows (e2e.parquet): judge the simulation, nothing else")
     ] = None,
     workers: options.Workers = 1,
     cluster: options.Cluster = None,
@@ -120,51 +96,63 @@ def command(
         found = judge_file(judge, workers=workers, cluster=cluster, quiet=quiet)
         console.out_json(found) if json_ else show_judged(found)
         return
-    from simulator.scenario import Scenario
+    from simulator.base.units import parse_quantity
+    from simulator.scenario.scenario import Scenario
     from simulator.serving.deployment import Deployment
-    from simulator.serving.output import (
-        RECORD_FILES,
-        about,
-        refuse_unwritable,
-        write_json,
-        write_records,
-    )
+    from simulator.serving.output import RECORD_FILES, about, refuse_unwritable, write_json, write_records
     from simulator.serving.reuse import apply_reuse
     from simulator.serving.runs import Task, run
     from simulator.serving.scaleout import compute
     from simulator.serving.scheduler import Scheduler
     from simulator.serving.slo import parse_slo
-    from simulator.units import parse_quantity
 
     if model is None or device is None:
         missing = "--model" if model is None else "--device"
         raise InputError("is needed, e.g. --model llama-3.1-8b --device h100-sxm", where=missing)
     arrived = options.load(
-        requests, rate=rate, count=count, arrivals=arrivals, prompt=prompt_tokens,
-        output=output_tokens, seed=seed, skip_invalid=skip_invalid,
-    )  # fmt: skip
+        requests,
+        rate=rate,
+        count=count,
+        arrivals=arrivals,
+        prompt=prompt_tokens,
+        output=output_tokens,
+        seed=seed,
+        skip_invalid=skip_invalid,
+    )
     if out is not None and out.suffix not in RECORD_FILES:
         raise InputError(f"{out.name!r} must end in {' or '.join(RECORD_FILES)}", where="--out")
     promises = parse_slo(slo) if slo is not None else ()
     deployments = [
         Deployment(
             Scenario.of(
-                model=model, device=d.strip(), policy=p, engine=engine, dtype=dtype,
-                kv_cache_dtype=kv_cache_dtype, tp=tp, pp=pp, ep=ep,
-                gpu_memory_utilization=gpu_memory_utilization, block_size=block_size,
-                ignore_context_limit=ignore_context_limit, trace=trace if p != "dense" else "",
+                model=model,
+                device=d.strip(),
+                policy=p,
+                engine=engine,
+                dtype=dtype,
+                kv_cache_dtype=kv_cache_dtype,
+                tp=tp,
+                pp=pp,
+                ep=ep,
+                gpu_memory_utilization=gpu_memory_utilization,
+                block_size=block_size,
+                ignore_context_limit=ignore_context_limit,
+                trace=trace if p != "dense" else "",
                 trace_transfer=trace_transfer and p != "dense",
             ),
             Scheduler(s.strip(), max_num_seqs, max_num_batched_tokens, preemption),
-            replicas, prefill_replicas, router, prefix_cache,
+            replicas,
+            prefill_replicas,
+            router,
+            prefix_cache,
             None if kv_transfer is None else parse_quantity(kv_transfer, "B/s"),
         )
-        for d in device.split(",") for s in scheduler.split(",") for p in policy or ["dense"]
-    ]  # fmt: skip
+        for d in device.split(",")
+        for s in scheduler.split(",")
+        for p in policy or ["dense"]
+    ]
     if kv_transfer is not None and not prefill_replicas:
-        raise InputError(
-            "nothing is handed over without --prefill-replicas; drop it", where="--kv-transfer"
-        )
+        raise InputError("nothing is handed over without --prefill-replicas; drop it", where="--kv-transfer")
     scales = options.factors(rate_scale, "--rate-scale")
     for deployment in deployments:
         deployment.check()
@@ -180,13 +168,12 @@ def command(
             refuse_unwritable(path, flag)
     keep = any(path is not None for path in (out, timeline, load_over_time))
     if keep and timeline is not None and len(deployments) * len(scales) > 1:
-        raise InputError(
-            "shows one run; give one --rate-scale, --policy, --device", where="--timeline"
-        )
+        raise InputError("shows one run; give one --rate-scale, --policy, --device", where="--timeline")
     tasks = [
         Task(d, arrived, s, promises, reuse, search=capacity, interval=interval, keep=keep, seed=seed)
-        for d in deployments for s in scales
-    ]  # fmt: skip
+        for d in deployments
+        for s in scales
+    ]
     runs = compute(run, tasks, workers=workers, cluster=cluster, label="runs", quiet=quiet)
     line = "python -m simulator.serve " + shlex.join(sys.argv[1:])
     outcomes = [r.outcome for r in runs if r.outcome is not None]
@@ -222,9 +209,7 @@ def _alone(context: typer.Context) -> None:
         source = context.get_parameter_source(name)
         if name not in JUDGES and source is not None and source.name != "DEFAULT":
             flag = next(p.opts[0] for p in context.command.params if p.name == name)
-            raise InputError(
-                "has no place beside --judge, which serves what was measured", where=flag
-            )
+            raise InputError("has no place beside --judge, which serves what was measured", where=flag)
 
 
 def show(rows: Sequence[dict[str, Any]], name: str, *, searched: bool = False) -> None:
@@ -238,9 +223,13 @@ def show(rows: Sequence[dict[str, Any]], name: str, *, searched: bool = False) -
         ["policy", "scheduler", "device", "requests/s", "TTFT", "TPOT", "between tokens", "whole request"],
         [
             [
-                r["policy"], r["scheduler"], r["device"], console.number(r["rate_per_s"]),
+                r["policy"],
+                r["scheduler"],
+                r["device"],
+                console.number(r["rate_per_s"]),
                 *(
-                    "OVERLOADED" if r["status"] == "OVERLOADED"
+                    "OVERLOADED"
+                    if r["status"] == "OVERLOADED"
                     else " / ".join(ms(r[f"{m}_{q}_s"]) for q in ("p50", "p90", "p99"))
                     for m in ("ttft", "tpot", "itl", "e2e")
                 ),
@@ -248,7 +237,7 @@ def show(rows: Sequence[dict[str, Any]], name: str, *, searched: bool = False) -
             for r in rows
         ],
         left=3,
-    )  # fmt: skip
+    )
     if "ttft_p99_lo_s" in rows[0]:
         console.table(
             "p99 in ms with all steps at either end of their 90 % interval",
@@ -262,19 +251,36 @@ def show(rows: Sequence[dict[str, Any]], name: str, *, searched: bool = False) -
     num = console.number
     console.table(
         "Load and cost",
-        ["policy", "requests/s", "status", "goodput/s", "tokens/s/GPU", "KV used", "preempted",
-         "prefix hits", "J/token", "$/Mtoken", "simulated/s"],
+        [
+            "policy",
+            "requests/s",
+            "status",
+            "goodput/s",
+            "tokens/s/GPU",
+            "KV used",
+            "preempted",
+            "prefix hits",
+            "J/token",
+            "$/Mtoken",
+            "simulated/s",
+        ],
         [
             [
-                r["policy"], num(r["rate_per_s"]), r["status"], num(r["goodput_per_s"]),
-                num(r["output_tokens_per_s_per_gpu"]), f"{r['kv_share_mean']:.1%}", f"{r['preemptions']}",
-                "-" if r["prefix_bound"] is None
-                else f"{r['prefix_hit_rate']:.1%} of {r['prefix_bound']:.1%}",
-                num(r["energy_j_per_token"]), num(r["usd_per_mtoken"]), num(r["simulated_per_s"]),
+                r["policy"],
+                num(r["rate_per_s"]),
+                r["status"],
+                num(r["goodput_per_s"]),
+                num(r["output_tokens_per_s_per_gpu"]),
+                f"{r['kv_share_mean']:.1%}",
+                f"{r['preemptions']}",
+                "-" if r["prefix_bound"] is None else f"{r['prefix_hit_rate']:.1%} of {r['prefix_bound']:.1%}",
+                num(r["energy_j_per_token"]),
+                num(r["usd_per_mtoken"]),
+                num(r["simulated_per_s"]),
             ]
             for r in rows
         ],
-    )  # fmt: skip
+    )
 
 
 def _end(row: dict[str, Any], metric: str, end: str) -> str:

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from simulator import console
-from simulator.errors import InputError, UnknownNameError
-from simulator.judged import KERNEL_KINDS, figures, judge_rows, module_of, read_rows, table
+from simulator.base import console
+from simulator.base.errors import InputError, UnknownNameError
+from simulator.fitting.judged import KERNEL_KINDS, figures, judge_rows, module_of, read_rows, table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -25,20 +25,14 @@ def command(
     data: Annotated[Path, typer.Option(help="Parquet or CSV of measured rows")],
     holdout: Annotated[
         str | None,
-        typer.Option(
-            help="share, 'source' or 'device': fit in memory on the rest; none = judge what is committed"
-        ),
+        typer.Option(help="share, 'source' or 'device': fit in memory on the rest; none = judge what is committed"),
     ] = None,
     learning_curve: Annotated[
         list[str] | None,
-        typer.Option(
-            help="DEVICE:DTYPE (gemm): held-out error against how many rows of it were fitted; repeat"
-        ),
+        typer.Option(help="DEVICE:DTYPE (gemm): held-out error against how many rows of it were fitted; repeat"),
     ] = None,
     by: Annotated[str, typer.Option(help="columns of the table")] = "device,dtype,phase",
-    json_: Annotated[
-        bool, typer.Option("--json", help='{"rows": [...], "excluded": {...}} on stdout')
-    ] = False,
+    json_: Annotated[bool, typer.Option("--json", help='{"rows": [...], "excluded": {...}} on stdout')] = False,
 ) -> None:
     """Judge predictions on measured rows: APE, bias, coverage and width of the interval.
 
@@ -79,7 +73,7 @@ CURVE_SEEDS = (0, 1, 2)
 
 def _curves(kind: str, raw: pd.DataFrame, wanted: list[str], json_: bool) -> None:
     """Error on 30 % of the shapes against the number of rows of this device alone that were fitted."""
-    from simulator.device import resolve
+    from simulator.device.catalogue import resolve
 
     if kind != "gemm":
         raise InputError("only gemm has a learning curve per device", where="--learning-curve")
@@ -88,27 +82,27 @@ def _curves(kind: str, raw: pd.DataFrame, wanted: list[str], json_: bool) -> Non
     for text in wanted:
         device, colon, dtype = text.partition(":")
         if not colon:
-            raise InputError(
-                f"{text!r}: write DEVICE:DTYPE, e.g. h100-sxm:bf16", where="--learning-curve"
-            )
+            raise InputError(f"{text!r}: write DEVICE:DTYPE, e.g. h100-sxm:bf16", where="--learning-curve")
         name = resolve(device)
         points = module.learning_curve(rows, name, dtype, CURVE_SIZES, CURVE_SEEDS)
         if not points:
-            raise InputError(
-                f"fewer than {CURVE_SIZES[0]} rows of {name} {dtype}", where="--learning-curve"
-            )
+            raise InputError(f"fewer than {CURVE_SIZES[0]} rows of {name} {dtype}", where="--learning-curve")
         for size in CURVE_SIZES:
             runs = [p for p in points if p["fit_rows"] == size]
             if runs:
                 medians = [p["median_ape"] for p in runs]
                 out.append(
                     {
-                        "device": name, "dtype": dtype, "fit_rows": size, "n": runs[0]["n"],
+                        "device": name,
+                        "dtype": dtype,
+                        "fit_rows": size,
+                        "n": runs[0]["n"],
                         "median_ape": sorted(medians)[len(medians) // 2],
-                        "best": min(medians), "worst": max(medians),
+                        "best": min(medians),
+                        "worst": max(medians),
                         "p90_ape": sorted(p["p90_ape"] for p in runs)[len(runs) // 2],
                     }
-                )  # fmt: skip
+                )
     if json_:
         console.out_json({"rows": out})
         return
@@ -117,39 +111,26 @@ def _curves(kind: str, raw: pd.DataFrame, wanted: list[str], json_: bool) -> Non
         ["device", "dtype", "rows fitted", "judged on", "median APE", "best draw", "worst draw", "p90 APE"],
         [
             [
-                r["device"], r["dtype"], f"{r['fit_rows']}", f"{r['n']}",
+                r["device"],
+                r["dtype"],
+                f"{r['fit_rows']}",
+                f"{r['n']}",
                 *(f"{r[k]:.1%}" for k in ("median_ape", "best", "worst", "p90_ape")),
             ]
             for r in out
         ],
         left=2,
-    )  # fmt: skip
+    )
 
 
 def _print(kind: str, split: str, rows: list[dict[str, Any]], excluded: dict[str, int]) -> None:
     def percent(x: Any) -> str:
         return "-" if x is None else f"{x:.1%}"
 
-    labels = [
-        k
-        for k in ("source", "device", "dtype", "phase", "op", "kernel_family")
-        if any(k in r for r in rows)
-    ]
+    labels = [k for k in ("source", "device", "dtype", "phase", "op", "kernel_family") if any(k in r for r in rows)]
     console.table(
         f"{kind}, {split}: predicted against measured",
-        [
-            *labels,
-            "n",
-            "> 50 us",
-            "median APE",
-            "> 50 us",
-            "p90 APE",
-            "bias",
-            "coverage",
-            "width",
-            "noise",
-            "roofline",
-        ],
+        [*labels, "n", "> 50 us", "median APE", "> 50 us", "p90 APE", "bias", "coverage", "width", "noise", "roofline"],
         [
             [
                 *(str(r.get(k, "")) for k in labels),
@@ -174,8 +155,7 @@ def _print(kind: str, split: str, rows: list[dict[str, Any]], excluded: dict[str
         ],
         left=len(labels),
         note="coverage: share inside the 90 % interval; width: median ln(hi/lo); roofline: median APE of max(flop/peak,"
-        " bytes/bandwidth); left out: "
-        + (", ".join(f"{v} {k}" for k, v in excluded.items()) or "nothing"),
+        " bytes/bandwidth); left out: " + (", ".join(f"{v} {k}" for k, v in excluded.items()) or "nothing"),
     )
 
 

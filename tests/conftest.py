@@ -53,11 +53,9 @@ def _own_main() -> Iterator[None]:
 
 
 @pytest.fixture
-def call(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., tuple[int, str, str]]:
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
     """Run a verb's typer app in this process: exit status, stdout, stderr."""
-    from simulator import console
+    from simulator.base import console
 
     def call(app: Any, *arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["verb", *map(str, arguments)])

@@ -87,9 +87,8 @@ class Attended:
         """`probabilities` of the queries at `rows` of one sequence."""
         mask = None if self.mask is None else self.mask[min(sequence, self.mask.shape[0] - 1)]
         return probabilities(
-            self.query[sequence], self.key[sequence], rows,
-            scaling=self.scaling, mask=mask, softcap=self.softcap,
-        )  # fmt: skip
+            self.query[sequence], self.key[sequence], rows, scaling=self.scaling, mask=mask, softcap=self.softcap
+        )
 
 
 def tokens_for_mass(p: torch.Tensor, masses: Sequence[float]) -> torch.Tensor:

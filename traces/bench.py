@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from simulator.errors import InputError
+from simulator.base.errors import InputError
 from simulator.trace import TABLES
 from traces.blocks import Block
 from traces.criteria import KINDS
@@ -127,8 +127,7 @@ class Bench:
 
         score = judge(self.model, self.scene, setting, after=after)
         mean = [
-            {role: sum(k[i][role] for k in kept) / len(kept) for role in kept[0][i]}
-            for i in range(len(self.parts))
+            {role: sum(k[i][role] for k in kept) / len(kept) for role in kept[0][i]} for i in range(len(self.parts))
         ]
         cost = shares(
             self.parts,

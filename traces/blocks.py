@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from simulator.errors import UnsupportedError
+from simulator.base.errors import UnsupportedError
 from traces.hooks import head_shape
 from traces.layouts import decoder_layers, part
 
@@ -54,12 +54,7 @@ class Block:
 
     def site(self, name: str) -> tuple[Any, ...]:
         """The modules whose input is ``attn.in``, ``attn.o``, ``ffn.in`` or ``ffn.down``."""
-        return {
-            "attn.in": self.qkv,
-            "attn.o": (self.out,),
-            "ffn.in": self.ffn_in,
-            "ffn.down": (self.down,),
-        }[name]
+        return {"attn.in": self.qkv, "attn.o": (self.out,), "ffn.in": self.ffn_in, "ffn.down": (self.down,)}[name]
 
 
 def out_by_in(module: Any) -> torch.Tensor:
@@ -81,8 +76,7 @@ def blocks(model: Any) -> list[Block]:
     for layer, layout in decoder_layers(model):
         if layout.experts:
             raise UnsupportedError(
-                "neurons of routed experts are not covered; use a model without experts",
-                where="--model",
+                "neurons of routed experts are not covered; use a model without experts", where="--model"
             )
         # A separate gate stands beside `up` under the name that transformers gives it.
         gate = (part(layer, layout.up.replace("up_proj", "gate_proj")),)

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from simulator import console
-from simulator.errors import InputError
+from simulator.base import console
+from simulator.base.errors import InputError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -36,13 +36,7 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 
 def measure(
-    loaded: Loaded,
-    tokens: np.ndarray,
-    *,
-    batch: int,
-    seed: int,
-    snapshots: Snapshots | None = None,
-    quiet: bool = True,
+    loaded: Loaded, tokens: np.ndarray, *, batch: int, seed: int, snapshots: Snapshots | None = None, quiet: bool = True
 ) -> State:
     """Run the model over `tokens` and return the statistics' state.
 
@@ -110,8 +104,7 @@ def _check_out(out: Path) -> None:
         raise InputError(f"{out} is a file; a trace is a folder", where="--out")
     if (out / "quality.parquet").is_file():
         raise InputError(
-            f"{out} holds judged predictors beside its trace; delete it first, or choose another folder",
-            where="--out",
+            f"{out} holds judged predictors beside its trace; delete it first, or choose another folder", where="--out"
         )
     if out.is_dir() and any(out.iterdir()) and not (out / "manifest.json").is_file():
         raise InputError(f"{out} holds files that are no trace; name another folder", where="--out")
@@ -122,13 +115,9 @@ def _length(config: Any, asked: int | None) -> int:
     longest = getattr(config, "max_position_embeddings", None) or 2**31
     length = min(DEFAULT_LENGTH, longest) if asked is None else asked
     if length < MINIMUM_TOKENS:
-        raise InputError(
-            f"{length} is less than {MINIMUM_TOKENS} tokens", where="--sequence-length"
-        )
+        raise InputError(f"{length} is less than {MINIMUM_TOKENS} tokens", where="--sequence-length")
     if length > longest:
-        raise InputError(
-            f"{length} is more than the model's {longest} positions", where="--sequence-length"
-        )
+        raise InputError(f"{length} is more than the model's {longest} positions", where="--sequence-length")
     return length
 
 
@@ -143,20 +132,14 @@ def main(
     ] = None,
     max_tokens: Annotated[int, typer.Option(min=128, help="Tokens read from the text.")] = 163_840,
     dtype: Annotated[str, typer.Option(help="auto (as stored), bf16, fp16 or fp32.")] = "auto",
-    device: Annotated[
-        str, typer.Option(help="auto, cpu, cuda, cuda:N, or balanced (over all GPUs).")
-    ] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N, or balanced (over all GPUs).")] = "auto",
     seed: Annotated[int, typer.Option(min=0, help="Of the shuffle and of sampled tokens.")] = 0,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
     allow_pickle: Annotated[
         bool, typer.Option("--allow-pickle", help="Read pickled weights; they can run code.")
     ] = False,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Continue what an interrupted run left.")
-    ] = False,
-    profile: Annotated[
-        bool, typer.Option("--profile", help="Also time plain passes, and print the overhead.")
-    ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue what an interrupted run left.")] = False,
+    profile: Annotated[bool, typer.Option("--profile", help="Also time plain passes, and print the overhead.")] = False,
     json: Annotated[bool, typer.Option("--json", help="One JSON object instead of text.")] = False,
 ) -> None:
     """Measure a model's activation sparsity and KV statistics on a text.
@@ -165,7 +148,7 @@ def main(
     neurons and heads tokens use and share, how few tokens hold the attention, and how well keys and values
     compress. An eighth of the text sets thresholds, the rest is measured against them.
     """
-    from simulator.hub import from_file
+    from simulator.model.hub import from_file
     from simulator.trace import Manifest, ModelFacts, write_trace
     from traces.loading import find, load, quieten
     from traces.rows import curves, neurons
@@ -180,9 +163,7 @@ def main(
     quieten()
     loaded = load(found, dtype=dtype, device=device, allow_pickle=allow_pickle)
     length = _length(loaded.model.config.get_text_config(), sequence_length)
-    sequences = read_sequences(
-        text, loaded.tokenizer, length=length, max_tokens=max_tokens, seed=seed
-    )
+    sequences = read_sequences(text, loaded.tokenizer, length=length, max_tokens=max_tokens, seed=seed)
     batch = min(batch, max(1, len(sequences.tokens) // 2))
     facts = ModelFacts.of(from_file(found.folder))
     is_local = found.revision == "local"
@@ -220,9 +201,7 @@ def main(
     snapshots = Snapshots(out, plan, settled={"created": manifest.created}, resume=resume)
     try:
         start, start_cpu = time.perf_counter(), time.process_time()
-        state = measure(
-            loaded, sequences.tokens, batch=batch, seed=seed, snapshots=snapshots, quiet=json
-        )
+        state = measure(loaded, sequences.tokens, batch=batch, seed=seed, snapshots=snapshots, quiet=json)
         seconds, cpu_s = time.perf_counter() - start, time.process_time() - start_cpu
         manifest = manifest.model_copy(update={"created": snapshots.settled["created"]})
         table = curves(state, length)

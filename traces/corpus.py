@@ -9,7 +9,7 @@ import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 
-from simulator.errors import InputError
+from simulator.base.errors import InputError
 
 SEPARATOR = "<|endoftext|>"
 # Tests repeat each other, encodings are number tables, pydoc_data is prose, _sysconfigdata names the machine.

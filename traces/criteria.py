@@ -91,11 +91,7 @@ def sequence_loss(model: Any, ids: torch.Tensor) -> torch.Tensor:
 
 
 def scores(
-    model: Any,
-    parts: Sequence[Block],
-    ids: torch.Tensor,
-    criteria: Sequence[str],
-    also: Sequence[tuple[str, int]] = (),
+    model: Any, parts: Sequence[Block], ids: torch.Tensor, criteria: Sequence[str], also: Sequence[tuple[str, int]] = ()
 ) -> tuple[dict[tuple[str, str], torch.Tensor], dict[tuple[str, int], torch.Tensor]]:
     """Criteria of every head and neuron for every token, from one pass forward and back (two for grasp).
 
@@ -163,10 +159,7 @@ def scores(
             twice = torch.autograd.grad(product, [at_input[k] for k in keys])
             hg = dict(zip(keys, twice, strict=True))
     gradient = {k: g.detach() for k, g in zip(keys, first, strict=False)}
-    delta = {
-        k: g.detach()
-        for k, g in zip([k for k in keys if k in at_output], first[len(keys) :], strict=True)
-    }
+    delta = {k: g.detach() for k, g in zip([k for k in keys if k in at_output], first[len(keys) :], strict=True)}
 
     def flat(x: torch.Tensor) -> torch.Tensor:
         return x.reshape(-1, x.shape[-1]).float()
@@ -186,9 +179,7 @@ def scores(
         return (plainact if criterion == "plainact" else fisher)(a, g, units)
 
     importance = {
-        (kind, c): torch.stack([one(c, kind, i) for i in range(len(parts))], 1)
-        for kind in KINDS
-        for c in criteria
+        (kind, c): torch.stack([one(c, kind, i) for i in range(len(parts))], 1) for kind in KINDS for c in criteria
     }
     return importance, seen
 
@@ -209,14 +200,10 @@ def magnitude(parts: Sequence[Block], kind: str) -> torch.Tensor:
 
     rows = []
     for part in parts:
-        square = group_sum(
-            out_by_in(part.reader(kind)).float().square().sum(0)[None], part.width(kind)
-        )[0]
+        square = group_sum(out_by_in(part.reader(kind)).float().square().sum(0)[None], part.width(kind))[0]
         if kind == "neurons":
             for module in part.ffn_in:
                 # A fused projection holds the gate rows, then the up rows.
-                square = square + out_by_in(module).float().square().sum(1).view(
-                    -1, part.neurons
-                ).sum(0)
+                square = square + out_by_in(module).float().square().sum(1).view(-1, part.neurons).sum(0)
         rows.append(square.sqrt())
     return torch.stack(rows)

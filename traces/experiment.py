@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from simulator import console
-from simulator.errors import UnsupportedError
+from simulator.base import console
+from simulator.base.errors import UnsupportedError
 from traces.bench import Bench
 from traces.criteria import KINDS, magnitude, scores
 from traces.masks import Fixed, keep_largest, masked, normalise, open_first_heads
@@ -59,12 +59,7 @@ def true_scores(bench: Bench, criterion: str, scale: str) -> list[dict[str, torc
 
 
 def oracle(
-    bench: Bench,
-    truth: Sequence[Mapping[str, torch.Tensor]],
-    keep: float,
-    budget: str,
-    mask: str,
-    **names: Any,
+    bench: Bench, truth: Sequence[Mapping[str, torch.Tensor]], keep: float, budget: str, mask: str, **names: Any
 ) -> None:
     """The criterion itself, of the dense model on the very tokens that are scored."""
 
@@ -103,11 +98,7 @@ def static(
     def chooser(number: int) -> Fixed:
         part, _ = bench.scene.batches[number]
         count = tokens * len(bench.scene.ids[part])
-        return choose(
-            {k: v[None].expand(count, *v.shape).contiguous() for k, v in importance.items()},
-            keep,
-            budget,
-        )
+        return choose({k: v[None].expand(count, *v.shape).contiguous() for k, v in importance.items()}, keep, budget)
 
     score, cost = bench.run(chooser, truth, keep=keep, budget=budget)
     bench.add(
@@ -230,9 +221,7 @@ class _Watching:
         return None
 
 
-def evaluation(
-    bench: Any, predictors: Path, known: dict[str, Any], train_ids: Any, length: int
-) -> Iterator[str]:
+def evaluation(bench: Any, predictors: Path, known: dict[str, Any], train_ids: Any, length: int) -> Iterator[str]:
     """Every row, cheapest methods first; yields what was just measured.
 
     `COARSE` sparsities for every criterion, the whole `CURVE` for the first of `HEADLINE`; target scale and mask are

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from simulator.errors import InputError
-from simulator.files import replaced
+from simulator.base.errors import InputError
+from simulator.base.files import replaced
 from simulator.trace import over_layers
 from traces.summary import judged, own_level, units_tensor
 
@@ -41,9 +41,7 @@ _DARK: dict[str, Any] = {
     "axes.facecolor": _DARK_GROUND,
     "savefig.facecolor": _DARK_GROUND,
     "grid.color": "#333a44",
-    **dict.fromkeys(
-        ("text.color", "axes.labelcolor", "axes.titlecolor", "axes.edgecolor"), _DARK_INK
-    ),
+    **dict.fromkeys(("text.color", "axes.labelcolor", "axes.titlecolor", "axes.edgecolor"), _DARK_INK),
     **dict.fromkeys(("xtick.color", "ytick.color"), _DARK_INK),
 }
 
@@ -55,9 +53,7 @@ def draw(trace: Trace, path: Path, *, dark: bool = False) -> None:
     try:
         import matplotlib as mpl
     except ImportError:
-        raise InputError(
-            "drawing needs matplotlib; run 'pip install matplotlib'", where="--plot"
-        ) from None
+        raise InputError("drawing needs matplotlib; run 'pip install matplotlib'", where="--plot") from None
     mpl.use("agg")
     import matplotlib.pyplot as plt
 
@@ -67,9 +63,7 @@ def draw(trace: Trace, path: Path, *, dark: bool = False) -> None:
         for panel, ax in zip(panels, axes.flat, strict=True):
             panel(trace, ax)
         m = trace.manifest
-        figure.suptitle(
-            f"{m.model}: {m.tokens:,} tokens, {m.dtype}", x=0.01, ha="left", weight="bold"
-        )
+        figure.suptitle(f"{m.model}: {m.tokens:,} tokens, {m.dtype}", x=0.01, ha="left", weight="bold")
         metadata = {"Date": None} if path.suffix == ".svg" else None
         try:
             with replaced(path, "--plot") as temporary:
@@ -163,11 +157,7 @@ def _frequencies(trace: Trace, ax: Axes) -> None:
             share = 100 * (np.arange(len(p)) + 0.5) / len(p)
             ax.plot(share, 100 * p, color=colours[layer], label=label, lw=1.3)
     what = "non-zeros" if level is None else f"{100 * level:.0f} % kept"
-    ax.set(
-        title=f"Neurons by use ({what})",
-        xlabel="neurons, most used first [%]",
-        ylabel="tokens that use it [%]",
-    )
+    ax.set(title=f"Neurons by use ({what})", xlabel="neurons, most used first [%]", ylabel="tokens that use it [%]")
     _percent(ax)
     _percent(ax, "x")
     if ax.lines:
@@ -185,55 +175,24 @@ def _mass(trace: Trace, ax: Axes) -> None:
         if mass == 0.9:
             low, high = 100 * curve.values.min(0), 100 * curve.values.max(0)
             ax.fill_between(curve.x, low, high, color=colour, alpha=0.13, lw=0)
-        ax.plot(
-            curve.x,
-            100 * curve.mean,
-            marker="o",
-            ms=4,
-            color=colour,
-            label=f"{100 * mass:.0f} % of the mass",
-        )
+        ax.plot(curve.x, 100 * curve.mean, marker="o", ms=4, color=colour, label=f"{100 * mass:.0f} % of the mass")
         _log_ticks(ax, curve.x)
-    ax.set(
-        title="Attention mass (band: layers, 90 %)",
-        xlabel="context [tokens]",
-        ylabel="share of the context [%]",
-    )
+    ax.set(title="Attention mass (band: layers, 90 %)", xlabel="context [tokens]", ylabel="share of the context [%]")
     _percent(ax)
     ax.legend(loc="upper right")
 
 
 def _errors(trace: Trace, ax: Axes) -> None:
     """Error of pruning and of rounding keys and values."""
-    for (tensor, name), colour in zip(
-        (("kv.k_cached", "keys"), ("kv.v", "values")), COLOURS, strict=False
-    ):
+    for (tensor, name), colour in zip((("kv.k_cached", "keys"), ("kv.v", "values")), COLOURS, strict=False):
         kept = over_layers(trace, tensor, "kept_error")
         bits = over_layers(trace, tensor, "quant_error")
         if kept is not None:
-            ax.plot(
-                100 * kept.x,
-                100 * kept.mean,
-                marker="o",
-                ms=4,
-                color=colour,
-                label=f"{name}, largest kept",
-            )
+            ax.plot(100 * kept.x, 100 * kept.mean, marker="o", ms=4, color=colour, label=f"{name}, largest kept")
         if bits is not None:
             # 16-bit elements: b bits are b/16 of the bytes.
-            ax.plot(
-                100 * bits.x / 16,
-                100 * bits.mean,
-                "s--",
-                ms=4,
-                color=colour,
-                label=f"{name}, 2/4/8 bits",
-            )
-    ax.set(
-        title="KV compression",
-        xlabel="elements kept, or bits of 16 [%]",
-        ylabel="relative L2 error [%]",
-    )
+            ax.plot(100 * bits.x / 16, 100 * bits.mean, "s--", ms=4, color=colour, label=f"{name}, 2/4/8 bits")
+    ax.set(title="KV compression", xlabel="elements kept, or bits of 16 [%]", ylabel="relative L2 error [%]")
     _percent(ax, top=None)
     _percent(ax, "x")
     ax.legend(loc="upper right")
@@ -241,30 +200,17 @@ def _errors(trace: Trace, ax: Axes) -> None:
 
 def _rank(trace: Trace, ax: Axes) -> None:
     """Squared norm in the largest singular directions."""
-    for (tensor, name), colour in zip(
-        (("kv.k", "keys before rotation"), ("kv.v", "values")), COLOURS, strict=False
-    ):
+    for (tensor, name), colour in zip((("kv.k", "keys before rotation"), ("kv.v", "values")), COLOURS, strict=False):
         curve = over_layers(trace, tensor, "singular_energy")
         if curve is not None:
             x = 100 * curve.x / curve.x[-1]
-            ax.fill_between(
-                x,
-                100 * curve.values.min(0),
-                100 * curve.values.max(0),
-                color=colour,
-                alpha=0.13,
-                lw=0,
-            )
+            ax.fill_between(x, 100 * curve.values.min(0), 100 * curve.values.max(0), color=colour, alpha=0.13, lw=0)
             ax.plot(x, 100 * curve.mean, marker="o", ms=4, color=colour, label=name)
     channels = over_layers(trace, "kv.k_cached", "channel_share")
     if channels is not None:
-        ax.plot(
-            100 * channels.x, 100 * channels.mean, "--", color=COLOURS[2], label="q k by channel"
-        )
+        ax.plot(100 * channels.x, 100 * channels.mean, "--", color=COLOURS[2], label="q k by channel")
     ax.set(
-        title="Rank and channels (band: layers)",
-        xlabel="share of head_dim [%]",
-        ylabel="share held by the largest [%]",
+        title="Rank and channels (band: layers)", xlabel="share of head_dim [%]", ylabel="share held by the largest [%]"
     )
     _percent(ax, top=102)
     _percent(ax, "x")
@@ -292,9 +238,7 @@ def _quality(trace: Trace, ax: Axes) -> None:
         style = ":" if name in _YARDSTICKS else "--" if name in _KV_METHODS else "-"
         shade = "#888888" if name in _YARDSTICKS else next(colour)
         marker = {"static": "s", "random": "x", "streaming_llm": "s", "teal": "s"}.get(name, "o")
-        ax.plot(
-            100 * curve.sparsity, curve.ratio, style, marker=marker, ms=3, color=shade, label=name
-        )
+        ax.plot(100 * curve.sparsity, curve.ratio, style, marker=marker, ms=3, color=shade, label=name)
     ax.set_yscale("log")
     ax.set_ylim(0.95, 4.0)
     ax.set_yticks([1, 1.5, 2, 3, 4], ["1", "1.5", "2", "3", "4"])

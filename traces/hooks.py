@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
-from simulator.errors import UnsupportedError
+from simulator.base.errors import UnsupportedError
 from traces.attention import Attended
 from traces.layouts import Layout, decoder_layers, key_of, part
 
@@ -34,9 +34,7 @@ class Observer(Protocol):
     def attention(self, layer: int, call: Attended) -> None:
         """Queries, keys and values of one call."""
 
-    def experts(
-        self, layer: int, module: nn.Module, hidden: torch.Tensor, chosen: torch.Tensor
-    ) -> None:
+    def experts(self, layer: int, module: nn.Module, hidden: torch.Tensor, chosen: torch.Tensor) -> None:
         """Input (batch, tokens, hidden) of the routed experts and those chosen (batch, tokens, k)."""
 
 
@@ -134,9 +132,7 @@ class _Tap:
 
         return hook
 
-    def _attach_key(
-        self, layer: int, attention: nn.Module, module: nn.Module, layout: Layout
-    ) -> list[Any]:
+    def _attach_key(self, layer: int, attention: nn.Module, module: nn.Module, layout: Layout) -> list[Any]:
         for name in _KEY_NORMS:
             norm = getattr(attention, name, None)
             if norm is not None:
@@ -159,8 +155,7 @@ class _Tap:
             key = output.transpose(1, 2) if is_transposed else output
             if tuple(key.shape) != wanted:
                 raise UnsupportedError(
-                    f"keys of layer {layer} have shape {tuple(output.shape)}, not {wanted}",
-                    where="--model",
+                    f"keys of layer {layer} have shape {tuple(output.shape)}, not {wanted}", where="--model"
                 )
             self.observer.key(layer, key)
 
@@ -189,9 +184,7 @@ def _input(send: Callable[[torch.Tensor], None]) -> Callable[..., None]:
     return hook
 
 
-def _output(
-    send: Callable[[torch.Tensor], None], *, second_half: bool = False
-) -> Callable[..., None]:
+def _output(send: Callable[[torch.Tensor], None], *, second_half: bool = False) -> Callable[..., None]:
     def hook(_: nn.Module, args: Any, output: torch.Tensor) -> None:
         send(output[..., output.shape[-1] // 2 :] if second_half else output)
 
@@ -227,9 +220,7 @@ def _attend(
         raise UnsupportedError("attention with learned sinks is not known here", where="--model")
     if softcap is not None:
         return _softcapped(call), None
-    return sdpa_attention_forward(
-        module, query, key, value, attention_mask, scaling=scaling, **kwargs
-    )
+    return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
 
 
 def _softcapped(call: Attended) -> torch.Tensor:

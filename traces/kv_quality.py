@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from simulator.errors import UnsupportedError
+from simulator.base.errors import UnsupportedError
 from traces.layouts import decoder_layers
 
 if TYPE_CHECKING:
@@ -26,9 +26,7 @@ def _positions(n_queries: int, n_keys: int, device: Any) -> tuple[torch.Tensor, 
     return q, torch.arange(n_keys, device=device)[None, :]
 
 
-def streaming_llm(
-    q: torch.Tensor, k: torch.Tensor, *, prompt: int, budget: int, sinks: int = 4
-) -> torch.Tensor:
+def streaming_llm(q: torch.Tensor, k: torch.Tensor, *, prompt: int, budget: int, sinks: int = 4) -> torch.Tensor:
     """First `sinks` tokens and the newest ``budget - sinks`` (positions are not renumbered).
 
     Parameters
@@ -46,9 +44,7 @@ def streaming_llm(
     return ((key < sinks) | (at - key < budget - sinks) | (at < prompt))[None, None]
 
 
-def quest(
-    q: torch.Tensor, k: torch.Tensor, *, prompt: int, budget: int, page: int = 16
-) -> torch.Tensor:
+def quest(q: torch.Tensor, k: torch.Tensor, *, prompt: int, budget: int, page: int = 16) -> torch.Tensor:
     """Pages with the highest bound sum_c max(q_c min_c, q_c max_c), per query head; the open page always."""
     import torch
 
@@ -93,9 +89,7 @@ def snapkv(
     mass = torch.nn.functional.avg_pool1d(mass, pool, stride=1, padding=pool // 2)
     kept = torch.zeros(batch, kv_heads, n_keys, dtype=torch.bool, device=q.device)
     kept[..., prompt - observe :] = True
-    kept.scatter_(
-        -1, mass.topk(min(max(budget - observe, 0), early.shape[2]), dim=-1).indices, True
-    )
+    kept.scatter_(-1, mass.topk(min(max(budget - observe, 0), early.shape[2]), dim=-1).indices, True)
     kept = kept.repeat_interleave(heads // kv_heads, 1)[:, :, None]
     return kept | (at < prompt)
 
@@ -126,9 +120,7 @@ def h2o(q: torch.Tensor, k: torch.Tensor, *, prompt: int, budget: int) -> torch.
     return seen | (at < prompt)
 
 
-def _evict(
-    total: torch.Tensor, alive: torch.Tensor, t: int, recent: int, budget: int
-) -> torch.Tensor:
+def _evict(total: torch.Tensor, alive: torch.Tensor, t: int, recent: int, budget: int) -> torch.Tensor:
     """The newest `recent` of tokens 0..t and, of the older ones alive, the heaviest up to `budget`."""
     import torch
 
@@ -164,13 +156,7 @@ METHODS = (*SELECTORS, "mustafar")
 
 @contextmanager
 def attending(
-    model: Any,
-    method: str,
-    prompt: int,
-    read: list[float],
-    *,
-    dense_layers: int = 0,
-    **options: Any,
+    model: Any, method: str, prompt: int, read: list[float], *, dense_layers: int = 0, **options: Any
 ) -> Iterator[None]:
     """Run `model` with a KV method from token `prompt` on.
 
@@ -186,34 +172,16 @@ def attending(
     from transformers.masking_utils import sdpa_mask
 
     if decoder_layers(model)[0][1].calls_sdpa:
-        raise UnsupportedError(
-            f"{type(model).__name__} does not take its attention from transformers' registry"
-        )
+        raise UnsupportedError(f"{type(model).__name__} does not take its attention from transformers' registry")
 
     def attention(
-        module: Any,
-        query: Any,
-        key: Any,
-        value: Any,
-        mask: Any,
-        scaling: float | None = None,
-        **more: Any,
+        module: Any, query: Any, key: Any, value: Any, mask: Any, scaling: float | None = None, **more: Any
     ) -> tuple[Any, None]:
         if mask is not None or more.get("softcap") is not None or more.get("s_aux") is not None:
             raise UnsupportedError("KV methods are simulated for plain causal attention only")
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
         q = query.float() * scale
-        out = _attend(
-            module.layer_idx,
-            q,
-            key.float(),
-            value.float(),
-            method,
-            prompt,
-            dense_layers,
-            read,
-            options,
-        )
+        out = _attend(module.layer_idx, q, key.float(), value.float(), method, prompt, dense_layers, read, options)
         return out.to(query.dtype).transpose(1, 2).contiguous(), None
 
     AttentionInterface.register(_NAME, attention)

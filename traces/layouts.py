@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from simulator.errors import UnsupportedError
+from simulator.base.errors import UnsupportedError
 
 if TYPE_CHECKING:
     import torch
@@ -65,9 +65,7 @@ LAYOUTS = (
     # Mixtral, Qwen2-MoE, Qwen3-MoE; their dense layers are found by the next line.
     Layout("moe", _QKV, "self_attn.o_proj", experts="mlp.experts"),
     # Llama, Mistral, Qwen2, Qwen3, Gemma 1 to 3
-    Layout(
-        "llama", _QKV, "self_attn.o_proj", "mlp.up_proj", "mlp.down_proj", "mlp.act_fn", "separate"
-    ),
+    Layout("llama", _QKV, "self_attn.o_proj", "mlp.up_proj", "mlp.down_proj", "mlp.act_fn", "separate"),
     Layout("opt", _QKV, "self_attn.out_proj", "fc1", "fc2", "activation_fn"),
     Layout("phi", _QKV, "self_attn.dense", "mlp.fc1", "mlp.fc2", "mlp.activation_fn"),
     Layout(
@@ -133,9 +131,7 @@ def decoder_layers(model: nn.Module) -> list[tuple[nn.Module, Layout]]:
     )
 
 
-def key_of(
-    layout: Layout, attention: nn.Module, fused: torch.Tensor, kv_heads: int, head_dim: int
-) -> torch.Tensor:
+def key_of(layout: Layout, attention: nn.Module, fused: torch.Tensor, kv_heads: int, head_dim: int) -> torch.Tensor:
     """Keys before rotation from the output of the k or fused projection.
 
     Parameters
@@ -156,6 +152,4 @@ def key_of(
     if layout.name == "gpt-neox":
         return fused.reshape(batch, tokens, kv_heads, 3 * head_dim)[..., head_dim : 2 * head_dim]
     start = width - 2 * kv_heads * head_dim
-    return fused[..., start : start + kv_heads * head_dim].reshape(
-        batch, tokens, kv_heads, head_dim
-    )
+    return fused[..., start : start + kv_heads * head_dim].reshape(batch, tokens, kv_heads, head_dim)

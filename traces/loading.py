@@ -8,15 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from simulator.errors import InputError, UnknownNameError, suggest
-from simulator.hub import folder_name
-from traces.weights import (
-    check_memory,
-    free_bytes,
-    parameter_bytes,
-    safetensors_header,
-    tensor_bytes,
-)
+from simulator.base.errors import InputError, UnknownNameError, suggest
+from simulator.model.hub import folder_name
+from traces.weights import check_memory, free_bytes, parameter_bytes, safetensors_header, tensor_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -101,16 +95,12 @@ def _no_such_folder(path: Path, text: str) -> InputError:
     near = {folder_name(p): p for p in _model_folders(path.parent)}
     close = suggest(path.name, near)
     if close:
-        return InputError(
-            f"there is no folder {text!r}; did you mean {near[close[0]]}?", where="--model"
-        )
+        return InputError(f"there is no folder {text!r}; did you mean {near[close[0]]}?", where="--model")
     if "/" not in text:
         return (
             UnknownNameError("model", text, [str(p) for p in near.values()], where="--model")
             if near
-            else InputError(
-                f"there is no folder {text!r}, and a hub id is written org/name", where="--model"
-            )
+            else InputError(f"there is no folder {text!r}, and a hub id is written org/name", where="--model")
         )
     return InputError(f"there is no folder {text!r}", where="--model")
 
@@ -132,10 +122,7 @@ def _require_weights(folder: Path, allow_pickle: bool) -> None:
         return
     pickles = sorted(p.name for pattern in _PICKLES for p in folder.glob(pattern))
     if not pickles:
-        raise InputError(
-            f"{folder} has a config.json but no *.safetensors; the weights are missing",
-            where="--model",
-        )
+        raise InputError(f"{folder} has a config.json but no *.safetensors; the weights are missing", where="--model")
     if not allow_pickle:
         raise InputError(
             f"{folder} has only pickled weights ({pickles[0]}), which can run code when read; convert "
@@ -179,8 +166,7 @@ def _from_hub(repo: str, revision: str | None, allow_pickle: bool) -> Checkpoint
         why = "HF_HUB_OFFLINE is set" if _is_offline() else "the hub cannot be reached"
         todo = "unset it or run" if _is_offline() else "run"
         problem = (
-            f"model {repo!r} is not in the cache and {why}; {todo} {command} where there is a network, "
-            "or pass a folder"
+            f"model {repo!r} is not in the cache and {why}; {todo} {command} where there is a network, or pass a folder"
         )
     except hub.HFValidationError as error:
         problem = f"{repo!r} is not a repository name: {str(error).splitlines()[0]}"
@@ -192,8 +178,7 @@ def _from_hub(repo: str, revision: str | None, allow_pickle: bool) -> Checkpoint
     else:
         if not (folder / "config.json").is_file():
             raise InputError(
-                f"model {repo!r} has no config.json; it is not in the transformers format",
-                where="--model",
+                f"model {repo!r} has no config.json; it is not in the transformers format", where="--model"
             )
         return _checkpoint(repo, folder, folder.name)
     raise InputError(problem, where="--model")
@@ -209,10 +194,7 @@ def fetch_weights(checkpoint: Checkpoint, *, allow_pickle: bool = False) -> None
     patterns = ["*.safetensors", *(_PICKLES[:1] if allow_pickle else ())]
     try:
         huggingface_hub.snapshot_download(
-            checkpoint.name,
-            revision=checkpoint.revision,
-            allow_patterns=patterns,
-            local_files_only=_is_offline(),
+            checkpoint.name, revision=checkpoint.revision, allow_patterns=patterns, local_files_only=_is_offline()
         )
     except (OSError, hub.HfHubHTTPError, hub.LocalEntryNotFoundError) as error:
         raise InputError(
@@ -235,9 +217,7 @@ def _needed_bytes(checkpoint: Checkpoint, dtype: str) -> int | None:
     from huggingface_hub import errors as hub
 
     try:
-        remote = huggingface_hub.get_safetensors_metadata(
-            checkpoint.name, revision=checkpoint.revision
-        )
+        remote = huggingface_hub.get_safetensors_metadata(checkpoint.name, revision=checkpoint.revision)
     except (OSError, hub.HfHubHTTPError, hub.NotASafetensorsRepoError):
         return None
     return sum(tensor_bytes(kind, n, element) for kind, n in remote.parameter_count.items())
@@ -253,9 +233,7 @@ def pick_device(text: str) -> str:
         return text
     name, _, number = text.partition(":")
     if name != "cuda" or not (number or "0").isdigit():
-        raise InputError(
-            f"device {text!r} is not auto, cpu, cuda, cuda:N or balanced", where="--device"
-        )
+        raise InputError(f"device {text!r} is not auto, cpu, cuda, cuda:N or balanced", where="--device")
     if int(number or 0) >= torch.cuda.device_count():
         raise InputError(
             f"device {text!r} is not here: torch sees {torch.cuda.device_count()} GPUs; use --device cpu",
@@ -264,9 +242,7 @@ def pick_device(text: str) -> str:
     return f"cuda:{number or 0}"
 
 
-def load(
-    checkpoint: Checkpoint, *, dtype: str = "auto", device: str = "auto", allow_pickle: bool = False
-) -> Loaded:
+def load(checkpoint: Checkpoint, *, dtype: str = "auto", device: str = "auto", allow_pickle: bool = False) -> Loaded:
     """Model and tokenizer of a checkpoint, in evaluation mode and without gradients.
 
     Parameters
@@ -296,9 +272,7 @@ def _tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(
-            checkpoint.folder, trust_remote_code=False, local_files_only=True
-        )
+        return AutoTokenizer.from_pretrained(checkpoint.folder, trust_remote_code=False, local_files_only=True)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise InputError(
             f"{checkpoint.name} has no tokenizer that can be read without running its code: {_first(error)}",
@@ -317,8 +291,7 @@ def _model(checkpoint: Checkpoint, dtype: str, place: str, allow_pickle: bool) -
             import accelerate  # noqa: F401
         except ImportError:
             raise InputError(
-                "balanced needs accelerate; run 'pip install accelerate', or name one device",
-                where="--device",
+                "balanced needs accelerate; run 'pip install accelerate', or name one device", where="--device"
             ) from None
         spread["device_map"] = "balanced"
     try:
@@ -336,16 +309,13 @@ def _model(checkpoint: Checkpoint, dtype: str, place: str, allow_pickle: bool) -
             text = "it needs code of its own repository, which is never run; choose a model transformers knows"
         raise InputError(f"{checkpoint.name} cannot be loaded: {text}", where="--model") from None
     except (OSError, KeyError, ImportError, RuntimeError) as error:
-        raise InputError(
-            f"{checkpoint.name} cannot be loaded: {_first(error)}", where="--model"
-        ) from None
+        raise InputError(f"{checkpoint.name} cannot be loaded: {_first(error)}", where="--model") from None
     if place != "balanced":
         try:
             model.to(place)
         except torch.OutOfMemoryError:
             raise InputError(
-                f"{checkpoint.name} does not fit on {place}; try --dtype bf16 or --device cpu",
-                where="--device",
+                f"{checkpoint.name} does not fit on {place}; try --dtype bf16 or --device cpu", where="--device"
             ) from None
     return model.eval().requires_grad_(False)
 

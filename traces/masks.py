@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
-from simulator.errors import UnknownNameError
+from simulator.base.errors import UnknownNameError
 from traces.blocks import Block, hooked
 from traces.criteria import KINDS
 
@@ -124,10 +124,7 @@ def masked(parts: Sequence[Block], chooser: Chooser) -> Iterator[dict[tuple[str,
         return hook
 
     # A site's look comes before the same module's drop: hooks run in the order of registration.
-    hooks = [
-        parts[layer].site(site)[0].register_forward_pre_hook(look(site, layer))
-        for site, layer in chooser.sites
-    ]
+    hooks = [parts[layer].site(site)[0].register_forward_pre_hook(look(site, layer)) for site, layer in chooser.sites]
     for kind in KINDS:
         for layer, part in enumerate(parts):
             hooks.append(part.reader(kind).register_forward_pre_hook(drop(kind, layer)))
@@ -137,9 +134,7 @@ def masked(parts: Sequence[Block], chooser: Chooser) -> Iterator[dict[tuple[str,
 
 @contextmanager
 def thresholded(
-    parts: Sequence[Block],
-    thresholds: Mapping[tuple[str, int], float],
-    live: dict[str, list[float]],
+    parts: Sequence[Block], thresholds: Mapping[tuple[str, int], float], live: dict[str, list[float]]
 ) -> Iterator[None]:
     """TEAL: zero the inputs of every projection below its threshold.
 

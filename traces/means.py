@@ -61,9 +61,7 @@ class Means:
             self.state[name + "|count"] = torch.zeros(shape, dtype=torch.int64, device=like.device)
         return tuple(self.state[f"{name}|{part}"] for part in ("sum", "weight", "count"))  # type: ignore[return-value]
 
-    def __iter__(
-        self,
-    ) -> Iterator[tuple[tuple[int, str, str], torch.Tensor, torch.Tensor, torch.Tensor]]:
+    def __iter__(self) -> Iterator[tuple[tuple[int, str, str], torch.Tensor, torch.Tensor, torch.Tensor]]:
         """(layer, tensor, statistic) with its sums, weights and counts, in a fixed order."""
         for name in sorted(self.state):
             if name.startswith("mean|") and name.endswith("|sum"):

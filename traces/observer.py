@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from simulator.errors import InputError
+from simulator.base.errors import InputError
 from simulator.trace import KEEPS, ROWS
 from traces import magnitudes, sets
 from traces.kv_observer import KvObserver
@@ -121,9 +121,7 @@ class StatisticsObserver(KvObserver):
                 windows = None if windows is None else self._group_maxima(windows)
                 self._sets(layer, "attn.kv_head", self._group_maxima(rows), windows)
 
-    def experts(
-        self, layer: int, module: nn.Module, hidden: torch.Tensor, chosen: torch.Tensor
-    ) -> None:
+    def experts(self, layer: int, module: nn.Module, hidden: torch.Tensor, chosen: torch.Tensor) -> None:
         """Routed experts as units; magnitudes inside them are only counted, on calibration tokens."""
         self.activation(layer, "ffn.in", hidden)
         if self.is_calibrating:
@@ -182,9 +180,7 @@ class StatisticsObserver(KvObserver):
             return [0, *at], [sets.NON_ZERO, *values]
         return at, values
 
-    def _sets(
-        self, layer: int, tensor: str, rows: torch.Tensor, windows: torch.Tensor | None
-    ) -> None:
+    def _sets(self, layer: int, tensor: str, rows: torch.Tensor, windows: torch.Tensor | None) -> None:
         """Unions over rows and, where they are read, over windows, with the overlap of their tokens."""
         levels = self.levels(layer, tensor, rows.device)
         self._unions(layer, tensor, rows, levels)

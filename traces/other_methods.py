@@ -15,9 +15,7 @@ if TYPE_CHECKING:
     import torch
 
 
-def threshold_methods(
-    bench: Bench, calibration: torch.Tensor, sparsities: Sequence[float]
-) -> Iterator[str]:
+def threshold_methods(bench: Bench, calibration: torch.Tensor, sparsities: Sequence[float]) -> Iterator[str]:
     """CATS (gated models) and TEAL at thresholds that are quantiles over `calibration` tokens, per layer and matrix."""
     import numpy as np
 
@@ -28,9 +26,7 @@ def threshold_methods(
         keep = 1.0 - s
         live: dict[str, list[float]] = {}
         limits = {k: float(np.quantile(v, s)) for k, v in magnitudes.items() if k[0] in sites}
-        score = judge(
-            bench.model, bench.scene, lambda _, t=limits, r=live: thresholded(bench.parts, t, r)
-        )
+        score = judge(bench.model, bench.scene, lambda _, t=limits, r=live: thresholded(bench.parts, t, r))
         mean = {site: sum(v) / len(v) for site, v in live.items()}
         roles = {
             "q": mean["attn.in"],
@@ -44,23 +40,15 @@ def threshold_methods(
         if gated:
             live = {}
             gates = [float(np.quantile(magnitudes["gate", i], s)) for i in range(len(bench.parts))]
-            score = judge(
-                bench.model,
-                bench.scene,
-                lambda _, t=gates, r=live: gate_thresholded(bench.parts, t, r),
-            )
+            score = judge(bench.model, bench.scene, lambda _, t=gates, r=live: gate_thresholded(bench.parts, t, r))
             kept = sum(live["ffn.down"]) / len(live["ffn.down"])
             # The gate, half of ffn_in, is computed dense.
             _threshold_row(bench, score, "cats", keep, {"ffn_in": (1.0 + kept) / 2.0, "down": kept})
             yield f"cats {s:g}"
 
 
-def _threshold_row(
-    bench: Bench, score: Score, method: str, keep: float, roles: dict[str, float]
-) -> None:
-    cost = shares(
-        bench.parts, bench.model, [roles] * len(bench.parts), context=bench.scene.mean_context
-    )
+def _threshold_row(bench: Bench, score: Score, method: str, keep: float, roles: dict[str, float]) -> None:
+    cost = shares(bench.parts, bench.model, [roles] * len(bench.parts), context=bench.scene.mean_context)
     bench.add(
         score,
         policy=f"{method}(keep={keep:g})",
@@ -74,9 +62,7 @@ def _threshold_row(
     )
 
 
-def _magnitudes(
-    bench: Bench, ids: torch.Tensor, sites: Sequence[str]
-) -> dict[tuple[str, int], Any]:
+def _magnitudes(bench: Bench, ids: torch.Tensor, sites: Sequence[str]) -> dict[tuple[str, int], Any]:
     import torch
 
     found: dict[tuple[str, int], Any] = {}
@@ -88,15 +74,9 @@ def _magnitudes(
     for i, part in enumerate(bench.parts):
         for site in sites:
             handles.append(
-                part.site(site)[0].register_forward_pre_hook(
-                    lambda _m, args, key=(site, i): keep(key, args[0])
-                )
+                part.site(site)[0].register_forward_pre_hook(lambda _m, args, key=(site, i): keep(key, args[0]))
             )
-        handles.append(
-            part.activation.register_forward_hook(
-                lambda _m, _a, out, key=("gate", i): keep(key, out)
-            )
-        )
+        handles.append(part.activation.register_forward_hook(lambda _m, _a, out, key=("gate", i): keep(key, out)))
     with hooked(handles), torch.inference_mode():
         bench.model(input_ids=ids, use_cache=False)
     return found
@@ -156,11 +136,7 @@ def _kv_setting(bench: Bench, method: str, sparsity: float) -> tuple[str, dict[s
         return f"streaming_llm(window={budget - 4},sinks=4)", {"budget": budget}, 0
     if method == "snapkv":
         observe = min(16, budget // 2)
-        return (
-            f"snapkv(budget={budget},observe={observe})",
-            {"budget": budget, "observe": observe},
-            0,
-        )
+        return (f"snapkv(budget={budget},observe={observe})", {"budget": budget, "observe": observe}, 0)
     if method == "quest":
         budget = max(32, round(budget / 16) * 16)
         return f"quest(budget={budget})", {"budget": budget}, min(2, len(bench.parts) - 1)

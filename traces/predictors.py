@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from simulator.errors import UnknownNameError
+from simulator.base.errors import UnknownNameError
 from traces.masks import keep_largest
 
 if TYPE_CHECKING:
@@ -203,16 +203,7 @@ class Predicted:
     budget : {"global", "layer"}
     """
 
-    def __init__(
-        self,
-        method: str,
-        nets: Any,
-        widths: Mapping[str, int],
-        n_layers: int,
-        *,
-        keep: float,
-        budget: str,
-    ):
+    def __init__(self, method: str, nets: Any, widths: Mapping[str, int], n_layers: int, *, keep: float, budget: str):
         self.plan = readers(method, n_layers)
         self.nets, self.widths, self.n_layers = nets, widths, n_layers
         self.keep, self.budget = keep, budget

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from simulator import console
-from simulator.errors import InputError, UnknownNameError
-from simulator.files import replaced
+from simulator.base import console
+from simulator.base.errors import InputError, UnknownNameError
+from simulator.base.files import replaced
 from traces.corpus import SEPARATOR, Corpus, baselines, sha256, standard_library
 
 if TYPE_CHECKING:
@@ -78,13 +78,7 @@ def new_model(arch: str) -> torch.nn.Module:
     }
     if arch == "opt":
         return OPTForCausalLM(
-            OPTConfig(
-                **shared,
-                ffn_dim=768,
-                word_embed_proj_dim=192,
-                activation_function="relu",
-                dropout=0.0,
-            )
+            OPTConfig(**shared, ffn_dim=768, word_embed_proj_dim=192, activation_function="relu", dropout=0.0)
         )
     return LlamaForCausalLM(LlamaConfig(**shared, intermediate_size=576, num_key_value_heads=4))
 
@@ -104,9 +98,7 @@ def batch_at(ids: np.ndarray, step: int, *, rows: int, seed: int) -> np.ndarray:
     rng = np.random.default_rng([seed, epoch])
     shift = int(rng.integers(CONTEXT))
     chosen = rng.permutation((len(ids) - 1 - shift) // CONTEXT)[at * rows : (at + 1) * rows]
-    return np.stack(
-        [ids[shift + w * CONTEXT : shift + (w + 1) * CONTEXT + 1] for w in chosen]
-    ).astype(np.int64)
+    return np.stack([ids[shift + w * CONTEXT : shift + (w + 1) * CONTEXT + 1] for w in chosen]).astype(np.int64)
 
 
 def learning_rate(step: int, steps: int, peak: float, *, warm_up: int = 100) -> float:
@@ -187,10 +179,7 @@ def fit(
         if (step + 1) % 50 == 0 and not quiet:
             console.say(f"step {step + 1}/{steps} loss {loss.item():.3f} nat/token")
         if (step + 1) % 100 == 0:
-            _save(
-                checkpoint,
-                {"model": model.state_dict(), "optimizer": optim.state_dict(), "step": step + 1},
-            )
+            _save(checkpoint, {"model": model.state_dict(), "optimizer": optim.state_dict(), "step": step + 1})
     model.eval()
 
 
@@ -249,9 +238,7 @@ def command(
     target = out / ARCHITECTURES[arch]
     checkpoint = target / "checkpoint.pt"
     if target.exists() and not resume:
-        raise InputError(
-            f"{target.name} is there already; add --resume or remove it", where="--out"
-        )
+        raise InputError(f"{target.name} is there already; add --resume or remove it", where="--out")
     torch.set_num_threads(threads)
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from math import exp
 from typing import TYPE_CHECKING, Any
 
-from simulator.errors import InputError
+from simulator.base.errors import InputError
 from traces.blocks import Block, out_by_in
 
 if TYPE_CHECKING:
@@ -78,8 +78,7 @@ def windows(ids: Any, length: int, count: int, *, seed: int | None = None) -> to
 
     if count < 1:
         raise InputError(
-            f"not one window of {length} tokens is left; raise --max-tokens, or lower --length",
-            where="--length",
+            f"not one window of {length} tokens is left; raise --max-tokens, or lower --length", where="--length"
         )
     ids = np.asarray(ids)
     available = len(ids) // length
@@ -93,9 +92,7 @@ def windows(ids: Any, length: int, count: int, *, seed: int | None = None) -> to
         starts = np.linspace(0, available - 1, count).round().astype(int)
     else:
         starts = np.sort(np.random.default_rng(seed).permutation(available)[:count])
-    return torch.as_tensor(
-        np.stack([ids[s * length : (s + 1) * length] for s in starts]).astype("int64")
-    )
+    return torch.as_tensor(np.stack([ids[s * length : (s + 1) * length] for s in starts]).astype("int64"))
 
 
 def _judge(logits: torch.Tensor, targets: torch.Tensor) -> tuple[float, torch.Tensor]:
@@ -116,9 +113,7 @@ def scene(model: Any, ids: torch.Tensor, prompt: int, *, rows: int = 4) -> Scene
             cache = model(input_ids=ids[part, :prompt], use_cache=True).past_key_values
             found.append((part, cache))
             rest = ids[part, prompt:]
-            out = model(
-                input_ids=rest[:, :-1], past_key_values=copy.deepcopy(cache), use_cache=True
-            )
+            out = model(input_ids=rest[:, :-1], past_key_values=copy.deepcopy(cache), use_cache=True)
             loss, top = _judge(out.logits, rest[:, 1:])
             total += loss
             best.append(top)
@@ -130,12 +125,7 @@ Setting = Callable[[int], AbstractContextManager[Any]]
 
 
 def judge(
-    model: Any,
-    scene: Scene,
-    setting: Setting,
-    *,
-    whole: bool = False,
-    after: Callable[[int, Any], None] | None = None,
+    model: Any, scene: Scene, setting: Setting, *, whole: bool = False, after: Callable[[int, Any], None] | None = None
 ) -> Score:
     """Perplexity and agreement of the scored tokens under `setting`.
 
@@ -157,9 +147,7 @@ def judge(
                     logits = model(input_ids=scene.ids[part, :-1], use_cache=False).logits
                     logits = logits[:, scene.prompt :]
                 else:
-                    logits = model(
-                        input_ids=rest[:, :-1], past_key_values=copy.deepcopy(cache), use_cache=True
-                    ).logits
+                    logits = model(input_ids=rest[:, :-1], past_key_values=copy.deepcopy(cache), use_cache=True).logits
             loss, top = _judge(logits, rest[:, 1:])
             total += loss
             same += int((top == scene.best[part]).sum())
@@ -189,9 +177,7 @@ def rank_correlation(guess: torch.Tensor, truth: torch.Tensor) -> float:
         return r - r.mean(1, keepdim=True)
 
     a, b = ranks(guess), ranks(truth)
-    return float(
-        ((a * b).sum(1) / (a.square().sum(1) * b.square().sum(1)).sqrt().clamp_min(1e-30)).mean()
-    )
+    return float(((a * b).sum(1) / (a.square().sum(1) * b.square().sum(1)).sqrt().clamp_min(1e-30)).mean())
 
 
 @dataclass(frozen=True)
@@ -254,9 +240,7 @@ def shares(
     return Shares((read + predictor) / dense, (done + 2.0 * predictor) / full)
 
 
-def kept_shares(
-    parts: Sequence[Block], used: Mapping[tuple[str, int], torch.Tensor]
-) -> list[dict[str, float]]:
+def kept_shares(parts: Sequence[Block], used: Mapping[tuple[str, int], torch.Tensor]) -> list[dict[str, float]]:
     """Shares per layer and role from masks; a KV head is read if any query head of its group is kept."""
     found = []
     for i, part in enumerate(parts):
@@ -276,6 +260,4 @@ def stack(used: Mapping[tuple[str, int], torch.Tensor], kind: str) -> torch.Tens
     """Masks of the layers that were chosen for, (tokens, layers, units)."""
     import torch
 
-    return torch.stack(
-        [m for (k, _), m in sorted(used.items(), key=lambda kv: kv[0]) if k == kind], 1
-    )
+    return torch.stack([m for (k, _), m in sorted(used.items(), key=lambda kv: kv[0]) if k == kind], 1)

@@ -49,9 +49,7 @@ def curves(state: State, tokens: int) -> Columns:
     tokens : int
         Length of a sequence.
     """
-    out: Columns = {
-        name: [] for name in ("layer", "head", "tensor", "statistic", "keep", "x", "value", "n")
-    }
+    out: Columns = {name: [] for name in ("layer", "head", "tensor", "statistic", "keep", "x", "value", "n")}
     for (layer, tensor, statistic), total, weight, count in Means(state):
         keeps, xs = axes(statistic, tokens)
         root = math.sqrt if statistic in _ROOTS else float
@@ -92,15 +90,7 @@ def _of_head(grid: torch.Tensor, head: int) -> torch.Tensor:
 
 
 def _append(
-    out: Columns,
-    layer: int,
-    head: int,
-    tensor: str,
-    statistic: str,
-    keep: float,
-    x: float,
-    value: float,
-    n: int,
+    out: Columns, layer: int, head: int, tensor: str, statistic: str, keep: float, x: float, value: float, n: int
 ) -> None:
     row = (layer, head, tensor, statistic, float(keep), float(x), value, n)
     for column, item in zip(out.values(), row, strict=True):

@@ -67,9 +67,7 @@ def gather(
     def file(key: Any, shape: tuple[int, ...]) -> Any:
         if key not in files:
             name = ".".join(str(k) for k in key) + ".npy"
-            files[key] = np.lib.format.open_memmap(
-                folder / name, mode="w+", dtype=np.float16, shape=(tokens, *shape)
-            )
+            files[key] = np.lib.format.open_memmap(folder / name, mode="w+", dtype=np.float16, shape=(tokens, *shape))
         return files[key]
 
     for at in range(0, len(ids), rows):
@@ -89,6 +87,5 @@ def gather(
                 file((kind, scale), tuple(y.shape[1:]))[into] = y.half().cpu().numpy()
     held = {key: torch.from_numpy(array) for key, array in files.items()}
     return Samples(
-        {key: held[key] for key in sites},
-        {(kind, scale): held[kind, scale] for kind in KINDS for scale in scales},
+        {key: held[key] for key in sites}, {(kind, scale): held[kind, scale] for kind in KINDS for scale in scales}
     )

@@ -78,9 +78,7 @@ def pair_minima(magnitudes: torch.Tensor, distance: int) -> torch.Tensor:
     return torch.minimum(magnitudes[:, distance:], magnitudes[:, :-distance]).flatten(0, 1)
 
 
-def overlap(
-    both: torch.Tensor, own: torch.Tensor, distance: int
-) -> tuple[torch.Tensor, torch.Tensor]:
+def overlap(both: torch.Tensor, own: torch.Tensor, distance: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Share of a token's kept units that the token `distance` before it kept: |S_t and S_{t-x}| / |S_t|.
 
     Parameters
@@ -121,9 +119,7 @@ class UnionOfRows:
         self.running = running
         self.seen = seen
 
-    def add(
-        self, rows: torch.Tensor, thresholds: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def add(self, rows: torch.Tensor, thresholds: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Take one row per group from each of the next sequences.
 
         Parameters
@@ -142,9 +138,7 @@ class UnionOfRows:
         import torch
 
         groups = rows.shape[1]
-        units = torch.zeros(
-            len(thresholds), len(self.counts), dtype=torch.int64, device=rows.device
-        )
+        units = torch.zeros(len(thresholds), len(self.counts), dtype=torch.int64, device=rows.device)
         blocks = torch.zeros(len(self.counts), dtype=torch.int64, device=rows.device)
         whole = [self._whole_blocks(i, count, rows) for i, count in enumerate(self.counts)]
         # One comparison of all blocks: small ones would each pay for their calls.

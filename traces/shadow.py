@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from simulator import console
-from simulator.errors import InputError, UnknownNameError
-from simulator.files import replaced
+from simulator.base import console
+from simulator.base.errors import InputError, UnknownNameError
+from simulator.base.files import replaced
 
 if TYPE_CHECKING:
     from traces.loading import Loaded
@@ -90,9 +90,7 @@ def train(
     seeds: Annotated[int, typer.Option("--seeds", min=1, help="trainings of each predictor")] = 3,
     rank: Annotated[int, typer.Option("--rank", min=1, help="width of the hidden layer")] = 64,
     epochs: Annotated[int, typer.Option("--epochs", min=1, help="passes over the text")] = 3,
-    max_tokens: Annotated[
-        int, typer.Option("--max-tokens", min=8, help="tokens of the text read")
-    ] = 12288,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", min=8, help="tokens of the text read")] = 12288,
     length: _LENGTH = 512,
     dtype: _DTYPE = "fp32",
     device: _DEVICE = "cpu",
@@ -135,9 +133,7 @@ def train(
         before = _manifest(out)
         for key in ("config_sha256", "text_sha256", "length", "tokens", "rank", "epochs"):
             if before[key] != manifest[key]:
-                raise InputError(
-                    f"{out} was trained with another {key}; name another folder", where="--resume"
-                )
+                raise InputError(f"{out} was trained with another {key}; name another folder", where="--resume")
         manifest["loss"] = before["loss"]
     out.mkdir(parents=True, exist_ok=True)
     todo = plans(wanted, seeds)
@@ -180,15 +176,7 @@ def _train(
             continue
         scales = sorted({p.scale for p in mine})
         with tempfile.TemporaryDirectory(dir=out) as folder:
-            data = gather(
-                loaded.model,
-                parts,
-                chosen,
-                criterion,
-                methods=METHODS,
-                scales=scales,
-                folder=Path(folder),
-            )
+            data = gather(loaded.model, parts, chosen, criterion, methods=METHODS, scales=scales, folder=Path(folder))
             means = {
                 f"{kind}.{scale}": data.mean_target(kind, scale).contiguous()
                 for kind in ("heads", "neurons")
@@ -216,15 +204,12 @@ def _manifest(folder: Path) -> dict[str, Any]:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except OSError:
         raise InputError(
-            f"{folder} holds no predictors; make them with python -m traces.shadow train",
-            where="--predictors",
+            f"{folder} holds no predictors; make them with python -m traces.shadow train", where="--predictors"
         ) from None
     except ValueError as error:
         raise InputError(f"is not JSON ({error})", where=str(path)) from None
     if manifest.get("schema") != SCHEMA:
-        raise InputError(
-            f"schema {manifest.get('schema')!r} is unknown; train again", where=str(path)
-        )
+        raise InputError(f"schema {manifest.get('schema')!r} is unknown; train again", where=str(path))
     return manifest
 
 
@@ -234,16 +219,12 @@ def evaluate(
     text: _TEXT,
     predictors: Annotated[Path, typer.Option("--predictors", help="folder that train wrote")],
     out: Annotated[Path, typer.Option("--out", help="Parquet file for the rows")],
-    trace: Annotated[
-        Path | None, typer.Option("--trace", help="trace folder that gets the rows too")
-    ] = None,
+    trace: Annotated[Path | None, typer.Option("--trace", help="trace folder that gets the rows too")] = None,
     max_tokens: Annotated[
         int, typer.Option("--max-tokens", min=8, help="tokens of the windows, prompts included")
     ] = 6144,
     length: _LENGTH = 512,
-    prompt: Annotated[
-        int, typer.Option("--prompt", min=32, help="tokens of a window that run dense")
-    ] = 256,
+    prompt: Annotated[int, typer.Option("--prompt", min=32, help="tokens of a window that run dense")] = 256,
     dtype: _DTYPE = "fp32",
     device: _DEVICE = "cpu",
     threads: _THREADS = 0,
@@ -265,8 +246,7 @@ def evaluate(
     loaded = _load(model, revision, dtype, device, threads)
     if known["config_sha256"] != loaded.checkpoint.config_sha256:
         raise InputError(
-            f"{predictors} was trained for {known['model']}, not for {loaded.checkpoint.name}",
-            where="--predictors",
+            f"{predictors} was trained for {known['model']}, not for {loaded.checkpoint.name}", where="--predictors"
         )
     ids, digest = _text(loaded, text)
     length = _length(loaded, length)

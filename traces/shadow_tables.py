@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from statistics import mean, stdev
 from typing import Any
 
-from simulator import console
+from simulator.base import console
 
 COARSE = (0.3, 0.5, 0.7)
 
@@ -51,29 +51,13 @@ def _cells(rows: Sequence[dict[str, Any]]) -> list[str]:
     ]
 
 
-_HEADERS = (
-    "perplexity 30 %",
-    "50 %",
-    "70 %",
-    "agreement 50 %",
-    "recall",
-    "rank corr.",
-    "bytes",
-    "flop",
-)
+_HEADERS = ("perplexity 30 %", "50 %", "70 %", "agreement 50 %", "recall", "rank corr.", "bytes", "flop")
 
 
 def _by_criterion(rows: Sequence[dict[str, Any]]) -> None:
     criteria = list(dict.fromkeys(r["criterion"] for r in pick(rows, method="oracle")))
     body = [["random", "-", "layer", *_cells(pick(rows, method="random"))]]
-    body.append(
-        [
-            "static",
-            "magnitude",
-            "layer",
-            *_cells(pick(rows, method="static", criterion="magnitude")),
-        ]
-    )
+    body.append(["static", "magnitude", "layer", *_cells(pick(rows, method="static", criterion="magnitude"))])
     for method, budget in (
         ("static", "global"),
         ("static", "layer"),
@@ -103,21 +87,11 @@ def _by_choice(rows: Sequence[dict[str, Any]]) -> None:
             for scale in ("layer", "global"):
                 for budget in ("layer", "global"):
                     for mask in ("token", "sequence", "static"):
-                        found = pick(
-                            rows,
-                            criterion=criterion,
-                            method=method,
-                            targets=scale,
-                            budget=budget,
-                            mask=mask,
-                        )
+                        found = pick(rows, criterion=criterion, method=method, targets=scale, budget=budget, mask=mask)
                         if found:
                             body.append([method, criterion, scale, budget, mask, *_cells(found)])
     console.table(
-        "Target scale, budget and mask",
-        ["method", "criterion", "targets", "budget", "mask", *_HEADERS],
-        body,
-        left=5,
+        "Target scale, budget and mask", ["method", "criterion", "targets", "budget", "mask", *_HEADERS], body, left=5
     )
 
 
@@ -125,18 +99,8 @@ def _by_sparsity(rows: Sequence[dict[str, Any]]) -> None:
     kinds = {
         "random": {"method": "random"},
         "static magnitude": {"method": "static", "criterion": "magnitude"},
-        "static plainact": {
-            "method": "static",
-            "criterion": "plainact",
-            "budget": "global",
-            "targets": "layer",
-        },
-        "dejavu plainact": {
-            "method": "dejavu",
-            "criterion": "plainact",
-            "targets": "layer",
-            "mask": "token",
-        },
+        "static plainact": {"method": "static", "criterion": "plainact", "budget": "global", "targets": "layer"},
+        "dejavu plainact": {"method": "dejavu", "criterion": "plainact", "targets": "layer", "mask": "token"},
         "shadowllm plainact": {
             "method": "shadowllm",
             "criterion": "plainact",
@@ -159,15 +123,7 @@ def _by_sparsity(rows: Sequence[dict[str, Any]]) -> None:
     for name, wanted in kinds.items():
         found = pick(rows, **wanted)
         if found:
-            body.append(
-                [
-                    name,
-                    *(
-                        spread([r["perplexity"] for r in pick(found, sparsity=s)])
-                        for s in sparsities
-                    ),
-                ]
-            )
+            body.append([name, *(spread([r["perplexity"] for r in pick(found, sparsity=s)]) for s in sparsities)])
     console.table("Perplexity by sparsity", ["method", *(f"{s:.0%}" for s in sparsities)], body)
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from simulator import console
+from simulator.base import console
 
 if TYPE_CHECKING:
     from simulator.trace import DepthCurves, Trace
@@ -18,9 +18,7 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None)
 @app.command()
 def main(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the trace.")],
-    plot: Annotated[
-        Path | None, typer.Option(help="Also draw it: a .svg, .png or .pdf file.")
-    ] = None,
+    plot: Annotated[Path | None, typer.Option(help="Also draw it: a .svg, .png or .pdf file.")] = None,
     dark: Annotated[bool, typer.Option("--dark", help="Draw on a dark ground.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Every layer curve as JSON.")] = False,
 ) -> None:
@@ -101,14 +99,7 @@ def _layers(trace: Trace) -> None:
     what = "non-zeros" if level is None else f"the {100 * level:.0f} % largest"
     console.table(
         f"FFN {kind} by layer, {what} [%]",
-        [
-            "layer",
-            "exact zeros",
-            *(f"B={x}" for x in rows),
-            "window 32",
-            "as before",
-            "heads as before",
-        ],
+        ["layer", "exact zeros", *(f"B={x}" for x in rows), "window 32", "as before", "heads as before"],
         body,
         note="Used by B tokens of different sequences, by 32 consecutive tokens, and by the token before too "
         "(of the used ones; heads at half kept).",
@@ -121,16 +112,13 @@ def _unions(trace: Trace) -> None:
 
     units = units_tensor(trace)
     for tensor, title in ((units, "FFN"), ("attn.head", "Query heads")):
-        curves = {
-            k: over_layers(trace, tensor, "union_density", k) for k in (None, 0.1, 0.3, 0.5, 0.7)
-        }
+        curves = {k: over_layers(trace, tensor, "union_density", k) for k in (None, 0.1, 0.3, 0.5, 0.7)}
         present = {k: c for k, c in curves.items() if c is not None}
         if not present:
             continue
         xs = next(iter(present.values())).x
         body = [
-            ["non-zeros" if k is None else f"{100 * k:.0f} %", *(_share(v) for v in c.mean)]
-            for k, c in present.items()
+            ["non-zeros" if k is None else f"{100 * k:.0f} %", *(_share(v) for v in c.mean)] for k, c in present.items()
         ]
         console.table(
             f"{title}: share used by B rows, mean over layers [%]",
@@ -151,11 +139,7 @@ def _attention(trace: Trace) -> None:
     if first is None or entropy is None:
         return
     body = [
-        [
-            f"{x:,.0f}",
-            *(_share(c.mean[i]) if c is not None else "-" for c in masses.values()),
-            f"{entropy.mean[i]:.2f}",
-        ]
+        [f"{x:,.0f}", *(_share(c.mean[i]) if c is not None else "-" for c in masses.values()), f"{entropy.mean[i]:.2f}"]
         for i, x in enumerate(first.x)
     ]
     console.table(
@@ -174,11 +158,7 @@ def _attention(trace: Trace) -> None:
     console.table("Where the mass lies [%]", ["tokens", "mass"], lines)
     if hits is not None:
         body = [[f"{100 * x:.0f} %", _share(v)] for x, v in zip(hits.x, hits.mean, strict=True)]
-        console.table(
-            "Top-k of a step already in that of the step before [%]",
-            ["k of the context", "hits"],
-            body,
-        )
+        console.table("Top-k of a step already in that of the step before [%]", ["k of the context", "hits"], body)
 
 
 def _kv(trace: Trace) -> None:
@@ -189,9 +169,7 @@ def _kv(trace: Trace) -> None:
     bits = {t: over_layers(trace, t, "quant_error") for t in ("kv.k_cached", "kv.v")}
     body = []
     for x in (0.3, 0.5, 0.7):
-        body.append(
-            [f"keep the {100 * x:.0f} % largest", *(_share(_mean_at(c, x)) for c in kept.values())]
-        )
+        body.append([f"keep the {100 * x:.0f} % largest", *(_share(_mean_at(c, x)) for c in kept.values())])
     for x in (8, 4, 2):
         body.append([f"{x} bits", *(_share(_mean_at(c, x)) for c in bits.values())])
     console.table(

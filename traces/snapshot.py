@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from simulator.errors import InputError, reason
-from simulator.files import replaced
+from simulator.base.errors import InputError, reason
+from simulator.base.files import replaced
 
 if TYPE_CHECKING:
     from traces.means import State
@@ -41,9 +41,7 @@ class Snapshots:
         Unwritable folder, a live writer, or a state of another plan.
     """
 
-    def __init__(
-        self, out: Path, plan: Mapping[str, Any], *, settled: Mapping[str, Any], resume: bool
-    ):
+    def __init__(self, out: Path, plan: Mapping[str, Any], *, settled: Mapping[str, Any], resume: bool):
         self.folder = out.with_name(out.name + ".parts")
         self.digest = hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()
         self.settled = dict(settled)
@@ -51,17 +49,14 @@ class Snapshots:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._lock = (self.folder / "lock").open("a")
         except OSError as error:
-            raise InputError(
-                f"cannot write {self.folder}: {reason(error)}", where="--out"
-            ) from None
+            raise InputError(f"cannot write {self.folder}: {reason(error)}", where="--out") from None
         try:
             # The kernel drops this lock with the process, however it dies.
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             self._lock.close()
             raise InputError(
-                f"another process is writing {out}; wait for it or choose another folder",
-                where="--out",
+                f"another process is writing {out}; wait for it or choose another folder", where="--out"
             ) from None
         self._open(resume)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from simulator.errors import InputError, reason, suggest
+from simulator.base.errors import InputError, reason, suggest
 
 if TYPE_CHECKING:
     import numpy as np
@@ -51,9 +51,7 @@ def text_files(path: Path) -> list[Path]:
 
 def _texts_in(folder: Path) -> list[str]:
     """Names of the text files of `folder`, and of its folders that hold one."""
-    texts = {
-        p.relative_to(folder).parts[0] for glob in ("*.txt", "*/*.txt") for p in folder.glob(glob)
-    }
+    texts = {p.relative_to(folder).parts[0] for glob in ("*.txt", "*/*.txt") for p in folder.glob(glob)}
     return sorted(texts)
 
 

@@ -11,12 +11,26 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from simulator.errors import InputError
+from simulator.base.errors import InputError
 
 ELEMENT_BYTES = {
-    "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1,
-    "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1,
-}  # fmt: skip
+    "F64": 8,
+    "F32": 4,
+    "F16": 2,
+    "BF16": 2,
+    "F8_E4M3": 1,
+    "F8_E5M2": 1,
+    "F8_E8M0": 1,
+    "I64": 8,
+    "I32": 4,
+    "I16": 2,
+    "I8": 1,
+    "U64": 8,
+    "U32": 4,
+    "U16": 2,
+    "U8": 1,
+    "BOOL": 1,
+}
 """Bytes of one element by its safetensors dtype [B]."""
 _HEADER_LIMIT_BYTES = 100 * 2**20
 
@@ -32,16 +46,11 @@ def safetensors_header(path: Path) -> dict[str, Any]:
     try:
         header = json.loads(body)
     except ValueError:
-        raise InputError(
-            "has a damaged safetensors header; download it again", where=str(path)
-        ) from None
-    stored = max(
-        (v["data_offsets"][1] for k, v in header.items() if k != "__metadata__"), default=0
-    )
+        raise InputError("has a damaged safetensors header; download it again", where=str(path)) from None
+    stored = max((v["data_offsets"][1] for k, v in header.items() if k != "__metadata__"), default=0)
     if path.stat().st_size != 8 + size + stored:
         raise InputError(
-            f"is cut short: {path.stat().st_size} B of {8 + size + stored} B; download it again",
-            where=str(path),
+            f"is cut short: {path.stat().st_size} B of {8 + size + stored} B; download it again", where=str(path)
         )
     return header
 

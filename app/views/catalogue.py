@@ -11,15 +11,15 @@ import streamlit as st
 
 from app import blocks, own, state
 from reports.provenance import source_list
-from simulator.device import list_devices, load, to_toml
+from simulator.base.errors import ShadowlineError
+from simulator.base.glossary import TERMS
+from simulator.device.catalogue import list_devices, load, to_toml
 from simulator.devices import row_of as device_row
-from simulator.errors import ShadowlineError
-from simulator.glossary import TERMS
-from simulator.group import find_model
-from simulator.hub import list_models
+from simulator.model.hub import list_models
 from simulator.models import row_of as model_row
 from simulator.policies import POLICIES
 from simulator.policies.__main__ import row_of as policy_row
+from simulator.scenario.find import find_model
 
 
 def page() -> None:
@@ -27,9 +27,14 @@ def page() -> None:
     st.markdown("#### What is known, and who says so")
     parts = {"devices": devices, "policies": policies, "models": models, "glossary": glossary}
     chosen = st.segmented_control(
-        "Catalogue", list(parts), default="devices", key="c.what", required=True, bind="query-params",
+        "Catalogue",
+        list(parts),
+        default="devices",
+        key="c.what",
+        required=True,
+        bind="query-params",
         label_visibility="collapsed",
-    )  # fmt: skip
+    )
     parts[chosen]()
 
 
@@ -45,47 +50,45 @@ def devices() -> None:
     found = _devices(names)
     one = st.column_config.NumberColumn
     columns = {
-        "sm_count": one("SMs"), "capacity_gb": one("GB", format="%.1f", help=TERMS["GB"]),
+        "sm_count": one("SMs"),
+        "capacity_gb": one("GB", format="%.1f", help=TERMS["GB"]),
         "bandwidth_gb_per_s": one("GB/s", format="%.0f"),
         "tflop16_per_s": one("16-bit TFLOP/s", format="%.0f", help="dense peak at boost clock"),
-        "tflop8_per_s": one("fp8 TFLOP/s", format="%.0f"), "link_gb_per_s": one("GPU link GB/s", format="%.0f"),
-        "power_w": one("W", format="%.0f"), "usd_per_h": one("$/h", format="%.2f"),
+        "tflop8_per_s": one("fp8 TFLOP/s", format="%.0f"),
+        "link_gb_per_s": one("GPU link GB/s", format="%.0f"),
+        "power_w": one("W", format="%.0f"),
+        "usd_per_h": one("$/h", format="%.2f"),
         "measured": st.column_config.TextColumn("measured families", help="families with fits to measured rows"),
-    }  # fmt: skip
+    }
     blocks.table(found, f"{len(names)} devices", "devices", columns, height=300)
     name = st.selectbox(
-        "Device in full",
-        names,
-        names.index(_mine(names)),
-        help="Every number with its source and kind.",
+        "Device in full", names, names.index(_mine(names)), help="Every number with its source and kind."
     )
     device = load(name)
     known = source_list()
     facts = pd.DataFrame(
         {
-            "number": path, "value": s.text, "kind": s.kind, "source": s.source,
-            "link": str(known.get(s.source, {}).get("url", "")) or None, "note": s.note,
+            "number": path,
+            "value": s.text,
+            "kind": s.kind,
+            "source": s.source,
+            "link": str(known.get(s.source, {}).get("url", "")) or None,
+            "note": s.note,
         }
         for path, s in device.facts()
-    )  # fmt: skip
+    )
     blocks.heading(f"{device.name}: {device.vendor} {device.arch}, profile {device.profile_hash}")
     kinds = " ".join(f"{k}: {TERMS[k]}" for k in ("datasheet", "measured", "assumed"))
     columns = {
         "kind": st.column_config.TextColumn("kind", help=kinds),
         "link": st.column_config.LinkColumn("link", display_text="open"),
-    }  # fmt: skip
+    }
     blocks.table(facts, f"numbers of {device.name}", f"device_{name}", columns, height=320)
     st.code(f"python -m simulator.devices {name}", language="bash")
     with st.container(horizontal=True):
         text = to_toml(device)
-        blocks.download(
-            "Profile as TOML", text.encode(), f"{name}.toml", "application/toml", "device.toml"
-        )
-        st.button(
-            "Use in the scenario",
-            on_click=partial(state.put, device=name),
-            disabled=_mine(names) == name,
-        )
+        blocks.download("Profile as TOML", text.encode(), f"{name}.toml", "application/toml", "device.toml")
+        st.button("Use in the scenario", on_click=partial(state.put, device=name), disabled=_mine(names) == name)
     _edit(name, facts)
     _upload()
 
@@ -103,9 +106,13 @@ def _edit(name: str, facts: pd.DataFrame) -> None:
             " fits, as EXTRAPOLATED."
         )
         changed = st.data_editor(
-            facts[["number", "value"]], key=f"c.edit.{name}", hide_index=True, disabled=["number"], height=280,
+            facts[["number", "value"]],
+            key=f"c.edit.{name}",
+            hide_index=True,
+            disabled=["number"],
+            height=280,
             alt=f"numbers of {name} to edit",
-        )  # fmt: skip
+        )
         values = {
             n: str(new)
             for n, old, new in zip(facts["number"], facts["value"], changed["value"], strict=True)
@@ -117,14 +124,10 @@ def _edit(name: str, facts: pd.DataFrame) -> None:
         except ShadowlineError as error:
             st.error(f"{blocks.first_line(error)} Nothing was changed.", icon=":material/error:")
             return
-        st.caption(
-            f"Changed: {', '.join(f'{k} = {v}' for k, v in values.items()) or 'nothing yet'}."
-        )
+        st.caption(f"Changed: {', '.join(f'{k} = {v}' for k, v in values.items()) or 'nothing yet'}.")
         with st.container(horizontal=True):
             st.button("Save and use", on_click=_save, args=(new, text), key="c.save")
-            blocks.download(
-                "Copy as TOML", text.encode(), f"{new}.toml", "application/toml", "edited.toml"
-            )
+            blocks.download("Copy as TOML", text.encode(), f"{new}.toml", "application/toml", "edited.toml")
         own.told("own.device_note")
 
 
@@ -146,9 +149,7 @@ def _upload() -> None:
             return
         name = upload.name.removesuffix(".toml")
         text = upload.getvalue().decode("utf-8", "replace")
-        st.button(
-            f"Save and use {name}", on_click=_save_upload, args=(name, text), key="c.save_upload"
-        )
+        st.button(f"Save and use {name}", on_click=_save_upload, args=(name, text), key="c.save_upload")
         own.told("own.upload_note")
 
 
@@ -166,12 +167,8 @@ def policies() -> None:
     """All policies, and one with its parameters, mechanism and limits."""
     rows = _policies()
     columns = ("policy", "family", "summary", "citation", "alias_of")
-    found = pd.DataFrame([{k: r[k] for k in columns} for r in rows]).sort_values(
-        "family", kind="stable"
-    )
-    families = st.pills(
-        "Families", sorted(set(found["family"])), selection_mode="multi", key="c.family"
-    )
+    found = pd.DataFrame([{k: r[k] for k in columns} for r in rows]).sort_values("family", kind="stable")
+    families = st.pills("Families", sorted(set(found["family"])), selection_mode="multi", key="c.family")
     if families:
         found = found[found["family"].isin(families)]
     blocks.table(found, f"{len(found)} policies", "policies", height=320)
@@ -179,24 +176,16 @@ def policies() -> None:
     chosen = st.selectbox("Policy in full", names)
     r = next(r for r in rows if r["policy"] == chosen)
     blocks.heading(f"{r['policy']}: {r['summary']}")
-    st.caption(
-        r["citation"]
-        + (f". Same mechanism as {r['alias_of']}, other defaults." if r["alias_of"] else "")
-    )
+    st.caption(r["citation"] + (f". Same mechanism as {r['alias_of']}, other defaults." if r["alias_of"] else ""))
     st.markdown(cleandoc(r["mechanism"]).split("References\n")[0].replace("[1]_", "").strip())
     if r["parameters"]:
         told = [{k: str(v) for k, v in p.items()} for p in r["parameters"]]
         st.dataframe(pd.DataFrame(told), hide_index=True, alt=f"parameters of {r['policy']}")
-    goes = {
-        k.replace("_", " "): v if isinstance(v, str) else "yes" if v else "no"
-        for k, v in r["compatible"].items()
-    }
+    goes = {k.replace("_", " "): v if isinstance(v, str) else "yes" if v else "no" for k, v in r["compatible"].items()}
     st.markdown("Goes with: " + "; ".join(f"{k}: {v}" for k, v in goes.items()) + ".")
     st.markdown(f"Not modelled: {r['not_modelled'] or 'nothing that is known'}.")
     st.code(f"python -m simulator.policies {r['policy']}", language="bash")
-    st.button(
-        "Use in the scenario", on_click=partial(state.put, policy=r["policy"]), key="c.use_policy"
-    )
+    st.button("Use in the scenario", on_click=partial(state.put, policy=r["policy"]), key="c.use_policy")
 
 
 @st.cache_data(show_spinner=False)
@@ -209,9 +198,12 @@ def models() -> None:
     found = _models(list_models())
     big = st.column_config.NumberColumn(format="compact")
     blocks.table(
-        found, f"{len(found)} models", "models",
-        {"params": big, "active_params": big, "source": st.column_config.LinkColumn()}, height=420,
-    )  # fmt: skip
+        found,
+        f"{len(found)} models",
+        "models",
+        {"params": big, "active_params": big, "source": st.column_config.LinkColumn()},
+        height=420,
+    )
     st.caption("KV bytes per token in 16 bit, on one GPU.")
     st.code(f"python -m simulator.models {state.current().model}", language="bash")
 

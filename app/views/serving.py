@@ -14,10 +14,10 @@ from app import blocks, served_view, state, words
 from app.jobs import Job
 from reports.capacity import answer, recommended
 from reports.served import read
-from simulator.device import list_devices
-from simulator.errors import InputError, ShadowlineError
-from simulator.grid import policies, whole_numbers
-from simulator.scenario import Scenario
+from simulator.base.errors import InputError, ShadowlineError
+from simulator.device.catalogue import list_devices
+from simulator.scenario.grid import policies, whole_numbers
+from simulator.scenario.scenario import Scenario
 from simulator.serving.deployment import ROUTERS
 from simulator.serving.scheduler import SCHEDULERS
 from simulator.serving.search import OBJECTIVES
@@ -53,9 +53,13 @@ def page() -> None:
     job: Job | None = st.session_state.get("q_job")
     busy = job is not None and job.running
     st.button(
-        "Simulate" if what == ONE else "Search", on_click=_start, args=(command, files), type="primary",
-        disabled=busy or not command, icon=":material/play_arrow:",
-    )  # fmt: skip
+        "Simulate" if what == ONE else "Search",
+        on_click=_start,
+        args=(command, files),
+        type="primary",
+        disabled=busy or not command,
+        icon=":material/play_arrow:",
+    )
     if busy:
         _watch()
     if command:
@@ -94,20 +98,17 @@ def _watch() -> None:
 def _traffic() -> tuple[dict[str, Any], dict[str, bytes]]:
     """Flags of the traffic, and the uploaded file."""
     kind = st.segmented_control(
-        "Traffic",
-        [SYNTHETIC, FILE],
-        default=SYNTHETIC,
-        required=True,
-        key="q.traffic",
-        bind="query-params",
+        "Traffic", [SYNTHETIC, FILE], default=SYNTHETIC, required=True, key="q.traffic", bind="query-params"
     )
     files: dict[str, bytes] = {}
     flags: dict[str, Any] = {}
     if kind == FILE:
         upload = st.file_uploader(
             "Azure, BurstGPT or own CSV or Parquet (arrival_s, prompt_tokens, output_tokens), or Mooncake JSONL",
-            ["csv", "parquet", "jsonl"], key="q.file", max_upload_size=MOST_UPLOAD_MB,
-        )  # fmt: skip
+            ["csv", "parquet", "jsonl"],
+            key="q.file",
+            max_upload_size=MOST_UPLOAD_MB,
+        )
         if upload is None:
             raise InputError("upload a table of requests, or choose synthetic traffic")
         name = _safe(upload.name)
@@ -115,22 +116,30 @@ def _traffic() -> tuple[dict[str, Any], dict[str, bytes]]:
         flags["requests"] = name
     with st.container(horizontal=True):
         rate = st.number_input(
-            "Requests per second", 0.001, 1e5, 10.0 if kind == SYNTHETIC else None, key=f"q.rate.{kind}", width=190,
-            placeholder="as in the file", help="With a file: its lengths at this rate, instead of its own times.",
-        )  # fmt: skip
+            "Requests per second",
+            0.001,
+            1e5,
+            10.0 if kind == SYNTHETIC else None,
+            key=f"q.rate.{kind}",
+            width=190,
+            placeholder="as in the file",
+            help="With a file: its lengths at this rate, instead of its own times.",
+        )
         if rate is not None:
             flags["rate"] = f"{rate:g}"
             flags["arrivals"] = st.selectbox(
-                "Arrivals",
-                ["poisson", "gamma(cv=2)", "fixed"],
-                key="q.arrivals",
-                bind="query-params",
-                width=160,
+                "Arrivals", ["poisson", "gamma(cv=2)", "fixed"], key="q.arrivals", bind="query-params", width=160
             )
         flags["count"] = st.number_input(
-            "Requests", 10, MOST_REQUESTS, 1000, key="q.count", bind="query-params", width=150,
+            "Requests",
+            10,
+            MOST_REQUESTS,
+            1000,
+            key="q.count",
+            bind="query-params",
+            width=150,
             help="The first ones of a file.",
-        )  # fmt: skip
+        )
         if kind == SYNTHETIC:
             lengths = "A number, lognormal(mean=,cv=), uniform(low=,high=) or exponential(mean=)."
             for key, label, start in (
@@ -138,13 +147,7 @@ def _traffic() -> tuple[dict[str, Any], dict[str, bytes]]:
                 ("output_tokens", "Output tokens", "lognormal(mean=200,cv=0.5)"),
             ):
                 flags[key] = st.text_input(
-                    label,
-                    start,
-                    key=f"q.{key}",
-                    bind="query-params",
-                    max_chars=80,
-                    help=lengths,
-                    width=230,
+                    label, start, key=f"q.{key}", bind="query-params", max_chars=80, help=lengths, width=230
                 )
     return flags, files
 
@@ -161,22 +164,22 @@ def _promises(*, required: bool) -> dict[str, str]:
     with st.container(horizontal=True):
         for metric, label, start in (("ttft", "TTFT", 1000.0), ("tpot", "TPOT", 60.0)):
             limit = st.number_input(
-                f"{label} below [ms]", 0.01, None, start, key=f"q.{metric}", bind="query-params", width=170,
-                help=blocks.tip(label),
-            )  # fmt: skip
-            which = st.selectbox(
-                "at",
-                [*reversed(STATISTICS), NO_PROMISE],
-                key=f"q.{metric}.at",
-                width=150,
+                f"{label} below [ms]",
+                0.01,
+                None,
+                start,
+                key=f"q.{metric}",
                 bind="query-params",
+                width=170,
+                help=blocks.tip(label),
+            )
+            which = st.selectbox(
+                "at", [*reversed(STATISTICS), NO_PROMISE], key=f"q.{metric}.at", width=150, bind="query-params"
             )
             if limit is not None and which != NO_PROMISE:
                 parts.append(f"{metric}:{which}<{limit:g}ms")
     if required and not parts:
-        raise InputError(
-            "promise a TTFT or a TPOT: without one the cheapest deployment is the slowest"
-        )
+        raise InputError("promise a TTFT or a TPOT: without one the cheapest deployment is the slowest")
     return {"slo": ";".join(parts)} if parts else {}
 
 
@@ -191,21 +194,23 @@ def _one(scenario: Scenario, flags: Mapping[str, Any]) -> list[str]:
             ),
             "router": st.selectbox("Router", ROUTERS, key="q.router", bind="query-params", width=170),
             "rate_scale": st.text_input(
-                "Rates, as factors", "1", key="q.scale", bind="query-params", max_chars=60, width=170,
+                "Rates, as factors",
+                "1",
+                key="q.scale",
+                bind="query-params",
+                max_chars=60,
+                width=170,
                 help="0.5,1,2 simulates half, the whole and twice the rate.",
             ),
-        }  # fmt: skip
-    fixed = {k: getattr(scenario, k) for k in ("engine", "dtype", "kv_cache_dtype", "tp", "pp", "ep",
-                                               "gpu_memory_utilization", "block_size")}  # fmt: skip
-    command = _words(
-        "simulator.serve",
-        {"model": scenario.model, "device": scenario.device, **flags, **fixed, **more},
-    )
+        }
+    fixed = {
+        k: getattr(scenario, k)
+        for k in ("engine", "dtype", "kv_cache_dtype", "tp", "pp", "ep", "gpu_memory_utilization", "block_size")
+    }
+    command = _words("simulator.serve", {"model": scenario.model, "device": scenario.device, **flags, **fixed, **more})
     command += ["--policy", scenario.policy]
     if scenario.trace and scenario.policy != "dense":
-        command += ["--trace", str(Path(scenario.trace).resolve())] + [
-            "--trace-transfer"
-        ] * scenario.trace_transfer
+        command += ["--trace", str(Path(scenario.trace).resolve())] + ["--trace-transfer"] * scenario.trace_transfer
     command += ["--ignore-context-limit"] * scenario.ignore_context_limit
     return [*command, "--out", "requests.parquet", "--json"]
 
@@ -214,39 +219,17 @@ def _plan(scenario: Scenario, flags: Mapping[str, Any]) -> list[str]:
     """``simulator.plan`` over devices, GPUs and policies."""
     start = [d for d in DEVICES if d in list_devices()]
     with st.container(horizontal=True):
-        devices = st.multiselect(
-            "Devices", list_devices(), start, key="q.device", bind="query-params", width=420
-        )
-        tp = st.text_input(
-            "Tensor-parallel GPUs",
-            "1,2,4,8",
-            key="q.tp",
-            bind="query-params",
-            max_chars=60,
-            width=170,
-        )
-        most = st.number_input(
-            "GPUs at most", 1, 1024, 64, key="q.gpus", bind="query-params", width=140
-        )
-        goal = st.selectbox(
-            "Objective", list(OBJECTIVES), key="q.goal", bind="query-params", width=150
-        )
+        devices = st.multiselect("Devices", list_devices(), start, key="q.device", bind="query-params", width=420)
+        tp = st.text_input("Tensor-parallel GPUs", "1,2,4,8", key="q.tp", bind="query-params", max_chars=60, width=170)
+        most = st.number_input("GPUs at most", 1, 1024, 64, key="q.gpus", bind="query-params", width=140)
+        goal = st.selectbox("Objective", list(OBJECTIVES), key="q.goal", bind="query-params", width=150)
     lines = "" if scenario.policy == "dense" else scenario.policy
-    text = st.text_area(
-        "Policies beside dense, one a line", lines, key="q.policy", max_chars=4000, height=90
-    )
+    text = st.text_area("Policies beside dense, one a line", lines, key="q.policy", max_chars=4000, height=90)
     if not devices:
         raise InputError("choose at least one device")
     whole_numbers(tp, "tensor-parallel GPUs")
-    named = [
-        p
-        for p in policies([t for t in text.splitlines() if t.strip()] or ["dense"])
-        if p != "dense"
-    ]
-    fixed = {
-        k: getattr(scenario, k)
-        for k in ("engine", "dtype", "kv_cache_dtype", "gpu_memory_utilization")
-    }
+    named = [p for p in policies([t for t in text.splitlines() if t.strip()] or ["dense"]) if p != "dense"]
+    fixed = {k: getattr(scenario, k) for k in ("engine", "dtype", "kv_cache_dtype", "gpu_memory_utilization")}
     more = {"device": ",".join(devices), "tp": tp, "max_gpus": most, "objective": goal}
     command = _words("simulator.plan", {"model": scenario.model, **flags, **fixed, **more})
     for policy in named:
@@ -261,9 +244,7 @@ def _words(verb: str, flags: Mapping[str, Any]) -> list[str]:
 
     from simulator import plan, serve
 
-    parameters = typer.main.get_command(
-        {"simulator.serve": serve, "simulator.plan": plan}[verb].app
-    ).params
+    parameters = typer.main.get_command({"simulator.serve": serve, "simulator.plan": plan}[verb].app).params
     default = {p.name: p.default for p in parameters}
     out = [verb]
     for key, value in flags.items():
@@ -302,9 +283,12 @@ def _show(job: Job, scenario: Scenario) -> None:
         blocks.download(path.suffix[1:].upper(), path.read_bytes, name, kind, "serving.file")
         for suffix, mime in (("html", "text/html"), ("pdf", "application/pdf")):
             blocks.download(
-                f"Report as {suffix.upper()}", lambda suffix=suffix: _report(path, suffix),
-                blocks.file_name(scenario, "capacity", suffix), mime, f"serving.{suffix}",
-            )  # fmt: skip
+                f"Report as {suffix.upper()}",
+                lambda suffix=suffix: _report(path, suffix),
+                blocks.file_name(scenario, "capacity", suffix),
+                mime,
+                f"serving.{suffix}",
+            )
 
 
 def _report(path: Path, kind: str) -> bytes:

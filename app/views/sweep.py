@@ -10,10 +10,10 @@ import streamlit as st
 
 from app import axes, blocks, compute, figures, heat, state
 from app.axes import Axis
-from simulator.console import number
-from simulator.device import list_devices
-from simulator.errors import InputError
-from simulator.scenario import Scenario
+from simulator.base.console import number
+from simulator.base.errors import InputError
+from simulator.device.catalogue import list_devices
+from simulator.scenario.scenario import Scenario
 
 CELLS_WITH_NUMBERS = 200
 
@@ -70,9 +70,7 @@ def controls(scenario: Scenario) -> tuple[Axis, Axis, str, str, dict[str, int]] 
     """Axes, measure and view; None where one cannot be read."""
     names = [n for n in axes.LABELS if n != "model"]
     with st.container(horizontal=True, vertical_alignment="bottom"):
-        x_name = st.selectbox(
-            "Across", names, key="s.x", bind="query-params", width=190, format_func=_axis_name
-        )
+        x_name = st.selectbox("Across", names, key="s.x", bind="query-params", width=190, format_func=_axis_name)
         others = [n for n in names if not _clash(n, x_name)]
         y_name = st.selectbox("Down", others, key="s.y", bind="query-params", width=190)
         measure = st.selectbox("Show", list(MEASURES), key="s.show", bind="query-params", width=200)
@@ -99,28 +97,21 @@ def _axis(name: str, scenario: Scenario) -> tuple[Axis, dict[str, int]]:
     key = f"s.{name}"
     if name in axes.RANGES:
         text = st.text_input(
-            f"{axes.LABELS[name]}: values", axes.start(name, scenario), key=key, bind="query-params", max_chars=500,
+            f"{axes.LABELS[name]}: values",
+            axes.start(name, scenario),
+            key=key,
+            bind="query-params",
+            max_chars=500,
             help="1,4,16 or first:last:x2 (times) or first:last:+64 (plus)",
-        )  # fmt: skip
+        )
         return axes.read(name, text, scenario)
     if name == "device":
-        start = [
-            d
-            for d in ("a100-sxm-80g", "h100-sxm", "h200", "b200", "l40s", "rtx-4090")
-            if d in list_devices()
-        ]
+        start = [d for d in ("a100-sxm-80g", "h100-sxm", "h200", "b200", "l40s", "rtx-4090") if d in list_devices()]
         picked = st.multiselect("Devices", list_devices(), start, key=key, bind="query-params")
         return axes.read(name, "\n".join(picked), scenario)
-    start = "\n".join(
-        dict.fromkeys(["dense", scenario.policy, "nm24", "w4a16", "kv_quant(bits=4)"])
-    )
+    start = "\n".join(dict.fromkeys(["dense", scenario.policy, "nm24", "w4a16", "kv_quant(bits=4)"]))
     text = st.text_area(
-        "Policies, one a line",
-        start,
-        key=key,
-        max_chars=4000,
-        height=130,
-        help="A list [0.3,0.5] gives several.",
+        "Policies, one a line", start, key=key, max_chars=4000, height=130, help="A list [0.3,0.5] gives several."
     )
     return axes.read(name, text, scenario)
 
@@ -150,9 +141,7 @@ def tell(summary: dict[str, Any]) -> None:
     st.markdown("  \n".join(lines))
 
 
-def draw(
-    rows: pd.DataFrame, x: Axis, y: Axis, measure: str, view: str, spelled: dict[str, int]
-) -> None:
+def draw(rows: pd.DataFrame, x: Axis, y: Axis, measure: str, view: str, spelled: dict[str, int]) -> None:
     """Map or curves of one measure."""
     m = MEASURES[measure]
 
@@ -164,17 +153,17 @@ def draw(
     cells = []
     for row in rows.to_dict("records"):
         value = row[m.column]
-        known = (
-            value is not None
-            and value == value
-            and (row["status"] == "ok" or m.column == "total_bytes")
-        )
+        known = value is not None and value == value and (row["status"] == "ok" or m.column == "total_bytes")
         shown = float(value) * m.scale if known else None
         cells.append(
-            {"x": place(x, row), "y": place(y, row), "value": shown,
-             "text": (f"{shown:.2f}" if ratio else number(shown)) if known else "–",
-             "told": f"{number(shown)} {m.unit}" if known else f"{row['status']}: {row['reason']}"}
-        )  # fmt: skip
+            {
+                "x": place(x, row),
+                "y": place(y, row),
+                "value": shown,
+                "text": (f"{shown:.2f}" if ratio else number(shown)) if known else "–",
+                "told": f"{number(shown)} {m.unit}" if known else f"{row['status']}: {row['reason']}",
+            }
+        )
     blocks.heading(measure[0].upper() + measure[1:], m.term)
     there = [c["value"] for c in cells if c["value"] is not None]
     alt = f"{measure} by {x.name} and {y.name}: " + (
@@ -183,33 +172,23 @@ def draw(
     xs, ys = (list(dict.fromkeys(c[k] for c in cells)) for k in ("x", "y"))
     if view == "map":
         spec = heat.heat_map(
-            cells,
-            x.label,
-            y.label,
-            xs,
-            ys,
-            m.unit,
-            ratio=ratio,
-            numbers=len(cells) <= CELLS_WITH_NUMBERS,
+            cells, x.label, y.label, xs, ys, m.unit, ratio=ratio, numbers=len(cells) <= CELLS_WITH_NUMBERS
         )
-        caption = (
-            "Black line: break-even, 1.02x."
-            if ratio
-            else "Grey: no answer; point at it to see why."
-        )
+        caption = "Black line: break-even, 1.02x." if ratio else "Grey: no answer; point at it to see why."
     else:
         if not x.numeric:
             st.info("Curves need numbers across; choose batch, a length, tp or sparsity there.")
             return
-        lines = [
-            {"x": c["x"], "y": c["value"], "series": str(c["y"])}
-            for c in cells
-            if c["value"] is not None
-        ]
+        lines = [{"x": c["x"], "y": c["value"], "series": str(c["y"])} for c in cells if c["value"] is not None]
         spec = figures.curves(
-            lines, x.label, f"{measure} [{m.unit}]", x_log=x.name != axes.SPARSITY, y_log=not ratio,
-            rule=1.0 if ratio else None, series_title=y.label,
-        )  # fmt: skip
+            lines,
+            x.label,
+            f"{measure} [{m.unit}]",
+            x_log=x.name != axes.SPARSITY,
+            y_log=not ratio,
+            rule=1.0 if ratio else None,
+            series_title=y.label,
+        )
         caption = "Above the dashed line the policy wins." if ratio else ""
     blocks.chart(spec, alt, "sweep", caption)
 
@@ -219,52 +198,56 @@ def quality(scenario: Scenario, summary: dict[str, Any]) -> None:
     blocks.heading("Speed against quality", "Pareto front")
     if summary["quality"]:
         rows = [
-            {"x": r["quality_perplexity_ratio"], "y": r["throughput_speedup_same_batch"], "name": r["policy"],
-             "front": r["front"], "told": r["quality_source"]}
+            {
+                "x": r["quality_perplexity_ratio"],
+                "y": r["throughput_speedup_same_batch"],
+                "name": r["policy"],
+                "front": r["front"],
+                "told": r["quality_source"],
+            }
             for r in summary["quality"]
-        ]  # fmt: skip
+        ]
         blocks.chart(
             figures.front(rows, "perplexity over dense", "tokens/s over dense"),
             "; ".join(f"{r['name']} {r['y']:.2f}x at perplexity ratio {r['x']:.3f}" for r in rows),
-            "quality_trace", "As the scenario's trace measured it.",
-        )  # fmt: skip
+            "quality_trace",
+            "As the scenario's trace measured it.",
+        )
     most = st.slider(
-        "Points of quality that may be lost", 0.0, 10.0, 1.0, 0.1, key="s.loss", bind="query-params",
+        "Points of quality that may be lost",
+        0.0,
+        10.0,
+        1.0,
+        0.1,
+        key="s.loss",
+        bind="query-params",
         help="Percentage points of the worst published score of a policy.",
-    )  # fmt: skip
+    )
     found = compute.published(scenario, most)
     points = [c for c in found.choices if c.unit == "points"]
     if not points:
         st.caption(f"{found.problem or 'No published score in points for this model'}.")
         return
-    from simulator.published_quality import best
+    from simulator.results.published_quality import best
 
     winner = best(list(found.choices), most)
     unit = "point" if most == 1.0 else "points"
     if winner is None:
-        st.markdown(
-            f"No policy with published quality loses at most {most:g} {unit} and is faster here."
-        )
+        st.markdown(f"No policy with published quality loses at most {most:g} {unit} and is faster here.")
     else:
         st.markdown(
             f"Fastest that loses at most {most:g} {unit}: **{winner.policy}**, **{winner.speedup:.2f}x** dense,"
             f" {winner.loss:+.2f} points ({'; '.join(winner.sources)})."
         )
     rows = [
-        {
-            "x": c.loss,
-            "y": c.speedup,
-            "name": c.policy,
-            "front": c.front,
-            "told": "; ".join(c.sources),
-        }
-        for c in points
+        {"x": c.loss, "y": c.speedup, "name": c.policy, "front": c.front, "told": "; ".join(c.sources)} for c in points
     ]
     blocks.chart(
         figures.front(rows, "points lost against dense", "tokens/s over dense", most),
         "; ".join(f"{r['name']} {r['y']:.2f}x for {r['x']:+.2f} points" for r in rows),
-        "quality_published", "Published scores (worst measure), predicted speed at the sidebar's load.",
-    )  # fmt: skip
+        "quality_published",
+        "Published scores (worst measure), predicted speed at the sidebar's load.",
+    )
     for policy, reason in found.skipped.items():
         st.caption(f"Not considered: {policy}: {reason}")
 

@@ -12,9 +12,9 @@ import pandas as pd
 import streamlit as st
 
 from app import blocks, figures, own, state
-from simulator.errors import ShadowlineError
+from simulator.base.errors import ShadowlineError
+from simulator.ops.union import independent_density
 from simulator.trace import TENSORS, Trace, read_manifest, read_trace
-from simulator.union import independent_density
 
 
 def page() -> None:
@@ -23,9 +23,7 @@ def page() -> None:
     folders = _folders()
     _upload()
     if not folders:
-        st.info(
-            "No trace is here yet: collect one with python -m traces.collect, and upload its files above."
-        )
+        st.info("No trace is here yet: collect one with python -m traces.collect, and upload its files above.")
         return
     wanted = state.current().trace
     names = list(folders)
@@ -46,9 +44,7 @@ def page() -> None:
         f"from simulator.trace import read_trace\n\ntrace = read_trace({str(trace.path)!r})\nprint(trace.manifest)",
     )
     table = pd.DataFrame(dict(trace.curves))
-    blocks.download(
-        "All curves as CSV", lambda: blocks.csv(table), f"{name}.csv", "text/csv", "trace.csv"
-    )
+    blocks.download("All curves as CSV", lambda: blocks.csv(table), f"{name}.csv", "text/csv", "trace.csv")
 
 
 def _folders() -> dict[str, Path]:
@@ -58,10 +54,7 @@ def _folders() -> dict[str, Path]:
     # Models with exact zeros first: they fill the whole page.
     folders.sort(key=lambda f: read_manifest(f)[0].facts.activation != "relu")
     found = {f.parent.name: f for f in folders}
-    mine = {
-        f"{m.parent.name} (uploaded)": m.parent
-        for m in sorted(own.traces().glob("*/manifest.json"))
-    }
+    mine = {f"{m.parent.name} (uploaded)": m.parent for m in sorted(own.traces().glob("*/manifest.json"))}
     chosen = state.current().trace
     if chosen and Path(chosen) not in {*found.values(), *mine.values()}:
         mine[chosen] = Path(chosen)
@@ -77,8 +70,11 @@ def _upload() -> None:
     with st.expander("Upload a trace"):
         uploads = st.file_uploader(
             "manifest.json, curves.parquet, neurons.parquet and, where there is one, quality.parquet",
-            ["json", "parquet"], True, key="t.files", max_upload_size=own.MOST_TRACE_MB,
-        )  # fmt: skip
+            ["json", "parquet"],
+            True,
+            key="t.files",
+            max_upload_size=own.MOST_TRACE_MB,
+        )
         if uploads:
             try:
                 path = own.save_trace({u.name: u.getvalue() for u in uploads})
@@ -97,22 +93,17 @@ def _about(trace: Trace) -> None:
         f"**{m.model}**, {f.n_layers} layers, {f.activation}; {m.tokens:,} tokens in {m.dtype}, measured {m.created},"
         f" seed {m.seed}."
     )
-    st.caption(
-        f"sha256 of the manifest {trace.digest[:12]}; it holds the hash of every table, and all were checked."
-    )
+    st.caption(f"sha256 of the manifest {trace.digest[:12]}; it holds the hash of every table, and all were checked.")
     model = trace.path.parent / "model"
     use: dict[str, Any] = {"trace": str(trace.path)}
     if (model / "config.json").is_file():
-        use |= {
-            "model": str(model),
-            "policy": "shadowllm(keep=0.5)",
-            "prompt_tokens": 64,
-            "output_tokens": 32,
-        }
+        use |= {"model": str(model), "policy": "shadowllm(keep=0.5)", "prompt_tokens": 64, "output_tokens": 32}
     st.button(
-        "Use in the scenario", on_click=partial(state.put, **use), disabled=state.current().trace == str(trace.path),
+        "Use in the scenario",
+        on_click=partial(state.put, **use),
+        disabled=state.current().trace == str(trace.path),
         help="Policies then take their curves from it; it must fit the model, or be transferred.",
-    )  # fmt: skip
+    )
 
 
 def _values(trace: Trace, tensor: str, statistic: str, keep: float | None = None) -> pd.DataFrame:
@@ -135,9 +126,7 @@ def by_layer(trace: Trace) -> None:
     rows, told = [], []
     for tensor in _tensors(trace, "exact_zero"):
         found = _values(trace, tensor, "exact_zero")
-        rows += [
-            {"x": int(r.layer), "y": float(r.value), "series": tensor} for r in found.itertuples()
-        ]
+        rows += [{"x": int(r.layer), "y": float(r.value), "series": tensor} for r in found.itertuples()]
         told.append((float(found["value"].mean()), tensor))
     if not rows:
         st.caption("This trace has none.")
@@ -146,8 +135,9 @@ def by_layer(trace: Trace) -> None:
     st.markdown(f"Most zeros: **{tensor}**, {share:.0%} on average ({TENSORS[tensor]}).")
     blocks.chart(
         figures.curves(rows, "layer", "share of exact zeros", x_log=False),
-        "; ".join(f"{t}: mean {s:.0%}" for s, t in told), "exact_zeros",
-    )  # fmt: skip
+        "; ".join(f"{t}: mean {s:.0%}" for s, t in told),
+        "exact_zeros",
+    )
 
 
 def union(trace: Trace) -> None:
@@ -159,9 +149,7 @@ def union(trace: Trace) -> None:
             st.caption("This trace has none.")
             return
         best = tensors.index("ffn.down") if "ffn.down" in tensors else 0
-        tensor = st.selectbox(
-            "Tensor", tensors, best, key="t.tensor", bind="query-params", width=180
-        )
+        tensor = st.selectbox("Tensor", tensors, best, key="t.tensor", bind="query-params", width=180)
         keeps = trace.keeps(0, tensor, "union_density")
         exact = trace.curve(0, tensor, "union_density") is not None
         options = ["exact non-zeros"] * exact + [f"{1 - k:.0%} sparsity" for k in keeps[::-1]]
@@ -171,16 +159,11 @@ def union(trace: Trace) -> None:
     found = _values(trace, tensor, "union_density", keep)
     layers = sorted(set(found["layer"]))
     shown = sorted({layers[0], layers[len(layers) // 2], layers[-1]})
-    rows = [
-        {"x": r.x, "y": r.value, "series": f"layer {r.layer}"}
-        for r in found.itertuples()
-        if r.layer in shown
-    ]
+    rows = [{"x": r.x, "y": r.value, "series": f"layer {r.layer}"} for r in found.itertuples() if r.layer in shown]
     mean = found.groupby("x")["value"].mean()
     one = float(mean.iloc[0])
     rows += [
-        {"x": float(x), "y": float(independent_density(one, x)), "series": "were rows independent"}
-        for x in mean.index
+        {"x": float(x), "y": float(independent_density(one, x)), "series": "were rows independent"} for x in mean.index
     ]
     last = float(mean.index[-1])
     st.markdown(
@@ -189,24 +172,20 @@ def union(trace: Trace) -> None:
     )
     blocks.chart(
         figures.curves(rows, "rows of the batch", "share needed by any"),
-        f"union density of {tensor}: {one:.0%} at one row, {mean.iloc[-1]:.0%} at {last:.0f}", "union",
+        f"union density of {tensor}: {one:.0%} at one row, {mean.iloc[-1]:.0%} at {last:.0f}",
+        "union",
         "First, middle and last layer, measured; the batch reads this share of the weights.",
-    )  # fmt: skip
+    )
 
 
 def attention(trace: Trace) -> None:
     """How few tokens hold the attention, as the context grows."""
     blocks.heading("Where attention goes", "attention mass")
-    keeps = sorted(
-        {float(k) for k in trace.curves["keep"][trace.curves["statistic"] == "tokens_for_mass"]}
-    )
+    keeps = sorted({float(k) for k in trace.curves["keep"][trace.curves["statistic"] == "tokens_for_mass"]})
     rows = []
     for keep in keeps:
         mean = _all_heads(trace, "tokens_for_mass", keep)
-        rows += [
-            {"x": float(x), "y": float(y), "series": f"{keep:.0%} of the attention"}
-            for x, y in mean.items()
-        ]
+        rows += [{"x": float(x), "y": float(y), "series": f"{keep:.0%} of the attention"} for x, y in mean.items()]
     if not rows:
         st.caption("This trace has none.")
         return
@@ -214,9 +193,11 @@ def attention(trace: Trace) -> None:
     told = "; ".join(f"{r['series']} lies on {r['y']:.0%} of the tokens" for r in last)
     st.markdown(f"At a context of {last[0]['x']:,.0f} tokens {told}.")
     blocks.chart(
-        figures.curves(rows, "context [tokens]", "share of the tokens needed"), told, "attention_mass",
+        figures.curves(rows, "context [tokens]", "share of the tokens needed"),
+        told,
+        "attention_mass",
         "Mean over layers and heads.",
-    )  # fmt: skip
+    )
 
 
 def _all_heads(trace: Trace, statistic: str, keep: float) -> pd.Series:
@@ -229,9 +210,7 @@ def quality(trace: Trace) -> None:
     """Predictors' recall and the model's quality against sparsity."""
     blocks.heading("Predictors and quality", "perplexity ratio")
     if trace.quality is None:
-        st.caption(
-            "No predictor was judged in this trace: python -m traces.shadow evaluate --trace DIR adds that."
-        )
+        st.caption("No predictor was judged in this trace: python -m traces.shadow evaluate --trace DIR adds that.")
         return
     table = pd.DataFrame(dict(trace.quality))
     table["ratio"] = table["perplexity"] / table["dense_perplexity"]
@@ -240,26 +219,28 @@ def quality(trace: Trace) -> None:
         table[k] = table[k].fillna("").astype(str)
     masks = sorted(set(table["mask"]))
     mask = st.segmented_control("Mask", masks, default=masks[-1], key="t.mask", required=True)
-    means = table[table["mask"] == mask].groupby([*keys, "sparsity"], as_index=False)[
-        ["ratio", "recall", "agreement"]
-    ].mean()  # fmt: skip
+    means = (
+        table[table["mask"] == mask]
+        .groupby([*keys, "sparsity"], as_index=False)[["ratio", "recall", "agreement"]]
+        .mean()
+    )
     # Of the variants of a method the best at the middle of the sparsities is drawn; the table has all.
     best = means.sort_values("ratio").drop_duplicates(["method", "sparsity"])
     left, right = st.columns(2)
-    for column, key, title in (
-        (left, "ratio", "perplexity over dense"), (right, "recall", "recall of the kept units"),
-    ):  # fmt: skip
+    for column, key, title in ((left, "ratio", "perplexity over dense"), (right, "recall", "recall of the kept units")):
         rows = [
             {"x": 100 * float(r["sparsity"]), "y": float(r[key]), "series": r["method"]}
-            for r in best.sort_values("sparsity").to_dict("records") if r[key] == r[key]
-        ]  # fmt: skip
+            for r in best.sort_values("sparsity").to_dict("records")
+            if r[key] == r[key]
+        ]
         if rows:
             with column:
                 blocks.chart(
                     figures.curves(rows, "sparsity [%]", title, x_log=False, y_log=key == "ratio"),
                     f"{title} against sparsity for {', '.join(dict.fromkeys(r['series'] for r in rows))}",
-                    f"trace_{key}", "Mean over seeds; the best variant of every method.",
-                )  # fmt: skip
+                    f"trace_{key}",
+                    "Mean over seeds; the best variant of every method.",
+                )
     blocks.table(means, "predictors judged in this trace", "trace_quality", height=260)
 
 

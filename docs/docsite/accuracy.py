@@ -5,8 +5,8 @@ from functools import cache
 
 from docsite.markdown import code, table
 from simulator.accuracy import golden, markdown
-from simulator.calibration import load_fits
-from simulator.device import list_devices
+from simulator.device.catalogue import list_devices
+from simulator.device.fits import load_fits
 
 FAMILIES = ("gemm", "attention", "collective", "moe", "elementwise")
 
@@ -41,10 +41,4 @@ def _pooled(fits) -> tuple[str, ...]:
     low = sum(f.n * f.residual.q05 for f in fits) / n
     high = sum(f.n * f.residual.q95 for f in fits) / n
     interval = f"{math.expm1(low):+.0%} … {math.expm1(high):+.0%}"
-    return (
-        f"{n:,}",
-        f"{len(fits)}",
-        f"±{math.expm1(sigma):.0%}",
-        interval,
-        max(f.date for f in fits),
-    )
+    return (f"{n:,}", f"{len(fits)}", f"±{math.expm1(sigma):.0%}", interval, max(f.date for f in fits))

@@ -5,7 +5,7 @@ import re
 from dataclasses import fields
 
 from docsite.markdown import cell, code, number, table
-from simulator import glossary as terms
+from simulator.base import glossary as terms
 from simulator.policies import POLICIES
 from simulator.policies.__main__ import row_of as policy_row
 
@@ -30,13 +30,7 @@ def _slug(name: str) -> str:
 
 
 def _policy(row: dict) -> str:
-    out = [
-        f"(policy-{_slug(row['policy'])})=",
-        f"### `{row['policy']}`",
-        "",
-        _sentence(row["summary"]),
-        "",
-    ]
+    out = [f"(policy-{_slug(row['policy'])})=", f"### `{row['policy']}`", "", _sentence(row["summary"]), ""]
     if row["alias_of"]:
         link = f"[`{row['alias_of']}`](#policy-{_slug(row['alias_of'])})"
         out += [f"Same mechanism as {link}, other defaults.", ""]
@@ -44,10 +38,7 @@ def _policy(row: dict) -> str:
         out += [_mechanism(row["mechanism"]), ""]
     out += [row["citation"], ""]
     if row["parameters"]:
-        listed = [
-            [code(p["name"]), code(p["default"]), p["range"], p["meaning"]]
-            for p in row["parameters"]
-        ]
+        listed = [[code(p["name"]), code(p["default"]), p["range"], p["meaning"]] for p in row["parameters"]]
         out += [table(["parameter", "default", "range", "meaning"], listed)]
     rewrites = ", ".join(row["rewrites"]) or "nothing"
     goes = "; ".join(
@@ -80,68 +71,71 @@ def _sentence(text: str, *, capital: bool = True) -> str:
 
 def devices() -> str:
     """The catalogue of devices as `python -m simulator.devices` prints it."""
-    from simulator.device import list_devices, load
+    from simulator.device.catalogue import list_devices, load
     from simulator.devices import row_of
 
     body = []
     for name in list_devices():
         r = row_of(load(name))
-        numbers = (
-            "capacity_gb", "bandwidth_gb_per_s", "tflop16_per_s", "tflop8_per_s", "link_gb_per_s", "power_w",
-        )  # fmt: skip
+        numbers = ("capacity_gb", "bandwidth_gb_per_s", "tflop16_per_s", "tflop8_per_s", "link_gb_per_s", "power_w")
         body.append(
             [code(name), f"{r['vendor']} {r['arch']}", *(number(r[k]) for k in numbers), ", ".join(r["measured"])]
-        )  # fmt: skip
-    headers = [
-        "device",
-        "architecture",
-        "GB",
-        "GB/s",
-        "16-bit TFLOP/s",
-        "8-bit TFLOP/s",
-        "link GB/s",
-        "W",
-    ]
+        )
+    headers = ["device", "architecture", "GB", "GB/s", "16-bit TFLOP/s", "8-bit TFLOP/s", "link GB/s", "W"]
     rule = table([*headers, "fitted families"], body)
     return f"{len(body)} devices.\n\n{rule}"
 
 
 def models() -> str:
     """Bundled models."""
-    from simulator.hub import find_model, list_models
+    from simulator.model.hub import find_model, list_models
     from simulator.models import row_of
 
     body = []
     for name in list_models():
         r = row_of(find_model(name))
-        body.append([
-            code(name), r["architecture"], f"{r['params'] / 1e9:.3g}", f"{r['active_params'] / 1e9:.3g}",
-            r["layers"], r["heads"], r["kv_heads"], f"{r['max_context']:,}", f"{r['kv_bytes_per_token']:,.0f}",
-        ])  # fmt: skip
+        body.append(
+            [
+                code(name),
+                r["architecture"],
+                f"{r['params'] / 1e9:.3g}",
+                f"{r['active_params'] / 1e9:.3g}",
+                r["layers"],
+                r["heads"],
+                r["kv_heads"],
+                f"{r['max_context']:,}",
+                f"{r['kv_bytes_per_token']:,.0f}",
+            ]
+        )
     headers = [
-        "model", "architecture", "parameters [10⁹]", "active [10⁹]", "layers", "heads", "KV heads", "context",
+        "model",
+        "architecture",
+        "parameters [10⁹]",
+        "active [10⁹]",
+        "layers",
+        "heads",
+        "KV heads",
+        "context",
         "KV [B/token]",
-    ]  # fmt: skip
+    ]
     return f"{len(body)} models.\n\n" + table(headers, body)
 
 
 def engines() -> str:
     """Serving engines and what each adds to the kernels."""
-    from simulator.engine import Engine, load_engines
+    from simulator.roofline.engine import Engine, load_engines
 
     shown = [f.name for f in fields(Engine) if f.name.endswith("_s")]
     body = [
         [code(name), *(number(float(f"{getattr(e, k) * 1e6:.3g}")) for k in shown)]
         for name, e in load_engines().items()
     ]
-    return table(
-        ["engine", *(f"{k.removesuffix('_s').replace('_', ' ')} [µs]" for k in shown)], body
-    )
+    return table(["engine", *(f"{k.removesuffix('_s').replace('_', ' ')} [µs]" for k in shown)], body)
 
 
 def scenario() -> str:
     """Fields of a scenario: flags of predict, parameters of a link, arguments in Python."""
-    from simulator.scenario import Scenario
+    from simulator.scenario.scenario import Scenario
 
     body = []
     for name, field in Scenario.model_fields.items():
@@ -152,7 +146,7 @@ def scenario() -> str:
 
 def sweep_columns() -> str:
     """Columns of a sweep's file."""
-    from simulator.result import COLUMNS
+    from simulator.results.result import COLUMNS
 
     body = [[code(k), c.kind, c.unit, c.meaning] for k, c in COLUMNS.items()]
     return table(["column", "kind", "unit", "meaning"], body)

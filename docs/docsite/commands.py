@@ -18,9 +18,7 @@ def anchor(verb: str) -> str:
 
 def verbs_table() -> str:
     """Every verb, what it answers, and a link to its flags."""
-    rows = [
-        [f"[`python -m {v.module}`](#{anchor(v.module)})", v.summary, _needs(v)] for v in verbs()
-    ]
+    rows = [[f"[`python -m {v.module}`](#{anchor(v.module)})", v.summary, _needs(v)] for v in verbs()]
     return table(["command", "answers", "needs"], rows)
 
 
@@ -37,13 +35,7 @@ def reference(package: str) -> str:
 
 def _section(verb: Verb) -> str:
     root = typer.main.get_command(application(verb.module))
-    lines = [
-        f"({anchor(verb.module)})=",
-        f"## `python -m {verb.module}`",
-        "",
-        verb.summary + ".",
-        "",
-    ]
+    lines = [f"({anchor(verb.module)})=", f"## `python -m {verb.module}`", "", verb.summary + ".", ""]
     subcommands = getattr(root, "commands", None)
     if subcommands:
         for name, command in subcommands.items():

@@ -2,14 +2,16 @@
 
 from docsite.markdown import svg
 from reports.style import COLOURS, INK, LINES, MARKERS, MUTED, draw, themed
-from simulator.grid import Grid
-from simulator.sweep import sweep
+from simulator.results.swept import sweep
+from simulator.scenario.grid import Grid
 
 MODEL, DEVICE = "llama-3.1-8b", "h100-sxm"
 POLICIES = {
-    "w4a16": "4-bit weights", "teal(keep=0.5)": "TEAL, half of the activations",
-    "kv_quant(bits=4)": "4-bit KV cache", "quest(budget=2048)": "Quest, 2,048 tokens of KV",
-}  # fmt: skip
+    "w4a16": "4-bit weights",
+    "teal(keep=0.5)": "TEAL, half of the activations",
+    "kv_quant(bits=4)": "4-bit KV cache",
+    "quest(budget=2048)": "Quest, 2,048 tokens of KV",
+}
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
 PROMPTS = (512, 30000)
 
@@ -17,22 +19,23 @@ PROMPTS = (512, 30000)
 def figure() -> str:
     """Speed-up of decoding over the dense model against the batch, at a short and at a long context."""
     rows = _rows()
-    label = (
-        f"Predicted decode speed-up over dense of four policies, {MODEL} on {DEVICE}, batch 1 to 64"
-    )
+    label = f"Predicted decode speed-up over dense of four policies, {MODEL} on {DEVICE}, batch 1 to 64"
     broad = draw(2.8, lambda canvas: _paint(canvas, rows, (1, 2)))
     narrow = draw(4.6, lambda canvas: _paint(canvas, rows, (2, 1)), width_in=3.6)
     return "\n".join(
-        svg(themed(drawing, kind, label), kind)
-        for kind, drawing in (("broad", broad), ("narrow", narrow))
+        svg(themed(drawing, kind, label), kind) for kind, drawing in (("broad", broad), ("narrow", narrow))
     )
 
 
 def _rows() -> list[dict]:
     grid = Grid(
-        model=(MODEL,), device=(DEVICE,), policy=("dense", *POLICIES), batch=BATCHES, prompt_tokens=PROMPTS,
+        model=(MODEL,),
+        device=(DEVICE,),
+        policy=("dense", *POLICIES),
+        batch=BATCHES,
+        prompt_tokens=PROMPTS,
         output_tokens=(128,),
-    )  # fmt: skip
+    )
     return [row for block in sweep([grid]) for row in block.to_arrow().to_pylist()]
 
 
@@ -44,16 +47,10 @@ def _paint(canvas, rows: list[dict], shape: tuple[int, int]) -> None:
             points = [
                 (r["batch"], r["tpot_speedup"])
                 for r in rows
-                if r["prompt_tokens"] == prompt
-                and _same(r["policy"], policy)
-                and r["status"] == "ok"
+                if r["prompt_tokens"] == prompt and _same(r["policy"], policy) and r["status"] == "ok"
             ]
             ax.plot(
-                *zip(*sorted(points), strict=True),
-                label=name,
-                color=COLOURS[j],
-                linestyle=LINES[j],
-                marker=MARKERS[j],
+                *zip(*sorted(points), strict=True), label=name, color=COLOURS[j], linestyle=LINES[j], marker=MARKERS[j]
             )
         ax.set_xscale("log", base=2)
         ax.set_xticks(BATCHES, [f"{b}" for b in BATCHES])
@@ -64,9 +61,11 @@ def _paint(canvas, rows: list[dict], shape: tuple[int, int]) -> None:
     if shape[0] == 1:
         axes[0].set_xlabel("sequences in the batch")
     canvas.legend(
-        *axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4 if shape[0] == 1 else 2,
+        *axes[0].get_legend_handles_labels(),
+        loc="outside lower center",
+        ncols=4 if shape[0] == 1 else 2,
         handlelength=2.6,
-    )  # fmt: skip
+    )
 
 
 def _same(written: str, asked: str) -> bool:

@@ -69,7 +69,4 @@ def setup(app):
 
 
 def _all_generated(app, env, added, changed, removed):
-    return [
-        name for name in env.found_docs - added
-        if _MARK.search(env.doc2path(name).read_text(encoding="utf-8"))
-    ]  # fmt: skip
+    return [name for name in env.found_docs - added if _MARK.search(env.doc2path(name).read_text(encoding="utf-8"))]

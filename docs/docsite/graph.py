@@ -20,9 +20,13 @@ PACKAGES = ("app", "reports", "sparse_kernels", "traces", "simulator", "hw_profi
 LETTER, LINE = 6.7, 11
 """Width of a letter and font size of the fixed-width labels [px]."""
 BOXES = {
-    "app": (345, 10), "sparse_kernels": (10, 110), "traces": (195, 110), "reports": (500, 110),
-    "simulator": (345, 210), "hw_profiles": (345, 300),
-}  # fmt: skip
+    "app": (345, 10),
+    "sparse_kernels": (10, 110),
+    "traces": (195, 110),
+    "reports": (500, 110),
+    "simulator": (345, 210),
+    "hw_profiles": (345, 300),
+}
 """Left upper corners; between traces and reports there is room for the arrow from app to simulator [px]."""
 BOX = (170, 46)
 WIDTH, CELL = 474, 25
@@ -63,18 +67,9 @@ def folders() -> str:
         parts.append(_text(label, *at, kind="count"))
     for name, (x, y) in BOXES.items():
         modules = sum(m.split(".")[0] == name for m in _graph().modules)
-        parts.append(
-            f'<rect x="{x}" y="{y}" width="{width}" height="{height}" rx="6" class="box"/>'
-        )
+        parts.append(f'<rect x="{x}" y="{y}" width="{width}" height="{height}" rx="6" class="box"/>')
         parts.append(_text(name, x + width / 2, y + 20, kind="name"))
-        parts.append(
-            _text(
-                f"{modules} modules" if modules > 1 else "data files",
-                x + width / 2,
-                y + 36,
-                kind="count",
-            )
-        )
+        parts.append(_text(f"{modules} modules" if modules > 1 else "data files", x + width / 2, y + 36, kind="count"))
     return svg(_drawing(680, 356, parts, "Folders and their imports"))
 
 
@@ -90,9 +85,7 @@ def layers() -> str:
     for i, names in enumerate(rows):
         chips = _chips(names)
         height = 14 + 25 * (chips[-1][2] + 1)
-        parts.append(
-            f'<rect x="2" y="{y}" width="{WIDTH - 4}" height="{height}" rx="6" class="band"/>'
-        )
+        parts.append(f'<rect x="2" y="{y}" width="{WIDTH - 4}" height="{height}" rx="6" class="band"/>')
         parts.append(_text(f"{i + 1}", 16, y + height / 2 + 4, kind="count"))
         for name, left, row, wide in chips:
             n, line = fan_in[f"simulator.{name}"], y + 10 + 25 * row
@@ -108,11 +101,7 @@ def layers() -> str:
                 parts.append(_rect(left + 1, middle - 10, CELL - 2, 20, shade))
                 parts.append(_text(f"{n}", left + CELL / 2, middle + 4, kind="name"))
         y += height + 6
-    return svg(
-        _drawing(
-            WIDTH + 16 + CELL * len(rows), y + 4, parts, "Layers of the simulator and their imports"
-        )
-    )
+    return svg(_drawing(WIDTH + 16 + CELL * len(rows), y + 4, parts, "Layers of the simulator and their imports"))
 
 
 def _chips(names: list[str]) -> list[tuple[str, float, int, float]]:
@@ -144,11 +133,7 @@ def _rect(x: float, y: float, width: float, height: float, style: str) -> str:
 def _layers() -> list[list[str]]:
     root = Path(__file__).parents[2]
     project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))
-    contract = next(
-        c
-        for c in project["tool"]["importlinter"]["contracts"]
-        if c.get("containers") == ["simulator"]
-    )
+    contract = next(c for c in project["tool"]["importlinter"]["contracts"] if c.get("containers") == ["simulator"])
     known = {m.split(".")[1] for m in _graph().modules if m.startswith("simulator.")}
     rows = [re.findall(r"\w+", line) for line in contract["layers"]]
     return [[name for name in row if name in known] for row in rows]

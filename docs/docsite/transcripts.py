@@ -50,9 +50,8 @@ def examples(text: str) -> Iterator[Example]:
     for m in FENCE.finditer(text):
         shown = None if m["shown"] is None else m["shown"].rstrip("\n")
         yield Example(
-            m["kind"], m["code"].rstrip("\n"), m["why"], m["lines"] or "", int(m["exit"] or 0),
-            shown, m.span("shown"),
-        )  # fmt: skip
+            m["kind"], m["code"].rstrip("\n"), m["why"], m["lines"] or "", int(m["exit"] or 0), shown, m.span("shown")
+        )
 
 
 def environment(folder: Path) -> dict[str, str]:
@@ -67,9 +66,14 @@ def environment(folder: Path) -> dict[str, str]:
     (info / "entry_points.txt").write_text("[shadowline.policies]\nstrided_kv = strided_kv\n")
     tools = Path(sys.executable).parent
     return {
-        **os.environ, "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(site),
-        "SHADOWLINE_HOME": str(home), "COLUMNS": "200", "NO_COLOR": "1", "HF_HUB_OFFLINE": "1",
-    }  # fmt: skip
+        **os.environ,
+        "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(site),
+        "SHADOWLINE_HOME": str(home),
+        "COLUMNS": "200",
+        "NO_COLOR": "1",
+        "HF_HUB_OFFLINE": "1",
+    }
 
 
 def prepare(folder: Path) -> Path:
@@ -82,23 +86,11 @@ def prepare(folder: Path) -> Path:
 
 def run(example: Example, work: Path, env: dict[str, str]) -> str:
     """What the fence prints; another exit status than the page's is an AssertionError."""
-    command = (
-        ["bash", "-c", example.code]
-        if example.kind == "sh"
-        else [sys.executable, "-c", example.code]
-    )
+    command = ["bash", "-c", example.code] if example.kind == "sh" else [sys.executable, "-c", example.code]
     done = subprocess.run(
-        command,
-        cwd=work,
-        env=env,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=300,
+        command, cwd=work, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300
     )
-    assert done.returncode == example.exit_code, (
-        f"{example.code}\nexit {done.returncode}\n{done.stdout}"
-    )
+    assert done.returncode == example.exit_code, f"{example.code}\nexit {done.returncode}\n{done.stdout}"
     return "\n".join(line.rstrip() for line in done.stdout.strip("\n").splitlines())
 
 
@@ -153,9 +145,7 @@ def main() -> None:
     """Run the commands of the guides and write what they print in again."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("pages", nargs="*", default=PAGES, help="below docs/")
-    parser.add_argument(
-        "--update", action="store_true", required=True, help="say that pages may change"
-    )
+    parser.add_argument("--update", action="store_true", required=True, help="say that pages may change")
     for page in parser.parse_args().pages:
         print(f"{page}: {update(DOCS / page)} outputs changed")
 

@@ -13,8 +13,8 @@ from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from simulator.dtypes import FORMATS, DType
-from simulator.ops import Attention, Linear, Op
+from simulator.base.dtypes import FORMATS, DType
+from simulator.ops.ops import Attention, Linear, Op
 from sparse_kernels.registry import Case, Kernel
 
 if TYPE_CHECKING:
@@ -76,11 +76,19 @@ def dense_ops(what: str, case: Case) -> tuple[Op, ...]:
     prefill = what == "prefill"
     return (
         Attention(
-            role="attn", phase="prefill" if prefill else "decode", batch=rows,
-            q_len=tokens if prefill else 1.0, kv_len=tokens, n_heads=hq, n_kv_heads=hk, head_dim=d,
-            v_head_dim=d, math=DType(case.dtype), kv_element_bytes=2.0,
+            role="attn",
+            phase="prefill" if prefill else "decode",
+            batch=rows,
+            q_len=tokens if prefill else 1.0,
+            kv_len=tokens,
+            n_heads=hq,
+            n_kv_heads=hk,
+            head_dim=d,
+            v_head_dim=d,
+            math=DType(case.dtype),
+            kv_element_bytes=2.0,
         ),
-    )  # fmt: skip
+    )
 
 
 def candidates(what: str, case: Case, where: str = "cuda") -> Mapping[str, Maker]:
@@ -93,7 +101,7 @@ def candidates(what: str, case: Case, where: str = "cuda") -> Mapping[str, Maker
     return {
         name: partial({"product": _product, "mlp": _mlp}.get(what, _projections), case, where, linear)
         for name, linear in linears.items()
-    }  # fmt: skip
+    }
 
 
 def _draw(case: Case, where: str, *shape: int) -> torch.Tensor:
@@ -199,10 +207,7 @@ def _attention(what: str, case: Case, where: str) -> Mapping[str, Maker]:
         new, made = draw(rows, hk, d), decode.buffers(q, hk, tokens - 1)
         return lambda: decode.attend(q, k, v, new, new, **made, tokens=tokens), _size(q, k, v)
 
-    found: dict[str, Maker] = {
-        "torch SDPA": sdpa,
-        "torch SDPA, cuDNN": partial(sdpa, SDPBackend.CUDNN_ATTENTION),
-    }
+    found: dict[str, Maker] = {"torch SDPA": sdpa, "torch SDPA, cuDNN": partial(sdpa, SDPBackend.CUDNN_ATTENTION)}
     if what == "decode":
         found["our flash_decode"] = ours
         if hq != hk:

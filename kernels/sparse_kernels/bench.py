@@ -12,18 +12,13 @@ from typing import Annotated, Any
 
 import typer
 
-from simulator import console
-from simulator.errors import InputError, UnknownNameError
+from simulator.base import console
+from simulator.base.errors import InputError, UnknownNameError
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 DEVICES = ("cpu", "cuda")
-LIMIT_S = {
-    ("cpu", False): 120.0,
-    ("cpu", True): 540.0,
-    ("cuda", False): 290.0,
-    ("cuda", True): 530.0,
-}
+LIMIT_S = {("cpu", False): 120.0, ("cpu", True): 540.0, ("cuda", False): 290.0, ("cuda", True): 530.0}
 """Wall time after which no further point is begun [s], by device and --full."""
 BUSY = 0.1
 """Share of interrupted runs from which a verdict says that the machine was not idle [-]."""
@@ -72,16 +67,20 @@ def run(
     # Predictions that rows were measured under keep the time they were made at.
     if out is not None and not (rows and bench_rows.prediction_file(out).is_file()):
         record = {
-            "sha256": digest, "made": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
-            "device": bench.device.name, "profile": bench.device.profile_hash, "facts": facts,
+            "sha256": digest,
+            "made": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+            "device": bench.device.name,
+            "profile": bench.device.profile_hash,
+            "facts": facts,
             "points": listed,
-        }  # fmt: skip
+        }
         bench_rows.write_predictions(bench_rows.prediction_file(out), record)
     same = {
-        "prediction_sha256": digest, "date": dt.date.today().isoformat(),
+        "prediction_sha256": digest,
+        "date": dt.date.today().isoformat(),
         "versions": " ".join(f"{k}={v}" for k, v in facts.get("versions", {}).items()),
         "machine": machine.fingerprint(facts),
-    }  # fmt: skip
+    }
     finished = {key for key, r in rows.items() if r["status"] == "ok"}
     todo = [(p, r) for p, r in zip(points, before, strict=True) if p.key not in finished]
     # What broke an earlier run comes last, so that it cannot break this one before the rest.
@@ -104,7 +103,7 @@ def run(
 
 
 def _cpu(threads: int, full: bool, calibrate: bool) -> Any:
-    from simulator import device as devices
+    from simulator.device import catalogue as devices
     from sparse_kernels import machine
     from sparse_kernels.bench_cpu import CpuBench
 
@@ -148,16 +147,10 @@ def command(
     calibrate: Annotated[
         bool, typer.Option("--calibrate", help="calibrate this CPU first, and forget it afterwards")
     ] = False,
-    home: Annotated[
-        Path | None, typer.Option(help="folder of calibrated profiles; default $SHADOWLINE_HOME")
-    ] = None,
+    home: Annotated[Path | None, typer.Option(help="folder of calibrated profiles; default $SHADOWLINE_HOME")] = None,
     threads: Annotated[int, typer.Option(min=1, help="BLAS threads (cpu)")] = 1,
-    limit_s: Annotated[
-        float | None, typer.Option(min=1.0, help="begin no point after so many seconds")
-    ] = None,
-    summary: Annotated[
-        bool, typer.Option("--summary", help="print the verdict without the table")
-    ] = False,
+    limit_s: Annotated[float | None, typer.Option(min=1.0, help="begin no point after so many seconds")] = None,
+    summary: Annotated[bool, typer.Option("--summary", help="print the verdict without the table")] = False,
     json_: Annotated[bool, typer.Option("--json", help='{"rows": [...]} on stdout')] = False,
 ) -> None:
     """Judge every kernel against its naive twin, time it, and print predicted beside measured.
@@ -176,23 +169,24 @@ def command(
     from sparse_kernels import machine
 
     if device == "cpu":
-        _fix_threads(threads)
+        machine.use_threads(threads)
     with _home(calibrate, home):
         if device == "cpu":
             bench = _cpu(threads, full, calibrate)
             facts: dict[str, Any] = {
-                "versions": machine.versions("numpy", "scipy"), "cpu": machine.cpu_model(),
-                "cores": machine.cores(), "threads": threads, "clock_hz": machine.clocks_hz(),
-            }  # fmt: skip
+                "versions": machine.versions("numpy", "scipy"),
+                "cpu": machine.cpu_model(),
+                "cores": machine.cores(),
+                "threads": threads,
+                "clock_hz": machine.clocks_hz(),
+            }
         else:
             from sparse_kernels.bench_cuda import facts_of, open_bench
 
             bench = open_bench(full)
             facts = facts_of()
         limit = LIMIT_S[device, full] if limit_s is None else limit_s
-        rows, digest, missed = run(
-            bench, op or [], out=out, resume=resume, limit_s=limit, facts=facts, quiet=json_
-        )
+        rows, digest, missed = run(bench, op or [], out=out, resume=resume, limit_s=limit, facts=facts, quiet=json_)
     if json_:
         _as_json(rows, digest, missed, facts)
     else:
@@ -206,25 +200,13 @@ def command(
         raise SystemExit(1)
 
 
-def _fix_threads(threads: int) -> None:
-    from sparse_kernels import machine
-
-    most = machine.cores()
-    if threads > most:
-        raise InputError(f"this process may use {most} cores, not {threads}", where="--threads")
-    try:
-        machine.fix_threads(threads)
-    except RuntimeError as error:
-        raise InputError(str(error), where="--threads") from None
-
-
 def _as_json(rows: list[dict[str, Any]], digest: str, missed: int, facts: dict[str, Any]) -> None:
     from sparse_kernels import bench_rows
 
     total = bench_rows.summary(rows)
     console.out_json(
         {"rows": rows, "summary": total, "prediction_sha256": digest, "not_reached": missed, "facts": facts}
-    )  # fmt: skip
+    )
 
 
 def _show(rows: list[dict[str, Any]], digest: str, device: str, summary: bool) -> None:
@@ -252,18 +234,38 @@ def _table(rows: list[dict[str, Any]], digest: str, device: str, points: int) ->
         tell = "" if r["status"] == "ok" else f"{r['status']}: {r['reason']}"
         if r["status"] == "ok" and not r["inside"]:
             tell = "outside"
-        body.append([
-            r["op"], r["case"], ms(r["measured_s"]), ms(r["predicted_s"]),
-            f"{ms(r['lo_s'])}-{ms(r['hi_s'])}", console.number(r["ratio"]), console.number(r["speedup"]),
-            console.number(r["predicted_speedup"]), console.number(r["copy_share"]), tell,
-        ])  # fmt: skip
+        body.append(
+            [
+                r["op"],
+                r["case"],
+                ms(r["measured_s"]),
+                ms(r["predicted_s"]),
+                f"{ms(r['lo_s'])}-{ms(r['hi_s'])}",
+                console.number(r["ratio"]),
+                console.number(r["speedup"]),
+                console.number(r["predicted_speedup"]),
+                console.number(r["copy_share"]),
+                tell,
+            ]
+        )
     console.table(
         f"{device}: {points} kernels timed, predictions {digest[:12]} made before",
-        ["op", "case", "measured ms", "predicted ms", "90 % interval", "pred/meas", "speed-up",
-         "predicted", "copy share", ""],
-        body, left=2,
+        [
+            "op",
+            "case",
+            "measured ms",
+            "predicted ms",
+            "90 % interval",
+            "pred/meas",
+            "speed-up",
+            "predicted",
+            "copy share",
+            "",
+        ],
+        body,
+        left=2,
         note="copy share: time of a copy of the same bytes in as many launches, over the kernel's",
-    )  # fmt: skip
+    )
 
 
 def verdict(total: dict[str, Any]) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from simulator.device import Device
+from simulator.device.catalogue import Device
 from sparse_kernels import bench_rows
 from sparse_kernels.cpu.registry import CpuKernel, kernel, kernels
 from sparse_kernels.predictions import Expected, expect

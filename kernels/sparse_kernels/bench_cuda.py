@@ -7,8 +7,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from simulator.device import Device
-from simulator.errors import InputError, UnknownNameError
+from simulator.base.errors import InputError, UnknownNameError
+from simulator.device.catalogue import Device
 from sparse_kernels import baselines, bench_rows, machine, warm
 from sparse_kernels.launch import captured
 from sparse_kernels.predictions import expect
@@ -29,9 +29,7 @@ def require_cuda() -> str:
     try:
         import torch
     except ImportError:
-        raise InputError(
-            "needs torch and triton: pip install 'shadowline[kernels]'", where="--device"
-        ) from None
+        raise InputError("needs torch and triton: pip install 'shadowline[kernels]'", where="--device") from None
     if not torch.cuda.is_available():
         raise InputError("no GPU that torch can use; --device cpu needs none", where="--device")
     return str(torch.cuda.get_device_name(0))
@@ -39,7 +37,7 @@ def require_cuda() -> str:
 
 def this_device() -> Device:
     """Profile of the first GPU, by what its driver calls it."""
-    from simulator import device as devices
+    from simulator.device import catalogue as devices
 
     name = require_cuda()
     try:
@@ -69,9 +67,11 @@ def facts_of() -> dict[str, Any]:
 
     return {
         "versions": machine.versions("torch", "triton", "flash_attn"),
-        "gpu": torch.cuda.get_device_name(0), "cuda": torch.version.cuda,
-        "smi": machine.nvidia_smi(), "cpu": machine.cpu_model(),
-    }  # fmt: skip
+        "gpu": torch.cuda.get_device_name(0),
+        "cuda": torch.version.cuda,
+        "smi": machine.nvidia_smi(),
+        "cpu": machine.cpu_model(),
+    }
 
 
 @dataclass(frozen=True)
@@ -105,9 +105,7 @@ class CudaBench:
             in_flight = warm.in_flight_bytes(plan, compiled, self.device)
             own = expect(plan.ops, self.device, in_flight) if plan.ops else None
             dense = expect(baselines.dense_ops(what, p.case), self.device) if what else None
-            row = bench_rows.predicted(
-                p.member.name, p.member.family, phase, self.device.name, p.case, own, dense
-            )
+            row = bench_rows.predicted(p.member.name, p.member.family, phase, self.device.name, p.case, own, dense)
             yield row if own else row | {"status": "failed", "reason": plan.reason}
 
     def run(self, point: bench_rows.Point, row: bench_rows.Row) -> bench_rows.Row:
@@ -123,11 +121,7 @@ class CudaBench:
             if reason:
                 return row | {"status": "wrong", "reason": reason}
             timed = self._timed(point, row)
-            return (
-                timed
-                if compared
-                else timed | {"reason": "; ".join(filter(None, (timed["reason"], NOT_COMPARED)))}
-            )
+            return timed if compared else timed | {"reason": "; ".join(filter(None, (timed["reason"], NOT_COMPARED)))}
         except Exception as error:  # noqa: BLE001  one kernel must not end a session on a lent GPU
             broken = row | {"status": "failed", "reason": first_line(error)}
         if not answers():
@@ -171,12 +165,7 @@ class CudaBench:
         dense, name = self._baseline(point)
         copy, *_ = self._both(copier(touched, launched, self.where), touched, hot=False)
         timed = bench_rows.measured(
-            row | {"launched": launched},
-            hot or cold,
-            baseline=name,
-            dense=dense,
-            copy=copy,
-            cold=cold,
+            row | {"launched": launched}, hot or cold, baseline=name, dense=dense, copy=copy, cold=cold
         )
         return timed if out_of_l2 else timed | {"reason": PARTLY_IN_L2}
 
@@ -186,9 +175,7 @@ class CudaBench:
         if what is None:
             return None, None
         best: tuple[Timing, str] | None = None
-        touched = float(
-            sum(op.traffic().total_bytes for op in baselines.dense_ops(what, point.case))
-        )
+        touched = float(sum(op.traffic().total_bytes for op in baselines.dense_ops(what, point.case)))
         for name, make in baselines.candidates(what, point.case, self.where).items():
             if name.startswith("our") and point.member.family == "dense":
                 continue
@@ -203,9 +190,7 @@ class CudaBench:
                 best = found, name
         return best or (None, None)
 
-    def _both(
-        self, make: baselines.Maker, touched: float, hot: bool = True
-    ) -> tuple[Timing, Timing | None, bool]:
+    def _both(self, make: baselines.Maker, touched: float, hot: bool = True) -> tuple[Timing, Timing | None, bool]:
         """Cold and, where asked for, hot timing of what `make` allocates; whether cold is out of L2."""
         import torch
 
@@ -273,9 +258,7 @@ def _wrong(member: Kernel, case: Case, where: str, twin: str | None = None) -> s
     return difference(buffers | inputs, want, member.tolerance, case.name)
 
 
-def difference(
-    got: Mapping[str, Any], want: Mapping[str, Any], tolerance: Tolerance, label: str
-) -> str:
+def difference(got: Mapping[str, Any], want: Mapping[str, Any], tolerance: Tolerance, label: str) -> str:
     """First tensor of `want` that `got` misses by more than `tolerance`; empty where there is none."""
     import torch
 

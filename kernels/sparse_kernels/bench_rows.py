@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from simulator.errors import InputError, reason
-from simulator.files import replaced
+from simulator.base.errors import InputError, reason
+from simulator.base.files import replaced
 from sparse_kernels.predictions import Expected
 from sparse_kernels.registry import Case
 from sparse_kernels.timing import Timing
@@ -44,24 +44,53 @@ class DeviceLostError(RuntimeError):
         self.row = row
 
 
-SIZES = (
-    "m", "n", "k", "batch", "tokens", "hq", "hk", "d", "hidden", "neurons", "page", "block", "budget",
-)  # fmt: skip
+SIZES = ("m", "n", "k", "batch", "tokens", "hq", "hk", "d", "hidden", "neurons", "page", "block", "budget")
 COLUMNS = (
-    "op", "case", "family", "device", "phase", "dtype", *SIZES, "keep", "status", "reason",
-    "measured_s", "p20_s", "p80_s", "runs", "disturbed", "timer",
-    "hot_s", "hot_p20_s", "hot_p80_s",
-    "predicted_s", "lo_s", "hi_s", "basis", "ratio", "inside",
-    "baseline", "baseline_s", "baseline_predicted_s", "speedup", "predicted_speedup",
-    "total_bytes", "flop", "launches", "launched", "copy_s", "copy_share",
-    "prediction_sha256", "versions", "machine", "date",
-)  # fmt: skip
+    "op",
+    "case",
+    "family",
+    "device",
+    "phase",
+    "dtype",
+    *SIZES,
+    "keep",
+    "status",
+    "reason",
+    "measured_s",
+    "p20_s",
+    "p80_s",
+    "runs",
+    "disturbed",
+    "timer",
+    "hot_s",
+    "hot_p20_s",
+    "hot_p80_s",
+    "predicted_s",
+    "lo_s",
+    "hi_s",
+    "basis",
+    "ratio",
+    "inside",
+    "baseline",
+    "baseline_s",
+    "baseline_predicted_s",
+    "speedup",
+    "predicted_speedup",
+    "total_bytes",
+    "flop",
+    "launches",
+    "launched",
+    "copy_s",
+    "copy_share",
+    "prediction_sha256",
+    "versions",
+    "machine",
+    "date",
+)
 """One row per op and case; times in s, empty where `status` is not ok. `ratio` is predicted / measured; `launches`
 are the simulator's, `launched` those the kernel really made."""
 
-HASHED = (
-    "op", "case", "predicted_s", "lo_s", "hi_s", "basis", "baseline_predicted_s", "total_bytes", "launches",
-)  # fmt: skip
+HASHED = ("op", "case", "predicted_s", "lo_s", "hi_s", "basis", "baseline_predicted_s", "total_bytes", "launches")
 """What the hash of predictions covers."""
 
 
@@ -71,22 +100,32 @@ def key(op: str, case: str) -> str:
 
 
 def predicted(
-    op: str, family: str, phase: str, device: str, case: Case, own: Expected | None,
-    dense: Expected | None,
-) -> Row:  # fmt: skip
+    op: str, family: str, phase: str, device: str, case: Case, own: Expected | None, dense: Expected | None
+) -> Row:
     """The part of a row that is known before the run; it is what gets hashed."""
     row: Row = dict.fromkeys(COLUMNS) | {
-        "op": op, "case": case.name, "family": family, "device": device, "phase": phase,
-        "dtype": case.dtype, **{s: case.sizes.get(s) for s in SIZES}, "keep": case.keep,
+        "op": op,
+        "case": case.name,
+        "family": family,
+        "device": device,
+        "phase": phase,
+        "dtype": case.dtype,
+        **{s: case.sizes.get(s) for s in SIZES},
+        "keep": case.keep,
         "baseline_predicted_s": dense.predicted_s if dense else None,
-    }  # fmt: skip
+    }
     if own is None:
         return row
     return row | {
-        "predicted_s": own.predicted_s, "lo_s": own.lo_s, "hi_s": own.hi_s, "basis": own.basis,
+        "predicted_s": own.predicted_s,
+        "lo_s": own.lo_s,
+        "hi_s": own.hi_s,
+        "basis": own.basis,
         "predicted_speedup": dense.predicted_s / own.predicted_s if dense else None,
-        "total_bytes": own.total_bytes, "flop": own.flop, "launches": own.launches,
-    }  # fmt: skip
+        "total_bytes": own.total_bytes,
+        "flop": own.flop,
+        "launches": own.launches,
+    }
 
 
 def measured(
@@ -106,18 +145,20 @@ def measured(
     """
     judged = cold or own
     out = dict(row) | {
-        "status": "ok", "measured_s": judged.median_s, "p20_s": judged.p20_s, "p80_s": judged.p80_s,
-        "runs": judged.runs, "disturbed": judged.disturbed, "timer": judged.timer,
+        "status": "ok",
+        "measured_s": judged.median_s,
+        "p20_s": judged.p20_s,
+        "p80_s": judged.p80_s,
+        "runs": judged.runs,
+        "disturbed": judged.disturbed,
+        "timer": judged.timer,
         "ratio": row["predicted_s"] / judged.median_s,
         "inside": bool(row["lo_s"] <= judged.median_s <= row["hi_s"]),
-    }  # fmt: skip
+    }
     if cold is not None:
         out |= {"hot_s": own.median_s, "hot_p20_s": own.p20_s, "hot_p80_s": own.p80_s}
     if dense is not None:
-        out |= {
-            "baseline": baseline, "baseline_s": dense.median_s,
-            "speedup": dense.median_s / judged.median_s,
-        }  # fmt: skip
+        out |= {"baseline": baseline, "baseline_s": dense.median_s, "speedup": dense.median_s / judged.median_s}
     if copy is not None:
         out |= {"copy_s": copy.median_s, "copy_share": copy.median_s / judged.median_s}
     return out
@@ -137,12 +178,15 @@ def summary(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     both = [(r["speedup"], r["predicted_speedup"]) for r in timed]
     same = [(s > 1) == (p > 1) for s, p in both if s and p]
     return out | {
-        "median_ratio": float(middle), "p10_ratio": float(low), "p90_ratio": float(high),
-        "median_ape": float(np.median(ape)), "p90_ape": float(np.quantile(ape, 0.9)),
+        "median_ratio": float(middle),
+        "p10_ratio": float(low),
+        "p90_ratio": float(high),
+        "median_ape": float(np.median(ape)),
+        "p90_ape": float(np.quantile(ape, 0.9)),
         "coverage_90": float(np.mean([r["inside"] for r in timed])),
         "same_verdict": float(np.mean(same)) if same else None,
         "disturbed": float(np.mean([r["disturbed"] or 0.0 for r in timed])),
-    }  # fmt: skip
+    }
 
 
 def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -154,10 +198,25 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 NUMBERS = frozenset(
-    c for c in COLUMNS
-    if c.endswith("_s") or c in (*SIZES, "keep", "runs", "disturbed", "ratio", "speedup",
-    "predicted_speedup", "total_bytes", "flop", "launches", "launched", "copy_share")
-)  # fmt: skip
+    c
+    for c in COLUMNS
+    if c.endswith("_s")
+    or c
+    in (
+        *SIZES,
+        "keep",
+        "runs",
+        "disturbed",
+        "ratio",
+        "speedup",
+        "predicted_speedup",
+        "total_bytes",
+        "flop",
+        "launches",
+        "launched",
+        "copy_share",
+    )
+)
 
 
 def read_rows(path: Path) -> list[Row]:

@@ -40,9 +40,7 @@ def tiles(x: torch.Tensor, axis: Axis) -> torch.Tensor:
     """Elements of x (batch, hk, tokens, d) tile by tile: (batch, hk, tiles, 64)."""
     batch, hk, tokens, d = x.shape
     if axis == "tokens":
-        return (
-            x.view(batch, hk, tokens // TILE, TILE, d).transpose(3, 4).reshape(batch, hk, -1, TILE)
-        )
+        return x.view(batch, hk, tokens // TILE, TILE, d).transpose(3, 4).reshape(batch, hk, -1, TILE)
     return x.reshape(batch, hk, -1, TILE)
 
 
@@ -58,17 +56,11 @@ def pack(x: torch.Tensor, kept: int, axis: Axis) -> dict[str, torch.Tensor]:
     size = capacity(tokens, d, kept)
     lane = torch.arange(TILE, device=x.device)
     # Zeros of the padding first, then the kept values; what belongs to neither goes to a slot past the end.
-    blank = torch.where(
-        (lane >= count[..., None]) & (lane < padded[..., None]), offset[..., None] + lane, size
-    )
+    blank = torch.where((lane >= count[..., None]) & (lane < padded[..., None]), offset[..., None] + lane, size)
     place = torch.where(mask, offset[..., None] + mask.cumsum(-1) - 1, size)
     values = x.new_full((batch, hk, size + 1), float("nan"))
     values.scatter_(2, blank.flatten(2), 0.0).scatter_(2, place.flatten(2), element.flatten(2))
-    return {
-        "bits": bits.to(torch.int32),
-        "offset": offset.to(torch.int32),
-        "values": values[..., :size].contiguous(),
-    }
+    return {"bits": bits.to(torch.int32), "offset": offset.to(torch.int32), "values": values[..., :size].contiguous()}
 
 
 def unpack(packed: dict[str, torch.Tensor], d: int, axis: Axis) -> torch.Tensor:

@@ -17,10 +17,16 @@ from sparse_kernels.sass import Use
 from sparse_kernels.target import compiling_for
 
 _TYPES = {
-    "torch.bfloat16": "bf16", "torch.float16": "fp16", "torch.float32": "fp32",
-    "torch.int8": "i8", "torch.uint8": "u8", "torch.int16": "i16", "torch.int32": "i32",
-    "torch.int64": "i64", "torch.bool": "i1",
-}  # fmt: skip
+    "torch.bfloat16": "bf16",
+    "torch.float16": "fp16",
+    "torch.float32": "fp32",
+    "torch.int8": "i8",
+    "torch.uint8": "u8",
+    "torch.int16": "i16",
+    "torch.int32": "i32",
+    "torch.int64": "i64",
+    "torch.bool": "i1",
+}
 DIVISIBLE = 16
 """Alignment of pointers [B] and divisor of sizes that Triton specialises a kernel on."""
 
@@ -87,9 +93,14 @@ def job(launch: Launch) -> Job:
         else:
             raise TypeError(f"{launch.name}: cannot specialise {name} of {type(value).__name__}")
     return Job(
-        launch.kernel.fn.__module__, launch.name, tuple(signature), tuple(constants),
-        tuple(divisible), launch.num_warps, launch.num_stages,
-    )  # fmt: skip
+        launch.kernel.fn.__module__,
+        launch.name,
+        tuple(signature),
+        tuple(constants),
+        tuple(divisible),
+        launch.num_warps,
+        launch.num_stages,
+    )
 
 
 def jobs(kernel: Kernel, case: Case, targets: Iterable[int]) -> dict[int, list[Job]]:
@@ -184,9 +195,7 @@ def _log(task: Job, cc: int) -> str:
     return said.getvalue()
 
 
-def compile_all(
-    tasks: Iterable[tuple[Job, int]], processes: int
-) -> Mapping[tuple[Job, int], Built | str]:
+def compile_all(tasks: Iterable[tuple[Job, int]], processes: int) -> Mapping[tuple[Job, int], Built | str]:
     """Every (job, compute capability), in `processes` processes; a failure is its first line."""
     wanted = list(dict.fromkeys(tasks))
     if processes <= 1 or len(wanted) < 2:

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from simulator import console
-from simulator.errors import UnknownNameError
+from simulator.base import console
+from simulator.base.errors import UnknownNameError
 
 if TYPE_CHECKING:
-    from simulator.calibration import Fit
+    from simulator.device.fits import Fit
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 DEVICES = ("cpu", "cuda")
@@ -40,8 +40,7 @@ def calibrate_cpu(out: Path, *, quick: bool, threads: int) -> tuple[str, list[Fi
 def command(
     device: Annotated[str, typer.Option(help="cpu | cuda")] = "cpu",
     out: Annotated[
-        Path | None,
-        typer.Option(help="folder for devices/ and measured/; default your own ($SHADOWLINE_HOME)"),
+        Path | None, typer.Option(help="folder for devices/ and measured/; default your own ($SHADOWLINE_HOME)")
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="fewer shapes, at most a minute")] = False,
     threads: Annotated[int, typer.Option(min=1, help="BLAS threads (cpu)")] = 1,
@@ -55,13 +54,13 @@ def command(
     """
     if device not in DEVICES:
         raise UnknownNameError("device", device, DEVICES, where="--device")
-    from simulator.device import user_data_dir
+    from simulator.device.catalogue import user_data_dir
 
     home = out or user_data_dir()
     if device == "cpu":
-        from sparse_kernels.bench import _fix_threads
+        from sparse_kernels.machine import use_threads
 
-        _fix_threads(threads)
+        use_threads(threads)
         name, fits, paths = calibrate_cpu(home, quick=quick, threads=threads)
     else:
         from sparse_kernels.calibrate_cuda import calibrate_cuda
@@ -69,12 +68,18 @@ def command(
         name, fits, paths = calibrate_cuda(home, quick=quick)
     rows = [
         {
-            "family": f.family, "device": f.device, "dtype": f.dtype, "n": f.n,
-            "sigma": f.residual.sigma_in, "q05": f.residual.q05, "q95": f.residual.q95,
-            "coefficients": dict(f.coefficients), "date": f.date,
+            "family": f.family,
+            "device": f.device,
+            "dtype": f.dtype,
+            "n": f.n,
+            "sigma": f.residual.sigma_in,
+            "q05": f.residual.q05,
+            "q95": f.residual.q95,
+            "coefficients": dict(f.coefficients),
+            "date": f.date,
         }
         for f in fits
-    ]  # fmt: skip
+    ]
     if json_:
         console.out_json({"rows": rows, "device": name, "files": [str(p) for p in paths]})
         return
@@ -87,12 +92,10 @@ def command(
         ],
         left=2,
         note="sigma and quantiles of ln(measured/predicted), out of fold",
-    )  # fmt: skip
+    )
     where = "" if out is None else f"SHADOWLINE_HOME={home} "
     dtype = " --dtype fp32" if device == "cpu" else ""
-    console.out(
-        f"next: {where}python -m simulator.predict --device {name}{dtype} --model llama-2-7b"
-    )
+    console.out(f"next: {where}python -m simulator.predict --device {name}{dtype} --model llama-2-7b")
 
 
 if __name__ == "__main__":

@@ -142,31 +142,30 @@ def _gathers(quick: bool) -> Iterator[Job]:
 
 def _attention(quick: bool) -> Iterator[Job]:
     lengths = (128, 512, 2048, 8192) if quick else (128, 512, 2048, 8192, 32768)
-    for kv_heads, group, d in (
-        (1, 1, 64),
-        (1, 4, 128),
-        (4, 1, 128),
-        (8, 1, 64),
-        (2, 4, 64),
-        (2, 4, 128),
-    ):
+    for kv_heads, group, d in ((1, 1, 64), (1, 4, 128), (4, 1, 128), (8, 1, 64), (2, 4, 64), (2, 4, 128)):
         for tokens in lengths:
             for batch in (1, 4) if tokens <= 2048 else (1,):
                 yield _attend("decode", batch, 1, tokens, kv_heads, group, d)
     for kv_heads, group, d in ((1, 1, 64), (4, 1, 64), (4, 1, 128), (2, 4, 128)):
-        for tokens in (
-            (16, 32, 64, 128, 256, 512) if quick else (16, 32, 64, 128, 256, 512, 1024, 2048)
-        ):
+        for tokens in (16, 32, 64, 128, 256, 512) if quick else (16, 32, 64, 128, 256, 512, 1024, 2048):
             yield _attend("prefill", 1, tokens, tokens, kv_heads, group, d)
 
 
 def _attend(phase: str, batch: int, q_len: int, tokens: int, hk: int, group: int, d: int) -> Job:
     lanes = batch * hk
     row = {
-        "dtype": "fp32", "kv_dtype": "fp32", "phase": phase, "batch": batch, "q_len": q_len,
-        "kv_len": tokens, "n_heads": hk * group, "n_kv_heads": hk, "head_dim": d, "window": 0,
+        "dtype": "fp32",
+        "kv_dtype": "fp32",
+        "phase": phase,
+        "batch": batch,
+        "q_len": q_len,
+        "kv_len": tokens,
+        "n_heads": hk * group,
+        "n_kv_heads": hk,
+        "head_dim": d,
+        "window": 0,
         "kernel": "numpy",
-    }  # fmt: skip
+    }
     k, v = _ones(lanes, tokens, d), _ones(lanes, tokens, d)
     q = _ones(lanes, group * q_len, d)
     if phase == "decode":
@@ -175,9 +174,7 @@ def _attend(phase: str, batch: int, q_len: int, tokens: int, hk: int, group: int
     return "attention", row, lambda: attend(q, k, v)
 
 
-def profile(
-    device: str, measured: dict[str, list[Row]], *, threads: int, date: str
-) -> dict[str, Any]:
+def profile(device: str, measured: dict[str, list[Row]], *, threads: int, date: str) -> dict[str, Any]:
     """Document of the device file: what the system reports and what was measured, each number marked.
 
     The `hbm` rate is that of the largest matrix-vector product, the `l2` rate (last-level cache) the best of
@@ -199,7 +196,7 @@ def profile(
     low = clock.get("base") or top
 
     def number(value: float, unit: str, kind: str, note: str = "", source: str = SOURCE) -> Row:
-        from simulator.units import exact_quantity
+        from simulator.base.units import exact_quantity
 
         entry = {"value": exact_quantity(float(value), unit), "source": source, "kind": kind}
         return entry | ({"note": note} if note else {})
@@ -215,8 +212,12 @@ def profile(
     tier = {"sector": system(line if known else None, 64, "B", guess)}
     tier["line"] = tier["sector"]
     return {
-        "schema": 1, "name": device, "aliases": [], "matches": [model],
-        "vendor": machine.vendor(model), "arch": f"cpu-{platform.machine().casefold()}",
+        "schema": 1,
+        "name": device,
+        "aliases": [],
+        "matches": [model],
+        "vendor": machine.vendor(model),
+        "arch": f"cpu-{platform.machine().casefold()}",
         "note": f"measured on {date} with numpy on {threads} of {machine.cores()} cores",
         "sm_count": number(threads, "1", "measured", "threads of BLAS; numpy's gathers use one"),
         "marketed_capacity": ram,
@@ -233,22 +234,30 @@ def profile(
         "compute": {"fp32": {"dense": number(flop, "flop/s", "measured", "best product timed")}},
         "memory": [
             {
-                "name": "l2", "technology": "last-level-cache",
+                "name": "l2",
+                "technology": "last-level-cache",
                 "capacity": system(cache if known else None, cache, "B", guess),
                 "bandwidth": number(near, "B/s", "measured", "fastest matrix-vector product"),
-                "latency": number(30e-9, "s", "assumed", "order of magnitude; unused"), **tier,
+                "latency": number(30e-9, "s", "assumed", "order of magnitude; unused"),
+                **tier,
             },
             {
-                "name": "hbm", "technology": "main-memory", "capacity": ram,
+                "name": "hbm",
+                "technology": "main-memory",
+                "capacity": ram,
                 "bandwidth": number(far, "B/s", "measured", f"product with {4e-6 * largest:.0f} MB of weights"),
-                "latency": number(100e-9, "s", "assumed", "order of magnitude; unused"), **tier,
+                "latency": number(100e-9, "s", "assumed", "order of magnitude; unused"),
+                **tier,
             },
         ],
         "link": [
             {
-                "name": "none", "switched": False, "max_ranks": 1, "nvls": False,
+                "name": "none",
+                "switched": False,
+                "max_ranks": 1,
+                "nvls": False,
                 "bandwidth": number(1e9, "B/s", "assumed", "one device per machine: never used"),
                 "latency": number(2e-6, "s", "assumed", "never used"),
             }
         ],
-    }  # fmt: skip
+    }

@@ -15,15 +15,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from simulator import console
-from simulator.device import Device
-from simulator.errors import InputError
+from simulator.base import console
+from simulator.base.errors import InputError
+from simulator.device.catalogue import Device
 from sparse_kernels.bench_cuda import answers, this_device
 from sparse_kernels.calibrate_cpu import RUNS_OF_BYTES, SOURCE
 from sparse_kernels.warm import first_line
 
 if TYPE_CHECKING:
-    from simulator.calibration import Fit
+    from simulator.device.fits import Fit
 
 Row = dict[str, Any]
 Run = Callable[[], object]
@@ -72,8 +72,7 @@ def measure(device: Device, folder: Path, *, quick: bool) -> dict[str, list[Row]
                 console.say(f"left out {family} {row}: {first_line(error)}")
                 if not answers():
                     raise InputError(
-                        f"the GPU answers this process no more; what was measured lies in {folder}",
-                        where="--device",
+                        f"the GPU answers this process no more; what was measured lies in {folder}", where="--device"
                     ) from None
     finally:
         overlay.keep_rows(measured, folder)
@@ -109,9 +108,7 @@ def _timed(device: Device, make: Make, touched: float, *, hot: bool = False) -> 
         l2 = device.l2_bytes
         count = 1 if hot else timing_cuda.sets_for(touched, occupied, l2, free)
         runs = [first, *(make()[0] for _ in range(count - 1))]
-        return timing_cuda.time_runs(
-            runs, 0.05, flush=None if hot else timing_cuda.flusher(l2)
-        ).row()
+        return timing_cuda.time_runs(runs, 0.05, flush=None if hot else timing_cuda.flusher(l2)).row()
 
     return run
 
@@ -131,9 +128,19 @@ def _gemms(device: Device, quick: bool) -> Iterator[Job]:
 
     rows = (1, 16, 128, 2048) if quick else (1, 2, 4, 8, 16, 32, 64, 128, 512, 2048, 8192)
     sides = (
-        (1024, 4096), (4096, 4096), (4096, 11008), (11008, 4096), (6144, 4096), (4096, 14336),
-        (28672, 4096), (8192, 8192), (7168, 28672), (512, 2048), (2048, 512), (32000, 4096),
-    )  # fmt: skip
+        (1024, 4096),
+        (4096, 4096),
+        (4096, 11008),
+        (11008, 4096),
+        (6144, 4096),
+        (4096, 14336),
+        (28672, 4096),
+        (8192, 8192),
+        (7168, 28672),
+        (512, 2048),
+        (2048, 512),
+        (32000, 4096),
+    )
     for m in rows:
         for n, k in sides[:6] if quick else sides:
 
@@ -182,11 +189,7 @@ def _gathers(device: Device) -> Iterator[Job]:
 
             def make(total: int = total, run_bytes: int = run_bytes) -> tuple[Run, int]:
                 table = _tensor(4 * total // run_bytes, run_bytes // 2)
-                index = (
-                    torch.randperm(len(table), device=WHERE)[: total // run_bytes]
-                    .sort()
-                    .values.int()
-                )
+                index = torch.randperm(len(table), device=WHERE)[: total // run_bytes].sort().values.int()
                 out = torch.empty((len(index), run_bytes // 2), dtype=table.dtype, device=WHERE)
                 return lambda: torch.index_select(table, 0, index, out=out), _size(table, out)
 
@@ -207,26 +210,31 @@ def _attention(device: Device, quick: bool) -> Iterator[Job]:
                 q_len = 1 if phase == "decode" else tokens
 
                 def make(
-                    hq: int = hq, hk: int = hk, d: int = d, b: int = batch, s: int = tokens,
-                    q_len: int = q_len,
-                ) -> tuple[Run, int]:  # fmt: skip
+                    hq: int = hq, hk: int = hk, d: int = d, b: int = batch, s: int = tokens, q_len: int = q_len
+                ) -> tuple[Run, int]:
                     # Heads of a group are rows of one product in decode, the layout that torch runs fastest.
                     shape = (b, hk, hq // hk, d) if q_len == 1 else (b, hq, q_len, d)
                     q, k, v = _tensor(*shape), _tensor(b, hk, s, d), _tensor(b, hk, s, d)
                     if q_len == 1:
                         return lambda: F.scaled_dot_product_attention(q, k, v), _size(q, k, v)
                     return (
-                        lambda: F.scaled_dot_product_attention(
-                            q, k, v, is_causal=True, enable_gqa=hq != hk
-                        ),
+                        lambda: F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=hq != hk),
                         _size(q, k, v),
                     )
 
                 row = {
-                    "dtype": "bf16", "kv_dtype": "bf16", "phase": phase, "batch": batch,
-                    "q_len": q_len, "kv_len": tokens, "n_heads": hq, "n_kv_heads": hk,
-                    "head_dim": d, "window": 0, "kernel": "sdpa",
-                }  # fmt: skip
+                    "dtype": "bf16",
+                    "kv_dtype": "bf16",
+                    "phase": phase,
+                    "batch": batch,
+                    "q_len": q_len,
+                    "kv_len": tokens,
+                    "n_heads": hq,
+                    "n_kv_heads": hk,
+                    "head_dim": d,
+                    "window": 0,
+                    "kernel": "sdpa",
+                }
                 touched = 4.0 * batch * tokens * hk * d
                 yield "attention", row, _timed(device, make, touched)
 

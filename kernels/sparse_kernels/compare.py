@@ -10,9 +10,9 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from simulator.granularity import moved_bytes
-from simulator.ops import Op
-from simulator.traffic import Operand
+from simulator.ops.granularity import moved_bytes
+from simulator.ops.ops import Op
+from simulator.ops.traffic import Operand
 from sparse_kernels.recorder import LINE_BYTES, SECTOR_BYTES, Record, Touched, recorded
 from sparse_kernels.registry import Case, Kernel, kernels
 from sparse_kernels.tensors import clone, poison, tensors_of
@@ -130,9 +130,7 @@ def explained_kernels() -> list[Kernel]:
     return [k for k in kernels().values() if k.explained]
 
 
-def _rows(
-    kernel: Kernel, case: Case, inputs: Mapping[str, Any], ops: Sequence[Op], got: Record
-) -> list[Row]:
+def _rows(kernel: Kernel, case: Case, inputs: Mapping[str, Any], ops: Sequence[Op], got: Record) -> list[Row]:
     shapes = tensors_of({**inputs, **kernel.buffers(**inputs)})
     rows = []
     for way, side in (("read", got.reads), ("write", got.writes)):
@@ -156,8 +154,7 @@ def _rows(
                     requested_bytes=sum(t.requested_bytes for t in mine),
                     sectors=sum(t.units(SECTOR_BYTES) for t in mine),
                     # Bytes left out among others move with their sectors all the same.
-                    predicted_sectors=sectors
-                    + sum(math.ceil(b / SECTOR_BYTES) for b in added if b > 0),
+                    predicted_sectors=sectors + sum(math.ceil(b / SECTOR_BYTES) for b in added if b > 0),
                     lines=sum(t.units(LINE_BYTES) for t in mine),
                     aligned=all(_whole_sectors(shapes[n], side[n]) for n in names),
                     explained="; ".join(e.reason for e in extra),

@@ -9,9 +9,9 @@ from typing import Annotated, Any
 
 import typer
 
-from simulator import console
-from simulator.errors import InputError, UnknownNameError
-from simulator.files import replaced
+from simulator.base import console
+from simulator.base.errors import InputError, UnknownNameError
+from simulator.base.files import replaced
 from sparse_kernels import markdown as tables
 from sparse_kernels.markdown import replace_section
 
@@ -24,17 +24,14 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions
 @app.command()
 def command(
     op: Annotated[list[str] | None, typer.Option(help="kernels to compile; default all")] = None,
-    cc: Annotated[
-        str, typer.Option(help="compute capabilities times ten, comma separated")
-    ] = "80,86,89,90,100,120",
+    cc: Annotated[str, typer.Option(help="compute capabilities times ten, comma separated")] = "80,86,89,90,100,120",
     sample: Annotated[
         bool, typer.Option("--sample", help="the first hot case of each kernel on one of --cc each")
     ] = False,
     jobs: Annotated[int, typer.Option(min=0, help="processes; 0 is one per core")] = 0,
     out: Annotated[Path | None, typer.Option(help="write the table as CSV")] = None,
     markdown: Annotated[
-        Path | None,
-        typer.Option(help="file whose table between <!-- compile --> comments is replaced"),
+        Path | None, typer.Option(help="file whose table between <!-- compile --> comments is replaced")
     ] = None,
     json_: Annotated[bool, typer.Option("--json", help='{"rows": [...]} on stdout')] = False,
 ) -> None:
@@ -56,9 +53,7 @@ def command(
     plan = sampled(chosen, targets) if sample else everything(chosen, targets)
     if op and len({k.name for k, _, _ in plan}) < len({k.name for k in chosen}):
         mute = sorted({k.name for k in chosen} - {k.name for k, _, _ in plan})
-        raise InputError(
-            f"{mute[0]} is a library's kernel; there is no code to compile", where="--op"
-        )
+        raise InputError(f"{mute[0]} is a library's kernel; there is no code to compile", where="--op")
     rows = table(plan, jobs or len(os.sched_getaffinity(0)))
     if out is not None:
         write(rows, out)
@@ -70,9 +65,7 @@ def command(
         _show(rows, targets)
     wrong = [r for r in rows if problem(r)]
     for row in wrong:
-        console.say(
-            f"error: {row['op']}, {row['case']}, {row['kernel']}, cc {row['cc']}: {problem(row)}"
-        )
+        console.say(f"error: {row['op']}, {row['case']}, {row['kernel']}, cc {row['cc']}: {problem(row)}")
     if wrong:
         raise typer.Exit(1)
 
@@ -115,9 +108,14 @@ def table(plan: Sequence[Planned], processes: int) -> list[dict[str, Any]]:
     rows = []
     for k, c, cc, i, job in wanted:
         row: dict[str, Any] = {
-            "op": k.name, "case": c.name, "launch": i, "kernel": job.name, "cc": cc,
-            "hot": "hot" in c.uses, "error": "",
-        }  # fmt: skip
+            "op": k.name,
+            "case": c.name,
+            "launch": i,
+            "kernel": job.name,
+            "cc": cc,
+            "hot": "hot" in c.uses,
+            "error": "",
+        }
         result = made[job, cc]
         if isinstance(result, str):
             rows.append({**row, "error": result})
@@ -153,7 +151,7 @@ def problem(row: dict[str, Any]) -> str:
 
 def devices(targets: Sequence[int]) -> list[dict[str, Any]]:
     """Profiles of each compute capability: a row's blocks per SM times SMs are resident on that device."""
-    from simulator.device import list_devices, load
+    from simulator.device.catalogue import list_devices, load
 
     found = []
     for name in list_devices():
@@ -190,23 +188,45 @@ def _show(rows: Sequence[dict[str, Any]], targets: Sequence[int]) -> None:
     console.table(
         f"{len({(r['op'], r['case'], r['launch']) for r in rows})} launches on {len(targets)} compute capabilities",
         [
-            "kernel", "case", "function", "cc", "warps", "registers", "spilled B", "shared B",
-            "blocks / SM", "occupancy", "limit", "wide / loads", "async", "tensor",
+            "kernel",
+            "case",
+            "function",
+            "cc",
+            "warps",
+            "registers",
+            "spilled B",
+            "shared B",
+            "blocks / SM",
+            "occupancy",
+            "limit",
+            "wide / loads",
+            "async",
+            "tensor",
         ],
         [
             [r["op"], r["case"], r["kernel"], str(r["cc"]), "error"]
             if r["error"]
             else [
-                r["op"], r["case"], r["kernel"], str(r["cc"]), str(r["warps"]), str(r["registers"]),
-                str(r["spilled_bytes"]), f"{r['shared_bytes']:,}", str(r["blocks_per_sm"]),
-                f"{r['occupancy']:.0%}", r["limit"], f"{r['wide_loads']} / {r['loads']}",
-                str(r["async_loads"]), f"{r['tensor_instructions']} {r['tensor_kinds']}".strip(),
+                r["op"],
+                r["case"],
+                r["kernel"],
+                str(r["cc"]),
+                str(r["warps"]),
+                str(r["registers"]),
+                str(r["spilled_bytes"]),
+                f"{r['shared_bytes']:,}",
+                str(r["blocks_per_sm"]),
+                f"{r['occupancy']:.0%}",
+                r["limit"],
+                f"{r['wide_loads']} / {r['loads']}",
+                str(r["async_loads"]),
+                f"{r['tensor_instructions']} {r['tensor_kinds']}".strip(),
             ]
             for r in rows
         ],
         left=3,
         note="; ".join(f"cc {cc}: {', '.join(names)}" for cc, names in sorted(by_cc.items())),
-    )  # fmt: skip
+    )
 
 
 if __name__ == "__main__":

@@ -38,9 +38,8 @@ CONFIG = {"num_warps": 4, "num_stages": 2}
 
 @triton.jit
 def over_rows(
-    qt, k_rows, v_rows, start, end, scale, m, l, acc,  # noqa: E741
-    D: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
-):  # fmt: skip
+    qt, k_rows, v_rows, start, end, scale, m, l, acc, D: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr
+):
     """State after rows [start, end) of one KV head: qt (G, D), k_rows and v_rows point at row 0."""
     n = tl.arange(0, BLOCK_N)
     c = tl.arange(0, BLOCK_D)
@@ -51,15 +50,12 @@ def over_rows(
         k = tl.load(k_rows + at, mask=mask, other=0.0)
         v = tl.load(v_rows + at, mask=mask, other=0.0)
         score = tl.dot(qt, tl.trans(k)) * scale
-        m, l, acc = update(score, (i < end)[None, :], v, m, l, acc)  # noqa: E741
+        m, l, acc = update(score, (i < end)[None, :], v, m, l, acc)
     return m, l, acc
 
 
 @triton.jit
-def new_token(
-    qt, k_new, v_new, k_slot, v_slot, append, scale, m, l, acc,  # noqa: E741
-    D: tl.constexpr, BLOCK_D: tl.constexpr,
-):  # fmt: skip
+def new_token(qt, k_new, v_new, k_slot, v_slot, append, scale, m, l, acc, D: tl.constexpr, BLOCK_D: tl.constexpr):
     """State after the new token, which is written to k_slot and v_slot where `append`."""
     c = tl.arange(0, BLOCK_D)
     k = tl.load(k_new + c, mask=c < D, other=0.0)
@@ -72,11 +68,31 @@ def new_token(
 
 @triton.jit
 def decode_kernel(
-    q, k_cache, v_cache, k_new, v_new, runs, out, parts, sums,
-    hq, hk, capacity, past, entries, blocks_per_split, scale,
-    HEADS: tl.constexpr, D: tl.constexpr, RUN: tl.constexpr, LISTED: tl.constexpr, PARTS: tl.constexpr,
-    BLOCK_G: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
-):  # fmt: skip
+    q,
+    k_cache,
+    v_cache,
+    k_new,
+    v_new,
+    runs,
+    out,
+    parts,
+    sums,
+    hq,
+    hk,
+    capacity,
+    past,
+    entries,
+    blocks_per_split,
+    scale,
+    HEADS: tl.constexpr,
+    D: tl.constexpr,
+    RUN: tl.constexpr,
+    LISTED: tl.constexpr,
+    PARTS: tl.constexpr,
+    BLOCK_G: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
     lists = hq // HEADS
     batch = tl.program_id(0) // lists
     first_head = tl.program_id(0) % lists * HEADS
@@ -92,7 +108,7 @@ def decode_kernel(
     base = kv * capacity * D
 
     m = tl.full((BLOCK_G,), FLOOR, tl.float32)
-    l = tl.zeros((BLOCK_G,), tl.float32)  # noqa: E741
+    l = tl.zeros((BLOCK_G,), tl.float32)
     acc = tl.zeros((BLOCK_G, BLOCK_D), tl.float32)
     span = tl.cast(entries, tl.int64) * RUN if LISTED else tl.cast(past, tl.int64)
     start = tl.program_id(1).to(tl.int64) * blocks_per_split * BLOCK_N
@@ -109,14 +125,24 @@ def decode_kernel(
         k = tl.load(k_cache + at, mask=mask, other=0.0)
         v = tl.load(v_cache + at, mask=mask, other=0.0)
         score = tl.dot(qt, tl.trans(k)) * scale
-        m, l, acc = update(score, visible[None, :], v, m, l, acc)  # noqa: E741
+        m, l, acc = update(score, visible[None, :], v, m, l, acc)
 
     if tl.program_id(1) == tl.num_programs(1) - 1:
         # Heads of one group may run apart; the first of them appends.
-        m, l, acc = new_token(  # noqa: E741
-            qt, k_new + kv * D, v_new + kv * D, k_cache + base + tl.cast(past, tl.int64) * D,
-            v_cache + base + tl.cast(past, tl.int64) * D, first_head % group == 0, scale, m, l, acc, D, BLOCK_D,
-        )  # fmt: skip
+        m, l, acc = new_token(
+            qt,
+            k_new + kv * D,
+            v_new + kv * D,
+            k_cache + base + tl.cast(past, tl.int64) * D,
+            v_cache + base + tl.cast(past, tl.int64) * D,
+            first_head % group == 0,
+            scale,
+            m,
+            l,
+            acc,
+            D,
+            BLOCK_D,
+        )
     finish(out, parts, sums, row, rows, m, l, acc, D, BLOCK_D, PARTS)
 
 
@@ -126,9 +152,12 @@ def inputs(draw: Draw, q: torch.Tensor, k: torch.Tensor, dtype: str) -> dict[str
     k_new = k[:, :, -1].clone()
     k[:, :, -1] = 0.0
     return {
-        "q": q, "k_cache": k, "v_cache": draw.normal(*k.shape, dtype=dtype),
-        "k_new": k_new, "v_new": draw.normal(batch, hk, d, dtype=dtype),
-    }  # fmt: skip
+        "q": q,
+        "k_cache": k,
+        "v_cache": draw.normal(*k.shape, dtype=dtype),
+        "k_new": k_new,
+        "v_new": draw.normal(batch, hk, d, dtype=dtype),
+    }
 
 
 def splits(batch: int, lists: int, span: int) -> int:
@@ -144,10 +173,19 @@ def buffers(q: torch.Tensor, lists: int, span: int) -> dict[str, torch.Tensor]:
 
 
 def attend(
-    q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, k_new: torch.Tensor, v_new: torch.Tensor,
-    out: torch.Tensor, parts: torch.Tensor, sums: torch.Tensor, *,
-    tokens: int, runs: torch.Tensor | None = None, run: int = 1,
-) -> None:  # fmt: skip
+    q: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    k_new: torch.Tensor,
+    v_new: torch.Tensor,
+    out: torch.Tensor,
+    parts: torch.Tensor,
+    sums: torch.Tensor,
+    *,
+    tokens: int,
+    runs: torch.Tensor | None = None,
+    run: int = 1,
+) -> None:
     """Attend from q to the first `tokens` - 1 of the cache (or to the listed runs of them) and to the new token.
 
     Parameters
@@ -170,12 +208,32 @@ def attend(
     span = tokens - 1 if runs is None else entries * run
     n = splits(batch, lists, span)
     launch(
-        decode_kernel, (batch * lists, n), **CONFIG,
-        q=q, k_cache=k_cache, v_cache=v_cache, k_new=k_new, v_new=v_new, runs=runs, out=out,
-        parts=parts, sums=sums, hq=hq, hk=hk, capacity=capacity, past=tokens - 1,
-        entries=entries, blocks_per_split=triton.cdiv(triton.cdiv(span, BLOCK_N), n), scale=LOG2E * d**-0.5,
-        HEADS=hq // lists, D=d, RUN=run, LISTED=runs is not None, PARTS=n > 1,
-        BLOCK_G=max(16, triton.next_power_of_2(hq // lists)), BLOCK_N=BLOCK_N,
+        decode_kernel,
+        (batch * lists, n),
+        **CONFIG,
+        q=q,
+        k_cache=k_cache,
+        v_cache=v_cache,
+        k_new=k_new,
+        v_new=v_new,
+        runs=runs,
+        out=out,
+        parts=parts,
+        sums=sums,
+        hq=hq,
+        hk=hk,
+        capacity=capacity,
+        past=tokens - 1,
+        entries=entries,
+        blocks_per_split=triton.cdiv(triton.cdiv(span, BLOCK_N), n),
+        scale=LOG2E * d**-0.5,
+        HEADS=hq // lists,
+        D=d,
+        RUN=run,
+        LISTED=runs is not None,
+        PARTS=n > 1,
+        BLOCK_G=max(16, triton.next_power_of_2(hq // lists)),
+        BLOCK_N=BLOCK_N,
         BLOCK_D=max(16, triton.next_power_of_2(d)),
-    )  # fmt: skip
+    )
     online_softmax.combine(parts, sums, out)

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from simulator.dtypes import FORMATS
-from simulator.layer import Activation, AttentionSpec, FfnSpec, LayerSpec
-from simulator.lowering import Lowering
-from simulator.model import ModelSpec
-from simulator.ops import Elementwise, Op
+from simulator.base.dtypes import FORMATS
+from simulator.inference.lowering import Lowering
+from simulator.model.layer import Activation, AttentionSpec, FfnSpec, LayerSpec
+from simulator.model.spec import ModelSpec
+from simulator.ops.ops import Elementwise, Op
+from simulator.ops.step import Step, decode_step, prefill_step
+from simulator.ops.traffic import Operand
 from simulator.policies import parse
-from simulator.traffic import Operand
-from simulator.workload import Step, decode_step, prefill_step
 from sparse_kernels.registry import Case
 
 
-def layer(
-    case: Case, *, activation: Activation = "relu", gated: bool = True, layers: int = 1
-) -> ModelSpec:
+def layer(case: Case, *, activation: Activation = "relu", gated: bool = True, layers: int = 1) -> ModelSpec:
     """A model of `layers` layers with the sizes of `case`: hq, hk, d, hidden, neurons, where it has them."""
     sizes = case.sizes
     hq, d = sizes.get("hq", 1), sizes.get("d", 64)
@@ -72,10 +70,5 @@ def index_list(role: str, entries: float) -> Elementwise:
     Policies book the write of a list in their top-k and not yet the gather's read of it.
     """
     return Elementwise(
-        role=role,
-        kind="index",
-        read_bytes=4.0 * entries,
-        operand=Operand.INDEX,
-        launches=0.0,
-        overhead=True,
+        role=role, kind="index", read_bytes=4.0 * entries, operand=Operand.INDEX, launches=0.0, overhead=True
     )

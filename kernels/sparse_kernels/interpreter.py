@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from simulator.errors import UnsupportedError
+from simulator.base.errors import UnsupportedError
 
 SWITCH = "TRITON_INTERPRET"
 

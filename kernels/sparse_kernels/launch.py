@@ -47,9 +47,7 @@ class Launch:
         return {k: v for k, v in self.arguments.items() if "constexpr" in str(notes.get(k, ""))}
 
 
-def launch(
-    kernel: Any, grid: tuple[int, ...], *, num_warps: int = 4, num_stages: int = 3, **arguments: Any
-) -> None:
+def launch(kernel: Any, grid: tuple[int, ...], *, num_warps: int = 4, num_stages: int = 3, **arguments: Any) -> None:
     """Run ``kernel[grid](**arguments)``, or only note it where `captured` says so.
 
     An empty grid launches nothing, as an empty selection asks for nothing.

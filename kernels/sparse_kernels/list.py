@@ -6,15 +6,13 @@ from typing import Annotated
 
 import typer
 
-from simulator import console
+from simulator.base import console
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 
 @app.command()
-def command(
-    json_: Annotated[bool, typer.Option("--json", help='{"rows": [...]} on stdout')] = False,
-) -> None:
+def command(json_: Annotated[bool, typer.Option("--json", help='{"rows": [...]} on stdout')] = False) -> None:
     """List the kernels: what each does, the dense kernel it must beat, and its cases."""
     from sparse_kernels import interpreter
 
@@ -37,13 +35,7 @@ def command(
                 },
                 "explained": [e.reason for e in k.explained],
                 "cases": [
-                    {
-                        "name": c.name,
-                        "sizes": dict(c.sizes),
-                        "dtype": c.dtype,
-                        "keep": c.keep,
-                        "uses": sorted(c.uses),
-                    }
+                    {"name": c.name, "sizes": dict(c.sizes), "dtype": c.dtype, "keep": c.keep, "uses": sorted(c.uses)}
                     for c in k.cases
                 ],
             }
@@ -54,10 +46,7 @@ def command(
     console.table(
         f"{len(found)} kernels",
         ["kernel", "family", "what it does", "to beat", "cases", "citation"],
-        [
-            [k.name, k.family, k.summary, k.dense or "-", f"{len(k.cases)}", k.citation]
-            for k in found
-        ],
+        [[k.name, k.family, k.summary, k.dense or "-", f"{len(k.cases)}", k.citation] for k in found],
         left=4,
         note="to beat: the dense kernel of the same job; --json has the cases",
     )

@@ -14,9 +14,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-BLAS_THREADS = (
-    "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS",
-)  # fmt: skip
+from simulator.base.errors import InputError
+
+BLAS_THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 """Read once, when numpy loads its BLAS."""
 
 
@@ -30,9 +30,7 @@ def fix_threads(threads: int) -> None:
     """
     wanted = str(threads)
     if "numpy" in sys.modules and any(os.environ.get(v) != wanted for v in BLAS_THREADS[:2]):
-        raise RuntimeError(
-            f"numpy is loaded; set OPENBLAS_NUM_THREADS={wanted} OMP_NUM_THREADS={wanted} first"
-        )
+        raise RuntimeError(f"numpy is loaded; set OPENBLAS_NUM_THREADS={wanted} OMP_NUM_THREADS={wanted} first")
     for variable in BLAS_THREADS:
         os.environ[variable] = wanted
 
@@ -124,9 +122,16 @@ def clocks_hz() -> dict[str, float]:
 
 
 SMI_FIELDS = (
-    "name", "driver_version", "clocks.sm", "clocks.mem", "clocks.max.sm", "power.limit", "temperature.gpu",
-    "pcie.link.gen.current", "pcie.link.width.current",
-)  # fmt: skip
+    "name",
+    "driver_version",
+    "clocks.sm",
+    "clocks.mem",
+    "clocks.max.sm",
+    "power.limit",
+    "temperature.gpu",
+    "pcie.link.gen.current",
+    "pcie.link.width.current",
+)
 
 
 def nvidia_smi() -> dict[str, str]:
@@ -166,3 +171,14 @@ def fingerprint(facts: Mapping[str, Any]) -> str:
     }
     text = json.dumps(facts, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def use_threads(threads: int) -> None:
+    """`fix_threads` for a flag: more than the process may use is an `InputError`."""
+    most = cores()
+    if threads > most:
+        raise InputError(f"this process may use {most} cores, not {threads}", where="--threads")
+    try:
+        fix_threads(threads)
+    except RuntimeError as error:
+        raise InputError(str(error), where="--threads") from None

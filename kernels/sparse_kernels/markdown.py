@@ -7,8 +7,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from simulator.errors import InputError, reason
-from simulator.files import replaced
+from simulator.base.errors import InputError, reason
+from simulator.base.files import replaced
 
 Row = Mapping[str, Any]
 
@@ -23,9 +23,7 @@ def replace_section(path: Path, name: str, text: str) -> None:
     except OSError as error:
         raise InputError(f"{path}: {reason(error)}", where="--markdown") from None
     except (ValueError, IndexError):
-        raise InputError(
-            f"{path} needs one line {first} and one {last}", where="--markdown"
-        ) from None
+        raise InputError(f"{path} needs one line {first} and one {last}", where="--markdown") from None
     with replaced(path, "--markdown") as temporary:
         temporary.write_text(f"{head}{first}\n{text}\n{last}{tail}", encoding="utf-8")
 
@@ -43,15 +41,30 @@ def traffic(rows: Sequence[Row]) -> str:
         recorded = sum(r["recorded_bytes"] for r in mine)
         expected = sum(r["predicted_bytes"] + r["explained_bytes"] for r in mine)
         explained = sum(r["explained_bytes"] for r in mine)
-        body.append([
-            op, str(len({r["case"] for r in mine})), f"{sum(r['agrees'] for r in mine)} of {len(mine)}",
-            f"{expected - explained:,.0f}" + (f" {explained:+,.0f}" if explained else ""), f"{recorded:,}",
-            f"{sum(r['requested_bytes'] for r in mine) / recorded:.2f}",
-            f"{sum(r['sectors'] for r in mine):,}", f"{sum(r['predicted_sectors'] for r in mine):,}",
-            f"{sum(r['lines'] for r in mine):,}",
-        ])  # fmt: skip
-    header = ["kernel", "cases", "operands that agree", "predicted B (+ explained)", "recorded B",
-              "requested / recorded", "sectors", "predicted", "lines"]  # fmt: skip
+        body.append(
+            [
+                op,
+                str(len({r["case"] for r in mine})),
+                f"{sum(r['agrees'] for r in mine)} of {len(mine)}",
+                f"{expected - explained:,.0f}" + (f" {explained:+,.0f}" if explained else ""),
+                f"{recorded:,}",
+                f"{sum(r['requested_bytes'] for r in mine) / recorded:.2f}",
+                f"{sum(r['sectors'] for r in mine):,}",
+                f"{sum(r['predicted_sectors'] for r in mine):,}",
+                f"{sum(r['lines'] for r in mine):,}",
+            ]
+        )
+    header = [
+        "kernel",
+        "cases",
+        "operands that agree",
+        "predicted B (+ explained)",
+        "recorded B",
+        "requested / recorded",
+        "sectors",
+        "predicted",
+        "lines",
+    ]
     return table(header, body, 1)
 
 
@@ -68,24 +81,24 @@ def compiled(rows: Sequence[Row]) -> str:
                 cells.append(
                     f"{max(r['registers'] for r in here)} / {max(r['shared_bytes'] for r in here) / 1024:.0f} / "
                     f"{min(r['occupancy'] for r in here):.0%}"
-                    if here else "-"
-                )  # fmt: skip
+                    if here
+                    else "-"
+                )
             shown = [r for r in those if r["cc"] == (90 if 90 in targets else targets[0])] or those
             loads, wide = (sum(r[c] for r in shown) for c in ("loads", "wide_loads"))
             kinds = sorted({r["tensor_kinds"] for r in shown} - {""})
             spills = max(r["spilled_bytes"] for r in those)
-            body.append([
-                op, function, *cells, str(spills), f"{wide} of {loads}",
-                f"{sum(r['tensor_instructions'] for r in shown)} {' '.join(kinds)}".strip(),
-            ])  # fmt: skip
-    header = [
-        "kernel",
-        "function",
-        *(f"cc {cc}" for cc in targets),
-        "spilled B",
-        "wide loads",
-        "tensor",
-    ]
+            body.append(
+                [
+                    op,
+                    function,
+                    *cells,
+                    str(spills),
+                    f"{wide} of {loads}",
+                    f"{sum(r['tensor_instructions'] for r in shown)} {' '.join(kinds)}".strip(),
+                ]
+            )
+    header = ["kernel", "function", *(f"cc {cc}" for cc in targets), "spilled B", "wide loads", "tensor"]
     return table(header, body, 2)
 
 

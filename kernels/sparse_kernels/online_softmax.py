@@ -22,7 +22,7 @@ FLOOR = tl.constexpr(-1.0e30)
 
 
 @triton.jit
-def update(score, visible, value, m, l, acc):  # noqa: E741
+def update(score, visible, value, m, l, acc):
     """State after a block: score, visible (G, N); value (N, D); m, l (G); acc (G, D)."""
     score = tl.where(visible, score, FLOOR)
     top = tl.maximum(m, tl.max(score, 1))
@@ -33,23 +33,16 @@ def update(score, visible, value, m, l, acc):  # noqa: E741
 
 
 @triton.jit
-def update_one(score, value, m, l, acc):  # noqa: E741
+def update_one(score, value, m, l, acc):
     """State after one key: score (G), value (D)."""
     top = tl.maximum(m, score)
     old = tl.exp2(m - top)
     weight = tl.exp2(score - top)
-    return (
-        top,
-        l * old + weight,
-        acc * old[:, None] + weight[:, None] * value.to(tl.float32)[None, :],
-    )
+    return (top, l * old + weight, acc * old[:, None] + weight[:, None] * value.to(tl.float32)[None, :])
 
 
 @triton.jit
-def finish(
-    out, parts, sums, row, rows, m, l, acc,  # noqa: E741
-    D: tl.constexpr, BLOCK_D: tl.constexpr, PARTS: tl.constexpr,
-):  # fmt: skip
+def finish(out, parts, sums, row, rows, m, l, acc, D: tl.constexpr, BLOCK_D: tl.constexpr, PARTS: tl.constexpr):
     """Write ``acc / l`` to out (rows, D), or the state to parts (rows, splits, D) and sums (rows, splits, 2)."""
     c = tl.arange(0, BLOCK_D)
     mask = rows[:, None] & (c < D)[None, :]
@@ -59,17 +52,11 @@ def finish(
         tl.store(sums + slot * 2, m, mask=rows)
         tl.store(sums + slot * 2 + 1, l, mask=rows)
     else:
-        tl.store(
-            out + row[:, None] * D + c[None, :],
-            (acc / l[:, None]).to(out.dtype.element_ty),
-            mask=mask,
-        )
+        tl.store(out + row[:, None] * D + c[None, :], (acc / l[:, None]).to(out.dtype.element_ty), mask=mask)
 
 
 @triton.jit
-def combine_kernel(
-    parts, sums, out, splits, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_S: tl.constexpr
-):
+def combine_kernel(parts, sums, out, splits, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_S: tl.constexpr):
     """One query row: its splits weighed by ``2^(m - max m)``."""
     row = tl.program_id(0).to(tl.int64)
     s = tl.arange(0, BLOCK_S)
@@ -77,7 +64,7 @@ def combine_kernel(
     inside = s < splits
     slot = row * splits + s
     m = tl.load(sums + slot * 2, mask=inside, other=FLOOR)
-    l = tl.load(sums + slot * 2 + 1, mask=inside, other=0.0)  # noqa: E741
+    l = tl.load(sums + slot * 2 + 1, mask=inside, other=0.0)
     weight = tl.where(inside, tl.exp2(m - tl.max(m, 0)), 0.0)
     mask = inside[:, None] & (c < D)[None, :]
     acc = tl.load(parts + slot[:, None] * D + c[None, :], mask=mask, other=0.0)
@@ -85,9 +72,7 @@ def combine_kernel(
     tl.store(out + row * D + c, total.to(out.dtype.element_ty), mask=c < D)
 
 
-def workspace(
-    rows: int, splits: int, d: int, device: torch.device, *, always: bool = False
-) -> dict[str, torch.Tensor]:
+def workspace(rows: int, splits: int, d: int, device: torch.device, *, always: bool = False) -> dict[str, torch.Tensor]:
     """Uninitialised states of `rows` query rows, float32; none for one split unless `always`."""
     n = rows if splits > 1 or always else 0
     return {
@@ -102,6 +87,14 @@ def combine(parts: torch.Tensor, sums: torch.Tensor, out: torch.Tensor) -> None:
         return
     rows, splits, d = parts.shape
     launch(
-        combine_kernel, (rows,), num_warps=4, parts=parts, sums=sums, out=out, splits=splits, D=d,
-        BLOCK_D=triton.next_power_of_2(d), BLOCK_S=triton.next_power_of_2(splits),
-    )  # fmt: skip
+        combine_kernel,
+        (rows,),
+        num_warps=4,
+        parts=parts,
+        sums=sums,
+        out=out,
+        splits=splits,
+        D=d,
+        BLOCK_D=triton.next_power_of_2(d),
+        BLOCK_S=triton.next_power_of_2(splits),
+    )

@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from simulator.errors import InputError, ShadowlineError
-from simulator.files import replaced
+from simulator.base.errors import InputError, ShadowlineError
+from simulator.base.files import replaced
 
 if TYPE_CHECKING:
-    from simulator.calibration import Fit, Residual
+    from simulator.device.fits import Fit, Residual
 
 Row = Mapping[str, Any]
 SMALLEST_GATHER = 6
@@ -45,9 +45,9 @@ def home(path: Path) -> Iterator[None]:
 
 def forget() -> None:
     """Drop what was cached of devices and fits: their files have changed."""
-    from simulator import calibration, engine
+    from simulator.device import fits as calibration
     from simulator.fitting import elementwise
-    from simulator.roofline import hardware
+    from simulator.roofline import engine, hardware
 
     calibration._load_file.cache_clear()
     calibration.load_fits.cache_clear()
@@ -84,9 +84,9 @@ def make(
     import pandas as pd
 
     from simulator.calibrate import calibrate
-    from simulator.calibration import LOCAL, VENDOR, dump
-    from simulator.device import user_data_dir
-    from simulator.device_text import write_document
+    from simulator.device.catalogue import user_data_dir
+    from simulator.device.fits import LOCAL, VENDOR, dump
+    from simulator.device.text import write_document
 
     own_profile = user_data_dir() / "devices" / f"{device}.toml"
     with tempfile.TemporaryDirectory(prefix="shadowline-") as name:
@@ -143,9 +143,9 @@ def cache_fit(device: str, measured: Mapping[str, Sequence[Row]], date: str) -> 
     The rate of a product is its bytes over its time less the shortest product's, the call's own cost; each
     octave of bytes gives the median of its products. None with fewer than two octaves.
     """
-    from simulator import device as devices
-    from simulator.calibration import LOCAL, Fit, Residual
-    from simulator.surface import Surface
+    from simulator.device import catalogue as devices
+    from simulator.device.fits import LOCAL, Fit, Residual
+    from simulator.device.surface import Surface
 
     rows = [r for r in measured.get("gemm", ()) if r["m"] == 1]
     if not rows:
@@ -169,14 +169,20 @@ def cache_fit(device: str, measured: Mapping[str, Sequence[Row]], date: str) -> 
     knots, values = curve(every >= 0)
     off = np.array([np.interp(size[i], *curve(every != i)) for i in every]) - rate
     return Fit(
-        "memory", device, "any", LOCAL, {}, Surface((("bytes", tuple(map(float, knots))),), values),
-        len(rows), _sources(rows), date, _residual(off, Residual),
-    )  # fmt: skip
+        "memory",
+        device,
+        "any",
+        LOCAL,
+        {},
+        Surface((("bytes", tuple(map(float, knots))),), values),
+        len(rows),
+        _sources(rows),
+        date,
+        _residual(off, Residual),
+    )
 
 
-def with_gathers(
-    device: str, memory: Fit | None, measured: Mapping[str, Sequence[Row]], date: str
-) -> Fit | None:
+def with_gathers(device: str, memory: Fit | None, measured: Mapping[str, Sequence[Row]], date: str) -> Fit | None:
     """`memory` with half-rate run length and share of a copying gather, and the rate of single indexed elements.
 
     ``t = elementwise(moved (run + half) / (share run), write)``, robust least squares in log time; the rate is the best
@@ -185,8 +191,8 @@ def with_gathers(
     """
     from scipy.optimize import least_squares
 
-    from simulator import device as devices
-    from simulator.calibration import LOCAL, Fit, Residual, lookup
+    from simulator.device import catalogue as devices
+    from simulator.device.fits import LOCAL, Fit, Residual, lookup
     from simulator.roofline.elementwise import elementwise_time
     from simulator.roofline.hardware import hardware
     from simulator.roofline.sparse import gathered_bytes
@@ -205,15 +211,19 @@ def with_gathers(
         half, share = np.exp(u)
         there = replace(hw, gather_run_bytes=float(half), gather_share=float(share))
         read = np.array([gathered_bytes(b, r, there) for b, r in zip(moved, run, strict=True)])
-        return np.log(elementwise_time(
-            read, moved, kind="unary", hw=there, coef=fit.coefficients, surface=fit.surface
-        ).total_s)  # fmt: skip
+        return np.log(
+            elementwise_time(read, moved, kind="unary", hw=there, coef=fit.coefficients, surface=fit.surface).total_s
+        )
 
     def best(used: np.ndarray) -> np.ndarray:
         return least_squares(
-            lambda u: (predicted(u) - time)[used], np.log([256.0, 0.7]), loss="soft_l1", f_scale=0.1,
-            bounds=(np.log([1.0, 0.05]), np.log([65536.0, 1.0 + 1e-9])), diff_step=1e-3,
-        ).x  # fmt: skip
+            lambda u: (predicted(u) - time)[used],
+            np.log([256.0, 0.7]),
+            loss="soft_l1",
+            f_scale=0.1,
+            bounds=(np.log([1.0, 0.05]), np.log([65536.0, 1.0 + 1e-9])),
+            diff_step=1e-3,
+        ).x
 
     found = best(run > 0.0)
     half, share = (float(v) for v in np.exp(found))
@@ -226,10 +236,7 @@ def with_gathers(
         off[run == length] = (time - predicted(best(run != length)))[run == length]
     residual = _residual(off, Residual)
     surface = memory.surface if memory is not None else None
-    return Fit(
-        "memory", device, "any", LOCAL, coefficients, surface, len(rows), _sources(rows), date,
-        residual,
-    )  # fmt: skip
+    return Fit("memory", device, "any", LOCAL, coefficients, surface, len(rows), _sources(rows), date, residual)
 
 
 def _sources(rows: Sequence[Row]) -> tuple[str, ...]:
@@ -255,7 +262,7 @@ def _install(fresh: Path, out: Path) -> list[Path]:
 
 def check(device: str, out: Path) -> None:
     """Load what was written; a profile that its own reader refuses is a bug, told as one line."""
-    from simulator import device as devices
+    from simulator.device import catalogue as devices
 
     with home(out):
         try:

@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from simulator.calibration import Basis, load_fits
-from simulator.device import Device
-from simulator.engine import ASSUMED_SPREAD, get_engine
-from simulator.ops import Elementwise, Op
+from simulator.device.catalogue import Device
+from simulator.device.fits import Basis, load_fits
+from simulator.ops.ops import Elementwise, Op
+from simulator.ops.traffic import Operand, Traffic
 from simulator.roofline.bandwidth import latency_floor_s
+from simulator.roofline.engine import ASSUMED_SPREAD, get_engine
 from simulator.roofline.timing import OpTime, time_op, working_set_bytes
-from simulator.traffic import Operand, Traffic
-from simulator.uncertainty import combine
+from simulator.roofline.uncertainty import combine
 
 ENGINE = "kernels"
 """Kernels alone: no scheduler, no host beside them."""
@@ -60,9 +60,7 @@ def expect(ops: Sequence[Op], device: Device, in_flight_bytes: float = np.inf) -
     ]
     work = float(sum(t.total_s for t in own))
     demand = sum((op.traffic().scaled(op.count) for op in ops), Traffic())
-    cold = sum(
-        float(a.read_bytes) for o, a in demand.access.items() if o in (Operand.WEIGHT, Operand.KV)
-    )
+    cold = sum(float(a.read_bytes) for o, a in demand.access.items() if o in (Operand.WEIGHT, Operand.KV))
     total = max(work, float(latency_floor_s(cold, in_flight_bytes)))
     width = combine([_gathered(t, device) for t in own], total, ASSUMED_SPREAD)
     return Expected(
@@ -99,7 +97,7 @@ def _bytes_only(t: OpTime) -> OpTime:
 
 def digest(points: Iterable[Mapping[str, Any]], device: Device) -> str:
     """64 hex digits over every prediction, the device profile and its fits: what the run cannot change after."""
-    from simulator.calibration import fits_digest
+    from simulator.device.fits import fits_digest
 
     record = {
         "device": device.name,

@@ -137,9 +137,7 @@ def recorded(tensors: Mapping[str, torch.Tensor]) -> Iterator[Record]:
 
     def forbidden(name: str) -> Any:
         def stop(*_: Any, **__: Any) -> Any:
-            raise UnseenMemoryError(
-                f"{name.removeprefix('create_')}: use masked loads and stores only"
-            )
+            raise UnseenMemoryError(f"{name.removeprefix('create_')}: use masked loads and stores only")
 
         return stop
 
@@ -174,9 +172,7 @@ class _Places:
         stray = (owner < 0) | (offset + item_bytes > self.sizes[owner])
         if stray.any():
             near = self.names[max(int(owner[stray][0]), 0)]
-            raise UnseenMemoryError(
-                f"{int(stray.sum())} addresses lie outside every tensor, the first after {near}"
-            )
+            raise UnseenMemoryError(f"{int(stray.sum())} addresses lie outside every tensor, the first after {near}")
         for i in np.unique(owner):
             yield self.names[i], offset[owner == i]
 

@@ -14,9 +14,9 @@ from functools import cache
 from typing import Any, Literal
 
 import sparse_kernels
-from simulator.errors import UnknownNameError, fold
-from simulator.ops import Op
-from simulator.traffic import Operand
+from simulator.base.errors import UnknownNameError, fold
+from simulator.ops.ops import Op
+from simulator.ops.traffic import Operand
 
 Use = Literal["test", "traffic", "compile", "hot", "quick", "full"]
 """What a case is for: correctness, byte counts, compilation, compilation where a spill fails, and timing."""
@@ -115,7 +115,7 @@ class Kernel:
         Every tensor a launch touches.
     ops : (case, inputs) -> tuple of simulator Op
         What the simulator believes is run: through `sparse_kernels.demand.lowered` where a policy exists, else
-        built from `simulator.ops` (the list a gather reads: `demand.index_list`); never from the kernel's tiles.
+        built from `simulator.ops.ops` (the list a gather reads: `demand.index_list`); never from the kernel's tiles.
     tolerance : Tolerance
     dense : str or None
         Name of the dense kernel this one must beat; None for a dense one.

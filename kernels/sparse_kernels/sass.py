@@ -67,11 +67,7 @@ def read(listing: str) -> Use:
         return sum(n for op, n in opcodes.items() if op.split(".")[0] in names and having in op)
 
     bulk = count("UBLKCP", "UTMALDG")
-    tensor = {
-        op: n
-        for op, n in opcodes.items()
-        if op.startswith(TENSOR) and not op.startswith(NOT_TENSOR)
-    }
+    tensor = {op: n for op, n in opcodes.items() if op.startswith(TENSOR) and not op.startswith(NOT_TENSOR)}
     return Use(
         registers=registers,
         local_bytes=stack + local,

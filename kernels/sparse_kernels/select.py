@@ -68,7 +68,4 @@ def top_k(scores: torch.Tensor, picked: torch.Tensor) -> None:
     if not 0 < k <= n:
         raise ValueError(f"top {k} of {n} scores")
     block = min(triton.next_power_of_2(n), 4096)
-    launch(
-        top_k_kernel, (scores.numel() // n,), **CONFIG,
-        scores=scores, picked=picked, n=n, k=k, BLOCK=block,
-    )  # fmt: skip
+    launch(top_k_kernel, (scores.numel() // n,), **CONFIG, scores=scores, picked=picked, n=n, k=k, BLOCK=block)

@@ -37,9 +37,15 @@ def reduce(partial: torch.Tensor, out: torch.Tensor) -> None:
     """Sum of `partial` (splits, m, n), float32, into `out` (m, n)."""
     elements = out.numel()
     launch(
-        reduce_kernel, (triton.cdiv(elements, BLOCK),), num_warps=WARPS,
-        partial=partial, out=out, elements=elements, SPLITS=partial.shape[0], BLOCK=BLOCK,
-    )  # fmt: skip
+        reduce_kernel,
+        (triton.cdiv(elements, BLOCK),),
+        num_warps=WARPS,
+        partial=partial,
+        out=out,
+        elements=elements,
+        SPLITS=partial.shape[0],
+        BLOCK=BLOCK,
+    )
 
 
 def splits_for(programs: int, steps: int, wanted: int = 256) -> int:

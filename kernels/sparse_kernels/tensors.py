@@ -28,9 +28,7 @@ class Draw:
 
     def integers(self, low: int, high: int, *shape: int, dtype: torch.dtype) -> torch.Tensor:
         """Whole numbers in [low, high)."""
-        return torch.randint(
-            low, high, shape, generator=self.generator, device=self.device, dtype=dtype
-        )
+        return torch.randint(low, high, shape, generator=self.generator, device=self.device, dtype=dtype)
 
     def subset(self, size: int, count: int) -> torch.Tensor:
         """`count` distinct numbers of [0, size) in ascending order, int32."""

@@ -39,17 +39,10 @@ class Timing:
 
     def row(self) -> dict[str, float | str]:
         """Columns of a table of measurements."""
-        return {
-            "time_s": self.median_s,
-            "p20_s": self.p20_s,
-            "p80_s": self.p80_s,
-            "timer": self.timer,
-        }
+        return {"time_s": self.median_s, "p20_s": self.p20_s, "p80_s": self.p80_s, "timer": self.timer}
 
 
-def summary(
-    wall_s: Sequence[float], busy_s: Sequence[float] | None = None, timer: str = "perf_counter"
-) -> Timing:
+def summary(wall_s: Sequence[float], busy_s: Sequence[float] | None = None, timer: str = "perf_counter") -> Timing:
     """Median and quantiles of runs.
 
     Parameters

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from simulator import console
+from simulator.base import console
 from simulator.roofline.bandwidth import bytes_in_flight
 from sparse_kernels import interpreter, machine
 
 if TYPE_CHECKING:
-    from simulator.device import Device
-    from simulator.ops import Op
+    from simulator.device.catalogue import Device
+    from simulator.ops.ops import Op
     from sparse_kernels.build import Built, Job
     from sparse_kernels.registry import Case, Kernel
 
@@ -50,9 +50,7 @@ def plan(member: Kernel, case: Case, where: str) -> Plan:
             # A library's kernel cannot be captured: its call would run.
             if any(member.cases_for("compile", "hot")):
                 member.triton(**inputs, **member.buffers(**inputs))
-        return Plan(
-            member.ops(case, inputs), tuple((job(one), math.prod(one.grid)) for one in noted)
-        )
+        return Plan(member.ops(case, inputs), tuple((job(one), math.prod(one.grid)) for one in noted))
     except Exception as error:  # noqa: BLE001  one kernel must not end a session on a lent GPU
         return Plan(reason=first_line(error))
     finally:
@@ -72,9 +70,7 @@ def compile_ahead(plans: Iterable[Plan]) -> Mapping[tuple[Job, int], Built | str
     return build.compile_all(tasks, min(machine.cores(), MOST_PROCESSES))
 
 
-def in_flight_bytes(
-    one: Plan, compiled: Mapping[tuple[Job, int], Built | str], device: Device
-) -> float:
+def in_flight_bytes(one: Plan, compiled: Mapping[tuple[Job, int], Built | str], device: Device) -> float:
     """Most bytes that any launch of `one` can have on their way [B]; infinite where one was not compiled."""
     found = []
     for job, programs in one.launches:
@@ -82,9 +78,7 @@ def in_flight_bytes(
         if isinstance(built, str):
             return np.inf
         per_sm = built.fit.blocks_per_sm
-        found.append(
-            float(bytes_in_flight(programs, device.sm_count, per_sm, built.in_flight_bytes))
-        )
+        found.append(float(bytes_in_flight(programs, device.sm_count, per_sm, built.in_flight_bytes)))
     return max(found, default=np.inf)
 
 

@@ -4,6 +4,4 @@ from reports.charts.bars import intervals, stacked, tornado
 from reports.charts.heat import Panel, heat_map, heat_maps
 from reports.charts.points import Roof, lines, roofline, scatter
 
-__all__ = [
-    "Panel", "Roof", "heat_map", "heat_maps", "intervals", "lines", "roofline", "scatter", "stacked", "tornado",
-]  # fmt: skip
+__all__ = ["Panel", "Roof", "heat_map", "heat_maps", "intervals", "lines", "roofline", "scatter", "stacked", "tornado"]

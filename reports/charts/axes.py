@@ -16,9 +16,12 @@ if TYPE_CHECKING:
 LETTER = 0.0095
 """Width of a letter of a mark's name, as a share of the axes' width; on the wide side."""
 STEPS = (
-    (1.0,), (1.0, 3.0), (1.0, 2.0, 5.0), (1.0, 1.5, 2.0, 3.0, 5.0, 7.0),
+    (1.0,),
+    (1.0, 3.0),
+    (1.0, 2.0, 5.0),
+    (1.0, 1.5, 2.0, 3.0, 5.0, 7.0),
     (1.0, 1.2, 1.4, 1.6, 1.8, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0),
-)  # fmt: skip
+)
 """Ticks within a decade, few to many."""
 
 
@@ -26,9 +29,12 @@ def legend(canvas: Canvas, ax: Axes, n: int) -> None:
     """A legend below the axes, where there is more than one thing to tell apart."""
     if n > 1:
         canvas.legend(
-            *ax.get_legend_handles_labels(), loc="outside lower center", ncols=min(n, 4 if n == 8 else 5),
-            handlelength=1.6, columnspacing=1.4,
-        )  # fmt: skip
+            *ax.get_legend_handles_labels(),
+            loc="outside lower center",
+            ncols=min(n, 4 if n == 8 else 5),
+            handlelength=1.6,
+            columnspacing=1.4,
+        )
 
 
 def plain_log(ax: Axes, axis: str) -> None:
@@ -71,7 +77,14 @@ def marks(ax: Axes, named: Mapping[str, float], top: float) -> int:
         ends[level : level + 1] = [left + LETTER * len(text) + 0.01]
         ax.axvline(x, color=INK, linestyle="--", linewidth=1.0)
         ax.annotate(
-            f" {text} ", (x, 1.0), xycoords=("data", "axes fraction"), xytext=(0, 1 + 9 * level),
-            textcoords="offset points", ha="right" if x > 0.7 * far else "left", va="bottom", size=6.5, color=INK,
-        )  # fmt: skip
+            f" {text} ",
+            (x, 1.0),
+            xycoords=("data", "axes fraction"),
+            xytext=(0, 1 + 9 * level),
+            textcoords="offset points",
+            ha="right" if x > 0.7 * far else "left",
+            va="bottom",
+            size=6.5,
+            color=INK,
+        )
     return len(ends)

@@ -32,9 +32,16 @@ def stacked(
         for i, (name, values) in enumerate(present.items()):
             v = np.nan_to_num(values)
             ax.barh(
-                np.arange(len(names)), v, left=left, label=name, color=COLOURS[i % 7], height=0.72,
-                hatch=HATCHES[i % 7], edgecolor=PAPER, linewidth=0.6,
-            )  # fmt: skip
+                np.arange(len(names)),
+                v,
+                left=left,
+                label=name,
+                color=COLOURS[i % 7],
+                height=0.72,
+                hatch=HATCHES[i % 7],
+                edgecolor=PAPER,
+                linewidth=0.6,
+            )
             left = left + v
         ax.set_yticks(np.arange(len(names)), names)
         ax.set_ylim(len(names) - 0.4, -0.6)
@@ -69,19 +76,19 @@ def intervals(
             ok = np.isfinite(mid)
             error = np.array([np.maximum(mid - lo, 0.0)[ok], np.maximum(hi - mid, 0.0)[ok]])
             ax.errorbar(
-                np.asarray(mid)[ok], y[ok], xerr=np.nan_to_num(error), fmt=MARKERS[i % 7], color=COLOURS[i % 7],
-                label=label, elinewidth=1.3, capsize=2.0,
-            )  # fmt: skip
+                np.asarray(mid)[ok],
+                y[ok],
+                xerr=np.nan_to_num(error),
+                fmt=MARKERS[i % 7],
+                color=COLOURS[i % 7],
+                label=label,
+                elinewidth=1.3,
+                capsize=2.0,
+            )
         if at_one is not None:
             ax.axvline(at_one, color=INK, linewidth=0.9)
             if around_one:
-                ax.axvspan(
-                    at_one * (1 - around_one),
-                    at_one * (1 + around_one),
-                    color=MUTED,
-                    alpha=0.15,
-                    linewidth=0,
-                )
+                ax.axvspan(at_one * (1 - around_one), at_one * (1 + around_one), color=MUTED, alpha=0.15, linewidth=0)
         ax.set_yticks(np.arange(len(names)), names)
         ax.set_ylim(len(names) - 0.4, -0.6)
         ax.set_xlabel(x_label)
@@ -95,32 +102,20 @@ def intervals(
     return draw(0.65 + (0.16 if n > 1 else 0.0) + max(0.185, 0.09 * n + 0.05) * len(names), paint)
 
 
-def tornado(
-    names: Sequence[str], low: np.ndarray, high: np.ndarray, x_label: str, names_of: tuple[str, str]
-) -> str:
+def tornado(names: Sequence[str], low: np.ndarray, high: np.ndarray, x_label: str, names_of: tuple[str, str]) -> str:
     """Bars from a centre at 0: the answer's change when an input is lowered and when it is raised."""
 
     def paint(canvas: Canvas) -> None:
         ax = canvas.subplots()
         y = np.arange(len(names))
         ax.barh(y - 0.19, low, height=0.36, color=COLOURS[0], edgecolor=PAPER, label=names_of[0])
-        ax.barh(
-            y + 0.19,
-            high,
-            height=0.36,
-            color=COLOURS[1],
-            hatch=HATCHES[1],
-            edgecolor=PAPER,
-            label=names_of[1],
-        )
+        ax.barh(y + 0.19, high, height=0.36, color=COLOURS[1], hatch=HATCHES[1], edgecolor=PAPER, label=names_of[1])
         ax.axvline(0.0, color=INK, linewidth=0.9)
         ax.set_yticks(y, names)
         ax.set_ylim(len(names) - 0.4, -0.6)
         ax.set_xlabel(x_label)
         ax.grid(axis="y", visible=False)
-        ax.xaxis.set_major_formatter(
-            lambda v, _: share(v, "+.0") if abs(v) >= 0.01 or v == 0 else share(v, "+.1")
-        )
+        ax.xaxis.set_major_formatter(lambda v, _: share(v, "+.0") if abs(v) >= 0.01 or v == 0 else share(v, "+.1"))
         legend(canvas, ax, 2)
 
     return draw(0.85 + 0.3 * len(names), paint)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from reports.style import INK, MUTED, PAPER, draw
-from simulator.summary import WIN
+from simulator.results.summary import WIN
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -41,9 +41,15 @@ def _shade(ax: Axes, panel: Panel, *, size: float, numbers: bool) -> Any:
     logs = np.ma.masked_invalid(np.log(panel.values))
     n_rows, n_columns = panel.values.shape
     mesh = ax.pcolormesh(
-        np.arange(n_columns + 1), np.arange(n_rows + 1), logs, cmap=colours, norm=norm,
-        edgecolors=PAPER if numbers else "none", linewidth=1.0, rasterized=not numbers,
-    )  # fmt: skip
+        np.arange(n_columns + 1),
+        np.arange(n_rows + 1),
+        logs,
+        cmap=colours,
+        norm=norm,
+        edgecolors=PAPER if numbers else "none",
+        linewidth=1.0,
+        rasterized=not numbers,
+    )
     ax.set_xlim(0, n_columns)
     ax.set_ylim(n_rows, 0)
     ax.grid(False)
@@ -55,24 +61,22 @@ def _shade(ax: Axes, panel: Panel, *, size: float, numbers: bool) -> Any:
     if numbers:
         for (i, j), value in np.ndenumerate(panel.values):
             if not np.isfinite(value):
-                ax.text(
-                    j + 0.5,
-                    i + 0.5,
-                    "–",
-                    ha="center",
-                    va="center",
-                    color=MUTED,
-                    size=size,
-                    in_layout=False,
-                )
+                ax.text(j + 0.5, i + 0.5, "–", ha="center", va="center", color=MUTED, size=size, in_layout=False)
                 continue
             r, g, b = to_rgb(colours(norm(np.log(value))))
             dark = 0.299 * r + 0.587 * g + 0.114 * b < 0.5
             weight = "bold" if value >= WIN else "normal"
             ax.text(
-                j + 0.5, i + 0.5, f"{value:.2f}", ha="center", va="center", size=size,
-                color="#fffffe" if dark else "#000000", weight=weight, in_layout=False,
-            )  # fmt: skip
+                j + 0.5,
+                i + 0.5,
+                f"{value:.2f}",
+                ha="center",
+                va="center",
+                size=size,
+                color="#fffffe" if dark else "#000000",
+                weight=weight,
+                in_layout=False,
+            )
     elif min(n_rows, n_columns) > 1 and np.isfinite(panel.values).any():
         x, y = np.arange(n_columns) + 0.5, np.arange(n_rows) + 0.5
         filled = np.where(np.isfinite(panel.values), np.log(panel.values), np.nan)
@@ -80,9 +84,7 @@ def _shade(ax: Axes, panel: Panel, *, size: float, numbers: bool) -> Any:
             ax.contour(x, y, filled, levels=[0.0], colors="#000000", linewidths=1.0)
         worst = float(np.nanmin(filled))
         if worst < -np.log(WIN):
-            lost = ax.contourf(
-                x, y, filled, levels=[worst, -np.log(WIN)], colors="none", hatches=["///"]
-            )
+            lost = ax.contourf(x, y, filled, levels=[worst, -np.log(WIN)], colors="none", hatches=["///"])
             lost.set_edgecolor(INK)
             lost.set_linewidth(0.0)
     return mesh

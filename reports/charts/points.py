@@ -35,9 +35,16 @@ def scatter(
         many = sum(len(x) for x, _ in groups.values()) > 400
         for i, (name, (x, y)) in enumerate(groups.items()):
             ax.plot(
-                x, y, MARKERS[i % 7], color=COLOURS[i % 7], label=name, alpha=0.55 if many else 0.9,
-                markersize=2.2 if many else 4.5, markeredgewidth=0.0, linestyle="none",
-            )  # fmt: skip
+                x,
+                y,
+                MARKERS[i % 7],
+                color=COLOURS[i % 7],
+                label=name,
+                alpha=0.55 if many else 0.9,
+                markersize=2.2 if many else 4.5,
+                markeredgewidth=0.0,
+                linestyle="none",
+            )
         if line is not None:
             ax.plot(*line, color=INK, linewidth=1.0, linestyle="--")
         if log:
@@ -47,32 +54,18 @@ def scatter(
             values = np.concatenate([np.concatenate([x, y]) for x, y in groups.values()])
             ends = np.array([values.min() / 1.2, values.max() * 1.2])
             ax.plot(ends, ends, color=INK, linewidth=0.9)
-            ax.fill_between(
-                ends,
-                ends / (1 + diagonal),
-                ends * (1 + diagonal),
-                color=MUTED,
-                alpha=0.18,
-                linewidth=0,
-            )
+            ax.fill_between(ends, ends / (1 + diagonal), ends * (1 + diagonal), color=MUTED, alpha=0.18, linewidth=0)
             ax.set_xlim(*ends)
             ax.set_ylim(*ends)
         if log:
             plain_log(ax, "x")
             plain_log(ax, "y")
         for x, y, text in labels:
-            ax.annotate(
-                text, (x, y), xytext=(4, 3), textcoords="offset points", size=6.2, color=INK
-            )
+            ax.annotate(text, (x, y), xytext=(4, 3), textcoords="offset points", size=6.2, color=INK)
         ax.set_xlabel(x_label)
         ax.set_ylabel(y_label)
         if len(groups) > 1:
-            canvas.legend(
-                *ax.get_legend_handles_labels(),
-                loc="outside right upper",
-                handlelength=1.0,
-                markerscale=1.4,
-            )
+            canvas.legend(*ax.get_legend_handles_labels(), loc="outside right upper", handlelength=1.0, markerscale=1.4)
 
     return draw(height_in, paint, WIDTH_IN if len(groups) > 1 else width_in)
 
@@ -98,32 +91,43 @@ def roofline(roof: Roof, points: Mapping[str, tuple[np.ndarray, np.ndarray, np.n
         x = np.geomspace(low, high, 200)
         for i, (name, flop) in enumerate(sorted(roof.flop_per_s.items(), key=lambda kv: -kv[1])):
             ax.plot(
-                x,
-                np.minimum(flop, x * roof.bytes_per_s) / 1e12,
-                color=MUTED,
-                linewidth=1.1,
-                linestyle=LINES[i % 7],
+                x, np.minimum(flop, x * roof.bytes_per_s) / 1e12, color=MUTED, linewidth=1.1, linestyle=LINES[i % 7]
             )
             ax.annotate(
-                f"{name}: {flop / 1e12:,.0f} Tflop/s", (high, flop / 1e12), xytext=(-2, 2),
-                textcoords="offset points", ha="right", va="bottom", size=6.3, color=MUTED,
-            )  # fmt: skip
+                f"{name}: {flop / 1e12:,.0f} Tflop/s",
+                (high, flop / 1e12),
+                xytext=(-2, 2),
+                textcoords="offset points",
+                ha="right",
+                va="bottom",
+                size=6.3,
+                color=MUTED,
+            )
         middle = float(np.sqrt(low * ridge))
         ax.annotate(
-            f"memory: {roof.bytes_per_s / 1e12:.3g} TB/s", (middle, middle * roof.bytes_per_s / 1e12),
-            xytext=(7, -4), textcoords="offset points", va="top", size=6.3, color=MUTED,
-        )  # fmt: skip
+            f"memory: {roof.bytes_per_s / 1e12:.3g} TB/s",
+            (middle, middle * roof.bytes_per_s / 1e12),
+            xytext=(7, -4),
+            textcoords="offset points",
+            va="top",
+            size=6.3,
+            color=MUTED,
+        )
         for i, (name, (intensity, rate, part)) in enumerate(points.items()):
             ax.scatter(
-                intensity, rate / 1e12, s=8 + 150 * part, marker=MARKERS[i % 7], color=COLOURS[i % 7],
-                label=name, alpha=0.8, linewidth=0.0,
-            )  # fmt: skip
+                intensity,
+                rate / 1e12,
+                s=8 + 150 * part,
+                marker=MARKERS[i % 7],
+                color=COLOURS[i % 7],
+                label=name,
+                alpha=0.8,
+                linewidth=0.0,
+            )
         ax.set_xscale("log")
         ax.set_yscale("log")
         ax.set_xlim(low, high)
-        ax.set_ylim(
-            min([low * roof.bytes_per_s / 1e12, *(r / 2e12 for r in rates)]), 2.2 * peak / 1e12
-        )
+        ax.set_ylim(min([low * roof.bytes_per_s / 1e12, *(r / 2e12 for r in rates)]), 2.2 * peak / 1e12)
         ax.set_xlabel("arithmetic intensity [flop/B]")
         ax.set_ylabel("speed [Tflop/s]")
         plain_log(ax, "x")
@@ -154,22 +158,12 @@ def lines(
         ax = canvas.subplots()
         for i, (name, (x, y)) in enumerate(groups.items()):
             mark = MARKERS[i % 7] if len(x) <= 24 else None
-            ax.plot(
-                x,
-                y,
-                color=COLOURS[i % 7],
-                linestyle=LINES[i % 7],
-                marker=mark,
-                markersize=3.5,
-                label=name,
-            )
+            ax.plot(x, y, color=COLOURS[i % 7], linestyle=LINES[i % 7], marker=mark, markersize=3.5, label=name)
             if bands and name in bands:
                 ax.fill_between(x, *bands[name], color=COLOURS[i % 7], alpha=0.15, linewidth=0)
         if log_x:
             ax.set_xscale("log", base=2)
-            shown = sorted(
-                {float(v) for x, _ in groups.values() for v in x if float(np.log2(v)).is_integer()}
-            )
+            shown = sorted({float(v) for x, _ in groups.values() for v in x if float(np.log2(v)).is_integer()})
             from matplotlib.ticker import NullLocator
 
             ax.set_xticks(shown, [f"{v:,.0f}" for v in shown])
@@ -183,8 +177,6 @@ def lines(
         ax.set_xlabel(x_label)
         ax.set_ylabel(y_label)
         if len(groups) > 1:
-            canvas.legend(
-                *ax.get_legend_handles_labels(), loc="outside right upper", handlelength=3.0
-            )
+            canvas.legend(*ax.get_legend_handles_labels(), loc="outside right upper", handlelength=3.0)
 
     return draw(height_in, paint)

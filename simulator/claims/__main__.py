@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from simulator import console
+from simulator.base import console
 
 if TYPE_CHECKING:
     from simulator.claims.judge import Judged
@@ -18,29 +18,22 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions
 
 @app.command()
 def command(
-    data: Annotated[
-        Path | None, typer.Option(help="further rows: TOML like ours, CSV or Parquet")
-    ] = None,
+    data: Annotated[Path | None, typer.Option(help="further rows: TOML like ours, CSV or Parquet")] = None,
     paper: Annotated[str | None, typer.Option(help="rows of one paper only")] = None,
-    all_: Annotated[
-        bool, typer.Option("--all", help="every judged row, not only the misses")
-    ] = False,
+    all_: Annotated[bool, typer.Option("--all", help="every judged row, not only the misses")] = False,
     docs: Annotated[
-        Path | None,
-        typer.Option(help="rewrite the tables of claims.md and systems.md in this folder"),
+        Path | None, typer.Option(help="rewrite the tables of claims.md and systems.md in this folder")
     ] = None,
-    json_: Annotated[
-        bool, typer.Option("--json", help='{"rows": [...], "summary": {...}} on stdout')
-    ] = False,
+    json_: Annotated[bool, typer.Option("--json", help='{"rows": [...], "summary": {...}} on stdout')] = False,
 ) -> None:
     """Predict every published figure whose setup is complete, and say where and why we miss.
 
     Eligible: model, device, batch and prompt or context are stated, read at the primary source. Every paper weighs the
     same; rows used for calibration are counted apart; no row leaves the statistic because it misses.
     """
+    from simulator.base.errors import InputError, UnknownNameError
     from simulator.claims.judge import judge, summary
     from simulator.claims.rows import committed, read_file
-    from simulator.errors import InputError, UnknownNameError
 
     papers = committed()
     if data is not None:
@@ -61,9 +54,7 @@ def command(
         from simulator.claims.tables import write
 
         if data is not None or paper is not None:
-            raise InputError(
-                "the tables hold all committed rows; leave out --data and --paper", where="--docs"
-            )
+            raise InputError("the tables hold all committed rows; leave out --data and --paper", where="--docs")
         systems = {k: v for paper in papers for k, v in paper.systems.items()}
         for path in write(docs, rows, total, systems):
             console.say(f"wrote {path}")
@@ -83,8 +74,14 @@ def _show(rows: list[Judged], total: dict[str, Any], *, every: bool) -> None:
         ["claim", "paper", "kind", "metric", "published", "predicted", "low", "high", "ratio", "why"],
         [
             [
-                r.claim_id + (" c" if r.used_for_calibration else ""), r.paper, r.kind, r.metric,
-                _si(r.published), _si(r.predicted), _si(r.lo), _si(r.hi),
+                r.claim_id + (" c" if r.used_for_calibration else ""),
+                r.paper,
+                r.kind,
+                r.metric,
+                _si(r.published),
+                _si(r.predicted),
+                _si(r.lo),
+                _si(r.hi),
                 f"{r.ratio:.2f}" + ("" if r.inside else " out"),
                 shorten((r.wrong and f"disputed: {r.wrong}") or r.reason, 72, placeholder=" ..."),
             ]
@@ -92,26 +89,14 @@ def _show(rows: list[Judged], total: dict[str, Any], *, every: bool) -> None:
         ],
         left=4,
         note="c: used for calibration; out: outside our 90 % interval; --json has the whole reason",
-    )  # fmt: skip
+    )
     papers = sorted(total["papers"].items(), key=lambda kv: -kv[1]["rows"])
-    heads = [
-        "rows",
-        "geo. mean",
-        "within 20 %",
-        "median APE",
-        "inside 90 %",
-        "speed-ups",
-        "rank corr.",
-    ]
+    heads = ["rows", "geo. mean", "within 20 %", "median APE", "inside 90 %", "speed-ups", "rank corr."]
     console.table(
         "by paper, calibration rows apart",
         ["paper", *heads, "not predicted", "not eligible", "incomplete"],
         [
-            [
-                name,
-                *_cells(f),
-                *(str(f[k]) for k in ("not_predicted", "not_eligible", "incomplete")),
-            ]
+            [name, *_cells(f), *(str(f[k]) for k in ("not_predicted", "not_eligible", "incomplete"))]
             for name, f in papers
         ],
     )
@@ -123,9 +108,7 @@ def _show(rows: list[Judged], total: dict[str, Any], *, every: bool) -> None:
         [[label, str(total[k]["papers"]), *_cells(total[k])] for k, label in GROUPS.items()],
         note="targets: geometric mean 0.9-1.1, 75 % within 20 %, rank correlation 0.9",
     )
-    misses = ", ".join(
-        f"{n['rows']} {c} ({n['papers']} papers)" for c, n in total["misses"].items() if n["rows"]
-    )
+    misses = ", ".join(f"{n['rows']} {c} ({n['papers']} papers)" for c, n in total["misses"].items() if n["rows"])
     console.out(f"misses: {misses or 'none'}; disputed figures among the judged: {total['wrong']}")
 
 
@@ -134,9 +117,7 @@ def _reasons(status: str, rows: list[Judged]) -> None:
 
     count = Counter(r.reason for r in rows if r.status == status)
     if count:
-        console.table(
-            f"{status}: why", ["reason", "rows"], [[k, str(n)] for k, n in count.most_common()]
-        )
+        console.table(f"{status}: why", ["reason", "rows"], [[k, str(n)] for k, n in count.most_common()])
 
 
 def _cells(f: dict[str, Any]) -> list[str]:

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from simulator.base.errors import ShadowlineError, UnsupportedError
 from simulator.claims.eligibility import why_not
 from simulator.claims.kernel import KernelScenario, kernel_time
 from simulator.claims.metrics import RATES, Value, base, compare, e2e_values
 from simulator.claims.rows import MISSES, Claim, PaperClaims
-from simulator.errors import ShadowlineError, UnsupportedError
 
 WITHIN = 0.2
 """A prediction reproduces a claim within this relative error [-]."""
@@ -72,12 +72,23 @@ class Judged:
     def to_dict(self) -> dict[str, Any]:
         """Plain values for ``--json``."""
         return {
-            "id": self.claim_id, "paper": self.paper, "family": self.family, "kind": self.kind,
-            "metric": self.metric, "published": self.published, "predicted": self.predicted,
-            "lo": self.lo, "hi": self.hi, "ratio": self.ratio, "inside": self.inside,
-            "status": self.status, "reason": self.reason, "miss": self.miss, "wrong": self.wrong,
+            "id": self.claim_id,
+            "paper": self.paper,
+            "family": self.family,
+            "kind": self.kind,
+            "metric": self.metric,
+            "published": self.published,
+            "predicted": self.predicted,
+            "lo": self.lo,
+            "hi": self.hi,
+            "ratio": self.ratio,
+            "inside": self.inside,
+            "status": self.status,
+            "reason": self.reason,
+            "miss": self.miss,
+            "wrong": self.wrong,
             "used_for_calibration": self.used_for_calibration,
-        }  # fmt: skip
+        }
 
 
 def judge(papers: Iterable[PaperClaims]) -> list[Judged]:
@@ -132,9 +143,7 @@ def _published_speedup(claim: Claim) -> float | None:
     return claim.value / claim.baseline_value if up else claim.baseline_value / claim.value
 
 
-def _quantity(
-    scenario: dict[str, Any], claim: Claim, seen: dict[str, Mapping[str, Value]]
-) -> Value:
+def _quantity(scenario: dict[str, Any], claim: Claim, seen: dict[str, Mapping[str, Value]]) -> Value:
     """The metric of one scenario; scenarios that several rows share are predicted once."""
     key = repr(sorted(scenario.items()))
     if key not in seen:
@@ -154,10 +163,10 @@ def _kernel(scenario: Mapping[str, Any]) -> dict[str, Value]:
 
 
 def _whole(scenario: Mapping[str, Any]) -> dict[str, Value]:
-    from simulator.evaluate import evaluate
-    from simulator.group import group_of
-    from simulator.predict import predict
-    from simulator.scenario import Scenario
+    from simulator.inference.evaluate import evaluate
+    from simulator.inference.group import group_of
+    from simulator.results.prediction import predict
+    from simulator.scenario.scenario import Scenario
 
     s = Scenario.of(**scenario)
     group = group_of(s)
@@ -167,12 +176,7 @@ def _whole(scenario: Mapping[str, Any]) -> dict[str, Value]:
     if points is None or points.status.ravel()[0] > 1:
         row = predict(s).row
         raise UnsupportedError(f"{row['status']}: {row['reason']}")
-    row = {
-        **load,
-        "tp": group.tp,
-        "pp": group.pp,
-        "total_bytes": _one(points.footprint.total_bytes),
-    }
+    row = {**load, "tp": group.tp, "pp": group.pp, "total_bytes": _one(points.footprint.total_bytes)}
     return e2e_values(row | {k: _one(getattr(points, k)) for k in TIMES})
 
 
@@ -273,10 +277,8 @@ def summary(rows: Sequence[Judged]) -> dict[str, Any]:
             for c in MISSES
         },
         "wrong": sum(r.wrong is not None for r in judged),
-    }  # fmt: skip
+    }
 
 
 def _status_counts(rows: Sequence[Judged], paper: str) -> dict[str, int]:
-    return {
-        s.replace(" ", "_"): sum(r.paper == paper and r.status == s for r in rows) for s in STATUSES
-    }
+    return {s.replace(" ", "_"): sum(r.paper == paper and r.status == s for r in rows) for s in STATUSES}

@@ -10,17 +10,18 @@ from typing import Any, Literal, Self
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from simulator.errors import InputError, UnsupportedError, suggest
-from simulator.group import Group, find_device, find_model
-from simulator.layer import AttentionSpec, FfnSpec, LayerSpec
-from simulator.lowering import require
-from simulator.model import ModelSpec
-from simulator.ops import Linear, Op
+from simulator.base.errors import InputError, UnsupportedError, suggest
+from simulator.inference.group import Group
+from simulator.inference.lowering import require
+from simulator.model.layer import AttentionSpec, FfnSpec, LayerSpec
+from simulator.model.spec import ModelSpec
+from simulator.ops.ops import Linear, Op
+from simulator.ops.step import Step, decode_step, prefill_step
+from simulator.ops.traffic import Operand
 from simulator.policies import parse
 from simulator.roofline.timing import time_op
-from simulator.scenario import MAX_TOKENS, Scenario
-from simulator.traffic import Operand
-from simulator.workload import Step, decode_step, prefill_step
+from simulator.scenario.find import find_device, find_model
+from simulator.scenario.scenario import MAX_TOKENS, Scenario
 
 
 class Shape(BaseModel):
@@ -28,9 +29,7 @@ class Shape(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    hidden: int = Field(
-        ge=1, le=MAX_TOKENS, description="input features of qkv, gate and up; output of o and down"
-    )
+    hidden: int = Field(ge=1, le=MAX_TOKENS, description="input features of qkv, gate and up; output of o and down")
     intermediate: int = Field(1, ge=1, le=MAX_TOKENS, description="width of the feed-forward block")
     gated: bool = Field(False, description="gate beside up")
     n_heads: int = Field(1, ge=1, le=MAX_TOKENS, description="query heads")
@@ -43,9 +42,7 @@ class Shape(BaseModel):
         attention = AttentionSpec(self.n_heads, self.n_kv_heads, self.head_dim, self.head_dim)
         # ReLU, so that policies made for its zeros apply; no kernel of ours depends on it otherwise.
         ffn = FfnSpec(self.intermediate, self.gated, "relu")
-        return ModelSpec(
-            "shape", "shape", self.hidden, 1, (LayerSpec(attention, ffn),), True, 2**40
-        )
+        return ModelSpec("shape", "shape", self.hidden, 1, (LayerSpec(attention, ffn),), True, 2**40)
 
 
 class KernelScenario(BaseModel):
@@ -62,9 +59,7 @@ class KernelScenario(BaseModel):
     ops: tuple[str, ...] = Field(min_length=1)
     phase: Literal["prefill", "decode"]
     batch: int = Field(ge=1, le=MAX_TOKENS)
-    tokens: int = Field(
-        1, ge=1, le=MAX_TOKENS, description="prompt of a prefill, context of a decode step"
-    )
+    tokens: int = Field(1, ge=1, le=MAX_TOKENS, description="prompt of a prefill, context of a decode step")
     model: str | None = None
     shape: Shape | None = None
     policy: str = "dense"
@@ -92,9 +87,13 @@ class KernelScenario(BaseModel):
     def group(self) -> Group:
         """The single layer on its device."""
         scenario = Scenario.of(
-            model="shape", device=self.device, policy=self.policy, engine=self.engine,
-            dtype=self.dtype, kv_cache_dtype=self.kv_cache_dtype,
-        )  # fmt: skip
+            model="shape",
+            device=self.device,
+            policy=self.policy,
+            engine=self.engine,
+            dtype=self.dtype,
+            kv_cache_dtype=self.kv_cache_dtype,
+        )
         if self.shape is not None:
             model = self.shape.model
         else:
@@ -138,10 +137,7 @@ def kernel_time(kernel: KernelScenario) -> KernelTime:
     times = [time_op(op, group.device, group.engine) for op in ops]
     dense = [op for op in group.dense.lowering.ops(kernel.step) if _matches(op, kernel.ops)]
     return KernelTime(
-        *(
-            float(np.sum([np.sum(getattr(t, k)) for t in times]))
-            for k in ("total_s", "lo_s", "hi_s")
-        ),
+        *(float(np.sum([np.sum(getattr(t, k)) for t in times])) for k in ("total_s", "lo_s", "hi_s")),
         dense_flop=sum(float(np.sum(op.flop)) for op in dense if isinstance(op, Linear)),
         kv_read_bytes=sum(map(_kv_bytes, ops)),
     )

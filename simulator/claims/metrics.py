@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from simulator.errors import InputError, UnknownNameError
+from simulator.base.errors import InputError, UnknownNameError
 
 E2E: Mapping[str, str] = {
     "ttft_s": "one prefill of the whole batch",
@@ -25,13 +25,26 @@ KERNEL: Mapping[str, str] = {
     "dense_flop_per_s": "flop of the dense product over the time of the ops",
     "kv_read_bytes": "useful bytes of the KV cache that the ops read",
 }
-RATES = ("tokens_per_s", "tokens_per_s_per_gpu", "total_tokens_per_s", "decode_tokens_per_s",
-         "decode_phase_tokens_per_s", "prefill_tokens_per_s", "dense_flop_per_s")  # fmt: skip
+RATES = (
+    "tokens_per_s",
+    "tokens_per_s_per_gpu",
+    "total_tokens_per_s",
+    "decode_tokens_per_s",
+    "decode_phase_tokens_per_s",
+    "prefill_tokens_per_s",
+    "dense_flop_per_s",
+)
 """Quantities of which more is better; of the others less is."""
 FORMS = ("_speedup", "_ratio")
 """Against the baseline: ``_speedup`` above 1 is better than it, ``_ratio`` is scenario over baseline."""
-NEEDS_OUTPUT = ("e2e_s", "decode_s", "tokens_per_s", "tokens_per_s_per_gpu", "total_tokens_per_s",
-                "decode_phase_tokens_per_s")  # fmt: skip
+NEEDS_OUTPUT = (
+    "e2e_s",
+    "decode_s",
+    "tokens_per_s",
+    "tokens_per_s_per_gpu",
+    "total_tokens_per_s",
+    "decode_phase_tokens_per_s",
+)
 """Quantities that depend on how many tokens are generated."""
 
 Value = tuple[float, float, float]

@@ -12,10 +12,10 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from simulator.base.errors import InputError, suggest
+from simulator.base.files import parse_toml as parse_document
+from simulator.base.files import read_limited, read_parquet
 from simulator.claims.metrics import check_metric
-from simulator.errors import InputError, suggest
-from simulator.files import parse_toml as parse_document
-from simulator.files import read_limited, read_parquet
 
 MOST_BYTES, MOST_ROWS = 16 * 2**20, 1_000_000
 MISSES = ("baseline artefact", "framework overhead", "model gap")
@@ -121,9 +121,7 @@ def parse_toml(text: str, name: str) -> PaperClaims:
     explained: dict[str, tuple[str, str]] = {}
     for entry in _entries(table, "explained", ("class", "why", "claims"), name):
         if entry["class"] not in MISSES:
-            raise InputError(
-                f"class {entry['class']!r}; write one of {', '.join(MISSES)}", where=name
-            )
+            raise InputError(f"class {entry['class']!r}; write one of {', '.join(MISSES)}", where=name)
         explained.update(dict.fromkeys(entry["claims"], (entry["class"], entry["why"])))
     wrong: dict[str, str] = {}
     for entry in _entries(table, "wrong", ("why", "claims"), name):
@@ -147,11 +145,7 @@ def parse_toml(text: str, name: str) -> PaperClaims:
 
 
 def _entries(
-    table: dict[str, Any],
-    key: str,
-    fields: tuple[str, ...],
-    name: str,
-    optional: tuple[str, ...] = (),
+    table: dict[str, Any], key: str, fields: tuple[str, ...], name: str, optional: tuple[str, ...] = ()
 ) -> Iterator[Any]:
     for entry in _tables(table, key, name):
         _known_keys(entry, (*fields, *optional), name)
@@ -200,9 +194,7 @@ def _table_rows(path: Path) -> Iterator[Claim]:
         else:
             frame = read_parquet(path, MOST_ROWS).to_pandas()
     except (OSError, ValueError) as error:
-        raise InputError(
-            f"{path} cannot be read: {str(error).splitlines()[0]}", where="--data"
-        ) from None
+        raise InputError(f"{path} cannot be read: {str(error).splitlines()[0]}", where="--data") from None
     for line, row in enumerate(frame.to_dict("records"), start=2):
         where = f"{path}:{line}"
         values = {str(k): v for k, v in row.items() if not _blank(v)}

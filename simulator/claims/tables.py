@@ -10,15 +10,13 @@ from typing import Any
 
 import numpy as np
 
+from simulator.base.errors import InputError
 from simulator.claims.judge import GROUPS, Judged
-from simulator.errors import InputError
 
 BEGIN, END = "<!-- begin: {} -->", "<!-- end: {} -->"
 
 
-def write(
-    folder: Path, rows: Sequence[Judged], total: dict[str, Any], systems: Mapping[str, str]
-) -> list[Path]:
+def write(folder: Path, rows: Sequence[Judged], total: dict[str, Any], systems: Mapping[str, str]) -> list[Path]:
     """Rewrite the generated parts of both files in `folder`; they are read whole before either is written.
 
     `systems` maps papers to the policy they are about, where it is not called as the paper is.
@@ -56,12 +54,18 @@ def _table(heads: Sequence[str], lines: Iterable[Sequence[str]]) -> list[str]:
 def _result(total: dict[str, Any]) -> list[str]:
     counts = total["counts"]
     target = ["target", "", "400", "0.9-1.1", "75 %", "", "", "0.9"]
-    heads = ["", "papers", "rows", "geometric mean of predicted / published", "within 20 %",
-             "median APE", "inside the 90 % interval", "rank correlation of speed-ups"]  # fmt: skip
+    heads = [
+        "",
+        "papers",
+        "rows",
+        "geometric mean of predicted / published",
+        "within 20 %",
+        "median APE",
+        "inside the 90 % interval",
+        "rank correlation of speed-ups",
+    ]
     papers = sorted(total["papers"].items(), key=lambda kv: -kv[1]["judged"])
-    misses = [
-        f"{n['rows']} {name} ({n['papers']} papers)" for name, n in total["misses"].items() if n["rows"]
-    ]  # fmt: skip
+    misses = [f"{n['rows']} {name} ({n['papers']} papers)" for name, n in total["misses"].items() if n["rows"]]
     told = (
         f"{total['eligible']} eligible rows of {total['eligible_papers']} papers out of "
         f"{sum(counts.values()):,} published figures; {counts['judged']} judged, "
@@ -71,18 +75,10 @@ def _result(total: dict[str, Any]) -> list[str]:
     )
     whole = ([label, str(total[k]["papers"]), *_cells(total[k])] for k, label in GROUPS.items())
     by_paper = (
-        [name, *_cells(f), str(f["judged"] - f["rows"]), str(_unjudged(f))]
-        for name, f in papers
-        if f["judged"]
+        [name, *_cells(f), str(f["judged"] - f["rows"]), str(_unjudged(f))] for name, f in papers if f["judged"]
     )
     last = ["used for calibration", "not checkable"]
-    return [
-        told,
-        "",
-        *_table(heads, [target, *whole]),
-        "",
-        *_table(["paper", *heads[2:], *last], by_paper),
-    ]
+    return [told, "", *_table(heads, [target, *whole]), "", *_table(["paper", *heads[2:], *last], by_paper)]
 
 
 def _unjudged(f: dict[str, Any]) -> int:
@@ -94,9 +90,13 @@ def _cells(f: dict[str, Any]) -> list[str]:
         return ["0", *[""] * 5]
     rank = f["rank_correlation"]
     return [
-        str(f["rows"]), f"{f['geometric_mean']:.2f}", f"{f['within_20']:.0%}", f"{f['median_ape']:.0%}",
-        f"{f['inside']:.0%}", "" if rank is None else f"{rank:.2f} ({f['speedups']})",
-    ]  # fmt: skip
+        str(f["rows"]),
+        f"{f['geometric_mean']:.2f}",
+        f"{f['within_20']:.0%}",
+        f"{f['median_ape']:.0%}",
+        f"{f['inside']:.0%}",
+        "" if rank is None else f"{rank:.2f} ({f['speedups']})",
+    ]
 
 
 def _misses(rows: Sequence[Judged]) -> list[str]:
@@ -108,10 +108,7 @@ def _misses(rows: Sequence[Judged]) -> list[str]:
     lines = sorted(found.items(), key=lambda kv: (kv[0][0].casefold(), -len(kv[1])))
     return _table(
         ["paper", "rows", "geometric mean", "reason"],
-        (
-            [paper, str(len(v)), f"{np.exp(np.mean(np.log(v))):.2f}", reason]
-            for (paper, reason), v in lines
-        ),
+        ([paper, str(len(v)), f"{np.exp(np.mean(np.log(v))):.2f}", reason] for (paper, reason), v in lines),
     )
 
 

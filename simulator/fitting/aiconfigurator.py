@@ -12,23 +12,41 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from simulator.errors import InputError
+from simulator.base.errors import InputError
 
 if TYPE_CHECKING:
     import pandas as pd
 
 PACKAGE = "aiconfigurator-core"
 DTYPES = {
-    "bfloat16": "bf16", "float16": "fp16", "fp8": "fp8", "fp8_block": "fp8_block", "fp8_static": "fp8_static",
-    "nvfp4": "nvfp4", "int8_wo": "w8a16", "int4_wo": "w4a16", "sq": "int8", "w4a16_mxfp4": "w4a16_mxfp4",
-}  # fmt: skip
+    "bfloat16": "bf16",
+    "float16": "fp16",
+    "fp8": "fp8",
+    "fp8_block": "fp8_block",
+    "fp8_static": "fp8_static",
+    "nvfp4": "nvfp4",
+    "int8_wo": "w8a16",
+    "int4_wo": "w4a16",
+    "sq": "int8",
+    "w4a16_mxfp4": "w4a16_mxfp4",
+}
 """Their number formats to ours; others are left out."""
 SYSTEMS = {
-    "a100_pcie": "a100-pcie-80g", "a100_sxm": "a100-sxm-80g", "a30": "a30", "b200_sxm": "b200",
-    "b300_sxm": "b300", "b60": "b60", "gb200": "gb200", "gb300": "gb300", "h100_pcie": "h100-pcie",
-    "h100_sxm": "h100-sxm", "h200_sxm": "h200", "l4": "l4", "l40s": "l40s",
+    "a100_pcie": "a100-pcie-80g",
+    "a100_sxm": "a100-sxm-80g",
+    "a30": "a30",
+    "b200_sxm": "b200",
+    "b300_sxm": "b300",
+    "b60": "b60",
+    "gb200": "gb200",
+    "gb300": "gb300",
+    "h100_pcie": "h100-pcie",
+    "h100_sxm": "h100-sxm",
+    "h200_sxm": "h200",
+    "l4": "l4",
+    "l40s": "l40s",
     "rtx_pro_6000_server": "rtx-pro-6000",
-}  # fmt: skip
+}
 FILES = {
     "gemm": ("gemm_perf",),
     "attention": ("context_attention_perf", "generation_attention_perf"),
@@ -87,9 +105,7 @@ def _paths() -> list[Path]:
     try:
         files = metadata.files(PACKAGE) or []
     except metadata.PackageNotFoundError:
-        raise InputError(
-            f"{PACKAGE} is not installed; run `pip install {PACKAGE}`", where="--from"
-        ) from None
+        raise InputError(f"{PACKAGE} is not installed; run `pip install {PACKAGE}`", where="--from") from None
     found = [Path(str(f.locate())) for f in files if f.suffix == ".parquet"]
     return sorted(p for p in found if "data" in p.parts)
 
@@ -114,9 +130,13 @@ def _attention(table: pd.DataFrame, name: str) -> pd.DataFrame:
     if "num_key_value_heads" not in table:
         return table.head(0)
     out = _columns(
-        table, "attn_dtype", batch="batch_size", n_heads="num_heads",
-        n_kv_heads="num_key_value_heads", head_dim="head_dim",
-    )  # fmt: skip
+        table,
+        "attn_dtype",
+        batch="batch_size",
+        n_heads="num_heads",
+        n_kv_heads="num_key_value_heads",
+        head_dim="head_dim",
+    )
     table = table.loc[out.index]
     out["n_kv_heads"] = np.where(out["n_kv_heads"] == 0, out["n_heads"], out["n_kv_heads"])
     out["kv_dtype"] = table["kv_cache_dtype"].map(DTYPES)
@@ -142,10 +162,17 @@ def _collective(table: pd.DataFrame, name: str) -> pd.DataFrame:
 
 def _moe(table: pd.DataFrame, name: str) -> pd.DataFrame:
     return _columns(
-        table, "moe_dtype", num_tokens="num_tokens", hidden="hidden_size", inter="inter_size",
-        topk="topk", n_experts="num_experts", moe_tp="moe_tp_size", moe_ep="moe_ep_size",
+        table,
+        "moe_dtype",
+        num_tokens="num_tokens",
+        hidden="hidden_size",
+        inter="inter_size",
+        topk="topk",
+        n_experts="num_experts",
+        moe_tp="moe_tp_size",
+        moe_ep="moe_ep_size",
         distribution="distribution",
-    )  # fmt: skip
+    )
 
 
 _READ = {"gemm": _gemm, "attention": _attention, "collective": _collective, "moe": _moe}

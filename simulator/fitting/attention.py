@@ -14,33 +14,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.calibration import ANY, Fit, Residual, Surface, scope_of
+from simulator.device.fits import ANY, Fit, Residual, Surface, scope_of
 from simulator.fitting import judge
 from simulator.fitting.attention_choose import choose
-from simulator.fitting.attention_rows import (
-    INPUTS,
-    Table,
-    generation_of,
-    kernel_of,
-    key_of,
-    prepare,
-)
+from simulator.fitting.attention_rows import INPUTS, Table, generation_of, kernel_of, key_of, prepare
 from simulator.fitting.kriging import Prior, krige, to_surface
 from simulator.roofline.attention import AXES, COEFFICIENTS
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = [
-    "INPUTS",
-    "fit",
-    "generation_of",
-    "kernel_of",
-    "key_of",
-    "learning_curve",
-    "predict",
-    "prepare",
-]
+__all__ = ["INPUTS", "fit", "generation_of", "kernel_of", "key_of", "learning_curve", "predict", "prepare"]
 
 Array = NDArray[np.float64]
 
@@ -61,14 +45,7 @@ _COMMON = {
 }
 START: Mapping[str, Mapping[str, float]] = {
     "prefill": _COMMON
-    | {
-        "launch_s": 8e-6,
-        "math_eff": 0.62,
-        "token_s": 3e-9,
-        "split_tokens": 1e9,
-        "page_tokens": 1.0,
-        "row_tile": 128.0,
-    },
+    | {"launch_s": 8e-6, "math_eff": 0.62, "token_s": 3e-9, "split_tokens": 1e9, "page_tokens": 1.0, "row_tile": 128.0},
     "decode": _COMMON
     | {
         "launch_s": 7e-6,
@@ -117,9 +94,7 @@ SPREAD = 0.7
 """Prior log standard deviation of a coefficient about its parent's."""
 SCALE = 0.10
 """Log residual of a typical row; beyond it the loss turns linear."""
-PRIOR = Prior(
-    shared=0.25, library=0.0, device=0.0, own=0.0, offset=0.0, noise=0.05, octaves=3.0, huber=0.15
-)
+PRIOR = Prior(shared=0.25, library=0.0, device=0.0, own=0.0, offset=0.0, noise=0.05, octaves=3.0, huber=0.15)
 LENGTHS = {"lanes": 4.0, "tokens": 3.5, "group": 2.2, "head_dim": 0.7}
 """Length scale of the residual along each axis [octaves]."""
 KNOTS: Mapping[str, tuple[float, ...]] = {
@@ -146,9 +121,7 @@ BETWEEN_SOURCE = 0.18
 """Log standard deviation between two sources on one device; see docs/calibration_attention.md."""
 
 
-def _solve(
-    table: Table, parent: Mapping[str, float], start: Mapping[str, float]
-) -> tuple[dict[str, float], float]:
+def _solve(table: Table, parent: Mapping[str, float], start: Mapping[str, float]) -> tuple[dict[str, float], float]:
     """Coefficients near `parent` and the loss they leave."""
     from scipy.optimize import least_squares
 
@@ -217,9 +190,7 @@ def _surface(
     return Surface(tuple(zip(AXES, axes, strict=True)), surface.values)
 
 
-def _out_of_fold(
-    table: Table, parent: Mapping[str, float], coef: Mapping[str, float]
-) -> tuple[Array, Array]:
+def _out_of_fold(table: Table, parent: Mapping[str, float], coef: Mapping[str, float]) -> tuple[Array, Array]:
     """ln(measured/predicted) and predicted seconds of rows left out in turn."""
     predicted = np.full(len(table), np.nan)
     for train, test in judge.folds(table.groups, FOLDS):
@@ -274,7 +245,7 @@ def fit(rows: pd.DataFrame, *, date: str | None = None, residuals: bool = True) 
 
     `residuals` False skips the out-of-fold pass (learning curves, tests): in-sample error instead.
     """
-    from simulator import device as devices
+    from simulator.device import catalogue as devices
 
     date = date or dt.date.today().isoformat()
     scopes = {d: scope_of(devices.load(d)) for d in rows["device"].unique()}
@@ -348,17 +319,13 @@ def _pooled(rows: pd.DataFrame, scope: str, coef: dict[str, float], date: str) -
     return Fit(FAMILY, scope, key, library, coef, surface, len(rows), sources, date, residual)
 
 
-def predict(
-    rows: pd.DataFrame, fits: Sequence[Fit], *, cross: bool = False
-) -> tuple[Array, Array, Array]:
+def predict(rows: pd.DataFrame, fits: Sequence[Fit], *, cross: bool = False) -> tuple[Array, Array, Array]:
     """Predicted seconds of prepared `rows` and their 90 % interval; `cross` widens between sources."""
-    from simulator import device as devices
+    from simulator.device import catalogue as devices
 
     mid, lo, hi = (np.full(len(rows), np.nan) for _ in range(3))
     place = np.arange(len(rows))
-    for (device, key, library), group in rows.assign(_at=place).groupby(
-        ["device", "key", "library"]
-    ):
+    for (device, key, library), group in rows.assign(_at=place).groupby(["device", "key", "library"]):
         scope = scope_of(devices.load(str(device)))
         found, stand_in = choose(fits, str(device), scope, str(key), str(library))
         at = group["_at"].to_numpy()

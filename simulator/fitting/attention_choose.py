@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from simulator.calibration import ANY, Fit
-from simulator.errors import InputError
+from simulator.base.errors import InputError
+from simulator.device.fits import ANY, Fit
 from simulator.fitting.attention_rows import generation_of
 
 PREFERRED = (
@@ -32,9 +32,7 @@ against 62 % of an A100's. Added after H100 rows were seen to miss; the B200 val
 """
 
 
-def choose(
-    fits: Sequence[Fit], device: str, scope: str, key: str, library: str
-) -> tuple[Fit, bool]:
+def choose(fits: Sequence[Fit], device: str, scope: str, key: str, library: str) -> tuple[Fit, bool]:
     """Fit that answers for a row, and whether it stands in for another source or device.
 
     Own device before its scope before any; in each: the library named, its kernel generation,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.calibration import Surface
+from simulator.device.fits import Surface
 from simulator.fitting import judge
 from simulator.roofline.attention import attention_time, context_tokens
 from simulator.roofline.hardware import Hardware, hardware
@@ -70,7 +70,7 @@ def key_of(phase: str, dtype: str, kv_dtype: str) -> str:
 
 def prepare(rows: pd.DataFrame) -> pd.DataFrame:
     """Unflagged rows with profile name, library and fit key, repeats to their median."""
-    from simulator import device as devices
+    from simulator.device import catalogue as devices
 
     rows = judge.usable(rows, "attention", INPUTS).copy()
     known = {name: devices.resolve(name) for name in rows["device"].astype(str).unique()}
@@ -88,7 +88,7 @@ def prepare(rows: pd.DataFrame) -> pd.DataFrame:
 
 def _hardware(rows: pd.DataFrame) -> Hardware:
     """Device numbers of each row as arrays, in the shape of a `Hardware`."""
-    from simulator import device as devices
+    from simulator.device import catalogue as devices
 
     pairs = list(zip(rows["device"], rows["dtype"], strict=True))
     numbers = {p: hardware(devices.load(p[0]), p[1]) for p in set(pairs)}
@@ -117,11 +117,7 @@ class Table:
         """The rows of `mask`."""
         out = object.__new__(Table)
         out.phase = self.phase
-        fields = {
-            f: getattr(self.hw, f)[mask]
-            for f in Hardware.__dataclass_fields__
-            if f not in NOT_NUMBERS
-        }
+        fields = {f: getattr(self.hw, f)[mask] for f in Hardware.__dataclass_fields__ if f not in NOT_NUMBERS}
         out.hw = Hardware(**fields, **{f: getattr(self.hw, f) for f in NOT_NUMBERS})
         out.shape = {c: v[mask] for c, v in self.shape.items()}
         out.kv, out.act, out.log_time = self.kv[mask], self.act[mask], self.log_time[mask]
@@ -151,10 +147,5 @@ class Table:
         tokens = context_tokens(s["q_len"], s["kv_len"], s["window"])
         if self.phase == "prefill":
             tokens = np.sqrt(tokens * s["q_len"])
-        columns = (
-            s["batch"] * s["n_kv_heads"],
-            tokens,
-            s["n_heads"] / s["n_kv_heads"],
-            s["head_dim"],
-        )
+        columns = (s["batch"] * s["n_kv_heads"], tokens, s["n_heads"] / s["n_kv_heads"], s["head_dim"])
         return np.log2(np.stack(columns, axis=1))

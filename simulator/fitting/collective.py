@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from simulator.calibration import Fit, Surface
+from simulator.device.fits import Fit, Surface
 from simulator.fitting import judge
 from simulator.fitting.smooth import Array, Axis, Recipe, fit_family, predict_family
 from simulator.roofline.collective import DEFAULT, collective_floor, collective_time
@@ -63,23 +63,19 @@ def prepare(rows: pd.DataFrame) -> pd.DataFrame:
     Adds `key` (the operation), `library`, `kernel_family`, `repeats` and `spread`.
     """
     rows = judge.usable(rows, FAMILY, ("kernel", *INPUTS))
-    library = [
-        library_of(str(k), int(n)) for k, n in zip(rows["kernel"], rows["n_nodes"], strict=True)
-    ]
+    library = [library_of(str(k), int(n)) for k, n in zip(rows["kernel"], rows["n_nodes"], strict=True)]
     rows = rows.assign(device=rows["device"].astype(str).str.lower(), library=library)
     out = judge.aggregate(rows, ["device", "source", "library", *INPUTS])
     link = [
         _link_bytes_per_s(d, int(n) if nodes == 1 else 1)
         for d, n, nodes in zip(out["device"], out["n_gpus"], out["n_nodes"], strict=True)
     ]
-    return out.assign(
-        key=out["op"], kernel_family=out["library"], dtype="any", link_bytes_per_s=link
-    )
+    return out.assign(key=out["op"], kernel_family=out["library"], dtype="any", link_bytes_per_s=link)
 
 
 @lru_cache(maxsize=64)
 def _hardware(device: str) -> Hardware:
-    from simulator import device as devices
+    from simulator.device import catalogue as devices
 
     found = devices.load(device)
     return hardware(found, next(d for d in ("bf16", "fp16", "fp32") if found.has(d)))
@@ -92,7 +88,7 @@ def _link_bytes_per_s(device: str, n_ranks: int) -> float:
     A pair behind a bridge and four cards over PCIe are different links; between nodes the fastest
     link stands, and the fit's share carries the network.
     """
-    from simulator import device as devices
+    from simulator.device import catalogue as devices
 
     found = devices.load(device)
     share = found.link_for(n_ranks).bandwidth_bytes_per_s / found.link.bandwidth_bytes_per_s
@@ -126,10 +122,7 @@ def coords(rows: pd.DataFrame) -> dict[str, Array]:
 def floor_s(rows: pd.DataFrame) -> Array:
     """Link floor of rows of one operation [s]; zero between nodes (no profile states a network)."""
     bare = collective_floor(
-        str(rows["op"].iloc[0]),
-        rows["bytes"].to_numpy(float),
-        rows["n_gpus"].to_numpy(float),
-        hw=_link(rows),
+        str(rows["op"].iloc[0]), rows["bytes"].to_numpy(float), rows["n_gpus"].to_numpy(float), hw=_link(rows)
     )
     return np.where(rows["n_nodes"].to_numpy() == 1, bare, 0.0)
 
@@ -156,8 +149,6 @@ def fit(rows: pd.DataFrame, *, date: str | None = None, residuals: bool = True) 
     return fit_family(RECIPE, rows, date=date, residuals=residuals)
 
 
-def predict(
-    rows: pd.DataFrame, fits: Iterable[Fit], *, cross: bool = False
-) -> tuple[Array, Array, Array]:
+def predict(rows: pd.DataFrame, fits: Iterable[Fit], *, cross: bool = False) -> tuple[Array, Array, Array]:
     """Predicted seconds of `rows` and their 90 % interval; `cross` widens between sources."""
     return predict_family(RECIPE, rows, fits, floor_s, cross=cross)

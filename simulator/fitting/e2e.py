@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from simulator import console
-from simulator.engine import Engine, load_engines
-from simulator.errors import InputError
+from simulator.base import console
+from simulator.base.errors import InputError
 from simulator.fitting import e2e_fit, judge
 from simulator.fitting.e2e_rows import SETUP, prepare
 from simulator.fitting.e2e_steps import predict
+from simulator.roofline.engine import Engine, load_engines
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -25,11 +25,7 @@ INPUTS = SETUP
 BY = ("family", "source", "engine", "device", "dtype", "tp", "metric")
 SMALLEST = 10
 """Rows below which a group carries its count only: setups are costly, so fewer than for kernels."""
-TARGETS = {
-    ("step", "all"): (0.06, 0.15),
-    ("serving", "tpot"): (0.08, 0.25),
-    ("serving", "ttft"): (0.25, 0.60),
-}
+TARGETS = {("step", "all"): (0.06, 0.15), ("serving", "tpot"): (0.08, 0.25), ("serving", "ttft"): (0.25, 0.60)}
 """Median and p90 APE of the accuracy contract."""
 
 fit = e2e_fit.fit
@@ -58,17 +54,11 @@ def validate(raw: pd.DataFrame, holdout: str | None) -> dict[str, Any]:
         out += [{**r, "split": split} for r in table(part, BY)]
     totals = []
     for split, part in good.groupby("split"):
-        for by in (
-            ("family", "metric"),
-            ("family", "engine"),
-            ("family", "engine", "tp", "metric"),
-        ):
+        for by in (("family", "metric"), ("family", "engine"), ("family", "engine", "tp", "metric")):
             totals += [{"by": " ".join(by), **r, "split": split} for r in table(part, by)]
         step = part[part["family"] == "step"]
         if len(step):
-            totals.append(
-                {"by": "family", "family": "step", "metric": "all", **figures(step), "split": split}
-            )
+            totals.append({"by": "family", "family": "step", "metric": "all", **figures(step), "split": split})
     for row in totals:
         target = TARGETS.get((row["family"], row.get("metric", "")))
         if target and "engine" not in row:
@@ -86,9 +76,7 @@ def _judged(rows: pd.DataFrame, engines: Mapping[str, Engine], holdout: str | No
         for value in sorted(rows[holdout].unique()):
             mine = (rows[holdout] == value).to_numpy()
             if mine.all():
-                raise InputError(
-                    f"one {holdout} only: nothing is left to fit on", where="--holdout"
-                )
+                raise InputError(f"one {holdout} only: nothing is left to fit on", where="--holdout")
             now = fit(rows[~mine], engines)
             parts.append(predict(rows[mine], now).assign(split=f"cross_{holdout}"))
         return pd.concat(parts)
@@ -145,23 +133,11 @@ def show(result: Mapping[str, Any]) -> None:
     ):
         console.table(
             title,
-            [
-                *labels,
-                "n",
-                "median APE",
-                "target",
-                "p90 APE",
-                "bias",
-                "coverage",
-                "width",
-                "roofline",
-            ],
+            [*labels, "n", "median APE", "target", "p90 APE", "bias", "coverage", "width", "roofline"],
             [[*(str(r.get(k, "")) for k in labels), *_cells(r)] for r in rows],
             left=len(labels),
         )
-    console.out(
-        "left out: " + ", ".join(f"{n} {reason}" for reason, n in result["excluded"].items())
-    )
+    console.out("left out: " + ", ".join(f"{n} {reason}" for reason, n in result["excluded"].items()))
 
 
 def _cells(row: Mapping[str, Any]) -> list[str]:

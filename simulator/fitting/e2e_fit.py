@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from simulator.closed_loop import Cycle, solve
-from simulator.engine import Engine
 from simulator.fitting.e2e_steps import FITS, Sums, bare, closed_sums, groups, predict, static_sums
-from simulator.group import Group, find_device
+from simulator.inference.closed_loop import Cycle, solve
+from simulator.inference.group import Group
+from simulator.roofline.engine import Engine
+from simulator.scenario.find import find_device
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -25,9 +26,7 @@ _GRAPHS = ("decode_stretch", "prefill_stretch", "schedule_s", "row_s", "rank_s",
 FREE: Mapping[str, tuple[str, ...]] = {
     "vllm": (*_GRAPHS, "queue_share", "frontend_s"),
     "vllm-2024": _GRAPHS[:-1],
-    "vllm-2023": (
-        "prefill_stretch", "launch_eager_s", "schedule_s", "row_s", "burst_s_per_byte", "host.ampere",
-    ),
+    "vllm-2023": ("prefill_stretch", "launch_eager_s", "schedule_s", "row_s", "burst_s_per_byte", "host.ampere"),
     "sglang": (*_GRAPHS, "queue_share", "frontend_s"),
     "sglang-0.5.1": (*_GRAPHS, "queue_share", "frontend_s"),
     # Its schedule and its waiting ranks cannot be told from what its fused kernels hide.
@@ -36,7 +35,7 @@ FREE: Mapping[str, tuple[str, ...]] = {
     "fastertransformer": ("decode_stretch", "prefill_stretch", "schedule_s", "rank_s"),
     "turbomind": ("decode_stretch", "prefill_stretch", "schedule_s", "row_s"),
     "llama.cpp": ("decode_stretch", "prefill_stretch", "schedule_s", "row_s"),
-}  # fmt: skip
+}
 """Figures of each engine that its rows determine; the others are taken from `engines.toml` as they are."""
 START: Mapping[str, Mapping[str, float]] = {
     "vllm": {
@@ -49,13 +48,7 @@ START: Mapping[str, Mapping[str, float]] = {
         "queue_share": 0.72,
         "frontend_s": 3e-05,
     },
-    "vllm-2024": {
-        "decode_stretch": 1,
-        "prefill_stretch": 1,
-        "schedule_s": 0.002,
-        "row_s": 3e-05,
-        "rank_s": 2e-06,
-    },
+    "vllm-2024": {"decode_stretch": 1, "prefill_stretch": 1, "schedule_s": 0.002, "row_s": 3e-05, "rank_s": 2e-06},
     "vllm-2023": {
         "prefill_stretch": 1,
         "launch_eager_s": 2.4e-05,
@@ -92,19 +85,8 @@ START: Mapping[str, Mapping[str, float]] = {
         "queue_share": 0.72,
         "frontend_s": 3e-05,
     },
-    "trtllm-2024": {
-        "decode_stretch": 1,
-        "prefill_stretch": 1,
-        "schedule_s": 0.0004,
-        "row_s": 4e-06,
-        "rank_s": 2e-06,
-    },
-    "fastertransformer": {
-        "decode_stretch": 1,
-        "prefill_stretch": 1,
-        "schedule_s": 0.0001,
-        "rank_s": 5e-06,
-    },
+    "trtllm-2024": {"decode_stretch": 1, "prefill_stretch": 1, "schedule_s": 0.0004, "row_s": 4e-06, "rank_s": 2e-06},
+    "fastertransformer": {"decode_stretch": 1, "prefill_stretch": 1, "schedule_s": 0.0001, "rank_s": 5e-06},
     "turbomind": {"decode_stretch": 1, "prefill_stretch": 1, "schedule_s": 0.0001, "row_s": 5e-06},
     "llama.cpp": {"decode_stretch": 1, "prefill_stretch": 2, "schedule_s": 0.0001, "row_s": 5e-06},
 }
@@ -112,9 +94,7 @@ START: Mapping[str, Mapping[str, float]] = {
 
 Kept apart from `engines.toml`, whose figures have seen all rows: a hold-out must not start from them.
 """
-WIDTH: Mapping[str, float] = {
-    "decode_stretch": 0.1, "prefill_stretch": 0.3, "schedule_s": 0.4, "hidden_s": 0.7,
-}  # fmt: skip
+WIDTH: Mapping[str, float] = {"decode_stretch": 0.1, "prefill_stretch": 0.3, "schedule_s": 0.4, "hidden_s": 0.7}
 """Log-space standard deviation of the prior around `START`; 1.0 where not named."""
 BOUNDS: Mapping[str, tuple[float, float]] = {
     "decode_stretch": (0.95, 3.0),
@@ -193,11 +173,7 @@ def block_s(engine: Engine, block: Block) -> np.ndarray:
         ttft, tpot = first, later
     else:
         ttft, tpot = solve(block.loop, engine, later, first)
-    return np.where(
-        block.metric == "ttft",
-        ttft,
-        np.where(block.metric == "tpot", tpot, ttft + block.more * tpot),
-    )
+    return np.where(block.metric == "ttft", ttft, np.where(block.metric == "tpot", tpot, ttft + block.more * tpot))
 
 
 def with_figures(engine: Engine, names: tuple[str, ...], values: np.ndarray) -> Engine:
@@ -243,9 +219,7 @@ def assumed(engine: Engine) -> Engine:
     if start is None:
         return engine
     none = (0.0, 0)
-    bare_hands = replace(
-        engine, host={}, spread_decode=none, spread_prefill=none, spread_queue=none, archs=(), n=0
-    )
+    bare_hands = replace(engine, host={}, spread_decode=none, spread_prefill=none, spread_queue=none, archs=(), n=0)
     return with_figures(bare_hands, tuple(start), np.array(list(start.values())))
 
 
@@ -281,12 +255,8 @@ def _foreign_hosts(engine: Engine, rows: pd.DataFrame, engines: Mapping[str, Eng
     for name in sorted(set(arch)):
         mine = rows[arch == name]
         if len(mine) >= FEWEST_FOREIGN and engine.row_s > 0.0:
-            start = replace(
-                engine, host={**engine.host, str(name): engine.host.get(str(name), 2.0)}
-            )
-            engine = fit_engine(
-                start, blocks(mine, {**engines, engine.name: start}), (f"host.{name}",)
-            )
+            start = replace(engine, host={**engine.host, str(name): engine.host.get(str(name), 2.0)})
+            engine = fit_engine(start, blocks(mine, {**engines, engine.name: start}), (f"host.{name}",))
     return engine
 
 
@@ -305,9 +275,7 @@ def spreads(judged: pd.DataFrame) -> dict[str, tuple[float, int]]:
         "spread_queue": (metric == "ttft") & closed,
     }
     return {
-        name: (float(np.sqrt(np.quantile(need[mask], 0.9)) / Z90), int(mask.sum()))
-        if mask.any()
-        else (0.0, 0)
+        name: (float(np.sqrt(np.quantile(need[mask], 0.9)) / Z90), int(mask.sum())) if mask.any() else (0.0, 0)
         for name, mask in picks.items()
     }
 
@@ -316,13 +284,8 @@ def to_toml(engines: Mapping[str, Engine]) -> str:
     """Text of ``engines.toml``: what differs from an engine's defaults, three digits."""
     from dataclasses import MISSING, fields
 
-    out = [
-        "# What serving engines add to their kernels; times in seconds. n = measured setups behind the figures"
-    ]
-    out += [
-        "# (0: assumed). Fitted by simulator.fitting.e2e_fit; see docs/calibration_engine.md.",
-        "",
-    ]
+    out = ["# What serving engines add to their kernels; times in seconds. n = measured setups behind the figures"]
+    out += ["# (0: assumed). Fitted by simulator.fitting.e2e_fit; see docs/calibration_engine.md.", ""]
     for name, engine in engines.items():
         key = name if name.replace("-", "").replace("_", "").isalnum() else f'"{name}"'
         out.append(f"[{key}]")

@@ -12,37 +12,15 @@ from collections import Counter
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from simulator import hub
-from simulator.device import load as load_device
-from simulator.errors import InputError
+from simulator.base.errors import InputError
+from simulator.device.catalogue import load as load_device
+from simulator.model import hub
 
 if TYPE_CHECKING:
     import pandas as pd
 
-NEEDED = (
-    "source",
-    "engine",
-    "model",
-    "device",
-    "metric",
-    "value",
-    "batch",
-    "input_len",
-    "output_len",
-)
-SETUP = (
-    "engine",
-    "device",
-    "model",
-    "dtype",
-    "kv_dtype",
-    "tp",
-    "ep",
-    "batch",
-    "prompt",
-    "output",
-    "loop",
-)
+NEEDED = ("source", "engine", "model", "device", "metric", "value", "batch", "input_len", "output_len")
+SETUP = ("engine", "device", "model", "dtype", "kv_dtype", "tp", "ep", "batch", "prompt", "output", "loop")
 """Columns that say what ran; rows that share them are repeats."""
 
 STEP_SOURCES = ("splitwise-sim", "FasterTransformer-docs")
@@ -71,10 +49,15 @@ MODELS = {"LLaMA 70B": "llama-2-70b", "LLAMA 3 (70B)": "llama-3-70b", "LLAMA 3 (
 """Spellings that are ambiguous by themselves but not in the source that uses them."""
 ENCODERS = ("flan", "mt0")
 DTYPES = {
-    "fp16": "fp16", "F16": "fp16", "bf16": "bf16", "fp8": "fp8", "w8a16": "w8a16",
-    "gemm=fp8;moe=fp8": "fp8", "gemm=fp8_block;moe=fp8_block": "fp8_block",
+    "fp16": "fp16",
+    "F16": "fp16",
+    "bf16": "bf16",
+    "fp8": "fp8",
+    "w8a16": "w8a16",
+    "gemm=fp8;moe=fp8": "fp8",
+    "gemm=fp8_block;moe=fp8_block": "fp8_block",
     "gemm=nvfp4;moe=nvfp4": "nvfp4",
-}  # fmt: skip
+}
 BLOCK_FP8 = ("deepseek-v3", "qwen3-235b-a22b", "minimax-m2.5")
 """Models whose published FP8 checkpoint has scales per 128x128 tile, whatever the row calls it."""
 NOT_EXACT = {
@@ -137,15 +120,8 @@ def _setup(row: dict[str, Any]) -> tuple[dict[str, Any] | None, str]:
     if engine is None:
         return None, "engine is not modelled"
     if row["metric"] == "request_latency_ms":
-        return (
-            None,
-            "latency of requests that may stop early; TTFT and TPOT of the same run are judged",
-        )
-    for key, name in (
-        ("batch", "batch"),
-        ("input_len", "input length"),
-        ("output_len", "output length"),
-    ):
+        return (None, "latency of requests that may stop early; TTFT and TPOT of the same run are judged")
+    for key, name in (("batch", "batch"), ("input_len", "input length"), ("output_len", "output length")):
         if row.get(key) is None:
             return None, f"no {name}"
     tp = row.get("tp")
@@ -233,7 +209,7 @@ def _dtype(quant: str | None, source: str, model: str, device: str) -> tuple[str
         return None, "quant: nvfp4 experts beside 16-bit attention"
     if quant not in DTYPES:
         return None, f"quant {quant} has no exact format"
-    from simulator.dtypes import get_format
+    from simulator.base.dtypes import get_format
 
     dtype = DTYPES[quant]
     if not load_device(device).has(get_format(dtype).math):
@@ -261,9 +237,7 @@ def _time(row: dict[str, Any]) -> tuple[str, float, float, float] | None:
     if value <= 0 or b < 1:
         return None
     if metric in ("ttft_ms", "prefill_latency_s"):
-        return (
-            ("ttft", value * (1e-3 if metric == "ttft_ms" else 1.0), p, max(o, 1.0)) if p else None
-        )
+        return ("ttft", value * (1e-3 if metric == "ttft_ms" else 1.0), p, max(o, 1.0)) if p else None
     if metric in ("tpot_ms", "tpot_p50_ms"):
         return "tpot", value * 1e-3, p, o
     if metric == "batch_latency_s":

@@ -8,17 +8,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from simulator.arrays import Array
-from simulator.closed_loop import Cycle, closed_loop, cycle
-from simulator.dtypes import get_format
-from simulator.engine import Engine
-from simulator.evaluate import evaluate
-from simulator.group import Group, find_device, find_model
-from simulator.ops import Collective
+from simulator.base.arrays import Array
+from simulator.base.dtypes import get_format
+from simulator.inference.closed_loop import Cycle, closed_loop, cycle
+from simulator.inference.evaluate import evaluate
+from simulator.inference.group import Group
+from simulator.inference.step import StepTime, step_time
+from simulator.ops.ops import Collective
+from simulator.ops.step import Step, decode_step, prefill_step
+from simulator.ops.traffic import Operand
 from simulator.policies import Policies
-from simulator.step import StepTime, step_time
-from simulator.traffic import Operand
-from simulator.workload import Step, decode_step, prefill_step
+from simulator.roofline.engine import Engine
+from simulator.scenario.find import find_device, find_model
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -56,9 +57,7 @@ def group_of(row: Mapping[str, object], engine: Engine) -> Group:
     )
 
 
-def groups(
-    rows: pd.DataFrame, engines: Mapping[str, Engine]
-) -> Iterator[tuple[Group, pd.DataFrame, str]]:
+def groups(rows: pd.DataFrame, engines: Mapping[str, Engine]) -> Iterator[tuple[Group, pd.DataFrame, str]]:
     """(group, its rows, why they cannot be judged or '')."""
     for key, part in rows.groupby(list(GROUP), sort=True):
         row = dict(zip(GROUP, key, strict=True))
@@ -215,10 +214,7 @@ def static_sums(group: Group, part: pd.DataFrame) -> tuple[Sums, Sums]:
     spread = np.sqrt(np.maximum((o - 1.0) ** 2 - 1.0, 0.0) / 12.0)
     nodes = np.stack([p + o / 2.0 - spread, p + o / 2.0 + spread])
     later = decode_step(b, np.maximum(nodes, p + 1.0))
-    return (
-        sums(step_time(group, first), first, b.shape),
-        sums(step_time(group, later), decode_step(b, p), b.shape),
-    )
+    return (sums(step_time(group, first), first, b.shape), sums(step_time(group, later), decode_step(b, p), b.shape))
 
 
 def closed_sums(group: Group, part: pd.DataFrame) -> tuple[Sums, Sums, Cycle]:
@@ -226,8 +222,4 @@ def closed_sums(group: Group, part: pd.DataFrame) -> tuple[Sums, Sums, Cycle]:
     c, p, o = _points(part)
     found = cycle(group, c, p, o)
     mixed = Step(decode_rows=found.running, prefill_rows=1.0, prefill_tokens=p, prefills=True)
-    return (
-        sums(found.mixed, mixed, c.shape),
-        sums(found.decode, decode_step(found.running, p), c.shape),
-        found,
-    )
+    return (sums(found.mixed, mixed, c.shape), sums(found.decode, decode_step(found.running, p), c.shape), found)

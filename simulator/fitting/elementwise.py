@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from simulator.calibration import Fit, Surface
-from simulator.errors import UnknownNameError
+from simulator.base.errors import UnknownNameError
+from simulator.device.fits import Fit, Surface
 from simulator.fitting import judge
 from simulator.fitting.smooth import Array, Axis, Recipe, fit_family, predict_family
 from simulator.roofline.elementwise import elementwise_floor, elementwise_time
@@ -82,7 +82,7 @@ def prepare(rows: pd.DataFrame) -> pd.DataFrame:
 
 @lru_cache(maxsize=64)
 def _hardware(device: str) -> Hardware:
-    from simulator import device as devices
+    from simulator.device import catalogue as devices
 
     return hardware(devices.load(device), "fp32")
 
@@ -104,9 +104,7 @@ def log_model(rows: pd.DataFrame, coef: Mapping[str, float], surface: Surface | 
     for kind in np.unique(kinds):
         at = kinds == kind
         part = replace(hw, hbm_bytes_per_s=hw.hbm_bytes_per_s[at], l2_bytes=hw.l2_bytes[at])  # type: ignore[index]
-        time = elementwise_time(
-            read[at], write[at], kind=str(kind), hw=part, coef=coef, surface=surface
-        )
+        time = elementwise_time(read[at], write[at], kind=str(kind), hw=part, coef=coef, surface=surface)
         out[at] = time.memory_s + time.launch_s
     return np.log(out)
 
@@ -118,9 +116,7 @@ def coords(rows: pd.DataFrame) -> dict[str, Array]:
 
 def floor_s(rows: pd.DataFrame) -> Array:
     """Floor of the bytes beyond L2 [s]."""
-    return elementwise_floor(
-        rows["read_bytes"].to_numpy(float), rows["write_bytes"].to_numpy(float), hw=_stack(rows)
-    )
+    return elementwise_floor(rows["read_bytes"].to_numpy(float), rows["write_bytes"].to_numpy(float), hw=_stack(rows))
 
 
 RECIPE = Recipe(
@@ -153,8 +149,6 @@ def fit(rows: pd.DataFrame, *, date: str | None = None, residuals: bool = True) 
     return fit_family(RECIPE, rows, date=date, residuals=residuals)
 
 
-def predict(
-    rows: pd.DataFrame, fits: Iterable[Fit], *, cross: bool = False
-) -> tuple[Array, Array, Array]:
+def predict(rows: pd.DataFrame, fits: Iterable[Fit], *, cross: bool = False) -> tuple[Array, Array, Array]:
     """Predicted seconds of `rows` and their 90 % interval; `cross` widens between sources."""
     return predict_family(RECIPE, rows, fits, floor_s, cross=cross)

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator import device as devices
-from simulator.calibration import ANY, VENDOR, Fit, Residual, scope_of
-from simulator.errors import UnsupportedError
+from simulator.base.errors import UnsupportedError
+from simulator.device import catalogue as devices
+from simulator.device.fits import ANY, VENDOR, Fit, Residual, scope_of
 from simulator.fitting import judge
 from simulator.fitting.gemm_rows import KEYS, Table, klass, library_of, prepare
 from simulator.fitting.gemm_train import Model, estimate, libraries_of, train, within
@@ -52,11 +52,7 @@ NAMES = ("m", "n", "k")
 
 
 def fit(
-    rows: pd.DataFrame,
-    *,
-    date: str | None = None,
-    residuals: bool = True,
-    scopes: Collection[str] | None = None,
+    rows: pd.DataFrame, *, date: str | None = None, residuals: bool = True, scopes: Collection[str] | None = None
 ) -> list[Fit]:
     """Fits of every device, dtype and library in prepared `rows`, and the pooled ones.
 
@@ -80,9 +76,7 @@ def fit(
     table = Table.of(rows)
     model = train(table, scopes=scopes)
     groups = judge.shape_group(rows, INPUTS)
-    named, unnamed = (
-        _out_of_fold(table, model, groups, scopes) if residuals else (table.time_s, table.time_s)
-    )
+    named, unnamed = _out_of_fold(table, model, groups, scopes) if residuals else (table.time_s, table.time_s)
     away = _device_out(table, scopes) if residuals else table.time_s
     general = estimate(model, table, ANY) if residuals else table.time_s
     day = date or dt.date.today().isoformat()
@@ -97,16 +91,12 @@ def fit(
             fits.append(_make(model, table, here, error, day, (where, str(kind)), where))
             for name, mask in libraries_of(table, here):
                 if len(np.unique(table.device[mask])) > 1:
-                    fits.append(
-                        _make(model, table, mask, error, day, (where, str(kind), name), where)
-                    )
+                    fits.append(_make(model, table, mask, error, day, (where, str(kind), name), where))
             for device in np.unique(table.device[here]):
                 on = here & (table.device == device)
                 fits.append(_make(model, table, on, unnamed, day, (str(device), str(kind)), where))
                 for name, mask in libraries_of(table, on):
-                    fits.append(
-                        _make(model, table, mask, named, day, (str(device), str(kind), name), where)
-                    )
+                    fits.append(_make(model, table, mask, named, day, (str(device), str(kind), name), where))
     return [graph_launch(f, fits) for f in fits]
 
 
@@ -130,9 +120,7 @@ def graph_launch(fit: Fit, fits: Sequence[Fit]) -> Fit:
     near = [f for f in fits if f.device == fit.device and klass(f.dtype) == klass(fit.dtype)]
     clean = [f for f in near if f.library != VENDOR and not set(f.sources) & set(HOST_TIMED)]
     if not clean:
-        scopes = (
-            {scope_of(devices.load(fit.device))} if fit.device in devices.list_devices() else ()
-        )
+        scopes = {scope_of(devices.load(fit.device))} if fit.device in devices.list_devices() else ()
         clean = [
             f
             for f in fits
@@ -148,13 +136,7 @@ def graph_launch(fit: Fit, fits: Sequence[Fit]) -> Fit:
 
 
 def _make(
-    model: Model,
-    table: Table,
-    mask: Mask,
-    predicted_s: Array,
-    date: str,
-    key: tuple[str, ...],
-    scope: str | None,
+    model: Model, table: Table, mask: Mask, predicted_s: Array, date: str, key: tuple[str, ...], scope: str | None
 ) -> Fit:
     """The `Fit` of one key; `scope` None = physics only."""
     device, kind = key[0], key[1]
@@ -235,9 +217,7 @@ def _device_out(table: Table, scopes: Collection[str] | None) -> Array:
     return out
 
 
-def predict(
-    rows: pd.DataFrame, fits: Iterable[Fit], *, cross: bool = False
-) -> tuple[Array, Array, Array]:
+def predict(rows: pd.DataFrame, fits: Iterable[Fit], *, cross: bool = False) -> tuple[Array, Array, Array]:
     """Middle, 5 % and 95 % of prepared `rows` [s] by the most special fit of each.
 
     In order: device and library; device; its scope and library; scope; all devices. A row whose
@@ -246,9 +226,7 @@ def predict(
     table = Table.of(rows)
     by_key = {(f.device, klass(f.dtype), f.library): f for f in fits}
     mid, low, high = (np.empty(len(table)) for _ in range(3))
-    label = list(
-        zip(table.device, table.scope, table.klass, table.library, table.source, strict=True)
-    )
+    label = list(zip(table.device, table.scope, table.klass, table.library, table.source, strict=True))
     index: dict[tuple[str, ...], list[int]] = {}
     for i, key in enumerate(label):
         index.setdefault(tuple(map(str, key)), []).append(i)
@@ -261,9 +239,7 @@ def predict(
     return mid, low, high
 
 
-def choose(
-    by_key: dict[tuple[str, str, str], Fit], device: str, scope: str, kind: str, library: str
-) -> Fit:
+def choose(by_key: dict[tuple[str, str, str], Fit], device: str, scope: str, kind: str, library: str) -> Fit:
     """Most special fit for a row; raises when the class was fitted nowhere."""
     for key in ((device, kind, library), (device, kind, VENDOR), (scope, kind, library)):
         if key in by_key:
@@ -271,17 +247,11 @@ def choose(
     for place in (scope, ANY):
         if (place, kind, VENDOR) in by_key:
             return by_key[place, kind, VENDOR]
-    raise UnsupportedError(
-        f"no gemm fit for {kind} on {device} or its like; fit rows of that dtype"
-    )
+    raise UnsupportedError(f"no gemm fit for {kind} on {device} or its like; fit rows of that dtype")
 
 
 def learning_curve(
-    rows: pd.DataFrame,
-    device: str,
-    dtype: str,
-    sizes: Sequence[int],
-    seeds: Sequence[int] = (0, 1, 2),
+    rows: pd.DataFrame, device: str, dtype: str, sizes: Sequence[int], seeds: Sequence[int] = (0, 1, 2)
 ) -> list[dict[str, float]]:
     """Held-out error against the number of fit rows, from this device's rows alone.
 

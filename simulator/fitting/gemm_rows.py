@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.calibration import Surface, scope_of
-from simulator.dtypes import get_format
+from simulator.base.dtypes import get_format
+from simulator.device.fits import Surface, scope_of
 from simulator.fitting import judge
 from simulator.roofline.gemm import gemm_time
 from simulator.roofline.hardware import Hardware, hardware
@@ -52,7 +52,7 @@ def klass(dtype: str) -> str:
 
 def prepare(rows: pd.DataFrame) -> pd.DataFrame:
     """Unflagged rows with profile name and library, repeats to their median."""
-    from simulator import device as devices
+    from simulator.device import catalogue as devices
 
     rows = judge.usable(rows, "gemm", ("dtype", "m", "n", "k")).copy()
     known = {name: devices.resolve(name) for name in rows["device"].astype(str).unique()}
@@ -71,9 +71,7 @@ ROW_NUMBERS = ("sm_count", "math_flop_per_s", "hbm_bytes_per_s", "l2_bytes", "ma
 
 def _stack(each: list[Hardware]) -> Hardware:
     """One `Hardware` whose numbers are arrays, a row each: `gemm_time` broadcasts over them."""
-    numbers: dict[str, Any] = {
-        f: np.array([getattr(h, f) for h in each], float) for f in ROW_NUMBERS
-    }
+    numbers: dict[str, Any] = {f: np.array([getattr(h, f) for h in each], float) for f in ROW_NUMBERS}
     return replace(each[0], **numbers)
 
 
@@ -97,7 +95,7 @@ class Table:
     @staticmethod
     def of(rows: pd.DataFrame) -> Table:
         """Arrays of prepared rows with their device numbers beside them."""
-        from simulator import device as devices
+        from simulator.device import catalogue as devices
 
         pairs = list(zip(rows["device"], rows["dtype"], strict=True))
         numbers = {p: hardware(devices.load(p[0]), p[1]) for p in set(pairs)}

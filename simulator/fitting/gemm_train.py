@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.calibration import ANY
+from simulator.device.fits import ANY
 from simulator.fitting.gemm_rows import Table
 from simulator.fitting.kriging import Kriging, Prior, krige
 from simulator.roofline.gemm import DEFAULTS
@@ -55,9 +55,7 @@ class Model:
     """Everything one training run learns; keys go from general to special."""
 
     coef: dict[tuple[str, ...], Coef] = field(default_factory=dict)
-    pools: dict[tuple[str, str], tuple[Kriging, dict[str, int], dict[str, int]]] = field(
-        default_factory=dict
-    )
+    pools: dict[tuple[str, str], tuple[Kriging, dict[str, int], dict[str, int]]] = field(default_factory=dict)
 
     def best(self, *keys: tuple[str, ...]) -> Coef:
         """Coefficients of the first key that was fitted."""
@@ -67,9 +65,7 @@ class Model:
         return dict(DEFAULTS)
 
 
-def _descend(
-    table: Table, parent: Coef, start: Coef | None, free: Sequence[str], passes: int
-) -> Coef:
+def _descend(table: Table, parent: Coef, start: Coef | None, free: Sequence[str], passes: int) -> Coef:
     """Least squares in log time about `parent`: softL1((ln p/t)/SCALE) + ((ln c/c0)/SPREAD)^2."""
     from scipy.optimize import least_squares
 
@@ -86,9 +82,7 @@ def _descend(
         soft = np.sign(off) * np.sqrt(2.0 * (np.sqrt(1.0 + off**2) - 1.0))
         return np.concatenate([soft, (log_coef - centre) / SPREAD])
 
-    found = least_squares(
-        residual, first, bounds=(low, high), max_nfev=passes, diff_step=1e-3, method="trf"
-    )
+    found = least_squares(residual, first, bounds=(low, high), max_nfev=passes, diff_step=1e-3, method="trf")
     return dict(parent, **{c: float(v) for c, v in zip(free, np.exp(found.x), strict=True)})
 
 
@@ -149,9 +143,7 @@ def libraries_of(table: Table, mask: Mask) -> Iterator[tuple[str, Mask]]:
             yield str(name), here
 
 
-def _pool(
-    model: Model, table: Table, mask: Mask, kind: str
-) -> tuple[Kriging, dict[str, int], dict[str, int]]:
+def _pool(model: Model, table: Table, mask: Mask, kind: str) -> tuple[Kriging, dict[str, int], dict[str, int]]:
     if mask.sum() > POOL_ROWS:
         group = np.char.add(np.char.add(table.device, "|"), table.library)
         mask = _thin(mask, group, POOL_ROWS // len(np.unique(group[mask])))
@@ -160,8 +152,7 @@ def _pool(
     devices = {str(d): i for i, d in enumerate(np.unique(sub.device))}
     libraries = {str(d): i for i, d in enumerate(np.unique(sub.library))}
     codes = [
-        np.array([index[str(v)] for v in values])
-        for index, values in ((devices, sub.device), (libraries, sub.library))
+        np.array([index[str(v)] for v in values]) for index, values in ((devices, sub.device), (libraries, sub.library))
     ]
     return krige(sub.x, y, codes[0], codes[1], PRIOR), devices, libraries
 
@@ -180,12 +171,7 @@ def _keys(level: str, scope: str, device: str, kind: str, library: str) -> list[
 
 def _groups(table: Table) -> Iterator[tuple[Mask, str, str, str, str]]:
     """Rows that share scope, device, class and library."""
-    label = np.array(
-        [
-            "|".join(v)
-            for v in zip(table.scope, table.device, table.klass, table.library, strict=True)
-        ]
-    )
+    label = np.array(["|".join(v) for v in zip(table.scope, table.device, table.klass, table.library, strict=True)])
     for name in np.unique(label):
         scope, device, kind, library = name.split("|")
         yield label == name, scope, device, kind, library

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from simulator.errors import InputError
+from simulator.base.errors import InputError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -55,9 +55,7 @@ def aggregate(rows: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
 def shape_group(rows: pd.DataFrame, inputs: Sequence[str]) -> np.ndarray:
     """Integer in [0, 2**32) per row: a hash of all inputs, so one shape never stands on both sides of a split."""
     keys = rows[list(inputs)].astype(str).agg("|".join, axis=1)
-    return np.array(
-        [int(hashlib.sha256(k.encode()).hexdigest()[:8], 16) for k in keys], dtype=np.uint64
-    )
+    return np.array([int(hashlib.sha256(k.encode()).hexdigest()[:8], 16) for k in keys], dtype=np.uint64)
 
 
 def fold_of(groups: np.ndarray, folds: int) -> np.ndarray:
@@ -85,9 +83,7 @@ def share_of(text: str) -> float:
     except ValueError:
         share = -1.0
     if not 0.0 < share < 1.0:
-        raise InputError(
-            f"{text!r} is not a share between 0 and 1, 'source' or 'device'", where="--holdout"
-        )
+        raise InputError(f"{text!r} is not a share between 0 and 1, 'source' or 'device'", where="--holdout")
     return share
 
 

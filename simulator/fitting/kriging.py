@@ -20,7 +20,7 @@ from itertools import product
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.calibration import Surface
+from simulator.device.fits import Surface
 
 Array = NDArray[np.float64]
 Codes = NDArray[np.int64]
@@ -72,11 +72,7 @@ def _same(mine: int | Codes, theirs: Codes) -> NDArray[np.bool_]:
 
 
 def _share(
-    prior: Prior,
-    device: int | Codes | None,
-    library: int | Codes | None,
-    to_device: Codes,
-    to_library: Codes,
+    prior: Prior, device: int | Codes | None, library: int | Codes | None, to_device: Codes, to_library: Codes
 ) -> Array:
     """Variance two rows share, by what they have in common."""
     share = np.full((1, len(to_device)), prior.shared**2)
@@ -114,11 +110,7 @@ def knots(values: Array, step: float) -> tuple[float, ...]:
 
 
 def to_surface(
-    model: Kriging,
-    names: Sequence[str],
-    axes: Sequence[tuple[float, ...]],
-    device: int | None,
-    library: int | None,
+    model: Kriging, names: Sequence[str], axes: Sequence[tuple[float, ...]], device: int | None, library: int | None
 ) -> Surface:
     """Knot table of the posterior mean of one group."""
     grid = np.array(list(product(*axes)))

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from simulator.calibration import Fit, Surface
-from simulator.dtypes import get_format
+from simulator.base.dtypes import get_format
+from simulator.device.fits import Fit, Surface
 from simulator.fitting import judge
 from simulator.fitting.smooth import Array, Axis, Recipe, fit_family, predict_family
 from simulator.roofline.hardware import Hardware, hardware
@@ -25,10 +25,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 FAMILY = "moe"
-INPUTS = (
-    *("dtype", "num_tokens", "hidden", "inter", "topk", "n_experts"),
-    *("moe_tp", "moe_ep", "distribution"),
-)
+INPUTS = (*("dtype", "num_tokens", "hidden", "inter", "topk", "n_experts"), *("moe_tp", "moe_ep", "distribution"))
 
 FORMAT_NAMES: Mapping[str, str] = {
     "bfloat16": "bf16",
@@ -54,9 +51,7 @@ PATTERNS: tuple[tuple[str, str], ...] = (
 
 PREFERRED = ("trtllm_cutlass", "vllm_trtllmgen", "vllm_cutlass", "vllm_triton", "sglang_triton")
 
-NONGATED: frozenset[tuple[int, int]] = frozenset(
-    {(2688, 1856), (4096, 2688), (2048, 5120), (8192, 5120), (1024, 2688)}
-)
+NONGATED: frozenset[tuple[int, int]] = frozenset({(2688, 1856), (4096, 2688), (2048, 5120), (8192, 5120), (1024, 2688)})
 """(hidden, inter) of Nemotron-3: squared ReLU, two matrices. The data names no activation."""
 
 
@@ -103,7 +98,7 @@ def prepare(rows: pd.DataFrame) -> pd.DataFrame:
 
 @lru_cache(maxsize=256)
 def _hardware(device: str, dtype: str) -> Hardware:
-    from simulator import device as devices
+    from simulator.device import catalogue as devices
 
     return hardware(devices.load(device), dtype)
 
@@ -117,9 +112,7 @@ def _time(rows: pd.DataFrame, coef: Mapping[str, float], surface: Surface | None
         hbm_bytes_per_s=rows["hbm"].to_numpy(float),
         l2_bytes=rows["l2"].to_numpy(float),
     )
-    shape = (
-        rows[c].to_numpy(float) for c in ("num_tokens", "hidden", "inter", "topk", "n_experts")
-    )
+    shape = (rows[c].to_numpy(float) for c in ("num_tokens", "hidden", "inter", "topk", "n_experts"))
     return moe_time(
         *shape,
         tp=rows["moe_tp"].to_numpy(float),
@@ -184,8 +177,6 @@ def fit(rows: pd.DataFrame, *, date: str | None = None, residuals: bool = True) 
     return fit_family(RECIPE, rows, date=date, residuals=residuals)
 
 
-def predict(
-    rows: pd.DataFrame, fits: Iterable[Fit], *, cross: bool = False
-) -> tuple[Array, Array, Array]:
+def predict(rows: pd.DataFrame, fits: Iterable[Fit], *, cross: bool = False) -> tuple[Array, Array, Array]:
     """Predicted seconds of `rows` and their 90 % interval; `cross` widens between sources."""
     return predict_family(RECIPE, rows, fits, floor_s, cross=cross)

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from simulator.dtypes import KV_FORMATS, get_format
-from simulator.errors import UnsupportedError
-from simulator.ops import causal_pairs
+from simulator.base.dtypes import KV_FORMATS, get_format
+from simulator.base.errors import UnsupportedError
+from simulator.ops.ops import causal_pairs
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,7 +26,7 @@ def naive_s(family: str, rows: pd.DataFrame) -> Array:
 
 
 def _rates(devices: Array, dtypes: Array) -> tuple[Array, Array, Array]:
-    from simulator.device import load
+    from simulator.device.catalogue import load
 
     found: dict[tuple[str, str], tuple[float, float, float]] = {}
     for pair in set(zip(devices, dtypes, strict=True)):
@@ -52,14 +52,11 @@ def _gemm(rows: pd.DataFrame) -> tuple[Array, Array, Array]:
 
 def _attention(rows: pd.DataFrame) -> tuple[Array, Array, Array]:
     b, q, s, h, hk, d = (
-        rows[c].to_numpy(float)
-        for c in ("batch", "q_len", "kv_len", "n_heads", "n_kv_heads", "head_dim")
+        rows[c].to_numpy(float) for c in ("batch", "q_len", "kv_len", "n_heads", "n_kv_heads", "head_dim")
     )
     kv = np.array([KV_FORMATS[x] for x in rows["kv_dtype"].astype(str)])
     window = rows["window"].to_numpy(float)
-    pairs = np.array(
-        [float(causal_pairs(i, j, int(w) or None)) for i, j, w in zip(q, s, window, strict=True)]
-    )
+    pairs = np.array([float(causal_pairs(i, j, int(w) or None)) for i, j, w in zip(q, s, window, strict=True)])
     read = np.where(window > 0, np.minimum(s, window + q - 1), s)
     moved = b * (2 * q * h * d * 2 + read * hk * 2 * d * kv)
     return 4 * b * h * d * pairs, moved, rows["dtype"].astype(str).to_numpy()
@@ -68,16 +65,13 @@ def _attention(rows: pd.DataFrame) -> tuple[Array, Array, Array]:
 def _collective(rows: pd.DataFrame) -> tuple[Array, Array, Array]:
     n, size = rows["n_gpus"].to_numpy(float), rows["bytes"].to_numpy(float)
     op = rows["op"].astype(str).to_numpy()
-    factor = np.where(
-        op == "all_reduce", 2 * (n - 1) / n, np.where(op == "send_recv", 1.0, (n - 1) / n)
-    )
+    factor = np.where(op == "all_reduce", 2 * (n - 1) / n, np.where(op == "send_recv", 1.0, (n - 1) / n))
     return np.zeros(len(rows)), size * factor, np.full(len(rows), "fp16")
 
 
 def _moe(rows: pd.DataFrame) -> tuple[Array, Array, Array]:
     t, h, i, k, e, tp, ep = (
-        rows[c].to_numpy(float)
-        for c in ("num_tokens", "hidden", "inter", "topk", "n_experts", "moe_tp", "moe_ep")
+        rows[c].to_numpy(float) for c in ("num_tokens", "hidden", "inter", "topk", "n_experts", "moe_tp", "moe_ep")
     )
     dtype = rows["dtype"].astype(str).to_numpy()
     weight = np.array([get_format(d).weight_bytes for d in dtype])
@@ -91,10 +85,4 @@ def _elementwise(rows: pd.DataFrame) -> tuple[Array, Array, Array]:
     return np.zeros(len(rows)), moved, np.full(len(rows), "fp32")
 
 
-_DEMAND = {
-    "gemm": _gemm,
-    "attention": _attention,
-    "collective": _collective,
-    "moe": _moe,
-    "elementwise": _elementwise,
-}
+_DEMAND = {"gemm": _gemm, "attention": _attention, "collective": _collective, "moe": _moe, "elementwise": _elementwise}

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.calibration import ANY, Fit, Residual, Surface
-from simulator.errors import InputError
+from simulator.base.errors import InputError
+from simulator.device.fits import ANY, Fit, Residual, Surface
 from simulator.fitting import judge
 
 if TYPE_CHECKING:
@@ -73,9 +73,7 @@ class Recipe:
     apart: Callable[[str], str] = lambda library: ""
 
 
-def solve(
-    recipe: Recipe, rows: pd.DataFrame, parent: Mapping[str, float], passes: int = 40
-) -> Coef:
+def solve(recipe: Recipe, rows: pd.DataFrame, parent: Mapping[str, float], passes: int = 40) -> Coef:
     """Robust least squares in log time, drawn towards `parent`."""
     from scipy.optimize import least_squares
 
@@ -189,11 +187,9 @@ def _out_of_fold(recipe: Recipe, rows: pd.DataFrame, coef: Coef) -> tuple[Array,
     return (measured - predicted)[done], np.exp(predicted[done])
 
 
-def fit_family(
-    recipe: Recipe, rows: pd.DataFrame, *, date: str | None = None, residuals: bool = True
-) -> list[Fit]:
+def fit_family(recipe: Recipe, rows: pd.DataFrame, *, date: str | None = None, residuals: bool = True) -> list[Fit]:
     """Fits of every (device, key, library) of prepared `rows`, then per architecture and of all."""
-    from simulator import device as devices
+    from simulator.device import catalogue as devices
 
     date = date or dt.date.today().isoformat()
     scopes = {d: devices.load(d).arch for d in rows["device"].unique()}
@@ -233,9 +229,7 @@ def fit_family(
     return out
 
 
-def choose(
-    recipe: Recipe, fits: Sequence[Fit], device: str, scope: str, key: str, library: str
-) -> tuple[Fit, bool]:
+def choose(recipe: Recipe, fits: Sequence[Fit], device: str, scope: str, key: str, library: str) -> tuple[Fit, bool]:
     """Fit that answers for a row, and whether it stands in for another library or device.
 
     On the device itself: the library named, else its kin (the same last word), then `preferred`, then
@@ -255,9 +249,7 @@ def choose(
         if here:
             kin = [f for f in here if f.library.split("_")[-1] == library.split("_")[-1]]
             return min(kin or here, key=lambda f: (rank.get(f.library, 99), -f.n)), True
-    raise InputError(
-        f"no {recipe.family} fit covers {key} on {device}; fit rows of that kind first"
-    )
+    raise InputError(f"no {recipe.family} fit covers {key} on {device}; fit rows of that kind first")
 
 
 def predict_family(
@@ -269,7 +261,7 @@ def predict_family(
     cross: bool = False,
 ) -> tuple[Array, Array, Array]:
     """Predicted seconds of `rows` and their 90 % interval; NaN where nothing covers them."""
-    from simulator import device as devices
+    from simulator.device import catalogue as devices
 
     fits = list(fits)
     mid, lo, hi = (np.full(len(rows), np.nan) for _ in range(3))

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from simulator import console
-from simulator.calibration import ANY, DEFAULT, Fit, Residual, dump, load_fits
-from simulator.errors import InputError
+from simulator.base import console
+from simulator.base.errors import InputError
+from simulator.device.fits import ANY, DEFAULT, Fit, Residual, dump, load_fits
 from simulator.fitting import judge, smooth
 from simulator.fitting.sparse_rows import INPUTS, TIMES, prepare, split
 from simulator.fitting.sparse_shares import nm24_fits
@@ -64,14 +64,9 @@ def _solve(family: str, side: int, rows: pd.DataFrame, centre: Coef, spread: Arr
         soft = np.sign(off) * np.sqrt(2.0 * (root - 1.0))
         bend = np.where(np.abs(off) < 1e-6, 1.0, off / (root * np.where(soft == 0, 1.0, soft)))
         prior = 0.7 * (p - start) / spread
-        return (
-            np.concatenate([soft, prior]),
-            np.concatenate([(bend / 0.15)[:, None] * slopes, np.diag(0.7 / spread)]),
-        )
+        return (np.concatenate([soft, prior]), np.concatenate([(bend / 0.15)[:, None] * slopes, np.diag(0.7 / spread)]))
 
-    found = least_squares(
-        lambda p: evaluate(p)[0], start, jac=lambda p: evaluate(p)[1], method="lm", max_nfev=60
-    )
+    found = least_squares(lambda p: evaluate(p)[0], start, jac=lambda p: evaluate(p)[1], method="lm", max_nfev=60)
     return dict(zip(keys, (float(v) for v in np.exp(found.x)), strict=True))
 
 
@@ -95,9 +90,7 @@ def _chains(
                 here, above = (_of(dense, part, d) for d in (depth, depth - 1))
                 parent = {n: c * here[n] / above[n] for n, c in parent.items()}
             spread = np.array([fixed if n.startswith(FIXED) else rate for n in parent])
-            found[tuple(key)] = (
-                _solve(family, side, part, parent, spread) if len(part) > 1 else parent
-            )
+            found[tuple(key)] = _solve(family, side, part, parent, spread) if len(part) > 1 else parent
     return found
 
 
@@ -143,11 +136,7 @@ def _fit(rows: pd.DataFrame, date: str) -> list[Fit]:
             family: str = str(family),
             chain: list[dict[tuple[str, ...], Coef]] = chain,
         ) -> Fit:
-            coef = {
-                f"{SIDES[i]}_{name}": value
-                for i in (0, 1)
-                for name, value in chain[i][keys[i]].items()
-            }
+            coef = {f"{SIDES[i]}_{name}": value for i in (0, 1) for name, value in chain[i][keys[i]].items()}
             surface = None
             if family in SURFACE and len(part) >= 12 and pair != ANY:
                 surface = _surface(family, part, coef)
@@ -188,9 +177,7 @@ def _residuals(rows: pd.DataFrame, date: str) -> dict[tuple[str, str], Residual]
         for pair, own in (*part.groupby(part["baseline"] + " > " + part["library"]), (ANY, part)):
             if len(own) >= 30 or pair == ANY:
                 off = np.log(own["speedup"].to_numpy() / own["mid"].to_numpy())
-                out[str(family), str(pair)] = smooth.residual_of(
-                    off, own["mid"].to_numpy(), BETWEEN_SOURCE
-                )
+                out[str(family), str(pair)] = smooth.residual_of(off, own["mid"].to_numpy(), BETWEEN_SOURCE)
     return out
 
 
@@ -216,9 +203,7 @@ def speedup(family: str, rows: pd.DataFrame, coef: Mapping[str, float]) -> Array
     return np.minimum(times[0] / times[1], MOST.get(family, np.inf))
 
 
-def predict(
-    rows: pd.DataFrame, fits: list[Fit], *, cross: bool = False
-) -> tuple[Array, Array, Array]:
+def predict(rows: pd.DataFrame, fits: list[Fit], *, cross: bool = False) -> tuple[Array, Array, Array]:
     """Speed-up over dense of prepared `rows` and its 90 % interval; NaN where no fit covers them."""
     mid, lo, hi = (np.full(len(rows), np.nan) for _ in range(3))
     placed = rows.assign(_at=np.arange(len(rows)))
@@ -231,9 +216,7 @@ def predict(
             continue
         value = speedup(family, part, found.coefficients)
         if found.surface is not None:
-            value = value * np.exp(
-                found.surface(**{a.name: part[a.name].to_numpy(float) for a in AXES})
-            )
+            value = value * np.exp(found.surface(**{a.name: part[a.name].to_numpy(float) for a in AXES}))
         low, high = found.residual.quantiles(value, cross=cross)
         at = part["_at"].to_numpy()
         mid[at], lo[at], hi[at] = value, value * np.exp(low), value * np.exp(high)
@@ -354,13 +337,18 @@ def show(result: Mapping[str, Any]) -> None:
             ["family", "device", "kernel", "keep", "measured", "predicted", "error"],
             [
                 [
-                    g["family"], g["device"], r["library"], f"{r['keep']:.3f}", f"{r['measured']:.2f}",
-                    f"{r['predicted']:.2f}", f"{r['predicted'] / r['measured'] - 1:+.0%}",
+                    g["family"],
+                    g["device"],
+                    r["library"],
+                    f"{r['keep']:.3f}",
+                    f"{r['measured']:.2f}",
+                    f"{r['predicted']:.2f}",
+                    f"{r['predicted'] / r['measured'] - 1:+.0%}",
                 ]
                 for g, r in few
             ],
             left=3,
-        )  # fmt: skip
+        )
     left = ", ".join(f"{n} {reason}" for reason, n in result["excluded"].items())
     console.out("left out: " + (left or "nothing"))
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from simulator.errors import InputError
+from simulator.base.errors import InputError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,7 +33,7 @@ def split(raw: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, int]]:
     """
     import pandas as pd
 
-    from simulator.device import load
+    from simulator.device.catalogue import load
 
     missing = [c for c in (*NEEDED, *TIMES) if c not in raw]
     if missing:
@@ -54,13 +54,7 @@ def split(raw: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, int]]:
             (rows["device"] == "").to_numpy(),
             (rows["family"] == "").to_numpy(),
         ],
-        [
-            "flagged",
-            "no dense time",
-            "no sparse time",
-            "device not stated",
-            "no model of the kernel",
-        ],
+        ["flagged", "no dense time", "no sparse time", "device not stated", "no model of the kernel"],
         "",
     )
     good = pd.Series(reason == "", index=rows.index)
@@ -78,18 +72,7 @@ def split(raw: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, int]]:
     rows["arch"] = rows["device"].map({d: load(d).arch for d in rows["device"].unique()})
     for column in COUNTS:
         rows[column] = rows[column].astype(float).fillna(1.0)
-    keys = [
-        *INPUTS,
-        "weight",
-        "kv_bytes",
-        "vector",
-        "arch",
-        "source",
-        "device",
-        "library",
-        "baseline",
-        "sparse_kernel",
-    ]
+    keys = [*INPUTS, "weight", "kv_bytes", "vector", "arch", "source", "device", "library", "baseline", "sparse_kernel"]
     # The kernel stays in the key: a family may pool two, but their times are two measurements.
     grouped = rows.groupby(keys, sort=True)
     out = grouped[[*TIMES, "naive"]].median()
@@ -138,9 +121,7 @@ def _library(rows: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     """Kernel of the sparse and of the dense time, without version numbers."""
     family, kernel = rows["family"], rows["sparse_kernel"]
     framework = rows["dense_kernel"].str.split("-").str[0]
-    sparse, dense = (
-        framework + " " + rows[c].str.split(":").str[-1] for c in ("sparse_kernel", "dense_kernel")
-    )
+    sparse, dense = (framework + " " + rows[c].str.split(":").str[-1] for c in ("sparse_kernel", "dense_kernel"))
     # A KV format changes both kernels of a decode, so a pair is fitted as a pair. Prefill picks its dense
     # kernel by length, not by choice: one baseline beside each sparse kernel.
     pair = dense + " beside " + rows["sparse_kernel"].str.split(":").str[-1]
@@ -157,13 +138,7 @@ def _library(rows: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
             family.isin(["CLASP", "ProSparse"]),
             family == "2:4",
         ],
-        [
-            sparse + " beside " + rows["dense_kernel"].str.split(":").str[-1],
-            sparse,
-            "Spatha",
-            rows["pattern"],
-            "all",
-        ],
+        [sparse + " beside " + rows["dense_kernel"].str.split(":").str[-1], sparse, "Spatha", rows["pattern"], "all"],
         kernel,
     )
     return library, baseline
@@ -171,8 +146,8 @@ def _library(rows: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
 
 def _profile(name: str) -> str:
     """Profile name of a measured device, '' where there is none or the name is not a card's."""
-    from simulator.device import resolve
-    from simulator.errors import UnknownNameError
+    from simulator.base.errors import UnknownNameError
+    from simulator.device.catalogue import resolve
 
     try:
         return resolve(name) if name else ""

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from simulator.calibration import ANY, Fit, Residual
+from simulator.device.fits import ANY, Fit, Residual
 from simulator.roofline.sparse import NM24_KEY, NM24_LIBRARY
 
 if TYPE_CHECKING:
@@ -56,7 +56,5 @@ def nm24_fits(rows: pd.DataFrame, date: str) -> list[Fit]:
         z = 1.645 * sigma
         error = Residual(sigma, float(np.hypot(sigma, 0.15)), -z, z, 0.0, 0.15, float(len(own)))
         coef = {"stream": stream, "math": math}
-        out.append(
-            Fit("sparse", arch, NM24_KEY, NM24_LIBRARY, coef, None, len(own), sources, date, error)
-        )
+        out.append(Fit("sparse", arch, NM24_KEY, NM24_LIBRARY, coef, None, len(own), sources, date, error))
     return out

@@ -80,8 +80,8 @@ def log_slopes(side: Side, coef: Mapping[str, float]) -> tuple[Array, Array]:
 
 def rates(rows: pd.DataFrame) -> Rates:
     """Rates of `rows`' devices; `weight` is the one of the row's weight format."""
-    from simulator.device import load
-    from simulator.dtypes import DType
+    from simulator.base.dtypes import DType
+    from simulator.device.catalogue import load
 
     keys = list(zip(rows["device"].astype(str), rows["weight"].astype(str), strict=True))
     found = {}
@@ -122,10 +122,7 @@ def _product(rows: pd.DataFrame, r: Rates) -> tuple[Side, Side]:
 
     def side(weight: float, math_s: Array) -> Side:
         stream = 2.0 * (weight * n * k + m * k + m * n) / r.hbm
-        return [
-            _launch(5e-6, len(rows)),
-            [[Term("math", math_s, 1.2)], [Term("stream", stream, 1.2)]],
-        ]
+        return [_launch(5e-6, len(rows)), [[Term("math", math_s, 1.2)], [Term("stream", stream, 1.2)]]]
 
     return side(1.0, flop / r.math), side(NM24_WEIGHT, _waves(m, n, 0.5 * flop, r, 128, 256))
 
@@ -174,10 +171,7 @@ def _cats(rows: pd.DataFrame, r: Rates) -> tuple[Side, Side]:
     n, k, keep = _columns(rows, "n", "k", "keep")
     one = 4.0 * n * k / r.hbm
     dense = [_launch(5e-6, len(rows)), [[Term("stream", 3.0 * one, 1.2)]]]
-    sparse = [
-        _launch(1e-5, len(rows)),
-        [[Term("gate", one, 1.2), Term("kept", 2.0 * keep * one, 1.2)]],
-    ]
+    sparse = [_launch(1e-5, len(rows)), [[Term("gate", one, 1.2), Term("kept", 2.0 * keep * one, 1.2)]]]
     return dense, sparse
 
 
@@ -195,10 +189,7 @@ def _blocks(rows: pd.DataFrame, r: Rates) -> tuple[Side, Side]:
     pairs = b * q * (q + 1.0) / 2.0 * h * 4.0 * 128.0 / r.math
     row = b * q * h * 4.0 * 128.0 / r.math
     dense = [_launch(2e-5, len(rows)), [[Term("pairs", pairs, 1.5), Term("row", 128.0 * row, 1.0)]]]
-    sparse = [
-        _launch(5e-5, len(rows)),
-        [[Term("pairs", keep * pairs, 4.0), Term("row", 128.0 * row, 1.0)]],
-    ]
+    sparse = [_launch(5e-5, len(rows)), [[Term("pairs", keep * pairs, 4.0), Term("row", 128.0 * row, 1.0)]]]
     return dense, sparse
 
 
@@ -207,14 +198,8 @@ def _whole_prefill(rows: pd.DataFrame, r: Rates) -> tuple[Side, Side]:
     (q,) = _columns(rows, "q_len")
     products = 2.0 * 7.5e9 * q / r.math
     pairs = 32.0 * 32.0 * 4.0 * 128.0 * q * q / 2.0 / r.math
-    dense = [
-        _launch(0.2, len(rows)),
-        [[Term("products", products, 1.3), Term("pairs", pairs, 1.5)]],
-    ]
-    sparse = [
-        _launch(1.0, len(rows)),
-        [[Term("products", products, 1.5), Term("pairs", pairs, 0.2)]],
-    ]
+    dense = [_launch(0.2, len(rows)), [[Term("products", products, 1.3), Term("pairs", pairs, 1.5)]]]
+    sparse = [_launch(1.0, len(rows)), [[Term("products", products, 1.5), Term("pairs", pairs, 0.2)]]]
     return dense, sparse
 
 
@@ -231,11 +216,7 @@ def _module(rows: pd.DataFrame, r: Rates, indexer: bool) -> tuple[Side, Array]:
     absorbed = 2.0 * VALUE * LATENT
     read = (shared + h * per_head) * bytes_each + h * absorbed * 2.0
     fixed = [Term("launch_s", np.ones(len(rows)), 4e-5)]
-    fixed += [
-        Term(f"launch_{f}_s", (fmt == f).astype(float), 2e-5)
-        for f in WEIGHT_BYTES
-        if f != "bfloat16"
-    ]
+    fixed += [Term(f"launch_{f}_s", (fmt == f).astype(float), 2e-5) for f in WEIGHT_BYTES if f != "bfloat16"]
     fixed.append(Term("launch_kv8_s", (kv < 2.0).astype(float), 1e-6))
     side = [
         [fixed],
@@ -270,10 +251,7 @@ def _dsa_decode(rows: pd.DataFrame, r: Rates) -> tuple[Side, Side]:
     chosen = 2.0 * t * (width + LATENT) / r.math
     sparse.append(
         [
-            [
-                Term("kv", b * kept * width * kv / r.hbm, 1.2),
-                Term("kv_pad", b * TOP_K * width * kv / r.hbm, 0.3),
-            ],
+            [Term("kv", b * kept * width * kv / r.hbm, 1.2), Term("kv_pad", b * TOP_K * width * kv / r.hbm, 0.3)],
             [
                 Term("pairs", kept * h * chosen, 1.0),
                 Term("pairs_head_pad", kept * 64.0 * chosen, 0.5),
@@ -284,13 +262,7 @@ def _dsa_decode(rows: pd.DataFrame, r: Rates) -> tuple[Side, Side]:
     over = (s > TOP_K).astype(float)
     edge = ((s > TOP_K) & (s < 1.25 * TOP_K)).astype(float)
     sparse += [
-        [
-            [
-                Term("select_s", over, 2e-5),
-                Term("edge_s", edge, 1e-6),
-                Term("edge_row_s", edge * t, 1e-8),
-            ]
-        ],
+        [[Term("select_s", over, 2e-5), Term("edge_s", edge, 1e-6), Term("edge_row_s", edge * t, 1e-8)]],
         [
             [Term("index_bytes", b * s * INDEX_BYTES / r.hbm, 1.2)],
             [Term("index_math", 2.0 * b * s * INDEX_HEADS * INDEX_DIM / r.math8, 1.5)],

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
-from simulator import console
+from simulator.base import console
 from simulator.policies.base import Policy
 from simulator.policies.grammar import POLICIES
 
@@ -50,7 +50,7 @@ def _wide(row: dict[str, Any]) -> tuple[tuple[str, int], ...]:
 
 def row_of(cls: type[Policy]) -> dict[str, Any]:
     """What a policy says of itself, and where it can be run, as plain values."""
-    from simulator.software import Software, software
+    from simulator.policies.software import Software, software
 
     c = cls.compatibility
     return {

@@ -9,19 +9,22 @@ from typing import ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from simulator.arrays import Array
-from simulator.dtypes import Format
-from simulator.layer import FfnSpec
-from simulator.model import ModelSpec
-from simulator.ops import Attention, Elementwise, Linear, Op
+from simulator.base.arrays import Array
+from simulator.base.dtypes import Format
+from simulator.model.layer import FfnSpec
+from simulator.model.spec import ModelSpec
+from simulator.ops.ops import Attention, Elementwise, Linear, Op
 from simulator.policies.base import Aspect, Compatibility, Context, Policy, Swept, alias
 from simulator.policies.contextual import measured_union, predictor
 from simulator.policies.grammar import POLICIES
 
 _INPUT = {
-    "attn.qkv": "attn.in", "attn.o": "attn.o", "mlp.gate_up": "ffn.in", "mlp.up": "ffn.in",
+    "attn.qkv": "attn.in",
+    "attn.o": "attn.o",
+    "mlp.gate_up": "ffn.in",
+    "mlp.up": "ffn.in",
     "mlp.down": "ffn.down",
-}  # fmt: skip
+}
 """Tensor of a trace that is the input of a matrix."""
 _ONE_TOKEN = Compatibility(chunked_prefill=False, speculative=False, gqa="no change")
 
@@ -30,12 +33,7 @@ def _threshold(op: Op, ctx: Context, width: Array) -> Elementwise:
     """Magnitudes of one vector per row against a threshold; the survivors' indices."""
     bytes_ = ctx.step.rows * width * 2.0
     return Elementwise(
-        role="mlp.mask",
-        kind="unary",
-        read_bytes=bytes_,
-        write_bytes=bytes_,
-        count=op.count,
-        overhead=True,
+        role="mlp.mask", kind="unary", read_bytes=bytes_, write_bytes=bytes_, count=op.count, overhead=True
     )
 
 
@@ -134,14 +132,10 @@ class Teal(Policy):
 
     keep: float = Field(0.5, gt=0.0, le=1.0, description="share of inputs kept, where not told")
     qkv_keep: float | None = Field(None, gt=0.0, le=1.0, description="inputs of Q, K, V")
-    o_keep: float | None = Field(
-        None, gt=0.0, le=1.0, description="inputs of the output projection"
-    )
+    o_keep: float | None = Field(None, gt=0.0, le=1.0, description="inputs of the output projection")
     up_keep: float | None = Field(None, gt=0.0, le=1.0, description="inputs of gate and up")
     down_keep: float | None = Field(None, gt=0.0, le=1.0, description="inputs of down")
-    block: int = Field(
-        512, ge=8, le=4096, description="rows of a column one program reads, tuned up to 512"
-    )
+    block: int = Field(512, ge=8, le=4096, description="rows of a column one program reads, tuned up to 512")
 
     def why_not(self, model: ModelSpec, fmt: Format) -> str | None:
         """Ordinary matrices of at least 8 bits."""
@@ -152,9 +146,12 @@ class Teal(Policy):
     def _shares(self) -> dict[str, float | None]:
         up = self.up_keep
         return {
-            "attn.qkv": self.qkv_keep, "attn.o": self.o_keep, "mlp.gate_up": up, "mlp.up": up,
+            "attn.qkv": self.qkv_keep,
+            "attn.o": self.o_keep,
+            "mlp.gate_up": up,
+            "mlp.up": up,
             "mlp.down": self.down_keep,
-        }  # fmt: skip
+        }
 
     def rewrite(self, op: Op, ctx: Context) -> tuple[Op, ...]:
         """Live columns only."""
@@ -251,9 +248,7 @@ class Polar(Policy):
     swept: ClassVar[Swept | None] = ("attn_keep", "share")
 
     attn_keep: float = Field(0.5, gt=0.0, le=1.0, description="share of heads or groups kept")
-    keep: float = Field(
-        0.0955, gt=0.0, le=1.0, description="neurons per token in ReLU models; others stay dense"
-    )
+    keep: float = Field(0.0955, gt=0.0, le=1.0, description="neurons per token in ReLU models; others stay dense")
     rank: int = Field(1024, ge=1, le=65536, description="width of the neuron router")
 
     def why_not(self, model: ModelSpec, fmt: Format) -> str | None:

@@ -11,13 +11,13 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, create_model
 
-from simulator.arrays import Array
-from simulator.dtypes import Format
-from simulator.layer import LayerSpec
-from simulator.model import ModelSpec
-from simulator.ops import Op
+from simulator.base.arrays import Array
+from simulator.base.dtypes import Format
+from simulator.model.layer import LayerSpec
+from simulator.model.spec import ModelSpec
+from simulator.ops.ops import Op
+from simulator.ops.step import Step
 from simulator.trace.curves import LayerCurves
-from simulator.workload import Step
 
 
 class Aspect(StrEnum):
@@ -167,11 +167,7 @@ class KvLayout:
             stored = np.maximum(stored, self.reserved_tokens)
             stored = np.ceil(stored / self.piece_tokens) * self.piece_tokens
         dense = np.minimum(stored, self.dense_tokens)
-        return (
-            dense * self.dense_bytes
-            + (stored - dense) * self.token_bytes
-            + stored * self.meta_bytes
-        )
+        return dense * self.dense_bytes + (stored - dense) * self.token_bytes + stored * self.meta_bytes
 
 
 Swept = tuple[str, Literal["share", "tokens"]]
@@ -248,9 +244,7 @@ def _text(value: object) -> str:
     return str(value)
 
 
-def alias(
-    base: type[Policy], name: str, summary: str, citation: str, **defaults: Any
-) -> type[Policy]:
+def alias(base: type[Policy], name: str, summary: str, citation: str, **defaults: Any) -> type[Policy]:
     """The mechanism of `base` under another published name, with that paper's defaults.
 
     Parameters

@@ -9,11 +9,11 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from pydantic import model_validator
 
-from simulator.arrays import Array
-from simulator.ops import STREAM, Attention, Elementwise, Op
+from simulator.base.arrays import Array
+from simulator.ops.ops import STREAM, Attention, Elementwise, Op
+from simulator.ops.traffic import Operand
+from simulator.ops.transfers import Transfer
 from simulator.policies.base import Context, Policy, Swept
-from simulator.traffic import Operand
-from simulator.transfers import Transfer
 
 BANDS = 4
 """Bands of equal depth that a schedule over the layers is cut into; each takes its mean."""
@@ -180,15 +180,11 @@ def select(
             rows=op.batch,
             count=count,
         ),
-        replace(
-            op, attended=np.where(active, np.minimum(read, tokens), tokens), run_bytes=run_bytes
-        ),
+        replace(op, attended=np.where(active, np.minimum(read, tokens), tokens), run_bytes=run_bytes),
     )
 
 
-def scoring_pass(
-    op: Attention, share: Array, *, keys: Array = 1.0, role: str = "kv.estimate.prefill"
-) -> Attention:
+def scoring_pass(op: Attention, share: Array, *, keys: Array = 1.0, role: str = "kv.estimate.prefill") -> Attention:
     """Q K^T once more, over `share` of the pairs and with `keys` of the bytes of K; nothing is stored or put out."""
     scores = replace(op, role=role, v_head_dim=0.0, pair_keep=share, stores=False, overhead=True)
     return replace(scores, bytes_per_token=scores.dense_bytes_per_token * keys)

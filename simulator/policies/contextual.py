@@ -9,15 +9,15 @@ from typing import ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from simulator.arrays import Array
-from simulator.dtypes import FORMATS, Format
-from simulator.layer import FfnSpec
-from simulator.model import ModelSpec
-from simulator.ops import Attention, Elementwise, Linear, Op
+from simulator.base.arrays import Array
+from simulator.base.dtypes import FORMATS, Format
+from simulator.model.layer import FfnSpec
+from simulator.model.spec import ModelSpec
+from simulator.ops.ops import Attention, Elementwise, Linear, Op
+from simulator.ops.traffic import Operand
+from simulator.ops.union import union_density
 from simulator.policies.base import Aspect, Compatibility, Context, Policy, Swept
 from simulator.policies.grammar import POLICIES
-from simulator.traffic import Operand
-from simulator.union import union_density
 
 _PREDICTOR = FORMATS["fp16"]
 _AHEAD = ("attn.all_reduce", "mlp.all_reduce")
@@ -61,9 +61,7 @@ def kv_head_union(ctx: Context, keep: float) -> Array:
     return measured_union(ctx, tensor, kv_heads_kept(ctx, keep))
 
 
-def sparse_layer(
-    op: Op, ctx: Context, *, heads: float, neurons: float, tensor: str = "ffn.down"
-) -> Op:
+def sparse_layer(op: Op, ctx: Context, *, heads: float, neurons: float, tensor: str = "ffn.down") -> Op:
     """`op` with only the kept heads and neurons of a decode step.
 
     Weights are read for the union over the rows of the step, multiply-adds done on that union, KV read per
@@ -91,9 +89,7 @@ def sparse_layer(
         union, run, axis = measured_union(ctx, tensor, neurons), row_bytes, "k"
     else:
         return op
-    return replace(
-        op, read_keep=union, flop_keep=op.flop_keep * union, gathered=axis, run_bytes=run
-    )
+    return replace(op, read_keep=union, flop_keep=op.flop_keep * union, gathered=axis, run_bytes=run)
 
 
 def predictor(
@@ -126,16 +122,7 @@ def predictor(
             beside=beside,
             overhead=True,
         ),
-        Linear(
-            role=f"{role}.out",
-            m=rows,
-            n=share,
-            k=rank,
-            fmt=_PREDICTOR,
-            count=count,
-            beside=beside,
-            overhead=True,
-        ),
+        Linear(role=f"{role}.out", m=rows, n=share, k=rank, fmt=_PREDICTOR, count=count, beside=beside, overhead=True),
         Elementwise(
             role=f"{role}.top_k",
             kind="topk",
@@ -168,9 +155,7 @@ def _track(ctx: Context, count: Array) -> Elementwise:
 
 def _needs_ffn(model: ModelSpec) -> str | None:
     if model.is_moe:
-        return (
-            "neurons of routed experts are not covered by the method; use a model without experts"
-        )
+        return "neurons of routed experts are not covered by the method; use a model without experts"
     return None
 
 
@@ -221,8 +206,7 @@ class DejaVu(Policy):
         for layer in model.layers:
             if isinstance(layer.ffn, FfnSpec) and layer.ffn.activation not in ("relu", "relu2"):
                 return (
-                    f"Deja Vu predicts the zeros of ReLU; {model.name} uses {layer.ffn.activation};"
-                    " shadowllm applies"
+                    f"Deja Vu predicts the zeros of ReLU; {model.name} uses {layer.ffn.activation}; shadowllm applies"
                 )
         return _needs_ffn(model) or _weights_are_gathered(fmt)
 
@@ -283,9 +267,7 @@ class ShadowLlm(Policy):
 
     name: ClassVar[str] = "shadowllm"
     family: ClassVar[str] = "contextual activation"
-    summary: ClassVar[str] = (
-        "one predictor after layer 0 picks heads and neurons of the whole model"
-    )
+    summary: ClassVar[str] = "one predictor after layer 0 picks heads and neurons of the whole model"
     aspects: ClassVar[frozenset[Aspect]] = frozenset({Aspect.WEIGHT_ROWS})
     compatibility: ClassVar[Compatibility] = Compatibility(
         mla=False,
@@ -299,12 +281,8 @@ class ShadowLlm(Policy):
     always_shown: ClassVar[tuple[str, ...]] = ("keep",)
     swept: ClassVar[Swept | None] = ("keep", "share")
 
-    keep: float = Field(
-        0.5, gt=0.0, le=1.0, description="share of heads and of neurons kept per token"
-    )
-    attn_keep: float | None = Field(
-        None, gt=0.0, le=1.0, description="share of heads; default keep"
-    )
+    keep: float = Field(0.5, gt=0.0, le=1.0, description="share of heads and of neurons kept per token")
+    attn_keep: float | None = Field(None, gt=0.0, le=1.0, description="share of heads; default keep")
     rank: int = Field(2048, ge=1, le=65536, description="width of both predictors")
     fallback: Literal["none", "dense"] = Field("none", description="dense path at keep=1")
 
@@ -339,18 +317,10 @@ class ShadowLlm(Policy):
     def _predictors(self, ctx: Context) -> tuple[Op, ...]:
         layers = float(ctx.model.n_layers)
         heads = sum(layer.attention.n_heads for layer in ctx.model.layers)
-        neurons = sum(
-            layer.ffn.intermediate for layer in ctx.model.layers if isinstance(layer.ffn, FfnSpec)
-        )
+        neurons = sum(layer.ffn.intermediate for layer in ctx.model.layers if isinstance(layer.ffn, FfnSpec))
         return (
             *predictor(
-                "predictor.attn",
-                ctx,
-                rank=self.rank,
-                outputs=heads,
-                count=1.0,
-                picked=self._heads,
-                layers=layers,
+                "predictor.attn", ctx, rank=self.rank, outputs=heads, count=1.0, picked=self._heads, layers=layers
             ),
             *predictor(
                 "predictor.mlp",

@@ -9,9 +9,9 @@ from functools import lru_cache
 
 from pydantic import ValidationError
 
-from simulator.errors import InputError, UnknownNameError, suggest
+from simulator.base.errors import InputError, UnknownNameError, suggest
+from simulator.base.registry import Registry
 from simulator.policies.base import ORDER, Aspect, Context, KvLayout, Policy
-from simulator.registry import Registry
 
 POLICIES: Registry[type[Policy]] = Registry("policy", "shadowline.policies")
 
@@ -64,9 +64,7 @@ def parse(text: str) -> Policies:
     """
     found = expand(text)
     if len(found) != 1:
-        raise InputError(
-            f"policy {text!r} spells {len(found)} policies; one is needed here", where=_FLAG
-        )
+        raise InputError(f"policy {text!r} spells {len(found)} policies; one is needed here", where=_FLAG)
     return found[0]
 
 
@@ -76,34 +74,29 @@ def expand(text: str) -> list[Policies]:
         raise InputError(f"policy text of {len(text)} characters; at most {MAX_TEXT}", where=_FLAG)
     terms = _split(text, "+")
     if not terms or any(not t.strip() for t in terms):
-        raise InputError(
-            f"policy {text!r} has an empty part; write e.g. 'mustafar(keep=0.3)+w4a16'", where=_FLAG
-        )
+        raise InputError(f"policy {text!r} has an empty part; write e.g. 'mustafar(keep=0.3)+w4a16'", where=_FLAG)
     variants = [_term(term) for term in terms]
     total = 1
     for choice in variants:
         total *= len(choice)
     if total > MAX_VARIANTS:
-        raise InputError(
-            f"policy {text[:60]!r} spells {total} variants; at most {MAX_VARIANTS}", where=_FLAG
-        )
+        raise InputError(f"policy {text[:60]!r} spells {total} variants; at most {MAX_VARIANTS}", where=_FLAG)
     return [_compose(members, text) for members in itertools.product(*variants)]
 
 
 def free_names() -> list[str]:
     """Policies `FREE` stands for, at their defaults: each mechanism once, for GPUs, none that changes the task."""
     return [
-        n for n in POLICIES
+        n
+        for n in POLICIES
         if POLICIES[n].family not in NOT_FREE and not POLICIES[n].alias_of and POLICIES[n].hardware == "gpu"
-    ]  # fmt: skip
+    ]
 
 
 def _term(text: str) -> list[Policy]:
     match = _TERM.fullmatch(text)
     if match is None:
-        raise InputError(
-            f"cannot read policy {text.strip()!r}; write name(key=value,...)", where=_FLAG
-        )
+        raise InputError(f"cannot read policy {text.strip()!r}; write name(key=value,...)", where=_FLAG)
     name, inside = match.group(1), match.group(2)
     try:
         cls = POLICIES[name]
@@ -114,9 +107,7 @@ def _term(text: str) -> list[Policy]:
         key, equals, value = part.partition("=")
         key, value = key.strip(), value.strip()
         if not equals or not key or not value:
-            raise InputError(
-                f"{cls.name}: cannot read {part.strip()!r}; write key=value", where=_FLAG
-            )
+            raise InputError(f"{cls.name}: cannot read {part.strip()!r}; write key=value", where=_FLAG)
         if key not in cls.model_fields:
             near = suggest(key, cls.model_fields)
             hint = f"did you mean {near[0]!r}?" if near else _known(cls)
@@ -124,19 +115,14 @@ def _term(text: str) -> list[Policy]:
         if key in choices:
             raise InputError(f"{cls.name}: parameter {key!r} is given twice", where=_FLAG)
         choices[key] = (
-            [v.strip() for v in value[1:-1].split(",")]
-            if value.startswith("[") and value.endswith("]")
-            else [value]
+            [v.strip() for v in value[1:-1].split(",")] if value.startswith("[") and value.endswith("]") else [value]
         )
     count = 1
     for values in choices.values():
         count *= len(values)
     if count > MAX_VARIANTS:
         raise InputError(f"{cls.name}: {count} variants; at most {MAX_VARIANTS}", where=_FLAG)
-    return [
-        _build(cls, dict(zip(choices, values, strict=True)))
-        for values in itertools.product(*choices.values())
-    ]
+    return [_build(cls, dict(zip(choices, values, strict=True))) for values in itertools.product(*choices.values())]
 
 
 def _build(cls: type[Policy], given: dict[str, str]) -> Policy:
@@ -159,8 +145,7 @@ def _compose(members: tuple[Policy, ...], text: str) -> Policies:
         for aspect in policy.aspects:
             if aspect in taken:
                 raise InputError(
-                    f"{taken[aspect].name} and {policy.name} both rewrite the {aspect.value};"
-                    " use one of them",
+                    f"{taken[aspect].name} and {policy.name} both rewrite the {aspect.value}; use one of them",
                     where=_FLAG,
                 )
             taken[aspect] = policy

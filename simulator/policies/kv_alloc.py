@@ -26,9 +26,7 @@ class ContiguousKv(Policy):
     aspects: ClassVar[frozenset[Aspect]] = frozenset({Aspect.KV_ALLOCATION})
     compatibility: ClassVar[Compatibility] = Compatibility(paged_kv=False, prefix_cache=False)
     citation: ClassVar[str] = "Kwon et al. 2023, arXiv:2309.06180"
-    not_modelled: ClassVar[str] = (
-        "fragmentation between sequences; kernels 20-26 % faster than paged"
-    )
+    not_modelled: ClassVar[str] = "fragmentation between sequences; kernels 20-26 % faster than paged"
     always_shown: ClassVar[tuple[str, ...]] = ("tokens",)
 
     tokens: int = Field(4096, ge=1, le=100_000_000, description="tokens reserved per sequence")

@@ -8,19 +8,17 @@ from typing import ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from simulator.arrays import Array
-from simulator.ops import Attention, Elementwise, Expand, Op
+from simulator.base.arrays import Array
+from simulator.ops.ops import Attention, Elementwise, Expand, Op
+from simulator.ops.traffic import Operand
 from simulator.policies.base import Aspect, Compatibility, Context, KvLayout, Policy, Swept, alias
 from simulator.policies.common import copied, scoring_pass, top_k
 from simulator.policies.grammar import POLICIES
-from simulator.traffic import Operand
 
 _SCALE_BYTES = 4.0  # fp16 scale and fp16 zero of one group
 
 
-def mean_token_bytes(
-    tokens: Array, dense_bytes: float, small_bytes: float, window: float
-) -> np.ndarray:
+def mean_token_bytes(tokens: Array, dense_bytes: float, small_bytes: float, window: float) -> np.ndarray:
     """Bytes per token when the newest `window` tokens stay dense [B].
 
     ``(dense * min(S, w) + small * max(S - w, 0)) / S``.
@@ -92,9 +90,7 @@ class KvQuant(Policy):
     def layout(self, kv: KvLayout, ctx: Context) -> KvLayout:
         """Groups of small elements behind a dense window."""
         return replace(
-            kv,
-            token_bytes=kv.token_bytes * self._share(ctx.kv_element_bytes),
-            dense_tokens=float(self.window),
+            kv, token_bytes=kv.token_bytes * self._share(ctx.kv_element_bytes), dense_tokens=float(self.window)
         )
 
 
@@ -206,11 +202,7 @@ class Mustafar(Policy):
     summary: ClassVar[str] = "KV cache pruned by magnitude, stored as bitmap tiles"
     aspects: ClassVar[frozenset[Aspect]] = frozenset({Aspect.KV_FORMAT})
     compatibility: ClassVar[Compatibility] = Compatibility(
-        mla=False,
-        paged_kv=False,
-        prefix_cache=False,
-        speculative=False,
-        gqa="tiles are shared by the group",
+        mla=False, paged_kv=False, prefix_cache=False, speculative=False, gqa="tiles are shared by the group"
     )
     citation: ClassVar[str] = "arXiv:2505.22913"
     not_modelled: ClassVar[str] = "accuracy; the 64-token packing rhythm is spread over the steps"
@@ -283,7 +275,5 @@ class Mustafar(Policy):
         if self._off:
             return kv
         return replace(
-            kv,
-            token_bytes=kv.token_bytes * self._share(ctx.kv_element_bytes),
-            dense_tokens=float(self.window),
+            kv, token_bytes=kv.token_bytes * self._share(ctx.kv_element_bytes), dense_tokens=float(self.window)
         )

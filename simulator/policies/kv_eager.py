@@ -7,11 +7,11 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from simulator.ops import Attention, Op
+from simulator.ops.ops import Attention, Op
+from simulator.ops.traffic import Operand
 from simulator.policies.base import Aspect, Compatibility, Context, Policy
 from simulator.policies.common import copied
 from simulator.policies.grammar import POLICIES
-from simulator.traffic import Operand
 
 SCORE_BYTES = {"fp32": 24.0, "fp16": 12.0}
 """Bytes moved per score [B]: written 2, scaled 4, masked 4, softmax to fp32 6, rounded 6, read 2 (transformers);
@@ -34,9 +34,7 @@ class EagerAttention(Policy):
 
     name: ClassVar[str] = "eager_attention"
     family: ClassVar[str] = "kv allocation"
-    summary: ClassVar[str] = (
-        "dense attention with the copies of eager PyTorch, many papers' baseline"
-    )
+    summary: ClassVar[str] = "dense attention with the copies of eager PyTorch, many papers' baseline"
     aspects: ClassVar[frozenset[Aspect]] = frozenset({Aspect.KV_ALLOCATION})
     compatibility: ClassVar[Compatibility] = Compatibility(
         mla=False,
@@ -46,9 +44,7 @@ class EagerAttention(Policy):
         gqa="K and V are written out once per query head",
     )
     citation: ClassVar[str] = "Hugging Face transformers, modeling_llama.py and cache_utils.py"
-    not_modelled: ClassVar[str] = (
-        "memory fragmentation of the growing cache; peak memory of the scores"
-    )
+    not_modelled: ClassVar[str] = "memory fragmentation of the growing cache; peak memory of the scores"
     always_shown: ClassVar[tuple[str, ...]] = ("cache", "kernel")
 
     cache: Literal["concat", "static"] = Field("concat", description="how a token is appended")

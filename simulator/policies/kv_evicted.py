@@ -9,19 +9,11 @@ from typing import ClassVar
 import numpy as np
 from pydantic import Field
 
-from simulator.ops import Attention, Elementwise, Op
+from simulator.ops.ops import Attention, Elementwise, Op
+from simulator.ops.traffic import Operand
 from simulator.policies.base import Aspect, Compatibility, Context, KvLayout, Policy, Swept, alias
-from simulator.policies.common import (
-    band,
-    band_depth,
-    copied,
-    generated,
-    prompt_of,
-    scoring_pass,
-    top_k,
-)
+from simulator.policies.common import band, band_depth, copied, generated, prompt_of, scoring_pass, top_k
 from simulator.policies.grammar import POLICIES
-from simulator.traffic import Operand
 
 
 @POLICIES.register("streaming_llm")
@@ -42,9 +34,7 @@ class StreamingLlm(Policy):
     aspects: ClassVar[frozenset[Aspect]] = frozenset({Aspect.KV_TOKENS})
     compatibility: ClassVar[Compatibility] = Compatibility(mla=False, prefix_cache=False)
     citation: ClassVar[str] = "Xiao et al. 2023, arXiv:2309.17453"
-    not_modelled: ClassVar[str] = (
-        "accuracy; peak KV of the prompt before eviction is held one layer at a time"
-    )
+    not_modelled: ClassVar[str] = "accuracy; peak KV of the prompt before eviction is held one layer at a time"
     always_shown: ClassVar[tuple[str, ...]] = ("window",)
     swept: ClassVar[Swept | None] = ("window", "tokens")
 
@@ -110,9 +100,7 @@ class H2o(Policy):
     swept: ClassVar[Swept | None] = ("keep", "share")
 
     keep: float = Field(0.2, gt=0.0, le=1.0, description="share of the context kept")
-    budget: int = Field(
-        10_000_000, ge=2, le=10_000_000, description="tokens kept at most, whatever the context"
-    )
+    budget: int = Field(10_000_000, ge=2, le=10_000_000, description="tokens kept at most, whatever the context")
     track: bool = Field(True, description="scores are accumulated in decode too")
     merge: bool = Field(False, description="dropped tokens are averaged into kept ones")
 
@@ -138,8 +126,7 @@ class H2o(Policy):
         )
         # The least of each head: one pass over its scores, no search.
         weakest = replace(
-            top_k(op.batch * kept, op.batch, heads=op.n_kv_heads, rows=op.batch, count=op.count),
-            select_elements=0.0,
+            top_k(op.batch * kept, op.batch, heads=op.n_kv_heads, rows=op.batch, count=op.count), select_elements=0.0
         )
         return (attention, update, weakest)
 
@@ -221,9 +208,7 @@ class SnapKv(Policy):
     always_shown: ClassVar[tuple[str, ...]] = ("budget",)
     swept: ClassVar[Swept | None] = ("budget", "tokens")
 
-    budget: int = Field(
-        1024, ge=16, le=10_000_000, description="prompt tokens kept, mean over layers"
-    )
+    budget: int = Field(1024, ge=16, le=10_000_000, description="prompt tokens kept, mean over layers")
     observe: int = Field(32, ge=1, le=4096, description="last query rows that vote")
     taper: float = Field(1.0, ge=1.0, le=1000.0, description="mean over last layer's budget")
     head_groups: int = Field(1, ge=1, le=64, description="groups of heads with unlike budgets")
@@ -259,9 +244,7 @@ class SnapKv(Policy):
         count = np.where(active, op.count, 0.0)
         rows = np.minimum(float(self.observe), op.q_len)
         vote = scoring_pass(replace(op, q_len=rows), 1.0, role="kv.observe")
-        pick = top_k(
-            op.batch * op.kv_len, op.batch * budget, heads=op.n_kv_heads, rows=op.batch, count=count
-        )
+        pick = top_k(op.batch * op.kv_len, op.batch * budget, heads=op.n_kv_heads, rows=op.batch, count=count)
         kept_bytes = op.batch * np.minimum(op.q_len, budget) * op.dense_bytes_per_token
         run = op.head_dim * op.kv_element_bytes
         gather = copied("kv.compact", op, kept_bytes, kept_bytes, count=count, run_bytes=run)

@@ -8,8 +8,8 @@ from typing import ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from simulator.dtypes import sixteen_bit
-from simulator.ops import Attention, Linear, Op
+from simulator.base.dtypes import sixteen_bit
+from simulator.ops.ops import Attention, Linear, Op
 from simulator.policies.base import Aspect, Compatibility, Context, KvLayout, Policy, Swept
 from simulator.policies.grammar import POLICIES
 from simulator.policies.kv_compressed import mean_token_bytes
@@ -68,24 +68,14 @@ class Cskv(Policy):
             return (op, down)
         old = op.batch * np.maximum(op.tokens - self.window, 1e-9)
         rebuild = Linear(
-            role="rebuild.kv",
-            m=old,
-            n=2.0 * width,
-            k=rank,
-            fmt=sixteen_bit(ctx.fmt),
-            count=op.count,
-            overhead=True,
+            role="rebuild.kv", m=old, n=2.0 * width, k=rank, fmt=sixteen_bit(ctx.fmt), count=op.count, overhead=True
         )
         dense = op.dense_bytes_per_token
-        per_token = mean_token_bytes(
-            op.tokens, dense, dense * self._share(op.kv_element_bytes), self.window
-        )
+        per_token = mean_token_bytes(op.tokens, dense, dense * self._share(op.kv_element_bytes), self.window)
         return (down, rebuild, replace(op, bytes_per_token=per_token))
 
     def layout(self, kv: KvLayout, ctx: Context) -> KvLayout:
         """Factors behind a dense window."""
         return replace(
-            kv,
-            token_bytes=kv.token_bytes * self._share(ctx.kv_element_bytes),
-            dense_tokens=float(self.window),
+            kv, token_bytes=kv.token_bytes * self._share(ctx.kv_element_bytes), dense_tokens=float(self.window)
         )

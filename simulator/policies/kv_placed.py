@@ -8,16 +8,16 @@ from typing import ClassVar
 import numpy as np
 from pydantic import Field
 
-from simulator.arrays import Array
-from simulator.dtypes import FORMATS, Format, sixteen_bit
-from simulator.model import ModelSpec
-from simulator.ops import Attention, Elementwise, Linear, Op
+from simulator.base.arrays import Array
+from simulator.base.dtypes import FORMATS, Format, sixteen_bit
+from simulator.model.spec import ModelSpec
+from simulator.ops.ops import Attention, Elementwise, Linear, Op
+from simulator.ops.traffic import Operand
+from simulator.ops.transfers import HostCompute, Transfer
 from simulator.policies.base import Aspect, Compatibility, Context, KvLayout, Policy, Swept, alias
 from simulator.policies.common import scoring_pass, select, store, top_k
 from simulator.policies.grammar import POLICIES
 from simulator.policies.kv_trained import POOL
-from simulator.traffic import Operand
-from simulator.transfers import HostCompute, Transfer
 
 
 @POLICIES.register("shadowkv")
@@ -36,14 +36,9 @@ class ShadowKv(Policy):
     name: ClassVar[str] = "shadowkv"
     family: ClassVar[str] = "placement"
     summary: ClassVar[str] = "low-rank keys on the GPU, values fetched from host memory"
-    aspects: ClassVar[frozenset[Aspect]] = frozenset(
-        {Aspect.KV_READS, Aspect.KV_FORMAT, Aspect.KV_PLACE}
-    )
+    aspects: ClassVar[frozenset[Aspect]] = frozenset({Aspect.KV_READS, Aspect.KV_FORMAT, Aspect.KV_PLACE})
     compatibility: ClassVar[Compatibility] = Compatibility(
-        mla=False,
-        paged_kv=False,
-        prefix_cache=False,
-        gqa="chunks are chosen per KV head by the group's maximum",
+        mla=False, paged_kv=False, prefix_cache=False, gqa="chunks are chosen per KV head by the group's maximum"
     )
     citation: ClassVar[str] = "Sun et al. 2024, arXiv:2410.21465"
     not_modelled: ClassVar[str] = "accuracy; landmark means and outlier search of the prompt"
@@ -72,13 +67,7 @@ class ShadowKv(Policy):
             rows, width = op.batch * op.q_len, op.n_kv_heads * op.head_dim
             # Economy SVD of a tall rows x width matrix: 4 rows width^2 flop (Golub and Van Loan), in fp32.
             svd = Linear(
-                role="kv.svd",
-                m=rows,
-                n=2.0 * width,
-                k=width,
-                fmt=FORMATS["fp32"],
-                count=op.count,
-                overhead=True,
+                role="kv.svd", m=rows, n=2.0 * width, k=width, fmt=FORMATS["fp32"], count=op.count, overhead=True
             )
             return (op, svd, store(op, rows * op.dense_bytes_per_token / 2.0))
         ops = select(
@@ -162,12 +151,8 @@ class Nosa(Policy):
     name: ClassVar[str] = "nosa"
     family: ClassVar[str] = "placement"
     summary: ClassVar[str] = "block selection with locality, KV in host memory"
-    aspects: ClassVar[frozenset[Aspect]] = frozenset(
-        {Aspect.KV_READS, Aspect.KV_FORMAT, Aspect.KV_PLACE}
-    )
-    compatibility: ClassVar[Compatibility] = Compatibility(
-        mla=False, gqa="the heads of a group share blocks"
-    )
+    aspects: ClassVar[frozenset[Aspect]] = frozenset({Aspect.KV_READS, Aspect.KV_FORMAT, Aspect.KV_PLACE})
+    compatibility: ClassVar[Compatibility] = Compatibility(mla=False, gqa="the heads of a group share blocks")
     citation: ClassVar[str] = "arXiv:2510.13602"
     not_modelled: ClassVar[str] = "accuracy; overlap of the fetch with other layers"
     always_shown: ClassVar[tuple[str, ...]] = ("budget",)
@@ -251,9 +236,13 @@ class Alisa(Policy):
     summary: ClassVar[str] = "sparse window attention with fetched and recomputed tokens"
     aspects: ClassVar[frozenset[Aspect]] = frozenset({Aspect.KV_READS, Aspect.KV_PLACE})
     compatibility: ClassVar[Compatibility] = Compatibility(
-        mla=False, paged_kv=False, prefix_cache=False, speculative=False, needs_scores=True,
+        mla=False,
+        paged_kv=False,
+        prefix_cache=False,
+        speculative=False,
+        needs_scores=True,
         gqa="one choice for all heads",
-    )  # fmt: skip
+    )
     citation: ClassVar[str] = "Zhao et al. 2024, arXiv:2403.17312"
     not_modelled: ClassVar[str] = "accuracy; memory of the layer inputs kept for recomputation"
     always_shown: ClassVar[tuple[str, ...]] = ("keep",)
@@ -388,6 +377,4 @@ class Lamina(Policy):
 
     def layout(self, kv: KvLayout, ctx: Context) -> KvLayout:
         """No KV here."""
-        return replace(
-            kv, token_bytes=0.0, dense_bytes=0.0, meta_bytes=0.0, off_bytes=kv.token_bytes
-        )
+        return replace(kv, token_bytes=0.0, dense_bytes=0.0, meta_bytes=0.0, off_bytes=kv.token_bytes)

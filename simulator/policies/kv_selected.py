@@ -8,11 +8,11 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from simulator.ops import Attention, Op
+from simulator.ops.ops import Attention, Op
+from simulator.ops.transfers import Transfer
 from simulator.policies.base import Aspect, Compatibility, Context, KvLayout, Policy, Swept, alias
 from simulator.policies.common import copied, select, store
 from simulator.policies.grammar import POLICIES
-from simulator.transfers import Transfer
 
 
 @POLICIES.register("quest")
@@ -118,9 +118,7 @@ class DoubleSparsity(Policy):
         mla=False, gqa="tokens of the heads in a group are united, up to g times the budget"
     )
     citation: ClassVar[str] = "Yang et al. 2024, arXiv:2408.07092"
-    not_modelled: ClassVar[str] = (
-        "accuracy; tokens that the look-ahead missed; smaller fetches of a quantised cache"
-    )
+    not_modelled: ClassVar[str] = "accuracy; tokens that the look-ahead missed; smaller fetches of a quantised cache"
     always_shown: ClassVar[tuple[str, ...]] = ("budget",)
     swept: ClassVar[Swept | None] = ("budget", "tokens")
 
@@ -173,13 +171,7 @@ class DoubleSparsity(Policy):
         meta = kv.meta_bytes + self._label_bytes(heads)
         if not self.offload:
             return replace(kv, meta_bytes=meta)
-        return replace(
-            kv,
-            meta_bytes=meta,
-            token_bytes=0.0,
-            dense_tokens=2.0 * self.budget,
-            off_bytes=kv.token_bytes,
-        )
+        return replace(kv, meta_bytes=meta, token_bytes=0.0, dense_tokens=2.0 * self.budget, off_bytes=kv.token_bytes)
 
 
 POLICIES.register("double_sparsity_offload")(

@@ -9,8 +9,8 @@ from typing import ClassVar
 import numpy as np
 from pydantic import Field
 
-from simulator.arrays import Array
-from simulator.ops import Attention, Op
+from simulator.base.arrays import Array
+from simulator.ops.ops import Attention, Op
 from simulator.policies.base import Aspect, Compatibility, Context, KvLayout, Policy, Swept
 from simulator.policies.common import bounded_pairs
 from simulator.policies.grammar import POLICIES

@@ -8,14 +8,14 @@ from typing import ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from simulator.arrays import Array
-from simulator.dtypes import DType, Format
-from simulator.model import ModelSpec
-from simulator.ops import Attention, Elementwise, Linear, Op
+from simulator.base.arrays import Array
+from simulator.base.dtypes import DType, Format
+from simulator.model.spec import ModelSpec
+from simulator.ops.ops import Attention, Elementwise, Linear, Op
+from simulator.ops.traffic import Operand
 from simulator.policies.base import Aspect, Compatibility, Context, KvLayout, Policy, Swept, alias
 from simulator.policies.common import bounded_pairs, copied, scoring_pass, select, top_k
 from simulator.policies.grammar import POLICIES
-from simulator.traffic import Operand
 
 TILE_ROWS = 16.0
 """Query rows of a tensor-core tile; a kernel that loads a KV block for one group pads to them [-]."""
@@ -47,9 +47,7 @@ class Nsa(Policy):
     family: ClassVar[str] = "kv selected"
     summary: ClassVar[str] = "compressed, selected and window branches, trained"
     aspects: ClassVar[frozenset[Aspect]] = frozenset({Aspect.KV_READS, Aspect.PREFILL_MASK})
-    compatibility: ClassVar[Compatibility] = Compatibility(
-        mla=False, gqa="the heads of a group share blocks"
-    )
+    compatibility: ClassVar[Compatibility] = Compatibility(mla=False, gqa="the heads of a group share blocks")
     citation: ClassVar[str] = "Yuan et al. 2025, arXiv:2502.11089"
     not_modelled: ClassVar[str] = "accuracy; the compressor's own MLP and the gates; training"
 
@@ -104,11 +102,7 @@ class Nsa(Policy):
         scored = units * op.n_kv_heads * 4.0
         kept = copied("kv.scores", op, 0.0, scored, operand=Operand.INDEX, count=count)
         pick = top_k(
-            units * (self.stride / self.block),
-            rows * self.blocks,
-            heads=op.n_kv_heads,
-            rows=rows,
-            count=count,
+            units * (self.stride / self.block), rows * self.blocks, heads=op.n_kv_heads, rows=rows, count=count
         )
         if self.order == "query":
             waste = np.where(active, max(TILE_ROWS / group, 1.0), 1.0)
@@ -116,12 +110,7 @@ class Nsa(Policy):
             return (compressed, kept, pick, replace(op, pair_keep=share * waste, tile_bytes=loaded))
         partial = rows * op.n_heads * op.head_dim * 4.0 * self.blocks
         reduce = Elementwise(
-            role="attn.reduce",
-            kind="add",
-            read_bytes=partial,
-            write_bytes=partial,
-            count=count,
-            overhead=True,
+            role="attn.reduce", kind="add", read_bytes=partial, write_bytes=partial, count=count, overhead=True
         )
         return (compressed, kept, pick, replace(op, pair_keep=share), reduce)
 
@@ -131,13 +120,7 @@ class Nsa(Policy):
 
 
 POLICIES.register("fsa")(
-    alias(
-        Nsa,
-        "fsa",
-        "NSA's attention with a kernel that walks blocks, not queries",
-        "arXiv:2508.18224",
-        order="block",
-    )
+    alias(Nsa, "fsa", "NSA's attention with a kernel that walks blocks, not queries", "arXiv:2508.18224", order="block")
 )
 
 
@@ -158,9 +141,7 @@ class InfLlmV2(Policy):
     family: ClassVar[str] = "kv selected"
     summary: ClassVar[str] = "trained block selection by pooled keys, dense when short"
     aspects: ClassVar[frozenset[Aspect]] = frozenset({Aspect.KV_READS, Aspect.PREFILL_MASK})
-    compatibility: ClassVar[Compatibility] = Compatibility(
-        mla=False, gqa="the heads of a group share blocks"
-    )
+    compatibility: ClassVar[Compatibility] = Compatibility(mla=False, gqa="the heads of a group share blocks")
     citation: ClassVar[str] = "Zhao et al. 2025, arXiv:2509.24663"
     not_modelled: ClassVar[str] = "accuracy; max-pooling of the scores"
 
@@ -251,9 +232,7 @@ class Dsa(Policy):
             return (
                 op,
                 Linear(role="indexer.q", n=width, k=op.k, **key),
-                Linear(
-                    role="indexer.k", n=float(self.index_dim + self.index_heads), k=hidden, **key
-                ),
+                Linear(role="indexer.k", n=float(self.index_dim + self.index_heads), k=hidden, **key),
             )
         if not isinstance(op, Attention):
             return (op,)

@@ -8,17 +8,17 @@ from typing import ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from simulator.arrays import Array
-from simulator.dtypes import Format
-from simulator.layer import FfnSpec
-from simulator.model import ModelSpec
-from simulator.ops import Attention, Elementwise, Linear, Op
+from simulator.base.arrays import Array
+from simulator.base.dtypes import Format
+from simulator.model.layer import FfnSpec
+from simulator.model.spec import ModelSpec
+from simulator.ops.ops import Attention, Elementwise, Linear, Op
+from simulator.ops.traffic import Operand
+from simulator.ops.transfers import FLASH_THREADS, HostCompute, Transfer
 from simulator.policies.activation import gathered
 from simulator.policies.base import Aspect, Compatibility, Context, KvLayout, Policy, Swept, alias
 from simulator.policies.contextual import measured_union, predictor
 from simulator.policies.grammar import POLICIES
-from simulator.traffic import Operand
-from simulator.transfers import FLASH_THREADS, HostCompute, Transfer
 
 ALL = ("",)
 """Beside every op of the step."""
@@ -54,9 +54,7 @@ class PowerInfer(Policy):
         chunked_prefill=False, speculative=False, gqa="KV of every head is read"
     )
     citation: ClassVar[str] = "Song et al. 2023, arXiv:2312.12456"
-    not_modelled: ClassVar[str] = (
-        "accuracy; KV in host memory; the CPU's arithmetic, which binds at large batches"
-    )
+    not_modelled: ClassVar[str] = "accuracy; KV in host memory; the CPU's arithmetic, which binds at large batches"
     always_shown: ClassVar[tuple[str, ...]] = ("keep", "hot")
     swept: ClassVar[Swept | None] = ("keep", "share")
 
@@ -64,9 +62,7 @@ class PowerInfer(Policy):
     hot: float = Field(0.26, gt=0.0, le=1.0, description="share of neurons in GPU memory")
     hits: float = Field(0.8, ge=0.0, le=1.0, description="share of active neurons that are hot")
     attn_keep: float = Field(1.0, gt=0.0, le=1.0, description="share of heads active per token")
-    attn_hot: float = Field(
-        1.0, gt=0.0, le=1.0, description="share of the attention's weights in GPU memory"
-    )
+    attn_hot: float = Field(1.0, gt=0.0, le=1.0, description="share of the attention's weights in GPU memory")
     rank: int = Field(1024, ge=1, le=65536, description="mean width of the layers' predictors")
 
     @property
@@ -314,12 +310,7 @@ class FlexGen(Policy):
             return (op, self._copy("kv.load", op, missing, new, Operand.KV))
         q, o = op.qo_bytes
         cpu = HostCompute(
-            role="attn.host",
-            read_bytes=missing,
-            flop=off * op.flop,
-            operand=Operand.KV,
-            beside=ALL,
-            count=op.count,
+            role="attn.host", read_bytes=missing, flop=off * op.flop, operand=Operand.KV, beside=ALL, count=op.count
         )
         vectors = self._copy("kv.load", op, off * o, off * q + new, Operand.ACTIVATION)
         here = replace(op, kv_head_keep=op.kv_head_keep * max(self.kv, 1e-6))
@@ -328,12 +319,7 @@ class FlexGen(Policy):
     def layout(self, kv: KvLayout, ctx: Context) -> KvLayout:
         """A share here, the rest there."""
         off = kv.off_bytes + (1.0 - self.kv) * kv.token_bytes
-        return replace(
-            kv,
-            token_bytes=kv.token_bytes * self.kv,
-            dense_bytes=kv.dense_bytes * self.kv,
-            off_bytes=off,
-        )
+        return replace(kv, token_bytes=kv.token_bytes * self.kv, dense_bytes=kv.dense_bytes * self.kv, off_bytes=off)
 
 
 POLICIES.register("cxl")(

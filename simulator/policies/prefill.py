@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 from pydantic import Field
 
-from simulator.ops import Attention, Op
+from simulator.ops.ops import Attention, Op
 from simulator.policies.base import Aspect, Compatibility, Context, Policy, Swept
 from simulator.policies.common import bounded_pairs, copied, scoring_pass, top_k
 from simulator.policies.grammar import POLICIES
@@ -36,9 +36,7 @@ class MInference(Policy):
     aspects: ClassVar[frozenset[Aspect]] = frozenset({Aspect.PREFILL_MASK})
     compatibility: ClassVar[Compatibility] = _PROMPT_ONLY
     citation: ClassVar[str] = "Jiang et al. 2024, arXiv:2407.02490"
-    not_modelled: ClassVar[str] = (
-        "accuracy; the 2-3 s its unoptimised path spends on index building up to 10K tokens"
-    )
+    not_modelled: ClassVar[str] = "accuracy; the 2-3 s its unoptimised path spends on index building up to 10K tokens"
 
     vertical: int = Field(1000, ge=0, le=10_000_000, description="columns per head")
     slash: int = Field(6096, ge=0, le=10_000_000, description="diagonals per head")
@@ -52,20 +50,12 @@ class MInference(Policy):
         count = np.where(np.asarray(op.kv_len) > budget, op.count, 0.0)
         rows = np.minimum(float(self.observe), op.q_len)
         vote = scoring_pass(replace(op, q_len=rows), 1.0, role="kv.observe")
-        pick = top_k(
-            2.0 * op.batch * op.kv_len,
-            op.batch * budget,
-            heads=op.n_heads,
-            rows=2.0 * op.batch,
-            count=count,
-        )
+        pick = top_k(2.0 * op.batch * op.kv_len, op.batch * budget, heads=op.n_heads, rows=2.0 * op.batch, count=count)
         share = bounded_pairs(op, budget)
         # Each head's blocks of 64 queries load lines of their own.
         token = op.dense_bytes_per_token / op.n_kv_heads
         loaded = op.batch * op.pairs * share * op.n_heads * token / QUERY_BLOCK
-        sparse = replace(
-            op, pair_keep=share, tile_bytes=np.where(count > 0.0, loaded, 0.0), graph_safe=False
-        )
+        sparse = replace(op, pair_keep=share, tile_bytes=np.where(count > 0.0, loaded, 0.0), graph_safe=False)
         return (replace(vote, count=count), pick, sparse)
 
 
@@ -91,9 +81,7 @@ class SampleAttention(Policy):
     always_shown: ClassVar[tuple[str, ...]] = ("keep",)
     swept: ClassVar[Swept | None] = ("keep", "share")
 
-    keep: float = Field(
-        0.2, gt=0.0, le=1.0, description="share of pairs computed; assumed (published 0.2-73 %)"
-    )
+    keep: float = Field(0.2, gt=0.0, le=1.0, description="share of pairs computed; assumed (published 0.2-73 %)")
     sample: float = Field(0.03, ge=0.0, le=1.0, description="share of query rows sampled")
     block: int = Field(128, ge=16, le=1024, description="keys per sorted block")
 
@@ -145,16 +133,7 @@ class Dhsa(Policy):
         queries, chunks = op.q_len / self.chunk, op.kv_len / self.chunk
         units = op.batch * queries * chunks
         pick = top_k(
-            units,
-            op.batch * queries * self.budget / self.chunk,
-            heads=op.n_heads,
-            rows=op.batch * queries,
-            count=count,
+            units, op.batch * queries * self.budget / self.chunk, heads=op.n_heads, rows=op.batch * queries, count=count
         )
         scores = scoring_pass(op, 1.0 / self.chunk**2, keys=1.0 / self.chunk)
-        return (
-            pool,
-            replace(scores, count=count),
-            pick,
-            replace(op, pair_keep=bounded_pairs(op, float(self.budget))),
-        )
+        return (pool, replace(scores, count=count), pick, replace(op, pair_keep=bounded_pairs(op, float(self.budget))))

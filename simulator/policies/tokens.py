@@ -9,8 +9,8 @@ from typing import ClassVar
 import numpy as np
 from pydantic import Field
 
-from simulator.arrays import Array
-from simulator.ops import Attention, Collective, Elementwise, Linear, Moe, Op
+from simulator.base.arrays import Array
+from simulator.ops.ops import Attention, Collective, Elementwise, Linear, Moe, Op
 from simulator.policies.base import Aspect, Compatibility, Context, KvLayout, Policy, Swept
 from simulator.policies.common import generated, prompt_of, scoring_pass, top_k
 from simulator.policies.grammar import POLICIES
@@ -91,9 +91,7 @@ class VisionTokens(Policy):
     family: ClassVar[str] = "token pruning"
     summary: ClassVar[str] = "vision tokens dropped after an early layer"
     aspects: ClassVar[frozenset[Aspect]] = frozenset({Aspect.TOKENS, Aspect.KV_TOKENS})
-    compatibility: ClassVar[Compatibility] = Compatibility(
-        prefix_cache=False, chunked_prefill=False, needs_scores=True
-    )
+    compatibility: ClassVar[Compatibility] = Compatibility(prefix_cache=False, chunked_prefill=False, needs_scores=True)
     citation: ClassVar[str] = "Chen et al. 2024, arXiv:2403.06764"
     not_modelled: ClassVar[str] = "accuracy; the vision encoder"
     always_shown: ClassVar[tuple[str, ...]] = ("keep",)

@@ -7,9 +7,9 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from simulator.dtypes import DType, Format
-from simulator.model import ModelSpec
-from simulator.ops import Linear, Moe, Op
+from simulator.base.dtypes import DType, Format
+from simulator.model.spec import ModelSpec
+from simulator.ops.ops import Linear, Moe, Op
 from simulator.policies.base import Aspect, Context, Policy
 from simulator.policies.grammar import POLICIES
 

@@ -7,10 +7,10 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from simulator.dtypes import Format
-from simulator.layer import FfnSpec
-from simulator.model import ModelSpec
-from simulator.ops import Collective, Elementwise, Linear, Moe, Op
+from simulator.base.dtypes import Format
+from simulator.model.layer import FfnSpec
+from simulator.model.spec import ModelSpec
+from simulator.ops.ops import Collective, Elementwise, Linear, Moe, Op
 from simulator.policies.base import Aspect, Compatibility, Context, Policy, Swept
 from simulator.policies.common import ByDepth
 from simulator.policies.grammar import POLICIES
@@ -58,13 +58,7 @@ class SliceGpt(Policy):
         if isinstance(op, Linear) and op.role in _INTO_HIDDEN:
             width = ctx.model.hidden * self.keep
             shortcut = Linear(
-                role=f"{op.role}.shortcut",
-                m=op.m,
-                n=width,
-                k=width / ctx.tp,
-                fmt=op.fmt,
-                count=op.count,
-                overhead=True,
+                role=f"{op.role}.shortcut", m=op.m, n=width, k=width / ctx.tp, fmt=op.fmt, count=op.count, overhead=True
             )
             return (replace(op, n=op.n * self.keep), shortcut)
         if isinstance(op, Elementwise) and op.role.startswith(_AT_HIDDEN):
@@ -94,9 +88,7 @@ class Cfsp(ByDepth):
     not_modelled: ClassVar[str] = "accuracy and its recovery"
 
     keep: float = Field(0.8, gt=0.0, le=1.0, description="share of FFN neurons kept")
-    depth: str = Field(
-        "", max_length=200, description="shares kept from first to last layer, a:b:..."
-    )
+    depth: str = Field("", max_length=200, description="shares kept from first to last layer, a:b:...")
 
     def why_not(self, model: ModelSpec, fmt: Format) -> str | None:
         """Neurons of ordinary FFNs."""

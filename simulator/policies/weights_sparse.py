@@ -7,9 +7,9 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from simulator.dtypes import DType, Format
-from simulator.model import ModelSpec
-from simulator.ops import Expand, Linear, Op
+from simulator.base.dtypes import DType, Format
+from simulator.model.spec import ModelSpec
+from simulator.ops.ops import Expand, Linear, Op
 from simulator.policies.base import Aspect, Compatibility, Context, Policy, Swept, alias
 from simulator.policies.common import ByDepth
 from simulator.policies.grammar import POLICIES
@@ -94,9 +94,7 @@ class SparseWeights(ByDepth):
     format: Literal["tiled_csl", "bitmap", "csr", "sparta"] = Field(
         "bitmap", description="how the non-zeros are stored"
     )
-    depth: str = Field(
-        "", max_length=200, description="shares kept from first to last layer, a:b:..."
-    )
+    depth: str = Field("", max_length=200, description="shares kept from first to last layer, a:b:...")
 
     def why_not(self, model: ModelSpec, fmt: Format) -> str | None:
         """Formats hold 8- and 16-bit values of ordinary linear layers."""
@@ -138,42 +136,62 @@ class SparseWeights(ByDepth):
 
 for _name, _summary, _citation, _defaults in (
     (
-        "flash_llm", "unstructured weights in Tiled-CSL, loaded sparse and computed dense",
-        "Xia et al. 2023, arXiv:2309.10285", {"format": "tiled_csl", "keep": 0.2},
+        "flash_llm",
+        "unstructured weights in Tiled-CSL, loaded sparse and computed dense",
+        "Xia et al. 2023, arXiv:2309.10285",
+        {"format": "tiled_csl", "keep": 0.2},
     ),
     (
-        "spinfer", "unstructured weights in a bitmap of 64-bit words",
-        "Fan et al. 2025, EuroSys, doi:10.1145/3689031.3717481", {"keep": 0.4},
+        "spinfer",
+        "unstructured weights in a bitmap of 64-bit words",
+        "Fan et al. 2025, EuroSys, doi:10.1145/3689031.3717481",
+        {"keep": 0.4},
     ),
     (
-        "sputnik", "unstructured weights in CSR on ordinary lanes",
-        "Gale et al. 2020, arXiv:2006.10901", {"format": "csr", "keep": 0.2},
+        "sputnik",
+        "unstructured weights in CSR on ordinary lanes",
+        "Gale et al. 2020, arXiv:2006.10901",
+        {"format": "csr", "keep": 0.2},
     ),
     (
-        "sparta", "a 2:4 part on sparse tensor cores and a CSR residue",
-        "Zheng et al. 2022, OSDI (SparTA)", {"format": "sparta", "keep": 0.2},
+        "sparta",
+        "a 2:4 part on sparse tensor cores and a CSR residue",
+        "Zheng et al. 2022, OSDI (SparTA)",
+        {"format": "sparta", "keep": 0.2},
     ),
     (
-        "sparse_llama", "70 % sparse pretrained Llama in nm-vllm's bitmask kernels",
-        "Agarwalla et al. 2024, arXiv:2405.03594", {"keep": 0.3},
+        "sparse_llama",
+        "70 % sparse pretrained Llama in nm-vllm's bitmask kernels",
+        "Agarwalla et al. 2024, arXiv:2405.03594",
+        {"keep": 0.3},
     ),
     (
-        "sparse_finetuning", "sparse fine-tuned weights in DeepSparse's bitmask",
-        "Kurtic et al. 2023, arXiv:2310.06927", {"keep": 0.4},
+        "sparse_finetuning",
+        "sparse fine-tuned weights in DeepSparse's bitmask",
+        "Kurtic et al. 2023, arXiv:2310.06927",
+        {"keep": 0.4},
     ),
     (
-        "mixed_sparsity", "one-shot pruning, sensitive layers kept denser",
-        "Shao et al. 2023, arXiv:2310.09499", {"depth": "0.6:0.4"},
+        "mixed_sparsity",
+        "one-shot pruning, sensitive layers kept denser",
+        "Shao et al. 2023, arXiv:2310.09499",
+        {"depth": "0.6:0.4"},
     ),
-    ("sparsegpt", "weights pruned one-shot by layer Hessians, in a bitmap",
-     "Frantar and Alistarh 2023, arXiv:2301.00774", {}),
-    ("wanda", "weights pruned by magnitude times activation norm, in a bitmap",
-     "Sun et al. 2023, arXiv:2306.11695", {}),
-    ("dsnot", "a pruned mask improved without training, in a bitmap",
-     "Zhang et al. 2023, arXiv:2310.08915", {}),
-    ("sparsellm", "globally pruned weights, in a bitmap",
-     "Bai et al. 2024, arXiv:2402.17946", {"keep": 0.3}),
-):  # fmt: skip
+    (
+        "sparsegpt",
+        "weights pruned one-shot by layer Hessians, in a bitmap",
+        "Frantar and Alistarh 2023, arXiv:2301.00774",
+        {},
+    ),
+    (
+        "wanda",
+        "weights pruned by magnitude times activation norm, in a bitmap",
+        "Sun et al. 2023, arXiv:2306.11695",
+        {},
+    ),
+    ("dsnot", "a pruned mask improved without training, in a bitmap", "Zhang et al. 2023, arXiv:2310.08915", {}),
+    ("sparsellm", "globally pruned weights, in a bitmap", "Bai et al. 2024, arXiv:2402.17946", {"keep": 0.3}),
+):
     POLICIES.register(_name)(alias(SparseWeights, _name, _summary, _citation, **_defaults))
 
 
@@ -307,10 +325,7 @@ class Gqsa(Policy):
             return (op,)
         return (
             replace(
-                op,
-                fmt=self.weight_format(op.fmt),
-                bytes_per_weight=self._bytes,
-                flop_keep=op.flop_keep * self.keep,
+                op, fmt=self.weight_format(op.fmt), bytes_per_weight=self._bytes, flop_keep=op.flop_keep * self.keep
             ),
         )
 
@@ -341,9 +356,7 @@ class FlightLlm(Policy):
 
     n: int = Field(8, ge=1, le=64, description="weights kept of m; assumed")
     m: Literal["2", "4", "8", "16", "32", "64"] = Field("16", description="weights per group")
-    bits: float = Field(
-        4.0, ge=2.0, le=8.0, description="mean of its 3, 4 and 8 bit weights; assumed"
-    )
+    bits: float = Field(4.0, ge=2.0, le=8.0, description="mean of its 3, 4 and 8 bit weights; assumed")
 
     def why_not(self, model: ModelSpec, fmt: Format) -> str | None:
         """It sets the weight format itself."""

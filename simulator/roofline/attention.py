@@ -28,11 +28,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from simulator.errors import InputError
+from simulator.base.errors import InputError
 from simulator.roofline.bandwidth import resident_bytes_per_s
 
 if TYPE_CHECKING:
-    from simulator.calibration import Surface
+    from simulator.device.fits import Surface
     from simulator.roofline.hardware import Hardware
 
 Array = Any
@@ -183,10 +183,7 @@ def attention_time(
         alone = wide | (plain & (group > 1.0))
         blocks = np.where(alone, batch * n_heads, blocks)
         rate = np.where(alone, coef["alone_eff"], rate)
-        chain_tokens, alone_tokens = (
-            np.where(plain, 0.0, chain_tokens),
-            np.where(plain, tokens, 0.0),
-        )
+        chain_tokens, alone_tokens = (np.where(plain, 0.0, chain_tokens), np.where(plain, tokens, 0.0))
     pair_flop = 2.0 * n_heads * (head_dim + value_dim)
     # Products of the small axes first: only the last multiplication is full size.
     padding = walked / pairs / (peak * rate)

@@ -16,9 +16,7 @@ DRAM_LATENCY_S = 0.65e-6
 """Load-to-use latency of device memory under no load; assumed, not fitted [s]."""
 
 
-def bytes_in_flight(
-    blocks: Array, sm_count: float, blocks_per_sm: Array, block_bytes: Array
-) -> Array:
+def bytes_in_flight(blocks: Array, sm_count: float, blocks_per_sm: Array, block_bytes: Array) -> Array:
     """Most bytes that a launch has on their way from memory at once [B].
 
     ``min(blocks, SMs * blocks_per_sm) * block_bytes``: `blocks` of the launch, of which `blocks_per_sm` are resident
@@ -27,9 +25,7 @@ def bytes_in_flight(
     return np.minimum(blocks, sm_count * blocks_per_sm) * block_bytes
 
 
-def latency_floor_s(
-    total_bytes: Array, bytes_in_flight: Array, latency_s: float = DRAM_LATENCY_S
-) -> Array:
+def latency_floor_s(total_bytes: Array, bytes_in_flight: Array, latency_s: float = DRAM_LATENCY_S) -> Array:
     """Least time to bring `total_bytes` with never more than `bytes_in_flight` on their way: Little's law [s]."""
     return total_bytes * latency_s / np.maximum(bytes_in_flight, 1.0)
 
@@ -43,6 +39,4 @@ def resident_bytes_per_s(total_bytes: Array, hw: Hardware) -> Array:
     """
     if hw.cached is None:
         return hw.hbm_bytes_per_s
-    return hw.hbm_bytes_per_s * np.exp(
-        hw.cached(bytes=np.maximum(np.maximum(total_bytes, hw.touched_bytes), 1.0))
-    )
+    return hw.hbm_bytes_per_s * np.exp(hw.cached(bytes=np.maximum(np.maximum(total_bytes, hw.touched_bytes), 1.0)))

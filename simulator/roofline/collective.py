@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from simulator.errors import InputError, UnknownNameError
+from simulator.base.errors import InputError, UnknownNameError
 
 if TYPE_CHECKING:
-    from simulator.calibration import Surface
+    from simulator.device.fits import Surface
     from simulator.roofline.hardware import Hardware
 
 _LN2 = float(np.log(2.0))

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from simulator.errors import UnknownNameError
+from simulator.base.errors import UnknownNameError
 from simulator.roofline.bandwidth import resident_bytes_per_s
 
 if TYPE_CHECKING:
-    from simulator.calibration import Surface
+    from simulator.device.fits import Surface
     from simulator.roofline.hardware import Hardware
 
 KINDS = ("norm", "activation", "add", "softmax", "rope", "unary", "binary", "copy")

@@ -26,20 +26,13 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from simulator.calibration import Surface
+from simulator.device.fits import Surface
 from simulator.roofline.bandwidth import resident_bytes_per_s
 from simulator.roofline.hardware import Hardware
 
 Array = NDArray[np.float64]
 
-TILES: tuple[tuple[int, int], ...] = (
-    (256, 128),
-    (128, 128),
-    (128, 64),
-    (64, 64),
-    (64, 32),
-    (16, 64),
-)
+TILES: tuple[tuple[int, int], ...] = ((256, 128), (128, 128), (128, 64), (64, 64), (64, 32), (16, 64))
 """Candidate output tiles (rows of m, columns of n)."""
 CPU_TILES: tuple[tuple[int, int], ...] = ((1, 64), (32, 64), (128, 128))
 """The same of a CPU's BLAS (architectures ``cpu-*``): a vector kernel for one row, packed blocks for more; DSP chains

@@ -7,12 +7,12 @@ from functools import lru_cache
 from math import inf
 from typing import TYPE_CHECKING, Any
 
-from simulator.calibration import load_fits
-from simulator.dtypes import DType, Format, get_format
-from simulator.surface import Surface
+from simulator.base.dtypes import DType, Format, get_format
+from simulator.device.fits import load_fits
+from simulator.device.surface import Surface
 
 if TYPE_CHECKING:
-    from simulator.device import Device
+    from simulator.device.catalogue import Device
 
 GATHER_RUN_BYTES = 256.0
 """Run length at which a gather reaches half the streaming rate [B]; 4 KiB runs lose 6 %."""
@@ -113,6 +113,4 @@ def _measured(device: str) -> dict[str, Any]:
     if found is None:
         return {}
     names = ("gather_run_bytes", "gather_share", "nonzeros_per_cycle")
-    return {n: found.coefficients[n] for n in names if n in found.coefficients} | {
-        "cached": found.surface
-    }
+    return {n: found.coefficients[n] for n in names if n in found.coefficients} | {"cached": found.surface}

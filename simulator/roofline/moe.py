@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from simulator.errors import InputError
+from simulator.base.errors import InputError
 
 if TYPE_CHECKING:
-    from simulator.calibration import Surface
+    from simulator.device.fits import Surface
     from simulator.roofline.hardware import Hardware
 
 DEFAULT: Mapping[str, float] = {
@@ -65,12 +65,8 @@ def route(num_tokens: Any, topk: Any, n_experts: Any, *, ep: Any, distribution: 
         active = np.maximum(local * hit, np.minimum(1.0, pairs))
         return Routing(active, np.maximum(pairs / ranks, active))
     if distribution.startswith("power_law_"):
-        return _power_law(
-            pairs, tokens, experts, ranks, float(distribution.removeprefix("power_law_"))
-        )
-    raise InputError(
-        f"unknown routing {distribution!r}; write balanced, uniform or power_law_<alpha>"
-    )
+        return _power_law(pairs, tokens, experts, ranks, float(distribution.removeprefix("power_law_")))
+    raise InputError(f"unknown routing {distribution!r}; write balanced, uniform or power_law_<alpha>")
 
 
 def _power_law(pairs: Any, tokens: Any, experts: Any, ranks: Any, alpha: float) -> Routing:

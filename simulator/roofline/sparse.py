@@ -6,11 +6,11 @@ from functools import lru_cache
 
 import numpy as np
 
-from simulator.arrays import Array
-from simulator.calibration import ANY, DEFAULT, load_fits
-from simulator.errors import UnsupportedError
-from simulator.granularity import moved_bytes
-from simulator.ops import Expand
+from simulator.base.arrays import Array
+from simulator.base.errors import UnsupportedError
+from simulator.device.fits import ANY, DEFAULT, load_fits
+from simulator.ops.granularity import moved_bytes
+from simulator.ops.ops import Expand
 from simulator.roofline.hardware import Hardware
 
 EXPAND_ELEMENTS_PER_SM_CYCLE = 17.7
@@ -101,8 +101,6 @@ def nm24_shares(arch: str) -> tuple[float, float]:
         if f.dtype == NM24_KEY and f.library == NM24_LIBRARY
     }
     if not found:
-        raise UnsupportedError(
-            "no 2:4 shares in measured/_default/sparse.toml of hw_profiles; reinstall the package"
-        )
+        raise UnsupportedError("no 2:4 shares in measured/_default/sparse.toml of hw_profiles; reinstall the package")
     shares = found.get(arch, found[ANY])
     return shares["stream"], shares["math"]

@@ -8,62 +8,27 @@ from functools import lru_cache, singledispatch
 
 import numpy as np
 
-from simulator.arrays import Array
-from simulator.calibration import Basis, Fit, Residual, lookup
-from simulator.device import Device
-from simulator.dtypes import DType
-from simulator.engine import Engine
-from simulator.errors import UnsupportedError
-from simulator.ops import Attention, Collective, Elementwise, Linear, Moe, Op
+from simulator.base.arrays import Array
+from simulator.base.dtypes import DType
+from simulator.base.errors import UnsupportedError
+from simulator.device.catalogue import Device
+from simulator.device.fits import Basis, Fit, Residual, lookup
+from simulator.ops.ops import Attention, Collective, Elementwise, Linear, Moe, Op
+from simulator.ops.traffic import Operand
+from simulator.ops.transfers import HostCompute, Transfer
 from simulator.roofline.attention import attention_time
 from simulator.roofline.collective import collective_time
 from simulator.roofline.elementwise import DEFAULT, elementwise_time
+from simulator.roofline.engine import Engine
 from simulator.roofline.gemm import gemm_time
 from simulator.roofline.hardware import Hardware, hardware
 from simulator.roofline.moe import moe_time
-from simulator.roofline.sparse import (
-    expand_s,
-    gathered_bytes,
-    nm24_shares,
-    pack_s,
-    select_s,
-    tile_s,
-)
+from simulator.roofline.optime import OpTime
+from simulator.roofline.sparse import expand_s, gathered_bytes, nm24_shares, pack_s, select_s, tile_s
 from simulator.roofline.transfer import host_s, transfer_s
-from simulator.traffic import Operand
-from simulator.transfers import HostCompute, Transfer
 
 # Kinds the elementwise fits know; ours in between are timed as the nearest of them.
 _STREAM_KIND = {"estimate": "unary", "topk": "softmax", "layer_norm": "norm"}
-
-
-@dataclass(frozen=True, slots=True)
-class OpTime:
-    """Seconds of one op, all its repetitions in the step together.
-
-    Attributes
-    ----------
-    total_s : Array
-        Time on the GPU stream [s].
-    math_s, memory_s, link_s, launch_s : Array
-        What each resource alone would take [s]; they overlap, so they do not add up to `total_s`.
-    lo_s, hi_s : Array
-        90 % interval of this op alone [s].
-    family : str
-        Error family: ops of one family err together.
-    """
-
-    op: Op
-    total_s: Array
-    math_s: Array
-    memory_s: Array
-    link_s: Array
-    launch_s: Array
-    lo_s: Array
-    hi_s: Array
-    family: str
-    basis: Basis
-    source: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,9 +59,7 @@ def time_op(op: Op, device: Device, engine: Engine, touched_bytes: Array = 0.0) 
     """
     raw = _time(op, device, engine, touched_bytes)
     basis = raw.basis.merge(Basis.EXTRAPOLATED) if raw.extrapolated else raw.basis
-    lo, hi = interval_factors(
-        raw.fit.residual, raw.total, SPARSE_WIDENING if raw.extrapolated else 1.0
-    )
+    lo, hi = interval_factors(raw.fit.residual, raw.total, SPARSE_WIDENING if raw.extrapolated else 1.0)
     count = op.count
     total = raw.total * count
     return OpTime(
@@ -182,16 +145,10 @@ def _attention(op: Attention, device: Device, engine: Engine, touched: Array) ->
     hw = _among(hardware(device, math_of(device, op.math)), touched)
     kv_format = "fp8" if op.kv_element_bytes < 2.0 else "bf16"
     phase = "decode-mla" if op.latent else op.phase
-    fit, basis = lookup(
-        device, "attention", f"{phase}.{kv_format}", engine.attention(device, phase, kv_format)
-    )
+    fit, basis = lookup(device, "attention", f"{phase}.{kv_format}", engine.attention(device, phase, kv_format))
     sparse = op.attended is not None or op.bytes_per_token is not None
     # An extra pass reads and writes what it says, not what a fitted kernel does.
-    changed = (
-        sparse
-        or op.overhead
-        or any(np.ndim(x) > 0 or x != 1.0 for x in (op.head_keep, op.pair_keep))
-    )
+    changed = sparse or op.overhead or any(np.ndim(x) > 0 or x != 1.0 for x in (op.head_keep, op.pair_keep))
     flop = op.flop
     # Fewer tokens run in the dense kernel, as a shorter context; smaller ones need a kernel of their own.
     kv_len = op.kv_len
@@ -224,17 +181,7 @@ def _attention(op: Attention, device: Device, engine: Engine, touched: Array) ->
         total = np.sqrt(np.sqrt(np.square(total2) + np.square(loads2)))
     # Decode pads query rows on the tensor cores; what binds it is told from the useful flop.
     math = t.math_s if phase == "prefill" else flop / hw.math_flop_per_s
-    return _Raw(
-        total,
-        math,
-        t.memory_s,
-        0.0,
-        t.launch_s,
-        fit,
-        basis,
-        f"attention.{phase}",
-        extrapolated=bool(changed),
-    )
+    return _Raw(total, math, t.memory_s, 0.0, t.launch_s, fit, basis, f"attention.{phase}", extrapolated=bool(changed))
 
 
 def _decode_tiles(coefficients: Mapping[str, float]) -> Mapping[str, float]:
@@ -310,9 +257,7 @@ def _collective(op: Collective, device: Device, engine: Engine, touched: Array) 
         share = link.bandwidth_bytes_per_s / fastest.bandwidth_bytes_per_s
         hw = replace(hw, link_bytes_per_s=hw.link_bytes_per_s * share)
     fit, basis = lookup(device, "collective", op.op, engine.collective(device, op.op))
-    t = collective_time(
-        op.op, op.message_bytes, op.n_ranks, hw=hw, coef=fit.coefficients, surface=fit.surface
-    )
+    t = collective_time(op.op, op.message_bytes, op.n_ranks, hw=hw, coef=fit.coefficients, surface=fit.surface)
     # Beyond the link's domain there is a network that no profile describes.
     beyond = op.n_ranks > link.max_ranks
     return _Raw(t.total_s, 0.0, 0.0, t.link_s, t.latency_s, fit, basis, "collective", beyond)
@@ -347,10 +292,7 @@ def working_set_bytes(ops: Iterable[Op], device: Device) -> Array | None:
     """
     if hardware(device, _vector_dtype(device)).cached is None:
         return None
-    return sum(
-        (op.count * a.read_bytes for op in ops for a in op.traffic().access.values()),
-        np.float64(0.0),
-    )
+    return sum((op.count * a.read_bytes for op in ops for a in op.traffic().access.values()), np.float64(0.0))
 
 
 def _among(hw: Hardware, touched_bytes: Array) -> Hardware:

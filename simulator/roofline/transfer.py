@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
-from simulator.arrays import Array
-from simulator.device_types import MemoryTier
-from simulator.granularity import moved_bytes
-
-if TYPE_CHECKING:
-    from simulator.roofline.timing import OpTime
+from simulator.base.arrays import Array
+from simulator.device.types import MemoryTier
+from simulator.ops.granularity import moved_bytes
+from simulator.roofline.optime import OpTime
 
 LINK_SHARE = 0.83
 """Share of a host link's raw rate that a copy reaches [-]: NOSA's zero-copy kernel 83 % of PCIe
@@ -21,12 +19,10 @@ LINK_SHARE = 0.83
 DRAM_SHARE = 0.83
 """Share of a CPU's memory rate that a matrix-vector product streams at [-]; assumed, as the link's."""
 
-T = TypeVar("T", bound="OpTime")
+T = TypeVar("T", bound=OpTime)
 
 
-def transfer_s(
-    read_bytes: Array, write_bytes: Array, chunk_bytes: float, in_flight: float, tier: MemoryTier
-) -> Array:
+def transfer_s(read_bytes: Array, write_bytes: Array, chunk_bytes: float, in_flight: float, tier: MemoryTier) -> Array:
     """Seconds of one transfer [s].
 
     ``latency + max(read, write) / rate`` with ``rate = chunk / (latency / in_flight + moved / bandwidth)``
@@ -34,9 +30,7 @@ def transfer_s(
     """
     share = 1.0 if tier.name == "ssd" else LINK_SHARE
     useful = np.maximum(read_bytes, write_bytes)
-    time = moved_bytes(useful, chunk_bytes, tier.sector_bytes) / (
-        share * tier.bandwidth_bytes_per_s
-    )
+    time = moved_bytes(useful, chunk_bytes, tier.sector_bytes) / (share * tier.bandwidth_bytes_per_s)
     if np.isfinite(chunk_bytes) and np.isfinite(in_flight):
         time = time + useful / chunk_bytes * (tier.latency_s / in_flight)
     return time + tier.latency_s * (np.asarray(useful) > 0.0)

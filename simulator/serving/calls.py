@@ -6,14 +6,12 @@ import math
 import re
 from collections.abc import Mapping
 
-from simulator.errors import InputError, UnknownNameError
+from simulator.base.errors import InputError, UnknownNameError
 
 _CALL = re.compile(r"\s*([a-z][a-z0-9_-]*)\s*(?:\((.*)\))?\s*")
 
 
-def parse_call(
-    text: str, known: Mapping[str, Mapping[str, float | None]], where: str
-) -> tuple[str, dict[str, float]]:
+def parse_call(text: str, known: Mapping[str, Mapping[str, float | None]], where: str) -> tuple[str, dict[str, float]]:
     """Name and numbers of `text`.
 
     Parameters

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from simulator.errors import InputError
+from simulator.base.errors import InputError
 from simulator.serving.deployment import Deployment
 from simulator.serving.fleet import Outcome, simulate
 from simulator.serving.metrics import meets
@@ -24,9 +24,7 @@ def saturation(deployment: Deployment, requests: Requests) -> float:
     return len(requests) / burst.makespan_s
 
 
-def capacity(
-    deployment: Deployment, requests: Requests, slo: Sequence[Promise] = ()
-) -> tuple[float | None, Outcome]:
+def capacity(deployment: Deployment, requests: Requests, slo: Sequence[Promise] = ()) -> tuple[float | None, Outcome]:
     """Largest factor on the trace's rate at which it is not overloaded and keeps its promises, and its outcome.
 
     None, and the outcome at `LEAST`, where not even that share of the saturation rate keeps them.
@@ -41,9 +39,7 @@ def capacity(
     """
     rate = requests.rate
     if not math.isfinite(rate):
-        raise InputError(
-            "all requests arrive at once, there is no rate to search", where="--capacity"
-        )
+        raise InputError("all requests arrive at once, there is no rate to search", where="--capacity")
     high = 1.05 * saturation(deployment, requests) / rate
     least = high * LEAST
     low, best = high, None

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 
-from simulator.errors import InputError, UnknownNameError, UnsupportedError
-from simulator.group import Group, group_of
+from simulator.base.errors import InputError, UnknownNameError, UnsupportedError
+from simulator.inference.group import Group, group_of
 from simulator.policies import Aspect
-from simulator.scenario import Scenario
+from simulator.scenario.scenario import Scenario
 from simulator.serving.kvpool import KvPool, kv_pool
 from simulator.serving.scheduler import Scheduler
 from simulator.serving.steptime import StepTable
@@ -79,9 +79,7 @@ class Deployment:
     @cached_property
     def pool(self) -> KvPool:
         """KV cache of one replica."""
-        return kv_pool(
-            self.group, self.scheduler.max_num_seqs, self.scheduler.max_num_batched_tokens
-        )
+        return kv_pool(self.group, self.scheduler.max_num_seqs, self.scheduler.max_num_batched_tokens)
 
     def table(self, longest: int, end: str = "mid") -> StepTable:
         """Step times for requests of at most `longest` tokens in all; 'lo', 'mid' or 'hi' of the interval."""
@@ -108,11 +106,9 @@ class Deployment:
             dense_beside_prompts = Aspect.WEIGHT_ROWS in policy.aspects
             if not fits.chunked_prefill and self.scheduler.chunks and not dense_beside_prompts:
                 raise UnsupportedError(
-                    f"{policy.name} does not go with chunked prefill; use --scheduler prefill-first",
-                    where="--policy",
+                    f"{policy.name} does not go with chunked prefill; use --scheduler prefill-first", where="--policy"
                 )
             if not fits.prefix_cache and self.prefix_cache:
                 raise UnsupportedError(
-                    f"{policy.name} does not go with prefix caching; drop --prefix-cache",
-                    where="--policy",
+                    f"{policy.name} does not go with prefix caching; drop --prefix-cache", where="--policy"
                 )

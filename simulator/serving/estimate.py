@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from simulator.errors import ShadowlineError
+from simulator.base.errors import ShadowlineError
+from simulator.inference.step import step_time
+from simulator.ops.step import decode_step
 from simulator.serving.deployment import Deployment
 from simulator.serving.fleet import refuse_long
 from simulator.serving.requests import Requests
 from simulator.serving.slo import QUANTILES, Promise
 from simulator.serving.tabulate import NOBODY, mixed_step
-from simulator.step import step_time
-from simulator.workload import decode_step
 
 HEADROOM = 1.15
 """What a simulated replica is allowed to sustain beyond the estimate before it counts as pruned wrongly; the tests
@@ -82,9 +82,7 @@ class Estimate:
     miss: float = float("inf")
 
 
-def estimate(
-    deployment: Deployment, requests: Requests, load: Load, slo: Sequence[Promise]
-) -> Estimate:
+def estimate(deployment: Deployment, requests: Requests, load: Load, slo: Sequence[Promise]) -> Estimate:
     """Bound what one replica of `deployment` sustains, and the least latency it can give.
 
     In a steady state of n running sequences each step gives n tokens, so ``n / output`` requests end and their
@@ -136,9 +134,7 @@ def _floors(deployment: Deployment, load: Load, slo: Sequence[Promise]) -> tuple
     for promise in slo:
         if promise.metric in ("ttft", "e2e"):
             at = float(_of(load.prompt, promise.statistic))
-            floor = (
-                float(np.max(mixed_step(group, NOBODY, 1.0, 1.0, at, at).total_s)) * PROMPT_MARGIN
-            )
+            floor = float(np.max(mixed_step(group, NOBODY, 1.0, 1.0, at, at).total_s)) * PROMPT_MARGIN
         else:
             floor = float(np.max(step_time(group, decode_step(1.0 / group.pp, 2.0)).total_s))
         if floor / promise.limit_s > worst:

@@ -8,8 +8,8 @@ from functools import cached_property
 
 import numpy as np
 
-from simulator import memory
-from simulator.errors import InputError, UnsupportedError
+from simulator.base.errors import InputError, UnsupportedError
+from simulator.inference import memory
 from simulator.serving.book import Book
 from simulator.serving.deployment import Deployment
 from simulator.serving.kvpool import reserved_blocks
@@ -180,33 +180,29 @@ def _book(deployment: Deployment, requests: Requests) -> Book:
     )
 
 
-def _replicas(
-    deployment: Deployment, table: StepTable, book: Book, count: int, id_tokens: int = 0
-) -> list[Replica]:
+def _replicas(deployment: Deployment, table: StepTable, book: Book, count: int, id_tokens: int = 0) -> list[Replica]:
     pool = deployment.pool
     swap = 0.0
     device = deployment.group.device
     if deployment.scheduler.preemption == "swap":
         if not device.has_tier("host"):
-            raise UnsupportedError(
-                f"{device.name} has no host link in its profile; use --preemption recompute"
-            )
+            raise UnsupportedError(f"{device.name} has no host link in its profile; use --preemption recompute")
         swap = pool.block_bytes / device.tier("host").bandwidth_bytes_per_s
     return [
         Replica(
-            table, deployment.scheduler, pool, book, swap_s_per_block=swap,
+            table,
+            deployment.scheduler,
+            pool,
+            book,
+            swap_s_per_block=swap,
             prefix=PrefixCache(id_tokens, pool.block_tokens) if book.ids else None,
         )
         for _ in range(count)
-    ]  # fmt: skip
+    ]
 
 
 def _collect(
-    deployment: Deployment,
-    requests: Requests,
-    book: Book,
-    replicas: Sequence[Replica],
-    chosen: Sequence[int],
+    deployment: Deployment, requests: Requests, book: Book, replicas: Sequence[Replica], chosen: Sequence[int]
 ) -> Outcome:
     return Outcome(
         deployment=deployment,
@@ -250,19 +246,11 @@ def _split(deployment: Deployment, requests: Requests, table: StepTable) -> Outc
     second = _replicas(deployment, table, rest, deployment.replicas)
     chosen = route(deployment, second, rest)
     whole = _collect(deployment, requests, prompts, [*first, *second], [-1] * len(requests))
-    finish, preemptions, replica = (
-        v.copy() for v in (whole.finish_s, whole.preemptions, whole.replica)
-    )
+    finish, preemptions, replica = (v.copy() for v in (whole.finish_s, whole.preemptions, whole.replica))
     finish[order], replica[order] = rest.finish, np.array(chosen, int) + len(first)
     preemptions[order] += np.array(rest.preemptions, int)
     handed = (np.array(rest.arrival), np.array(rest.admitted))
-    return replace(
-        whole,
-        replica=replica,
-        finish_s=finish,
-        preemptions=preemptions,
-        queues=(*whole.queues, handed),
-    )
+    return replace(whole, replica=replica, finish_s=finish, preemptions=preemptions, queues=(*whole.queues, handed))
 
 
 def _transfer_s(deployment: Deployment, requests: Requests) -> np.ndarray:
@@ -291,8 +279,7 @@ def _refuse_prefix(deployment: Deployment, requests: Requests) -> None:
         return
     if not requests.ids:
         raise InputError(
-            f"{requests.name} does not say which prompts begin alike (hash_ids); drop it",
-            where="--prefix-cache",
+            f"{requests.name} does not say which prompts begin alike (hash_ids); drop it", where="--prefix-cache"
         )
     if requests.id_tokens % deployment.pool.block_tokens:
         raise InputError(
@@ -307,10 +294,12 @@ def refuse_long(deployment: Deployment, requests: Requests) -> None:
     total = requests.prompt + requests.output
     if not group.ignore_context:
         _refuse(
-            requests, total > group.model.max_context, total,
+            requests,
+            total > group.model.max_context,
+            total,
             f"the {group.model.max_context:,} of {group.model.name}'s context; leave it out, or give"
             " --ignore-context-limit",
-        )  # fmt: skip
+        )
     if pool.grows:
         need = -(-np.maximum(requests.prompt, total - 1) // pool.block_tokens)
         if deployment.prefill_replicas:
@@ -318,10 +307,7 @@ def refuse_long(deployment: Deployment, requests: Requests) -> None:
         need = need + pool.extra_blocks
     else:
         need = reserved_blocks(group, pool, requests.prompt, requests.output)
-    _refuse(
-        requests, need > pool.blocks, total,
-        f"the KV cache of {pool.tokens:,} tokens; raise --tp, or leave it out",
-    )  # fmt: skip
+    _refuse(requests, need > pool.blocks, total, f"the KV cache of {pool.tokens:,} tokens; raise --tp, or leave it out")
 
 
 def _refuse(requests: Requests, bad: np.ndarray, tokens: np.ndarray, than: str) -> None:
@@ -330,6 +316,5 @@ def _refuse(requests: Requests, bad: np.ndarray, tokens: np.ndarray, than: str) 
         more = int(bad.sum()) - 1
         others = f" (and {more} more)" if more else ""
         raise InputError(
-            f"prompt and output of {int(tokens[i]):,} tokens are more than {than}{others}",
-            where=requests.where(i),
+            f"prompt and output of {int(tokens[i]):,} tokens are more than {than}{others}", where=requests.where(i)
         )

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from simulator import memory
-from simulator.errors import UnsupportedError
-from simulator.group import Group
-from simulator.units import format_bytes
+from simulator.base.errors import UnsupportedError
+from simulator.base.units import format_bytes
+from simulator.inference import memory
+from simulator.inference.group import Group
 
 MAX_BLOCKS = 1 << 40
 """Blocks where only another tier bounds them [-]."""
@@ -62,10 +62,7 @@ def kv_pool(group: Group, sequences: int, step_tokens: int) -> KvPool:
         Not one block fits; says by how much.
     """
     lowering, device = group.lowering, group.device
-    activations = float(
-        memory.activation_token_bytes(lowering) * step_tokens
-        + sequences * lowering.model.vocab * 4.0
-    )
+    activations = float(memory.activation_token_bytes(lowering) * step_tokens + sequences * lowering.model.vocab * 4.0)
     pool = (
         memory.budget_bytes(device, group.utilisation)
         - memory.weights_bytes(lowering, group.pp)
@@ -75,10 +72,7 @@ def kv_pool(group: Group, sequences: int, step_tokens: int) -> KvPool:
     b = group.block_tokens
     growth = _growth(group)
     if growth is None:
-        block, extra = (
-            float(sum(kv.dense_bytes * layers for kv, layers in lowering.kv_layouts)) * b,
-            0.0,
-        )
+        block, extra = (float(sum(kv.dense_bytes * layers for kv, layers in lowering.kv_layouts)) * b, 0.0)
         block *= np.ceil(lowering.model.n_layers / group.pp) / lowering.model.n_layers
     else:
         block, extra = growth
@@ -105,9 +99,7 @@ def kv_pool(group: Group, sequences: int, step_tokens: int) -> KvPool:
     return KvPool(blocks, b, block, growth is not None, extra_blocks)
 
 
-def reserved_blocks(
-    group: Group, pool: KvPool, prompt: np.ndarray, output: np.ndarray
-) -> np.ndarray:
+def reserved_blocks(group: Group, pool: KvPool, prompt: np.ndarray, output: np.ndarray) -> np.ndarray:
     """Blocks of every request at its longest, for a pool whose sequences do not grow [-].
 
     The peak over its life: policies that prune after the prompt hold most when it has been read.

@@ -6,12 +6,12 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from simulator import hub
-from simulator.device import load
-from simulator.dtypes import AUTO
+from simulator.base.dtypes import AUTO
+from simulator.device.catalogue import load
+from simulator.model import hub
 from simulator.policies import parse
-from simulator.scenario import Scenario
-from simulator.software import software
+from simulator.policies.software import software
+from simulator.scenario.scenario import Scenario
 
 QUANTIZATION = {"fp8": "fp8", "w8a16": "gptq_marlin", "w4a16": "awq_marlin"}
 """Weight formats vLLM names; 4- and 8-bit weights need a checkpoint quantised so."""
@@ -37,9 +37,7 @@ def lacking(policy: str, device: str) -> str:
     return ""
 
 
-def launch_command(
-    scenario: Scenario, row: Mapping[str, Any], *, prefix_cache: bool = False
-) -> tuple[str, str]:
+def launch_command(scenario: Scenario, row: Mapping[str, Any], *, prefix_cache: bool = False) -> tuple[str, str]:
     """``vllm serve ...`` of one replica and what has to be said beside it; "" and the reason where vLLM cannot.
 
     Flags are those of vLLM V1, which always mixes prompts and decoding and spreads experts over all GPUs or none.
@@ -54,10 +52,7 @@ def launch_command(
     if row["scheduler"] != "chunked":
         return "", f"vLLM V1 always mixes prompts and decoding, which {row['scheduler']} does not"
     if 1 < scenario.ep < scenario.tp:
-        return (
-            "",
-            f"vLLM spreads experts over all {scenario.tp} GPUs, not over {scenario.ep} groups",
-        )
+        return ("", f"vLLM spreads experts over all {scenario.tp} GPUs, not over {scenario.ep} groups")
     words = ["vllm", "serve", _repository(scenario.model)]
     words += ["--tensor-parallel-size", str(scenario.tp)]
     if scenario.pp > 1:
@@ -77,9 +72,7 @@ def launch_command(
         words += VLLM_POLICIES[name]
     notes = []
     if row["replicas"] > 1:
-        notes.append(
-            f"{row['replicas']} of them behind a router that takes the {row['router']} one"
-        )
+        notes.append(f"{row['replicas']} of them behind a router that takes the {row['router']} one")
     if members or scenario.dtype in ("w8a16", "w4a16"):
         notes.append("on a checkpoint in that format")
     return shlex.join(words), "; ".join(notes)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from simulator.evaluate import BUSY_SHARE, IDLE_SHARE
+from simulator.inference.evaluate import BUSY_SHARE, IDLE_SHARE
 from simulator.serving.fleet import Outcome
 from simulator.serving.slo import METRICS, QUANTILES, STATISTICS, Promise
 from simulator.serving.tabulate import basis_of
@@ -61,9 +61,7 @@ def inter_token_s(outcome: Outcome) -> tuple[np.ndarray, np.ndarray]:
         if not len(runs):
             continue
         before = np.diff(np.cumsum(stalled)[runs], prepend=0.0)
-        hit = np.where(
-            before > 0.0, np.minimum(sequences[np.maximum(runs - 1, 0)], sequences[runs]), 0.0
-        )
+        hit = np.where(before > 0.0, np.minimum(sequences[np.maximum(runs - 1, 0)], sequences[runs]), 0.0)
         times += [mean[runs], mean[runs] + before]
         counts += [steps[runs] * sequences[runs] - hit, hit]
     value, weight = np.concatenate(times), np.concatenate(counts)
@@ -128,10 +126,12 @@ def over_time(outcome: Outcome, bins: int = 120) -> dict[str, np.ndarray]:
         start, duration = events[:, 0], events[:, 1]
         used = _blocks(outcome, events)
         for values, sums in (
-            (events[:, 3] * duration, running), (used * duration, blocks),
-            (events[:, 2] * events[:, 3] + events[:, 5], tokens), (events[:, 6], prompts),
+            (events[:, 3] * duration, running),
+            (used * duration, blocks),
+            (events[:, 2] * events[:, 3] + events[:, 5], tokens),
+            (events[:, 6], prompts),
             (share * duration, busy),
-        ):  # fmt: skip
+        ):
             _spread(start, duration, values, edges, sums)
     waiting = sum((_present(*q, edges) for q in outcome.queues), np.zeros(bins)) / width
     replicas = deployment.replicas + deployment.prefill_replicas
@@ -162,9 +162,7 @@ def _blocks(outcome: Outcome, events: np.ndarray) -> np.ndarray:
     return events[:, 8] + (context + sequences * (pool.block_tokens - 1) / 2.0) / pool.block_tokens
 
 
-def _spread(
-    start: np.ndarray, duration: np.ndarray, values: np.ndarray, edges: np.ndarray, out: np.ndarray
-) -> None:
+def _spread(start: np.ndarray, duration: np.ndarray, values: np.ndarray, edges: np.ndarray, out: np.ndarray) -> None:
     """Add `values`, each even over its event, to the intervals between `edges`."""
     if not len(start):
         return

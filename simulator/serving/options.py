@@ -7,33 +7,24 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from simulator.errors import InputError
+from simulator.base.errors import InputError
 
 if TYPE_CHECKING:
     from simulator.serving.requests import Requests
 
 Model = Annotated[str | None, typer.Option(help="model name, folder, config.json or hub id")]
-RequestsFile = Annotated[
-    Path | None, typer.Option(help="Azure, BurstGPT or own CSV/Parquet, or Mooncake JSONL")
-]
-Rate = Annotated[
-    float | None, typer.Option(help="requests/s; with --requests its lengths at this rate")
-]
+RequestsFile = Annotated[Path | None, typer.Option(help="Azure, BurstGPT or own CSV/Parquet, or Mooncake JSONL")]
+Rate = Annotated[float | None, typer.Option(help="requests/s; with --requests its lengths at this rate")]
 Arrivals = Annotated[str, typer.Option(help="with --rate: poisson, gamma(cv=2) or fixed")]
 Prompt = Annotated[
-    str | None,
-    typer.Option(
-        help="synthetic: 512, lognormal(mean=,cv=), uniform(low=,high=), exponential(mean=)"
-    ),
+    str | None, typer.Option(help="synthetic: 512, lognormal(mean=,cv=), uniform(low=,high=), exponential(mean=)")
 ]
 Output = Annotated[str | None, typer.Option(help="likewise")]
 Seed = Annotated[int, typer.Option(min=0, help="of everything random")]
 SkipInvalid = Annotated[bool, typer.Option("--skip-invalid", help="leave out rows of zero tokens")]
 Engine = Annotated[str, typer.Option(help="serving engine: kernels, vllm, ...")]
 Utilization = Annotated[float, typer.Option(help="share of memory used")]
-IgnoreContext = Annotated[
-    bool, typer.Option("--ignore-context-limit", help="go beyond the context, as EXTRAPOLATED")
-]
+IgnoreContext = Annotated[bool, typer.Option("--ignore-context-limit", help="go beyond the context, as EXTRAPOLATED")]
 Router = Annotated[str, typer.Option(help="round-robin, least-loaded, prefix-aware")]
 PrefixCache = Annotated[bool, typer.Option("--prefix-cache", help="share equal prompt beginnings")]
 Slo = Annotated[str | None, typer.Option(help="e.g. 'ttft:p99<2s;tpot:p99<60ms'")]
@@ -71,19 +62,16 @@ def load(
     if path is None:
         if rate is None:
             raise InputError(
-                "give --requests FILE, or --rate with --prompt-tokens and --output-tokens",
-                where="--requests",
+                "give --requests FILE, or --rate with --prompt-tokens and --output-tokens", where="--requests"
             )
         if prompt is None or output is None:
             flag = "--prompt-tokens" if prompt is None else "--output-tokens"
             raise InputError(
-                f"--rate needs it, e.g. {flag} 512 or 'lognormal(mean=512,cv=1)'; or give --requests FILE",
-                where=flag,
+                f"--rate needs it, e.g. {flag} 512 or 'lognormal(mean=512,cv=1)'; or give --requests FILE", where=flag
             )
         return synthetic(
-            2000 if count is None else count, rate,
-            arrivals=arrivals, prompt=prompt, output=output, seed=seed,
-        )  # fmt: skip
+            2000 if count is None else count, rate, arrivals=arrivals, prompt=prompt, output=output, seed=seed
+        )
     for name, value in (("--prompt-tokens", prompt), ("--output-tokens", output)):
         if value is not None:
             raise InputError(f"the lengths are those of {path}; drop it", where=name)

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from simulator.console import as_json
-from simulator.errors import InputError, reason
-from simulator.files import replaced
+from simulator.base.console import as_json
+from simulator.base.errors import InputError, reason
+from simulator.base.files import replaced
 from simulator.serving.fleet import Outcome
 from simulator.serving.metrics import over_time
 from simulator.serving.slo import METRICS, STATISTICS
@@ -39,9 +39,7 @@ RECORDS: Mapping[str, tuple[str, str]] = {
     "prefix_hit_tokens": ("tokens", "prompt tokens found in the prefix cache"),
 }
 """Columns of the per-request file: unit and meaning."""
-_LATENCIES = {
-    f"{m}_{q}_s": ("s", f"{q} of {m}; null where OVERLOADED") for m in METRICS for q in STATISTICS
-}
+_LATENCIES = {f"{m}_{q}_s": ("s", f"{q} of {m}; null where OVERLOADED") for m in METRICS for q in STATISTICS}
 COLUMNS: Mapping[str, tuple[str, str]] = {
     "model": ("", "model name"),
     "device": ("", "device name"),
@@ -96,11 +94,21 @@ def records(outcome: Outcome, run: int = 0) -> pa.Table:
     requests = outcome.requests
     tpot = outcome.tpot_s
     values = (
-        np.full(len(requests), run), np.arange(len(requests)), requests.arrival_s - requests.delay_s,
-        requests.prompt, requests.output, outcome.replica, outcome.admitted_s, outcome.first_s, outcome.finish_s,
-        outcome.ttft_s, pa.array(tpot, mask=np.isnan(tpot)), outcome.e2e_s, outcome.preemptions,
+        np.full(len(requests), run),
+        np.arange(len(requests)),
+        requests.arrival_s - requests.delay_s,
+        requests.prompt,
+        requests.output,
+        outcome.replica,
+        outcome.admitted_s,
+        outcome.first_s,
+        outcome.finish_s,
+        outcome.ttft_s,
+        pa.array(tpot, mask=np.isnan(tpot)),
+        outcome.e2e_s,
+        outcome.preemptions,
         outcome.hits,
-    )  # fmt: skip
+    )
     fields = [
         pa.field(name, pa.array(v).type, metadata={"unit": unit, "meaning": meaning})
         for (name, (unit, meaning)), v in zip(RECORDS.items(), values, strict=True)
@@ -124,16 +132,10 @@ def write_records(path: Path, outcomes: Sequence[Outcome], metadata: Mapping[str
             pyarrow.csv.write_csv(table, temporary)
 
 
-def about(
-    rows: Sequence[Mapping[str, Any]], outcomes: Sequence[Outcome], command: str
-) -> dict[str, str]:
+def about(rows: Sequence[Mapping[str, Any]], outcomes: Sequence[Outcome], command: str) -> dict[str, str]:
     """Metadata of the per-request file, so that it can be reported on alone: rows, load over time and command."""
     loads = [{k: v.tolist() for k, v in over_time(o).items()} for o in outcomes]
-    return {
-        "shadowline.command": command,
-        "shadowline.rows": as_json(rows),
-        "shadowline.load": as_json(loads),
-    }
+    return {"shadowline.command": command, "shadowline.rows": as_json(rows), "shadowline.load": as_json(loads)}
 
 
 def write_json(path: Path, value: Mapping[str, Any], flag: str) -> None:

@@ -23,9 +23,7 @@ class PrefixCache:
 
     def __init__(self, tokens: int, block_tokens: int):
         if tokens % block_tokens:
-            raise ValueError(
-                f"{block_tokens} tokens per KV block do not divide {tokens} per prefix block"
-            )
+            raise ValueError(f"{block_tokens} tokens per KV block do not divide {tokens} per prefix block")
         self.tokens, self.blocks = tokens, tokens // block_tokens
         self._pins: dict[int, int] = {}
         self._idle: dict[int, None] = {}

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from simulator.errors import InputError, reason, suggest
-from simulator.files import read_parquet
+from simulator.base.errors import InputError, reason, suggest
+from simulator.base.files import read_parquet
 from simulator.serving.requests import MAX_REQUESTS, Requests
 
 
@@ -75,10 +75,7 @@ def _csv(path: Path, skip: bool) -> Requests:
             if not row:
                 continue
             if len(row) <= max(places):
-                raise InputError(
-                    f"has {len(row)} columns, the header {len(header)}",
-                    where=f"{path}:{rows.line_num}",
-                )
+                raise InputError(f"has {len(row)} columns, the header {len(header)}", where=f"{path}:{rows.line_num}")
             lines.append(rows.line_num)
             texts.append([row[p] for p in places])
             _not_too_many(lines, path)
@@ -87,16 +84,16 @@ def _csv(path: Path, skip: bool) -> Requests:
         raise InputError("holds no request", where=str(path))
     times, prompt, output = zip(*texts, strict=True)
     arrival = (
-        _dates(times, number, path)
-        if layout.name == "Azure"
-        else _numbers(times, number, path, layout.columns[0])
+        _dates(times, number, path) if layout.name == "Azure" else _numbers(times, number, path, layout.columns[0])
     )
     return _checked(
-        path, number, arrival,
+        path,
+        number,
+        arrival,
         _numbers(prompt, number, path, layout.columns[1]),
         _numbers(output, number, path, layout.columns[2]),
         skip=skip,
-    )  # fmt: skip
+    )
 
 
 def _rows(rows: Any, path: Path) -> Iterator[list[str]]:
@@ -161,9 +158,7 @@ def _jsonl(path: Path, skip: bool) -> Requests:
     if not rows:
         raise InputError("holds no request", where=str(path))
     arrival, prompt, output = np.array(rows).T
-    return _checked(
-        path, np.asarray(lines), arrival, prompt, output, skip=skip, ids=tuple(ids) if any(ids) else ()
-    )  # fmt: skip
+    return _checked(path, np.asarray(lines), arrival, prompt, output, skip=skip, ids=tuple(ids) if any(ids) else ())
 
 
 def _not_too_many(lines: Sequence[int], path: Path) -> None:
@@ -180,8 +175,9 @@ def _layout(header: Sequence[str], path: Path) -> Layout:
         if all(c in header for c in layout.columns):
             return layout
     wanted = [c for k in LAYOUTS for c in k.columns]
-    near = next((f"{c!r} looks like {s[0]!r}; " for c in header if c not in wanted
-                 for s in [suggest(c, wanted)] if s), "")  # fmt: skip
+    near = next(
+        (f"{c!r} looks like {s[0]!r}; " for c in header if c not in wanted for s in [suggest(c, wanted)] if s), ""
+    )
     raise InputError(f"{near}the columns must be one of {FORMATS}", where=str(path))
 
 
@@ -193,9 +189,7 @@ def _numbers(texts: Sequence[str], lines: np.ndarray, path: Path, column: str) -
             try:
                 float(text)
             except ValueError:
-                raise InputError(
-                    f"{column} {text!r} is not a number", where=f"{path}:{line}"
-                ) from None
+                raise InputError(f"{column} {text!r} is not a number", where=f"{path}:{line}") from None
         raise
 
 
@@ -212,8 +206,7 @@ def _dates(texts: Sequence[str], lines: np.ndarray, path: Path) -> np.ndarray:
                     np.datetime64(text, "ns")
                 except ValueError:
                     raise InputError(
-                        f"TIMESTAMP {text!r} is not a date like 2023-11-16 18:17:03.98",
-                        where=f"{path}:{line}",
+                        f"TIMESTAMP {text!r} is not a date like 2023-11-16 18:17:03.98", where=f"{path}:{line}"
                     ) from None
             raise
     since = (times - times[0]) / np.timedelta64(1, "s")
@@ -235,6 +228,4 @@ def _checked(
         keep = np.flatnonzero((prompt >= 1) & (output >= 1))
         arrival, prompt, output, lines = arrival[keep], prompt[keep], output[keep], lines[keep]
         ids = tuple(ids[i] for i in keep) if ids else ()
-    return Requests.of(
-        arrival, prompt, output, ids=ids, id_tokens=MOONCAKE_TOKENS, name=str(path), lines=lines
-    )
+    return Requests.of(arrival, prompt, output, ids=ids, id_tokens=MOONCAKE_TOKENS, name=str(path), lines=lines)

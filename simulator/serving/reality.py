@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from simulator import console
-from simulator.errors import InputError, ShadowlineError
-from simulator.judged import read_rows
-from simulator.scenario import Scenario
+from simulator.base import console
+from simulator.base.errors import InputError, ShadowlineError
+from simulator.fitting.judged import read_rows
+from simulator.scenario.scenario import Scenario
 from simulator.serving.book import Book
 from simulator.serving.deployment import Deployment
 from simulator.serving.replica import Replica
@@ -25,8 +25,23 @@ SHORTEST = 0.8
 """InferenceX draws lengths from this share of the stated one up to it (``--random-range-ratio 0.8``) [-]."""
 INFERENCEX = r"db-dump|source_file=\d{4}-\d{2}-\d{2}\.csv"
 """Notes of its rows, named by the day of the run; files named by a model are runs of fixed lengths."""
-COLUMNS = ("source", "engine", "model", "device", "n_gpus", "tp", "quant", "batch", "input_len", "output_len", "metric",
-           "value", "unit", "note", "flag")  # fmt: skip
+COLUMNS = (
+    "source",
+    "engine",
+    "model",
+    "device",
+    "n_gpus",
+    "tp",
+    "quant",
+    "batch",
+    "input_len",
+    "output_len",
+    "metric",
+    "value",
+    "unit",
+    "note",
+    "flag",
+)
 """What `simulator.fitting.e2e_rows` reads of a measured row."""
 MOST_REQUESTS = 4000
 """Requests simulated per setup at most, assumed: keeps the hundreds of setups within minutes [-]."""
@@ -56,9 +71,15 @@ class Setup:
 def closed_loop(setup: Setup, seed: int = 0) -> tuple[float, float]:
     """Mean TTFT and mean TPOT of `setup`, requests of the first and last round left in as the benchmark does [s]."""
     scenario = Scenario.of(
-        model=setup.model, device=setup.device, engine=setup.engine, dtype=setup.dtype,
-        kv_cache_dtype=setup.kv_dtype, tp=setup.tp, ep=setup.ep, ignore_context_limit=True,
-    )  # fmt: skip
+        model=setup.model,
+        device=setup.device,
+        engine=setup.engine,
+        dtype=setup.dtype,
+        kv_cache_dtype=setup.kv_dtype,
+        tp=setup.tp,
+        ep=setup.ep,
+        ignore_context_limit=True,
+    )
     seats = 1 << max(setup.clients - 1, 15).bit_length()
     scheduler = Scheduler(SCHEDULERS.get(setup.engine, "chunked"), min(seats, 4096), 8192)
     deployment = Deployment(scenario, scheduler)
@@ -66,8 +87,7 @@ def closed_loop(setup: Setup, seed: int = 0) -> tuple[float, float]:
     count = max(min(setup.clients * PER_CLIENT, MOST_REQUESTS), 2 * setup.clients)
     rng = np.random.default_rng(seed)
     prompt, output = (
-        rng.integers(max(round(setup.shortest * n), 1), n + 1, count)
-        for n in (setup.prompt, setup.output)
+        rng.integers(max(round(setup.shortest * n), 1), n + 1, count) for n in (setup.prompt, setup.output)
     )
     book = Book([0.0] * count, prompt.tolist(), output.tolist())
     table = deployment.table(setup.prompt + setup.output)
@@ -91,19 +111,17 @@ def _task(setup: Setup) -> tuple[float, float] | str:
         return error.message
 
 
-def judge_file(
-    path: Path, *, workers: int = 1, cluster: str | None = None, quiet: bool = False
-) -> dict[str, Any]:
+def judge_file(path: Path, *, workers: int = 1, cluster: str | None = None, quiet: bool = False) -> dict[str, Any]:
     """Figures per engine and metric over the closed-loop rows of an e2e file.
 
     The engines' host side and communication were fitted to rows like these with the closed form of
-    `simulator.closed_loop`; nothing here is fitted. Its figures stand beside.
+    `simulator.inference.closed_loop`; nothing here is fitted. Its figures stand beside.
     """
     import pandas as pd
 
-    from simulator.engine import load_engines
     from simulator.fitting.e2e_rows import prepare
     from simulator.fitting.e2e_steps import predict
+    from simulator.roofline.engine import load_engines
 
     try:
         raw = read_rows(path)
@@ -111,9 +129,7 @@ def judge_file(
         raise InputError(f"cannot read: {error}", where="--judge") from None
     missing = [c for c in COLUMNS if c not in raw]
     if missing:
-        raise InputError(
-            f"{path} has no column {missing[0]!r}; needs {', '.join(COLUMNS)}", where="--judge"
-        )
+        raise InputError(f"{path} has no column {missing[0]!r}; needs {', '.join(COLUMNS)}", where="--judge")
     drawn = raw["note"].fillna("").astype(str).str.contains(INFERENCEX, regex=True)
     excluded: Counter[str] = Counter()
     parts = []
@@ -129,26 +145,27 @@ def judge_file(
         parts.append(rows[closed].assign(shortest=shortest))
     table = pd.concat(parts).reset_index(drop=True) if parts else pd.DataFrame()
     if table.empty:
-        raise InputError(
-            f"{path} holds no row with a concurrency and a complete setup", where="--judge"
-        )
+        raise InputError(f"{path} holds no row with a concurrency and a complete setup", where="--judge")
     measured = predict(table, load_engines()).to_dict("records")
     setups = [
         Setup(
-            r["engine"], r["device"], r["model"], r["dtype"], r["kv_dtype"], int(r["tp"]),
-            int(r["ep"]), int(r["batch"]), int(r["prompt"]), int(r["output"]), r["shortest"],
+            r["engine"],
+            r["device"],
+            r["model"],
+            r["dtype"],
+            r["kv_dtype"],
+            int(r["tp"]),
+            int(r["ep"]),
+            int(r["batch"]),
+            int(r["prompt"]),
+            int(r["output"]),
+            r["shortest"],
         )
         for r in measured
-    ]  # fmt: skip
-    unique = sorted(
-        set(setups), key=lambda s: (s.engine, s.device, s.model, s.dtype, s.tp, s.ep, s.clients)
-    )
+    ]
+    unique = sorted(set(setups), key=lambda s: (s.engine, s.device, s.model, s.dtype, s.tp, s.ep, s.clients))
     found = dict(
-        zip(
-            unique,
-            compute(_task, unique, workers=workers, cluster=cluster, label="setups", quiet=quiet),
-            strict=True,
-        )
+        zip(unique, compute(_task, unique, workers=workers, cluster=cluster, label="setups", quiet=quiet), strict=True)
     )
     judged = []
     for setup, row in zip(setups, measured, strict=True):
@@ -157,10 +174,15 @@ def judge_file(
             excluded[result] += 1
             continue
         ours = result[0 if row["metric"] == "ttft" else 1]
-        judged.append({
-            **vars(setup), "metric": row["metric"], "measured_s": row["time_s"], "simulated_s": ours,
-            "closed_form_s": row["mid_s"],
-        })  # fmt: skip
+        judged.append(
+            {
+                **vars(setup),
+                "metric": row["metric"],
+                "measured_s": row["time_s"],
+                "simulated_s": ours,
+                "closed_form_s": row["mid_s"],
+            }
+        )
     both = pd.DataFrame(judged)
     groups: list[tuple[Any, Any, Any]] = [("all", m, g) for m, g in both.groupby("metric")]
     groups += [(*keys, g) for keys, g in both.groupby(["engine", "metric"])]  # type: ignore[misc]
@@ -198,12 +220,17 @@ def show_judged(found: dict[str, Any]) -> None:
         ["engine", "metric", "rows", "median APE", "p90 APE", "bias", "closed form: median", "p90"],
         [
             [
-                r["engine"], r["metric"], f"{r['n']}", share(r, "simulated_median_ape"),
-                share(r, "simulated_p90_ape"), share(r, "simulated_bias"),
-                share(r, "closed_form_median_ape"), share(r, "closed_form_p90_ape"),
+                r["engine"],
+                r["metric"],
+                f"{r['n']}",
+                share(r, "simulated_median_ape"),
+                share(r, "simulated_p90_ape"),
+                share(r, "simulated_bias"),
+                share(r, "closed_form_median_ape"),
+                share(r, "closed_form_p90_ape"),
             ]
             for r in found["rows"]
         ],
         left=2,
         note="left out: " + "; ".join(f"{n} {reason}" for reason, n in list(found["excluded"].items())[:6]),
-    )  # fmt: skip
+    )

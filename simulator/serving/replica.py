@@ -204,9 +204,9 @@ class Replica:
         if self.running:
             free -= self.watermark
         # First a bound that costs nothing, then the exact number.
-        if self._sum - self._shared + self._n * (
-            self.block_tokens - 1
-        ) > free * self.block_tokens and (self._grown() > free):
+        if self._sum - self._shared + self._n * (self.block_tokens - 1) > free * self.block_tokens and (
+            self._grown() > free
+        ):
             return False
         self.waiting.popleft()
         self._held += own
@@ -220,9 +220,7 @@ class Replica:
         n = self._n if self.mixes else 0
         time = self.table.mixed(n, self._sum, chunks, tokens, pairs) + self._swaps_s
         self._swaps_s = 0.0
-        self.events.append(
-            (self.clock, time, 1 if n else 0, self._n, self._sum, chunks, tokens, pairs, self._held)
-        )
+        self.events.append((self.clock, time, 1 if n else 0, self._n, self._sum, chunks, tokens, pairs, self._held))
         self.clock += time
         if n:
             self.steps += 1
@@ -318,9 +316,7 @@ class Replica:
     def _preempt(self) -> bool:
         """Make room for the next step's tokens: the youngest go back to the head of the queue."""
         b, book = self.block_tokens, self.book
-        if self._sum - self._shared + self._n * (b - 1) <= b * (
-            self.blocks - self._held - self._pinned()
-        ):
+        if self._sum - self._shared + self._n * (b - 1) <= b * (self.blocks - self._held - self._pinned()):
             return False
         preempted = False
         while self.used_blocks > self.blocks:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from simulator.errors import InputError
+from simulator.base.errors import InputError
 
 MAX_REQUESTS = 10_000_000
 MAX_SECONDS = 1e11
@@ -73,21 +73,10 @@ class Requests:
             raise InputError("holds no request", where=name)
         if len(times) > MAX_REQUESTS:
             raise InputError(f"holds {len(times):,} requests; at most {MAX_REQUESTS:,}", where=name)
-        found = cls(
-            times,
-            _whole(prompt),
-            _whole(output),
-            np.zeros(len(times), np.int64),
-            ids,
-            id_tokens,
-            name,
-            lines,
-        )
+        found = cls(times, _whole(prompt), _whole(output), np.zeros(len(times), np.int64), ids, id_tokens, name, lines)
         found._refuse(~np.isfinite(times), "the timestamp is not a number")
         found._refuse(times < 0.0, "the timestamp is negative")
-        found._refuse(
-            times > MAX_SECONDS, f"the timestamp is beyond {MAX_SECONDS:.0e} s; give seconds"
-        )
+        found._refuse(times > MAX_SECONDS, f"the timestamp is beyond {MAX_SECONDS:.0e} s; give seconds")
         found._refuse(
             np.concatenate([[False], np.diff(times) < 0.0]),
             "the timestamp is before the row above; sort the file by time",

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from simulator.errors import InputError
+from simulator.base.errors import InputError
 from simulator.serving.calls import parse_call
 from simulator.serving.requests import Requests
 
@@ -54,15 +54,10 @@ def apply_reuse(requests: Requests, text: str, seed: int) -> Reuse:
             raise InputError(f"{key}={v[key]:g} must be from 0 to 1", where="--reuse")
     if name == "chunk-reuse":
         saved = np.floor(requests.prompt * v["reused"] * (1.0 - v["recompute"]))
-        return Reuse(
-            replace(requests, reused=np.minimum(saved, requests.prompt - 1).astype(np.int64))
-        )
+        return Reuse(replace(requests, reused=np.minimum(saved, requests.prompt - 1).astype(np.int64)))
     if name == "prefix-groups":
         if not requests.ids:
-            raise InputError(
-                f"{requests.name} does not say which prompts begin alike (hash_ids)",
-                where="--reuse",
-            )
+            raise InputError(f"{requests.name} does not say which prompts begin alike (hash_ids)", where="--reuse")
         order = np.array(sorted(range(len(requests)), key=lambda i: requests.ids[i]))
         return Reuse(requests.at_once().take(order))
     share = v["hit"] if name == "semantic-cache" else v["share"]

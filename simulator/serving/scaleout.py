@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from simulator import console
-from simulator.errors import InputError
+from simulator.base import console
+from simulator.base.errors import InputError
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -83,12 +83,9 @@ def _processes(
                 deaths = deaths + 1 if len(results) == before else 1
                 if deaths > RETRIES:
                     raise InputError(
-                        "workers die again and again, perhaps for want of memory; use fewer",
-                        where="--workers",
+                        "workers die again and again, perhaps for want of memory; use fewer", where="--workers"
                     ) from None
-                console.say(
-                    f"a worker died; {len(tasks) - len(results)} chunks of {label} run again"
-                )
+                console.say(f"a worker died; {len(tasks) - len(results)} chunks of {label} run again")
             except BaseException:
                 # A refused task or Ctrl-C must not wait for what is still queued.
                 pool.shutdown(wait=False, cancel_futures=True)
@@ -97,18 +94,12 @@ def _processes(
 
 
 def _dask(
-    tasks: Sequence[tuple[Callable[[T], R], list[T]]],
-    workers: int,
-    cluster: str,
-    label: str,
-    quiet: bool,
+    tasks: Sequence[tuple[Callable[[T], R], list[T]]], workers: int, cluster: str, label: str, quiet: bool
 ) -> list[list[R]]:
     try:
         from distributed import Client, LocalCluster, as_completed
     except ImportError:
-        raise InputError(
-            "Dask is not installed; pip install 'shadowline[cluster]'", where="--cluster"
-        ) from None
+        raise InputError("Dask is not installed; pip install 'shadowline[cluster]'", where="--cluster") from None
     address: Any = cluster
     local: Any = None
     if cluster == "local":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from simulator.errors import InputError, UnknownNameError
+from simulator.base.errors import InputError, UnknownNameError
 
 SCHEDULERS = ("chunked", "prefill-first", "prefill-first-chunked")
 PREEMPTIONS = ("recompute", "swap")

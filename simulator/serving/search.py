@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from simulator.errors import UnsupportedError
+from simulator.base.errors import UnsupportedError
 from simulator.policies import parse
 from simulator.serving.deployment import MAX_REPLICAS, Deployment
 from simulator.serving.estimate import HEADROOM, Estimate, Load, estimate
@@ -186,9 +186,7 @@ def search(
     policy saves and what can be had today are both known. The other objectives size every survivor.
     """
     tasks = [(d, requests, slo) for d in deployments]
-    candidates = compute(
-        prune, tasks, workers=workers, cluster=cluster, label="candidates", quiet=quiet
-    )
+    candidates = compute(prune, tasks, workers=workers, cluster=cluster, label="candidates", quiet=quiet)
     rejected: dict[str, tuple[int, str]] = {}
     left: list[Candidate] = []
     for c in candidates:
@@ -209,33 +207,27 @@ def search(
         wave, left = left[:WAVE], left[WAVE:]
         questions = []
         for c in wave:
-            most = _most(
-                c, best[_kind(c.deployment.scenario.policy, c.deployment.scenario.device)], max_gpus
-            )
+            most = _most(c, best[_kind(c.deployment.scenario.policy, c.deployment.scenario.device)], max_gpus)
             if most >= c.least_replicas:
                 least = most if objective == "fastest" else c.least_replicas
                 questions.append(Question(c.deployment, requests, slo, least, most))
         if not questions:
             continue
-        sized += compute(
-            size, questions, workers=workers, cluster=cluster, label="sized", quiet=quiet
-        )
+        sized += compute(size, questions, workers=workers, cluster=cluster, label="sized", quiet=quiet)
         if objective == "cheapest":
-            rents = [
-                (_kind(r["policy"], r["device"]), r["usd_per_h"] / 3600.0)
-                for r in (s.row for s in sized if s.ok)
-            ]
-            best = [
-                min((r for k, r in rents if k <= kind), default=math.inf) for kind in range(KINDS)
-            ]
+            rents = [(_kind(r["policy"], r["device"]), r["usd_per_h"] / 3600.0) for r in (s.row for s in sized if s.ok)]
+            best = [min((r for k, r in rents if k <= kind), default=math.inf) for kind in range(KINDS)]
     # What costs the same goes to dense, then to what can be started, since a policy that saves nothing only costs
     # quality; then to what keeps the promises by the widest margin.
     keeping = sorted(
         (s for s in sized if s.ok),
         key=lambda s: (
-            s.row[OBJECTIVES[objective]], s.row["usd_per_h"], _kind(s.row["policy"], s.row["device"]), s.miss,
+            s.row[OBJECTIVES[objective]],
+            s.row["usd_per_h"],
+            _kind(s.row["policy"], s.row["device"]),
+            s.miss,
         ),
-    )  # fmt: skip
+    )
     good = [s.row for s in keeping]
     if keeping:
         good[0] |= interval(keeping[0].fleet, requests)
@@ -244,10 +236,16 @@ def search(
         near = min(candidates, key=lambda c: c.estimate.miss)
         nearest = _named(near, max_gpus)
     return Plan(
-        good, pareto(good), nearest, dict(sorted(rejected.items(), key=lambda kv: -kv[1][0])),
-        _least(survivors, good, "policy", best, max_gpus), _least(survivors, good, "device", best, max_gpus),
-        len(candidates), len(sized), sum(s.simulations for s in sized),
-    )  # fmt: skip
+        good,
+        pareto(good),
+        nearest,
+        dict(sorted(rejected.items(), key=lambda kv: -kv[1][0])),
+        _least(survivors, good, "policy", best, max_gpus),
+        _least(survivors, good, "device", best, max_gpus),
+        len(candidates),
+        len(sized),
+        sum(s.simulations for s in sized),
+    )
 
 
 def pareto(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -261,11 +259,7 @@ def pareto(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _least(
-    survivors: Sequence[Candidate],
-    good: Sequence[dict[str, Any]],
-    key: str,
-    best: Sequence[float],
-    max_gpus: int,
+    survivors: Sequence[Candidate], good: Sequence[dict[str, Any]], key: str, best: Sequence[float], max_gpus: int
 ) -> list[PolicyCost]:
     """Simulated rent of each `key` (policy or device), or the least it can be: the closed form's fewest replicas, or
     one more than were simulated in vain because they cost no more than the `best` [USD/s] of their kind.
@@ -309,10 +303,16 @@ def _named(candidate: Candidate, max_gpus: int) -> dict[str, Any]:
     s = candidate.deployment.scenario
     gpus = candidate.least_replicas * candidate.deployment.group.gpus
     return {
-        "model": s.model, "device": s.device, "policy": s.policy, "dtype": s.dtype, "tp": s.tp,
-        "reason": candidate.estimate.reason or (
-            f"needs {gpus} GPUs, more than the {max_gpus} allowed" if gpus > max_gpus
+        "model": s.model,
+        "device": s.device,
+        "policy": s.policy,
+        "dtype": s.dtype,
+        "tp": s.tp,
+        "reason": candidate.estimate.reason
+        or (
+            f"needs {gpus} GPUs, more than the {max_gpus} allowed"
+            if gpus > max_gpus
             else f"needs {candidate.least_replicas} replicas, more than the {MAX_REPLICAS} allowed"
         ),
         "miss": candidate.estimate.miss,
-    }  # fmt: skip
+    }

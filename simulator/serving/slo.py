@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from simulator.errors import InputError, UnknownNameError
-from simulator.units import parse_quantity
+from simulator.base.errors import InputError, UnknownNameError
+from simulator.base.units import parse_quantity
 
 METRICS = ("ttft", "tpot", "itl", "e2e")
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99}

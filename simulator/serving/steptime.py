@@ -227,9 +227,7 @@ def linear_table(
     nodes = [1.0, float("inf")]
     counts = range(sequences + 1)
     return StepTable(
-        decode=Line(
-            nodes, [[step_s + row_s * n] for n in counts], [[context_s * n] for n in counts]
-        ),
+        decode=Line(nodes, [[step_s + row_s * n] for n in counts], [[context_s * n] for n in counts]),
         beside=Line(nodes, [[0.0] for _ in counts], [[context_s * n] for n in counts]),
         prompt=None,
         base=[step_s + row_s * k for k in range(tokens + sequences + 1)],

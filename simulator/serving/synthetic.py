@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from simulator.errors import InputError
+from simulator.base.errors import InputError
 from simulator.serving.calls import parse_call
 from simulator.serving.requests import MAX_TOKENS, Requests
 
@@ -28,9 +28,7 @@ def arrival_times(count: int, rate: float, how: str, rng: np.random.Generator) -
     """`count` arrival times of mean `rate` per second, the first at 0 [s]."""
     name, values = parse_call(how, ARRIVALS, "--arrivals")
     if not 1.0 / MOST_RATE <= rate <= MOST_RATE:
-        raise InputError(
-            f"{rate:g} requests/s must be above 0 and at most {MOST_RATE:g}", where="--rate"
-        )
+        raise InputError(f"{rate:g} requests/s must be above 0 and at most {MOST_RATE:g}", where="--rate")
     mean = 1.0 / rate
     if name == "poisson":
         gaps = rng.exponential(mean, count)
@@ -54,12 +52,7 @@ def lengths(count: int, how: str, where: str, rng: np.random.Generator) -> np.nd
     least = min(v.get("low", 1.0), v.get("tokens", 1.0), v.get("mean", 1.0))
     most = max(v.get("high", 1.0), v.get("low", 1.0), v.get("tokens", 1.0), v.get("mean", 1.0))
     backwards = v.get("high", math.inf) < v.get("low", 1.0)
-    if (
-        least < 1.0
-        or most > MAX_TOKENS
-        or backwards
-        or not 1.0 / MOST_CV <= v.get("cv", 1.0) <= MOST_CV
-    ):
+    if least < 1.0 or most > MAX_TOKENS or backwards or not 1.0 / MOST_CV <= v.get("cv", 1.0) <= MOST_CV:
         raise InputError(
             f"{how!r}: tokens must be 1 to {MAX_TOKENS:,}, low below high, cv above 0 and at most {MOST_CV:g}",
             where=where,
@@ -76,9 +69,7 @@ def lengths(count: int, how: str, where: str, rng: np.random.Generator) -> np.nd
     return np.maximum(np.ceil(out), 1.0).astype(np.int64)
 
 
-def synthetic(
-    count: int, rate: float, *, arrivals: str, prompt: str, output: str, seed: int = 0
-) -> Requests:
+def synthetic(count: int, rate: float, *, arrivals: str, prompt: str, output: str, seed: int = 0) -> Requests:
     """`count` requests; the same seed gives the same ones."""
     if not 1 <= count <= 10_000_000:
         raise InputError("must be 1 to 10000000", where="--count")

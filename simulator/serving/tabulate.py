@@ -8,12 +8,12 @@ from functools import lru_cache
 
 import numpy as np
 
-from simulator.arrays import Array
-from simulator.calibration import Basis
-from simulator.group import Group
+from simulator.base.arrays import Array
+from simulator.device.fits import Basis
+from simulator.inference.group import Group
+from simulator.inference.step import StepTime, step_time
+from simulator.ops.step import Step, decode_step
 from simulator.serving.steptime import PER_OCTAVE, TILE, Line, PromptGrid, StepTable
-from simulator.step import StepTime, step_time
-from simulator.workload import Step, decode_step
 
 NOBODY = 1e-20
 """Decoding sequences of a pure prompt step: vanishes beside a token, so that it reaches no further tile [-]."""
@@ -106,9 +106,7 @@ def _nodes(last: int) -> np.ndarray:
 
 
 @lru_cache(maxsize=16)
-def tabulate(
-    group: Group, sequences: int, tokens: int, context: int, end: str = "mid"
-) -> StepTable:
+def tabulate(group: Group, sequences: int, tokens: int, context: int, end: str = "mid") -> StepTable:
     """Table of `group` for up to `sequences` at once, `tokens` of prompt per step and `context` tokens each.
 
     Parameters
@@ -132,9 +130,7 @@ def tabulate(
         far = np.unique(np.round(np.geomspace(exact, tokens + sequences + 1, 64)))
         coarse = _line(far, (_base(group, sides, far) * scale)[None, :])
     counts = np.arange(1.0, sequences + 1.0)
-    tail = _sum(
-        mixed_step(group, np.maximum(counts - 1.0, NOBODY), 1.0, 1.0, 32.0, 32.0), sides.tail
-    )
+    tail = _sum(mixed_step(group, np.maximum(counts - 1.0, NOBODY), 1.0, 1.0, 32.0, 32.0), sides.tail)
     wait, row, token = _waits(group)
     probe = mixed_step(group, 8.0, 512.0, 1.0, 256.0, 256.0)
     return StepTable(
@@ -173,9 +169,7 @@ def _waits(group: Group) -> tuple[float, float, float]:
     return wait(pp, 16.0) - row * (pp + 1.0) - token * 16.0, row, token
 
 
-def _prompt(
-    group: Group, sides: _Sides, sequences: int, tokens: int, context: int, stretch: float
-) -> PromptGrid:
+def _prompt(group: Group, sides: _Sides, sequences: int, tokens: int, context: int, stretch: float) -> PromptGrid:
     rows = [r for r in CHUNKS if r < sequences] + [sequences]
     over = _octaves(2.0 * context)
     times: list[list[array[float]]] = []

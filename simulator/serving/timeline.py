@@ -27,16 +27,23 @@ def timeline(outcome: Outcome, most: int = MOST_EVENTS) -> dict[str, Any]:
         room = max(most // 2 - len(trace), 0)
         left_out += max(len(events) - room, 0)
         for start, length, steps, n, context, chunks, tokens, _, _ in events[:room].tolist():
-            name = (
-                f"{chunks:.0f} prompts, {tokens:.0f} tokens"
-                if chunks
-                else f"{steps:.0f} decode steps"
+            name = f"{chunks:.0f} prompts, {tokens:.0f} tokens" if chunks else f"{steps:.0f} decode steps"
+            trace.append(
+                {
+                    "name": name,
+                    "ph": "X",
+                    "pid": 1,
+                    "tid": k,
+                    "ts": start * 1e6,
+                    "dur": length * 1e6,
+                    "args": {
+                        "steps": int(steps),
+                        "decoding": int(n),
+                        "context_tokens": int(context),
+                        "prompt_tokens": int(tokens),
+                    },
+                }
             )
-            trace.append({
-                "name": name, "ph": "X", "pid": 1, "tid": k, "ts": start * 1e6, "dur": length * 1e6,
-                "args": {"steps": int(steps), "decoding": int(n), "context_tokens": int(context),
-                         "prompt_tokens": int(tokens)},
-            })  # fmt: skip
     requests = outcome.requests
     room = max((most - len(trace)) // 3, 0)
     left_out += 3 * max(len(requests) - room, 0)
@@ -54,8 +61,9 @@ def timeline(outcome: Outcome, most: int = MOST_EVENTS) -> dict[str, Any]:
     load = over_time(outcome, 500)
     for key in ("waiting", "running", "kv_share", "output_tokens_per_s", "power_w"):
         for time, value in zip(load["time_s"], load[key], strict=True):
-            trace.append({"name": key, "ph": "C", "pid": 1, "ts": float(time) * 1e6,
-                          "args": {key: float(np.round(value, 6))}})  # fmt: skip
+            trace.append(
+                {"name": key, "ph": "C", "pid": 1, "ts": float(time) * 1e6, "args": {key: float(np.round(value, 6))}}
+            )
     trace += [_process(1, "fleet"), _process(2, "requests")]
     return {"traceEvents": trace, "displayTimeUnit": "ms", "otherData": {"left_out": left_out}}
 

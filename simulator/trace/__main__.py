@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from simulator import console
+from simulator.base import console
 
 if TYPE_CHECKING:
     from simulator.trace.law import UnionCheck
@@ -37,17 +37,7 @@ def check(folders: Folders, json_: Json = False) -> None:
         return
     console.table(
         "Traces",
-        [
-            "trace",
-            "model",
-            "dtype",
-            "created",
-            "sha256",
-            "layers",
-            "tokens",
-            "curves",
-            "quality rows",
-        ],
+        ["trace", "model", "dtype", "created", "sha256", "layers", "tokens", "curves", "quality rows"],
         [
             [
                 str(r["path"]),
@@ -66,8 +56,7 @@ def check(folders: Folders, json_: Json = False) -> None:
 @app.command()
 def union(
     folders: Annotated[
-        list[Path] | None,
-        typer.Argument(help="folders of traces; none = the published tables only"),
+        list[Path] | None, typer.Argument(help="folders of traces; none = the published tables only")
     ] = None,
     json_: Json = False,
 ) -> None:
@@ -85,18 +74,7 @@ def union(
         return
     console.table(
         "Union over rows: largest relative error of each law at any number of rows",
-        [
-            "trace",
-            "tensor",
-            "keep",
-            "layers",
-            "d(1)",
-            "independent",
-            "frequency",
-            "beta",
-            "table",
-            "use",
-        ],
+        ["trace", "tensor", "keep", "layers", "d(1)", "independent", "frequency", "beta", "table", "use"],
         _grouped(checks),
         left=2,
         note="the worst layer of each group counts; table: a measured point left out and interpolated from"

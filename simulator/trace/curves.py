@@ -8,9 +8,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from simulator.errors import UnsupportedError
+from simulator.base.errors import UnsupportedError
+from simulator.ops.union import UnionTable
 from simulator.trace.schema import WHOLE_LAYER, Manifest
-from simulator.union import UnionTable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -78,31 +78,19 @@ class Trace:
         for start, stop in zip(starts, [*starts[1:], len(order)], strict=True):
             k, s, t, head, layer = (column[start] for column in sorted_keys)
             name = (int(layer), int(head), str(tensors[t]), str(statistics[s]))
-            found.setdefault(name, {})[float(k)] = Curve(
-                x[start:stop], value[start:stop], n[start:stop]
-            )
+            found.setdefault(name, {})[float(k)] = Curve(x[start:stop], value[start:stop], n[start:stop])
         return found
 
     def curve(
-        self,
-        layer: int,
-        tensor: str,
-        statistic: str,
-        *,
-        keep: float | None = None,
-        head: int = WHOLE_LAYER,
+        self, layer: int, tensor: str, statistic: str, *, keep: float | None = None, head: int = WHOLE_LAYER
     ) -> Curve | None:
         """The curve measured at exactly `keep` (None: the exact non-zeros), or None."""
         at = self._index.get((layer, head, tensor, statistic), {})
         return at.get(_NO_KEEP if keep is None else float(keep))
 
-    def keeps(
-        self, layer: int, tensor: str, statistic: str, *, head: int = WHOLE_LAYER
-    ) -> tuple[float, ...]:
+    def keeps(self, layer: int, tensor: str, statistic: str, *, head: int = WHOLE_LAYER) -> tuple[float, ...]:
         """Shares kept at which the curve was measured, ascending, without the exact non-zeros."""
-        return tuple(
-            k for k in self._index.get((layer, head, tensor, statistic), {}) if k != _NO_KEEP
-        )
+        return tuple(k for k in self._index.get((layer, head, tensor, statistic), {}) if k != _NO_KEEP)
 
     def layer(self, index: int, n_layers: int) -> LayerCurves:
         """Curves for layer `index` of a model of `n_layers`: the measured layer at the same relative depth."""
@@ -124,13 +112,9 @@ class Trace:
         import numpy as np
 
         found = self._index.get((layer, WHOLE_LAYER, tensor, "union_density"), {})
-        curves = sorted(
-            (c for c in found.values() if 0.0 < c.value[0] < 1.0), key=lambda c: float(c.value[0])
-        )
+        curves = sorted((c for c in found.values() if 0.0 < c.value[0] < 1.0), key=lambda c: float(c.value[0]))
         # A threshold of zero keeps the same set at every larger share: one of them is enough.
-        apart = [
-            c for i, c in enumerate(curves) if i == 0 or c.value[0] - curves[i - 1].value[0] > 1e-6
-        ]
+        apart = [c for i, c in enumerate(curves) if i == 0 or c.value[0] - curves[i - 1].value[0] > 1e-6]
         if not apart:
             return None
         if any(not np.array_equal(c.x, apart[0].x) for c in apart):
@@ -180,9 +164,7 @@ class LayerCurves:
     trace: Trace
     index: int
 
-    def curve(
-        self, tensor: str, statistic: str, *, keep: float | None = None, head: int = WHOLE_LAYER
-    ) -> Curve | None:
+    def curve(self, tensor: str, statistic: str, *, keep: float | None = None, head: int = WHOLE_LAYER) -> Curve | None:
         """As `Trace.curve`."""
         return self.trace.curve(self.index, tensor, statistic, keep=keep, head=head)
 

@@ -52,9 +52,7 @@ class DepthCurves:
         return float(values[self.layers.tolist().index(layer)])
 
 
-def over_layers(
-    trace: Trace, tensor: str, statistic: str, keep: float | None = None
-) -> DepthCurves | None:
+def over_layers(trace: Trace, tensor: str, statistic: str, keep: float | None = None) -> DepthCurves | None:
     """The curve of every layer at `keep` (None: the exact non-zeros), at the abscissas all of them have.
 
     None where no layer has one, or where the layers share no abscissa.

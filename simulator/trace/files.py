@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from simulator.errors import InputError, UnknownNameError, reason
-from simulator.files import read_limited, read_parquet
+from simulator.base.errors import InputError, UnknownNameError, reason
+from simulator.base.files import read_limited, read_parquet
 from simulator.trace.curves import Trace
 from simulator.trace.schema import (
     CURVES,
@@ -38,12 +38,7 @@ Columns = Mapping[str, Any]
 
 
 def write_trace(
-    folder: Path,
-    manifest: Manifest,
-    *,
-    curves: Columns,
-    neurons: Columns,
-    quality: Columns | None = None,
+    folder: Path, manifest: Manifest, *, curves: Columns, neurons: Columns, quality: Columns | None = None
 ) -> Path:
     """Write a trace to `folder`, replacing one that is there.
 
@@ -87,9 +82,7 @@ def write_trace(
 def add_quality(folder: Path, quality: Columns) -> Path:
     """Write the trace in `folder` again with this ``quality.parquet``."""
     trace = read_trace(folder)
-    return write_trace(
-        Path(folder), trace.manifest, curves=trace.curves, neurons=trace.neurons, quality=quality
-    )
+    return write_trace(Path(folder), trace.manifest, curves=trace.curves, neurons=trace.neurons, quality=quality)
 
 
 def read_trace(folder: Path | str) -> Trace:
@@ -117,9 +110,7 @@ def read_trace(folder: Path | str) -> Trace:
                 where=_at(folder, CURVES),
             )
     if first < 0:
-        raise InputError(
-            f"has the layer {first}; collect the trace again", where=_at(folder, CURVES)
-        )
+        raise InputError(f"has the layer {first}; collect the trace again", where=_at(folder, CURVES))
     if last >= n_layers:
         raise InputError(
             f"says {n_layers} layers, but {CURVES} goes on to layer {last}; collect the trace again",
@@ -141,8 +132,7 @@ def read_manifest(folder: Path | str) -> tuple[Manifest, str]:
     where = str(path)
     if not os.path.lexists(path):
         raise InputError(
-            f"is no trace (it has no {MANIFEST}); make one with python -m traces.collect",
-            where=str(folder),
+            f"is no trace (it has no {MANIFEST}); make one with python -m traces.collect", where=str(folder)
         )
     raw = read_limited(path, MOST_MANIFEST_BYTES)
     try:
@@ -208,9 +198,7 @@ def _table(name: str, columns: Columns) -> pa.Table:
         else:
             arrays.append(pa.array(columns[field.name], field.type))
     table = pa.table(arrays, names=list(wanted))
-    keys: Sequence[tuple[str, str]] = [
-        (c, "ascending") for c in wanted if c not in ("value", "n", "frequency")
-    ]
+    keys: Sequence[tuple[str, str]] = [(c, "ascending") for c in wanted if c not in ("value", "n", "frequency")]
     return table.sort_by(list(keys)).cast(_schema(name)).combine_chunks()
 
 
@@ -221,9 +209,7 @@ def _check_names(curves: pa.Table) -> None:
         if statistic not in STATISTICS:
             raise UnknownNameError("statistic", statistic, STATISTICS, where=CURVES)
         if row["tensor"] not in STATISTICS[statistic].tensors:
-            raise UnknownNameError(
-                f"tensor of {statistic}", row["tensor"], STATISTICS[statistic].tensors, where=CURVES
-            )
+            raise UnknownNameError(f"tensor of {statistic}", row["tensor"], STATISTICS[statistic].tensors, where=CURVES)
 
 
 def _write_table(path: Path, table: pa.Table) -> FileRecord:
@@ -256,16 +242,12 @@ def _read_table(path: Path, record: FileRecord) -> Columns:
     except InputError as error:
         raise InputError(f"{error.message}; {again}", where=where) from None
     if table.schema.names != list(TABLES[path.name]) or table.num_rows != record.rows:
-        raise InputError(
-            f"does not have the rows and columns of its manifest; {again}", where=where
-        )
+        raise InputError(f"does not have the rows and columns of its manifest; {again}", where=where)
     for field in _schema(path.name):
         column = table.column(field.name)
         kind = (pa.types.is_dictionary(field.type) and pa.string()) or field.type
         if column.type not in (field.type, kind) or column.null_count:
-            raise InputError(
-                f"column {field.name!r} is not {kind} throughout; {again}", where=where
-            )
+            raise InputError(f"column {field.name!r} is not {kind} throughout; {again}", where=where)
     return {
         c: table.column(c).to_pandas().to_numpy() if t == "string" else table.column(c).to_numpy()
         for c, t in TABLES[path.name].items()

@@ -6,8 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from simulator.trace.schema import WHOLE_LAYER
-from simulator.union import (
+from simulator.ops.union import (
     PUBLISHED,
     ROWS,
     UnionTable,
@@ -17,6 +16,7 @@ from simulator.union import (
     independent_density,
     union_density,
 )
+from simulator.trace.schema import WHOLE_LAYER
 
 if TYPE_CHECKING:
     import numpy as np
@@ -80,10 +80,7 @@ def check_curve(
 
     keep = float(density[0])
     spread = fit_beta(rows, density)
-    laws = {
-        "independent": independent_density(keep, rows),
-        "beta": beta_density(keep, spread, rows),
-    }
+    laws = {"independent": independent_density(keep, rows), "beta": beta_density(keep, spread, rows)}
     if frequency is not None and len(frequency):
         laws["frequency"] = frequency_density(frequency, rows)
     errors = {k: float(np.max(np.abs(laws[k] / density - 1.0))) for k in LAWS if k in laws}

@@ -8,8 +8,8 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from simulator.layer import MoeSpec
-from simulator.model import ModelSpec
+from simulator.model.layer import MoeSpec
+from simulator.model.spec import ModelSpec
 
 SCHEMA_VERSION = 1
 KIND = "shadowline.trace"
@@ -64,28 +64,14 @@ class Statistic:
     keep: str = ""
 
 
-_WIDE = (
-    "ffn.in",
-    "ffn.gate",
-    "ffn.up",
-    "ffn.down",
-    "attn.in",
-    "attn.q",
-    "attn.k",
-    "attn.v",
-    "attn.o",
-)
+_WIDE = ("ffn.in", "ffn.gate", "ffn.up", "ffn.down", "attn.in", "attn.q", "attn.k", "attn.v", "attn.o")
 _SETS = (*_WIDE, "attn.head", "attn.kv_head", "moe.expert")
 _STORED = ("kv.k", "kv.k_cached", "kv.v")
 _KEPT = "share kept per token, through one threshold per layer; NaN = the exact non-zeros [-]"
 
 STATISTICS: Mapping[str, Statistic] = {
     "exact_zero": Statistic(
-        "share of the elements that are exactly zero",
-        "always 0",
-        "share [-]",
-        "mean(a == 0)",
-        _WIDE,
+        "share of the elements that are exactly zero", "always 0", "share [-]", "mean(a == 0)", _WIDE
     ),
     "magnitude_quantile": Statistic(
         "quantile of the magnitudes over tokens and units: the threshold of CATS and TEAL",

@@ -49,8 +49,10 @@ def tracked_text_files(repo: Path) -> list[Path]:
     """Files git has or would add, without binaries."""
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=repo, capture_output=True, text=True,
-    )  # fmt: skip
+        cwd=repo,
+        capture_output=True,
+        text=True,
+    )
     if listed.returncode != 0:
         pytest.skip("not a git checkout")
     paths = (repo / name for name in listed.stdout.split("\0") if name)
@@ -59,9 +61,8 @@ def tracked_text_files(repo: Path) -> list[Path]:
 
 def test_import_contracts_hold(repo: Path) -> None:
     done = subprocess.run(
-        [Path(sys.executable).with_name("lint-imports"), "--no-cache"],
-        cwd=repo, capture_output=True, text=True,
-    )  # fmt: skip
+        [Path(sys.executable).with_name("lint-imports"), "--no-cache"], cwd=repo, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stdout + done.stderr
 
 

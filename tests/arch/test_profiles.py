@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from simulator.device import list_devices, load
-from simulator.dtypes import DType
-from simulator.errors import fold
-from simulator.units import SCALES
+from simulator.base.dtypes import DType
+from simulator.base.errors import fold
+from simulator.base.units import SCALES
+from simulator.device.catalogue import list_devices, load
 
 FOLDER = Path(str(resources.files("hw_profiles"))) / "devices"
 FILES = sorted(FOLDER.glob("*.toml"))
@@ -151,15 +151,21 @@ def test_sparse_peaks_only_where_documented(device):
 
 
 def test_fp8_only_where_the_architecture_has_it(device):
-    assert device.has("fp8") == (
-        device.arch in {"ada", "hopper", "blackwell", "cdna3", "cdna4", "xe2"}
-    )
+    assert device.has("fp8") == (device.arch in {"ada", "hopper", "blackwell", "cdna3", "cdna4", "xe2"})
     assert device.has("fp4") == (device.arch in {"blackwell", "cdna4"})
 
 
 def test_vector_rate_follows_from_lanes_and_clock(device):
-    lanes = {"volta": 64, "turing": 64, "cdna2": 64, "cdna3": 128, "cdna4": 128, "xe2": 128,
-             "fpga-ultrascale": 70.5, "fpga-versal": 231}  # fmt: skip
+    lanes = {
+        "volta": 64,
+        "turing": 64,
+        "cdna2": 64,
+        "cdna3": 128,
+        "cdna4": 128,
+        "xe2": 128,
+        "fpga-ultrascale": 70.5,
+        "fpga-versal": 231,
+    }
     per_sm = lanes.get(device.arch, 128)
     if device.arch == "ampere" and device.compute_capability == "8.0":
         per_sm = 64
@@ -235,23 +241,11 @@ def test_facts_equal_the_table(table):
         check(name, "mem_bw", device.hbm_bytes_per_s, float(row["mem_bw_gbs"]) * 1e9)
         check(name, "l2", device.l2_bytes, float(row["l2_mb"]) * 1e6)
         check(name, "tdp", device.power_w, float(row["tdp_w"]))
-        check(
-            name,
-            "host",
-            device.tier("host").bandwidth_bytes_per_s,
-            float(row["host_gbs_oneway"]) * 1e9,
-        )
+        check(name, "host", device.tier("host").bandwidth_bytes_per_s, float(row["host_gbs_oneway"]) * 1e9)
         if row["gpu_link_gbs_total"]:
-            check(
-                name,
-                "link",
-                device.link.bandwidth_bytes_per_s,
-                float(row["gpu_link_gbs_total"]) * 5e8,
-            )
+            check(name, "link", device.link.bandwidth_bytes_per_s, float(row["gpu_link_gbs_total"]) * 5e8)
         else:
-            check(
-                name, "link", device.link.bandwidth_bytes_per_s, float(row["host_gbs_oneway"]) * 1e9
-            )
+            check(name, "link", device.link.bandwidth_bytes_per_s, float(row["host_gbs_oneway"]) * 1e9)
         # The table's boost is the top clock on chips whose tensor peak holds at a lower one.
         table_hz = float(row["boost_mhz"]) * 1e6
         if min(abs(device.clock_hz.boost - table_hz), abs(device.clock_hz.max - table_hz)) > 1e6:

@@ -67,13 +67,15 @@ def screen_times() -> tuple[list[float], float]:
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     server = subprocess.Popen(
         [sys.executable, "-m", "streamlit", "run", "app/main.py", "--server.port", str(port)],
-        cwd=REPO, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+        cwd=REPO,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     try:
         with sync_playwright() as p:
             browser = p.chromium.launch(
-                executable_path=shutil.which("chromium"),
-                args=["--no-sandbox", "--disable-dev-shm-usage"],
+                executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-dev-shm-usage"]
             )
             page = browser.new_page(viewport={"width": 1280, "height": 900})
             page.set_default_timeout(120_000)
@@ -127,9 +129,7 @@ def main() -> None:
         print(f"server in the browser's run: {used:.3f} s of processor time per change")
     for name, times in found.items():
         median, p95 = np.quantile(times, [0.5, 0.95])
-        print(
-            f"{name}: median {median:.3f} s, p95 {p95:.3f} s over {len(times)} changes (target {TARGET_S} s median)"
-        )
+        print(f"{name}: median {median:.3f} s, p95 {p95:.3f} s over {len(times)} changes (target {TARGET_S} s median)")
     print(f"load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
     if chosen.json:
         chosen.json.write_text(json.dumps(found) + "\n")

@@ -97,9 +97,7 @@ class Visit:
             self.seen.numbers.add(element.metric.body)
 
 
-async def visitor(
-    address: str, until: float, pause_s: float, seen: Seen, rng: random.Random
-) -> None:
+async def visitor(address: str, until: float, pause_s: float, seen: Seen, rng: random.Random) -> None:
     """Visits until time is up."""
     import websockets
 
@@ -143,34 +141,23 @@ async def watch(pid: int, start: float, until: float, found: list[tuple[float, i
         await asyncio.sleep(10.0)
 
 
-async def soak(
-    port: int, pid: int, chosen: argparse.Namespace
-) -> tuple[list[tuple[float, int]], Seen]:
+async def soak(port: int, pid: int, chosen: argparse.Namespace) -> tuple[list[tuple[float, int]], Seen]:
     """All visitors at once."""
     seen, found, start = Seen(), [], time.monotonic()
     until = start + 60.0 * chosen.minutes
     address = f"ws://localhost:{port}/_stcore/stream"
-    people = [
-        visitor(address, until, chosen.pause, seen, random.Random(i))
-        for i in range(chosen.sessions)
-    ]
+    people = [visitor(address, until, chosen.pause, seen, random.Random(i)) for i in range(chosen.sessions)]
     await asyncio.gather(watch(pid, start, until, found), *people)
     return found, seen
 
 
 def main() -> None:
     """Start a server, send the visitors, print the figures."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sessions", type=int, default=20)
     parser.add_argument("--minutes", type=float, default=10.0)
-    parser.add_argument(
-        "--pause", type=float, default=5.0, help="mean time between a visitor's changes [s]"
-    )
-    parser.add_argument(
-        "--warm-up", type=float, default=3.0, help="minutes until caches may be full"
-    )
+    parser.add_argument("--pause", type=float, default=5.0, help="mean time between a visitor's changes [s]")
+    parser.add_argument("--warm-up", type=float, default=3.0, help="minutes until caches may be full")
     chosen = parser.parse_args()
     sys.path.insert(0, str(REPO / "tests" / "browser"))
     from conftest import free_port
@@ -180,8 +167,11 @@ def main() -> None:
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", "SHADOWLINE_HOME": home}
         server = subprocess.Popen(
             [sys.executable, "-m", "streamlit", "run", "app/main.py", f"--server.port={port}", "--server.headless=1"],
-            cwd=REPO, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
+            cwd=REPO,
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
         try:
             _wait(port)
             begin = memory_bytes(server.pid)
@@ -206,9 +196,7 @@ def main() -> None:
     print(f"errors: {sum(seen.errors.values())}")
     for text, times in seen.errors.most_common(10):
         print(f"    {times} x {text}")
-    raise SystemExit(
-        1 if seen.errors or not seen.waits_s or end > (1.0 + MOST_GROWTH) * warm else 0
-    )
+    raise SystemExit(1 if seen.errors or not seen.waits_s or end > (1.0 + MOST_GROWTH) * warm else 0)
 
 
 def _wait(port: int) -> None:

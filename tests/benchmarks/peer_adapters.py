@@ -23,11 +23,7 @@ DEVICES = {
 }
 SETUP = ("model", "device", "tp", "batch", "prompt", "output")
 PACKAGES = {"aiconfigurator": "aiconfigurator-core"}
-ARCHITECTURES = {
-    "llama": "LlamaForCausalLM",
-    "bloom": "BloomForCausalLM",
-    "gpt2": "GPT2LMHeadModel",
-}
+ARCHITECTURES = {"llama": "LlamaForCausalLM", "bloom": "BloomForCausalLM", "gpt2": "GPT2LMHeadModel"}
 VARIANTS = {
     "aiconfigurator": ("trtllm", "vllm", "sglang"),
     "llm-analysis": ("eff 1", "eff .7/.9"),
@@ -84,9 +80,7 @@ class Aiconfigurator:
 
     def answer(self, row: Row, facts: Row, variant: str) -> tuple[float, float]:
         engine = self.handle(row, facts, variant)
-        first, later, _ = engine.run_static(
-            batch_size=row["batch"], isl=row["prompt"], osl=max(row["output"], 2)
-        )
+        first, later, _ = engine.run_static(batch_size=row["batch"], isl=row["prompt"], osl=max(row["output"], 2))
         return first * 1e-3, later * 1e-3 / (max(row["output"], 2) - 1)
 
     def step(self, row: Row, facts: Row, variant: str) -> float:
@@ -97,9 +91,7 @@ class Aiconfigurator:
 class LlmAnalysis:
     """`LLMAnalysis.inference`: one object per model, device and tp, asked for every point."""
 
-    calls: ClassVar = {
-        "answer": "LLMAnalysis.inference(batch, seq_len, num_tokens), object kept, log off"
-    }
+    calls: ClassVar = {"answer": "LLMAnalysis.inference(batch, seq_len, num_tokens), object kept, log off"}
 
     def __init__(self, folder: Path) -> None:
         from llm_analysis import analysis, config
@@ -114,10 +106,16 @@ class LlmAnalysis:
             # It knows two MLP matrices only; three gated ones weigh as much as two of 1.5 times the width.
             width = int(facts["ffn"] * (1.5 if facts["gated"] else 1.0))
             model = self.config.ModelConfig(
-                name=row["model"], num_layers=facts["layers"], n_head=facts["heads"],
-                hidden_dim=facts["hidden"], vocab_size=facts["vocab"], max_seq_len=None,
-                num_key_value_heads=facts["kv_heads"], ffn_embed_dim=width, expansion_ratio=4,
-            )  # fmt: skip
+                name=row["model"],
+                num_layers=facts["layers"],
+                n_head=facts["heads"],
+                hidden_dim=facts["hidden"],
+                vocab_size=facts["vocab"],
+                max_seq_len=None,
+                num_key_value_heads=facts["kv_heads"],
+                ffn_embed_dim=width,
+                expansion_ratio=4,
+            )
             math, memory = (1.0, 1.0) if variant == "eff 1" else (0.7, 0.9)
             self.objects[key] = self.analysis.LLMAnalysis(
                 model,
@@ -129,9 +127,7 @@ class LlmAnalysis:
             )
         try:
             out = self.objects[key].inference(
-                batch_size_per_gpu=row["batch"],
-                seq_len=row["prompt"],
-                num_tokens_to_generate=row["output"],
+                batch_size_per_gpu=row["batch"], seq_len=row["prompt"], num_tokens_to_generate=row["output"]
             )
         except AssertionError as error:
             raise Refused(str(error).split("(requiring")[0]) from None
@@ -141,10 +137,7 @@ class LlmAnalysis:
 class Genz:
     """`prefill_moddeling` and `decode_moddeling`: every call writes and reads back a CSV file."""
 
-    calls: ClassVar = {
-        "answer": "prefill_moddeling + decode_moddeling at the mean context",
-        "step": "decode_moddeling",
-    }
+    calls: ClassVar = {"answer": "prefill_moddeling + decode_moddeling at the mean context", "step": "decode_moddeling"}
 
     def __init__(self, folder: Path) -> None:
         import GenZ
@@ -157,11 +150,15 @@ class Genz:
     def _settings(self, row: Row, facts: Row, variant: str) -> Row:
         if row["model"] not in self.models:
             self.models[row["model"]] = self.config(
-                model=row["model"], hidden_size=facts["hidden"],
-                num_attention_heads=facts["heads"], num_key_value_heads=facts["kv_heads"],
-                num_ffi=2 if facts["gated"] else 1, intermediate_size=facts["ffn"],
-                num_decoder_layers=facts["layers"], vocab_size=facts["vocab"],
-            )  # fmt: skip
+                model=row["model"],
+                hidden_size=facts["hidden"],
+                num_attention_heads=facts["heads"],
+                num_key_value_heads=facts["kv_heads"],
+                num_ffi=2 if facts["gated"] else 1,
+                intermediate_size=facts["ffn"],
+                num_decoder_layers=facts["layers"],
+                vocab_size=facts["vocab"],
+            )
         return {
             "model": self.models[row["model"]],
             "batch_size": row["batch"],
@@ -186,9 +183,7 @@ class Genz:
     def answer(self, row: Row, facts: Row, variant: str) -> tuple[float, float]:
         later = self.step(row, facts, variant)
         settings = self._settings(row, facts, variant)
-        return self._latency(
-            self.genz.prefill_moddeling, input_tokens=row["prompt"], **settings
-        ), later
+        return self._latency(self.genz.prefill_moddeling, input_tokens=row["prompt"], **settings), later
 
     def step(self, row: Row, facts: Row, variant: str) -> float:
         return self._latency(
@@ -245,9 +240,7 @@ def speed(peer: Any, name: str, points: list[Row], models: Row, limit_s: float) 
             done += 1
             if time.perf_counter() - start > limit_s:
                 break
-        out.append(
-            {"what": what, "call": call, "points": done, "seconds": time.perf_counter() - start}
-        )
+        out.append({"what": what, "call": call, "points": done, "seconds": time.perf_counter() - start})
     return out
 
 

@@ -24,19 +24,7 @@ Row = dict[str, Any]
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 PEERS = ("aiconfigurator", "llm-analysis", "genz-llm")
-STEP_COLUMNS = (
-    "source",
-    "engine",
-    "device",
-    "model",
-    "dtype",
-    "tp",
-    "batch",
-    "prompt",
-    "output",
-    "metric",
-    "time_s",
-)
+STEP_COLUMNS = ("source", "engine", "device", "model", "dtype", "tp", "batch", "prompt", "output", "metric", "time_s")
 
 
 def facts(model: str) -> Row:
@@ -107,8 +95,10 @@ def grid_points(quick: bool) -> list[Row]:
     outputs = (64,) if quick else tuple(range(16, 176, 16))
     points = [
         {"id": 0, "model": SPEED_MODEL, "device": SPEED_DEVICE, "tp": 1, "batch": b, "prompt": p, "output": o}
-        for b in range(1, 26) for p in range(64, 64 + 100 * 16, 16) for o in outputs
-    ]  # fmt: skip
+        for b in range(1, 26)
+        for p in range(64, 64 + 100 * 16, 16)
+        for o in outputs
+    ]
     return [points[i] for i in np.random.default_rng(0).permutation(len(points))]
 
 
@@ -119,12 +109,7 @@ def run_peer(name: str, python: Path, work: Row, timeout_s: float) -> Row:
     command = [str(python), str(HERE / "peer_adapters.py"), name]
     try:
         done = subprocess.run(
-            command,
-            input=json.dumps(work),
-            capture_output=True,
-            text=True,
-            timeout=timeout_s,
-            check=False,
+            command, input=json.dumps(work), capture_output=True, text=True, timeout=timeout_s, check=False
         )
     except subprocess.TimeoutExpired:
         return {"missing": f"no answer within {timeout_s:.0f} s"}
@@ -144,9 +129,7 @@ def compare(rows: list[Row], tools: dict[str, dict[int, float | str]]) -> Row:
 
     def errors(tool: str, ids: list[int]) -> Any:
         answered = [tools[tool].get(i) for i in ids]
-        return np.array(
-            [a / truth[i] - 1.0 for a, i in zip(answered, ids, strict=True) if isinstance(a, float)]
-        )
+        return np.array([a / truth[i] - 1.0 for a, i in zip(answered, ids, strict=True) if isinstance(a, float)])
 
     def figures(x: Any) -> Row:
         if len(x) == 0:
@@ -170,32 +153,22 @@ def compare(rows: list[Row], tools: dict[str, dict[int, float | str]]) -> Row:
         for key, ids in groups.items():
             mine = [i for i in ids if i in judged]
             entry = {**dict(zip(keys, key, strict=True)), "tool": tool, "asked": len(ids)}
-            table.append(
-                {**entry, **figures(errors(tool, mine))} if mine else {**entry, "n": 0, "own": True}
-            )
-            reasons.update(
-                (" ".join(key[:3]), str(found.get(i))) for i in ids if not isinstance(found.get(i), float)
-            )  # fmt: skip
+            table.append({**entry, **figures(errors(tool, mine))} if mine else {**entry, "n": 0, "own": True})
+            reasons.update((" ".join(key[:3]), str(found.get(i))) for i in ids if not isinstance(found.get(i), float))
         refusals += [{"tool": tool, "rows": k[0], "n": n, "why": k[1]} for k, n in reasons.items()]
         if tool not in MODES:
-            both = [
-                i
-                for i in judged
-                if isinstance(found.get(i), float) and isinstance(tools[REFITTED].get(i), float)
-            ]
+            both = [i for i in judged if isinstance(found.get(i), float) and isinstance(tools[REFITTED].get(i), float)]
             pairs.append(
-                {
-                    "tool": tool,
-                    "peer": figures(errors(tool, both)),
-                    "shadowline": figures(errors(REFITTED, both)),
-                }
+                {"tool": tool, "peer": figures(errors(tool, both)), "shadowline": figures(errors(REFITTED, both))}
             )
     return {"groups": table, "refusals": refusals, "pairs": pairs}
 
 
 def show(result: Row) -> None:
-    print("points per second in process, one core; the same points, at most "
-          f"{result['limit_s']:g} s per call ({SPEED_MODEL} on {SPEED_DEVICE})")  # fmt: skip
+    print(
+        "points per second in process, one core; the same points, at most "
+        f"{result['limit_s']:g} s per call ({SPEED_MODEL} on {SPEED_DEVICE})"
+    )
     for what, title in (("answer", "prefill and mean decode step"), ("step", "one decode step")):
         print(f"\n  {title}")
         for name, tool in result["tools"].items():
@@ -203,31 +176,17 @@ def show(result: Row) -> None:
                 if s["what"] == what:
                     rate = s["points"] / s["seconds"]
                     print(f"    {name:<15}{rate:>12,.0f}  {s['points']:>6,} points  {s['call']}")
-    print(
-        "\nmedian error and bias on the same measured rows; (n) where not all were answered; own = its own anchor"
-    )
+    print("\nmedian error and bias on the same measured rows; (n) where not all were answered; own = its own anchor")
     found = result["errors"]["groups"]
     tools = list(dict.fromkeys(g["tool"] for g in found))
     for letter, tool in zip("ABCDEFGHIJKLMNOPQ", tools, strict=False):
         note = MODES.get(tool) or result["notes"].get(tool.split(" / ")[0], "")
         print(f"    {letter} {tool:<30} {note}")
-    print(
-        f"\n    {'rows':<56}{'n':>4}"
-        + "".join(f"{c:>15}" for c in "ABCDEFGHIJKLMNOPQ"[: len(tools)])
-    )
-    for key in dict.fromkeys(
-        tuple(g[k] for k in ("source", "model", "device", "metric")) for g in found
-    ):
-        line = [
-            g for g in found if tuple(g[k] for k in ("source", "model", "device", "metric")) == key
-        ]
-        print(
-            f"    {' '.join(key):<56}{line[0]['asked']:>4}"
-            + "".join(f"{cell(g):>15}" for g in line)
-        )
-    print(
-        "\neach peer on the rows it answers, and Shadowline (A) on those very rows: median, p90, bias"
-    )
+    print(f"\n    {'rows':<56}{'n':>4}" + "".join(f"{c:>15}" for c in "ABCDEFGHIJKLMNOPQ"[: len(tools)]))
+    for key in dict.fromkeys(tuple(g[k] for k in ("source", "model", "device", "metric")) for g in found):
+        line = [g for g in found if tuple(g[k] for k in ("source", "model", "device", "metric")) == key]
+        print(f"    {' '.join(key):<56}{line[0]['asked']:>4}" + "".join(f"{cell(g):>15}" for g in line))
+    print("\neach peer on the rows it answers, and Shadowline (A) on those very rows: median, p90, bias")
     for pair in result["errors"]["pairs"]:
         a, b = pair["peer"], pair["shadowline"]
         if a["n"]:
@@ -260,18 +219,14 @@ def main() -> None:
     parser.add_argument("--python", type=Path, default=ROOT / ".venv-peers" / "bin" / "python")
     parser.add_argument("--json", type=Path, help="write the figures to this file, too")
     parser.add_argument("--limit", type=float, default=3.0, help="seconds per timed call")
-    parser.add_argument(
-        "--budget", type=float, default=240.0, help="seconds per peer for the measured rows"
-    )
+    parser.add_argument("--budget", type=float, default=240.0, help="seconds per peer for the measured rows")
     parser.add_argument("--quick", action="store_true", help="a tenth of the points for the timing")
     args = parser.parse_args()
 
     table, why = measured()
     rows: list[Row] = []
     if table is not None:
-        rows = [
-            {"id": r["id"], **{k: r[k] for k in STEP_COLUMNS}} for r in table.to_dict("records")
-        ]
+        rows = [{"id": r["id"], **{k: r[k] for k in STEP_COLUMNS}} for r in table.to_dict("records")]
         for row in rows:
             row.update({k: int(row[k]) for k in ("tp", "batch", "prompt", "output")})
     extra = anchors(len(rows))
@@ -289,20 +244,12 @@ def main() -> None:
     results: dict[str, Row] = {"shadowline": {"speed": own_speed(points, args.limit)}}
     notes = {}
     for name in PEERS:
-        results[name] = found = run_peer(
-            name, args.python, work, args.budget + 20.0 * args.limit + 60.0
-        )
+        results[name] = found = run_peer(name, args.python, work, args.budget + 20.0 * args.limit + 60.0)
         notes[name] = found.get("version", "")
         for answer in found.pop("answers", ()):
             mine = tools.setdefault(f"{name} / {answer['variant']}", {})
             mine[answer["id"]] = answer.get("time_s", answer.get("why"))
-    result = {
-        "limit_s": args.limit,
-        "notes": notes,
-        "data": why,
-        "tools": results,
-        "errors": compare(rows, tools),
-    }
+    result = {"limit_s": args.limit, "notes": notes, "data": why, "tools": results, "errors": compare(rows, tools)}
     show(result)
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)

@@ -28,9 +28,11 @@ def refitted(rows: Any, engines: Any) -> Any:
     for engine, mine in rows.groupby("engine"):
         unit = mine["model"] + " " + mine["device"]
         runs = predict(mine, engines)["reason"] == ""
-        fold = unit if unit[runs].nunique() > 1 else pd.Series(
-            judge.fold_of(judge.shape_group(mine, SETUP), 5), index=mine.index
-        )  # fmt: skip
+        fold = (
+            unit
+            if unit[runs].nunique() > 1
+            else pd.Series(judge.fold_of(judge.shape_group(mine, SETUP), 5), index=mine.index)
+        )
         for value in np.unique(fold):
             test = fold == value
             now = e2e_fit.fit(mine[~test], {engine: engines[engine]})
@@ -42,29 +44,23 @@ def own_answers(rows: Any, extra: list[Row]) -> dict[str, dict[int, float | str]
     """Shadowline's modes: seconds or the reason of every row id."""
     import numpy as np
 
-    from simulator.engine import load_engines
-    from simulator.evaluate import evaluate
     from simulator.fitting.e2e_steps import predict
-    from simulator.group import group_of
-    from simulator.scenario import Scenario
+    from simulator.inference.evaluate import evaluate
+    from simulator.inference.group import group_of
+    from simulator.roofline.engine import load_engines
+    from simulator.scenario.scenario import Scenario
 
     out: dict[str, dict[int, float | str]] = {name: {} for name in MODES}
     if rows is not None:
         engines = load_engines()
-        frames = (
-            refitted(rows, engines),
-            predict(rows, engines),
-            predict(rows.assign(engine="vllm"), engines),
-        )
+        frames = (refitted(rows, engines), predict(rows, engines), predict(rows.assign(engine="vllm"), engines))
         for name, frame in zip(MODES, frames, strict=True):
             for row in frame.to_dict("records"):
                 out[name][row["id"]] = row["reason"] or float(row["mid_s"])
     for row in extra:
         for name in MODES:
             engine = "vllm" if name.endswith("today") else ANCHOR_ENGINE
-            group = group_of(
-                Scenario.of(model=row["model"], device=row["device"], engine=engine, dtype="fp16")
-            )
+            group = group_of(Scenario.of(model=row["model"], device=row["device"], engine=engine, dtype="fp16"))
             arrays = (np.array([float(row[k])]) for k in ("batch", "prompt", "output"))
             out[name][row["id"]] = float(evaluate(group, *arrays).tpot_s[0])
     return out
@@ -74,22 +70,23 @@ def own_speed(points: list[Row], limit_s: float) -> list[Row]:
     """Shadowline on the same points: as a product grid, as shuffled rows, one by one, and as bare decode steps."""
     import numpy as np
 
-    from simulator.grid import Grid
-    from simulator.group import group_of
-    from simulator.predict import predict
-    from simulator.scatter import scattered
-    from simulator.scenario import Scenario
-    from simulator.step import step_time
-    from simulator.sweep import sweep
-    from simulator.workload import decode_step
+    from simulator.inference.group import group_of
+    from simulator.inference.step import step_time
+    from simulator.ops.step import decode_step
+    from simulator.results.prediction import predict
+    from simulator.results.scatter import scattered
+    from simulator.results.swept import sweep
+    from simulator.scenario.grid import Grid
+    from simulator.scenario.scenario import Scenario
 
     fixed = {"model": SPEED_MODEL, "device": SPEED_DEVICE}
     axes = {"batch": "batch", "prompt_tokens": "prompt", "output_tokens": "output"}
     columns = {k: np.array([p[v] for p in points]) for k, v in axes.items()}
     grid = Grid(
-        model=(SPEED_MODEL,), device=(SPEED_DEVICE,),
+        model=(SPEED_MODEL,),
+        device=(SPEED_DEVICE,),
         **{k: tuple(int(x) for x in np.unique(v)) for k, v in columns.items()},
-    )  # fmt: skip
+    )
     names = {k: [v] * len(points) for k, v in fixed.items()}
     group = group_of(Scenario.of(**fixed))
     context = columns["prompt_tokens"] + 1.0
@@ -125,12 +122,5 @@ def own_speed(points: list[Row], limit_s: float) -> list[Row]:
     for what, call, work in works:
         start = time.perf_counter()
         done = work()
-        out.append(
-            {
-                "what": what,
-                "call": call,
-                "points": int(done),
-                "seconds": time.perf_counter() - start,
-            }
-        )
+        out.append({"what": what, "call": call, "points": int(done), "seconds": time.perf_counter() - start})
     return out

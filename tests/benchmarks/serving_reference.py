@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from simulator.scenario import Scenario
+from simulator.scenario.scenario import Scenario
 from simulator.serving.deployment import Deployment
 from simulator.serving.fleet import simulate
 from simulator.serving.readers import read_requests
@@ -56,9 +56,7 @@ def main() -> None:
             full_s = time.process_time() - began
             parts = []
             for name, ours, full in (("TTFT", served.ttft_s, ttft), ("TPOT", served.tpot_s, tpot)):
-                off = [
-                    np.nanquantile(ours, q) / np.nanquantile(full, q) - 1 for q in (0.5, 0.9, 0.99)
-                ]
+                off = [np.nanquantile(ours, q) / np.nanquantile(full, q) - 1 for q in (0.5, 0.9, 0.99)]
                 parts.append(f"{name} p50, p90, p99 " + ", ".join(f"{x:+.2%}" for x in off))
             print(
                 f"{scale:g}x, arrivals {'moved' if seed else 'as they are'}: {'; '.join(parts)};"

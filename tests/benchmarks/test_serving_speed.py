@@ -2,7 +2,7 @@
 
 import pytest
 
-from simulator.scenario import Scenario
+from simulator.scenario.scenario import Scenario
 from simulator.serving.deployment import Deployment
 from simulator.serving.fleet import simulate
 from simulator.serving.readers import read_requests

@@ -9,10 +9,10 @@ import sys
 import numpy as np
 import pytest
 
-from simulator.grid import Grid
-from simulator.scatter import scattered
-from simulator.scenario import Scenario
-from simulator.sweep import sweep
+from simulator.results.scatter import scattered
+from simulator.results.swept import sweep
+from simulator.scenario.grid import Grid
+from simulator.scenario.scenario import Scenario
 
 MODELS = ("llama-2-7b", "llama-3.1-8b")
 DEVICES = ("a100-sxm-80g", "h100-sxm", "h200", "rtx-4090")
@@ -50,9 +50,7 @@ def test_million_points_dense(benchmark):
 
 
 # The dense twin of every point is evaluated too: speed-ups are part of each row.
-@pytest.mark.parametrize(
-    "policy", ["quest(budget=256)", "shadowllm(keep=0.5)", "mustafar(keep=0.3)"]
-)
+@pytest.mark.parametrize("policy", ["quest(budget=256)", "shadowllm(keep=0.5)", "mustafar(keep=0.3)"])
 def test_heavy_policy(benchmark, policy):
     grid = product_grid(policy, MODELS[:1])
     timed(benchmark, len(grid), lambda: count(grid))
@@ -72,24 +70,17 @@ def test_shuffled_scenarios(benchmark):
 
 
 def test_one_prediction_in_process(benchmark):
-    from simulator.predict import predict
+    from simulator.results.prediction import predict
 
-    scenario = Scenario.of(
-        model="llama-2-7b", device="h100-sxm", policy="mustafar(keep=0.3)", batch=16
-    )
+    scenario = Scenario.of(model="llama-2-7b", device="h100-sxm", policy="mustafar(keep=0.3)", batch=16)
     benchmark(lambda: predict(scenario))
 
 
 @pytest.mark.parametrize(
     "arguments",
-    [
-        ["simulator.sweep", "--help"],
-        ["simulator.predict", "--model", "llama-2-7b", "--device", "h100-sxm"],
-    ],
+    [["simulator.sweep", "--help"], ["simulator.predict", "--model", "llama-2-7b", "--device", "h100-sxm"]],
     ids=["help", "prediction"],
 )
 def test_from_the_shell(benchmark, arguments):
     command = [sys.executable, "-m", *arguments]
-    benchmark.pedantic(
-        lambda: subprocess.run(command, check=True, capture_output=True), rounds=5, warmup_rounds=1
-    )
+    benchmark.pedantic(lambda: subprocess.run(command, check=True, capture_output=True), rounds=5, warmup_rounds=1)

@@ -33,8 +33,11 @@ def server(tmp_path_factory) -> Iterator[str]:
     log = (home / "server.log").open("w")
     process = subprocess.Popen(
         [sys.executable, "-m", "streamlit", "run", "app/main.py", "--server.port", str(port)],
-        cwd=REPO, stdout=log, stderr=log, env={**os.environ, "SHADOWLINE_HOME": str(home), "HF_HUB_OFFLINE": "1"},
-    )  # fmt: skip
+        cwd=REPO,
+        stdout=log,
+        stderr=log,
+        env={**os.environ, "SHADOWLINE_HOME": str(home), "HF_HUB_OFFLINE": "1"},
+    )
     address = f"http://localhost:{port}"
     try:
         for _ in range(240):
@@ -128,9 +131,7 @@ def visit(server, profile):
         found = Visit(page, server)
         page.on("console", lambda m: found.errors.append(m.text) if m.type == "error" else None)
         page.on("pageerror", lambda e: found.errors.append(str(e)))
-        page.on(
-            "request", lambda r: found.strangers.append(r.url) if not _ours(r.url, server) else None
-        )
+        page.on("request", lambda r: found.strangers.append(r.url) if not _ours(r.url, server) else None)
         return found
 
     yield new

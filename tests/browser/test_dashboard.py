@@ -12,23 +12,15 @@ import pytest
 pytest.importorskip("streamlit", reason="the dashboard's extra is not installed")
 
 from app import words
-from simulator.console import number
-from simulator.predict import predict
-from simulator.scenario import Scenario
+from simulator.base.console import number
+from simulator.results.prediction import predict
+from simulator.scenario.scenario import Scenario
 
 pytestmark = pytest.mark.browser
 
 LINK = "?model=llama-2-7b&device=h100-sxm&policy=teal(keep=0.5)&prompt_tokens=512"
 SCENARIO = Scenario.from_query(LINK)
-PAGES = (
-    "Sweep",
-    "Plan",
-    "Serve and plan",
-    "Traces",
-    "Validation",
-    "Devices and policies",
-    "What-if",
-)
+PAGES = ("Sweep", "Plan", "Serve and plan", "Traces", "Validation", "Devices and policies", "What-if")
 SHIPPED = Path(__file__).resolve().parents[2] / "traces" / "shipped" / "tiny-opt-py" / "trace"
 
 
@@ -59,9 +51,7 @@ def test_downloads_hold_what_predict_says(visit):
     download = waiting.value
     assert download.suggested_filename.startswith("prediction_llama-2-7b_h100-sxm_")
     (row,) = csv.DictReader(io.StringIO(Path(download.path()).read_text()))
-    assert float(row["tokens_per_s"]) == pytest.approx(
-        predict(SCENARIO).row["tokens_per_s"], rel=1e-12
-    )
+    assert float(row["tokens_per_s"]) == pytest.approx(predict(SCENARIO).row["tokens_per_s"], rel=1e-12)
     window.page.get_by_role("button", name="Save chart").first.click()
     with window.page.expect_download() as waiting:
         window.page.get_by_role("button", name="SVG").click()
@@ -119,9 +109,7 @@ def test_a_bad_trace_says_what_was_wrong(visit, tmp_path):
     files = []
     for path in sorted(SHIPPED.iterdir()):
         content = path.read_bytes()
-        (tmp_path / path.name).write_bytes(
-            content[:-9] if path.name == "curves.parquet" else content
-        )
+        (tmp_path / path.name).write_bytes(content[:-9] if path.name == "curves.parquet" else content)
         files.append(str(tmp_path / path.name))
     window.page.get_by_text("Upload a trace").click()
     window.page.locator('input[type="file"]').last.set_input_files(files)

@@ -96,11 +96,7 @@ def sweep_reports(draw: Any) -> Case:
     if draw(st.integers(0, 9)) == 0:
         args += ["--logo", "@/l.svg"]
         files["l.svg"] = draw(
-            edited(
-                [
-                    '<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"><script>alert(1)</script></svg>'
-                ]
-            )
+            edited(['<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"><script>alert(1)</script></svg>'])
         ).encode("utf-8", "surrogatepass")
     return Case("report", tuple(args), files) if len(args) > 3 else _report(draw, args[0], files)
 
@@ -116,9 +112,7 @@ def _report(draw: Any, source: str, files: Mapping[str, bytes]) -> Case:
 def answer_reports(draw: Any) -> Case:
     kind = draw(st.sampled_from(("serve", "plan", "claims")))
     if kind == "serve":
-        return _report(
-            draw, "@/r.parquet", {"r.parquet": draw(edited_table(made()["serve"], _metadata))}
-        )
+        return _report(draw, "@/r.parquet", {"r.parquet": draw(edited_table(made()["serve"], _metadata))})
     tree = made()[kind]
     if draw(st.integers(0, 3)):
         text = as_json(draw(edited_tree([tree])))
@@ -131,7 +125,7 @@ def answer_reports(draw: Any) -> Case:
 def links(draw: Any) -> Case:
     if draw(st.integers(0, 3)):
         return Case("link", (draw(edited(LINKS, PARAMETERS, most=4)),))
-    from simulator.scenario import Scenario
+    from simulator.scenario.scenario import Scenario
 
     seeds = [Scenario.from_query(q).to_dict() for q in LINKS[:3]]
     return Case("scenario_json", (as_json(draw(edited_tree(seeds, PARAMETERS))),))
@@ -157,18 +151,7 @@ def pages(draw: Any) -> Case:
     for key in draw(st.lists(st.sampled_from(PAGES[view]), max_size=3)) if PAGES[view] else ():
         value = draw(
             st.sampled_from(
-                (
-                    "1",
-                    "batch",
-                    "tp",
-                    "h100-sxm",
-                    "a file",
-                    "kernels",
-                    "measured rows",
-                    "1,2",
-                    *NUMBERS,
-                    *WORDS,
-                )
+                ("1", "batch", "tp", "h100-sxm", "a file", "kernels", "measured rows", "1,2", *NUMBERS, *WORDS)
             )
         )
         query += f"&{key}={quote(value, errors='surrogatepass')}"
@@ -179,20 +162,8 @@ def pages(draw: Any) -> Case:
     if view == "validation" and kind < 2:
         if kind == 0:
             case = draw(measured())
-            return Case(
-                "page",
-                (view, LINKS[0] + "&v.what=measured rows&v.kind=gemm", "v.file", "@/m.csv"),
-                case.files,
-            )
-        rows = [
-            {
-                "op": "teal",
-                "operand": "w",
-                "predicted_bytes": 10,
-                "recorded_bytes": 10,
-                "agrees": True,
-            }
-        ] * 2
+            return Case("page", (view, LINKS[0] + "&v.what=measured rows&v.kind=gemm", "v.file", "@/m.csv"), case.files)
+        rows = [{"op": "teal", "operand": "w", "predicted_bytes": 10, "recorded_bytes": 10, "agrees": True}] * 2
         text = as_json(draw(edited_tree([{"rows": rows}])))
         return Case(
             "page",

@@ -58,15 +58,9 @@ def profiles(draw: Any) -> Case:
     )
     files = {"d.toml": content}
     if draw(st.booleans()):
-        return Case(
-            "devices", ("@/d.toml", *draw(st.sampled_from(((), ("--json",), ("--toml",))))), files
-        )
+        return Case("devices", ("@/d.toml", *draw(st.sampled_from(((), ("--json",), ("--toml",))))), files)
     policy = draw(st.sampled_from(("dense", "teal(keep=0.5)", "kv_quant(bits=4)", "nm24")))
-    return Case(
-        "predict",
-        ("--model", "opt-125m", "--device", "@/d.toml", "--policy", policy, "--json"),
-        files,
-    )
+    return Case("predict", ("--model", "opt-125m", "--device", "@/d.toml", "--policy", policy, "--json"), files)
 
 
 @st.composite
@@ -79,18 +73,12 @@ def configs(draw: Any) -> Case:
     files = {"config.json": text.encode("utf-8", "surrogatepass")}
     verb = draw(st.sampled_from(("models", "models", "predict", "own_model")))
     if verb == "models":
-        return Case(
-            verb, ("@/config.json", "--json") if draw(st.booleans()) else ("@/config.json",), files
-        )
+        return Case(verb, ("@/config.json", "--json") if draw(st.booleans()) else ("@/config.json",), files)
     if verb == "own_model":
         name = draw(st.sampled_from(("mine", "x1")) | st.sampled_from(WORDS))
         return Case(verb, (name, "@/config.json"), files)
     policy = draw(st.sampled_from(("dense", "quest(budget=64)", "w4a16", "shadowllm(keep=0.5)")))
-    return Case(
-        verb,
-        ("--model", "@/config.json", "--device", "h100-sxm", "--policy", policy, "--json"),
-        files,
-    )
+    return Case(verb, ("--model", "@/config.json", "--device", "h100-sxm", "--policy", policy, "--json"), files)
 
 
 @st.composite
@@ -106,33 +94,22 @@ def policies(draw: Any) -> Case:
     model = draw(st.sampled_from(MODELS))
     device = draw(st.sampled_from(("h100-sxm", "rtx-4090")))
     more = () if verb == "sweep" else ("--batch", draw(st.sampled_from(("1", "16"))))
-    return Case(
-        verb, ("--model", model, "--device", device, f"--policy={draw(spelled())}", *more, "--json")
-    )
+    return Case(verb, ("--model", model, "--device", device, f"--policy={draw(spelled())}", *more, "--json"))
 
 
 @st.composite
 def ranges(draw: Any) -> Case:
     args = list(SMALL)
     for flag in draw(
-        st.lists(
-            st.sampled_from(split("batch prompt-tokens output-tokens tp pp ep")),
-            min_size=1,
-            max_size=3,
-        )
+        st.lists(st.sampled_from(split("batch prompt-tokens output-tokens tp pp ep")), min_size=1, max_size=3)
     ):
         args.append(f"--{flag}={draw(edited(RANGES, NUMBERS, most=3))}")
     if draw(st.integers(0, 2)) == 0:
         flag = draw(
-            st.sampled_from(
-                split("model device engine dtype kv-cache-dtype gpu-memory-utilization block-size")
-            )
+            st.sampled_from(split("model device engine dtype kv-cache-dtype gpu-memory-utilization block-size"))
         )
         args.append(f"--{flag}={draw(edited(NAMES, NUMBERS, most=2))}")
-    return Case(
-        "sweep",
-        (*args, *draw(st.sampled_from((("--json",), (), ("--out", "@/o.parquet", "--quiet"))))),
-    )
+    return Case("sweep", (*args, *draw(st.sampled_from((("--json",), (), ("--out", "@/o.parquet", "--quiet"))))))
 
 
 @st.composite
@@ -158,9 +135,7 @@ def sweep_files(draw: Any) -> Case:
         '""',
     )
     text = draw(edited([GRID], tokens))
-    return Case(
-        "sweep", ("--grid", "@/g.toml", "--json"), {"g.toml": text.encode("utf-8", "surrogatepass")}
-    )
+    return Case("sweep", ("--grid", "@/g.toml", "--json"), {"g.toml": text.encode("utf-8", "surrogatepass")})
 
 
 @st.composite
@@ -192,30 +167,15 @@ def requests(draw: Any) -> Case:
             text = "\n".join(line + "," * wide for line in text.split("\n"))
         content = text.encode("utf-8", "surrogatepass")
     more = draw(
-        st.sampled_from(
-            (
-                (),
-                ("--skip-invalid",),
-                ("--rate", "5"),
-                ("--prefix-cache",),
-                ("--reuse", "prefix-groups"),
-            )
-        )
+        st.sampled_from(((), ("--skip-invalid",), ("--rate", "5"), ("--prefix-cache",), ("--reuse", "prefix-groups")))
     )
     return Case("serve", (*SERVED, "--requests", f"@/r{kind}", *more), {f"r{kind}": content})
 
 
 @st.composite
 def traffic(draw: Any) -> Case:
-    vocabulary = split(
-        "mean cv low high tokens p99 ttft tpot < ms s us GB/s lognormal poisson swap"
-    )
-    base = {
-        "--prompt-tokens": "lognormal(mean=100,cv=1)",
-        "--output-tokens": "20",
-        "--rate": "5",
-        "--count": "20",
-    }
+    vocabulary = split("mean cv low high tokens p99 ttft tpot < ms s us GB/s lognormal poisson swap")
+    base = {"--prompt-tokens": "lognormal(mean=100,cv=1)", "--output-tokens": "20", "--rate": "5", "--count": "20"}
     for flag in draw(st.lists(st.sampled_from(sorted(FLAGS)), min_size=1, max_size=3, unique=True)):
         base[flag] = draw(edited(FLAGS[flag], vocabulary, most=3))
     if _large(base["--count"]):
@@ -232,9 +192,7 @@ def traffic(draw: Any) -> Case:
                     a
                     for a in args
                     if a.split("=")[0]
-                    in split(
-                        "--prompt-tokens --output-tokens --rate --count --arrivals --slo --seed"
-                    )
+                    in split("--prompt-tokens --output-tokens --rate --count --arrivals --slo --seed")
                 ],
                 "--max-gpus=2",
                 "--json",
@@ -267,31 +225,17 @@ def claim_files(draw: Any) -> Case:
 @st.composite
 def measured(draw: Any) -> Case:
     text = draw(
-        edited(
-            [MEASURED["gemm"]],
-            (*MEASURED["gemm"].split("\n", 1)[0].split(","), "rtx-4090", "fp8", "attention"),
-        )
+        edited([MEASURED["gemm"]], (*MEASURED["gemm"].split("\n", 1)[0].split(","), "rtx-4090", "fp8", "attention"))
     )
     files = {"m.csv": text.encode("utf-8", "surrogatepass")}
-    kind = draw(
-        st.sampled_from(split("gemm gemm gemm attention moe collective elementwise sparse e2e"))
-    )
+    kind = draw(st.sampled_from(split("gemm gemm gemm attention moe collective elementwise sparse e2e")))
     if draw(st.integers(0, 2)):
         return Case(
             "validate",
-            (
-                "--kind",
-                kind,
-                "--data",
-                "@/m.csv",
-                "--json",
-                *draw(st.sampled_from(((), ("--holdout", "0.3")))),
-            ),
+            ("--kind", kind, "--data", "@/m.csv", "--json", *draw(st.sampled_from(((), ("--holdout", "0.3"))))),
             files,
         )
-    return Case(
-        "calibrate", ("--kind", kind, "--data", "@/m.csv", "--out", "@/fits", "--json"), files
-    )
+    return Case("calibrate", ("--kind", kind, "--data", "@/m.csv", "--out", "@/fits", "--json"), files)
 
 
 @st.composite

@@ -39,11 +39,7 @@ class Case:
 
     def to_json(self) -> dict[str, Any]:
         """Texts as they are where they are short UTF-8, else base64."""
-        return {
-            "verb": self.verb,
-            "args": list(self.args),
-            "files": {k: _packed(v) for k, v in self.files.items()},
-        }
+        return {"verb": self.verb, "args": list(self.args), "files": {k: _packed(v) for k, v in self.files.items()}}
 
     @classmethod
     def from_json(cls, told: Mapping[str, Any]) -> Case:
@@ -122,23 +118,14 @@ def _limited() -> Iterator[None]:
         signal.signal(signal.SIGPROF, old)
 
 
-def _called(
-    verb: Callable[[], Any], name: str, args: list[str]
-) -> tuple[Problem | None, int, str, str]:
+def _called(verb: Callable[[], Any], name: str, args: list[str]) -> tuple[Problem | None, int, str, str]:
     # Streams as a terminal has them: strict UTF-8 out, and err that escapes what it cannot write.
-    out, err = (
-        io.TextIOWrapper(io.BytesIO(), "utf-8", errors=e) for e in ("strict", "backslashreplace")
-    )
+    out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", errors=e) for e in ("strict", "backslashreplace"))
     old = sys.argv
     sys.argv = [name, *args]
     told, code = None, 0
     try:
-        with (
-            _limited(),
-            contextlib.redirect_stdout(out),
-            contextlib.redirect_stderr(err),
-            warnings.catch_warnings(),
-        ):
+        with _limited(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), warnings.catch_warnings():
             warnings.simplefilter("error")
             verb()
     except SystemExit as left:
@@ -147,8 +134,7 @@ def _called(
         told = Problem(f"{name}: time at {_place(sys.exc_info()[2])}", f"more than {MOST_S:g} s")
     except BaseException as error:  # noqa: BLE001 - whatever comes is a finding
         told = Problem(
-            f"{name}: {type(error).__name__} at {_place(error.__traceback__)}",
-            f"{type(error).__name__}: {error}"[:300],
+            f"{name}: {type(error).__name__} at {_place(error.__traceback__)}", f"{type(error).__name__}: {error}"[:300]
         )
     finally:
         sys.argv = old
@@ -175,10 +161,7 @@ def _judged(code: int, out: str, err: str, case: Case, folder: Path) -> Problem 
         return Problem(f"{verb}: exit {code}", err[-300:])
     for stream, text in (("stdout", out), ("stderr", err)):
         if match := CONTROL.search(text):
-            return Problem(
-                f"{verb}: control character on {stream}",
-                repr(text[max(0, match.start() - 60) :][:160]),
-            )
+            return Problem(f"{verb}: control character on {stream}", repr(text[max(0, match.start() - 60) :][:160]))
     lines = err.splitlines()
     if code == 2:
         # A profile names every problem at once, each line with its place.
@@ -219,16 +202,7 @@ def _wrong_number(told: Any) -> str:
             continue
         for key, value in row.items():
             if key.startswith(
-                (
-                    "ttft",
-                    "tpot",
-                    "e2e",
-                    "itl",
-                    "tokens_per_s",
-                    "total_bytes",
-                    "weights_bytes",
-                    "usd_per",
-                )
+                ("ttft", "tpot", "e2e", "itl", "tokens_per_s", "total_bytes", "weights_bytes", "usd_per")
             ):
                 if key.startswith(("tpot", "itl")) or isinstance(value, str):
                     continue
@@ -245,7 +219,11 @@ def _wrong_number(told: Any) -> str:
 def in_home() -> None:
     """An empty home, no network, one thread: what a try may read and use."""
     os.environ.update(
-        HF_HUB_OFFLINE="1", NO_COLOR="1", COLUMNS="200", OMP_NUM_THREADS="1", MKL_NUM_THREADS="1",
+        HF_HUB_OFFLINE="1",
+        NO_COLOR="1",
+        COLUMNS="200",
+        OMP_NUM_THREADS="1",
+        MKL_NUM_THREADS="1",
         STREAMLIT_LOGGER_LEVEL="error",
         SHADOWLINE_HOME=tempfile.mkdtemp(prefix="shadowline-fuzz-"),
-    )  # fmt: skip
+    )

@@ -11,19 +11,106 @@ from typing import Any
 from hypothesis import strategies as st
 
 NUMBERS = (
-    "0", "-0", "-1", "1", "0.5", "1.5", "2", "3", "7", "16", "128", "1024", "1e3", "1e18", "1e308", "-1e308", "1e309",
-    "1e-320", "nan", "NaN", "inf", "-inf", "Infinity", "9007199254740993", "18446744073709551616", "9" * 400,
-    "2147483648", "0x10", "1_000", "1__0", "٣", "½", "1e", "--1", "true", "null", "",
-)  # fmt: skip
+    "0",
+    "-0",
+    "-1",
+    "1",
+    "0.5",
+    "1.5",
+    "2",
+    "3",
+    "7",
+    "16",
+    "128",
+    "1024",
+    "1e3",
+    "1e18",
+    "1e308",
+    "-1e308",
+    "1e309",
+    "1e-320",
+    "nan",
+    "NaN",
+    "inf",
+    "-inf",
+    "Infinity",
+    "9007199254740993",
+    "18446744073709551616",
+    "9" * 400,
+    "2147483648",
+    "0x10",
+    "1_000",
+    "1__0",
+    "٣",
+    "½",
+    "1e",
+    "--1",
+    "true",
+    "null",
+    "",
+)
 """Numbers as text: both ends of every type, no numbers at all, digits that are not ASCII."""
 WORDS = (
-    "", " ", "\0", "\n", "\r\n", "\t", "\x1b[2J\x1b[31m", "\x07", "\x7f", "\u202eabc", "\u2066", "\ufeff", "\ud800",
-    "é", "e\u0301", "𝟙", "😀", "ß", "İ", "%s%n", "{0}", "${HOME}", "`id`", "$(id)", "'; DROP TABLE x; --",
-    "<script>alert(1)", "../../../../etc/passwd", "/etc/passwd", "/dev/zero", "/dev/stdin", "/proc/self/mem", "C:\\x", "file:///etc/passwd",
-    "~", "~root", ".", "..", "con", "a" * 300, "(" * 60, "[" * 60, "{" * 60, "x" * 5000, "__import__('os')",
+    "",
+    " ",
+    "\0",
+    "\n",
+    "\r\n",
+    "\t",
+    "\x1b[2J\x1b[31m",
+    "\x07",
+    "\x7f",
+    "\u202eabc",
+    "\u2066",
+    "\ufeff",
+    "\ud800",
+    "é",
+    "e\u0301",
+    "𝟙",
+    "😀",
+    "ß",
+    "İ",
+    "%s%n",
+    "{0}",
+    "${HOME}",
+    "`id`",
+    "$(id)",
+    "'; DROP TABLE x; --",
+    "<script>alert(1)",
+    "../../../../etc/passwd",
+    "/etc/passwd",
+    "/dev/zero",
+    "/dev/stdin",
+    "/proc/self/mem",
+    "C:\\x",
+    "file:///etc/passwd",
+    "~",
+    "~root",
+    ".",
+    "..",
+    "con",
+    "a" * 300,
+    "(" * 60,
+    "[" * 60,
+    "{" * 60,
+    "x" * 5000,
+    "__import__('os')",
     "!!python/object:os.system",
-    "\x80\x04K\x01.", "--help", "-", "=", ",", ":", ";", "+", "#", '"', "'", "\\", "\\u0000", "@",
-)  # fmt: skip
+    "\x80\x04K\x01.",
+    "--help",
+    "-",
+    "=",
+    ",",
+    ":",
+    ";",
+    "+",
+    "#",
+    '"',
+    "'",
+    "\\",
+    "\\u0000",
+    "@",
+)
 """Texts that some layer may take for something else: controls, directions, paths, code, brackets."""
 
 
@@ -79,10 +166,43 @@ def _runs(text: str, inside: Any) -> list[tuple[int, int]]:
 
 
 VALUES: tuple[Any, ...] = (
-    None, True, False, 0, -1, 1, 2, 7, 64, 1e-320, 0.5, 1e308, -1e308, math.nan, math.inf, -math.inf, 2**31, 2**53 + 1,
-    2**63, 2**64, 10**30, 10**400, "", "1", "nan", "x", [], {}, [[]], [None], [0], [1e308], {"a": 1}, {"": None}, [{}],
+    None,
+    True,
+    False,
+    0,
+    -1,
+    1,
+    2,
+    7,
+    64,
+    1e-320,
+    0.5,
+    1e308,
+    -1e308,
+    math.nan,
+    math.inf,
+    -math.inf,
+    2**31,
+    2**53 + 1,
+    2**63,
+    2**64,
+    10**30,
+    10**400,
+    "",
+    "1",
+    "nan",
+    "x",
+    [],
+    {},
+    [[]],
+    [None],
+    [0],
+    [1e308],
+    {"a": 1},
+    {"": None},
+    [{}],
     {"x": {"y": []}},
-)  # fmt: skip
+)
 """JSON values of every kind; 10**400 is a legal JSON number that no float holds."""
 DEEP = "nested far beyond any reader's stack"
 json_values = st.one_of(st.sampled_from(VALUES), st.sampled_from(WORDS), st.integers(), st.floats())
@@ -105,13 +225,7 @@ def _edit(draw: Any, tree: Any, keys: Sequence[str]) -> Any:
     if isinstance(tree, list):
         at = draw(st.integers(0, len(tree) - 1))
         how = draw(st.sampled_from(("down", "down", "drop", "copy")))
-        changed = (
-            [_edit(draw, tree[at], keys)]
-            if how == "down"
-            else []
-            if how == "drop"
-            else [tree[at]] * 2
-        )
+        changed = [_edit(draw, tree[at], keys)] if how == "down" else [] if how == "drop" else [tree[at]] * 2
         return [*tree[:at], *changed, *tree[at + 1 :]]
     key = draw(st.sampled_from(sorted(tree)))
     how = draw(st.sampled_from(("down", "down", "down", "drop", "rename", "add")))
@@ -168,19 +282,13 @@ def edited_table(draw: Any, table: Any, metadata: Any = None, most: int = 4) -> 
     import pyarrow.parquet as pq
 
     for _ in range(draw(st.integers(0, most))):
-        how = draw(
-            st.sampled_from(
-                ("cell", "cell", "cell", "type", "null", "drop", "rename", "rows", "again", "meta")
-            )
-        )
+        how = draw(st.sampled_from(("cell", "cell", "cell", "type", "null", "drop", "rename", "rows", "again", "meta")))
         at = draw(st.integers(0, max(table.num_columns - 1, 0)))
         if how == "rows":
             n = draw(st.sampled_from((0, 1, table.num_rows)))
             table = table.slice(0, n)
         elif how == "meta" and metadata is not None:
-            told = {
-                k.decode("utf-8", "replace"): v for k, v in (table.schema.metadata or {}).items()
-            }
+            told = {k.decode("utf-8", "replace"): v for k, v in (table.schema.metadata or {}).items()}
             table = table.replace_schema_metadata(draw(metadata(told)))
         elif not table.num_columns:
             continue
@@ -188,9 +296,7 @@ def edited_table(draw: Any, table: Any, metadata: Any = None, most: int = 4) -> 
             table = table.remove_column(at)
         elif how == "rename":
             new = draw(st.sampled_from([w for w in WORDS if w.isprintable() or w == "\x07"]))
-            table = table.rename_columns(
-                [new if i == at else c for i, c in enumerate(table.column_names)]
-            )
+            table = table.rename_columns([new if i == at else c for i, c in enumerate(table.column_names)])
         elif how == "again":
             table = table.append_column(table.column_names[at], table.column(at))
         elif how == "cell" and table.num_rows:
@@ -203,9 +309,7 @@ def edited_table(draw: Any, table: Any, metadata: Any = None, most: int = 4) -> 
     out = io.BytesIO()
     try:
         pq.write_table(table, out, compression="zstd")
-    except (
-        pa.ArrowException
-    ):  # two columns of one name in metadata and the like: nobody can write that
+    except pa.ArrowException:  # two columns of one name in metadata and the like: nobody can write that
         return b"PAR1"
     return draw(edited_bytes(out.getvalue())) if draw(st.integers(0, 9)) == 9 else out.getvalue()
 
@@ -219,13 +323,7 @@ def _with_cell(draw: Any, table: Any, at: int) -> Any:
     if pa.types.is_dictionary(plain.type):
         plain = plain.dictionary_decode()
     values = plain.to_pylist()
-    kind = (
-        "float64"
-        if pa.types.is_floating(plain.type)
-        else "int64"
-        if pa.types.is_integer(plain.type)
-        else "string"
-    )
+    kind = "float64" if pa.types.is_floating(plain.type) else "int64" if pa.types.is_integer(plain.type) else "string"
     choices = next(v for n, v in CELLS if n == kind)
     values[draw(st.integers(0, len(values) - 1))] = draw(st.sampled_from([*choices, None]))
     try:
@@ -239,6 +337,13 @@ def _type(name: str) -> Any:
     import pyarrow as pa
 
     return {
-        "float64": pa.float64(), "int64": pa.int64(), "string": pa.string(), "binary": pa.binary(), "bool": pa.bool_(),
-        "null": pa.null(), "list<int64>": pa.list_(pa.int64()), "timestamp": pa.timestamp("ns"), "decimal": pa.string(),
-    }[name]  # fmt: skip
+        "float64": pa.float64(),
+        "int64": pa.int64(),
+        "string": pa.string(),
+        "binary": pa.binary(),
+        "bool": pa.bool_(),
+        "null": pa.null(),
+        "list<int64>": pa.list_(pa.int64()),
+        "timestamp": pa.timestamp("ns"),
+        "decimal": pa.string(),
+    }[name]

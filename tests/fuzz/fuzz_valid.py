@@ -22,9 +22,7 @@ def split(text: str) -> tuple[str, ...]:
 SMALL = ("--model", "opt-125m", "--device", "h100-sxm")
 
 
-MODELS = split(
-    "opt-125m llama-3.1-8b mixtral-8x7b deepseek-v2-lite gemma-2-9b falcon-7b gpt-oss-20b"
-)
+MODELS = split("opt-125m llama-3.1-8b mixtral-8x7b deepseek-v2-lite gemma-2-9b falcon-7b gpt-oss-20b")
 
 
 def read(*parts: str) -> str:
@@ -33,10 +31,7 @@ def read(*parts: str) -> str:
 
 @lru_cache
 def profile_texts() -> list[str]:
-    return [
-        read("hw_profiles", "devices", f"{d}.toml")
-        for d in ("h100-sxm", "rtx-4090", "a100-sxm-80g")
-    ]
+    return [read("hw_profiles", "devices", f"{d}.toml") for d in ("h100-sxm", "rtx-4090", "a100-sxm-80g")]
 
 
 @lru_cache
@@ -57,9 +52,7 @@ def spellings() -> tuple[list[str], list[str]]:
             seeds.append(expand(name)[0].spelling)
         except Exception:  # noqa: BLE001 - some need a parameter
             seeds.append(f"{name}(keep=0.5)")
-        seeds += [f"{name}({k}=0.5)" for k in cls.model_fields] + [
-            f"{name}({k}=[1,4,64])" for k in cls.model_fields
-        ]
+        seeds += [f"{name}({k}=0.5)" for k in cls.model_fields] + [f"{name}({k}=[1,4,64])" for k in cls.model_fields]
     return [*seeds, "mustafar(keep=0.3)+w4a16", "teal(keep=0.5)+kv_quant(bits=4)"], words
 
 
@@ -132,22 +125,14 @@ MOONCAKE = """{"timestamp": 0, "input_length": 1100, "output_length": 5, "hash_i
 {"timestamp": 1000, "input_length": 1099, "output_length": 6, "hash_ids": [0, 2, 7]}
 {"timestamp": 2000, "input_length": 1098, "output_length": 7, "hash_ids": [0, 3, 7]}
 """
-SERVED = split(
-    "--model opt-125m --device h100-sxm --count 50 --ignore-context-limit --json --quiet"
-)
+SERVED = split("--model opt-125m --device h100-sxm --count 50 --ignore-context-limit --json --quiet")
 
 
 @lru_cache
 def request_table() -> Any:
     import pyarrow as pa
 
-    return pa.table(
-        {
-            "arrival_s": [0.0, 0.5, 2.0],
-            "prompt_tokens": [100, 200, 64],
-            "output_tokens": [20, 10, 1],
-        }
-    )
+    return pa.table({"arrival_s": [0.0, 0.5, 2.0], "prompt_tokens": [100, 200, 64], "output_tokens": [20, 10, 1]})
 
 
 FLAGS: Mapping[str, Sequence[str]] = {
@@ -156,7 +141,9 @@ FLAGS: Mapping[str, Sequence[str]] = {
     "--arrivals": ("poisson", "gamma(cv=2)", "fixed"),
     "--slo": ("ttft:p99<2s;tpot:p99<60ms", "e2e:mean<10s", "itl:p50<=20ms"),
     "--reuse": (
-        "chunk-reuse(reused=0.5,recompute=0.1)", "semantic-cache(hit=0.3,lookup_ms=5)", "example-routing(share=0.2)",
+        "chunk-reuse(reused=0.5,recompute=0.1)",
+        "semantic-cache(hit=0.3,lookup_ms=5)",
+        "example-routing(share=0.2)",
         "prefix-groups",
     ),
     "--rate": ("5", "0.1", "100"),
@@ -173,7 +160,7 @@ FLAGS: Mapping[str, Sequence[str]] = {
     "--preemption": ("recompute", "swap"),
     "--block-size": ("16", "1"),
     "--gpu-memory-utilization": ("0.9", "0.01"),
-}  # fmt: skip
+}
 
 
 @lru_cache(maxsize=1)
@@ -192,11 +179,13 @@ def made() -> dict[str, Any]:
         )
         calls = {
             "sweep": (
-                *SMALL, *split("--policy dense --policy teal(keep=0.5) --batch 1,16 --quiet --out"), f"{at}/s.parquet",
+                *SMALL,
+                *split("--policy dense --policy teal(keep=0.5) --batch 1,16 --quiet --out"),
+                f"{at}/s.parquet",
             ),
             "serve": (*SMALL, *sizes, *split("--rate-scale 1,2"), "--out", f"{at}/r.parquet"),
             "plan": (*SMALL[:2], *sizes, *split("--device h100-sxm,l40s --tp 1 --json")),
-        }  # fmt: skip
+        }
         for verb, args in calls.items():
             said = io.StringIO()
             old, sys.argv = sys.argv, [verb, *args]
@@ -210,18 +199,13 @@ def made() -> dict[str, Any]:
                 sys.argv = old
             if verb == "plan":
                 out["plan"] = json.loads(said.getvalue())
-        out["sweep"], out["serve"] = (
-            pq.read_table(at / "s.parquet"),
-            pq.read_table(at / "r.parquet"),
-        )
+        out["sweep"], out["serve"] = (pq.read_table(at / "s.parquet"), pq.read_table(at / "r.parquet"))
+    from simulator.base.console import as_json as shown
     from simulator.claims.judge import judge, summary
     from simulator.claims.rows import committed
-    from simulator.console import as_json as shown
 
     rows = judge([p for p in committed() if p.paper in ("CATS", "FlexGen")])
-    out["claims"] = json.loads(
-        shown({"rows": [r.to_dict() for r in rows][:30], "summary": summary(rows)})
-    )
+    out["claims"] = json.loads(shown({"rows": [r.to_dict() for r in rows][:30], "summary": summary(rows)}))
     return out
 
 
@@ -274,13 +258,8 @@ def claim_texts() -> tuple[list[str], list[str]]:
     writer.writeheader()
     for row in rows:
         values = {**row, "scenario": json.dumps(row["scenario"])}
-        values["baseline_scenario"] = (
-            json.dumps(row["baseline_scenario"]) if row["baseline_scenario"] else ""
-        )
-        writer.writerow(
-            {k: "" if v is None else v for k, v in values.items()}
-            | {"claim_id": "X" + row["claim_id"]}
-        )
+        values["baseline_scenario"] = json.dumps(row["baseline_scenario"]) if row["baseline_scenario"] else ""
+        writer.writerow({k: "" if v is None else v for k, v in values.items()} | {"claim_id": "X" + row["claim_id"]})
     whole = [read("simulator", "claims", f"{n}.toml") for n in ("flexgen", "nsa")]
     return [CLAIMS, CLAIMS, *whole], [out.getvalue()]
 
@@ -294,15 +273,14 @@ LINKS = (
 
 
 PARAMETERS = split(
-    "model device policy batch trace trace_transfer tp pp ep engine baseline & = %00 "
-    "%FF %ED%A0%80 + org/name true"
+    "model device policy batch trace trace_transfer tp pp ep engine baseline & = %00 %FF %ED%A0%80 + org/name true"
 )
 
 
 MEASURED = {
     "gemm": "source,device,dtype,m,n,k,batch,time_s,kernel,note,url,flag\n"
-    + "".join(f"mine,h100-sxm,bf16,{2**i},4096,4096,1,{1e-5 * (1 + i)},,,,\n" for i in range(11)),
-}  # fmt: skip
+    + "".join(f"mine,h100-sxm,bf16,{2**i},4096,4096,1,{1e-5 * (1 + i)},,,,\n" for i in range(11))
+}
 
 
 PAGES = {

@@ -22,7 +22,7 @@ def _verb(module: str) -> Callable[[], Any]:
     def run() -> None:
         import importlib
 
-        from simulator import console
+        from simulator.base import console
 
         console.main(importlib.import_module(module).app)
 
@@ -33,8 +33,8 @@ def _function(name: str) -> Callable[[], Any]:
     """A function of this module as a verb: its arguments are the words, its error is told as a verb's."""
 
     def run() -> None:
-        from simulator import console
-        from simulator.errors import ShadowlineError
+        from simulator.base import console
+        from simulator.base.errors import ShadowlineError
 
         try:
             globals()[name](*sys.argv[1:])
@@ -45,23 +45,21 @@ def _function(name: str) -> Callable[[], Any]:
 
 
 NAMED = ("predict", "sweep", "serve", "plan", "devices", "models", "validate", "calibrate")
-FUNCTIONS = (
-    "claims", "compose", "fits", "link", "scenario_json", "own_model", "own_device", "own_trace", "page",
-)  # fmt: skip
+FUNCTIONS = ("claims", "compose", "fits", "link", "scenario_json", "own_model", "own_device", "own_trace", "page")
 VERBS: Mapping[str, Callable[[], Any]] = {
     **{v: _verb(f"simulator.{v}") for v in NAMED},
     "policies": _verb("simulator.policies.__main__"),
     "trace": _verb("simulator.trace.__main__"),
     "report": _verb("reports.build"),
     **{n: _function(n) for n in FUNCTIONS},
-}  # fmt: skip
+}
 
 
 def claims(path: str) -> None:
     """Rows of a file as ``simulator.claims --data`` reads and judges them, without the committed ones."""
+    from simulator.base.console import as_json as shown
     from simulator.claims.judge import judge, summary
     from simulator.claims.rows import read_file
-    from simulator.console import as_json as shown
 
     rows = judge(read_file(Path(path)))
     shown({"rows": [r.to_dict() for r in rows], "summary": summary(rows)})
@@ -76,7 +74,7 @@ def compose(path: str) -> None:
 
 def fits(path: str) -> None:
     """A user's own fit table."""
-    from simulator.calibration import parse
+    from simulator.device.fits import parse
 
     parse(Path(path).read_text("utf-8", "surrogateescape"), path)
 
@@ -84,7 +82,7 @@ def fits(path: str) -> None:
 def link(text: str) -> None:
     """A link of the app, and the same as a query of the library."""
     from app import state
-    from simulator.errors import ShadowlineError
+    from simulator.base.errors import ShadowlineError
 
     try:
         state.read_query(text)
@@ -95,7 +93,7 @@ def link(text: str) -> None:
     from urllib.parse import parse_qsl
 
     values, _ = state.read_link(dict(parse_qsl(text, keep_blank_values=True)))
-    from simulator.scenario import Scenario
+    from simulator.scenario.scenario import Scenario
 
     Scenario.of(**values)
     if told is not None:
@@ -104,7 +102,7 @@ def link(text: str) -> None:
 
 def scenario_json(text: str) -> None:
     """A scenario as JSON."""
-    from simulator.scenario import Scenario
+    from simulator.scenario.scenario import Scenario
 
     found = Scenario.from_json(text)
     assert Scenario.from_query(found.to_query()) == found
@@ -135,7 +133,7 @@ def own_trace(*paths: str) -> None:
 
 
 def _inside(path: Path, folder: str) -> None:
-    from simulator.device import user_data_dir
+    from simulator.device.catalogue import user_data_dir
 
     assert path.resolve().parent == (user_data_dir() / folder).resolve(), f"escaped to {path}"
 
@@ -168,8 +166,6 @@ def _no_exception(at: Any) -> None:
     for found in at.exception:
         trail = "\n".join(found.stack_trace or [])
         frames = [
-            line
-            for line in trail.splitlines()
-            if "/app/" in line or "/simulator/" in line or "/reports/" in line
+            line for line in trail.splitlines() if "/app/" in line or "/simulator/" in line or "/reports/" in line
         ]
         raise PageError(f"{found.value} at {frames[-1].strip() if frames else '?'}"[:400])

@@ -50,9 +50,9 @@ def hunt(name: str, seconds: float, seed: int, report: Any) -> None:
     from fuzz_verbs import MOST_POINTS, VERBS
     from hypothesis import HealthCheck, Phase, given, settings
 
-    import simulator.grid
+    import simulator.scenario.grid
 
-    simulator.grid.MAX_POINTS = MOST_POINTS
+    simulator.scenario.grid.MAX_POINTS = MOST_POINTS
     limit = _mapped() + MOST_MEMORY
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     start, tried = time.process_time(), 0
@@ -69,9 +69,7 @@ def hunt(name: str, seconds: float, seed: int, report: Any) -> None:
         tried += 1
         told = ended(case, VERBS).problem
         if told is not None:
-            known = found.setdefault(
-                told.key, {"detail": told.detail, "times": 0, "case": case.to_json()}
-            )
+            known = found.setdefault(told.key, {"detail": told.detail, "times": 0, "case": case.to_json()})
             known["times"] += 1
             smaller = len(json.dumps(case.to_json())) < len(json.dumps(known["case"]))
             if smaller:
@@ -80,11 +78,7 @@ def hunt(name: str, seconds: float, seed: int, report: Any) -> None:
             tell()
 
     quiet = settings(
-        database=None,
-        deadline=None,
-        max_examples=200,
-        phases=[Phase.generate],
-        suppress_health_check=list(HealthCheck),
+        database=None, deadline=None, max_examples=200, phases=[Phase.generate], suppress_health_check=list(HealthCheck)
     )
     test = quiet(given(TARGETS[name])(one))
     if atheris is None:
@@ -109,10 +103,18 @@ def hunt(name: str, seconds: float, seed: int, report: Any) -> None:
     for i in range(64):
         (folder / f"{i}").write_bytes(rng.randbytes(rng.choice((64, 256, 1024))))
     atheris.Setup(
-        [sys.argv[0], "-max_len=4096", f"-seed={seed}", "-rss_limit_mb=0", "-timeout=600",
-         "-verbosity=0", "-len_control=0", str(folder)],
+        [
+            sys.argv[0],
+            "-max_len=4096",
+            f"-seed={seed}",
+            "-rss_limit_mb=0",
+            "-timeout=600",
+            "-verbosity=0",
+            "-len_control=0",
+            str(folder),
+        ],
         choose,
-    )  # fmt: skip
+    )
     atheris.Fuzz()
 
 
@@ -159,9 +161,7 @@ def main() -> None:
     """Hunt in each parser and print the table."""
     from fuzz_targets import TARGETS
 
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parser", action="append", choices=list(TARGETS))
     parser.add_argument("--minutes", type=float, default=10.0, help="processor time of each")
     parser.add_argument("--seed", type=int, default=1)
@@ -175,11 +175,7 @@ def main() -> None:
     for name in chosen.parser or TARGETS:
         tried, seconds, found, code = run(name, 60.0 * chosen.minutes, chosen.seed)
         if code:
-            found[f"process died with {code}"] = {
-                "detail": "the input is the last one tried",
-                "times": 1,
-                "case": {},
-            }
+            found[f"process died with {code}"] = {"detail": "the input is the last one tried", "times": 1, "case": {}}
         any_found |= bool(found)
         print(f"{name:<16}{tried:>9,}{seconds / 60:>9.1f}{len(found):>9}", flush=True)
         for key, told in sorted(found.items(), key=lambda kv: -kv[1]["times"]):

@@ -14,19 +14,7 @@ sys.path.insert(0, str(HERE))
 
 from fuzz_case import Case, ended  # noqa: E402
 from fuzz_targets import TARGETS  # noqa: E402
-from fuzz_valid import (  # noqa: E402
-    AZURE,
-    BURST,
-    CLAIMS,
-    GRID,
-    MEASURED,
-    MOONCAKE,
-    OWN,
-    SERVED,
-    config_trees,
-    profile_texts,
-    split,
-)
+from fuzz_valid import AZURE, BURST, CLAIMS, GRID, MEASURED, MOONCAKE, OWN, SERVED, config_trees, profile_texts, split  # noqa: E402
 from fuzz_verbs import VERBS  # noqa: E402
 
 CASES = [
@@ -34,18 +22,11 @@ CASES = [
     for path in sorted((HERE / "corpus").glob("*.json"))
     for i, entry in enumerate(json.loads(path.read_text("utf-8")))
 ]
-EXTRAS = {
-    "report": "typst",
-    "link": "streamlit",
-    "own_model": "streamlit",
-    "own_device": "streamlit",
-}
+EXTRAS = {"report": "typst", "link": "streamlit", "own_model": "streamlit", "own_device": "streamlit"}
 
 
 @pytest.mark.parametrize("entry", CASES)
-def test_what_once_crashed_is_answered_or_refused(
-    entry: dict[str, Any], monkeypatch, tmp_path
-) -> None:
+def test_what_once_crashed_is_answered_or_refused(entry: dict[str, Any], monkeypatch, tmp_path) -> None:
     if entry["verb"] in EXTRAS:
         pytest.importorskip(EXTRAS[entry["verb"]], reason="the extra is not installed")
     monkeypatch.setenv("SHADOWLINE_HOME", str(tmp_path))

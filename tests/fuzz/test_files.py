@@ -20,9 +20,9 @@ from fuzz_case import Case, Ended, ended  # noqa: E402
 from fuzz_valid import MEASURED, SMALL, split  # noqa: E402
 from fuzz_verbs import VERBS  # noqa: E402
 
-from simulator import files  # noqa: E402
-from simulator.errors import InputError  # noqa: E402
-from simulator.files import replaced  # noqa: E402
+from simulator.base import files  # noqa: E402
+from simulator.base.errors import InputError  # noqa: E402
+from simulator.base.files import replaced  # noqa: E402
 
 TRAFFIC = split("--rate 5 --count 20 --prompt-tokens 100 --output-tokens 20 --quiet")
 WRITERS = {
@@ -37,8 +37,7 @@ WRITERS = {
     "calibrate": ("calibrate", split("--kind gemm --data {1} --out {0}/o")),
 }
 ROWS = MEASURED["gemm"] + "".join(
-    f"mine,h100-sxm,bf16,{2 ** (i % 12)},{1024 * (2 + i // 12)},4096,1,{1e-5 * (1 + i)},,,,\n"
-    for i in range(60)
+    f"mine,h100-sxm,bf16,{2 ** (i % 12)},{1024 * (2 + i // 12)},4096,1,{1e-5 * (1 + i)},,,,\n" for i in range(60)
 )
 
 
@@ -112,22 +111,10 @@ def test_nobody_can_guess_the_name_beside_the_output(tmp_path):
 
 def test_two_sweeps_of_one_file_never_mix(tmp_path):
     out = tmp_path / "o.parquet"
-    words = [
-        sys.executable,
-        "-m",
-        "simulator.sweep",
-        *SMALL,
-        "--quiet",
-        "--out",
-        str(out),
-        "--batch",
-    ]
+    words = [sys.executable, "-m", "simulator.sweep", *SMALL, "--quiet", "--out", str(out), "--batch"]
     axes = ("1:40:+1", "101:160:+1")
     both = [
-        subprocess.Popen(
-            [*words, axis], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-        )
-        for axis in axes
+        subprocess.Popen([*words, axis], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) for axis in axes
     ]
     said = [p.communicate(timeout=120)[1] for p in both]
     for process, err in zip(both, said, strict=True):
@@ -149,11 +136,7 @@ def test_a_full_stdout_is_one_line():
 
 def test_a_small_table_of_too_many_rows_is_refused_unread(tmp_path):
     path = tmp_path / "r.parquet"
-    column = (
-        pa.array([1.0]).repeat(3_000_000)
-        if hasattr(pa.Array, "repeat")
-        else pa.repeat(1.0, 3_000_000)
-    )
+    column = pa.array([1.0]).repeat(3_000_000) if hasattr(pa.Array, "repeat") else pa.repeat(1.0, 3_000_000)
     table = pa.table(dict.fromkeys(("arrival_s", "prompt_tokens", "output_tokens"), column))
     with pq.ParquetWriter(path, table.schema) as writer:
         for _ in range(4):

@@ -5,7 +5,8 @@
 
 import pytest
 
-from simulator import accuracy, console
+from simulator import accuracy
+from simulator.base import console
 
 
 @pytest.mark.data

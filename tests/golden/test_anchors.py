@@ -9,10 +9,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from simulator.group import group_of
-from simulator.scenario import Scenario
-from simulator.step import step_time
-from simulator.workload import decode_step, prefill_step
+from simulator.inference.group import group_of
+from simulator.inference.step import step_time
+from simulator.ops.step import decode_step, prefill_step
+from simulator.scenario.scenario import Scenario
 
 BATCHES = np.array([1.0, 16.0, 64.0])
 DECODE_MS = {

@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from simulator import memory
-from simulator.dtypes import FORMATS
-from simulator.hub import find_model
-from simulator.lowering import Lowering
-from simulator.ops import Attention, Elementwise, Linear, Op
+from simulator.base.dtypes import FORMATS
+from simulator.inference import memory
+from simulator.inference.lowering import Lowering
+from simulator.model.hub import find_model
+from simulator.ops.ops import Attention, Elementwise, Linear, Op
+from simulator.ops.step import decode_step, prefill_step
+from simulator.ops.traffic import Operand
 from simulator.policies import parse
-from simulator.traffic import Operand
-from simulator.workload import decode_step, prefill_step
 
 KEEP = (0.1, 0.3, 0.5, 0.7)
 
@@ -21,27 +21,18 @@ def lowered(model: str, policy: str = "dense", *, tp: int = 1) -> Lowering:
     return Lowering(find_model(model), parse(policy), FORMATS["fp16"], 2.0, tp)
 
 
-def decode(
-    model: str, policy: str, rows: float = 1.0, context: float = 4096.0, *, tp: int = 1
-) -> list[Op]:
+def decode(model: str, policy: str, rows: float = 1.0, context: float = 4096.0, *, tp: int = 1) -> list[Op]:
     return lowered(model, policy, tp=tp).ops(decode_step(rows, context))
 
 
 def kv_read(ops: list[Op]) -> float:
     """KV bytes the attention kernels of a step read [B]."""
-    return sum(
-        float(np.sum(o.traffic().read_bytes(Operand.KV) * o.count))
-        for o in ops
-        if isinstance(o, Attention)
-    )
+    return sum(float(np.sum(o.traffic().read_bytes(Operand.KV) * o.count)) for o in ops if isinstance(o, Attention))
 
 
 def read_of(ops: list[Op], role: str) -> float:
     return sum(
-        float(np.sum(a.read_bytes * o.count))
-        for o in ops
-        if o.role == role
-        for a in o.traffic().access.values()
+        float(np.sum(a.read_bytes * o.count)) for o in ops if o.role == role for a in o.traffic().access.values()
     )
 
 
@@ -123,9 +114,7 @@ def predictor_bytes(ops: list[Op]) -> float:
 
 @pytest.mark.parametrize(("model", "d", "f", "layers", "heads"), PREDICTORS)
 @pytest.mark.parametrize("gpus", [1, 4])
-def test_shadowllm_predictor_bytes(
-    model: str, d: int, f: int, layers: int, heads: int, gpus: int
-) -> None:
+def test_shadowllm_predictor_bytes(model: str, d: int, f: int, layers: int, heads: int, gpus: int) -> None:
     """Once per step, first matrix on every GPU: [2 d p + p L (H + F) / P] b with p = 2048, b = 2.
 
     OPT-30B on one GPU: [2 7168 2048 + 2048 48 (56 + 28672)] 2 = 5.71 GB, as the released harness reads.
@@ -138,9 +127,7 @@ def test_shadowllm_predictor_bytes(
 
 @pytest.mark.parametrize(("model", "d", "f", "layers", "heads"), PREDICTORS)
 @pytest.mark.parametrize("gpus", [1, 4])
-def test_dejavu_predictor_bytes(
-    model: str, d: int, f: int, layers: int, heads: int, gpus: int
-) -> None:
+def test_dejavu_predictor_bytes(model: str, d: int, f: int, layers: int, heads: int, gpus: int) -> None:
     """In every layer: L [2 d p + p (H + F) / P] b at rank 2048 for both, as ShadowLLM's harness has it."""
     p, b = 2048, 2
     ops = decode(model, f"dejavu(keep=0.5,mlp_rank={p},attn_rank={p})", tp=gpus)
@@ -217,10 +204,7 @@ def test_quest_unites_the_pages_of_a_group() -> None:
 
 def test_quest_memory_is_a_sixteenth_more() -> None:
     """Two vectors per page of 16 tokens' 32 vectors, in 30 of 32 layers."""
-    dense, quest = (
-        float(memory.kv_bytes_per_sequence(lowered("llama-2-7b", p), 16_000))
-        for p in ("dense", "quest")
-    )
+    dense, quest = (float(memory.kv_bytes_per_sequence(lowered("llama-2-7b", p), 16_000)) for p in ("dense", "quest"))
     assert quest / dense == pytest.approx(1 + 30 / 32 / 16)
 
 
@@ -270,11 +254,7 @@ def test_decode_flop_of_a_dense_model_is_twice_its_weights() -> None:
     """2 flop per weight and token: 2 (6,738,415,616 - embedding 131,072,000 - 65 norms of 4096) plus
     attention 4 S h d L = 4 x 4096 x 4096 x 32 at S = 4096."""
     ops = decode("llama-2-7b", "dense")
-    flop = sum(
-        float(np.sum(o.traffic().total_flop * o.count))
-        for o in ops
-        if not isinstance(o, Elementwise)
-    )
+    flop = sum(float(np.sum(o.traffic().total_flop * o.count)) for o in ops if not isinstance(o, Elementwise))
     assert flop == 2 * (6_738_415_616 - 131_072_000 - 65 * 4096) + 4 * 4096 * 4096 * 32
 
 

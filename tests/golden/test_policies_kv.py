@@ -9,14 +9,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from simulator import memory
-from simulator.dtypes import FORMATS
-from simulator.hub import find_model
-from simulator.lowering import Lowering
-from simulator.ops import Attention, Elementwise, Linear, Op
+from simulator.base.dtypes import FORMATS
+from simulator.inference import memory
+from simulator.inference.lowering import Lowering
+from simulator.model.hub import find_model
+from simulator.ops.ops import Attention, Elementwise, Linear, Op
+from simulator.ops.step import decode_step, prefill_step
+from simulator.ops.traffic import Operand
 from simulator.policies import parse
-from simulator.traffic import Operand
-from simulator.workload import decode_step, prefill_step
 
 MHA, GQA = 16_384, 4_096
 LAYERS = 32
@@ -84,9 +84,7 @@ def test_cskv_reads_a_fifth_and_rebuilds_the_rest() -> None:
 def test_zipvl_mixes_four_and_two_bits() -> None:
     """28.6 % important: (0.286 x 4 + 0.714 x 2)/8 + 4/128 = 0.35275 B of 2 B: 5.67 times smaller (published 6.18
     without scales: 2 / 0.3215 = 6.22). The prompt computes 0.286^2 = 8.2 % of the pairs."""
-    assert kv_read(decode("llama-2-7b", "zipvl", 1600.0)) == pytest.approx(
-        LAYERS * MHA * 1600 * 0.35275 / 2
-    )
+    assert kv_read(decode("llama-2-7b", "zipvl", 1600.0)) == pytest.approx(LAYERS * MHA * 1600 * 0.35275 / 2)
     dense, sparse = (core(prompt("llama-2-7b", p, 1600.0)) for p in ("dense", "zipvl"))
     assert sparse.flop == pytest.approx(dense.flop * 0.286**2)
 
@@ -100,9 +98,7 @@ def test_h2o_keeps_a_fifth_and_counts_its_scores() -> None:
     ops = decode("llama-2-7b", "h2o(keep=0.2)", 2000.0)
     assert kv_read(ops) == LAYERS * MHA * 400
     assert total(ops, "kv.scores", "read_bytes") == LAYERS * 32 * 400 * 8
-    assert stored("llama-2-7b", "h2o(keep=0.2)", 2000) == pytest.approx(
-        LAYERS * 400 * (MHA + 32 * 4)
-    )
+    assert stored("llama-2-7b", "h2o(keep=0.2)", 2000) == pytest.approx(LAYERS * 400 * (MHA + 32 * 4))
 
 
 def test_h2o_writes_the_prompts_probabilities() -> None:
@@ -185,8 +181,7 @@ def test_s2_attention_shares_blocks_between_heads() -> None:
 
 
 @pytest.mark.parametrize(
-    ("tokens", "near", "pairs"),
-    [(1000, 500_500, 500_500), (1500, 1_012_224, 1_125_750), (4096, 3_670_528, 8_390_656)],
+    ("tokens", "near", "pairs"), [(1000, 500_500, 500_500), (1500, 1_012_224, 1_125_750), (4096, 3_670_528, 8_390_656)]
 )
 def test_s2_attention_cuts_the_prompts_pairs(tokens: int, near: int, pairs: int) -> None:
     """1,500 tokens: 1024 x 1025 / 2 + 476 x 1024 = 1,012,224 of 1500 x 1501 / 2 = 1,125,750 pairs lie within the
@@ -225,9 +220,7 @@ def test_double_sparsity_labels() -> None:
     assert total(small, "kv.estimate", "read_bytes") == LAYERS * 8192 * 256
 
 
-@pytest.mark.parametrize(
-    ("context", "published"), [(8192, 2048), (16_384, 2560), (32_768, 3584), (65_536, 5632)]
-)
+@pytest.mark.parametrize(("context", "published"), [(8192, 2048), (16_384, 2560), (32_768, 3584), (65_536, 5632)])
 def test_nsa_reads_what_its_table_says(context: int, published: int) -> None:
     """S/16 compressed tokens + 16 x 64 selected + 512 window (arXiv:2502.11089, table 4; S - 32 over 16 there)."""
     ops = decode("llama-3.1-8b", "nsa", float(context))
@@ -323,11 +316,14 @@ def test_scoring_passes_read_keys_and_store_nothing() -> None:
     None writes K or V or an output but NSA's branch; Q is read."""
     p, key = 16_384, 2048
     for policy, role, read in (
-        ("infllm_v2", "kv.estimate.prefill", p / 16 * key), ("dhsa", "kv.estimate.prefill", p / 256 * key),
-        ("minference", "kv.observe", p * key), ("snapkv", "kv.observe", p * key),
-        ("sample_attention", "kv.estimate.prefill", p * key), ("zipvl", "kv.probe", p * key),
+        ("infllm_v2", "kv.estimate.prefill", p / 16 * key),
+        ("dhsa", "kv.estimate.prefill", p / 256 * key),
+        ("minference", "kv.observe", p * key),
+        ("snapkv", "kv.observe", p * key),
+        ("sample_attention", "kv.estimate.prefill", p * key),
+        ("zipvl", "kv.probe", p * key),
         ("nsa", "kv.estimate.prefill", p * 1.5 / 16 * 2 * key),
-    ):  # fmt: skip
+    ):
         ops = prompt("llama-3.1-8b", policy, float(p))
         assert one(ops, role) == (pytest.approx(read), 0.0), policy
         out = of(ops, role)[0].traffic().access[Operand.ACTIVATION].write_bytes
@@ -367,10 +363,7 @@ def test_vision_tokens_leave_after_layer_two() -> None:
     """90 % of the prompt are vision tokens, half of them dropped: 0.55 P in 30 of 32 layers, generated ones stay."""
     ops = prompt("llama-2-7b", "vision_tokens", 1000.0)
     down = [o for o in ops if isinstance(o, Linear) and o.role == "mlp.down"]
-    assert [(float(np.sum(o.m)), float(np.sum(o.count))) for o in down] == [
-        (1000.0, 2.0),
-        (pytest.approx(550.0), 30.0),
-    ]
+    assert [(float(np.sum(o.m)), float(np.sum(o.count))) for o in down] == [(1000.0, 2.0), (pytest.approx(550.0), 30.0)]
     later = decode("llama-2-7b", "vision_tokens", 1100.0, 1000.0)
     assert kv_read(later) == pytest.approx(MHA * (2 * 1100 + 30 * (550 + 100)))
     assert stored("llama-2-7b", "vision_tokens", 1120, 1008) == pytest.approx(

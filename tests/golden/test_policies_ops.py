@@ -9,14 +9,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from simulator import memory
-from simulator.dtypes import FORMATS, DType
-from simulator.hub import find_model
-from simulator.lowering import Lowering
-from simulator.ops import Attention, Linear, Op
+from simulator.base.dtypes import FORMATS, DType
+from simulator.inference import memory
+from simulator.inference.lowering import Lowering
+from simulator.model.hub import find_model
+from simulator.ops.ops import Attention, Linear, Op
+from simulator.ops.step import decode_step, prefill_step
+from simulator.ops.traffic import Operand
 from simulator.policies import parse
-from simulator.traffic import Operand
-from simulator.workload import decode_step, prefill_step
 
 MHA, GQA, LAYERS = 16_384, 4_096, 32
 BLOCK = ("attn.", "mlp.", "norm", "kv.")
@@ -46,9 +46,7 @@ def the(ops: list[Op], role: str, **want: object) -> Op:
     for name, value in want.items():
         got = getattr(found[0], name)
         numeric = isinstance(value, (int, float)) and not isinstance(value, bool)
-        assert (np.max(got) if numeric else got) == (pytest.approx(value) if numeric else value), (
-            f"{role}.{name}"
-        )
+        assert (np.max(got) if numeric else got) == (pytest.approx(value) if numeric else value), f"{role}.{name}"
     return found[0]
 
 
@@ -65,33 +63,15 @@ def test_mustafar_decode() -> None:
     expanded, three in ten of their elements scattered."""
     share = 0.4484375
     ops = decode("llama-2-7b", "mustafar(keep=0.3)", 1000.0)
-    the(
-        ops,
-        "kv.pack",
-        read_bytes=32_768,
-        write_bytes=32_768 * share,
-        pack_elements=16_384,
-        count=32,
-        launches=2,
-    )
-    the(
-        ops,
-        "kv.scores",
-        read_bytes=256_000,
-        write_bytes=256_000,
-        count=32,
-        operand=Operand.ACTIVATION,
-        overhead=True,
-    )
+    the(ops, "kv.pack", read_bytes=32_768, write_bytes=32_768 * share, pack_elements=16_384, count=32, launches=2)
+    the(ops, "kv.scores", read_bytes=256_000, write_bytes=256_000, count=32, operand=Operand.ACTIVATION, overhead=True)
     the(ops, "kv.parts", read_bytes=65_536, write_bytes=32_768, count=6 * 32, overhead=True)
     core = the(ops, "attn.core", bytes_per_token=MHA * (32 + 968 * share) / 1000)
     assert isinstance(core, Attention)
     assert core.expand is not None
     assert core.expand.elements == 2 * 968 * 8192
     assert core.expand.nonzeros == pytest.approx(0.3 * 2 * 968 * 8192)
-    assert stored("llama-2-7b", "mustafar(keep=0.3)", 1600) == pytest.approx(
-        LAYERS * MHA * (32 + 1568 * share)
-    )
+    assert stored("llama-2-7b", "mustafar(keep=0.3)", 1600) == pytest.approx(LAYERS * MHA * (32 + 1568 * share))
 
 
 def test_mustafar_keeps_more_of_v_and_wider_elements() -> None:
@@ -144,15 +124,7 @@ def test_streaming_rotates_its_kept_keys() -> None:
     """2 x 100 keys of 4096 x 2 B out and in, 6 flop an element; prompts are left alone."""
     keys = 2 * 100 * 8192
     ops = decode("llama-2-7b", "streaming_llm(window=96)", 1000.0)
-    the(
-        ops,
-        "kv.rotate",
-        read_bytes=keys,
-        write_bytes=keys,
-        flop=3 * keys,
-        operand=Operand.KV,
-        count=32,
-    )
+    the(ops, "kv.rotate", read_bytes=keys, write_bytes=keys, flop=3 * keys, operand=Operand.KV, count=32)
     assert "kv.rotate" not in roles(prompt("llama-2-7b", "streaming_llm(window=96)", 1000.0))
 
 
@@ -216,12 +188,7 @@ def test_double_sparsity_prompt_writes_labels() -> None:
     the(ops, "kv.label", read_bytes=200 * 1024, write_bytes=200 * 1024)
     the(ops, "kv.store", write_bytes=200 * MHA, beside=BLOCK, tier="host")
     assert "kv.estimate" not in roles(ops)
-    the(
-        decode("llama-2-7b", "double_sparsity_offload", 8192.0),
-        "kv.fetch",
-        chunk_bytes=512,
-        beside=BLOCK,
-    )
+    the(decode("llama-2-7b", "double_sparsity_offload", 8192.0), "kv.fetch", chunk_bytes=512, beside=BLOCK)
 
 
 def test_short_prompts_of_trained_selections_are_dense() -> None:
@@ -252,9 +219,7 @@ def test_queries_load_their_own_blocks(policy: str, budget: int) -> None:
         ("deepseek-v3", "dsa", 1152 + 132),
     ],
 )
-def test_what_trained_selections_keep_beside_the_cache(
-    model: str, policy: str, per_token: float
-) -> None:
+def test_what_trained_selections_keep_beside_the_cache(model: str, policy: str, per_token: float) -> None:
     layers = find_model(model).n_layers
     assert stored(model, policy, 1600) == pytest.approx(layers * 1600 * per_token)
 
@@ -284,13 +249,7 @@ def test_dhsa_scores_chunks() -> None:
     assert isinstance(dense, Attention)
     ops = prompt("llama-3.1-8b", "dhsa", 16_384.0)
     the(ops, "kv.estimate.prefill", flop=float(dense.flop) / 2 / 65_536)
-    the(
-        ops,
-        "kv.top_k",
-        read_bytes=2 * 4096 * 128,
-        write_bytes=2 * 64 * 8 * 128,
-        select_rows=128 * 32,
-    )
+    the(ops, "kv.top_k", read_bytes=2 * 4096 * 128, write_bytes=2 * 64 * 8 * 128, select_rows=128 * 32)
     moved = 2 * 16_384 * (8192 + 2048)
     the(ops, "kv.pool", read_bytes=moved, write_bytes=moved / 256)
 
@@ -315,8 +274,11 @@ def test_dejavu_predicts_ahead_and_gathers() -> None:
     the(ops, "predictor.mlp.in", m=2, n=1000, k=4096, beside=("attn.all_reduce", "mlp.all_reduce"))
     the(ops, "predictor.attn.top_k", beside=("attn.all_reduce", "mlp.all_reduce"))
     for role, axis, run in (
-        ("attn.qkv", "n", 128 * 8192), ("attn.o", "k", 128 * 8192), ("mlp.up", "n", 8192), ("mlp.down", "k", 8192),
-    ):  # fmt: skip
+        ("attn.qkv", "n", 128 * 8192),
+        ("attn.o", "k", 128 * 8192),
+        ("mlp.up", "n", 8192),
+        ("mlp.down", "k", 8192),
+    ):
         op = the(ops, role, gathered=axis, run_bytes=run)
         assert isinstance(op, Linear)
         assert op.flop_keep == op.read_keep < 1.0
@@ -371,9 +333,7 @@ def test_placed_caches_place_their_dense_window_too() -> None:
     """4-bit groups behind 128 dense tokens, 0.28125 of a token each: half of both stay, or nothing."""
     kept = LAYERS * MHA * (128 + (1600 - 128) * 0.28125)
     assert stored("llama-2-7b", "kv_quant+alisa(host=0.5)", 1600) == pytest.approx(kept / 2)
-    assert stored("llama-2-7b", "kv_quant+flexgen(weights=1,kv=0.25)", 1600) == pytest.approx(
-        kept / 4
-    )
+    assert stored("llama-2-7b", "kv_quant+flexgen(weights=1,kv=0.25)", 1600) == pytest.approx(kept / 4)
     assert stored("llama-2-7b", "kv_quant+lamina", 1600) == 0.0
 
 
@@ -390,9 +350,7 @@ def test_lamina_beside_the_rest_of_the_block() -> None:
         read_bytes=2 * 8192,
         write_bytes=2 * 3 * 8192,
     )
-    the(
-        ops, "pool.attention", tier="pool", operand=Operand.KV, beside=beside, read_bytes=2000 * MHA
-    )
+    the(ops, "pool.attention", tier="pool", operand=Operand.KV, beside=beside, read_bytes=2000 * MHA)
 
 
 def test_shadowkv_ops() -> None:
@@ -448,25 +406,12 @@ def test_llm_in_flash_ops() -> None:
 def test_flexgen_ops() -> None:
     """A quarter of the KV here: three quarters of 2 x 100 tokens come, three quarters of the 2 new ones leave."""
     ops = decode("opt-6.7b", "flexgen(weights=0.5,kv=0.25)", 100.0)
-    the(
-        ops,
-        "kv.load",
-        read_bytes=0.75 * 200 * MHA,
-        write_bytes=0.75 * 2 * MHA,
-        operand=Operand.KV,
-        beside=("",),
-    )
+    the(ops, "kv.load", read_bytes=0.75 * 200 * MHA, write_bytes=0.75 * 2 * MHA, operand=Operand.KV, beside=("",))
     the(ops, "mlp.up.load", operand=Operand.WEIGHT, read_bytes=4096 * 16_384, tier="host")
     cpu = decode("opt-6.7b", "flexgen(weights=1,kv=0.25,attention=cpu)", 100.0)
     the(cpu, "attn.host", read_bytes=0.75 * 200 * MHA, operand=Operand.KV)
     vectors = 0.75 * 2 * 8192
-    the(
-        cpu,
-        "kv.load",
-        read_bytes=vectors,
-        write_bytes=vectors + 0.75 * 2 * MHA,
-        operand=Operand.ACTIVATION,
-    )
+    the(cpu, "kv.load", read_bytes=vectors, write_bytes=vectors + 0.75 * 2 * MHA, operand=Operand.ACTIVATION)
     the(cpu, "attn.core", kv_head_keep=0.25, head_keep=0.25)
     the(prompt("opt-6.7b", "flexgen(kv=0.25)", 100.0), "kv.store", write_bytes=0.75 * 200 * MHA)
 

@@ -7,20 +7,20 @@ import dataclasses
 import numpy as np
 import pytest
 
-from simulator import memory
-from simulator.device import Device, load
-from simulator.device_types import MemoryTier
-from simulator.dtypes import FORMATS
-from simulator.evaluate import evaluate
-from simulator.group import Group
-from simulator.hub import find_model
-from simulator.lowering import Lowering
-from simulator.ops import Attention, Linear, Op
+from simulator.base.dtypes import FORMATS
+from simulator.device.catalogue import Device, load
+from simulator.device.types import MemoryTier
+from simulator.inference import memory
+from simulator.inference.evaluate import evaluate
+from simulator.inference.group import Group
+from simulator.inference.lowering import Lowering
+from simulator.model.hub import find_model
+from simulator.ops.ops import Attention, Linear, Op
+from simulator.ops.step import decode_step, prefill_step
+from simulator.ops.traffic import Operand
+from simulator.ops.transfers import HostCompute, Transfer
 from simulator.policies import parse
-from simulator.scenario import Scenario
-from simulator.traffic import Operand
-from simulator.transfers import HostCompute, Transfer
-from simulator.workload import decode_step, prefill_step
+from simulator.scenario.scenario import Scenario
 
 MHA, GQA, LAYERS = 16_384, 4_096, 32
 
@@ -48,10 +48,7 @@ def kv_read(ops: list[Op]) -> float:
 def kv(model: str, policy: str, tokens: float) -> tuple[float, float]:
     """KV bytes of one sequence (on the GPU, off it)."""
     low = lowered(model, policy)
-    return (
-        float(memory.kv_bytes_per_sequence(low, tokens)),
-        float(memory.off_kv_bytes(low, tokens)),
-    )
+    return (float(memory.kv_bytes_per_sequence(low, tokens)), float(memory.off_kv_bytes(low, tokens)))
 
 
 def with_tiers(device: Device, **gb_per_s: float) -> Device:
@@ -59,19 +56,22 @@ def with_tiers(device: Device, **gb_per_s: float) -> Device:
     host = device.tier("host")
     extra = tuple(
         MemoryTier(
-            name, "test", host.capacity,
-            dataclasses.replace(host.bandwidth, value=rate * 1e9), host.latency, host.sector, host.line,
+            name,
+            "test",
+            host.capacity,
+            dataclasses.replace(host.bandwidth, value=rate * 1e9),
+            host.latency,
+            host.sector,
+            host.line,
         )
         for name, rate in gb_per_s.items()
-    )  # fmt: skip
+    )
     changed = dataclasses.replace(device, memory=device.memory + extra)
     return dataclasses.replace(changed, profile_hash=f"{device.profile_hash}-{sorted(gb_per_s)}")
 
 
 def group(model: str, device: Device, policy: str) -> Group:
-    scenario = Scenario.of(
-        model=model, device=device.name, policy=policy, ignore_context_limit=True
-    )
+    scenario = Scenario.of(model=model, device=device.name, policy=policy, ignore_context_limit=True)
     return Group.of(scenario, find_model(model), device)
 
 
@@ -108,9 +108,7 @@ def test_powerinfer_streams_cold_weights_for_a_prompt() -> None:
     assert moved(ops, "mlp.") == pytest.approx(0.74 * LAYERS * 2 * 4096 * 16_384 * 2)
 
 
-@pytest.mark.parametrize(
-    ("policy", "off"), [("powerinfer(hot=0.26)", 0.74), ("llm_in_flash", 0.76)]
-)
+@pytest.mark.parametrize(("policy", "off"), [("powerinfer(hot=0.26)", 0.74), ("llm_in_flash", 0.76)])
 def test_a_prompt_loads_compressed_weights_compressed(policy: str, off: float) -> None:
     """2:4 weights are 9/16 of 2 x 134 MB a layer, on the way as in memory."""
     low = lowered("opt-6.7b", f"nm24+{policy}")
@@ -129,7 +127,7 @@ def test_compressed_rows_of_flash_are_shorter() -> None:
 @pytest.mark.parametrize(
     ("policy", "published_ms"),
     [("llm_in_flash(new=0.1,bundle=false,rank=0)", 738), ("llm_in_flash(bundle=false)", 164), ("llm_in_flash", 87)],
-)  # fmt: skip
+)
 def test_llm_in_a_flash_ladder(policy: str, published_ms: float) -> None:
     """OPT-6.7B on an M1 Max, I/O per token: 10 % of 8.59 GB in 8 KiB rows, 2.4 % of it, the same in 16 KiB bundles.
 
@@ -190,9 +188,7 @@ def test_h2o_shrinks_what_flexgen_moves() -> None:
         ("s2_attention+flexgen(weights=1)", None, 1024 + (32_000 - 1024) / 16),
     ],
 )
-def test_dropped_tokens_are_off_the_gpu_neither(
-    policy: str, prompt: float | None, tokens: float
-) -> None:
+def test_dropped_tokens_are_off_the_gpu_neither(policy: str, prompt: float | None, tokens: float) -> None:
     """32,000 tokens of context: what eviction left lies elsewhere, 16,384 B per token and layer."""
     low = lowered("llama-2-7b", policy)
     assert float(memory.off_kv_bytes(low, 32_000.0, prompt)) == pytest.approx(LAYERS * MHA * tokens)
@@ -251,9 +247,9 @@ def test_nosa_fetches_a_quarter_of_its_budget() -> None:
     here, there = kv("llama-3.1-8b", "nosa", 98_304)
     assert here == LAYERS * (4096 * GQA + 98_304 * GQA / 32)
     assert there == LAYERS * 98_304 * GQA
-    assert moved(
-        decode("llama-3.1-8b", "infllm_v2_offload", 98_304.0), "kv.fetch"
-    ) == pytest.approx(LAYERS * 0.2 * 4096 * GQA)
+    assert moved(decode("llama-3.1-8b", "infllm_v2_offload", 98_304.0), "kv.fetch") == pytest.approx(
+        LAYERS * 0.2 * 4096 * GQA
+    )
 
 
 def test_double_sparsity_offload_fetches_its_budget() -> None:
@@ -277,11 +273,7 @@ def test_alisa_phases() -> None:
     sums = next(o for o in first if o.role == "kv.scores").traffic().access[Operand.INDEX]
     assert float(np.sum(sums.read_bytes)) == 4 * 32 * 400 + 8 * 2000
     assert float(np.sum(sums.write_bytes)) == 4 * 32 * 400 + 4 * 400 + 4 * 2000
-    vote = next(
-        o
-        for o in lowered("llama-2-7b", "alisa").ops(prefill_step(1.0, 2000.0))
-        if o.role == "kv.observe"
-    )
+    vote = next(o for o in lowered("llama-2-7b", "alisa").ops(prefill_step(1.0, 2000.0)) if o.role == "kv.observe")
     assert isinstance(vote, Attention)
     assert vote.flop == pytest.approx(2 * 4096 * (200 * 1800 + 200 * 201 / 2))
     third = decode("llama-2-7b", "alisa(host=0.5,recompute=0.1)", 2000.0)
@@ -315,9 +307,7 @@ def test_lamina_runs_pool_and_model_at_once() -> None:
     assert float(np.max(step.gpu_s)) == pytest.approx(pool, rel=0.1)
 
 
-@pytest.mark.parametrize(
-    ("policy", "tier"), [("powerinfer", "dram"), ("cxl", "cxl"), ("lamina", "pool")]
-)
+@pytest.mark.parametrize(("policy", "tier"), [("powerinfer", "dram"), ("cxl", "cxl"), ("lamina", "pool")])
 def test_a_missing_tier_is_not_applicable(policy: str, tier: str) -> None:
     problem = group("opt-6.7b", load("a100-sxm-80g"), policy).problem
     assert problem is not None
@@ -327,15 +317,10 @@ def test_a_missing_tier_is_not_applicable(policy: str, tier: str) -> None:
 
 def test_cxl_is_flexgen_on_another_tier() -> None:
     """A card at a quarter of the host link's rate: the KV of 16 x 1000 tokens, 8.39 GB, takes four times as long."""
-    device = with_tiers(
-        load("h100-sxm"), cxl=load("h100-sxm").tier("host").bandwidth_bytes_per_s / 4e9
-    )
+    device = with_tiers(load("h100-sxm"), cxl=load("h100-sxm").tier("host").bandwidth_bytes_per_s / 4e9)
     slow = group("opt-6.7b", device, "cxl")
     fast = group("opt-6.7b", device, "flexgen(weights=1,kv=0)")
-    times = [
-        float(evaluate(g, *(np.array([x]) for x in (16.0, 1000.0, 2.0))).decode.gpu_s.max())
-        for g in (slow, fast)
-    ]
+    times = [float(evaluate(g, *(np.array([x]) for x in (16.0, 1000.0, 2.0))).decode.gpu_s.max()) for g in (slow, fast)]
     assert times[0] / times[1] == pytest.approx(4.0, rel=0.05)
 
 

@@ -8,15 +8,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from simulator import memory
-from simulator.dtypes import FORMATS, DType
-from simulator.errors import InputError
-from simulator.hub import find_model
-from simulator.lowering import Lowering
-from simulator.ops import Attention, Linear, Op
+from simulator.base.dtypes import FORMATS, DType
+from simulator.base.errors import InputError
+from simulator.inference import memory
+from simulator.inference.lowering import Lowering
+from simulator.model.hub import find_model
+from simulator.ops.ops import Attention, Linear, Op
+from simulator.ops.step import decode_step
+from simulator.ops.union import union_density
 from simulator.policies import parse
-from simulator.union import union_density
-from simulator.workload import decode_step
 
 D, F, LAYERS = 4096, 11_008, 32
 BLOCK = LAYERS * (4 * D * D + 3 * D * F)
@@ -86,9 +86,15 @@ def test_sparta_splits_into_24_and_a_residue() -> None:
 
 @pytest.mark.parametrize(
     ("name", "keep"),
-    [("sparse_llama", 0.3), ("sparse_finetuning", 0.4), ("sparsegpt", 0.5), ("wanda", 0.5),
-     ("dsnot", 0.5), ("sparsellm", 0.3)],
-)  # fmt: skip
+    [
+        ("sparse_llama", 0.3),
+        ("sparse_finetuning", 0.4),
+        ("sparsegpt", 0.5),
+        ("wanda", 0.5),
+        ("dsnot", 0.5),
+        ("sparsellm", 0.3),
+    ],
+)
 def test_bitmap_aliases_differ_in_their_default_only(name: str, keep: float) -> None:
     """b keep + 1/8 + 4/4096 with each paper's share."""
     assert read(linears(name), *LAYER) == pytest.approx(BLOCK * (2 * keep + 0.125 + 4 / 4096))
@@ -141,9 +147,7 @@ def test_slicegpt_cuts_the_hidden_width() -> None:
     ops = linears("slicegpt(keep=0.75)")
     ds = 3072
     assert read(ops, *LAYER) == 2 * LAYERS * (4 * D * ds + 3 * F * ds + 2 * ds * ds)
-    assert sum(float(o.weight_read_bytes * o.count) for o in ops if o.overhead) == (
-        2 * LAYERS * 2 * ds * ds
-    )
+    assert sum(float(o.weight_read_bytes * o.count) for o in ops if o.overhead) == (2 * LAYERS * 2 * ds * ds)
 
 
 def test_cfsp_narrows_the_ffn() -> None:
@@ -156,9 +160,7 @@ def test_cfsp_narrows_the_ffn() -> None:
 def test_rps_shrinks_memory_and_nothing_else() -> None:
     """A table of a tenth: memory of the layers / 10, reads and flop as dense."""
     assert read(linears("rps"), *LAYER) == 2 * BLOCK
-    saved = memory.weights_bytes(lowered("llama-2-7b", "dense")) - memory.weights_bytes(
-        lowered("llama-2-7b", "rps")
-    )
+    saved = memory.weights_bytes(lowered("llama-2-7b", "dense")) - memory.weights_bytes(lowered("llama-2-7b", "rps"))
     assert saved == pytest.approx(0.9 * 2 * BLOCK)
 
 

@@ -9,21 +9,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from simulator.device import load
-from simulator.dtypes import FORMATS
-from simulator.engine import get_engine
-from simulator.group import group_of
-from simulator.hub import find_model
-from simulator.lowering import Lowering
-from simulator.ops import Attention, Elementwise, Linear, Op
+from simulator.base.dtypes import FORMATS
+from simulator.device.catalogue import load
+from simulator.inference.group import group_of
+from simulator.inference.lowering import Lowering
+from simulator.inference.step import step_time
+from simulator.model.hub import find_model
+from simulator.ops.ops import Attention, Elementwise, Linear, Op
+from simulator.ops.step import Step, decode_step, prefill_step
+from simulator.ops.transfers import HostCompute, Transfer
 from simulator.policies import POLICIES, parse
+from simulator.roofline.engine import get_engine
 from simulator.roofline.hardware import hardware
 from simulator.roofline.sparse import select_s, tile_s
 from simulator.roofline.timing import time_op
-from simulator.scenario import Scenario
-from simulator.step import step_time
-from simulator.transfers import HostCompute, Transfer
-from simulator.workload import Step, decode_step, prefill_step
+from simulator.scenario.scenario import Scenario
 
 A100 = hardware(load("a100-sxm-80g"), "fp16")
 
@@ -36,17 +36,7 @@ def one(found: list[Op], role: str) -> Op:
     return next(o for o in found if o.role == role)
 
 
-LOWERING = {
-    "lowered",
-    "ops",
-    "decode",
-    "prompt",
-    "linears",
-    "stored",
-    "kv",
-    "group",
-    "layer_weights",
-}
+LOWERING = {"lowered", "ops", "decode", "prompt", "linears", "stored", "kv", "group", "layer_weights"}
 """Helpers of these tests that lower a policy."""
 
 
@@ -54,14 +44,10 @@ def lowered_in(test: ast.FunctionDef) -> set[str]:
     """First words of the strings of a test that lowers something, its docstring and tests of refusals left out."""
     calls = [n.func for n in ast.walk(test) if isinstance(n, ast.Call)]
     names = {f.id for f in calls if isinstance(f, ast.Name)}
-    if not names & LOWERING or any(
-        isinstance(f, ast.Attribute) and f.attr == "why_not" for f in calls
-    ):
+    if not names & LOWERING or any(isinstance(f, ast.Attribute) and f.attr == "why_not" for f in calls):
         return set()
     doc = ast.get_docstring(test, clean=False)
-    texts = [
-        n.value for n in ast.walk(test) if isinstance(n, ast.Constant) and isinstance(n.value, str)
-    ]
+    texts = [n.value for n in ast.walk(test) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
     return {w for t in texts if t != doc for w in re.findall(r"(?:^|\+)([a-z]\w*)", t)}
 
 
@@ -119,9 +105,7 @@ def test_nsa_loads_blocks_for_every_query() -> None:
     assert isinstance(core, Attention)
     pairs = 1024 * 1025 / 2 + 3072 * 1024
     assert float(np.sum(core.tile_bytes)) == pytest.approx(pairs * 8 * 512)
-    assert float(np.sum(tile_s(core.tile_bytes, A100))) == pytest.approx(
-        pairs * 8 * 512 / (0.67 * 5.4e12)
-    )
+    assert float(np.sum(tile_s(core.tile_bytes, A100))) == pytest.approx(pairs * 8 * 512 / (0.67 * 5.4e12))
     assert np.all(np.asarray(one(ops("fsa(window=0)", step), "attn.core.prefill").tile_bytes) == 0)
 
 
@@ -169,9 +153,7 @@ def test_a_look_ahead_predictor_hides_behind_all_reduces() -> None:
     """On 4 GPUs what is left of it is its time less the all-reduces'; on one GPU nothing hides."""
 
     def left(tp: int) -> float:
-        s = Scenario.of(
-            model="opt-30b", device="a100-sxm-80g", tp=tp, engine="torch-graph", policy="dejavu(keep=0.5)"
-        )  # fmt: skip
+        s = Scenario.of(model="opt-30b", device="a100-sxm-80g", tp=tp, engine="torch-graph", policy="dejavu(keep=0.5)")
         g = group_of(s)
         step = decode_step(1.0, 256.0)
         alone = sum(
@@ -208,9 +190,7 @@ def test_flexgen_waits_for_every_layer() -> None:
     for engine, total in (("flexgen", lambda a, b: a + b), ("vllm-2023", max)):
         parts = step_time(group_of(s.model_copy(update={"engine": engine})), step).parts
         stream, submit = (float(np.max(x)) for x in (parts.stream_s, parts.submit_s))
-        assert float(np.max(parts.total_s)) == pytest.approx(
-            total(stream, submit) + float(np.max(parts.wait_s))
-        )
+        assert float(np.max(parts.total_s)) == pytest.approx(total(stream, submit) + float(np.max(parts.wait_s)))
 
 
 def test_sparse_weights_is_its_format() -> None:

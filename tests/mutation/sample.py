@@ -55,18 +55,14 @@ def main() -> None:
         sample += random.Random(asked.seed).sample(of_part, min(asked.size, len(of_part)))
     mutmut(asked.jobs, sample)
     found = verdicts()
-    print(
-        f"{'part':<10}{'mutants':>9}{'sample':>8}{'killed':>8}{'survived':>10}{'other':>7}{'rate':>8}"
-    )
+    print(f"{'part':<10}{'mutants':>9}{'sample':>8}{'killed':>8}{'survived':>10}{'other':>7}{'rate':>8}")
     for part in PARTS:
         codes = Counter(found[name] for name in sample if part_of(name) == part)
         killed, survived = (sum(codes[c] for c in kind) for kind in (KILLED, SURVIVED | NO_TESTS))
         other = codes.total() - killed - survived
         mutants = sum(part_of(name) == part for name in every)
         rate = killed / max(killed + survived, 1)
-        print(
-            f"{part:<10}{mutants:>9,}{codes.total():>8}{killed:>8}{survived:>10}{other:>7}{rate:>8.1%}"
-        )
+        print(f"{part:<10}{mutants:>9,}{codes.total():>8}{killed:>8}{survived:>10}{other:>7}{rate:>8.1%}")
     print("\nalive (`mutmut show NAME`):")
     for name in sorted(name for name in sample if found[name] in SURVIVED | NO_TESTS):
         print(f"  {name}{'  (no test reaches it)' if found[name] in NO_TESTS else ''}")

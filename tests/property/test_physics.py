@@ -11,29 +11,42 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simulator import memory
-from simulator.device import Device, load, scaled
-from simulator.dtypes import FORMATS
-from simulator.evaluate import Points, evaluate
-from simulator.group import Group
-from simulator.hub import find_model
-from simulator.lowering import Lowering
-from simulator.ops import Attention, Linear, Moe
+from simulator.base.dtypes import FORMATS
+from simulator.device.catalogue import Device, load, scaled
+from simulator.inference import memory
+from simulator.inference.evaluate import Points, evaluate
+from simulator.inference.group import Group
+from simulator.inference.lowering import Lowering
+from simulator.inference.step import step_time
+from simulator.model.hub import find_model
+from simulator.ops.ops import Attention, Linear, Moe
+from simulator.ops.step import decode_step, prefill_step
+from simulator.ops.traffic import Operand, Traffic
 from simulator.policies import parse
-from simulator.result import COLUMNS, rows
+from simulator.results.result import COLUMNS, rows
+from simulator.results.summary import row_at
 from simulator.roofline import timing
-from simulator.scenario import Scenario
-from simulator.step import step_time
-from simulator.summary import row_at
-from simulator.traffic import Operand, Traffic
-from simulator.workload import decode_step, prefill_step
+from simulator.scenario.scenario import Scenario
 
 POLICIES = (
-    "dense", "nm24", "w4a16", "kv_quant(bits=4)", "streaming_llm(window=1020)", "quest(budget=1024)",
-    "mustafar(keep=0.3)", "shadowllm(keep=0.5)", "shadowllm(keep=0.3)+quest(budget=256)+w4a16",
-    "snapkv(budget=512)", "h2o(keep=0.2)", "nsa(blocks=4,window=128)", "cats(keep=0.5)", "slicegpt(keep=0.75)",
-    "flash_llm(keep=0.2)", "minference(vertical=100,slash=200)", "ftp(keep=0.7)",
-)  # fmt: skip
+    "dense",
+    "nm24",
+    "w4a16",
+    "kv_quant(bits=4)",
+    "streaming_llm(window=1020)",
+    "quest(budget=1024)",
+    "mustafar(keep=0.3)",
+    "shadowllm(keep=0.5)",
+    "shadowllm(keep=0.3)+quest(budget=256)+w4a16",
+    "snapkv(budget=512)",
+    "h2o(keep=0.2)",
+    "nsa(blocks=4,window=128)",
+    "cats(keep=0.5)",
+    "slicegpt(keep=0.75)",
+    "flash_llm(keep=0.2)",
+    "minference(vertical=100,slash=200)",
+    "ftp(keep=0.7)",
+)
 DEVICES = ("a100-sxm-80g", "h100-sxm", "rtx-4090", "mi300x")
 FEW = settings(max_examples=15)
 
@@ -53,9 +66,7 @@ def device(name: str, bandwidth: float = 1.0, math: float = 1.0, link: float = 1
 
 
 def group(model: str, dev: Device, policy: str, **fields: Any) -> Group:
-    scenario = Scenario.of(
-        model=model, device=dev.name, policy=policy, ignore_context_limit=True, **fields
-    )
+    scenario = Scenario.of(model=model, device=dev.name, policy=policy, ignore_context_limit=True, **fields)
     return Group.of(scenario, find_model(model), dev)
 
 
@@ -87,12 +98,9 @@ def test_more_bandwidth_or_more_math_is_never_slower(
 
 @FEW
 @given(models, st.sampled_from(("a100-sxm-80g", "h100-sxm")), batches, prompts, factors)
-def test_a_faster_link_is_never_slower(
-    model: str, name: str, batch: int, prompt: int, factor: float
-) -> None:
+def test_a_faster_link_is_never_slower(model: str, name: str, batch: int, prompt: int, factor: float) -> None:
     slow, fast = (
-        points(group(model, device(name, link=f), "dense", tp=4), batch, prompt, 16)
-        for f in (1.0, round(factor, 2))
+        points(group(model, device(name, link=f), "dense", tp=4), batch, prompt, 16) for f in (1.0, round(factor, 2))
     )
     assert np.all(fast.ttft_s <= slow.ttft_s * (1 + 1e-9))
     assert np.all(fast.tpot_s <= slow.tpot_s * (1 + 1e-9))
@@ -120,9 +128,7 @@ AT_ONE = {
 
 
 @pytest.mark.parametrize(("model", "policy"), [(m, p) for m, ps in AT_ONE.items() for p in ps])
-def test_keeping_all_reads_what_dense_reads_and_overhead_is_the_difference(
-    model: str, policy: str
-) -> None:
+def test_keeping_all_reads_what_dense_reads_and_overhead_is_the_difference(model: str, policy: str) -> None:
     for batch, context in ((1.0, 64.0), (7.0, 1000.0), (64.0, 8000.0)):
         dense, none = split("dense", model, batch, context)
         own, _ = split(policy, model, batch, context)
@@ -163,9 +169,7 @@ def test_more_keep_never_means_fewer_useful_bytes(
     template: str, a: float, b: float, batch: int, context: float
 ) -> None:
     less, more = sorted((round(a, 4), round(b, 4)))
-    low, high = (
-        split(template.format(k), "opt-6.7b", float(batch), context)[0] for k in (less, more)
-    )
+    low, high = (split(template.format(k), "opt-6.7b", float(batch), context)[0] for k in (less, more))
     for operand in Operand:
         assert np.sum(low.read_bytes(operand)) <= np.sum(high.read_bytes(operand)) * (1 + 1e-12)
     assert np.sum(low.total_flop) <= np.sum(high.total_flop) * (1 + 1e-12)
@@ -180,9 +184,7 @@ def test_more_budget_never_means_fewer_useful_bytes(template: str, data: st.Data
 
 def test_traffic_of_a_sum_of_policies_is_free_of_order() -> None:
     names = ["w4a16", "streaming_llm(window=500)", "kv_quant(bits=4)", "shadowllm(keep=0.5)"]
-    found = {
-        useful(split("+".join(names[i:] + names[:i]), "opt-6.7b", 4.0, 900.0)[0]) for i in range(4)
-    }
+    found = {useful(split("+".join(names[i:] + names[:i]), "opt-6.7b", 4.0, 900.0)[0]) for i in range(4)}
     assert len(found) == 1
 
 
@@ -193,11 +195,7 @@ def test_traffic_of_a_sum_of_policies_is_free_of_order() -> None:
 )
 def test_a_grid_cell_equals_the_scalar_call(policy: str, extra: dict[str, int]) -> None:
     """To rounding: a product grid adds small arrays first, so the last bit may differ."""
-    batch, prompt, output = (
-        np.array([1.0, 5, 64]),
-        np.array([1.0, 500, 1500]),
-        np.array([1.0, 2, 100]),
-    )
+    batch, prompt, output = (np.array([1.0, 5, 64]), np.array([1.0, 500, 1500]), np.array([1.0, 2, 100]))
     g = group("llama-2-7b", device("h100-sxm"), policy, **extra)
     grid, _ = rows(g, batch[:, None, None], prompt[None, :, None], output[None, None, :])
     for index in range(0, grid.rows, 4):
@@ -230,10 +228,7 @@ def test_time_scales_with_the_unit_of_time(policy: str, monkeypatch: pytest.Monk
     """
     unit = 8.0
     g = group("llama-2-7b", device("a100-sxm-80g"), policy, tp=2)
-    steps = (
-        prefill_step(3.0, 700.0),
-        decode_step(np.array([1.0, 40.0]), np.array([300.0, 3000.0])),
-    )
+    steps = (prefill_step(3.0, 700.0), decode_step(np.array([1.0, 40.0]), np.array([300.0, 3000.0])))
     before = [step_time(g, s) for s in steps]
     real_hardware, real_lookup = timing.hardware, timing.lookup
 
@@ -249,11 +244,7 @@ def test_time_scales_with_the_unit_of_time(policy: str, monkeypatch: pytest.Monk
     def lookup(*args: Any) -> Any:
         fit, basis = real_lookup(*args)
         coefficients = {
-            k: v * unit
-            if k.endswith("_s") and not k.endswith("_per_s")
-            else v / unit
-            if k.endswith("_per_s")
-            else v
+            k: v * unit if k.endswith("_s") and not k.endswith("_per_s") else v / unit if k.endswith("_per_s") else v
             for k, v in fit.coefficients.items()
         }
         return dataclasses.replace(fit, coefficients=coefficients), basis
@@ -262,17 +253,11 @@ def test_time_scales_with_the_unit_of_time(policy: str, monkeypatch: pytest.Monk
     monkeypatch.setattr(timing, "lookup", lookup)
     engine = dataclasses.replace(
         g.engine,
-        **{
-            f.name: getattr(g.engine, f.name) * unit
-            for f in dataclasses.fields(g.engine)
-            if f.name.endswith("_s")
-        },
+        **{f.name: getattr(g.engine, f.name) * unit for f in dataclasses.fields(g.engine) if f.name.endswith("_s")},
     )
     slow = dataclasses.replace(g, engine=engine)
     for step, was in zip(steps, before, strict=True):
-        np.testing.assert_allclose(
-            step_time(slow, step).total_s, unit * np.asarray(was.total_s), rtol=1e-9
-        )
+        np.testing.assert_allclose(step_time(slow, step).total_s, unit * np.asarray(was.total_s), rtol=1e-9)
 
 
 def least(op: Any, dev: Device) -> float:
@@ -291,16 +276,11 @@ def least(op: Any, dev: Device) -> float:
 
 @FEW
 @given(models, devices, policies, batches, prompts)
-def test_no_kernel_is_faster_than_its_floor(
-    model: str, name: str, policy: str, batch: int, prompt: int
-) -> None:
+def test_no_kernel_is_faster_than_its_floor(model: str, name: str, policy: str, batch: int, prompt: int) -> None:
     g = group(model, device(name), policy)
     if not runs(g):
         return
-    for step in (
-        prefill_step(float(batch), float(prompt)),
-        decode_step(float(batch), float(prompt)),
-    ):
+    for step in (prefill_step(float(batch), float(prompt)), decode_step(float(batch), float(prompt))):
         for t in step_time(g, step).ops:
             floor = least(t.op, g.device) * float(np.max(t.op.count))
             assert np.max(t.total_s) >= floor * (1 - 1e-9), t.op.role
@@ -332,18 +312,14 @@ def test_intervals_hold_the_answer_and_shares_add_up(
 
 @FEW
 @given(models, policies, batches, prompts, st.integers(1, 400))
-def test_tpot_is_the_mean_of_the_decode_steps(
-    model: str, policy: str, batch: int, prompt: int, output: int
-) -> None:
+def test_tpot_is_the_mean_of_the_decode_steps(model: str, policy: str, batch: int, prompt: int, output: int) -> None:
     """Two nodes stand for all contexts: within 2 % of the sum (quest and streaming have a kink)."""
     if output < 2:
         return
     g = group(model, device("a100-sxm-80g"), policy, engine="kernels")
     contexts = prompt + np.arange(1.0, output)
     every = np.mean(
-        np.broadcast_to(
-            step_time(g, decode_step(float(batch), contexts, float(prompt))).total_s, contexts.shape
-        )
+        np.broadcast_to(step_time(g, decode_step(float(batch), contexts, float(prompt))).total_s, contexts.shape)
     )
     kinked = any(word in policy for word in ("quest", "streaming", "nsa"))
     tpot = float(points(g, batch, prompt, output).tpot_s[0])
@@ -352,9 +328,7 @@ def test_tpot_is_the_mean_of_the_decode_steps(
 
 @FEW
 @given(models, st.sampled_from(("rtx-4090", "a100-sxm-80g")), policies, prompts, outputs)
-def test_the_largest_batch_is_the_largest(
-    model: str, name: str, policy: str, prompt: int, output: int
-) -> None:
+def test_the_largest_batch_is_the_largest(model: str, name: str, policy: str, prompt: int, output: int) -> None:
     g = group(model, device(name), policy)
     best = float(points(g, 1, prompt, output).max_batch[0])
     if best >= 1:

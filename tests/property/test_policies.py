@@ -10,22 +10,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simulator.device import load
-from simulator.dtypes import FORMATS
-from simulator.errors import InputError
-from simulator.group import Group
-from simulator.hub import find_model
-from simulator.lowering import Lowering
-from simulator.ops import Elementwise
+from simulator.base.dtypes import FORMATS
+from simulator.base.errors import InputError
+from simulator.device.catalogue import load
+from simulator.inference.group import Group
+from simulator.inference.lowering import Lowering
+from simulator.inference.step import step_time
+from simulator.model.hub import find_model
+from simulator.ops.ops import Elementwise
+from simulator.ops.step import Step, decode_step, prefill_step
+from simulator.ops.traffic import Operand, Traffic
+from simulator.ops.transfers import HostCompute, Transfer
 from simulator.plan import _policies
 from simulator.policies import POLICIES, Policies, parse
-from simulator.result import COLUMNS, rows
-from simulator.scenario import Scenario
-from simulator.step import step_time
-from simulator.summary import row_at
-from simulator.traffic import Operand, Traffic
-from simulator.transfers import HostCompute, Transfer
-from simulator.workload import Step, decode_step, prefill_step
+from simulator.results.result import COLUMNS, rows
+from simulator.results.summary import row_at
+from simulator.scenario.scenario import Scenario
 
 NAMES = sorted(POLICIES)
 MODELS = ("llama-3.1-8b", "opt-6.7b", "deepseek-v3")
@@ -83,9 +83,7 @@ def test_an_alias_is_its_base_with_other_defaults(name: str) -> None:
     base = POLICIES[cls.alias_of]
     assert cls.citation
     values = {k: f.default for k, f in cls.model_fields.items() if f.default not in (None, "")}
-    text = ",".join(
-        f"{k}={str(v).lower() if isinstance(v, bool) else v}" for k, v in values.items()
-    )
+    text = ",".join(f"{k}={str(v).lower() if isinstance(v, bool) else v}" for k, v in values.items())
     twin = f"{base.name}({text})"
     model, step = home_model(name), decode_step(2.0, np.array([700.0, 9000.0]), 600.0)
     mine, theirs = (lowered(p, model).ops(step) for p in (name, twin))
@@ -103,9 +101,11 @@ def test_demand_is_finite_and_not_negative(name: str) -> None:
     assert sum(len(indices) for _, indices in low.groups) == low.model.n_layers
     contexts = np.array([2.0, 33.0, 5000.0, 200_000.0])
     for step in (
-        decode_step(1.0, contexts), decode_step(64.0, contexts, np.array([1.0, 20.0, 4000.0, 5.0])),
-        prefill_step(1.0, contexts), prefill_step(4.0, np.array([1.0, 7.0, 512.0, 4096.0]), contexts + 4096.0),
-    ):  # fmt: skip
+        decode_step(1.0, contexts),
+        decode_step(64.0, contexts, np.array([1.0, 20.0, 4000.0, 5.0])),
+        prefill_step(1.0, contexts),
+        prefill_step(4.0, np.array([1.0, 7.0, 512.0, 4096.0]), contexts + 4096.0),
+    ):
         for op in low.ops(step):
             t = op.traffic()
             for value in (t.total_bytes, t.total_flop, t.launches, op.count):
@@ -119,23 +119,43 @@ def test_demand_is_finite_and_not_negative(name: str) -> None:
 
 
 WHOLE = {
-    "cats(keep=1)": MODELS[0], "prosparse(keep=1)": MODELS[0], "teal(keep=1)": MODELS[0],
-    "relu(down_keep=1)": MODELS[0], "relu_stage2(down_keep=1,up_keep=1,qkv_keep=1)": MODELS[1],
-    "polar(attn_keep=1,keep=1)": MODELS[1], "powerinfer(keep=1,hot=0.25)": MODELS[1],
-    "llm_in_flash(keep=1,new=1)": MODELS[1], "flexgen(weights=0.3,kv=0.2)": MODELS[0],
-    "slicegpt(keep=1)": MODELS[0], "cfsp(keep=1)": MODELS[0], "rps(keep=1)": MODELS[0],
-    "h2o(keep=1)": MODELS[0], "elastic_cache(keep=1)": MODELS[0], "snapkv(budget=1000000)": MODELS[0],
-    "pyramidkv(budget=10000000)": MODELS[0], "uncomp(budget=1000000)": MODELS[0],
-    "moa(keep=1)": MODELS[0], "s2_attention(stride=1)": MODELS[0],
-    "kinetics(budget=1000000)": MODELS[0], "double_sparsity(budget=1000000)": MODELS[0],
-    "double_sparsity_offload(budget=1000000)": MODELS[0], "nsa(blocks=4096,block=1024)": MODELS[0],
-    "fsa(blocks=4096,block=1024)": MODELS[0], "infllm_v2(blocks=65536)": MODELS[0],
-    "dsa(budget=1000000)": MODELS[2], "minference(vertical=1000000)": MODELS[0],
-    "sample_attention(keep=1)": MODELS[0], "dhsa(budget=1000000)": MODELS[0],
-    "ftp(keep=1)": MODELS[0], "vision_tokens(keep=1)": MODELS[0], "shadowkv(chunks=1000000)": MODELS[0],
-    "nosa(budget=1000000)": MODELS[0], "alisa(keep=1)": MODELS[0], "contiguous_kv": MODELS[0],
+    "cats(keep=1)": MODELS[0],
+    "prosparse(keep=1)": MODELS[0],
+    "teal(keep=1)": MODELS[0],
+    "relu(down_keep=1)": MODELS[0],
+    "relu_stage2(down_keep=1,up_keep=1,qkv_keep=1)": MODELS[1],
+    "polar(attn_keep=1,keep=1)": MODELS[1],
+    "powerinfer(keep=1,hot=0.25)": MODELS[1],
+    "llm_in_flash(keep=1,new=1)": MODELS[1],
+    "flexgen(weights=0.3,kv=0.2)": MODELS[0],
+    "slicegpt(keep=1)": MODELS[0],
+    "cfsp(keep=1)": MODELS[0],
+    "rps(keep=1)": MODELS[0],
+    "h2o(keep=1)": MODELS[0],
+    "elastic_cache(keep=1)": MODELS[0],
+    "snapkv(budget=1000000)": MODELS[0],
+    "pyramidkv(budget=10000000)": MODELS[0],
+    "uncomp(budget=1000000)": MODELS[0],
+    "moa(keep=1)": MODELS[0],
+    "s2_attention(stride=1)": MODELS[0],
+    "kinetics(budget=1000000)": MODELS[0],
+    "double_sparsity(budget=1000000)": MODELS[0],
+    "double_sparsity_offload(budget=1000000)": MODELS[0],
+    "nsa(blocks=4096,block=1024)": MODELS[0],
+    "fsa(blocks=4096,block=1024)": MODELS[0],
+    "infllm_v2(blocks=65536)": MODELS[0],
+    "dsa(budget=1000000)": MODELS[2],
+    "minference(vertical=1000000)": MODELS[0],
+    "sample_attention(keep=1)": MODELS[0],
+    "dhsa(budget=1000000)": MODELS[0],
+    "ftp(keep=1)": MODELS[0],
+    "vision_tokens(keep=1)": MODELS[0],
+    "shadowkv(chunks=1000000)": MODELS[0],
+    "nosa(budget=1000000)": MODELS[0],
+    "alisa(keep=1)": MODELS[0],
+    "contiguous_kv": MODELS[0],
     "vattention": MODELS[0],
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("policy", "model"), WHOLE.items())
@@ -158,14 +178,10 @@ def test_keeping_all_is_dense_and_overhead_is_the_difference(policy: str, model:
 def test_keeping_all_is_never_faster_than_dense(policy: str) -> None:
     """On calibrated kernels and on others, with full attention and with a window; exactly dense without overhead."""
     ran = 0
-    for model, card in itertools.product(
-        (WHOLE[policy], "mistral-7b"), ("a100-sxm-80g", "rtx-4090")
-    ):
+    for model, card in itertools.product((WHOLE[policy], "mistral-7b"), ("a100-sxm-80g", "rtx-4090")):
         sparse, dense = (
             Group.of(
-                Scenario.of(
-                    model=model, device=card, policy=p, dtype="fp16", ignore_context_limit=True
-                ),
+                Scenario.of(model=model, device=card, policy=p, dtype="fp16", ignore_context_limit=True),
                 find_model(model),
                 load(card),
             )
@@ -175,10 +191,7 @@ def test_keeping_all_is_never_faster_than_dense(policy: str) -> None:
             continue
         ran += 1
         extra = any(o.overhead for o in sparse.lowering.ops(decode_step(1.0, 64.0)))
-        for step in (
-            decode_step(8.0, np.array([60.0, 1100.0, 7000.0]), 30.0),
-            prefill_step(2.0, 1500.0),
-        ):
+        for step in (decode_step(8.0, np.array([60.0, 1100.0, 7000.0]), 30.0), prefill_step(2.0, 1500.0)):
             mine, theirs = (np.asarray(step_time(g, step).total_s) for g in (sparse, dense))
             assert np.all(mine >= theirs * (1 - 1e-9)), (model, card)
             if policy in ("moa(keep=1)", "ftp(keep=1)"):
@@ -188,19 +201,37 @@ def test_keeping_all_is_never_faster_than_dense(policy: str) -> None:
 
 
 KEPT = (
-    "cats(keep={})", "teal(keep={})", "relu(down_keep={})", "polar(attn_keep={0},keep={0})",
-    "sparse_weights(keep={})", "flash_llm(keep={})", "sputnik(keep={})", "sparta(keep={})",
-    "gqsa(keep={})", "slicegpt(keep={})", "cfsp(keep={})", "h2o(keep={})", "moa(keep={})",
-    "cskv(keep={})", "zipvl(keep={})", "sample_attention(keep={})", "ftp(keep={})",
-    "vision_tokens(keep={})", "alisa(keep={})", "powerinfer(keep={})",
-)  # fmt: skip
+    "cats(keep={})",
+    "teal(keep={})",
+    "relu(down_keep={})",
+    "polar(attn_keep={0},keep={0})",
+    "sparse_weights(keep={})",
+    "flash_llm(keep={})",
+    "sputnik(keep={})",
+    "sparta(keep={})",
+    "gqsa(keep={})",
+    "slicegpt(keep={})",
+    "cfsp(keep={})",
+    "h2o(keep={})",
+    "moa(keep={})",
+    "cskv(keep={})",
+    "zipvl(keep={})",
+    "sample_attention(keep={})",
+    "ftp(keep={})",
+    "vision_tokens(keep={})",
+    "alisa(keep={})",
+    "powerinfer(keep={})",
+)
 
 
 @settings(max_examples=60)
 @given(
-    st.sampled_from(KEPT), st.floats(0.01, 1.0), st.floats(0.01, 1.0),
-    st.sampled_from((1.0, 7.0, 64.0)), st.sampled_from((40.0, 3000.0)),
-)  # fmt: skip
+    st.sampled_from(KEPT),
+    st.floats(0.01, 1.0),
+    st.floats(0.01, 1.0),
+    st.sampled_from((1.0, 7.0, 64.0)),
+    st.sampled_from((40.0, 3000.0)),
+)
 def test_more_keep_never_means_fewer_useful_bytes(
     template: str, a: float, b: float, batch: float, context: float
 ) -> None:
@@ -247,9 +278,7 @@ def runnable(name: str) -> Group | None:
     model = home_model(name)
     if model == "deepseek-v3":
         return None
-    scenario = Scenario.of(
-        model=model, device="h100-sxm", policy=name, dtype="fp16", ignore_context_limit=True
-    )
+    scenario = Scenario.of(model=model, device="h100-sxm", policy=name, dtype="fp16", ignore_context_limit=True)
     g = Group.of(scenario, find_model(model), load("h100-sxm"))
     return g if g.problem is None else None
 

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simulator.dtypes import FORMATS, KV_FORMATS
-from simulator.errors import InputError
-from simulator.scenario import MAX_BATCH, MAX_TOKENS, Scenario
+from simulator.base.dtypes import FORMATS, KV_FORMATS
+from simulator.base.errors import InputError
+from simulator.scenario.scenario import MAX_BATCH, MAX_TOKENS, Scenario
 
 names = st.text(st.characters(exclude_categories=("Cc", "Cs", "Cn")), min_size=1, max_size=40)
 floats = st.floats(0.001, 1.0).map(lambda x: float(f"{x:.6g}"))
@@ -38,13 +38,7 @@ scenarios = st.builds(
     device=names,
     policy=st.one_of(
         st.just("dense"),
-        st.builds(
-            policy_text,
-            floats,
-            st.integers(16, 10**7),
-            st.sampled_from(("w4a16", "nm24")),
-            st.booleans(),
-        ),
+        st.builds(policy_text, floats, st.integers(16, 10**7), st.sampled_from(("w4a16", "nm24")), st.booleans()),
     ),
     engine=st.sampled_from(("vllm", "kernels")),
     dtype=st.sampled_from((*FORMATS, "auto")),

@@ -11,7 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simulator.scenario import Scenario
+from simulator.inference.step import step_time
+from simulator.ops.step import decode_step, prefill_step
+from simulator.scenario.scenario import Scenario
 from simulator.serving.book import Book
 from simulator.serving.deployment import Deployment
 from simulator.serving.fleet import simulate
@@ -22,8 +24,6 @@ from simulator.serving.scheduler import Scheduler
 from simulator.serving.steptime import Line, StepTable, linear_table
 from simulator.serving.synthetic import synthetic
 from simulator.serving.tabulate import mixed_step
-from simulator.step import step_time
-from simulator.workload import decode_step, prefill_step
 
 # Same arithmetic in another order: sums of up to some thousand floats.
 SAME_TIME = 1e-9
@@ -230,9 +230,7 @@ def in_full(deployment, requests):
     asked = FullPrediction(deployment.group)
     served = [
         Sequence_(i, float(a), int(p), int(o), length=int(p))
-        for i, (a, p, o) in enumerate(
-            zip(requests.arrival_s, requests.prompt, requests.output, strict=True)
-        )
+        for i, (a, p, o) in enumerate(zip(requests.arrival_s, requests.prompt, requests.output, strict=True))
     ]
     token_by_token(asked, deployment.scheduler, deployment.pool, served)
     first, finish = (np.array([getattr(s, k) for s in served]) for k in ("first", "finish"))
@@ -264,9 +262,7 @@ def bent(sequences: int, tokens: int) -> StepTable:
         for i in (1, 2):
             line.append(line[-1] + (slope[n][i - 1] - slope[n][i]) * nodes[i])
         intercept.append(line)
-    return StepTable(
-        Line(nodes, intercept, slope), flat.beside, None, flat.base, None, flat.tail, wait_s=1e-4
-    )
+    return StepTable(Line(nodes, intercept, slope), flat.beside, None, flat.base, None, flat.tail, wait_s=1e-4)
 
 
 @st.composite
@@ -294,8 +290,7 @@ def cases(draw):
     if prefix:
         # A few conversations: a request shares the beginning of one of four paths.
         ids = [
-            tuple(1000 * int(c) + k for k in range(p // 16))
-            for c, p in zip(rng.integers(0, 4, n), prompt, strict=True)
+            tuple(1000 * int(c) + k for k in range(p // 16)) for c, p in zip(rng.integers(0, 4, n), prompt, strict=True)
         ]
         blocks = max(blocks, longest + 8 * (16 // block))
     extra = draw(st.integers(0, 2))

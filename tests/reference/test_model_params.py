@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from simulator import hub
+from simulator.model import hub
 
 # A total published in rounded form ("20B", "1.04T") is off by up to half of its last digit.
 ROUNDED = 0.015

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from simulator import hub
-from simulator.architectures import from_config
+from simulator.model import hub
+from simulator.model.architectures import from_config
 
 pytestmark = pytest.mark.torch
 

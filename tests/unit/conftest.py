@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from simulator.hub import find_model
+from simulator.model.hub import find_model
 from simulator.trace import ROWS, TABLES, Manifest, ModelFacts, write_trace
 
 KEEPS = (0.1, 0.25, 0.5)
@@ -66,11 +66,24 @@ NEURONS = {"layer": [0, 0], "neuron": [1, 0], "keep": [np.nan] * 2, "frequency":
 
 def quality_rows(*rows: dict[str, Any]) -> dict[str, list[Any]]:
     base = {
-        "policy": "shadowllm(keep=0.5)", "method": "shadowllm", "criterion": "plainact",
-        "targets": "layer", "budget": "global", "mask": "token", "sparsity": 0.5, "seed": 0,
-        "tokens": 1000, "context": 384.0, "perplexity": 20.0, "dense_perplexity": 10.0, "agreement": 0.7,
-        "recall": 0.5, "rank_correlation": 0.5, "weight_bytes_share": 0.5, "flop_share": 0.5,
-    }  # fmt: skip
+        "policy": "shadowllm(keep=0.5)",
+        "method": "shadowllm",
+        "criterion": "plainact",
+        "targets": "layer",
+        "budget": "global",
+        "mask": "token",
+        "sparsity": 0.5,
+        "seed": 0,
+        "tokens": 1000,
+        "context": 384.0,
+        "perplexity": 20.0,
+        "dense_perplexity": 10.0,
+        "agreement": 0.7,
+        "recall": 0.5,
+        "rank_correlation": 0.5,
+        "weight_bytes_share": 0.5,
+        "flop_share": 0.5,
+    }
     return {c: [(base | row)[c] for row in rows] for c in TABLES["quality.parquet"]}
 
 

@@ -15,9 +15,9 @@ from streamlit.testing.v1 import AppTest
 
 import app
 from app import state, words
-from simulator.console import number
-from simulator.predict import predict
-from simulator.scenario import Scenario
+from simulator.base.console import number
+from simulator.results.prediction import predict
+from simulator.scenario.scenario import Scenario
 
 MAIN = Path(app.__file__).with_name("main.py")
 LINK = "model=llama-2-7b&device=rtx-4090&policy=mustafar(keep=0.3)&batch=4&prompt_tokens=1024"
@@ -50,9 +50,7 @@ def shown(at: AppTest) -> dict[str, str]:
 
 def told(at: AppTest) -> str:
     """All notes of a page."""
-    return re.sub(
-        r"\\(\W|_)", r"\1", "\n".join(e.value for e in (*at.warning, *at.error, *at.info))
-    )
+    return re.sub(r"\\(\W|_)", r"\1", "\n".join(e.value for e in (*at.warning, *at.error, *at.info)))
 
 
 def texts(at: AppTest) -> str:
@@ -108,22 +106,13 @@ def test_numbers_follow_every_widget_of_the_sidebar():
     set_to(at.select_slider(key="batch.slider").set_value(16), batch=16)
     set_to(at.number_input(key="output_tokens").set_value(64), output_tokens=64)
     set_to(at.slider(key="policy.mustafar.keep").set_value(50.0), policy="mustafar(keep=0.5)")
-    set_to(
-        at.number_input(key="policy.mustafar.window").set_value(64),
-        policy="mustafar(keep=0.5,window=64)",
-    )
+    set_to(at.number_input(key="policy.mustafar.window").set_value(64), policy="mustafar(keep=0.5,window=64)")
     depth = "mixed_sparsity(keep=0.5,depth=0.6:0.4)"
     set_to(at.text_input(key="policy").set_value("mixed_sparsity"), policy=depth)
-    set_to(
-        at.slider(key="policy.mixed_sparsity.keep").set_value(70.0),
-        policy="mixed_sparsity(keep=0.3)",
-    )
+    set_to(at.slider(key="policy.mixed_sparsity.keep").set_value(70.0), policy="mixed_sparsity(keep=0.3)")
     set_to(at.text_input(key="policy.mixed_sparsity.depth").set_value("0.6:0.4"), policy=depth)
     set_to(at.text_input(key="policy").set_value("nm24"), policy="nm24")
-    set_to(
-        at.multiselect(key="composer.names").set_value(["nm24", "quest"]),
-        policy="nm24+quest(budget=2048)",
-    )
+    set_to(at.multiselect(key="composer.names").set_value(["nm24", "quest"]), policy="nm24+quest(budget=2048)")
     set_to(at.number_input(key="tp").set_value(2), tp=2)
     set_to(at.selectbox(key="engine").set_value("sglang"), engine="sglang")
     set_to(at.selectbox(key="kv_cache_dtype").set_value("fp8"), kv_cache_dtype="fp8")
@@ -131,17 +120,9 @@ def test_numbers_follow_every_widget_of_the_sidebar():
 
 
 def test_a_bad_link_says_what_was_wrong_and_what_is_used():
-    at = opened(
-        "model=llama-2-7&device=rtx-4090&policy=mustafa&batch=abc&kv_cache_dtype=fp8&depth=3"
-    )
+    at = opened("model=llama-2-7&device=rtx-4090&policy=mustafa&batch=abc&kv_cache_dtype=fp8&depth=3")
     notes = told(at)
-    for part in (
-        "'llama-2-7'",
-        "did you mean 'llama-2-7b'",
-        "'mustafa'",
-        "'abc'",
-        "'depth' means nothing here",
-    ):
+    for part in ("'llama-2-7'", "did you mean 'llama-2-7b'", "'mustafa'", "'abc'", "'depth' means nothing here"):
         assert part in notes
     assert "Used instead: dense" in notes
     assert "Used instead: 1." in notes

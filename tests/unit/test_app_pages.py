@@ -17,11 +17,11 @@ from streamlit.testing.v1 import AppTest
 
 import app
 from app import axes, state
-from simulator.console import number
-from simulator.device import load
-from simulator.glossary import TERMS
-from simulator.predict import predict
-from simulator.scenario import Scenario
+from simulator.base.console import number
+from simulator.base.glossary import TERMS
+from simulator.device.catalogue import load
+from simulator.results.prediction import predict
+from simulator.scenario.scenario import Scenario
 from simulator.trace import read_trace
 
 MAIN = Path(app.__file__).with_name("main.py")
@@ -59,9 +59,7 @@ def ran(what) -> AppTest:
 
 
 def told(at: AppTest) -> str:
-    return re.sub(
-        r"\\(\W|_)", r"\1", "\n".join(e.value for e in (*at.warning, *at.error, *at.info))
-    )
+    return re.sub(r"\\(\W|_)", r"\1", "\n".join(e.value for e in (*at.warning, *at.error, *at.info)))
 
 
 def texts(at: AppTest) -> str:
@@ -75,9 +73,7 @@ def button(at: AppTest, label: str):
 class TestSweep:
     def test_its_words_and_command_are_those_of_the_sweep(self):
         at = opened(SWEEP, "sweep")
-        best = predict(
-            Scenario.from_query(LINK).model_copy(update={"batch": 16, "prompt_tokens": 128})
-        )
+        best = predict(Scenario.from_query(LINK).model_copy(update={"batch": 16, "prompt_tokens": 128}))
         assert number(best.row["tokens_per_s_per_gpu"]) in texts(at)
         assert "teal(keep=0.5) on h100-sxm" in texts(at)
         command = shlex.split(at.main.code[0].value)
@@ -115,7 +111,7 @@ class TestSweep:
             ("s.batch", "0", "must be 1 or more"),
             ("s.batch", "1:1000:1000", "points; at most 20,000"),
         ],
-    )  # fmt: skip
+    )
     def test_a_bad_range_is_told(self, key, text, part):
         at = opened(SWEEP.replace("128,512", "1:100:100"), "sweep")
         ran(at.text_input(key=key).set_value(text))
@@ -126,10 +122,7 @@ class TestSweep:
         assert "needs a policy with a share to keep" in told(at)
 
     def test_where_nothing_fits_it_says_so(self):
-        at = opened(
-            "model=llama-3.1-405b&device=rtx-4090&policy=nm24&s.batch=1,2&s.prompt_tokens=128,256",
-            "sweep",
-        )
+        at = opened("model=llama-3.1-405b&device=rtx-4090&policy=nm24&s.batch=1,2&s.prompt_tokens=128,256", "sweep")
         assert "Nothing fits" in texts(at)
 
 
@@ -139,13 +132,13 @@ class TestPlan:
         base = Scenario.from_query(LINK)
         rows = [
             predict(base.model_copy(update={"device": d, "tp": tp, "batch": b, "policy": p})).row
-            for d in ("h100-sxm", "rtx-4090") for tp in (1, 2) for b in (1, 16) for p in ("dense", base.policy)
-        ]  # fmt: skip
+            for d in ("h100-sxm", "rtx-4090")
+            for tp in (1, 2)
+            for b in (1, 16)
+            for p in ("dense", base.policy)
+        ]
         best = min((r for r in rows if r["status"] == "ok"), key=lambda r: r["usd_per_mtoken"])
-        assert (
-            f"{best['tp']} x {best['device']}, {best['policy']}, batch {best['batch']}:"
-            in texts(at)
-        )
+        assert f"{best['tp']} x {best['device']}, {best['policy']}, batch {best['batch']}:" in texts(at)
         assert f"${number(best['usd_per_mtoken'])}" in texts(at)
 
     def test_targets_and_prices_change_the_answer(self):
@@ -162,9 +155,7 @@ class TestPlan:
         assert "choose at least one device" in told(at)
 
     def test_where_nothing_fits_it_says_so(self):
-        at = opened(
-            "model=llama-3.1-405b&device=rtx-4090&p.device=rtx-4090&p.tp=1&p.batch=1", "plan"
-        )
+        at = opened("model=llama-3.1-405b&device=rtx-4090&p.device=rtx-4090&p.tp=1&p.batch=1", "plan")
         assert "Nothing fits" in told(at)
 
 
@@ -193,9 +184,13 @@ class TestTraces:
         at.switch_page("views/what_if.py")
         ran(at)
         scenario = Scenario.of(
-            model=str(SHIPPED.parent / "model"), device="h100-sxm", policy="shadowllm(keep=0.5)", prompt_tokens=64,
-            output_tokens=32, trace=str(SHIPPED),
-        )  # fmt: skip
+            model=str(SHIPPED.parent / "model"),
+            device="h100-sxm",
+            policy="shadowllm(keep=0.5)",
+            prompt_tokens=64,
+            output_tokens=32,
+            trace=str(SHIPPED),
+        )
         assert at.metric[0].value == number(predict(scenario).row["tokens_per_s"])
 
     def test_an_upload_is_checked_and_kept_apart(self, home):
@@ -214,7 +209,7 @@ class TestTraces:
             (lambda f: f.update({"manifest.json": b"{"}), "is not JSON"),
             (lambda f: f.update({"evil.parquet": b""}), "is no file of a trace"),
         ],
-    )  # fmt: skip
+    )
     def test_a_bad_upload_says_what_was_wrong_and_keeps_nothing(self, home, change, part):
         files = {p.name: p.read_bytes() for p in SHIPPED.iterdir()}
         change(files)
@@ -238,23 +233,11 @@ class TestValidation:
     def test_measured_rows_are_judged(self):
         shapes = [(2**i, 4096, 4096) for i in range(11)]
         rows = pd.DataFrame(shapes, columns=["m", "n", "k"]).assign(
-            source="mine",
-            device="h100-sxm",
-            dtype="bf16",
-            batch=1,
-            time_s=1e-5,
-            kernel="",
-            note="",
-            url="",
-            flag="",
+            source="mine", device="h100-sxm", dtype="bf16", batch=1, time_s=1e-5, kernel="", note="", url="", flag=""
         )
         at = opened(LINK + "&v.what=measured rows", "validation")
         assert "Upload measured rows" in told(at)
-        ran(
-            at.file_uploader(key="v.file").set_value(
-                ("mine.csv", rows.to_csv(index=False).encode(), "text/csv")
-            )
-        )
+        ran(at.file_uploader(key="v.file").set_value(("mine.csv", rows.to_csv(index=False).encode(), "text/csv")))
         assert "11 rows: median APE" in texts(at)
         short = rows.drop(columns="k").to_csv(index=False).encode()
         ran(at.file_uploader(key="v.file").set_value(("mine.csv", short, "text/csv")))
@@ -279,9 +262,7 @@ class TestValidation:
         total = summary(judged)["all"]
         assert f"{total['rows']} figures of 1 papers" in texts(at)
         assert f"**{total['geometric_mean']:.2f}**" in texts(at)
-        assert list(at.main.dataframe[0].value["id"]) == [
-            r.claim_id for r in judged if r.status == "judged"
-        ]
+        assert list(at.main.dataframe[0].value["id"]) == [r.claim_id for r in judged if r.status == "judged"]
         assert set(at.main.dataframe[0].value["link"]) == {"https://arxiv.org/abs/2310.17157"}
         ran(at.multiselect(key="v.status").set_value([]))
         assert len(at.main.dataframe[0].value) == len(judged)
@@ -291,13 +272,7 @@ class TestValidation:
         ran(at.multiselect(key="v.paper").set_value(["Deja Vu"]))
 
     def test_kernel_traffic_is_read_from_the_tools_file(self):
-        row = {
-            "op": "teal",
-            "operand": "w",
-            "predicted_bytes": 1,
-            "recorded_bytes": 1,
-            "agrees": True,
-        }
+        row = {"op": "teal", "operand": "w", "predicted_bytes": 1, "recorded_bytes": 1, "agrees": True}
         at = opened(LINK + "&v.what=kernel traffic", "validation")
         good = json.dumps({"rows": [row, {**row, "agrees": False}]}).encode()
         ran(at.file_uploader(key="v.traffic").set_value(("traffic.json", good, "")))
@@ -341,9 +316,7 @@ class TestCatalogue:
         assert "'my-h100' is taken" in told(at)
         assert (home / "devices" / "my-h100.toml").is_file()
 
-    @pytest.mark.parametrize(
-        ("text", "part"), [(b"name = ", "bad.toml"), (b'schema = 1\nname = "other"', "bad.toml")]
-    )
+    @pytest.mark.parametrize(("text", "part"), [(b"name = ", "bad.toml"), (b'schema = 1\nname = "other"', "bad.toml")])
     def test_a_bad_profile_names_its_lines(self, home, text, part):
         at = opened(LINK, "catalogue")
         ran(at.file_uploader(key="c.toml").set_value(("bad.toml", text, "")))
@@ -366,7 +339,7 @@ def test_a_pasted_config_becomes_the_model(home):
 @pytest.mark.parametrize(
     ("name", "text", "part"),
     [("My llama!", "{}", "needs letters"), ("a", "{", "is not valid JSON"), ("a", "{}", "'model_type' is missing")],
-)  # fmt: skip
+)
 def test_a_bad_config_is_told_and_changes_nothing(home, name, text, part):
     at = opened(LINK, "catalogue")
     at.text_input(key="own.name").set_value(name)

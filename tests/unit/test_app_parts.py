@@ -13,14 +13,12 @@ pytest.importorskip("streamlit", reason="the dashboard's extra is not installed"
 from app import axes, compute, figures, heat, planning, words
 from app.compute import Curve
 from app.planning import Targets
-from simulator.errors import InputError
-from simulator.grid import Grid
-from simulator.predict import PARTS, predict
-from simulator.scenario import Scenario
+from simulator.base.errors import InputError
+from simulator.results.prediction import PARTS, predict
+from simulator.scenario.grid import Grid
+from simulator.scenario.scenario import Scenario
 
-BASE = Scenario.of(
-    model="llama-2-7b", device="h100-sxm", policy="teal(keep=0.5)", prompt_tokens=512
-)
+BASE = Scenario.of(model="llama-2-7b", device="h100-sxm", policy="teal(keep=0.5)", prompt_tokens=512)
 
 
 def curve(speedup, values=(1, 2, 4, 8), fits=(True,) * 4, axis="batch") -> Curve:
@@ -40,7 +38,7 @@ def curve(speedup, values=(1, 2, 4, 8), fits=(True,) * 4, axis="batch") -> Curve
         (curve([np.nan] * 4), "fits at no batch"),
         (curve([0.9, 1.1, 0.9, 0.9], axis="prompt_tokens"), "wins at prompt 2"),
     ],
-)  # fmt: skip
+)
 def test_where_it_wins_in_words(found, sentence):
     assert words.where_it_wins([found], BASE) == f"teal(keep=0.5) {sentence}."
 
@@ -76,8 +74,15 @@ def test_no_speed_up_is_claimed_over_a_dense_model_that_does_not_fit():
 
 
 def test_the_interval_of_a_rate_is_that_of_its_times():
-    row = {"batch": 4, "output_tokens": 11, "tokens_per_s": 44.0, "ttft_lo_s": 0.4, "ttft_hi_s": 1.0,
-           "tpot_lo_s": 0.04, "tpot_hi_s": 0.1}  # fmt: skip
+    row = {
+        "batch": 4,
+        "output_tokens": 11,
+        "tokens_per_s": 44.0,
+        "ttft_lo_s": 0.4,
+        "ttft_hi_s": 1.0,
+        "tpot_lo_s": 0.04,
+        "tpot_hi_s": 0.1,
+    }
     assert words.interval_rate(row) == "90 %: 22 – 55"  # 44 tokens in 2.0 and in 0.8 s
     one = {**row, "output_tokens": 1, "tpot_lo_s": None, "tpot_hi_s": None}
     assert words.interval_rate(one) == "90 %: 4 – 10"  # 4 tokens in 1.0 and in 0.4 s
@@ -93,42 +98,44 @@ def rows(**columns) -> pd.DataFrame:
     """Rows of a sweep with what `planning.plan` reads."""
     n = len(next(iter(columns.values())))
     default = {
-        "device": ["a"] * n, "policy": ["dense"] * n, "basis": ["CALIBRATED"] * n, "bound": ["compute"] * n,
-        "reason": [None] * n, "status": ["ok"] * n, "tp": [1] * n, "pp": [1] * n, "batch": [1] * n,
-        "output_tokens": [128] * n, "ttft_s": [0.1] * n, "tpot_s": [0.01] * n, "tokens_per_s": [100.0] * n,
-    }  # fmt: skip
+        "device": ["a"] * n,
+        "policy": ["dense"] * n,
+        "basis": ["CALIBRATED"] * n,
+        "bound": ["compute"] * n,
+        "reason": [None] * n,
+        "status": ["ok"] * n,
+        "tp": [1] * n,
+        "pp": [1] * n,
+        "batch": [1] * n,
+        "output_tokens": [128] * n,
+        "ttft_s": [0.1] * n,
+        "tpot_s": [0.01] * n,
+        "tokens_per_s": [100.0] * n,
+    }
     return pd.DataFrame({**default, **columns})
 
 
 def test_the_cheapest_per_token_wins_without_a_throughput_target():
     found = planning.plan(
-        rows(device=["a", "b", "a"], tp=[1, 1, 2], tokens_per_s=[100.0, 300.0, 150.0]),
-        {"a": 1.0, "b": 2.0},
-        Targets(),
+        rows(device=["a", "b", "a"], tp=[1, 1, 2], tokens_per_s=[100.0, 300.0, 150.0]), {"a": 1.0, "b": 2.0}, Targets()
     )
     # 1/100, 2/300 and 2/150 USD an hour per token/s.
     assert list(found["device"]) == ["b", "a", "a"]
-    assert found["usd_per_mtoken"].to_list() == pytest.approx(
-        [2 / 3600 / 300e-6, 1 / 3600 / 100e-6, 2 / 3600 / 150e-6]
-    )
+    assert found["usd_per_mtoken"].to_list() == pytest.approx([2 / 3600 / 300e-6, 1 / 3600 / 100e-6, 2 / 3600 / 150e-6])
     assert found["meets"].all()
 
 
 def test_replicas_are_whole_and_rent_counts_them():
-    found = planning.plan(
-        rows(tokens_per_s=[100.0, 260.0], tp=[1, 2]), {"a": 3.0}, Targets(tokens_per_s=500.0)
-    )
-    assert found[["tp", "replicas", "usd_per_h"]].to_numpy().tolist() == [
-        [2, 2, 12.0],
-        [1, 5, 15.0],
-    ]
+    found = planning.plan(rows(tokens_per_s=[100.0, 260.0], tp=[1, 2]), {"a": 3.0}, Targets(tokens_per_s=500.0))
+    assert found[["tp", "replicas", "usd_per_h"]].to_numpy().tolist() == [[2, 2, 12.0], [1, 5, 15.0]]
 
 
 def test_a_miss_is_how_many_times_too_slow_and_comes_last():
     found = planning.plan(
-        rows(ttft_s=[0.4, 0.1], tpot_s=[0.01, 0.03], tokens_per_s=[100.0, 500.0]), {"a": 1.0},
+        rows(ttft_s=[0.4, 0.1], tpot_s=[0.01, 0.03], tokens_per_s=[100.0, 500.0]),
+        {"a": 1.0},
         Targets(ttft_s=0.2, tpot_s=0.02),
-    )  # fmt: skip
+    )
     assert sorted(found["miss"]) == pytest.approx([1.5, 2.0])
     assert not found["meets"].any()
     assert str(Targets(0.2, 0.02, 5.0)) == "TTFT 200 ms and TPOT 20 ms and 5 tokens/s"
@@ -137,9 +144,10 @@ def test_a_miss_is_how_many_times_too_slow_and_comes_last():
 def test_a_time_that_is_not_known_meets_no_target():
     nan = float("nan")
     found = planning.plan(
-        rows(ttft_s=[nan, 0.1, 0.1], tpot_s=[0.01, nan, nan], output_tokens=[128, 1, 128]), {"a": 1.0},
+        rows(ttft_s=[nan, 0.1, 0.1], tpot_s=[0.01, nan, nan], output_tokens=[128, 1, 128]),
+        {"a": 1.0},
         Targets(ttft_s=0.2, tpot_s=0.02),
-    )  # fmt: skip
+    )
     # Only the row of one output token keeps both; it has no time between tokens.
     assert found["meets"].tolist() == [True, False, False]
     assert found["output_tokens"][0] == 1
@@ -150,17 +158,18 @@ def test_rows_that_do_not_fit_are_no_plan():
 
 
 def test_a_sweeps_command_means_the_same_grid():
-    from simulator.grid import policies, whole_numbers
+    from simulator.scenario.grid import policies, whole_numbers
 
-    grid = axes.grid(
-        BASE, {"batch": (1, 8), "policy": policies(["teal(keep=[0.3,0.5])", "nm24+quest"])}
-    )
+    grid = axes.grid(BASE, {"batch": (1, 8), "policy": policies(["teal(keep=[0.3,0.5])", "nm24+quest"])})
     given = shlex.split(axes.command(grid))[3:]
     pairs = list(zip(given[::2], given[1::2], strict=True))
     read = Grid(
-        model=("llama-2-7b",), device=("h100-sxm",), policy=policies([v for k, v in pairs if k == "--policy"]),
-        batch=whole_numbers(dict(pairs)["--batch"], ""), prompt_tokens=(512,),
-    )  # fmt: skip
+        model=("llama-2-7b",),
+        device=("h100-sxm",),
+        policy=policies([v for k, v in pairs if k == "--policy"]),
+        batch=whole_numbers(dict(pairs)["--batch"], ""),
+        prompt_tokens=(512,),
+    )
     assert read == grid
 
 
@@ -179,28 +188,18 @@ CELLS = [
     {"x": x, "y": y, "value": v, "text": "1", "told": "t"}
     for x, y, v in ((1, 1, 1.5), (2, 1, 0.8), (1, 2, 1.1), (2, 2, None))
 ]
-XY = [
-    {"x": 1.0, "y": 2.0, "series": s, "name": s, "told": "t", "front": s == "a", "good": "meets"}
-    for s in "ab"
-]
+XY = [{"x": 1.0, "y": 2.0, "series": s, "name": s, "told": "t", "front": s == "a", "good": "meets"} for s in "ab"]
 SPECS = {
     "stacked": figures.stacked(
-        [{"name": "a", "part": "FFN", "value": 1.0}],
-        PARTS,
-        "ms",
-        marks=[{"name": "limit", "value": 2.0}],
+        [{"name": "a", "part": "FFN", "value": 1.0}], PARTS, "ms", marks=[{"name": "limit", "value": 2.0}]
     ),
     "roofline": figures.roofline(
-        [{"intensity": 1.0, "rate": 1.0, "share": 0.5, "series": "s", "op": "o"}],
-        {"bf16": 1e15},
-        3e12,
+        [{"intensity": 1.0, "rate": 1.0, "share": 0.5, "series": "s", "op": "o"}], {"bf16": 1e15}, 3e12
     ),
     "curves": figures.curves(XY, "x", "y", rule=1.0, here=1.0),
     "map": heat.heat_map(CELLS, "x", "y", [1, 2], [1, 2], "x dense", ratio=True),
     "plain map": heat.heat_map(CELLS, "x", "y", [1, 2], [1, 2], "tokens/s", numbers=False),
-    "empty map": heat.heat_map(
-        [{**c, "value": None} for c in CELLS], "x", "y", [1, 2], [1, 2], "x", ratio=True
-    ),
+    "empty map": heat.heat_map([{**c, "value": None} for c in CELLS], "x", "y", [1, 2], [1, 2], "x", ratio=True),
     "front": figures.front(XY, "x", "y", 1.0),
     "choices": figures.choices(XY, "x", "y", 1.0),
     "dots": figures.dots([{"name": "a", "value": 1.0, "series": "s"}], "%"),
@@ -263,7 +262,7 @@ def test_it_serves_this_machine_only_and_sends_nothing():
 
 
 def test_only_what_is_neither_here_nor_bundled_needs_the_network(tmp_path, monkeypatch):
-    from simulator.hub import needs_network
+    from simulator.model.hub import needs_network
 
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     assert needs_network("nobody/nothing-7b")

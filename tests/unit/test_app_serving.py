@@ -16,17 +16,14 @@ from streamlit.testing.v1 import AppTest
 
 import app
 from app.jobs import Job
-from simulator.console import milliseconds
-from simulator.scenario import Scenario
+from simulator.base.console import milliseconds
+from simulator.scenario.scenario import Scenario
 from simulator.serving.deployment import Deployment
 from simulator.serving.runs import Task, run
 from simulator.serving.synthetic import synthetic
 
 MAIN = Path(app.__file__).with_name("main.py")
-LINK = (
-    "model=llama-3.1-8b&device=h100-sxm&q.count=60&q.prompt_tokens=512&q.output_tokens=20"
-    "&q.device=h100-sxm&q.tp=1"
-)
+LINK = "model=llama-3.1-8b&device=h100-sxm&q.count=60&q.prompt_tokens=512&q.output_tokens=20&q.device=h100-sxm&q.tp=1"
 PATIENCE_S = 90.0
 
 
@@ -52,9 +49,7 @@ def ran(what) -> AppTest:
 
 
 def told(at: AppTest) -> str:
-    return re.sub(
-        r"\\(\W|_)", r"\1", "\n".join(e.value for e in (*at.warning, *at.error, *at.info))
-    )
+    return re.sub(r"\\(\W|_)", r"\1", "\n".join(e.value for e in (*at.warning, *at.error, *at.info)))
 
 
 def texts(at: AppTest) -> str:
@@ -101,7 +96,7 @@ def test_the_answer_is_the_simulators_and_the_command_the_one_that_ran():
         (b"arrival_s,prompt_tokens\n0,10\n", "requests.csv"),
         (b"", "requests.csv"),
     ],
-)  # fmt: skip
+)
 def test_a_bad_upload_names_its_line(content, part):
     at = opened(LINK + "&q.traffic=a file")
     assert "upload a table of requests" in told(at)

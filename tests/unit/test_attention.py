@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from simulator.calibration import ANY, Fit, Residual, Surface
-from simulator.errors import InputError
+from simulator.base.errors import InputError
+from simulator.device.fits import ANY, Fit, Residual, Surface
 from simulator.fitting.attention import START, generation_of, kernel_of, key_of, residual_of
 from simulator.fitting.attention_choose import LEGACY_MATH, choose
 from simulator.roofline.attention import AXES, attention_time, causal_pairs, context_tokens
@@ -177,17 +177,11 @@ def test_bytes_in_flight_bound_the_rate_by_hand():
 
 def some_fit(device, library, key="prefill.bf16", n=100):
     residual = Residual(0.05, 0.2, -0.1, 0.1)
-    return Fit(
-        "attention", device, key, library, START["prefill"], None, n, ("x",), "2026-01-01", residual
-    )
+    return Fit("attention", device, key, library, START["prefill"], None, n, ("x",), "2026-01-01", residual)
 
 
 def test_the_named_library_then_its_generation_then_vllm_answers():
-    fits = [
-        some_fit("h200", "vllm-fa3"),
-        some_fit("h200", "trtllm", n=900),
-        some_fit(ANY, "vllm-fa2"),
-    ]
+    fits = [some_fit("h200", "vllm-fa3"), some_fit("h200", "trtllm", n=900), some_fit(ANY, "vllm-fa2")]
     assert choose(fits, "h200", "sm90", "prefill.bf16", "trtllm") == (fits[1], False)
     assert choose(fits, "h200", "sm90", "prefill.bf16", "sglang-fa3") == (fits[0], True)
     assert choose(fits, "h200", "sm90", "prefill.bf16", "other") == (fits[0], True)

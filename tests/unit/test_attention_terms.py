@@ -12,34 +12,42 @@ from simulator.roofline.hardware import Hardware
 PEAK, BANDWIDTH = 262_144 / 3.0, 9216.0
 HW = Hardware(2.0, PEAK, 1.0, BANDWIDTH, 0.0, 32.0, 1.0, 1.0, 1.0, "test", max_clock_ratio=1.25)
 COEF = {
-    "launch_s": 1.0, "math_eff": 0.5, "kv_eff": 0.5, "io_eff": 0.25, "tile_s": 2.0, "token_s": 0.5,
-    "split_tokens": 8.0, "page_tokens": 2.0, "window_leak": 0.25, "l2_gain": 4.0, "l2_share": 0.5,
-    "dim_low": 1.0, "dim_high": 1.0, "alone_eff": 0.1, "row_tile": 4.0, "group_max": 100.0,
+    "launch_s": 1.0,
+    "math_eff": 0.5,
+    "kv_eff": 0.5,
+    "io_eff": 0.25,
+    "tile_s": 2.0,
+    "token_s": 0.5,
+    "split_tokens": 8.0,
+    "page_tokens": 2.0,
+    "window_leak": 0.25,
+    "l2_gain": 4.0,
+    "l2_share": 0.5,
+    "dim_low": 1.0,
+    "dim_high": 1.0,
+    "alone_eff": 0.1,
+    "row_tile": 4.0,
+    "group_max": 100.0,
     "packs_all": 1.0,
-}  # fmt: skip
+}
 FREE = COEF | dict.fromkeys(("launch_s", "tile_s", "token_s"), 0.0)
 FREE |= dict.fromkeys(("math_eff", "kv_eff", "io_eff"), 1e9)
 
 
 def run(phase: str = "decode", *, hw: Hardware = HW, coef: object = None, **over: object):
     """Two sequences of 16 tokens, 6 query and 2 KV heads of 64, 16 bit: 256 B a token and KV head."""
-    shape = {
-        "batch": 2.0,
-        "q_len": 1.0,
-        "kv_len": 16.0,
-        "n_heads": 6,
-        "n_kv_heads": 2,
-        "head_dim": 64,
-    }
+    shape = {"batch": 2.0, "q_len": 1.0, "kv_len": 16.0, "n_heads": 6, "n_kv_heads": 2, "head_dim": 64}
     return attention_time(
-        phase=phase, kv_bytes_per_element=2.0, act_bytes=2.0, hw=hw,
-        coef={**COEF, **(coef or {})}, **{**shape, **over},  # type: ignore[dict-item,arg-type]
-    )  # fmt: skip
+        phase=phase,
+        kv_bytes_per_element=2.0,
+        act_bytes=2.0,
+        hw=hw,
+        coef={**COEF, **(coef or {})},
+        **{**shape, **over},  # type: ignore[dict-item,arg-type]
+    )
 
 
-def check(
-    t: AttentionTime, math: float, kv: float, io: float, tiles: float, chain: float, alone: float = 0.0
-) -> None:  # fmt: skip
+def check(t: AttentionTime, math: float, kv: float, io: float, tiles: float, chain: float, alone: float = 0.0) -> None:
     """Terms, and ``total = hypot((math^4 + kv^4)^(1/4), tiles, alone) + io + launch + chain``."""
     assert t.math_s == pytest.approx(math)
     assert t.memory_s == pytest.approx(kv + io)
@@ -137,9 +145,7 @@ def test_floors() -> None:
     """Bytes 16,384 + 4096 beyond L2; with a large L2 the 15 of 16 tokens that were cached before, none of them where
     the buffer was just read; or the flop at 1.25 times the peak."""
     assert run(coef=FREE).total_s == pytest.approx(20_480 / BANDWIDTH)
-    large = Hardware(
-        2.0, PEAK, 1.0, BANDWIDTH, 1e9, 32.0, 1.0, 1.0, 1.0, "test", max_clock_ratio=1.25
-    )
+    large = Hardware(2.0, PEAK, 1.0, BANDWIDTH, 1e9, 32.0, 1.0, 1.0, 1.0, "test", max_clock_ratio=1.25)
     assert run(hw=large, coef=FREE).total_s == pytest.approx(15_360 / BANDWIDTH)
     math = 49_152 / (PEAK * 1.25)
     assert run(hw=large, coef=FREE, reuse=1.0).total_s == pytest.approx(math)

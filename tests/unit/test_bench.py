@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from simulator.device import load
-from simulator.errors import InputError
-from simulator.ops import Elementwise
+from simulator.base.errors import InputError
+from simulator.device.catalogue import load
+from simulator.ops.ops import Elementwise
+from simulator.ops.traffic import Operand
 from simulator.roofline.bandwidth import DRAM_LATENCY_S, bytes_in_flight
-from simulator.traffic import Operand
 from sparse_kernels import baselines, bench, bench_rows, machine, predictions
 from sparse_kernels.bench_cpu import CpuBench
 from sparse_kernels.cpu.registry import kernel
@@ -48,13 +48,10 @@ def test_time_cpu_on_a_clock_that_ticks():
     ticks = itertools.count()
     calls = []
     t = time_cpu(
-        lambda: calls.append(1), budget_s=1000.0, most=20, wall=lambda: next(ticks),
-        busy=lambda: 0.0, threads=2,
-    )  # fmt: skip
-    assert (t.runs, t.median_s, len(calls)) == (20, 1.0, 21)
-    short = time_cpu(
-        lambda: None, budget_s=0.0, wall=lambda: next(ticks), busy=lambda: 0.0, threads=2
+        lambda: calls.append(1), budget_s=1000.0, most=20, wall=lambda: next(ticks), busy=lambda: 0.0, threads=2
     )
+    assert (t.runs, t.median_s, len(calls)) == (20, 1.0, 21)
+    short = time_cpu(lambda: None, budget_s=0.0, wall=lambda: next(ticks), busy=lambda: 0.0, threads=2)
     assert short.runs == LEAST_RUNS
 
 
@@ -77,9 +74,7 @@ def test_cold_or_not():
 def test_an_index_list_costs_bytes_but_no_launch():
     device = load("h200")
     pass_ = Elementwise(role="a", kind="unary", read_bytes=1e6)
-    listed = Elementwise(
-        role="b", kind="index", read_bytes=1e6, operand=Operand.INDEX, launches=0.0
-    )
+    listed = Elementwise(role="b", kind="index", read_bytes=1e6, operand=Operand.INDEX, launches=0.0)
     alone, both = predictions.expect([pass_], device), predictions.expect([pass_, listed], device)
     again = predictions.expect([pass_, pass_], device)
     assert alone.predicted_s < both.predicted_s < again.predicted_s
@@ -120,12 +115,7 @@ class FakeBench:
 
 
 def run(fake, out=None, **options):
-    settings = {
-        "resume": False,
-        "limit_s": 60.0,
-        "facts": {"versions": {"numpy": "2"}},
-        "quiet": True,
-    }
+    settings = {"resume": False, "limit_s": 60.0, "facts": {"versions": {"numpy": "2"}}, "quiet": True}
     return bench.run(fake, [], out=out, **(settings | options))
 
 
@@ -151,9 +141,7 @@ def test_hash_changes_with_a_prediction_and_not_with_a_time():
     device = load("h200")
     point = {"op": "a", "predicted_s": 1.0}
     assert predictions.digest([point], device) == predictions.digest([dict(point)], device)
-    assert predictions.digest([point], device) != predictions.digest(
-        [point | {"predicted_s": 1.1}], device
-    )
+    assert predictions.digest([point], device) != predictions.digest([point | {"predicted_s": 1.1}], device)
     assert predictions.digest([point], device) != predictions.digest([point], load("h100-sxm"))
     assert run(FakeBench(seconds=2.0))[1] == run(FakeBench(seconds=5.0))[1]
 
@@ -338,8 +326,11 @@ def test_threads_cannot_change_once_numpy_is_loaded(monkeypatch):
 def verb(name, *arguments):
     return subprocess.run(
         [sys.executable, "-m", f"sparse_kernels.{name}", *arguments],
-        capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
 
 
 @pytest.mark.parametrize(
@@ -434,9 +425,7 @@ def test_a_bench_without_the_packages_metadata_is_one_line(monkeypatch):
 
 
 @pytest.mark.torch
-@pytest.mark.parametrize(
-    ("raised", "status"), [("OutOfMemoryError", "ok"), ("RuntimeError", "failed")]
-)
+@pytest.mark.parametrize(("raised", "status"), [("OutOfMemoryError", "ok"), ("RuntimeError", "failed")])
 def test_only_too_little_memory_excuses_a_comparison(raised, status, monkeypatch):
     torch = pytest.importorskip("torch")
     pytest.importorskip("triton")
@@ -444,9 +433,7 @@ def test_only_too_little_memory_excuses_a_comparison(raised, status, monkeypatch
     from sparse_kernels.registry import kernel as gpu_kernel
 
     def stop(*_):
-        raise {"RuntimeError": RuntimeError}.get(raised, torch.cuda.OutOfMemoryError)(
-            "index on cpu"
-        )
+        raise {"RuntimeError": RuntimeError}.get(raised, torch.cuda.OutOfMemoryError)("index on cpu")
 
     monkeypatch.setattr(bench_cuda, "_wrong", stop)
     monkeypatch.setattr(bench_cuda.CudaBench, "_timed", lambda *_: {"status": "ok", "reason": None})
@@ -455,9 +442,7 @@ def test_only_too_little_memory_excuses_a_comparison(raised, status, monkeypatch
     judge = bench_cuda.CudaBench(load("h100-sxm"), False, {member.name: ""}, "cpu")
     out = judge.run(point, {})
     assert out["status"] == status
-    assert out["reason"] == (
-        bench_cuda.NOT_COMPARED if status == "ok" else "RuntimeError: index on cpu"
-    )
+    assert out["reason"] == (bench_cuda.NOT_COMPARED if status == "ok" else "RuntimeError: index on cpu")
 
 
 @pytest.fixture
@@ -487,16 +472,13 @@ def test_measured_rows_outlive_an_end_without_a_word(jobs, tmp_path):
     done = {"time_s": 2.0}
     with pytest.raises(KeyboardInterrupt):
         jobs(
-            tmp_path, ("copy", {"bytes": 1}, lambda: done), ("gemm", {"m": 1}, lambda: done),
-            ("gemm", {"m": 2}, killed),
-        )  # fmt: skip
+            tmp_path, ("copy", {"bytes": 1}, lambda: done), ("gemm", {"m": 1}, lambda: done), ("gemm", {"m": 2}, killed)
+        )
     assert len((tmp_path / "gemm.csv").read_text().splitlines()) == 2
 
 
 @pytest.mark.torch
-def test_a_shape_that_does_not_run_is_left_out_and_a_lost_gpu_ends_it(
-    jobs, tmp_path, monkeypatch, capsys
-):
+def test_a_shape_that_does_not_run_is_left_out_and_a_lost_gpu_ends_it(jobs, tmp_path, monkeypatch, capsys):
     import torch
 
     from sparse_kernels import calibrate_cuda
@@ -536,7 +518,7 @@ def test_predicting_a_librarys_kernel_runs_nothing_of_it(monkeypatch):
 
 GPU_PATH = """
 import torch
-from simulator.device import load
+from simulator.device.catalogue import load
 from sparse_kernels import bench_cuda, bench_rows, timing_cuda
 from sparse_kernels.registry import kernel
 from sparse_kernels.timing import Timing
@@ -565,9 +547,12 @@ for point, row in zip(points, list(bench.predict(points)), strict=True):
 def test_the_gpu_path_runs_but_for_the_clock_in_the_interpreter():
     pytest.importorskip("triton")
     done = subprocess.run(
-        [sys.executable, "-c", GPU_PATH], capture_output=True, text=True, check=False,
+        [sys.executable, "-c", GPU_PATH],
+        capture_output=True,
+        text=True,
+        check=False,
         env={**os.environ, "TRITON_INTERPRET": "1"},
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr
     teal, dense, nm24 = (line.split("|") for line in done.stdout.splitlines())
     assert teal[:4] == ["teal", "ok", "2", "cuBLAS (torch linear)"]
@@ -583,9 +568,7 @@ def test_a_graph_of_rotating_sets_is_timed():
     torch = pytest.importorskip("torch")
     from sparse_kernels import timing_cuda
 
-    pairs = [
-        (torch.ones(2**20, device="cuda"), torch.empty(2**20, device="cuda")) for _ in range(4)
-    ]
+    pairs = [(torch.ones(2**20, device="cuda"), torch.empty(2**20, device="cuda")) for _ in range(4)]
     t = timing_cuda.time_runs([lambda a=a, b=b: b.copy_(a) for a, b in pairs], 0.02)
     assert t.timer == "graph"
     assert 0.0 < t.p20_s <= t.median_s <= t.p80_s < 1.0

@@ -5,16 +5,16 @@ import tomllib
 import numpy as np
 import pytest
 
-from simulator import device as devices
-from simulator.calibration import LOCAL, Basis, load_fits, lookup
-from simulator.dtypes import FORMATS
-from simulator.engine import get_engine
-from simulator.errors import InputError
-from simulator.ops import Elementwise, Linear
+from simulator.base.dtypes import FORMATS
+from simulator.base.errors import InputError
+from simulator.device import catalogue as devices
+from simulator.device.fits import LOCAL, Basis, load_fits, lookup
+from simulator.ops.ops import Elementwise, Linear
+from simulator.ops.traffic import Operand
 from simulator.roofline.bandwidth import resident_bytes_per_s
+from simulator.roofline.engine import get_engine
 from simulator.roofline.hardware import hardware
 from simulator.roofline.timing import time_op, working_set_bytes
-from simulator.traffic import Operand
 from sparse_kernels import calibrate_cpu, overlay
 
 NAME = "cpu-test-1t"
@@ -81,7 +81,7 @@ def test_profile_passes_its_own_reader_and_says_where_numbers_come_from(home, he
 @pytest.mark.parametrize(
     ("family", "dtype"),
     [("gemm", "fp32"), ("elementwise", "bf16"), ("attention", "decode.bf16"), ("attention", "prefill.bf16")],
-)  # fmt: skip
+)
 def test_every_family_is_calibrated_whatever_the_engine_asks_for(here, family, dtype):
     for library in (None, "vllm-fa3", "sarathi"):
         fit, basis = lookup(here, family, dtype, library)
@@ -126,16 +126,17 @@ def test_a_gather_that_fits_in_a_cache_costs_the_same_whatever_it_gathers(here):
     weight, activation = (
         time_op(
             Elementwise(role="x", kind="unary", read_bytes=2e5, write_bytes=2e5, run_bytes=4096.0, operand=o),
-            here, engine,
+            here,
+            engine,
         ).total_s
         for o in (Operand.WEIGHT, Operand.ACTIVATION)
-    )  # fmt: skip
+    )
     assert weight == activation
 
 
 def test_a_model_is_predicted_from_it(here):
-    from simulator.predict import predict
-    from simulator.scenario import Scenario
+    from simulator.results.prediction import predict
+    from simulator.scenario.scenario import Scenario
 
     answer = predict(Scenario(model="llama-2-7b", device=NAME, dtype="fp32", prompt_tokens=64))
     assert answer.row["basis"] == "CALIBRATED"
@@ -174,7 +175,7 @@ def test_a_device_only_its_owner_knows_keeps_its_profile(tmp_path, monkeypatch):
         {"source": "x", "device": "my-h100", "flag": "", "run_bytes": r, "bytes": 2**22, "time_s": 1e-5 + 1e-4 / r}
         for r in (64, 256, 1024)
         for _ in range(2)
-    ]  # fmt: skip
+    ]
     fits, paths = overlay.make("my-h100", {"gather": rows}, out, date="2026-11-21")
     assert [f.family for f in fits] == ["memory"]
     assert out / "devices" / profile.name in paths
@@ -203,7 +204,7 @@ def test_a_gathers_error_is_of_rows_its_fit_did_not_see(monkeypatch):
     first, second = (
         residuals(monkeypatch, lambda x=x: overlay.with_gathers("h100-sxm", None, {"gather": x}, "2026-11-21"))
         for x in (rows, other)
-    )  # fmt: skip
+    )
     # Twice the time is ln 2 more error, all of it: a fit that saw the rows would give way.
     np.testing.assert_allclose((second - first)[2:4], np.log(2.0), rtol=1e-9)
     assert np.all(second[4:] != first[4:])

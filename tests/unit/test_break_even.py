@@ -9,26 +9,24 @@ import sys
 import numpy as np
 import pytest
 
-from simulator import break_even as module
-from simulator import console, predict
-from simulator.break_even import BreakEven, break_even
-from simulator.errors import InputError, NothingFeasibleError
+from simulator import predict
+from simulator.base import console
+from simulator.base.errors import InputError, NothingFeasibleError
 from simulator.policies import POLICIES, parse
-from simulator.scenario import Scenario
+from simulator.results import break_even as module
+from simulator.results import prediction
+from simulator.results.break_even import BreakEven, break_even
+from simulator.scenario.scenario import Scenario
 
 BASE = {"model": "llama-3-8b", "device": "h100-sxm", "prompt_tokens": 4096, "batch": 8}
 
 
 def test_a_crossing_is_found_to_the_whole_number() -> None:
-    values, found = module._searched(
-        lambda v: np.tile(np.where(v >= 137, 1.5, 0.5), (3, 1)), module._whole(1, 4096)
-    )
+    values, found = module._searched(lambda v: np.tile(np.where(v >= 137, 1.5, 0.5), (3, 1)), module._whole(1, 4096))
     at = {int(v): float(s) for v, s in zip(values, found[0], strict=True)}
     assert (at[136], at[137]) == (0.5, 1.5)
     assert np.all(np.diff(values) > 0)
-    falling, _ = module._searched(
-        lambda v: np.tile(np.where(v <= 20, 1.5, 0.5), (3, 1)), module._whole(1, 100)
-    )
+    falling, _ = module._searched(lambda v: np.tile(np.where(v <= 20, 1.5, 0.5), (3, 1)), module._whole(1, 100))
     assert {20.0, 21.0} <= set(falling)
 
 
@@ -45,43 +43,33 @@ def test_the_axes_of_quest_agree_with_single_predictions() -> None:
     assert [b.axis for b in (batch, prompt, budget)] == ["batch", "prompt_tokens", "budget"]
     for b in (batch, prompt):
         at = int(np.argmax(b.speedup))
-        one = predict.predict(scenario.model_copy(update={b.axis: int(b.values[at])}))
+        one = prediction.predict(scenario.model_copy(update={b.axis: int(b.values[at])}))
         assert one.row["throughput_speedup_same_batch"] == pytest.approx(b.speedup[at], rel=1e-9)
         assert f"{b.speedup[at]:.2f}x" in b.sentence
         assert np.all((b.lo <= b.speedup) & (b.speedup <= b.hi))
-    assert batch.values[-1] == predict.predict(scenario).row["max_batch"]
+    assert batch.values[-1] == prediction.predict(scenario).row["max_batch"]
     # Contexts inside the budget run dense, and a smaller budget never reads more.
     assert prompt.speedup[0] == pytest.approx(1.0, rel=1e-3)
     assert budget.speedup[0] >= budget.speedup[-1]
 
 
 def test_sparsity_is_an_axis_of_a_share() -> None:
-    scenario = Scenario.of(
-        model="opt-30b", device="a100-sxm-80g", tp=4, policy="shadowllm(keep=0.5)"
-    )
+    scenario = Scenario.of(model="opt-30b", device="a100-sxm-80g", tp=4, policy="shadowllm(keep=0.5)")
     keep = break_even(scenario)[-1]
     assert keep.axis == "keep"
     here = keep.speedup[np.flatnonzero(keep.values == 0.5)[0]]
-    row = predict.predict(scenario).row
+    row = prediction.predict(scenario).row
     assert here == pytest.approx(row["throughput_speedup_same_batch"], rel=1e-9)
     assert re.search(r"at \d+% sparsity \(shadowllm\)", keep.sentence)
 
 
 @pytest.mark.parametrize(
     "policy",
-    [
-        "nm24",
-        "flexgen(weights=0.5,kv=1)",
-        "contiguous_kv(tokens=2048)",
-        "rps",
-        "sparse_weights(depth=0.6:0.4)",
-    ],
+    ["nm24", "flexgen(weights=0.5,kv=1)", "contiguous_kv(tokens=2048)", "rps", "sparse_weights(depth=0.6:0.4)"],
 )
 def test_a_policy_without_a_dial_has_two_axes(policy: str) -> None:
     """Shares of memory placed or reserved are no sparsity, and a schedule over depth is no single share."""
-    found = break_even(
-        Scenario.of(model="llama-2-7b", device="h100-pcie", policy=policy, dtype="fp16")
-    )
+    found = break_even(Scenario.of(model="llama-2-7b", device="h100-pcie", policy=policy, dtype="fp16"))
     assert [b.axis for b in found] == ["batch", "prompt_tokens"]
 
 
@@ -107,17 +95,11 @@ def test_an_explicit_share_wins_over_a_schedule() -> None:
     plain = parse("mixed_sparsity")
     assert plain.spelling == "mixed_sparsity(keep=0.5,depth=0.6:0.4)"
     assert parse(plain.spelling) == plain
-    assert (
-        parse("sparse_weights(depth=0.2:0.3:0.4)").spelling
-        == "sparse_weights(keep=0.3,depth=0.2:0.3:0.4)"
-    )
+    assert parse("sparse_weights(depth=0.2:0.3:0.4)").spelling == "sparse_weights(keep=0.3,depth=0.2:0.3:0.4)"
     with pytest.raises(InputError, match=r"cfsp: keep=0.9 and depth=0.9:0.7 \(mean 0.8\) disagree"):
         parse("cfsp(keep=0.9,depth=0.9:0.7)")
     base = {"model": "llama-2-7b", "device": "h100-pcie", "dtype": "fp16"}
-    ends = [
-        predict.predict(Scenario.of(**base, policy=f"mixed_sparsity(keep={k})")).row["tpot_s"]
-        for k in (0.3, 1)
-    ]
+    ends = [prediction.predict(Scenario.of(**base, policy=f"mixed_sparsity(keep={k})")).row["tpot_s"] for k in (0.3, 1)]
     assert ends[0] < ends[1]
 
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 
-from simulator import calibration as cal
-from simulator.errors import InputError, UnsupportedError
+from simulator.base.errors import InputError, UnsupportedError
+from simulator.device import fits as cal
 
 RESIDUAL = cal.Residual(0.04, 0.09, -0.07, 0.08, between_source=0.08, n_eff=300.0)
 

@@ -13,7 +13,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from simulator import console
+from simulator.base import console
+from simulator.base.errors import InputError
 from simulator.claims import __main__ as verb
 from simulator.claims import judge as judging
 from simulator.claims import tables
@@ -22,34 +23,50 @@ from simulator.claims.judge import Judged, figures, judge, rank_correlation, sum
 from simulator.claims.kernel import KernelScenario, kernel_time
 from simulator.claims.metrics import base, compare, e2e_values
 from simulator.claims.rows import Claim, committed, parse_toml, read_file
-from simulator.device import resolve as resolve_device
-from simulator.errors import InputError
-from simulator.hub import resolve as resolve_model
-from simulator.scenario import Scenario
+from simulator.device.catalogue import resolve as resolve_device
+from simulator.model.hub import resolve as resolve_model
+from simulator.scenario.scenario import Scenario
 
 Run = Callable[..., tuple[int, str, str]]
-E2E = {
-    "model": "llama-2-7b", "device": "h100-sxm", "batch": 1, "prompt_tokens": 512, "output_tokens": 2,
-}  # fmt: skip
+E2E = {"model": "llama-2-7b", "device": "h100-sxm", "batch": 1, "prompt_tokens": 512, "output_tokens": 2}
 KERNEL = {
-    "shape": {"hidden": 4096, "intermediate": 11008}, "device": "a100-sxm-80g", "ops": ["mlp.up"],
-    "phase": "decode", "batch": 16, "dtype": "fp16",
-}  # fmt: skip
+    "shape": {"hidden": 4096, "intermediate": 11008},
+    "device": "a100-sxm-80g",
+    "ops": ["mlp.up"],
+    "phase": "decode",
+    "batch": 16,
+    "dtype": "fp16",
+}
 
 
 def claim(**changes: object) -> Claim:
     values: dict[str, object] = {
-        "claim_id": "X-1", "paper": "X", "scenario": E2E, "metric": "tpot_s", "value": 0.01,
-        "source": "table 1", "certainty": "read-primary", "used_for_calibration": False,
-    }  # fmt: skip
+        "claim_id": "X-1",
+        "paper": "X",
+        "scenario": E2E,
+        "metric": "tpot_s",
+        "value": 0.01,
+        "source": "table 1",
+        "certainty": "read-primary",
+        "used_for_calibration": False,
+    }
     return Claim(**{**values, **changes})  # type: ignore[arg-type]
 
 
 def row(paper: str, published: float, predicted: float, **changes: object) -> Judged:
     return Judged(
-        f"{paper}-{published}", paper, "", str(changes.pop("kind", "e2e")), "tpot_s", published,
-        "judged", predicted=predicted, lo=0.9 * predicted, hi=1.1 * predicted, **changes,  # type: ignore[arg-type]
-    )  # fmt: skip
+        f"{paper}-{published}",
+        paper,
+        "",
+        str(changes.pop("kind", "e2e")),
+        "tpot_s",
+        published,
+        "judged",
+        predicted=predicted,
+        lo=0.9 * predicted,
+        hi=1.1 * predicted,
+        **changes,  # type: ignore[arg-type]
+    )
 
 
 @pytest.fixture
@@ -99,9 +116,7 @@ def test_the_baseline_must_be_complete_too() -> None:
     assert partial.baseline == {**E2E, "batch": 4}
 
 
-def test_eligibility_is_decided_before_anything_is_predicted(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_eligibility_is_decided_before_anything_is_predicted(monkeypatch: pytest.MonkeyPatch) -> None:
     def never(*_: object) -> None:
         raise AssertionError("predicted a row that does not count")
 
@@ -117,9 +132,7 @@ def test_eligibility_is_decided_before_anything_is_predicted(
 
 def test_a_kernel_is_the_same_op_the_model_runs() -> None:
     one = kernel_time(KernelScenario.of(KERNEL))
-    named = {k: v for k, v in KERNEL.items() if k != "shape"} | {
-        "model": "llama-2-7b", "ops": ["mlp.gate_up"],
-    }  # fmt: skip
+    named = {k: v for k, v in KERNEL.items() if k != "shape"} | {"model": "llama-2-7b", "ops": ["mlp.gate_up"]}
     two = kernel_time(KernelScenario.of(named))
     assert one.dense_flop == 2 * 16 * 4096 * 11008
     assert two.dense_flop == 2 * one.dense_flop
@@ -129,13 +142,15 @@ def test_a_kernel_is_the_same_op_the_model_runs() -> None:
 def test_quest_reads_a_sixteenth_and_its_budget() -> None:
     attention = {
         "shape": {"hidden": 4096, "n_heads": 32, "n_kv_heads": 32, "head_dim": 128},
-        "device": "rtx-4090", "ops": ["attn.core"], "phase": "decode", "batch": 1, "tokens": 32768,
+        "device": "rtx-4090",
+        "ops": ["attn.core"],
+        "phase": "decode",
+        "batch": 1,
+        "tokens": 32768,
         "dtype": "fp16",
-    }  # fmt: skip
+    }
     dense = kernel_time(KernelScenario.of(attention))
-    quest = {
-        **attention, "ops": ["attn.core", "kv.*"], "policy": "quest(budget=2048,dense_layers=0)",
-    }  # fmt: skip
+    quest = {**attention, "ops": ["attn.core", "kv.*"], "policy": "quest(budget=2048,dense_layers=0)"}
     sparse = kernel_time(KernelScenario.of(quest))
     per_token = 2 * 32 * 128 * 2
     assert dense.kv_read_bytes == 32768 * per_token
@@ -159,11 +174,20 @@ def test_a_bad_kernel_is_one_line(changes: dict[str, object], message: str) -> N
 def test_whole_model_quantities_by_hand() -> None:
     v = e2e_values(
         {
-            "batch": 4, "prompt_tokens": 100, "output_tokens": 11, "tp": 2, "pp": 1, "total_bytes": 5.0,
-            "ttft_s": 1.0, "ttft_lo_s": 0.5, "ttft_hi_s": 2.0,
-            "tpot_s": 0.1, "tpot_lo_s": 0.05, "tpot_hi_s": 0.2,
+            "batch": 4,
+            "prompt_tokens": 100,
+            "output_tokens": 11,
+            "tp": 2,
+            "pp": 1,
+            "total_bytes": 5.0,
+            "ttft_s": 1.0,
+            "ttft_lo_s": 0.5,
+            "ttft_hi_s": 2.0,
+            "tpot_s": 0.1,
+            "tpot_lo_s": 0.05,
+            "tpot_hi_s": 0.2,
         }
-    )  # fmt: skip
+    )
     assert v["e2e_s"] == (2.0, 1.0, 4.0)
     assert v["tokens_per_s"] == (22.0, 11.0, 44.0)
     assert v["tokens_per_s_per_gpu"][0] == 11.0
@@ -251,14 +275,9 @@ def test_rank_correlation_by_hand() -> None:
 
 
 def test_kinds_and_calibration_rows_are_counted_apart() -> None:
-    rows = [
-        row("a", 1.0, 1.0), row("a", 1.0, 1.0, kind="kernel"),
-        row("b", 1.0, 9.0, used_for_calibration=True),
-    ]  # fmt: skip
+    rows = [row("a", 1.0, 1.0), row("a", 1.0, 1.0, kind="kernel"), row("b", 1.0, 9.0, used_for_calibration=True)]
     total = summary(rows)
-    assert [total[k]["rows"] for k in ("all", "kernel", "e2e", "used_for_calibration")] == [
-        2, 1, 1, 1,
-    ]  # fmt: skip
+    assert [total[k]["rows"] for k in ("all", "kernel", "e2e", "used_for_calibration")] == [2, 1, 1, 1]
     assert total["all"]["within_20"] == 1.0
 
 
@@ -339,10 +358,7 @@ used_for_calibration = false
     ("text", "message"),
     [
         ("paper = ", "not valid TOML"),
-        (
-            TOML_ROW.replace("tpot_s", "tpot"),
-            "N-1: unknown e2e metric 'tpot'; did you mean 'tpot_s'",
-        ),
+        (TOML_ROW.replace("tpot_s", "tpot"), "N-1: unknown e2e metric 'tpot'; did you mean 'tpot_s'"),
         (TOML_ROW.replace("tpot_s", "tpot_s_speedup"), "needs a baseline_scenario"),
         (TOML_ROW.replace("0.01", "-1.0"), "N-1: value"),
         (TOML_ROW.replace("source", "sauce"), "unknown field 'sauce'; did you mean 'source'"),
@@ -358,9 +374,7 @@ used_for_calibration = false
         ("family = 'f'", "holds no claims"),
     ],
 )
-def test_a_bad_file_is_one_line_and_exit_2(
-    text: str, message: str, tmp_path: Path, run: Run
-) -> None:
+def test_a_bad_file_is_one_line_and_exit_2(text: str, message: str, tmp_path: Path, run: Run) -> None:
     path = tmp_path / "more.toml"
     path.write_text('paper = "N"\n' + text if "paper" not in text else text)
     status, out, err = run("--data", str(path))
@@ -383,11 +397,17 @@ def test_a_bad_table_names_its_line(tmp_path: Path, run: Run) -> None:
 def test_further_rows_from_a_table_are_judged(suffix: str, tmp_path: Path, run: Run) -> None:
     path = tmp_path / f"rows.{suffix}"
     values = {
-        "claim_id": ["N-1", "N-2"], "paper": ["New", "New"], "family": ["", ""],
-        "scenario": [json.dumps(E2E)] * 2, "baseline_scenario": ["", '{"batch": 4}'],
-        "metric": ["tpot_s", "decode_tokens_per_s_speedup"], "value": [0.006, 0.3],
-        "source": ["s", "s"], "certainty": ["seen in repo"] * 2, "used_for_calibration": [False, True],
-    }  # fmt: skip
+        "claim_id": ["N-1", "N-2"],
+        "paper": ["New", "New"],
+        "family": ["", ""],
+        "scenario": [json.dumps(E2E)] * 2,
+        "baseline_scenario": ["", '{"batch": 4}'],
+        "metric": ["tpot_s", "decode_tokens_per_s_speedup"],
+        "value": [0.006, 0.3],
+        "source": ["s", "s"],
+        "certainty": ["seen in repo"] * 2,
+        "used_for_calibration": [False, True],
+    }
     frame = pd.DataFrame(values)
     frame.to_csv(path, index=False) if suffix == "csv" else frame.to_parquet(path)
     (paper,) = read_file(path)
@@ -397,9 +417,21 @@ def test_further_rows_from_a_table_are_judged(suffix: str, tmp_path: Path, run: 
     result = json.loads(out)
     first, second = result["rows"]
     assert first.keys() >= {
-        "id", "paper", "family", "kind", "metric", "published", "predicted", "lo", "hi", "ratio",
-        "inside", "status", "reason", "used_for_calibration",
-    }  # fmt: skip
+        "id",
+        "paper",
+        "family",
+        "kind",
+        "metric",
+        "published",
+        "predicted",
+        "lo",
+        "hi",
+        "ratio",
+        "inside",
+        "status",
+        "reason",
+        "used_for_calibration",
+    }
     assert first["lo"] < first["predicted"] < first["hi"]
     assert first["ratio"] == pytest.approx(first["predicted"] / 0.006)
     assert second["predicted"] < 1.0
@@ -416,9 +448,7 @@ def test_the_tables_of_one_paper(run: Run) -> None:
 
 def test_the_tables_of_the_docs_come_from_the_rows(tmp_path: Path) -> None:
     """Counts per system in its last cell, one line per paper and per reason; a lost marker leaves both files alone."""
-    result, misses = (
-        f"<!-- begin: {n} -->\nold\n<!-- end: {n} -->\n" for n in ("result", "misses")
-    )
+    result, misses = (f"<!-- begin: {n} -->\nold\n<!-- end: {n} -->\n" for n in ("result", "misses"))
     old = f"head\n{result}{misses}tail\n"
     line = "| Deja Vu (2310.17157) | `dejavu(keep=0.25)` | two predictors | overlap | {} |\n"
     other = "| Another paper | `policy_b` | x | y | {} |\n"
@@ -433,9 +463,7 @@ def test_the_tables_of_the_docs_come_from_the_rows(tmp_path: Path) -> None:
         Judged("A-1", "A & B", "", "", "", None, "incomplete", "incomplete: batch"),
     ]
     tables.write(tmp_path, rows, summary(rows), systems)
-    assert (tmp_path / "systems.md").read_text("utf-8") == line.format(
-        "2 / 1 / 1 (1 c)"
-    ) + other.format("0 / 0 / 1")
+    assert (tmp_path / "systems.md").read_text("utf-8") == line.format("2 / 1 / 1 (1 c)") + other.format("0 / 0 / 1")
     text = (tmp_path / "claims.md").read_text("utf-8")
     assert text.startswith("head\n<!-- begin: result -->\n3 eligible rows of 1 papers")
     assert "| Deja Vu | 1 | 2.00 | model gap: too slow |\n<!-- end: misses -->\ntail\n" in text

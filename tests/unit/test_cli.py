@@ -13,15 +13,14 @@ from pathlib import Path
 
 import pytest
 
-from simulator import console, devices, models, predict, sweep
-from simulator.errors import InputError, NothingFeasibleError
+from simulator import devices, models, predict, sweep
+from simulator.base import console
+from simulator.base.errors import InputError, NothingFeasibleError
 from simulator.policies import __main__ as policies_verb
 
 Run = Callable[..., tuple[int, str, str]]
 BASE = ("--model", "llama-2-7b", "--device", "h100-sxm")
-VERBS = {
-    "predict": predict, "sweep": sweep, "devices": devices, "models": models, "policies": policies_verb,
-}  # fmt: skip
+VERBS = {"predict": predict, "sweep": sweep, "devices": devices, "models": models, "policies": policies_verb}
 
 
 @pytest.fixture
@@ -55,14 +54,7 @@ BAD = {
     ("devices", "h100-sxm", "--toml", "--json"): "--toml: prints one profile",
     ("predict", *BASE, "--kv-cache-dtype", "fp9"): "did you mean",
     ("predict", *BASE, "--engine", "vlm"): "did you mean 'vllm'",
-    (
-        "predict",
-        *BASE,
-        "--policy",
-        "kv_quant",
-        "--kv-cache-dtype",
-        "fp8",
-    ): "drop --kv-cache-dtype fp8",
+    ("predict", *BASE, "--policy", "kv_quant", "--kv-cache-dtype", "fp8"): "drop --kv-cache-dtype fp8",
     ("predict", *BASE, "--policy", "w4a16", "--dtype", "fp8"): "drop --dtype fp8",
     ("sweep", *BASE, "--batch", "0,1"): "must be 1 or more",
     ("sweep", *BASE, "--batch", "nan"): "not a whole number",
@@ -81,15 +73,9 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"), BAD.items(), ids=lambda x: " ".join(x) if isinstance(x, tuple) else ""
-)
+@pytest.mark.parametrize(("arguments", "words"), BAD.items(), ids=lambda x: " ".join(x) if isinstance(x, tuple) else "")
 def test_bad_input_is_one_line_and_exit_2(
-    arguments: tuple[str, ...],
-    words: str,
-    run: Run,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    arguments: tuple[str, ...], words: str, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     code, out, err = run(*arguments)
@@ -122,19 +108,9 @@ def test_an_unsupported_architecture_is_named(run: Run, tmp_path: Path) -> None:
 def test_a_truncated_part_is_named_and_nothing_is_written(run: Run, tmp_path: Path) -> None:
     """A sweep that left its parts behind, one of them cut short; the rest is kept."""
     out = tmp_path / "o.parquet"
-    arguments = (
-        "sweep",
-        *BASE,
-        "--policy",
-        "dense",
-        "--policy",
-        "w4a16",
-        "--out",
-        str(out),
-        "--quiet",
-    )
+    arguments = ("sweep", *BASE, "--policy", "dense", "--policy", "w4a16", "--out", str(out), "--quiet")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("simulator.parts.PartStore.finish", lambda *_: None)
+        patch.setattr("simulator.base.parts.PartStore.finish", lambda *_: None)
         assert run(*arguments)[0] == 0
     part = tmp_path / "o.parquet.parts" / "part-000001.parquet"
     part.write_bytes(part.read_bytes()[:100])
@@ -157,7 +133,7 @@ def test_resume_without_parts_starts_from_the_beginning(run: Run, tmp_path: Path
 def test_resume_of_another_sweep_is_refused(run: Run, tmp_path: Path) -> None:
     out = tmp_path / "o.csv"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("simulator.parts.PartStore.finish", lambda *_: None)
+        patch.setattr("simulator.base.parts.PartStore.finish", lambda *_: None)
         run("sweep", *BASE, "--out", str(out), "--quiet")
     code, _, err = run("sweep", *BASE, "--batch", "2", "--out", str(out), "--resume", "--quiet")
     assert code == 2
@@ -193,9 +169,7 @@ NOT_FEASIBLE = {
 
 
 @pytest.mark.parametrize(("arguments", "status"), NOT_FEASIBLE.items(), ids=lambda x: str(x))
-def test_exit_3_when_nothing_can_run_with_a_reason(
-    arguments: tuple[str, ...], status: str, run: Run
-) -> None:
+def test_exit_3_when_nothing_can_run_with_a_reason(arguments: tuple[str, ...], status: str, run: Run) -> None:
     code, out, _ = run("predict", *BASE, *arguments, "--json")
     (row,) = json.loads(out)["rows"]
     assert (code, row["status"]) == (3, status)
@@ -229,9 +203,7 @@ def test_numbers_in_words() -> None:
     assert console.number(0.012345) == "0.0123"
 
 
-def test_progress_is_quiet_off_a_terminal_and_loses_no_item(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_progress_is_quiet_off_a_terminal_and_loses_no_item(capsys: pytest.CaptureFixture[str]) -> None:
     assert list(console.progress(range(20), 20, "x", quiet=True)) == list(range(20))
     assert capsys.readouterr().err == ""
     assert list(console.progress(range(20), 20, "x")) == list(range(20))
@@ -248,46 +220,53 @@ def test_data_is_on_stdout_and_json_holds_rows_everywhere(run: Run) -> None:
 
 def test_a_sweep_says_the_answer_first(run: Run) -> None:
     code, out, _ = run(
-        "sweep", *BASE, "--policy", "dense", "--policy", "streaming_llm", "--batch", "1,64",
-        "--prompt-tokens", "2048", "--quiet",
-    )  # fmt: skip
+        "sweep",
+        *BASE,
+        "--policy",
+        "dense",
+        "--policy",
+        "streaming_llm",
+        "--batch",
+        "1,64",
+        "--prompt-tokens",
+        "2048",
+        "--quiet",
+    )
     assert code == 0
     assert out.splitlines()[0].startswith("4 rows: ")
-    for words in (
-        "Most tokens/s per GPU",
-        "Where sparsity wins and loses",
-        "streaming_llm(window=1020)",
-    ):
+    for words in ("Most tokens/s per GPU", "Where sparsity wins and loses", "streaming_llm(window=1020)"):
         assert words in out
 
 
 def test_starting_a_verb_imports_no_heavy_library() -> None:
     code = (
         "import sys, simulator.sweep, simulator.predict, simulator.devices, simulator.models,"
-        " simulator.policies.__main__, simulator.evaluate, simulator.result, simulator.parts;"
+        " simulator.policies.__main__, simulator.inference.evaluate, simulator.results.result, simulator.base.parts;"
         "print(*sorted({m.partition('.')[0] for m in sys.modules}))"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=environment(), capture_output=True, text=True, check=True
-    )
-    heavy = {
-        "pandas",
-        "scipy",
-        "pyarrow",
-        "torch",
-        "matplotlib",
-        "transformers",
-        "streamlit",
-        "dask",
-    }
+    done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True, check=True)
+    heavy = {"pandas", "scipy", "pyarrow", "torch", "matplotlib", "transformers", "streamlit", "dask"}
     assert heavy.isdisjoint(done.stdout.split())
 
 
 SWEEP = (
-    "-m", "simulator.sweep", *BASE, "--policy", "mustafar(keep=[0.1,0.2,0.3,0.4,0.5,0.6,0.7,0.8])",
-    "--policy", "quest(budget=[64,128,256,512,1024])", "--batch", "1:64:x2", "--prompt-tokens",
-    "128:2048:+64", "--output-tokens", "8:64:+8", "--out", "o.parquet", "--quiet",
-)  # fmt: skip
+    "-m",
+    "simulator.sweep",
+    *BASE,
+    "--policy",
+    "mustafar(keep=[0.1,0.2,0.3,0.4,0.5,0.6,0.7,0.8])",
+    "--policy",
+    "quest(budget=[64,128,256,512,1024])",
+    "--batch",
+    "1:64:x2",
+    "--prompt-tokens",
+    "128:2048:+64",
+    "--output-tokens",
+    "8:64:+8",
+    "--out",
+    "o.parquet",
+    "--quiet",
+)
 
 
 @pytest.mark.slow
@@ -298,9 +277,7 @@ def test_a_killed_sweep_resumes_to_the_same_file(tmp_path: Path, repo: Path) -> 
         folder.mkdir()
     env = environment(repo)
     subprocess.run([sys.executable, *SWEEP], cwd=whole, env=env, check=True, capture_output=True)
-    child = subprocess.Popen(
-        [sys.executable, *SWEEP], cwd=broken, env=env, stdout=subprocess.DEVNULL
-    )
+    child = subprocess.Popen([sys.executable, *SWEEP], cwd=broken, env=env, stdout=subprocess.DEVNULL)
     parts = broken / "o.parquet.parts"
     try:
         deadline = time.monotonic() + 60.0
@@ -314,12 +291,7 @@ def test_a_killed_sweep_resumes_to_the_same_file(tmp_path: Path, repo: Path) -> 
     assert not (broken / "o.parquet").exists()
     assert 3 <= len(list(parts.glob("part-*"))) < 13
     done = subprocess.run(
-        [sys.executable, *SWEEP, "--resume"],
-        cwd=broken,
-        env=env,
-        capture_output=True,
-        text=True,
-        check=False,
+        [sys.executable, *SWEEP, "--resume"], cwd=broken, env=env, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     assert (broken / "o.parquet").read_bytes() == (whole / "o.parquet").read_bytes()
@@ -351,27 +323,21 @@ class SkipHalf(Policy):
 '''
 
 
-def test_a_policy_from_another_package_needs_one_file_and_an_entry_point(
-    tmp_path: Path, repo: Path
-) -> None:
+def test_a_policy_from_another_package_needs_one_file_and_an_entry_point(tmp_path: Path, repo: Path) -> None:
     (tmp_path / "outsider.py").write_text(POLICY)
     info = tmp_path / "outsider-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: outsider\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text("[shadowline.policies]\noutsider = outsider\n")
     code = (
-        "import sys; from simulator.policies import POLICIES, parse; from simulator.predict import predict;"
-        "from simulator.scenario import Scenario;"
+        "import sys; from simulator.policies import POLICIES, parse; from simulator.results.prediction import predict;"
+        "from simulator.scenario.scenario import Scenario;"
         "assert 'skip_half' in POLICIES and 'mustafar' in POLICIES;"
         "p = predict(Scenario.of(model='llama-2-7b', device='h100-sxm', policy='w4a16+skip_half'));"
         "print(p.row['policy'], p.row['tpot_speedup'] > 1.0, p.row['status'])"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code],
-        env=environment(tmp_path, repo),
-        capture_output=True,
-        text=True,
-        check=False,
+        [sys.executable, "-c", code], env=environment(tmp_path, repo), capture_output=True, text=True, check=False
     )
     assert done.stdout.split() == ["w4a16+skip_half", "True", "ok"], done.stderr
 
@@ -386,18 +352,14 @@ def test_a_policy_from_another_package_needs_one_file_and_an_entry_point(
         (("--trials", "4", "--batch", "2"), "--trials: the tries are the batch"),
     ],
 )
-def test_a_flag_that_would_be_ignored_is_refused(
-    more: tuple[str, ...], words: str, run: Run
-) -> None:
+def test_a_flag_that_would_be_ignored_is_refused(more: tuple[str, ...], words: str, run: Run) -> None:
     code, out, err = run("predict", *BASE, *more)
     assert (code, out) == (2, "")
     assert words in err
     assert err.count("\n") == 1
 
 
-@pytest.mark.parametrize(
-    "question", [("--max-loss", "1"), ("--trials", "4"), ("--break-even", "--policy", "nm24")]
-)
+@pytest.mark.parametrize("question", [("--max-loss", "1"), ("--trials", "4"), ("--break-even", "--policy", "nm24")])
 @pytest.mark.parametrize("why", [("--tp", "3"), ("--prompt-tokens", "5000")])
 def test_every_question_of_a_scenario_that_cannot_run_exits_3(
     question: tuple[str, ...], why: tuple[str, ...], run: Run

@@ -15,7 +15,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from simulator.errors import InputError  # noqa: E402
+from simulator.base.errors import InputError  # noqa: E402
 from simulator.trace import KEEPS, read_trace  # noqa: E402
 from traces import collect, show  # noqa: E402
 from traces.snapshot import Snapshots  # noqa: E402
@@ -139,12 +139,7 @@ collect.main(**values | {"text": Path(values["text"]), "out": Path(values["out"]
 
 
 def test_kill_nine_and_resume_give_the_same_files(
-    model: Path,
-    text: Path,
-    trace: Path,
-    tmp_path: Path,
-    repo: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    model: Path, text: Path, trace: Path, tmp_path: Path, repo: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "killed"
     values = options(model, text, out) | {"text": str(text), "out": str(out)}
@@ -157,9 +152,7 @@ def test_kill_nine_and_resume_give_the_same_files(
     assert {"plan.json", "state.safetensors"} <= left
     assert any(name.startswith(".state.safetensors.") for name in left)
     seen: list[int] = []
-    monkeypatch.setattr(
-        collect, "_progress", lambda done, n, quiet: seen.append(done) or range(done, n)
-    )
+    monkeypatch.setattr(collect, "_progress", lambda done, n, quiet: seen.append(done) or range(done, n))
     with pytest.raises(InputError, match="belongs to a run with other arguments"):
         collect.main(**options(model, text, out, seed=5, resume=True))
     collect.main(**options(model, text, out, resume=True))
@@ -208,9 +201,7 @@ def test_refusals(model: Path, text: Path, tmp_path: Path) -> None:
     assert "did you mean" in refused(text=text.with_name("word.txt"))
     # A folder without text is no suggestion, however near its name.
     (tmp_path / "hw_profiles").mkdir()
-    assert refused(text=tmp_path / "nofile").endswith(
-        "there is no file or folder " + repr(str(tmp_path / "nofile"))
-    )
+    assert refused(text=tmp_path / "nofile").endswith("there is no file or folder " + repr(str(tmp_path / "nofile")))
     short = tmp_path / "short.txt"
     short.write_text("if")
     assert "two sequences of 64 are the least" in refused(text=short)
@@ -251,7 +242,7 @@ def shipped(repo: Path) -> list[Path]:
 
 
 def test_shipped_traces_belong_to_the_shipped_models(repo: Path) -> None:
-    from simulator.hub import find_model
+    from simulator.model.hub import find_model
     from simulator.trace import ModelFacts
     from traces.loading import find
     from traces.weights import weights_sha256
@@ -266,20 +257,13 @@ def test_shipped_traces_belong_to_the_shipped_models(repo: Path) -> None:
         assert sum(p.stat().st_size for p in folder.iterdir()) <= 10**6
 
 
-def test_show_prints_and_draws(
-    trace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_show_prints_and_draws(trace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("matplotlib")
     picture = tmp_path / "trace.svg"
     show.main(trace, plot=picture, dark=False, json=False)
     printed = capsys.readouterr().out
     assert "tiny-opt: 2 layers, hidden 32, 4 heads" in printed
-    for title in (
-        "FFN neurons by layer",
-        "FFN: share used by B rows",
-        "attention mass",
-        "KV cache",
-    ):
+    for title in ("FFN neurons by layer", "FFN: share used by B rows", "attention mass", "KV cache"):
         assert title in printed
     svg = picture.read_text()
     assert svg.count("<svg") == 1

@@ -65,27 +65,11 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any], int, bool]] = {
     "phi-normed": ("phi", {**GATED, "qk_layernorm": True}, HEADS, False),
     "phi3": ("phi3", {**GROUPED, "pad_token_id": 0}, 2, True),
     "falcon-multi-query": ("falcon", {**FALCON, "multi_query": True}, 1, False),
-    "falcon-grouped": (
-        "falcon",
-        {**FALCON, "new_decoder_architecture": True, "num_kv_heads": 2},
-        2,
-        False,
-    ),
-    "falcon-alibi": (
-        "falcon",
-        {**FALCON, "alibi": True, "multi_query": False, "parallel_attn": False},
-        HEADS,
-        False,
-    ),
+    "falcon-grouped": ("falcon", {**FALCON, "new_decoder_architecture": True, "num_kv_heads": 2}, 2, False),
+    "falcon-alibi": ("falcon", {**FALCON, "alibi": True, "multi_query": False, "parallel_attn": False}, HEADS, False),
     "gpt2": (
         "gpt2",
-        {
-            "vocab_size": VOCABULARY,
-            "n_embd": HIDDEN,
-            "n_layer": LAYERS,
-            "n_head": HEADS,
-            "n_positions": 128,
-        },
+        {"vocab_size": VOCABULARY, "n_embd": HIDDEN, "n_layer": LAYERS, "n_head": HEADS, "n_positions": 128},
         HEADS,
         False,
     ),
@@ -163,9 +147,7 @@ def test_hooks_see_what_the_model_computes(name: str) -> None:
             # Probabilities times values, heads side by side, are what the output projection reads.
             out = p @ value[b].repeat_interleave(heads // kv_heads, 0)
             merged = out.transpose(0, 1).reshape(TOKENS, heads * width)
-            torch.testing.assert_close(
-                merged, recorder.seen[layer, "attn.o"][b], atol=2e-4, rtol=1e-3
-            )
+            torch.testing.assert_close(merged, recorder.seen[layer, "attn.o"][b], atol=2e-4, rtol=1e-3)
         assert recorder.seen[layer, "attn.in"].shape == (BATCH, TOKENS, HIDDEN)
         # A rotation keeps the norm of a key, and position 0 is not rotated at all.
         before = recorder.seen[layer, "key"].transpose(1, 2)
@@ -219,7 +201,7 @@ def test_observing_does_not_change_the_output() -> None:
 
 
 def test_unknown_layout_is_one_line() -> None:
-    from simulator.errors import UnsupportedError
+    from simulator.base.errors import UnsupportedError
 
     model = torch.nn.Sequential(torch.nn.Linear(2, 2))
     model.config = transformers.LlamaConfig(num_hidden_layers=1)
@@ -241,10 +223,7 @@ def test_statistics_are_whole_and_in_bounds(name: str) -> None:
             if number == 0:
                 observer.calibrated()
     table = curves(observer.state, TOKENS)
-    found = {
-        (n, t, s)
-        for n, t, s in zip(*(table[c] for c in ("layer", "tensor", "statistic")), strict=True)
-    }
+    found = {(n, t, s) for n, t, s in zip(*(table[c] for c in ("layer", "tensor", "statistic")), strict=True)}
     for layer, (_, layout) in enumerate(decoder_layers(model)):
         units = "moe.expert" if layout.experts else "ffn.down"
         assert (layer, units, "union_density") in found
@@ -264,9 +243,7 @@ def test_statistics_are_whole_and_in_bounds(name: str) -> None:
     # One token keeps what the threshold was set to keep, up to the spread of a few sampled tokens.
     ones = {
         k: v
-        for k, v, x, s, t in zip(
-            *(table[c] for c in ("keep", "value", "x", "statistic", "tensor")), strict=True
-        )
+        for k, v, x, s, t in zip(*(table[c] for c in ("keep", "value", "x", "statistic", "tensor")), strict=True)
         if s == "union_density" and x == 1 and t == "attn.in"
     }
     assert set(ones) == set(KEEPS)
@@ -291,9 +268,7 @@ def test_the_trace_equals_brute_force_on_materialised_tensors() -> None:
             with observed(model, recorders[-1]):
                 model.base_model(input_ids=rows, use_cache=False)
         model.set_attn_implementation("eager")
-        attentions = [
-            model.base_model(r, use_cache=False, output_attentions=True).attentions for r in batches
-        ]
+        attentions = [model.base_model(r, use_cache=False, output_attentions=True).attentions for r in batches]
     table = curves(observer.state, TOKENS)
     names = ("layer", "head", "tensor", "statistic", "keep", "x")
     value = {
@@ -317,14 +292,10 @@ def test_the_trace_equals_brute_force_on_materialised_tensors() -> None:
             mass = value[layer, head, "attn.mass", "tokens_for_mass", 0.9, TOKENS]
             # One token more or less where a sum lands on 0.9 within float32.
             assert mass == pytest.approx(sum(needed) / 2, abs=1 / TOKENS / 2 + 1e-9)
-            steps = [
-                attentions[n][layer][samples[n].kv_sequence, head, -8:, :4].sum() for n in read
-            ]
+            steps = [attentions[n][layer][samples[n].kv_sequence, head, -8:, :4].sum() for n in read]
             sink = value[layer, head, "attn.mass", "sink_share", -1.0, 4]
             assert sink == pytest.approx(float(sum(steps)) / 16, rel=1e-4)
-        threshold = dict(
-            zip(KEEPS, observer.state[f"threshold|{layer}|ffn.down"].tolist(), strict=True)
-        )
+        threshold = dict(zip(KEEPS, observer.state[f"threshold|{layer}|ffn.down"].tolist(), strict=True))
         used, unions = [], []
         for n in (1, 2, 3, 4):
             x = recorders[n].seen[layer, "ffn.down"].abs()
@@ -338,9 +309,7 @@ def test_the_trace_equals_brute_force_on_materialised_tensors() -> None:
         assert window == pytest.approx(sum(used) / len(used), rel=1e-12)
         union = value[layer, -1, "ffn.down", "union_density", 0.3, 2]
         assert union == pytest.approx(sum(unions) / len(unions), rel=1e-12)
-        keys = torch.cat(
-            [recorders[n].seen[layer, "key"][samples[n].kv_sequence, :, 0] for n in read]
-        )
+        keys = torch.cat([recorders[n].seen[layer, "key"][samples[n].kv_sequence, :, 0] for n in read])
         squares = torch.linalg.svdvals(keys.double()) ** 2
         first = value[layer, 0, "kv.k", "singular_energy", -1.0, 1]
         assert first == pytest.approx(float(squares[0] / squares.sum()), rel=1e-6)

@@ -12,7 +12,7 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from simulator.errors import InputError  # noqa: E402
+from simulator.base.errors import InputError  # noqa: E402
 from traces import loading, weights  # noqa: E402
 
 pytestmark = pytest.mark.torch
@@ -47,14 +47,12 @@ def save_tiny(path: Path, *, safe: bool = True) -> None:
         torch.save(model.state_dict(), path / "pytorch_model.bin")
         (path / "model.safetensors").unlink()
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    words = Tokenizer(
-        models.BPE({c: i for i, c in enumerate(letters)} | {"</s>": 256, "<s>": 257}, [])
-    )
+    words = Tokenizer(models.BPE({c: i for i, c in enumerate(letters)} | {"</s>": 256, "<s>": 257}, []))
     words.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     words.decoder = decoders.ByteLevel()
-    transformers.PreTrainedTokenizerFast(
-        tokenizer_object=words, eos_token="</s>", bos_token="<s>"
-    ).save_pretrained(path)
+    transformers.PreTrainedTokenizerFast(tokenizer_object=words, eos_token="</s>", bos_token="<s>").save_pretrained(
+        path
+    )
 
 
 def load(text: str, *, revision: str | None = None, **options: Any) -> loading.Loaded:
@@ -114,10 +112,7 @@ def test_code_of_a_repository_is_never_run(folder: Path, tmp_path: Path) -> None
     for name in ("model.safetensors", "tokenizer.json", "tokenizer_config.json"):
         (tmp_path / name).write_bytes((folder / name).read_bytes())
     config = json.loads((folder / "config.json").read_text())
-    config |= {
-        "model_type": "own",
-        "auto_map": {"AutoConfig": "own.Own", "AutoModelForCausalLM": "own.Own"},
-    }
+    config |= {"model_type": "own", "auto_map": {"AutoConfig": "own.Own", "AutoModelForCausalLM": "own.Own"}}
     (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "own.py").write_text(f"open({str(witness)!r}, 'w').close()\n")
     assert "code" in refused(str(tmp_path))
@@ -154,9 +149,7 @@ def test_a_page_cache_is_free_and_a_limit_counts(tmp_path: Path) -> None:
     assert weights.cgroup_free_bytes(tmp_path) is None
     (tmp_path / "memory.max").write_text("1000\n")
     (tmp_path / "memory.current").write_text("900\n")
-    (tmp_path / "memory.stat").write_text(
-        "anon 300\nfile 600\ninactive_anon 1\ninactive_file 550\n"
-    )
+    (tmp_path / "memory.stat").write_text("anon 300\nfile 600\ninactive_anon 1\ninactive_file 550\n")
     assert weights.cgroup_free_bytes(tmp_path) == 1000 - 900 + 550
     (tmp_path / "meminfo").write_text("MemTotal: 9 kB\nMemAvailable:  8 kB\n")
     assert weights.available_bytes(tmp_path / "meminfo") == 8192

@@ -9,9 +9,9 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from simulator.errors import InputError  # noqa: E402
+from simulator.base.errors import InputError  # noqa: E402
+from simulator.ops.union import frequency_density  # noqa: E402
 from simulator.trace import KEEPS, MASSES, ROWS  # noqa: E402
-from simulator.union import frequency_density  # noqa: E402
 from traces import attention, kv, magnitudes, sets  # noqa: E402
 from traces.means import ALL, Means  # noqa: E402
 from traces.observer import StatisticsObserver  # noqa: E402
@@ -51,9 +51,7 @@ def test_quantiles_and_thresholds(dtype: torch.dtype) -> None:
 
 def test_thresholds_are_zero_where_zeros_would_be_kept() -> None:
     x = torch.cat([torch.zeros(80), torch.ones(20)])
-    limits = magnitudes.thresholds(
-        magnitudes.histogram(x), torch.tensor([0.1, 0.2, 0.3], dtype=torch.float64)
-    )
+    limits = magnitudes.thresholds(magnitudes.histogram(x), torch.tensor([0.1, 0.2, 0.3], dtype=torch.float64))
     assert limits.tolist() == [1.0, 1.0, 0.0]
 
 
@@ -151,11 +149,7 @@ def test_probabilities_against_a_materialised_matrix(softcap: float | None) -> N
         "causal": attention.probabilities(query, key, rows, softcap=softcap),
         "window": attention.probabilities(query, key, rows, mask=allowed[None], softcap=softcap),
         "added": attention.probabilities(
-            query,
-            key,
-            rows,
-            softcap=softcap,
-            mask=torch.zeros(1, tokens, tokens).masked_fill(~allowed, -torch.inf),
+            query, key, rows, softcap=softcap, mask=torch.zeros(1, tokens, tokens).masked_fill(~allowed, -torch.inf)
         ),
     }
     torch.testing.assert_close(found["window"], found["added"])
@@ -184,9 +178,7 @@ def test_attention_statistics_against_loops() -> None:
     for h in range(heads):
         for i, row in enumerate(rows.tolist()):
             q = p[h, i].double().numpy()
-            assert float(entropy[h, i]) == pytest.approx(
-                -sum(v * math.log(v) for v in q if v > 0), rel=1e-5
-            )
+            assert float(entropy[h, i]) == pytest.approx(-sum(v * math.log(v) for v in q if v > 0), rel=1e-5)
             for m, mass in enumerate(MASSES):
                 left, n = mass, 0
                 for v in sorted(q, reverse=True):
@@ -235,9 +227,7 @@ def test_pruning_rounding_rank_and_channels_against_loops() -> None:
                 v = x[1, start : start + 32, c].double().numpy()
                 step = (v.max() - v.min()) / (2**bits - 1)
                 expected = np.round((v - v.min()) / step) * step + v.min()
-                np.testing.assert_allclose(
-                    per_channel[1, start : start + 32, c], expected, atol=1e-5
-                )
+                np.testing.assert_allclose(per_channel[1, start : start + 32, c], expected, atol=1e-5)
         per_token = kv.rounded(x, bits, axis=2)
         span = x.amax(-1) - x.amin(-1)
         # Rounding to the nearest of 2^bits levels moves no element by more than half a level.

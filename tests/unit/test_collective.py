@@ -5,15 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from simulator.errors import InputError, UnknownNameError
+from simulator.base.errors import InputError, UnknownNameError
 from simulator.fitting.collective import library_of
-from simulator.roofline.collective import (
-    DEFAULT,
-    OPS,
-    collective_floor,
-    collective_time,
-    link_bytes,
-)
+from simulator.roofline.collective import DEFAULT, OPS, collective_floor, collective_time, link_bytes
 from simulator.roofline.hardware import Hardware
 
 HW = Hardware(132, 989e12, 67e12, 3.35e12, 50e6, 32, 450e9, 1e-6, 1.98e9, "hopper")
@@ -21,13 +15,7 @@ HW = Hardware(132, 989e12, 67e12, 3.35e12, 50e6, 32, 450e9, 1e-6, 1.98e9, "hoppe
 
 @pytest.mark.parametrize(
     ("op", "factor"),
-    [
-        ("all_reduce", 1.75),
-        ("all_gather", 0.875),
-        ("reduce_scatter", 0.875),
-        ("all_to_all", 0.875),
-        ("send_recv", 1.0),
-    ],
+    [("all_reduce", 1.75), ("all_gather", 0.875), ("reduce_scatter", 0.875), ("all_to_all", 0.875), ("send_recv", 1.0)],
 )
 def test_ring_bytes_are_those_of_nccl_tests(op, factor):
     assert float(link_bytes(op, 8e6, 8)) == pytest.approx(8e6 * factor)
@@ -81,9 +69,7 @@ def test_small_messages_cost_latency_and_large_ones_bandwidth():
 
 
 def test_one_rank_is_free_and_ranks_broadcast():
-    t = collective_time(
-        "all_reduce", np.array([1e3, 1e6])[:, None], np.array([1, 2, 8]), hw=HW, coef=DEFAULT
-    )
+    t = collective_time("all_reduce", np.array([1e3, 1e6])[:, None], np.array([1, 2, 8]), hw=HW, coef=DEFAULT)
     assert t.total_s.shape == (2, 3)
     assert np.all(t.total_s[:, 0] == 0.0)
     assert np.all(np.diff(t.total_s, axis=1) > 0)

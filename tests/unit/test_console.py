@@ -7,16 +7,11 @@ import sys
 
 import pytest
 
-from simulator import console
+from simulator.base import console
 
 HEADS = ["policy", "what it does", "tp", "TPOT ms"]
 ROWS = [
-    [
-        "double_sparsity_offload",
-        "Double Sparsity with the full KV cache in host memory",
-        "1",
-        "12.5",
-    ],
+    ["double_sparsity_offload", "Double Sparsity with the full KV cache in host memory", "1", "12.5"],
     ["quest(budget=2048)", "pages of the KV cache picked by key minima and maxima", "1", "9.75"],
 ]
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from simulator.errors import UnknownNameError
-from simulator.traffic import Operand
+from simulator.base.errors import UnknownNameError
+from simulator.ops.traffic import Operand
 from sparse_kernels.bench_cpu import SEED, copies, wrong
 from sparse_kernels.cpu import attention
 from sparse_kernels.cpu.registry import kernel, kernels
@@ -25,9 +25,7 @@ def test_at_keep_one_a_kernel_is_the_dense_one(name):
     for case in full:
         inputs = member.inputs(case, SEED)
         # float32 sums in another order; int8's dense twin rounds each weight once more.
-        np.testing.assert_allclose(
-            member.run(**inputs), member.dense(**inputs), rtol=1e-3, atol=1e-4
-        )
+        np.testing.assert_allclose(member.run(**inputs), member.dense(**inputs), rtol=1e-3, atol=1e-4)
     assert full
 
 
@@ -101,9 +99,7 @@ def test_more_keep_is_never_predicted_to_read_less():
         by_shape = {}
         for case in member.cases_for("full"):
             read = sum(
-                float(op.count * a.read_bytes)
-                for op in member.ops(case, {})
-                for a in op.traffic().access.values()
+                float(op.count * a.read_bytes) for op in member.ops(case, {}) for a in op.traffic().access.values()
             )
             by_shape.setdefault(tuple(sorted(case.sizes.items())), []).append((case.keep, read))
         for found in by_shape.values():

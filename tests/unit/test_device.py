@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simulator import device as devices
-from simulator.device import edited, list_devices, load, resolve, scaled, to_toml
-from simulator.device_file import parse_profile
-from simulator.dtypes import DType
-from simulator.errors import AmbiguousNameError, InputError, UnknownNameError, UnsupportedError
+from simulator.base.dtypes import DType
+from simulator.base.errors import AmbiguousNameError, InputError, UnknownNameError, UnsupportedError
+from simulator.device import catalogue as devices
+from simulator.device.catalogue import edited, list_devices, load, resolve, scaled, to_toml
+from simulator.device.file import parse_profile
 
 
 @pytest.fixture(autouse=True)
@@ -109,9 +109,7 @@ def test_peaks_of_h200():
     assert device.peak_flop_per_s(DType.BF16, sparse24=True) == pytest.approx(1978.8e12)
     assert device.peak_flop_per_s("bf16", clock="max") == pytest.approx(989.4e12 * 1980 / 1830)
     # The printed FP32 figure holds at 1980 MHz: 132 SM x 128 lanes x 2 x 1.98 GHz.
-    assert device.peak_flop_per_s("fp32", clock="max") == pytest.approx(
-        132 * 256 * 1.98e9, rel=2e-3
-    )
+    assert device.peak_flop_per_s("fp32", clock="max") == pytest.approx(132 * 256 * 1.98e9, rel=2e-3)
     assert device.vector_flop_per_s == pytest.approx(132 * 256 * 1.83e9, rel=2e-3)
     assert device.clock_hz.max == 1.98e9
 
@@ -132,9 +130,7 @@ def test_sparse_on_t4_is_unsupported():
 
 def test_geforce_is_faster_with_an_fp16_accumulator():
     card = load("rtx-4090")
-    assert card.fp16_accumulate_flop_per_s == pytest.approx(
-        2 * card.peak_flop_per_s("fp16"), rel=1e-2
-    )
+    assert card.fp16_accumulate_flop_per_s == pytest.approx(2 * card.peak_flop_per_s("fp16"), rel=1e-2)
     assert load("h200").fp16_accumulate_flop_per_s == load("h200").peak_flop_per_s("fp16")
 
 
@@ -151,9 +147,7 @@ def test_tiers_and_links():
     assert not load("a100-sxm-80g").link.nvls
     pair = load("a100-pcie-80g")
     assert (pair.link_for(2).name, pair.link_for(4).name) == ("nvlink3-bridge", "pcie4x16")
-    with pytest.raises(
-        UnsupportedError, match=r"no memory tier 'cxl', it has l2, hbm, host, ssd; add a"
-    ):
+    with pytest.raises(UnsupportedError, match=r"no memory tier 'cxl', it has l2, hbm, host, ssd; add a"):
         device.tier("cxl")
 
 
@@ -177,11 +171,7 @@ def test_text_round_trip_keeps_every_number(name):
     device = load(name)
     again = parse_profile(to_toml(device).encode(), f"{name}.toml")
     assert dict(again.facts()) == dict(device.facts())
-    assert (again.aliases, again.matches, again.links) == (
-        device.aliases,
-        device.matches,
-        device.links,
-    )
+    assert (again.aliases, again.matches, again.links) == (device.aliases, device.matches, device.links)
     assert [t.technology for t in again.memory] == [t.technology for t in device.memory]
     assert to_toml(again) == to_toml(device)
 
@@ -267,7 +257,7 @@ def test_loading_one_exact_name_reads_one_file(monkeypatch):
 def test_import_needs_no_pydantic_pandas_or_scipy():
     code = textwrap.dedent(
         """
-        import sys, simulator.device
+        import sys, simulator.device.catalogue
         heavy = {"pandas", "scipy", "pyarrow", "torch", "pydantic"} & set(sys.modules)
         assert not heavy, heavy
         """

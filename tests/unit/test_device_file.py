@@ -2,8 +2,8 @@
 
 import pytest
 
-from simulator.device import load, to_toml
-from simulator.device_file import ProfileError, parse_profile
+from simulator.device.catalogue import load, to_toml
+from simulator.device.file import ProfileError, parse_profile
 
 
 def h200_text():
@@ -39,11 +39,7 @@ def test_unknown_key_names_the_line_and_the_near_key():
 @pytest.mark.parametrize(
     ("old", "new", "says"),
     [
-        (
-            'value = "4.8 TB/s"',
-            "value = 4.8e12",
-            'value needs quotes and a unit, e.g. value = "4.8 TB/s"',
-        ),
+        ('value = "4.8 TB/s"', "value = 4.8e12", 'value needs quotes and a unit, e.g. value = "4.8 TB/s"'),
         ('value = "4.8 TB/s"', 'value = "4.8"', "'4.8' needs a unit"),
         ('value = "4.8 TB/s"', 'value = "4.8 TB"', "cannot read '4.8 TB' as B/s"),
         ('value = "4.8 TB/s"', 'value = "0 B/s"', "out of range"),
@@ -94,15 +90,11 @@ def test_all_problems_come_at_once():
         ("[clock]\n", "[clock]\nturbo = 3\n", "unknown key 'turbo', known: base, boost, max"),
         ('name = "hbm"', 'name = "vram"', 'named "hbm"'),
         ('name = "host"', 'name = "hbm"', "'hbm' appears twice"),
-        (
-            '{ value = "989.4 TFLOP/s", source',
-            '{ value = "155 TFLOP/s", source',
-            "sparse24 peak is below dense",
-        ),
+        ('{ value = "989.4 TFLOP/s", source', '{ value = "155 TFLOP/s", source', "sparse24 peak is below dense"),
         ('date = "2026-11-21"', 'date = "last week"', "date"),
         (', date = "2026-11-21"', "", 'a price needs date = "YYYY-MM-DD"'),
     ],
-)  # fmt: skip
+)
 def test_other_mistakes(old, new, says):
     text = h200_text()
     assert old in text, f"the test no longer touches the file: {old}"

@@ -13,13 +13,11 @@ import pytest
 import typer
 
 from simulator.__main__ import verbs
-from simulator.device import list_devices
+from simulator.device.catalogue import list_devices
 from simulator.policies import POLICIES
 
 DOCS = Path(__file__).parents[2] / "docs"
-COMMAND = re.compile(
-    r"python -m ((?:simulator|traces|reports|sparse_kernels)(?:\.\w+)*)([^\n`|;)>]*)"
-)
+COMMAND = re.compile(r"python -m ((?:simulator|traces|reports|sparse_kernels)(?:\.\w+)*)([^\n`|;)>]*)")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -88,11 +86,7 @@ def test_every_device_is_documented():
 def test_every_mark_is_known_and_used():
     from docsite.generated import PARTS
 
-    marks = [
-        m
-        for p in DOCS.rglob("*.md")
-        for m in re.findall(r"<!-- generated: (.+?) -->", p.read_text("utf-8"))
-    ]
+    marks = [m for p in DOCS.rglob("*.md") for m in re.findall(r"<!-- generated: (.+?) -->", p.read_text("utf-8"))]
     assert set(marks) == set(PARTS)
     assert len(marks) == len(set(marks))
 
@@ -120,9 +114,7 @@ def test_commands_on_a_page_exist_with_their_flags(page: Path):
         assert module in known, f"{page.name}: python -m {module}"
         root = typer.main.get_command(application(module))
         commands = list(getattr(root, "commands", {"": root}).values())
-        flags = {o for c in commands for p in c.params for o in (*p.opts, *p.secondary_opts)} | {
-            "--help"
-        }
+        flags = {o for c in commands for p in c.params for o in (*p.opts, *p.secondary_opts)} | {"--help"}
         used = set(re.findall(r"(?<!\S)--[a-z][a-z-]*", rest))
         assert used <= flags, f"{page.name}: python -m {module} has no {used - flags}"
 
@@ -130,22 +122,21 @@ def test_commands_on_a_page_exist_with_their_flags(page: Path):
 def test_equations_of_modules_stay_as_written():
     from docsite.docstrings import literal
 
-    text = [
+    text = ["What it is.", "", "    t = a * b", "      + c", "", "Notes", "-----", "- an item", "", "    its text"]
+    assert literal(text) == [
         "What it is.",
+        "",
+        ".. code-block:: none",
         "",
         "    t = a * b",
         "      + c",
         "",
-        "Notes",
-        "-----",
+        ".. rubric:: Notes",
+        "",
         "- an item",
         "",
         "    its text",
     ]
-    assert literal(text) == [
-        "What it is.", "", ".. code-block:: none", "", "    t = a * b", "      + c", "", ".. rubric:: Notes", "",
-        "- an item", "", "    its text",
-    ]  # fmt: skip
 
 
 def test_tables_set_numbers_right():
@@ -171,9 +162,7 @@ def test_every_fence_of_a_guide_is_read():
 
     for name in PAGES:
         text = (DOCS / name).read_text(encoding="utf-8")
-        assert len(list(examples(text))) == len(
-            re.findall(r"^```(?:sh|python)$", text, re.MULTILINE)
-        ), name
+        assert len(list(examples(text))) == len(re.findall(r"^```(?:sh|python)$", text, re.MULTILINE)), name
         assert text.count("<!-- output") == sum(e.shown is not None for e in examples(text)), name
 
 
@@ -202,14 +191,14 @@ def test_the_site_builds_offline_without_a_warning(tmp_path: Path):
         pytest.skip("sphinx not installed")
     done = subprocess.run(
         [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-d", tmp_path / "trees", DOCS, tmp_path / "site"],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     built = list((tmp_path / "site").rglob("*.html"))
     assert len(built) > 50
     for page in built:
-        asked = re.findall(
-            r'<(?:script|link|img)[^>]*(?:src|href)="(https?:[^"]+)"', page.read_text("utf-8")
-        )
+        asked = re.findall(r'<(?:script|link|img)[^>]*(?:src|href)="(https?:[^"]+)"', page.read_text("utf-8"))
         assert asked == [], f"{page.name} asks {asked}"

@@ -15,7 +15,7 @@ import pytest
 
 from simulator import __main__ as front
 from simulator import doctor
-from simulator.device import load, to_toml
+from simulator.device.catalogue import load, to_toml
 
 Call = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -28,9 +28,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "simulator", *arguments], capture_output=True, text=True, check=False
-    )
+    return subprocess.run([sys.executable, "-m", "simulator", *arguments], capture_output=True, text=True, check=False)
 
 
 def states(checks: tuple[doctor.Check, ...], topic: str) -> dict[str, str]:
@@ -178,18 +176,19 @@ def test_an_outside_package_that_breaks_is_named(home: Path, tmp_path: Path):
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: broken-policy\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text("[shadowline.policies]\nbroken = broken_policy\n")
     done = subprocess.run(
-        [sys.executable, "-m", "simulator.doctor"], capture_output=True, text=True, check=False,
+        [sys.executable, "-m", "simulator.doctor"],
+        capture_output=True,
+        text=True,
+        check=False,
         env={**os.environ, "PYTHONPATH": str(tmp_path)},
-    )  # fmt: skip
+    )
     assert done.returncode == 2
     assert "broken-policy does not load: RuntimeError: no; mend it or uninstall" in done.stderr
 
 
 def test_nvidia_cards_are_matched_with_their_profiles(home: Path, tmp_path: Path, monkeypatch):
     tool = tmp_path / "nvidia-smi"
-    tool.write_text(
-        "#!/bin/sh\necho 'NVIDIA H100 80GB HBM3, 81559 MiB, 570.1'\necho 'NVIDIA Z9, 1 MiB, 570.1'\n"
-    )
+    tool.write_text("#!/bin/sh\necho 'NVIDIA H100 80GB HBM3, 81559 MiB, 570.1'\necho 'NVIDIA Z9, 1 MiB, 570.1'\n")
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     known, unknown = doctor._gpus()

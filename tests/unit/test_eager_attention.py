@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from simulator.dtypes import get_format
-from simulator.group import find_model
-from simulator.lowering import Lowering
-from simulator.ops import Op
+from simulator.base.dtypes import get_format
+from simulator.inference.lowering import Lowering
+from simulator.ops.ops import Op
+from simulator.ops.step import Step, decode_step, prefill_step
+from simulator.ops.traffic import Operand
 from simulator.policies import parse
-from simulator.traffic import Operand
-from simulator.workload import Step, decode_step, prefill_step
+from simulator.scenario.find import find_model
 
 LAYERS = 32
 
@@ -56,9 +56,7 @@ def test_a_prompt_computes_the_masked_half_and_has_no_cache_to_copy() -> None:
 
 @pytest.mark.parametrize("step", [decode_step(1.0, 500.0), prefill_step(1.0, 500.0)])
 def test_a_flash_kernel_on_a_static_cache_is_dense(step: Step) -> None:
-    assert ops("llama-3-8b", "eager_attention(cache=static,kernel=flash)", step) == ops(
-        "llama-3-8b", "dense", step
-    )
+    assert ops("llama-3-8b", "eager_attention(cache=static,kernel=flash)", step) == ops("llama-3-8b", "dense", step)
 
 
 def test_it_follows_the_tokens_that_are_left() -> None:

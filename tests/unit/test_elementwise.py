@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from simulator.errors import UnknownNameError
+from simulator.base.errors import UnknownNameError
 from simulator.fitting.elementwise import KINDS as FITTED
 from simulator.fitting.elementwise import OPERATIONS
 from simulator.roofline.elementwise import DEFAULT, KINDS, elementwise_floor, elementwise_time
@@ -53,9 +53,7 @@ def test_never_below_the_bytes_beyond_l2_and_monotone():
     fast = dict(DEFAULT, t0_s=1e-12, bw_share=9.0)
     t = elementwise_time(moved, moved, kind="add", hw=HW, coef=fast).total_s
     assert np.all(t >= elementwise_floor(moved, moved, hw=HW))
-    assert np.all(
-        np.diff(elementwise_time(moved, moved, kind="add", hw=HW, coef=DEFAULT).total_s) > 0
-    )
+    assert np.all(np.diff(elementwise_time(moved, moved, kind="add", hw=HW, coef=DEFAULT).total_s) > 0)
 
 
 def test_unknown_kind_is_an_error():

@@ -7,16 +7,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from simulator.closed_loop import closed_loop, cycle, solve
-from simulator.device import load
-from simulator.dtypes import get_format
-from simulator.engine import Engine, get_engine, load_engines, parse_engines
-from simulator.errors import UnknownNameError
+from simulator.base.dtypes import get_format
+from simulator.base.errors import UnknownNameError
+from simulator.device.catalogue import load
 from simulator.fitting.e2e_fit import to_toml
-from simulator.group import group_of
-from simulator.scenario import Scenario
-from simulator.step import step_time
-from simulator.workload import decode_step, prefill_step
+from simulator.inference.closed_loop import closed_loop, cycle, solve
+from simulator.inference.group import group_of
+from simulator.inference.step import step_time
+from simulator.ops.step import decode_step, prefill_step
+from simulator.roofline.engine import Engine, get_engine, load_engines, parse_engines
+from simulator.scenario.scenario import Scenario
 
 
 def plain(**changes: object) -> Engine:

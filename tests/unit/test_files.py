@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from simulator.errors import InputError
-from simulator.files import replaced
+from simulator.base.errors import InputError
+from simulator.base.files import replaced
 
 
 def test_a_file_appears_whole_with_its_folder(tmp_path: Path) -> None:

@@ -7,13 +7,15 @@ import sys
 
 import pytest
 
-from simulator import console, predict
-from simulator.errors import NothingFeasibleError
-from simulator.free import GAIN, SAME, options, sentences
+from simulator import predict
+from simulator.base import console
+from simulator.base.errors import NothingFeasibleError
 from simulator.policies import POLICIES, free_names, parse
-from simulator.scenario import Scenario
+from simulator.policies.software import software
+from simulator.results import prediction
+from simulator.results.free import GAIN, SAME, options, sentences
+from simulator.scenario.scenario import Scenario
 from simulator.serving.launch import VLLM_POLICIES
-from simulator.software import software
 
 HERE = {"model": "llama-3.1-8b", "device": "rtx-4090", "prompt_tokens": 1024, "output_tokens": 256}
 
@@ -64,7 +66,7 @@ def test_free_is_every_mechanism_once_and_no_baseline():
 
 
 def test_a_grid_takes_the_word_too():
-    from simulator.grid import policies
+    from simulator.scenario.grid import policies
 
     found = policies(["free", "quest(budget=64)"])
     assert found[0] == "dense"
@@ -87,7 +89,7 @@ def test_the_fastest_that_fit_come_first_and_nothing_is_lost(found):
 
 def test_each_row_is_the_prediction(found):
     option = next(o for o in found[0] if o.policy == "w4a16")
-    row = predict.predict(Scenario.of(**HERE, policy="w4a16")).row
+    row = prediction.predict(Scenario.of(**HERE, policy="w4a16")).row
     assert option.row == row
     assert option.loss == "1.10 points of OpenLLM v1 (% of dense)"
 
@@ -110,9 +112,7 @@ def test_a_small_gain_is_not_worth_installing(found):
     rows = [o for o in found[0] if o.policy in ("dense", "kv_quant(bits=4)")]
     assert rows[0].speedup < GAIN
     assert abs(rows[0].speedup - 1.0) < SAME
-    assert sentences(rows) == [
-        "nothing that a serving engine runs today is 5% faster than dense here"
-    ]
+    assert sentences(rows) == ["nothing that a serving engine runs today is 5% faster than dense here"]
 
 
 def test_too_long_a_context_is_said_once():
@@ -121,16 +121,7 @@ def test_too_long_a_context_is_said_once():
 
 
 def test_the_flag(monkeypatch, capsys):
-    here = [
-        "--device",
-        "rtx-4090",
-        "--prompt-tokens",
-        "1024",
-        "--output-tokens",
-        "256",
-        "--policy",
-        "free",
-    ]
+    here = ["--device", "rtx-4090", "--prompt-tokens", "1024", "--output-tokens", "256", "--policy", "free"]
     run(monkeypatch, *here)
     text = capsys.readouterr().out
     assert text.startswith("worth installing: w4a16")
@@ -139,9 +130,7 @@ def test_the_flag(monkeypatch, capsys):
     assert "again: python -m simulator.predict --model llama-3.1-8b --device rtx-4090" in text
     run(monkeypatch, *here, "--json")
     answer = json.loads(capsys.readouterr().out)
-    assert {"policy", "tokens_per_s_lo", "engine", "code", "needs", "published_loss"} <= set(
-        answer["rows"][0]
-    )
+    assert {"policy", "tokens_per_s_lo", "engine", "code", "needs", "published_loss"} <= set(answer["rows"][0])
     assert answer["command"].endswith("--policy free")
 
 

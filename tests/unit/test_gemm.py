@@ -7,9 +7,9 @@ import math
 import numpy as np
 import pytest
 
-from simulator import calibration as cal
-from simulator import device as devices
-from simulator.errors import UnsupportedError
+from simulator.base.errors import UnsupportedError
+from simulator.device import catalogue as devices
+from simulator.device import fits as cal
 from simulator.fitting import gemm as fitting
 from simulator.roofline.gemm import DEFAULTS, SPLITS, TILES, floor_s, gemm_time
 from simulator.roofline.hardware import Hardware, hardware
@@ -50,17 +50,24 @@ def test_by_hand_one_wave():
 
 TWO = Hardware(2.0, 1280.0, 1.0, 1024.0, 0.0, 32.0, 1.0, 1.0, 1.0, "cpu-toy")
 PLAIN = {
-    "launch_s": 0.0, "compute": 1.0, "tile_load": 0.0, "ramp_s": 0.0, "quant": 1.0, "split_s": 1e9, "split_io": 0.0,
-    "memory": 1.0, "overlap": 0.0, "act_extra_bytes": 0.0,
-}  # fmt: skip
+    "launch_s": 0.0,
+    "compute": 1.0,
+    "tile_load": 0.0,
+    "ramp_s": 0.0,
+    "quant": 1.0,
+    "split_s": 1e9,
+    "split_io": 0.0,
+    "memory": 1.0,
+    "overlap": 0.0,
+    "act_extra_bytes": 0.0,
+}
 
 
 def row(k, *, batch=1.0, **coef):
     """Vectors of length `k` times 64 columns on two cores of 640 flop/s each; 2 B activations, 1 B weights."""
     return gemm_time(
-        1.0, 64.0, k, weight_bytes_per_element=1.0, act_bytes=2.0, out_bytes=4.0, hw=TWO,
-        coef=PLAIN | coef, batch=batch,
-    )  # fmt: skip
+        1.0, 64.0, k, weight_bytes_per_element=1.0, act_bytes=2.0, out_bytes=4.0, hw=TWO, coef=PLAIN | coef, batch=batch
+    )
 
 
 def test_by_hand_waves_of_a_batch():

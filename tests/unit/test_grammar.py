@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from simulator.errors import InputError, UnknownNameError
+from simulator.base.errors import InputError, UnknownNameError
 from simulator.policies import POLICIES, expand, parse
 
 CANONICAL = {
@@ -59,9 +59,11 @@ def test_a_format_compresses_what_eviction_and_selection_leave() -> None:
 def test_lists_multiply_in_the_order_written() -> None:
     found = [p.spelling for p in expand("mustafar(keep=[0.3,0.5],window=[0,32])")]
     assert found == [
-        "mustafar(keep=0.3,window=0)", "mustafar(keep=0.3)",
-        "mustafar(keep=0.5,window=0)", "mustafar(keep=0.5)",
-    ]  # fmt: skip
+        "mustafar(keep=0.3,window=0)",
+        "mustafar(keep=0.3)",
+        "mustafar(keep=0.5,window=0)",
+        "mustafar(keep=0.5)",
+    ]
     assert len(expand("quest(budget=[64,128])+w4a16(group=[64,128])")) == 4
 
 
@@ -97,7 +99,7 @@ BAD = {
     "w4a16+w4a16": "both rewrite",
     "mustafar keep=0.3": "write name(key=value",
     "w4a16;rm -rf": "write name(key=value",
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("text", "words"), BAD.items())
@@ -118,9 +120,7 @@ def test_a_typo_in_the_name_gets_the_nearest(text: str, meant: str) -> None:
         parse(text)
 
 
-@pytest.mark.parametrize(
-    "text", ["müstafar", "密集", "mustafar\uff08keep=0.3\uff09", "😀", "a\x00b", "w4a16\n\n+"]
-)
+@pytest.mark.parametrize("text", ["müstafar", "密集", "mustafar\uff08keep=0.3\uff09", "😀", "a\x00b", "w4a16\n\n+"])
 def test_unicode_and_control_characters_are_refused_not_crashed_on(text: str) -> None:
     with pytest.raises(InputError):
         parse(text)
@@ -129,10 +129,11 @@ def test_unicode_and_control_characters_are_refused_not_crashed_on(text: str) ->
 def test_huge_input_is_refused_at_once() -> None:
     start = time.perf_counter()
     for text in (
-        "w4a16+" * 100_000, "(" * 1_000_000,
+        "w4a16+" * 100_000,
+        "(" * 1_000_000,
         "mustafar(keep=[" + ",".join(["0.5"] * 400) + "])+quest(budget=[" + "64," * 200 + "64])",
         "mustafar(keep=[0.1,0.2,0.3,0.4],window=[" + ",".join(map(str, range(400))) + "])",
-    ):  # fmt: skip
+    ):
         with pytest.raises(InputError, match="at most"):
             expand(text)
     assert time.perf_counter() - start < 2.0

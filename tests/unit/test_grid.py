@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from simulator.errors import InputError
-from simulator.grid import Grid, names, policies, read_grids, whole_numbers
-from simulator.sweep import CHUNK_POINTS, chunks
+from simulator.base.errors import InputError
+from simulator.results.swept import CHUNK_POINTS, chunks
+from simulator.scenario.grid import Grid, names, policies, read_grids, whole_numbers
 
 RANGES = {
     "1": (1,),
@@ -66,18 +66,21 @@ def test_bad_ranges_name_their_flag(text: str, words: str) -> None:
 
 def test_a_grid_is_the_product_of_its_axes() -> None:
     grid = Grid(
-        model=("llama-2-7b",), device=("h100-sxm", "rtx-4090"), policy=("dense", "w4a16"), tp=(1, 2),
-        batch=(1, 2, 3), prompt_tokens=(8, 16), output_tokens=(4,),
-    )  # fmt: skip
+        model=("llama-2-7b",),
+        device=("h100-sxm", "rtx-4090"),
+        policy=("dense", "w4a16"),
+        tp=(1, 2),
+        batch=(1, 2, 3),
+        prompt_tokens=(8, 16),
+        output_tokens=(4,),
+    )
     assert len(grid) == 2 * 2 * 2 * 6
     groups = list(grid.groups())
     assert len(groups) == 8
     assert [g.policy for g in groups[:2]] == ["dense", "w4a16"]
 
 
-@pytest.mark.parametrize(
-    ("axis", "value"), [("batch", 1_000_001), ("prompt_tokens", 10**9), ("output_tokens", 10**30)]
-)
+@pytest.mark.parametrize(("axis", "value"), [("batch", 1_000_001), ("prompt_tokens", 10**9), ("output_tokens", 10**30)])
 def test_a_bound_holds_for_every_value_not_just_the_first(axis: str, value: int) -> None:
     with pytest.raises(InputError, match="above"):
         Grid(model=("m",), device=("d",), **{axis: (1, value)})  # type: ignore[arg-type]
@@ -91,16 +94,15 @@ def test_too_many_points_are_refused_before_any_is_computed() -> None:
 
 def test_chunks_cover_every_point_once() -> None:
     grid = Grid(
-        model=("llama-2-7b",), device=("h100-sxm",), batch=tuple(range(1, 301)),
-        prompt_tokens=tuple(range(1, 401)), output_tokens=(1, 2, 3),
-    )  # fmt: skip
-    seen = [
-        (b, p, o) for c in chunks([grid]) for b in c.batch for p in c.prompt for o in c.output
-    ]  # fmt: skip
+        model=("llama-2-7b",),
+        device=("h100-sxm",),
+        batch=tuple(range(1, 301)),
+        prompt_tokens=tuple(range(1, 401)),
+        output_tokens=(1, 2, 3),
+    )
+    seen = [(b, p, o) for c in chunks([grid]) for b in c.batch for p in c.prompt for o in c.output]
     assert len(seen) == len(set(seen)) == len(grid)
-    assert seen == [
-        (b, p, o) for b in grid.batch for p in grid.prompt_tokens for o in grid.output_tokens
-    ]
+    assert seen == [(b, p, o) for b in grid.batch for p in grid.prompt_tokens for o in grid.output_tokens]
     assert all(c.points <= CHUNK_POINTS for c in chunks([grid]))
     assert [c.number for c in chunks([grid])] == list(range(len(list(chunks([grid])))))
 

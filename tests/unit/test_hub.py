@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from simulator import hub
-from simulator.errors import AmbiguousNameError, InputError, ShadowlineError, UnknownNameError
+from simulator.base.errors import AmbiguousNameError, InputError, ShadowlineError, UnknownNameError
+from simulator.model import hub
 
 TINY: dict[str, Any] = {
     "model_type": "llama",
@@ -119,9 +119,7 @@ def test_folder_file_and_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert hub.find_model("~/my-model").name == "my-model"
 
 
-def test_a_bundled_name_wins_over_a_folder_but_not_over_a_path(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_bundled_name_wins_over_a_folder_but_not_over_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "llama-2-7b"
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(TINY))
@@ -285,9 +283,7 @@ def test_download_fetches_the_config_only(tmp_path: Path, monkeypatch: pytest.Mo
         (ConnectionError("gone"), "cannot be reached"),
     ],
 )
-def test_failed_download_is_one_line(
-    monkeypatch: pytest.MonkeyPatch, outcome: Any, said: str
-) -> None:
+def test_failed_download_is_one_line(monkeypatch: pytest.MonkeyPatch, outcome: Any, said: str) -> None:
     fake_hub(monkeypatch, outcome)
     with pytest.raises(InputError) as caught:
         hub.find_model("someone/new")

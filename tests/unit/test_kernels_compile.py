@@ -65,8 +65,7 @@ def test_more_of_anything_never_fits_more_blocks():
     for cc in MULTIPROCESSORS:
         for warps in (1, 4, 8, 32):
             by_registers = [
-                occupancy(cc, warps=warps, registers=r, shared_bytes=0).blocks_per_sm
-                for r in range(16, 256, 8)
+                occupancy(cc, warps=warps, registers=r, shared_bytes=0).blocks_per_sm for r in range(16, 256, 8)
             ]
             by_shared = [
                 occupancy(cc, warps=warps, registers=32, shared_bytes=s).blocks_per_sm
@@ -111,14 +110,16 @@ def test_job_of_a_launch():
 
     kernel = SimpleNamespace(fn=fn, arg_names=["x", "y", "n", "one", "scale", "BLOCK"])
     base = torch.zeros(64, dtype=torch.bfloat16)
-    arguments = {
-        "x": base, "y": base[1:], "n": 48, "one": 1, "scale": 0.5, "BLOCK": 16,
-    }  # fmt: skip
+    arguments = {"x": base, "y": base[1:], "n": 48, "one": 1, "scale": 0.5, "BLOCK": 16}
     made = job(Launch(kernel, (1,), arguments, 4, 2))
     assert dict(made.signature) == {
-        "x": "*bf16", "y": "*bf16", "n": "i32", "one": "constexpr", "scale": "fp32",
+        "x": "*bf16",
+        "y": "*bf16",
+        "n": "i32",
+        "one": "constexpr",
+        "scale": "fp32",
         "BLOCK": "constexpr",
-    }  # fmt: skip
+    }
     assert dict(made.constants) == {"one": 1, "BLOCK": 16}
     # y starts 2 B into an allocation, so only x and n are multiples of 16.
     assert made.divisible == (0, 2)
@@ -128,7 +129,7 @@ AHEAD = """
 from sparse_kernels import build, warm
 from sparse_kernels.launch import captured
 from sparse_kernels.registry import kernel
-from simulator.device import load
+from simulator.device.catalogue import load
 from triton.runtime import driver
 
 member = kernel("gathered_mlp")
@@ -156,9 +157,7 @@ print(warm.in_flight_bytes(one, {(job, 90): "failed"}, load("h100-sxm")))
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton not installed")
 def test_what_is_compiled_ahead_is_what_a_launch_looks_for():
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    done = subprocess.run(
-        [sys.executable, "-c", AHEAD], capture_output=True, text=True, check=False, env=environment
-    )
+    done = subprocess.run([sys.executable, "-c", AHEAD], capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr
     same, in_flight, unknown = done.stdout.split()
     assert same == "True"
@@ -170,8 +169,11 @@ def compile_verb(*arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     return subprocess.run(
         [sys.executable, "-m", "sparse_kernels.compile", *arguments],
-        capture_output=True, text=True, check=False, env=environment,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment,
+    )
 
 
 @pytest.mark.torch

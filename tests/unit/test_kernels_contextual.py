@@ -26,9 +26,15 @@ from sparse_kernels.tensors import clone, poison, tensors_of  # noqa: E402
 pytestmark = pytest.mark.torch
 
 NAMES = (
-    "gathered_mlp", "head_projection", "teal", "cats", "predictor", "block_sparse_attention",
-    "bitmap_spmm", "group_w4",
-)  # fmt: skip
+    "gathered_mlp",
+    "head_projection",
+    "teal",
+    "cats",
+    "predictor",
+    "block_sparse_attention",
+    "bitmap_spmm",
+    "group_w4",
+)
 KERNELS = [importlib.import_module(f"sparse_kernels.{name}").KERNEL for name in NAMES]
 CASES = [(k, c) for k in KERNELS for c in k.cases_for("test")]
 
@@ -54,9 +60,12 @@ def test_kernel_equals_its_naive_twin(kernel, case):
     for name, want in kernel.naive(**inputs).items():
         assert got[name].shape == want.shape
         torch.testing.assert_close(
-            got[name].double(), want.double(),
-            rtol=kernel.tolerance.relative, atol=kernel.tolerance.absolute, msg=lambda m, n=name: f"{n}: {m}",
-        )  # fmt: skip
+            got[name].double(),
+            want.double(),
+            rtol=kernel.tolerance.relative,
+            atol=kernel.tolerance.absolute,
+            msg=lambda m, n=name: f"{n}: {m}",
+        )
 
 
 @pytest.mark.parametrize("kernel", registry.kernels().values(), ids=lambda k: k.name)
@@ -102,9 +111,8 @@ def test_a_wrong_index_is_seen():
     inputs["index"][kernel.naive(**inputs)["h"].abs().argmax()] = absent
     with pytest.raises(AssertionError, match="not close"):
         torch.testing.assert_close(
-            run(kernel, inputs)["y"].float(), want,
-            rtol=kernel.tolerance.relative, atol=kernel.tolerance.absolute,
-        )  # fmt: skip
+            run(kernel, inputs)["y"].float(), want, rtol=kernel.tolerance.relative, atol=kernel.tolerance.absolute
+        )
 
 
 def test_all_neurons_are_the_dense_mlp():
@@ -137,9 +145,7 @@ def test_top_k_of_random_scores(dtype, n, keep):
 
 
 def test_top_k_of_ties_zeros_and_infinities():
-    scores = torch.tensor(
-        [[0.0, -0.0, 1.0, float("-inf"), 1.0, -2.0, float("inf"), -0.0]], dtype=torch.float16
-    )
+    scores = torch.tensor([[0.0, -0.0, 1.0, float("-inf"), 1.0, -2.0, float("inf"), -0.0]], dtype=torch.float16)
     for keep in range(1, 9):
         index = torch.full((1, keep), -1, dtype=torch.int32)
         predictor_triton.top_k(scores, index)
@@ -161,9 +167,12 @@ def test_naive_attention_is_torchs_with_the_same_mask():
     got = blocks.block_sparse_attention(q, k, v, starts, listed, 16)["o"]
     full = mask.repeat_interleave(16, 2).repeat_interleave(16, 3)[:, :, :40, :40]
     want = torch.nn.functional.scaled_dot_product_attention(
-        q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2),
-        attn_mask=full & torch.ones(40, 40, dtype=torch.bool).tril(), enable_gqa=True,
-    )  # fmt: skip
+        q.transpose(1, 2),
+        k.transpose(1, 2),
+        v.transpose(1, 2),
+        attn_mask=full & torch.ones(40, 40, dtype=torch.bool).tril(),
+        enable_gqa=True,
+    )
     # Same float32 sums in another order.
     torch.testing.assert_close(got, want.transpose(1, 2), rtol=1e-5, atol=1e-5)
 
@@ -189,9 +198,7 @@ def test_masks_of_the_methods(pattern):
     inputs["starts"], inputs["blocks"] = blocks.block_lists(mask.expand(1, 2, rows, rows))
     want = kernel.naive(**inputs)["o"]
     got = run(kernel, inputs)["o"].float()
-    torch.testing.assert_close(
-        got, want, rtol=kernel.tolerance.relative, atol=kernel.tolerance.absolute
-    )
+    torch.testing.assert_close(got, want, rtol=kernel.tolerance.relative, atol=kernel.tolerance.absolute)
 
 
 def test_tiles_follow_the_tensor_core():
@@ -223,9 +230,7 @@ def test_four_bits_err_by_half_a_step():
     made = w4.compress(weight, 0.5)
     dense = w4.decompress(**made, k=64).view(12, 4, 16)
     kept = torch.zeros(12, 4, dtype=torch.bool)
-    rows = torch.repeat_interleave(
-        torch.arange(12), (made["starts"][1:] - made["starts"][:-1]).long()
-    )
+    rows = torch.repeat_interleave(torch.arange(12), (made["starts"][1:] - made["starts"][:-1]).long())
     kept[rows, made["columns"].long()] = True
     assert kept.sum() == 24
     assert not dense[~kept].any()
@@ -263,13 +268,9 @@ def test_two_of_four_by_the_library():
     made = nm24_library.buffers(**there)
     nm24_library.nm24(**there, **made)
     # Outputs of about sqrt(128) rounded to fp16's 2^-11.
-    torch.testing.assert_close(
-        made["y"].float().cpu(), nm24.nm24(x, weight), rtol=2**-9, atol=2**-5
-    )
+    torch.testing.assert_close(made["y"].float().cpu(), nm24.nm24(x, weight), rtol=2**-9, atol=2**-5)
 
 
-@pytest.mark.parametrize(
-    ("programs", "steps", "splits"), [(8, 138, 32), (300, 50, 1), (1, 3, 2), (4, 0, 1)]
-)
+@pytest.mark.parametrize(("programs", "steps", "splits"), [(8, 138, 32), (300, 50, 1), (1, 3, 2), (4, 0, 1)])
 def test_splits_fill_the_device_and_no_more(programs, steps, splits):
     assert split_k.splits_for(programs, steps) == splits

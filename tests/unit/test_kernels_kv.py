@@ -12,7 +12,7 @@ triton = pytest.importorskip("triton")
 
 import triton.language as tl  # noqa: E402
 
-from simulator.traffic import Operand  # noqa: E402
+from simulator.ops.traffic import Operand  # noqa: E402
 from sparse_kernels import bitmap, interpreter  # noqa: E402
 from sparse_kernels.compare import predicted, record  # noqa: E402
 from sparse_kernels.kivi_decode.naive import dequantised, quantised  # noqa: E402
@@ -27,9 +27,17 @@ from sparse_kernels.tensors import clone, poison  # noqa: E402
 pytestmark = pytest.mark.torch
 
 NAMES = (
-    "skinny_gemm", "flash_decode", "rmsnorm_residual", "quest", "double_sparsity", "kivi_decode", "bitmap_decode",
-    "bitmap_pack", "shadowkv_rebuild", "streaming_llm",
-)  # fmt: skip
+    "skinny_gemm",
+    "flash_decode",
+    "rmsnorm_residual",
+    "quest",
+    "double_sparsity",
+    "kivi_decode",
+    "bitmap_decode",
+    "bitmap_pack",
+    "shadowkv_rebuild",
+    "streaming_llm",
+)
 KERNELS = {name: importlib.import_module(f"sparse_kernels.{name}").KERNEL for name in NAMES}
 CASES = [(k, c) for k in KERNELS.values() for c in k.cases_for("test")]
 
@@ -85,10 +93,12 @@ def test_cases_cover_what_can_go_wrong(name):
 @pytest.mark.parametrize(
     ("name", "case_name"),
     [
-        ("flash_decode", "gqa4 odd"), ("kivi_decode", "no window"), ("bitmap_decode", "gqa4 fp16"),
+        ("flash_decode", "gqa4 odd"),
+        ("kivi_decode", "no window"),
+        ("bitmap_decode", "gqa4 fp16"),
         ("skinny_gemm", "5 rows odd"),
     ],
-)  # fmt: skip
+)
 def test_split_sums_repeat_to_the_bit(name, case_name):
     kernel = KERNELS[name]
     inputs = kernel.inputs(next(c for c in kernel.cases if c.name == case_name), 2, "cpu")
@@ -112,14 +122,7 @@ def test_addresses_beyond_32_bits(tmp_path):
     cache = torch.from_numpy(file)
     new = torch.randn(1, heads, d, generator=g).half()
     q = torch.randn(1, heads, d, generator=g).half()
-    inputs = {
-        "q": q,
-        "k_cache": cache,
-        "v_cache": cache,
-        "k_new": new,
-        "v_new": new,
-        "tokens": tokens,
-    }
+    inputs = {"q": q, "k_cache": cache, "v_cache": cache, "k_new": new, "v_new": new, "tokens": tokens}
     buffers = kernel.buffers(**inputs)
     poison(buffers)
     kernel.triton(**inputs, **buffers)
@@ -152,9 +155,7 @@ def test_heads_of_a_group_read_at_most_the_union_the_simulator_expects(name):
     row_bytes = 2 * 64 * 2
     assert 32 * row_bytes < read < 4 * 32 * row_bytes
     useful, _ = predicted(kernel.ops(shape, inputs), Operand.KV, "read")
-    recorded = sum(
-        t.compulsory_bytes for n, t in got.reads.items() if kernel.operands[n].read == Operand.KV
-    )
+    recorded = sum(t.compulsory_bytes for n, t in got.reads.items() if kernel.operands[n].read == Operand.KV)
     assert recorded < useful
 
 

@@ -16,9 +16,9 @@ triton = pytest.importorskip("triton")
 import triton.language as tl  # noqa: E402
 from typer.testing import CliRunner  # noqa: E402
 
-from simulator.errors import InputError, UnknownNameError  # noqa: E402
-from simulator.ops import Elementwise  # noqa: E402
-from simulator.traffic import Operand  # noqa: E402
+from simulator.base.errors import InputError, UnknownNameError  # noqa: E402
+from simulator.ops.ops import Elementwise  # noqa: E402
+from simulator.ops.traffic import Operand  # noqa: E402
 from sparse_kernels import list as catalogue  # noqa: E402
 from sparse_kernels import registry, traffic  # noqa: E402
 from sparse_kernels.compare import MOST_EXPLAINED, check, explained_kernels, predicted  # noqa: E402
@@ -195,25 +195,35 @@ def verb(*arguments):
     clean = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     return subprocess.run(
         [sys.executable, "-m", "sparse_kernels.traffic", *arguments],
-        capture_output=True, text=True, env={**clean, "OMP_NUM_THREADS": "1"}, check=False,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        env={**clean, "OMP_NUM_THREADS": "1"},
+        check=False,
+    )
 
 
 def test_the_verb_starts_the_interpreter_itself():
     got = verb("--op", "rmsnorm-residual", "--json")
     assert got.returncode == 0, got.stderr
     rows = json.loads(got.stdout)["rows"]
-    assert {"op", "case", "operand", "predicted_bytes", "recorded_bytes", "requested_bytes", "sectors", "lines",
-            "explained"} <= set(rows[0])  # fmt: skip
+    assert {
+        "op",
+        "case",
+        "operand",
+        "predicted_bytes",
+        "recorded_bytes",
+        "requested_bytes",
+        "sectors",
+        "lines",
+        "explained",
+    } <= set(rows[0])
     assert all(r["agrees"] for r in rows)
 
 
 def test_an_unknown_kernel_gets_a_suggestion():
     result = CliRunner().invoke(traffic.app, ["--op", "flash_decod"])
     assert isinstance(result.exception, UnknownNameError)
-    assert str(result.exception) == (
-        "--op: unknown kernel 'flash_decod'; did you mean 'flash_decode'?"
-    )
+    assert str(result.exception) == ("--op: unknown kernel 'flash_decod'; did you mean 'flash_decode'?")
 
 
 @pytest.mark.parametrize(

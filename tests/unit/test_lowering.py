@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from simulator.dtypes import FORMATS
-from simulator.hub import find_model, list_models
-from simulator.layer import MoeSpec
-from simulator.lowering import Lowering, kv_bytes_per_token
-from simulator.ops import Attention, Collective, Linear, Moe, Op
+from simulator.base.dtypes import FORMATS
+from simulator.inference.lowering import Lowering, kv_bytes_per_token
+from simulator.model.hub import find_model, list_models
+from simulator.model.layer import MoeSpec
+from simulator.ops.ops import Attention, Collective, Linear, Moe, Op
+from simulator.ops.step import Step, decode_step, prefill_step
 from simulator.policies import parse
-from simulator.workload import Step, decode_step, prefill_step
 
 FP16 = FORMATS["fp16"]
 
@@ -54,10 +54,7 @@ def vectors(low: Lowering) -> float:
             out += bare - (q + down + up + model.hidden * a.n_heads * a.v_head_dim)
         for block in (ffn,) if not isinstance(ffn, MoeSpec) else (ffn.shared,):
             if block is not None:
-                out += (
-                    block.n_params(model.hidden)
-                    - (block.n_up + 1) * model.hidden * block.intermediate
-                )
+                out += block.n_params(model.hidden) - (block.n_up + 1) * model.hidden * block.intermediate
         if isinstance(ffn, MoeSpec):
             matrices = (ffn.expert.n_up + 1) * model.hidden * ffn.expert.intermediate
             out += ffn.n_experts * (ffn.expert.n_params(model.hidden) - matrices)
@@ -88,10 +85,7 @@ def test_prefill_and_decode_hold_the_same_weights(name: str) -> None:
 @pytest.mark.parametrize("name", ["llama-2-7b", "opt-30b", "mixtral-8x7b", "deepseek-v3"])
 def test_tensor_parallel_shards(name: str) -> None:
     """Four GPUs hold a quarter each of all but the latent down-projections and routers."""
-    whole, part = (
-        {op.role: elements(op) for op in lowered(name, tp=tp).ops(decode_step(1.0, 2.0))}
-        for tp in (1, 4)
-    )
+    whole, part = ({op.role: elements(op) for op in lowered(name, tp=tp).ops(decode_step(1.0, 2.0))} for tp in (1, 4))
     for role, n in whole.items():
         if n:
             replicated = role in ("moe.router", "attn.kv_down", "attn.q_down")
@@ -100,25 +94,17 @@ def test_tensor_parallel_shards(name: str) -> None:
 
 def test_a_replicated_kv_head_is_projected_on_every_gpu() -> None:
     """Llama-3.1-70B, tp 16: 64/16 = 4 query heads and one KV head of 8 (16/8 copies): 6 heads of 128."""
-    qkv = next(
-        o
-        for o in lowered("llama-3.1-70b", tp=16).ops(decode_step(1.0, 2.0))
-        if o.role == "attn.qkv"
-    )
+    qkv = next(o for o in lowered("llama-3.1-70b", tp=16).ops(decode_step(1.0, 2.0)) if o.role == "attn.qkv")
     assert isinstance(qkv, Linear)
     assert qkv.n == (4 + 2) * 128
 
 
-@pytest.mark.parametrize(
-    ("name", "per_layer"), [("llama-2-7b", 2), ("gpt-j-6b", 1), ("mixtral-8x7b", 2)]
-)
+@pytest.mark.parametrize(("name", "per_layer"), [("llama-2-7b", 2), ("gpt-j-6b", 1), ("mixtral-8x7b", 2)])
 def test_collectives_per_layer(name: str, per_layer: int) -> None:
     """Two all-reduces a layer, one where attention and FFN run in parallel; one more for the embedding,
     one gather of the logits; none on a single GPU."""
     low = lowered(name, tp=2)
-    calls = {
-        o.role: (o.op, o.count) for o in low.ops(decode_step(3.0, 5.0)) if isinstance(o, Collective)
-    }
+    calls = {o.role: (o.op, o.count) for o in low.ops(decode_step(3.0, 5.0)) if isinstance(o, Collective)}
     reduces = sum(c for op, c in calls.values() if op == "all_reduce")
     assert reduces == per_layer * low.model.n_layers + 1
     assert [op for op, _ in calls.values()].count("all_gather") == 1
@@ -128,9 +114,14 @@ def test_collectives_per_layer(name: str, per_layer: int) -> None:
 def test_a_mixed_step_multiplies_all_rows_at_once_and_attends_in_two_kernels() -> None:
     """4 decode rows and one chunk of 100: 104 rows, 5 sampled."""
     step = Step(
-        decode_rows=4.0, decode_context=50.0, prefill_rows=1.0, prefill_tokens=100.0,
-        prefill_context=300.0, decodes=True, prefills=True,
-    )  # fmt: skip
+        decode_rows=4.0,
+        decode_context=50.0,
+        prefill_rows=1.0,
+        prefill_tokens=100.0,
+        prefill_context=300.0,
+        decodes=True,
+        prefills=True,
+    )
     ops = lowered("llama-2-7b").ops(step)
     rows = {o.role: o.m for o in ops if isinstance(o, Linear)}
     assert rows["attn.qkv"] == rows["mlp.down"] == 104.0
@@ -140,11 +131,7 @@ def test_a_mixed_step_multiplies_all_rows_at_once_and_attends_in_two_kernels() -
 
 def test_sliding_windows_bound_their_layers_only() -> None:
     """Gemma-3-27B: five of six layers see 1024 tokens."""
-    ops = [
-        o
-        for o in lowered("gemma-3-27b").ops(decode_step(1.0, 50_000.0))
-        if isinstance(o, Attention)
-    ]
+    ops = [o for o in lowered("gemma-3-27b").ops(decode_step(1.0, 50_000.0)) if isinstance(o, Attention)]
     by_tokens = {float(np.max(o.tokens)): o.count for o in ops}
     assert by_tokens == {1024.0: 52.0, 50_000.0: 10.0}
 
@@ -166,9 +153,7 @@ def test_sliding_windows_bound_their_layers_only() -> None:
         ("opt-30b", 8, 1, "dejavu+mustafar(keep=0.3)", None),
     ],
 )
-def test_what_cannot_be_cut_or_rewritten_says_why(
-    name: str, tp: int, ep: int, policy: str, words: str | None
-) -> None:
+def test_what_cannot_be_cut_or_rewritten_says_why(name: str, tp: int, ep: int, policy: str, words: str | None) -> None:
     reason = lowered(name, policy, tp=tp, ep=ep).why_not()
     assert (reason is None) if words is None else (words in (reason or ""))
 
@@ -188,13 +173,8 @@ def test_weight_policies_leave_the_output_matrix_and_absorbed_products_alone() -
 
 def test_gathered_2_to_4_weights_do_not_grow_back_their_zeros() -> None:
     """nm24 halves the multiply-adds, shadowllm keeps half of the neurons of one row: a quarter."""
-    ops = {
-        o.role: o
-        for o in lowered("opt-6.7b", "nm24+shadowllm(keep=0.5)").ops(decode_step(1.0, 2.0))
-    }
-    assert [
-        o.flop_keep for o in ops.values() if isinstance(o, Linear) and o.role == "mlp.down"
-    ] == [0.25]
+    ops = {o.role: o for o in lowered("opt-6.7b", "nm24+shadowllm(keep=0.5)").ops(decode_step(1.0, 2.0))}
+    assert [o.flop_keep for o in ops.values() if isinstance(o, Linear) and o.role == "mlp.down"] == [0.25]
 
 
 def test_layers_are_grouped_and_counted() -> None:

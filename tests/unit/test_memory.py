@@ -7,17 +7,15 @@ import dataclasses
 import numpy as np
 import pytest
 
-from simulator import memory
-from simulator.device import load
-from simulator.dtypes import FORMATS
-from simulator.hub import find_model, list_models
-from simulator.lowering import Lowering
+from simulator.base.dtypes import FORMATS
+from simulator.device.catalogue import load
+from simulator.inference import memory
+from simulator.inference.lowering import Lowering
+from simulator.model.hub import find_model, list_models
 from simulator.policies import parse
 
 
-def lowered(
-    model: str, policy: str = "dense", *, tp: int = 1, dtype: str = "fp16", ep: int = 1
-) -> Lowering:
+def lowered(model: str, policy: str = "dense", *, tp: int = 1, dtype: str = "fp16", ep: int = 1) -> Lowering:
     return Lowering(find_model(model), parse(policy), FORMATS[dtype], 2.0, tp, ep)
 
 
@@ -30,9 +28,7 @@ def test_one_gpu_holds_two_bytes_per_parameter(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["llama-2-7b", "gpt2", "opt-125m"])
 def test_fp32_doubles_everything(name: str) -> None:
-    assert memory.weights_bytes(lowered(name, dtype="fp32")) == pytest.approx(
-        4.0 * find_model(name).n_params, rel=1e-9
-    )
+    assert memory.weights_bytes(lowered(name, dtype="fp32")) == pytest.approx(4.0 * find_model(name).n_params, rel=1e-9)
 
 
 def test_tensor_parallel_ranks_hold_their_share() -> None:
@@ -63,12 +59,8 @@ def test_weight_formats_are_stored_in_their_bits() -> None:
     model = find_model("llama-2-7b")
     matrices = 32 * (4 * 4096**2 + 3 * 4096 * 11008)
     rest = model.n_params - matrices
-    assert memory.weights_bytes(lowered("llama-2-7b", "w4a16")) == pytest.approx(
-        matrices * 4.15625 / 8 + rest * 2
-    )
-    assert memory.weights_bytes(lowered("llama-2-7b", "nm24")) == pytest.approx(
-        matrices * 2 * 9 / 16 + rest * 2
-    )
+    assert memory.weights_bytes(lowered("llama-2-7b", "w4a16")) == pytest.approx(matrices * 4.15625 / 8 + rest * 2)
+    assert memory.weights_bytes(lowered("llama-2-7b", "nm24")) == pytest.approx(matrices * 2 * 9 / 16 + rest * 2)
 
 
 def test_gathering_policies_keep_every_weight_and_add_their_predictors() -> None:
@@ -92,9 +84,7 @@ def test_bounded_caches_are_bounded() -> None:
     assert memory.kv_bytes_per_sequence(lowered("mistral-7b-v0.1"), 100_000) == 4096 * 131072.0
 
 
-@pytest.mark.parametrize(
-    "policy", ["dense", "mustafar(keep=0.3)", "quest", "shadowllm", "kv_quant(bits=2)"]
-)
+@pytest.mark.parametrize("policy", ["dense", "mustafar(keep=0.3)", "quest", "shadowllm", "kv_quant(bits=2)"])
 @pytest.mark.parametrize(("tp", "pp"), [(1, 1), (2, 1), (1, 4)])
 def test_the_largest_batch_fits_and_one_more_does_not(policy: str, tp: int, pp: int) -> None:
     """Over prompts on both sides of the tokens one pass may hold."""
@@ -116,9 +106,7 @@ def test_what_never_fits_has_a_largest_batch_of_zero() -> None:
 def test_more_memory_or_less_context_never_fits_fewer() -> None:
     low = lowered("llama-3.1-8b")
     prompts = np.array([1.0, 512.0, 8192.0, 100_000.0])
-    at = [
-        memory.max_batch(low, load(d), prompts, 128.0) for d in ("rtx-4090", "a100-sxm-80g", "h200")
-    ]
+    at = [memory.max_batch(low, load(d), prompts, 128.0) for d in ("rtx-4090", "a100-sxm-80g", "h200")]
     assert np.all(np.diff(at, axis=0) > 0)
     assert np.all(np.diff(at, axis=1) <= 0)
 
@@ -185,9 +173,7 @@ def test_weights_that_exceed_the_tier_beside_fit_nothing() -> None:
 def test_the_bias_of_a_tied_head_is_stored() -> None:
     """GPT-2's matrix serves both ends; a bias of 50,257 words would be a vector of its own."""
     biased = dataclasses.replace(find_model("gpt2"), lm_head_bias=True)
-    plain, more = (
-        Lowering(m, parse("dense"), FORMATS["fp16"], 2.0) for m in (find_model("gpt2"), biased)
-    )
+    plain, more = (Lowering(m, parse("dense"), FORMATS["fp16"], 2.0) for m in (find_model("gpt2"), biased))
     assert memory.weights_bytes(more) - memory.weights_bytes(plain) == 2 * 50_257
 
 
@@ -216,6 +202,4 @@ def test_activations_stop_at_the_tokens_of_one_pass() -> None:
 def test_experts_widen_activations_by_those_a_token_takes() -> None:
     """Mixtral: two experts of 14,336, gate and up: 57,344 elements beside a width of 4096; over tp 8 an eighth."""
     for tp, widest in ((1, 57_344), (8, 7168)):
-        assert memory.activation_token_bytes(lowered("mixtral-8x7b", tp=tp)) == (
-            (2 * 4096 + 2 * widest) * 2
-        )
+        assert memory.activation_token_bytes(lowered("mixtral-8x7b", tp=tp)) == ((2 * 4096 + 2 * widest) * 2)

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simulator import hub
-from simulator.architectures import ARCHITECTURES, from_config
-from simulator.errors import InputError, ShadowlineError
-from simulator.model import PARTS, AttentionSpec, FfnSpec, LayerSpec, ModelSpec, MoeSpec
+from simulator.base.errors import InputError, ShadowlineError
+from simulator.model import hub
+from simulator.model.architectures import ARCHITECTURES, from_config
+from simulator.model.spec import PARTS, AttentionSpec, FfnSpec, LayerSpec, ModelSpec, MoeSpec
 
 LLAMA: dict[str, Any] = {
     "model_type": "llama",
@@ -141,9 +141,7 @@ def test_kv_bytes_stops_growing_inside_a_window() -> None:
         ("command-r-35b", "rope", 64, True, True, 1),
     ],
 )
-def test_shape_of_a_family(
-    name: str, position: str, kv_heads: int, parallel: bool, gated: bool, n_norms: int
-) -> None:
+def test_shape_of_a_family(name: str, position: str, kv_heads: int, parallel: bool, gated: bool, n_norms: int) -> None:
     layer = hub.find_model(name).layers[0]
     assert isinstance(layer.ffn, FfnSpec)
     assert (layer.attention.position, layer.attention.n_kv_heads) == (position, kv_heads)
@@ -169,9 +167,7 @@ def test_every_bundled_model_adds_up(name: str) -> None:
     model = hub.find_model(name)
     assert sum(model.params(part) for part in PARTS) == model.n_params
     assert 0 < model.n_active_params <= model.n_params
-    assert sorted(i for _, where in model.layer_groups() for i in where) == list(
-        range(model.n_layers)
-    )
+    assert sorted(i for _, where in model.layer_groups() for i in where) == list(range(model.n_layers))
     assert model.source
     assert hash(model) == hash(replace(model))
     assert model == replace(model)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.integrate import quad
 
-from simulator.errors import InputError
+from simulator.base.errors import InputError
 from simulator.fitting.moe import library_of
 from simulator.roofline.hardware import Hardware
 from simulator.roofline.moe import DEFAULT, Routing, moe_time, route
@@ -17,17 +17,7 @@ QWEN = {"hidden": 2048, "inter": 768, "topk": 8, "n_experts": 128}
 
 def time(tokens, *, tp=1, ep=1, gated=True, coef=DEFAULT, **more):
     shape = {**QWEN, **{k: more.pop(k) for k in list(more) if k in QWEN}}
-    return moe_time(
-        tokens,
-        **shape,
-        tp=tp,
-        ep=ep,
-        gated=gated,
-        weight_bytes_per_element=2.0,
-        hw=HW,
-        coef=coef,
-        **more,
-    )
+    return moe_time(tokens, **shape, tp=tp, ep=ep, gated=gated, weight_bytes_per_element=2.0, hw=HW, coef=coef, **more)
 
 
 def test_uniform_routing_is_the_binomial_expectation():
@@ -99,18 +89,23 @@ def test_a_token_that_takes_every_expert_hits_them_all():
 
 SMALL = Hardware(1, 768.0, 1.0, 10.0, 0.0, 32, 1.0, 1.0, 1.0, "test", max_clock_ratio=1.25)
 ROUND = {
-    "t0_s": 1.0, "math_share": 0.5, "bw_share": 0.5, "tile_fill": 0.5, "tile_rows": 16.0, "narrow": 3.0,
-    "act_passes": 2.0, "pair_passes": 3.0,
-}  # fmt: skip
+    "t0_s": 1.0,
+    "math_share": 0.5,
+    "bw_share": 0.5,
+    "tile_fill": 0.5,
+    "tile_rows": 16.0,
+    "narrow": 3.0,
+    "act_passes": 2.0,
+    "pair_passes": 3.0,
+}
 
 
 def small(tokens=4.0, *, coef=ROUND, hw=SMALL, **more):
     """4 gated experts of 2 x 8, two per token, tp 2, ep 2; two experts and four rows on the busiest rank."""
     shape = {"gated": True, "load": Routing(np.float64(2.0), np.float64(4.0)), "act_bytes": 1.0}
     return moe_time(
-        tokens, 2.0, 8.0, 2.0, 4.0, tp=2.0, ep=2.0, weight_bytes_per_element=0.5, hw=hw, coef=coef,
-        **{**shape, **more},
-    )  # fmt: skip
+        tokens, 2.0, 8.0, 2.0, 4.0, tp=2.0, ep=2.0, weight_bytes_per_element=0.5, hw=hw, coef=coef, **{**shape, **more}
+    )
 
 
 def test_every_term_by_hand():
@@ -210,14 +205,8 @@ def test_unknown_routing_is_an_error_and_an_unknown_kernel_another_library():
     ("kernel", "library"),
     [
         ("vllm-0.24.0:vllm_fp8moe_triton_tritonexperts", "vllm_triton"),
-        (
-            "vllm-0.24.0:vllm_unquantizedfusedmoe_flashinfer_trtllm_trtllmbf16experts",
-            "vllm_trtllmgen",
-        ),
-        (
-            "vllm-0.24.0:vllm_gptossmxfp4moe_triton_oaitritonmxfp4expertsmonolithic",
-            "vllm_oaitriton",
-        ),
+        ("vllm-0.24.0:vllm_unquantizedfusedmoe_flashinfer_trtllm_trtllmbf16experts", "vllm_trtllmgen"),
+        ("vllm-0.24.0:vllm_gptossmxfp4moe_triton_oaitritonmxfp4expertsmonolithic", "vllm_oaitriton"),
         ("trtllm-1.3.0rc20:moe_torch_flow_cutlass", "trtllm_cutlass"),
         ("trtllm-1.3.0rc23:moe_torch_flow", "trtllm_flow"),
         ("sglang-0.5.14:sglang_marlin_moe", "sglang_marlin"),

@@ -8,11 +8,11 @@ from typing import Literal
 import numpy as np
 import pytest
 
-from simulator.dtypes import FORMATS, DType, get_format
-from simulator.errors import UnknownNameError
-from simulator.granularity import moved_bytes, paged_tokens
-from simulator.ops import Attention, Collective, Elementwise, Linear, Moe, causal_pairs
-from simulator.traffic import Access, Operand, Traffic
+from simulator.base.dtypes import FORMATS, DType, get_format
+from simulator.base.errors import UnknownNameError
+from simulator.ops.granularity import moved_bytes, paged_tokens
+from simulator.ops.ops import Attention, Collective, Elementwise, Linear, Moe, causal_pairs
+from simulator.ops.traffic import Access, Operand, Traffic
 
 FP16 = FORMATS["fp16"]
 
@@ -75,8 +75,7 @@ def test_run_length_of_an_access() -> None:
 def test_short_runs_move_whole_sectors() -> None:
     """32 B sectors: runs of 8 B move 4x, of 48 B 64/48, of 64 B nothing more, a stream nothing more."""
     np.testing.assert_allclose(
-        moved_bytes(960.0, np.array([8.0, 48.0, 64.0, np.inf]), 32.0),
-        [3840.0, 1280.0, 960.0, 960.0],
+        moved_bytes(960.0, np.array([8.0, 48.0, 64.0, np.inf]), 32.0), [3840.0, 1280.0, 960.0, 960.0]
     )
 
 
@@ -102,10 +101,7 @@ def test_linear_by_hand() -> None:
 
 def test_linear_reads_the_union_and_nothing_of_the_rest() -> None:
     """Half of the k rows: half the weights and half the input, all of the output."""
-    op = Linear(
-        role="x", m=2.0, n=8.0, k=16.0, fmt=FP16, read_keep=0.5, flop_keep=0.25, gathered="k",
-        run_bytes=16.0,
-    )  # fmt: skip
+    op = Linear(role="x", m=2.0, n=8.0, k=16.0, fmt=FP16, read_keep=0.5, flop_keep=0.25, gathered="k", run_bytes=16.0)
     t = op.traffic()
     assert t.access[Operand.WEIGHT].read_bytes == 128.0
     assert t.access[Operand.WEIGHT].runs == 8.0
@@ -117,10 +113,7 @@ def test_linear_reads_the_union_and_nothing_of_the_rest() -> None:
 def test_batched_linear_counts_every_group() -> None:
     one = Linear(role="x", m=2.0, n=3.0, k=4.0, fmt=FP16)
     eight = Linear(role="x", m=2.0, n=3.0, k=4.0, fmt=FP16, groups=8.0)
-    assert_same(
-        Traffic() + one.traffic().scaled(8.0),
-        eight.traffic().scaled(1.0) + Traffic({}, {}, launches=7.0),
-    )
+    assert_same(Traffic() + one.traffic().scaled(8.0), eight.traffic().scaled(1.0) + Traffic({}, {}, launches=7.0))
 
 
 def test_formats_cost_their_bits() -> None:
@@ -146,10 +139,18 @@ def test_causal_pairs_against_counting() -> None:
 def attention(**changes: object) -> Attention:
     """Two sequences of 10 tokens, 4 query and 2 KV heads of 8, bf16."""
     base = {
-        "role": "a", "phase": "decode", "batch": 2.0, "q_len": 1.0, "kv_len": 10.0, "n_heads": 4.0,
-        "n_kv_heads": 2.0, "head_dim": 8.0, "v_head_dim": 8.0, "math": DType.BF16,
+        "role": "a",
+        "phase": "decode",
+        "batch": 2.0,
+        "q_len": 1.0,
+        "kv_len": 10.0,
+        "n_heads": 4.0,
+        "n_kv_heads": 2.0,
+        "head_dim": 8.0,
+        "v_head_dim": 8.0,
+        "math": DType.BF16,
         "kv_element_bytes": 2.0,
-    }  # fmt: skip
+    }
     return Attention(**{**base, **changes})  # type: ignore[arg-type]
 
 
@@ -192,9 +193,15 @@ def test_prefill_attention_of_a_whole_prompt() -> None:
 def moe(tokens: float, **changes: object) -> Moe:
     """8 gated experts of 4 x 6, two per token."""
     base = {
-        "role": "m", "tokens": tokens, "hidden": 4.0, "intermediate": 6.0, "top_k": 2,
-        "n_experts": 8, "gated": True, "fmt": FP16,
-    }  # fmt: skip
+        "role": "m",
+        "tokens": tokens,
+        "hidden": 4.0,
+        "intermediate": 6.0,
+        "top_k": 2,
+        "n_experts": 8,
+        "gated": True,
+        "fmt": FP16,
+    }
     return Moe(**{**base, **changes})  # type: ignore[arg-type]
 
 
@@ -222,9 +229,7 @@ def test_experts_that_all_run_are_all_read() -> None:
 
 
 def test_elementwise_and_collective() -> None:
-    e = Elementwise(
-        role="e", kind="copy", read_bytes=64.0, write_bytes=32.0, flop=5.0, run_bytes=16.0
-    )
+    e = Elementwise(role="e", kind="copy", read_bytes=64.0, write_bytes=32.0, flop=5.0, run_bytes=16.0)
     t = e.traffic()
     assert t.access[Operand.ACTIVATION] == Access(64.0, 32.0, 4.0)
     assert t.flop == {DType.FP32: 5.0}
@@ -236,10 +241,7 @@ def test_elementwise_and_collective() -> None:
 def test_ops_broadcast_over_a_grid() -> None:
     m = np.array([1.0, 2.0, 4.0])[:, None]
     kv = np.array([8.0, 16.0])[None, :]
-    total = (
-        Linear(role="x", m=m, n=2.0, k=2.0, fmt=FP16).traffic()
-        + attention(batch=m, kv_len=kv).traffic()
-    )
+    total = Linear(role="x", m=m, n=2.0, k=2.0, fmt=FP16).traffic() + attention(batch=m, kv_len=kv).traffic()
     assert np.shape(total.total_bytes) == (3, 2)
 
 
@@ -247,31 +249,32 @@ FLAGS = {"graph_safe": False, "host_sync": 2.0}
 W, ACT, KV = Operand.WEIGHT, Operand.ACTIVATION, Operand.KV
 
 
-@pytest.mark.parametrize(
-    ("gathered", "read", "written"), [(None, 64.0, 32.0), ("k", 32.0, 32.0), ("n", 64.0, 16.0)]
-)
+@pytest.mark.parametrize(("gathered", "read", "written"), [(None, 64.0, 32.0), ("k", 32.0, 32.0), ("n", 64.0, 16.0)])
 def test_a_gathered_axis_halves_its_own_activations(
     gathered: Literal["n", "k"] | None, read: float, written: float
 ) -> None:
     """2 x 8 x 16 at half the rows: 8*16*2/2 = 128 B of weights in runs of 16 B; 2*16*2 = 64 B in, 2*8*2 = 32 B out,
     halved on the axis that is picked; a quarter of 2*2*8*16 = 512 flop."""
     op = Linear(
-        role="x", m=2.0, n=8.0, k=16.0, fmt=FP16, read_keep=0.5, flop_keep=0.25, gathered=gathered,
-        run_bytes=16.0, **FLAGS,
-    )  # fmt: skip
-    assert op.traffic() == Traffic(
-        {DType.FP16: 128.0},
-        {W: Access(128.0, 0.0, 8.0), ACT: Access(read, written)},
-        launches=1.0,
+        role="x",
+        m=2.0,
+        n=8.0,
+        k=16.0,
+        fmt=FP16,
+        read_keep=0.5,
+        flop_keep=0.25,
+        gathered=gathered,
+        run_bytes=16.0,
         **FLAGS,
+    )
+    assert op.traffic() == Traffic(
+        {DType.FP16: 128.0}, {W: Access(128.0, 0.0, 8.0), ACT: Access(read, written)}, launches=1.0, **FLAGS
     )
 
 
 def test_groups_multiply_weights_and_activations() -> None:
     """Three products of 2 x 8 x 16 at half of n: 3 * 64 B in, 3 * 16 B out, 3 * 128 B of weights."""
-    t = Linear(
-        role="x", m=2.0, n=8.0, k=16.0, fmt=FP16, read_keep=0.5, gathered="n", groups=3.0
-    ).traffic()
+    t = Linear(role="x", m=2.0, n=8.0, k=16.0, fmt=FP16, read_keep=0.5, gathered="n", groups=3.0).traffic()
     assert t.access == {W: Access(384.0), ACT: Access(192.0, 48.0)}
 
 
@@ -280,10 +283,7 @@ def test_every_figure_of_attention(run_bytes: float, runs: float) -> None:
     """1280 B of KV are 40 pieces of 32 B; see `test_decode_attention_by_hand` for the rest."""
     t = attention(run_bytes=run_bytes, **FLAGS).traffic()
     assert t == Traffic(
-        {DType.BF16: 2560.0},
-        {KV: Access(1280.0, 128.0, runs), ACT: Access(128.0, 128.0)},
-        launches=1.0,
-        **FLAGS,
+        {DType.BF16: 2560.0}, {KV: Access(1280.0, 128.0, runs), ACT: Access(128.0, 128.0)}, launches=1.0, **FLAGS
     )
 
 
@@ -293,10 +293,7 @@ def test_every_figure_of_experts() -> None:
     op = moe(1.0, top_k=8, tp=2, ep=2, bytes_per_weight=0.5, **FLAGS)
     t = op.traffic()
     assert t == Traffic(
-        {DType.FP16: 288.0},
-        {W: Access(pytest.approx(72.0)), ACT: Access(56.0, 80.0)},
-        launches=4.0,
-        **FLAGS,
+        {DType.FP16: 288.0}, {W: Access(pytest.approx(72.0)), ACT: Access(56.0, 80.0)}, launches=4.0, **FLAGS
     )
     plain = moe(1.0, top_k=8, tp=2, ep=2, gated=False).traffic()
     assert plain.access[ACT] == Access(56.0, 56.0)
@@ -306,9 +303,14 @@ def test_every_figure_of_experts() -> None:
 @pytest.mark.parametrize(("run_bytes", "runs"), [(float("inf"), 0.0), (16.0, 4.0)])
 def test_every_figure_of_a_pass(run_bytes: float, runs: float) -> None:
     op = Elementwise(
-        role="e", kind="copy", read_bytes=64.0, write_bytes=32.0, flop=5.0, operand=KV,
-        run_bytes=run_bytes, launches=3.0, **FLAGS,
-    )  # fmt: skip
-    assert op.traffic() == Traffic(
-        {DType.FP32: 5.0}, {KV: Access(64.0, 32.0, runs)}, launches=3.0, **FLAGS
+        role="e",
+        kind="copy",
+        read_bytes=64.0,
+        write_bytes=32.0,
+        flop=5.0,
+        operand=KV,
+        run_bytes=run_bytes,
+        launches=3.0,
+        **FLAGS,
     )
+    assert op.traffic() == Traffic({DType.FP32: 5.0}, {KV: Access(64.0, 32.0, runs)}, launches=3.0, **FLAGS)

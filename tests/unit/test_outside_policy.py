@@ -16,7 +16,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from simulator.ops import Attention
+from simulator.ops.ops import Attention
 from simulator.policies import POLICIES, Aspect, Policy
 
 
@@ -43,11 +43,11 @@ class EveryOther(Policy):
 LAWS = """
 import json
 import numpy as np
-from simulator.dtypes import FORMATS
-from simulator.hub import find_model
-from simulator.lowering import Lowering
+from simulator.base.dtypes import FORMATS
+from simulator.model.hub import find_model
+from simulator.inference.lowering import Lowering
 from simulator.policies import parse
-from simulator.workload import decode_step
+from simulator.ops.step import decode_step
 
 def useful(policy):
     low = Lowering(find_model("llama-2-7b"), parse(policy), FORMATS["fp16"], 2.0)
@@ -72,9 +72,7 @@ def outside(tmp_path: Path) -> dict[str, str]:
 
 
 def run(env: dict[str, str], *arguments: str) -> str:
-    done = subprocess.run(
-        [sys.executable, *arguments], env=env, capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, *arguments], env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -97,10 +95,20 @@ def test_it_predicts_and_obeys_the_laws(outside: dict[str, str]) -> None:
     assert with_w4 < dense - 0.5 * 3 * 1000 * 524_288
     answer = json.loads(
         run(
-            outside, "-m", "simulator.predict", "--json", "--model", "llama-2-7b", "--device", "a100-sxm-80g",
-            "--prompt-tokens", "3000", "--policy", "every_other(keep=0.2)",
+            outside,
+            "-m",
+            "simulator.predict",
+            "--json",
+            "--model",
+            "llama-2-7b",
+            "--device",
+            "a100-sxm-80g",
+            "--prompt-tokens",
+            "3000",
+            "--policy",
+            "every_other(keep=0.2)",
         )
-    )  # fmt: skip
+    )
     assert answer["rows"][0]["policy"] == "every_other(keep=0.2)"
     assert answer["rows"][0]["status"] == "ok"
     assert answer["rows"][0]["tpot_speedup"] > 1.0

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from simulator.errors import InputError
-from simulator.evaluate import STATUSES
-from simulator.parts import PartStore
-from simulator.result import COLUMNS, Block, arrow_schema
-from simulator.summary import Summary, break_even, row_at
+from simulator.base.errors import InputError
+from simulator.base.parts import PartStore
+from simulator.inference.evaluate import STATUSES
+from simulator.results.result import COLUMNS, Block, arrow_schema
+from simulator.results.summary import Summary, break_even, row_at
 
 PLAN = {"a": 1}
 
@@ -157,9 +157,7 @@ def test_an_unwritable_place_is_one_line(tmp_path: Path) -> None:
             PartStore(out, PLAN, resume=False)
 
 
-@pytest.mark.skipif(
-    os.geteuid() == 0 if hasattr(os, "geteuid") else True, reason="root may write anywhere"
-)
+@pytest.mark.skipif(os.geteuid() == 0 if hasattr(os, "geteuid") else True, reason="root may write anywhere")
 def test_a_read_only_folder_is_one_line(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     with pytest.raises(InputError, match="cannot write"):
@@ -176,9 +174,7 @@ def test_absent_numbers_are_null_everywhere() -> None:
     assert row_at(b, 1)["max_batch"] == 7
 
 
-def named(
-    policy: str, speedup: list[float], rate: list[float], status: list[int] | None = None
-) -> Block:
+def named(policy: str, speedup: list[float], rate: list[float], status: list[int] | None = None) -> Block:
     n = len(speedup)
     return block(
         n,

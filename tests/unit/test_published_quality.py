@@ -7,11 +7,12 @@ import sys
 
 import pytest
 
-from simulator import console, predict
-from simulator.errors import UnsupportedError
-from simulator.group import find_model
+from simulator import predict
+from simulator.base import console
+from simulator.base.errors import UnsupportedError
 from simulator.policies import parse
-from simulator.published_quality import (
+from simulator.results import prediction
+from simulator.results.published_quality import (
     Choice,
     Series,
     _fronts,
@@ -22,7 +23,8 @@ from simulator.published_quality import (
     published,
     siblings,
 )
-from simulator.scenario import Scenario
+from simulator.scenario.find import find_model
+from simulator.scenario.scenario import Scenario
 
 HERE = {"model": "opt-30b", "device": "a100-sxm-80g", "prompt_tokens": 1024, "batch": 8}
 
@@ -42,9 +44,15 @@ def test_every_series_resolves_and_has_a_source() -> None:
 
 def test_linear_between_settings_and_unknown_outside() -> None:
     series = Series(
-        model="llama-2-7b", policy="slicegpt", parameter="keep", measure="m", unit="points",
-        dense=70.0, values=((0.75, 60.0), (0.85, 66.0)), source="s",
-    )  # fmt: skip
+        model="llama-2-7b",
+        policy="slicegpt",
+        parameter="keep",
+        measure="m",
+        unit="points",
+        dense=70.0,
+        values=((0.75, 60.0), (0.85, 66.0)),
+        source="s",
+    )
     assert series.quality(member("slicegpt(keep=0.8)")) == pytest.approx(63.0)
     assert series.quality(member("slicegpt(keep=0.75)")) == 60.0
     assert series.quality(member("slicegpt(keep=0.74)")) is None
@@ -68,10 +76,7 @@ def test_other_parameters_must_be_those_published() -> None:
 
 def test_a_model_of_the_same_shape_gives_a_hint_that_says_so() -> None:
     assert {s.model for s in siblings("llama-3.1-8b")} == {"llama-3-8b"}
-    assert (
-        losses("llama-3.1-8b", "teal(keep=0.5)")
-        == "4.65 points of mean of 6 zero-shot tasks on llama-3-8b"
-    )
+    assert losses("llama-3.1-8b", "teal(keep=0.5)") == "4.65 points of mean of 6 zero-shot tasks on llama-3-8b"
     # Its own figures go first, and of several the worst.
     assert losses("llama-3.1-8b", "nm24") == "1.49 points of Mosaic Eval Gauntlet average"
     assert losses("llama-3.1-8b", "teal(keep=0.4)") == ""
@@ -83,14 +88,18 @@ def test_perplexity_counts_as_a_ratio() -> None:
     assert series.loss(quality) == pytest.approx(8.69 / 5.47 - 1.0)
 
 
-@pytest.mark.parametrize(
-    "change", [{"values": ((0.5,),)}, {"values": ((0.9, 1.0), (0.8, 2.0))}, {"dense": 0.0}]
-)
+@pytest.mark.parametrize("change", [{"values": ((0.5,),)}, {"values": ((0.9, 1.0), (0.8, 2.0))}, {"dense": 0.0}])
 def test_a_malformed_series_is_refused(change: dict[str, object]) -> None:
     good = {
-        "model": "m", "policy": "slicegpt", "parameter": "keep", "measure": "m", "unit": "points",
-        "dense": 1.0, "values": ((0.8, 1.0),), "source": "s",
-    }  # fmt: skip
+        "model": "m",
+        "policy": "slicegpt",
+        "parameter": "keep",
+        "measure": "m",
+        "unit": "points",
+        "dense": 1.0,
+        "values": ((0.8, 1.0),),
+        "source": "s",
+    }
     with pytest.raises(ValueError, match=r"values|rise|dense"):
         Series(**{**good, **change})  # type: ignore[arg-type]
 
@@ -101,10 +110,13 @@ def test_front_and_best_by_hand() -> None:
 
     found = _fronts(
         [
-            choice("a", 0.5, 1.2), choice("b", 2.0, 1.5), choice("c", 2.5, 1.4),
-            choice("slow", 0.0, 0.9), choice("p", 0.1, 1.1, "perplexity"),
+            choice("a", 0.5, 1.2),
+            choice("b", 2.0, 1.5),
+            choice("c", 2.5, 1.4),
+            choice("slow", 0.0, 0.9),
+            choice("p", 0.1, 1.1, "perplexity"),
         ]
-    )  # fmt: skip
+    )
     assert {c.policy for c in found if c.front} == {"a", "b", "p"}
     assert getattr(best(found, 1.0), "policy", None) == "a"
     assert getattr(best(found, 2.0), "policy", None) == "b"
@@ -116,7 +128,7 @@ def test_speed_beside_it_is_the_prediction() -> None:
     assert not skipped
     assert [c.tokens_per_s for c in found] == sorted((c.tokens_per_s for c in found), reverse=True)
     h2o = next(c for c in found if c.policy.startswith("h2o"))
-    row = predict.predict(Scenario.of(**HERE, policy=h2o.policy)).row
+    row = prediction.predict(Scenario.of(**HERE, policy=h2o.policy)).row
     assert h2o.tokens_per_s == pytest.approx(row["tokens_per_s"])
     assert h2o.speedup == pytest.approx(row["throughput_speedup_same_batch"])
     assert h2o.loss == pytest.approx(0.2)
@@ -147,16 +159,7 @@ def test_a_model_nobody_published_is_said_so() -> None:
 
 
 def test_the_flag(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    words = [
-        "--model",
-        "opt-30b",
-        "--device",
-        "a100-sxm-80g",
-        "--batch",
-        "8",
-        "--prompt-tokens",
-        "1024",
-    ]
+    words = ["--model", "opt-30b", "--device", "a100-sxm-80g", "--batch", "8", "--prompt-tokens", "1024"]
     for more in (["--max-loss", "1"], ["--max-loss", "1", "--json"]):
         monkeypatch.setattr(sys, "argv", ["predict", *words, *more])
         with pytest.raises(SystemExit) as left:

@@ -23,7 +23,8 @@ from reports.answer import answer
 from reports.content import Cell, Column, Figure, Paragraph, Report, Section, Table, Terms
 from reports.rows import read
 from reports.sweep import compose
-from simulator import console, sweep
+from simulator import sweep
+from simulator.base import console
 
 Run = Callable[..., tuple[int, str, str]]
 EVIL = '<script>alert(1)</script> #eval("1+1") $x^2$ "quoted" \'single\' \\ *bold* `raw` @label'
@@ -34,20 +35,21 @@ TRACE = Path("traces/shipped/tiny-opt-py/trace")
 def swept(path: Path, *more: str) -> Path:
     """A sweep of two devices, two policies beside dense and six loads, or of what `more` says."""
     arguments = more or (
-        "--device", "h100-sxm,rtx-4090", "--policy", "dense", "--policy", "w4a16", "--policy", "kv_quant(bits=4)",
-        "--batch", "1,16", "--prompt-tokens", "512,1024,2048",
-    )  # fmt: skip
+        "--device",
+        "h100-sxm,rtx-4090",
+        "--policy",
+        "dense",
+        "--policy",
+        "w4a16",
+        "--policy",
+        "kv_quant(bits=4)",
+        "--batch",
+        "1,16",
+        "--prompt-tokens",
+        "512,1024,2048",
+    )
     with pytest.MonkeyPatch.context() as patch:
-        words = [
-            "sweep",
-            "--model",
-            "llama-2-7b",
-            *arguments,
-            "--output-tokens",
-            "64",
-            "--out",
-            str(path),
-        ]
+        words = ["sweep", "--model", "llama-2-7b", *arguments, "--output-tokens", "64", "--out", str(path)]
         patch.setattr(sys, "argv", words)
         with pytest.raises(SystemExit):
             console.main(sweep.app)
@@ -75,23 +77,17 @@ def run(call: Callable[..., tuple[int, str, str]]) -> Run:
 def evil() -> Report:
     """A report in which every text of a user tries to be markup."""
     table = Table(
-        "tab-evil", EVIL, (Column(EVIL), Column("n", True)),
-        ((Cell(EVIL), Cell("1", 1)), (Cell(RTL), Cell("2", 2))), EVIL,
-    )  # fmt: skip
+        "tab-evil",
+        EVIL,
+        (Column(EVIL), Column("n", True)),
+        ((Cell(EVIL), Cell("1", 1)), (Cell(RTL), Cell("2", 2))),
+        EVIL,
+    )
     figure = Figure(
-        "fig-evil",
-        EVIL,
-        '<svg width="72pt" height="9pt" xmlns="http://www.w3.org/2000/svg"></svg>',
-        EVIL,
-        RTL,
+        "fig-evil", EVIL, '<svg width="72pt" height="9pt" xmlns="http://www.w3.org/2000/svg"></svg>', EVIL, RTL
     )
     body = (Paragraph(EVIL), Paragraph(RTL, "lead"), table, figure, Terms((("claim", EVIL),)))
-    return Report(
-        EVIL,
-        RTL,
-        (Section("answer", EVIL, body), Section("more", RTL, body[:2])),
-        notes=(EVIL, RTL),
-    )
+    return Report(EVIL, RTL, (Section("answer", EVIL, body), Section("more", RTL, body[:2])), notes=(EVIL, RTL))
 
 
 def strict(page: bytes) -> None:
@@ -117,9 +113,7 @@ def check_anchors(page: str) -> None:
     assert all(link.startswith(("#", "https://")) for link in links)
 
 
-def test_the_same_sweep_gives_the_same_bytes(
-    run: Run, small_sweep: Path, report: Report, tmp_path: Path
-) -> None:
+def test_the_same_sweep_gives_the_same_bytes(run: Run, small_sweep: Path, report: Report, tmp_path: Path) -> None:
     files = tmp_path / "new" / "a.html", tmp_path / "new" / "a.pdf"
     code, out, err = run(small_sweep, "-o", files[0], "-o", files[1], "--json", "--with-data")
     assert code == 0, err
@@ -143,9 +137,7 @@ def test_the_same_sweep_gives_the_same_bytes(
         done = subprocess.run(["qpdf", "--check", files[1]], capture_output=True, text=True)
         assert done.returncode == 0, done.stdout
     if shutil.which("pdftotext"):
-        told = subprocess.run(
-            ["pdftotext", "-l", "1", files[1], "-"], capture_output=True, text=True
-        ).stdout
+        told = subprocess.run(["pdftotext", "-l", "1", files[1], "-"], capture_output=True, text=True).stdout
         assert "The question and the answer" in told
         assert "The exact command" in told
 
@@ -155,9 +147,7 @@ def test_the_answer_is_the_files_own(small_sweep: Path) -> None:
     frame = pq.read_table(small_sweep).to_pandas()
     a = answer(read(small_sweep))
     ok = frame[frame["status"] == "ok"]
-    medians = ok.groupby(["model", "device", "policy"], observed=True)[
-        "throughput_speedup_same_batch"
-    ].median()
+    medians = ok.groupby(["model", "device", "policy"], observed=True)["throughput_speedup_same_batch"].median()
     for key, tally in a.tallies.items():
         assert tally.median == pytest.approx(medians[key], rel=1e-6)
     for (model, device), choice in a.choices.items():
@@ -186,25 +176,14 @@ def test_every_text_is_escaped_in_typst(evil: Report, tmp_path: Path) -> None:
         assert "<script>alert(1)</script>" in flat
 
 
-def test_names_titles_and_notes_of_the_command_line(
-    run: Run, small_sweep: Path, tmp_path: Path
-) -> None:
+def test_names_titles_and_notes_of_the_command_line(run: Run, small_sweep: Path, tmp_path: Path) -> None:
     note, logo, out = tmp_path / "note.txt", tmp_path / "logo.svg", tmp_path / "x.html"
     note.write_text(f"{EVIL}\n\n{RTL}", "utf-8")
-    logo.write_text(
-        '<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"><circle r="4"/></svg>'
-    )
+    logo.write_text('<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"><circle r="4"/></svg>')
     table = pq.read_table(small_sweep)
-    named = pa.array(
-        [EVIL if str(v) == "llama-2-7b" else str(v) for v in table["model"]]
-    ).dictionary_encode()
+    named = pa.array([EVIL if str(v) == "llama-2-7b" else str(v) for v in table["model"]]).dictionary_encode()
     odd = tmp_path / "odd.parquet"
-    pq.write_table(
-        table.set_column(
-            0, table.schema.field("model"), named.cast(table.schema.field("model").type)
-        ),
-        odd,
-    )
+    pq.write_table(table.set_column(0, table.schema.field("model"), named.cast(table.schema.field("model").type)), odd)
     more = ("--title", EVIL, "--notes", f"@{note}", "--logo", logo, "--paper", "letter")
     code, _, err = run(odd, "-o", out, "-o", tmp_path / "x.pdf", *more)
     assert code == 0, err
@@ -217,7 +196,7 @@ def test_names_titles_and_notes_of_the_command_line(
 def test_nothing_feasible_is_said(run: Run, tmp_path: Path) -> None:
     path = swept(
         tmp_path / "s.parquet", "--device", "rtx-4090", "--policy", "dense", "--batch", "512", "--prompt-tokens", "2048"
-    )  # fmt: skip
+    )
     code, _, err = run(path, "-o", tmp_path / "s.html", "-o", tmp_path / "s.pdf")
     assert code == 0, err
     told = text_of((tmp_path / "s.html").read_bytes())
@@ -227,22 +206,15 @@ def test_nothing_feasible_is_said(run: Run, tmp_path: Path) -> None:
 
 def changed(path: Path, to: Path, **metadata: str) -> Path:
     table = pq.read_table(path)
-    kept = {
-        **table.schema.metadata,
-        **{f"shadowline.{k}".encode(): v.encode() for k, v in metadata.items()},
-    }
+    kept = {**table.schema.metadata, **{f"shadowline.{k}".encode(): v.encode() for k, v in metadata.items()}}
     pq.write_table(table.replace_schema_metadata(kept), to)
     return to
 
 
-def test_what_is_no_sweep_is_refused_in_one_line(
-    run: Run, small_sweep: Path, tmp_path: Path
-) -> None:
+def test_what_is_no_sweep_is_refused_in_one_line(run: Run, small_sweep: Path, tmp_path: Path) -> None:
     out = tmp_path / "r.html"
     table = pq.read_table(small_sweep)
-    text, foreign, empty, lacking = (
-        tmp_path / f"{n}.parquet" for n in ("text", "foreign", "empty", "lacking")
-    )
+    text, foreign, empty, lacking = (tmp_path / f"{n}.parquet" for n in ("text", "foreign", "empty", "lacking"))
     text.write_text("no parquet")
     pq.write_table(pa.table({"a": [1]}), foreign)
     pq.write_table(table.slice(0, 0), empty)
@@ -280,24 +252,31 @@ def test_what_is_no_sweep_is_refused_in_one_line(
 @pytest.mark.parametrize("kind", ["trace", "device", "claims"])
 def test_the_other_kinds(kind: str, run: Run, repo: Path, tmp_path: Path) -> None:
     judged = {
-        "id": "X-1", "paper": "Paper <b>", "family": "kv", "kind": "e2e", "metric": "tpot_s", "published": 0.02,
-        "predicted": 0.03, "lo": 0.015, "hi": 0.04, "ratio": 1.5, "inside": True, "status": "judged",
-        "reason": "model gap: known", "miss": "model gap", "wrong": None, "used_for_calibration": False,
-    }  # fmt: skip
-    (tmp_path / "claims.json").write_text(
-        json.dumps({"rows": [judged], "summary": _summary(judged)})
-    )
+        "id": "X-1",
+        "paper": "Paper <b>",
+        "family": "kv",
+        "kind": "e2e",
+        "metric": "tpot_s",
+        "published": 0.02,
+        "predicted": 0.03,
+        "lo": 0.015,
+        "hi": 0.04,
+        "ratio": 1.5,
+        "inside": True,
+        "status": "judged",
+        "reason": "model gap: known",
+        "miss": "model gap",
+        "wrong": None,
+        "used_for_calibration": False,
+    }
+    (tmp_path / "claims.json").write_text(json.dumps({"rows": [judged], "summary": _summary(judged)}))
     given = {"trace": repo / TRACE, "device": "l40s", "claims": tmp_path / "claims.json"}[kind]
     out = tmp_path / "k.html", tmp_path / "k.pdf"
     code, _, err = run(given, "-o", out[0], "-o", out[1])
     assert code == 0, err
     strict(out[0].read_bytes())
     check_anchors(out[0].read_text("utf-8"))
-    words = {
-        "trace": "How sparse is tiny-opt-py?",
-        "device": "How well do we know the l40s?",
-        "claims": "Paper <b>",
-    }
+    words = {"trace": "How sparse is tiny-opt-py?", "device": "How well do we know the l40s?", "claims": "Paper <b>"}
     assert words[kind] in text_of(out[0].read_bytes())
     if shutil.which("qpdf"):
         assert subprocess.run(["qpdf", "--check", out[1]], capture_output=True).returncode == 0
@@ -369,21 +348,11 @@ def test_a_browser_shows_and_prints_the_page(report: Report, tmp_path: Path) -> 
     page = tmp_path / "r.html"
     page.write_bytes(html.render(report))
     chrome = shutil.which("chromium") or shutil.which("google-chrome")
-    common = [
-        chrome,
-        "--headless=new",
-        "--no-sandbox",
-        "--disable-gpu",
-        f"--user-data-dir={tmp_path}/profile",
-    ]
+    common = [chrome, "--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}/profile"]
     corner = []
     for scheme in (1, 0):
         shot = tmp_path / f"{scheme}.png"
-        look = [
-            f"--blink-settings=preferredColorScheme={scheme}",
-            "--window-size=390,900",
-            f"--screenshot={shot}",
-        ]
+        look = [f"--blink-settings=preferredColorScheme={scheme}", "--window-size=390,900", f"--screenshot={shot}"]
         subprocess.run([*common, *look, page.as_uri()], check=True, capture_output=True, timeout=60)
         with Image.open(shot) as image:
             corner.append(image.convert("L").getpixel((2, 2)))
@@ -393,8 +362,10 @@ def test_a_browser_shows_and_prints_the_page(report: Report, tmp_path: Path) -> 
     printed = tmp_path / "printed.pdf"
     subprocess.run(
         [*common, "--no-pdf-header-footer", f"--print-to-pdf={printed}", page.as_uri()],
-        check=True, capture_output=True, timeout=60,
-    )  # fmt: skip
+        check=True,
+        capture_output=True,
+        timeout=60,
+    )
     if shutil.which("pdftotext"):
         told = subprocess.run(["pdftotext", printed, "-"], capture_output=True, text=True).stdout
         assert "The question and the answer" in told

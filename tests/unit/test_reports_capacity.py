@@ -20,14 +20,13 @@ from reports.capacity import compose, recommended
 from reports.content import Report, Table
 from reports.deployments import labels
 from reports.served import Served, read, settings
-from simulator import console, plan, serve
+from simulator import plan, serve
+from simulator.base import console
 
 html5lib = pytest.importorskip("html5lib")
 Run = Callable[..., tuple[int, str, str]]
 EVIL = '<script>alert(1)</script> #eval("1+1") $x^2$ "quoted" \'single\' \\ *bold* `raw` @label'
-TRAFFIC = (
-    "--model", "llama-3.1-8b", "--prompt-tokens", "lognormal(mean=800,cv=1)", "--output-tokens", "100",
-)  # fmt: skip
+TRAFFIC = ("--model", "llama-3.1-8b", "--prompt-tokens", "lognormal(mean=800,cv=1)", "--output-tokens", "100")
 SPARSE = ("ttft:p99<1s;tpot:p99<12ms", "--policy", "w4a16")
 SLO = ("--slo", "ttft:p99<1s;tpot:p99<40ms")
 
@@ -45,10 +44,27 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two policies at a rate they keep and one that overloads them."""
     path = tmp_path_factory.mktemp("capacity") / "records.parquet"
     code = called(
-        serve.app, "serve", *TRAFFIC, *SLO, "--device", "h100-sxm", "--rate", "10", "--count", "400",
-        "--policy", "dense", "--policy", "kv_quant(bits=4)", "--rate-scale", "1,8",
-        "--interval", "--out", path, "--quiet",
-    )  # fmt: skip
+        serve.app,
+        "serve",
+        *TRAFFIC,
+        *SLO,
+        "--device",
+        "h100-sxm",
+        "--rate",
+        "10",
+        "--count",
+        "400",
+        "--policy",
+        "dense",
+        "--policy",
+        "kv_quant(bits=4)",
+        "--rate-scale",
+        "1,8",
+        "--interval",
+        "--out",
+        path,
+        "--quiet",
+    )
     assert code == 0
     return path
 
@@ -71,9 +87,24 @@ def planned(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(console, "out", lambda text="": path.write_text(text, "utf-8"))
                 code = called(
-                    plan.app, "plan", *TRAFFIC, "--slo", slo, "--rate", "20", "--count", "300", "--device",
-                    "h100-sxm,l40s", "--tp", "1", "--max-num-batched-tokens", "8192", "--json", *more,
-                )  # fmt: skip
+                    plan.app,
+                    "plan",
+                    *TRAFFIC,
+                    "--slo",
+                    slo,
+                    "--rate",
+                    "20",
+                    "--count",
+                    "300",
+                    "--device",
+                    "h100-sxm,l40s",
+                    "--tp",
+                    "1",
+                    "--max-num-batched-tokens",
+                    "8192",
+                    "--json",
+                    *more,
+                )
             assert code in (0, 3)
             done[key] = path
         return done[key]
@@ -108,15 +139,17 @@ def test_a_served_file_gives_the_same_bytes_and_all_its_parts(
     assert files[0].read_bytes() == html.render(report)
     assert files[1].read_bytes() == pdf.render(report)
     told = text_of(files[0].read_bytes())
-    assert (
-        "How does llama-3.1-8b on 1 x h100-sxm, dense and 1 x h100-sxm, kv_quant(bits=4) serve 10"
-        in told
-    )
+    assert "How does llama-3.1-8b on 1 x h100-sxm, dense and 1 x h100-sxm, kv_quant(bits=4) serve 10" in told
     assert "python -m simulator.serve --model llama-3.1-8b" in told
     assert "Of 4 runs 2 miss them, because their queues only grow." in told
     assert [f.id for f in report.figures()] == [
-        "fig-cost-ttft", "fig-cost-tpot", "fig-ttft", "fig-tpot", "fig-waiting", "fig-kv-share",
-    ]  # fmt: skip
+        "fig-cost-ttft",
+        "fig-cost-tpot",
+        "fig-ttft",
+        "fig-tpot",
+        "fig-waiting",
+        "fig-kv-share",
+    ]
     assert "Inter-token latency" in told
     assert (tmp_path / "a.tab-load.csv").read_text().count("\n") == 5
 
@@ -143,9 +176,7 @@ def test_the_figures_are_the_files_own(records: Path, report: Report) -> None:
     assert labels(served.rows)[0].startswith("dense, ")
 
 
-def test_a_plan_says_what_sparsity_saves(
-    run: Run, planned: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_a_plan_says_what_sparsity_saves(run: Run, planned: Callable[..., Path], tmp_path: Path) -> None:
     path = planned(*SPARSE)
     code, _, err = run(path, "-o", tmp_path / "p.html", "-o", tmp_path / "p.pdf")
     assert code == 0, err
@@ -168,10 +199,7 @@ def test_a_dearer_device_is_not_said_to_fail(planned: Callable[..., Path], tmp_p
     told = json.loads(planned(*SPARSE).read_text())
     told["rows"] = [r for r in told["rows"] if r["policy"] == "dense"]
     bound = {"policy": "dense", "where": "9 x b200", "usd_per_h": 45.0, "simulated": False}
-    for known, words in (
-        ([bound], "Other devices need 45 USD/h or more (9 x b200)"),
-        ([], "full on average"),
-    ):
+    for known, words in (([bound], "Other devices need 45 USD/h or more (9 x b200)"), ([], "full on average")):
         path = tmp_path / f"{len(known)}.json"
         path.write_text(json.dumps({**told, "by_device": known}))
         texts = " ".join(str(t) for t in compose(path).texts())
@@ -181,9 +209,7 @@ def test_a_dearer_device_is_not_said_to_fail(planned: Callable[..., Path], tmp_p
 
 def test_infeasible_promises_name_the_nearest_miss(planned: Callable[..., Path]) -> None:
     simulated = compose(planned("ttft:p99<100ms;tpot:p99<20ms", "--max-gpus", "1"))
-    row = json.loads(planned("ttft:p99<100ms;tpot:p99<20ms", "--max-gpus", "1").read_text())[
-        "nearest"
-    ]
+    row = json.loads(planned("ttft:p99<100ms;tpot:p99<20ms", "--max-gpus", "1").read_text())["nearest"]
     near = table(simulated, "tab-miss")
     assert [r[0].text for r in near.rows] == ["TTFT p99", "TPOT p99"]
     assert near.rows[0][3].value == pytest.approx(row["ttft_p99_s"] / 0.100)
@@ -192,24 +218,14 @@ def test_infeasible_promises_name_the_nearest_miss(planned: Callable[..., Path])
     assert any("The closed form refuses every candidate" in t for t in refused.texts())
     assert table(refused, "tab-rejected").rows
     assert not list(refused.figures())
-    crowded = json.loads(planned("ttft:p99<1s", "--rate", "900", "--max-gpus", "1").read_text())[
-        "nearest"
-    ]
+    crowded = json.loads(planned("ttft:p99<1s", "--rate", "900", "--max-gpus", "1").read_text())["nearest"]
     assert "more than the 1 allowed" in crowded["reason"]
 
 
-def test_every_text_of_a_file_is_text(
-    run: Run, planned: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_every_text_of_a_file_is_text(run: Run, planned: Callable[..., Path], tmp_path: Path) -> None:
     told = json.loads(planned(*SPARSE).read_text())
     for row in told["rows"]:
-        row |= {
-            "model": EVIL,
-            "device": EVIL,
-            "scheduler": EVIL,
-            "launch": EVIL,
-            "launch_note": EVIL,
-        }
+        row |= {"model": EVIL, "device": EVIL, "scheduler": EVIL, "launch": EVIL, "launch_note": EVIL}
     told["rejected"] = {EVIL: [1, EVIL]}
     told["command"] += f" ; {EVIL}"
     path = tmp_path / "evil.json"
@@ -222,9 +238,7 @@ def test_every_text_of_a_file_is_text(
 
 
 def test_settings_are_read_from_a_command_and_nothing_runs() -> None:
-    found = settings(
-        "python -m simulator.serve --model m --device d --tp 4 --slo 'ttft:p99<1s' --help"
-    )
+    found = settings("python -m simulator.serve --model m --device d --tp 4 --slo 'ttft:p99<1s' --help")
     assert (found["tp"], found["slo"], found["max_num_seqs"]) == (4, "ttft:p99<1s", 256)
     assert settings("rm -rf 'unclosed") == {}
     assert settings("python -m simulator.sweep --model m") == {}
@@ -238,10 +252,7 @@ def test_what_neither_verb_wrote_is_refused_in_one_line(
     kept = pq.read_table(records)
 
     def parquet(name: str, table: pa.Table, **metadata: str) -> Path:
-        meta = {
-            **kept.schema.metadata,
-            **{f"shadowline.{k}".encode(): v.encode() for k, v in metadata.items()},
-        }
+        meta = {**kept.schema.metadata, **{f"shadowline.{k}".encode(): v.encode() for k, v in metadata.items()}}
         pq.write_table(table.replace_schema_metadata(meta), tmp_path / name)
         return tmp_path / name
 
@@ -269,7 +280,7 @@ def test_what_neither_verb_wrote_is_refused_in_one_line(
         parquet("lacks.parquet", kept.drop_columns(["tpot_s"])): "lacks the column 'tpot_s'",
         parquet("load.parquet", kept, load="[{}, {}, {}, {}]"): "its load over time cannot be read",
         parquet("cut.parquet", kept.slice(0, 400)): "do not belong together",
-    }  # fmt: skip
+    }
     out = tmp_path / "r.html"
     for path, words in bad.items():
         code, told, err = run(path, "--kind", "capacity", "-o", out)

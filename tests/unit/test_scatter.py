@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from simulator.errors import InputError
-from simulator.predict import predict
-from simulator.scatter import scattered
-from simulator.scenario import Scenario
+from simulator.base.errors import InputError
+from simulator.results.prediction import predict
+from simulator.results.scatter import scattered
+from simulator.scenario.scenario import Scenario
 
 POINTS = {
     "model": ["llama-3.1-8b", "llama-2-7b", "llama-3.1-8b", "llama-2-7b", "llama-3.1-8b"],
@@ -37,9 +37,7 @@ def test_order_of_the_rows_changes_no_row() -> None:
     order = np.array([4, 2, 0, 3, 1])
     turned = scattered({name: [values[i] for i in order] for name, values in POINTS.items()})
     straight = scattered(POINTS)
-    np.testing.assert_allclose(
-        turned.columns["e2e_s"], straight.columns["e2e_s"][order], rtol=1e-12
-    )
+    np.testing.assert_allclose(turned.columns["e2e_s"], straight.columns["e2e_s"][order], rtol=1e-12)
 
 
 @pytest.mark.parametrize(

@@ -12,26 +12,8 @@ from simulator import plan, serve
 
 Run = Callable[..., tuple[int, str, str]]
 VERBS = {"serve": serve, "plan": plan}
-MODEL = (
-    "--model",
-    "llama-3.1-8b",
-    "--device",
-    "h100-sxm",
-    "--max-num-seqs",
-    "32",
-    "--max-num-batched-tokens",
-    "1024",
-)
-POISSON = (
-    "--rate",
-    "4",
-    "--count",
-    "60",
-    "--prompt-tokens",
-    "lognormal(mean=300)",
-    "--output-tokens",
-    "30",
-)
+MODEL = ("--model", "llama-3.1-8b", "--device", "h100-sxm", "--max-num-seqs", "32", "--max-num-batched-tokens", "1024")
+POISSON = ("--rate", "4", "--count", "60", "--prompt-tokens", "lognormal(mean=300)", "--output-tokens", "30")
 SLO = ("--slo", "ttft:p99<2s;tpot:p99<60ms")
 ONE = ("--rate", "4", "--count", "1", "--prompt-tokens", "300", "--output-tokens", "30")
 """A single request has no rate."""
@@ -56,13 +38,7 @@ BAD = {
     ("serve", *MODEL, *POISSON, "--reuse", "chunk-reuse"): "--reuse: chunk-reuse needs 'reused'",
     ("serve", *MODEL, *POISSON, "--out", "r.txt"): "--out: 'r.txt' must end in .parquet or .csv",
     ("serve", *MODEL, "--requests", "none.csv"): "none.csv: cannot read",
-    (
-        "serve",
-        *MODEL,
-        *POISSON,
-        "--max-num-batched-tokens",
-        "32",
-    ): "32 tokens leave none for prompts",
+    ("serve", *MODEL, *POISSON, "--max-num-batched-tokens", "32"): "32 tokens leave none for prompts",
     ("serve", *MODEL, *POISSON, "--policy", "zipvl"): "use --scheduler prefill-first",
     ("serve", "--judge", "none.parquet"): "--judge: cannot read",
     ("serve", *MODEL, *ONE, "--capacity"): "--capacity: all requests arrive at once",
@@ -82,9 +58,7 @@ BAD = {
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
-    BAD.items(),
-    ids=lambda v: " ".join(v[-2:]) if isinstance(v, tuple) else "",
+    ("arguments", "words"), BAD.items(), ids=lambda v: " ".join(v[-2:]) if isinstance(v, tuple) else ""
 )
 def test_a_mistake_is_one_line(run, tmp_path, monkeypatch, arguments, words):
     monkeypatch.chdir(tmp_path)
@@ -97,9 +71,7 @@ def test_a_mistake_is_one_line(run, tmp_path, monkeypatch, arguments, words):
 
 
 @pytest.mark.parametrize("flag", ["--out", "--timeline", "--load"])
-def test_what_cannot_be_written_is_said_before_anything_is_simulated(
-    run, tmp_path, monkeypatch, flag
-):
+def test_what_cannot_be_written_is_said_before_anything_is_simulated(run, tmp_path, monkeypatch, flag):
     from simulator.serving import scaleout
 
     monkeypatch.setattr(scaleout, "compute", lambda *_, **__: pytest.fail("simulated"))
@@ -140,9 +112,23 @@ def test_the_seed_is_that_of_what_is_reused_too(run):
     rows = []
     for seed in ("0", "0", "1"):
         _, out, _ = run(
-            "serve", *MODEL, *POISSON[:2], "--count", "200", "--prompt-tokens", "300", "--output-tokens", "30",
-            "--arrivals", "fixed", "--reuse", "semantic-cache(hit=0.5,lookup_ms=1)", "--seed", seed, "--json",
-        )  # fmt: skip
+            "serve",
+            *MODEL,
+            *POISSON[:2],
+            "--count",
+            "200",
+            "--prompt-tokens",
+            "300",
+            "--output-tokens",
+            "30",
+            "--arrivals",
+            "fixed",
+            "--reuse",
+            "semantic-cache(hit=0.5,lookup_ms=1)",
+            "--seed",
+            seed,
+            "--json",
+        )
         rows.append(json.loads(out)["rows"][0]["answered_elsewhere"])
     assert rows[0] == rows[1] != rows[2]
 
@@ -152,16 +138,7 @@ def test_serve_answers_in_words_and_writes_every_file(run, tmp_path):
 
     records, trace, load = (tmp_path / n for n in ("r.parquet", "t.json", "load.json"))
     status, out, _ = run(
-        "serve",
-        *MODEL,
-        *POISSON,
-        *SLO,
-        "--out",
-        str(records),
-        "--timeline",
-        str(trace),
-        "--load",
-        str(load),
+        "serve", *MODEL, *POISSON, *SLO, "--out", str(records), "--timeline", str(trace), "--load", str(load)
     )
     assert status == 0
     assert "STABLE; keeps the promises" in out
@@ -180,9 +157,19 @@ def test_serve_answers_in_words_and_writes_every_file(run, tmp_path):
 
 def test_json_has_a_row_per_policy_scheduler_and_rate(run):
     status, out, _ = run(
-        "serve", *MODEL, *POISSON, "--policy", "dense", "--policy", "kv_quant(bits=4)", "--scheduler",
-        "chunked,prefill-first", "--rate-scale", "1,2", "--json",
-    )  # fmt: skip
+        "serve",
+        *MODEL,
+        *POISSON,
+        "--policy",
+        "dense",
+        "--policy",
+        "kv_quant(bits=4)",
+        "--scheduler",
+        "chunked,prefill-first",
+        "--rate-scale",
+        "1,2",
+        "--json",
+    )
     rows = json.loads(out)["rows"]
     assert status == 0
     assert len(rows) == 8
@@ -191,16 +178,7 @@ def test_json_has_a_row_per_policy_scheduler_and_rate(run):
 
 
 def test_an_overloaded_fleet_gives_no_percentiles_and_exit_3(run):
-    arguments = (
-        "--rate",
-        "900",
-        "--count",
-        "1500",
-        "--prompt-tokens",
-        "900",
-        "--output-tokens",
-        "40",
-    )
+    arguments = ("--rate", "900", "--count", "1500", "--prompt-tokens", "900", "--output-tokens", "40")
     status, out, _ = run("serve", *MODEL, *arguments)
     assert status == 3
     assert "OVERLOADED: the queue only grows" in out
@@ -209,9 +187,19 @@ def test_an_overloaded_fleet_gives_no_percentiles_and_exit_3(run):
 
 def test_capacity_is_found_and_shares_of_it_are_served(run):
     status, out, _ = run(
-        "serve", *MODEL, *POISSON[:2], "--count", "300", *POISSON[4:], "--slo", "ttft:p99<400ms", "--capacity",
-        "--rate-scale", "0.5,1", "--json",
-    )  # fmt: skip
+        "serve",
+        *MODEL,
+        *POISSON[:2],
+        "--count",
+        "300",
+        *POISSON[4:],
+        "--slo",
+        "ttft:p99<400ms",
+        "--capacity",
+        "--rate-scale",
+        "0.5,1",
+        "--json",
+    )
     rows = json.loads(out)["rows"]
     assert status == 0
     assert rows[0]["capacity_per_s"] == pytest.approx(rows[1]["capacity_per_s"])
@@ -237,8 +225,25 @@ def test_an_end_of_the_interval_without_percentiles_says_why(capsys):
     assert serve._end(row | {"ttft_p99_hi_s": None}, "ttft", "hi") == "OVERLOADED"
 
 
-PLAN = ("--model", "llama-3.1-8b", "--rate", "30", "--count", "400", "--prompt-tokens", "500", "--output-tokens", "100",
-        "--max-num-seqs", "32", "--max-num-batched-tokens", "1024", "--tp", "1,2", "--quiet")  # fmt: skip
+PLAN = (
+    "--model",
+    "llama-3.1-8b",
+    "--rate",
+    "30",
+    "--count",
+    "400",
+    "--prompt-tokens",
+    "500",
+    "--output-tokens",
+    "100",
+    "--max-num-seqs",
+    "32",
+    "--max-num-batched-tokens",
+    "1024",
+    "--tp",
+    "1,2",
+    "--quiet",
+)
 
 
 def test_plan_finds_the_cheapest_and_how_to_start_it(run):
@@ -249,9 +254,7 @@ def test_plan_finds_the_cheapest_and_how_to_start_it(run):
     best = found["rows"][0]
     assert status == 0
     assert best["usd_per_h"] == min(r["usd_per_h"] for r in found["rows"])
-    assert all(
-        r["tpot_p99_s"] < 0.06 and r["ttft_p99_s"] < 2.0 and r["meets_slo"] for r in found["rows"]
-    )
+    assert all(r["tpot_p99_s"] < 0.06 and r["ttft_p99_s"] < 2.0 and r["meets_slo"] for r in found["rows"])
     assert best["launch"].startswith("vllm serve meta-llama/Llama-3.1-8B --tensor-parallel-size")
     # Every device that could serve has a rent, simulated or as the bound that spared the simulation.
     least = {p["where"].split(" x ")[1]: p for p in found["by_device"]}
@@ -267,15 +270,7 @@ def test_plan_finds_the_cheapest_and_how_to_start_it(run):
         arguments = [a for a in PLAN if a != "--quiet"]
         arguments[arguments.index("--tp") + 1] = str(best["tp"])
         status, _, _ = run(
-            "serve",
-            *arguments,
-            *SLO,
-            "--device",
-            best["device"],
-            "--replicas",
-            fewer,
-            "--router",
-            "least-loaded",
+            "serve", *arguments, *SLO, "--device", best["device"], "--replicas", fewer, "--router", "least-loaded"
         )
         assert status == 3
 
@@ -311,10 +306,33 @@ def test_what_saves_nothing_leaves_dense_and_the_answer_says_how_sure(run):
 
 def test_plan_takes_only_policies_whose_published_loss_is_small(run):
     arguments = (
-        "plan", "--model", "opt-30b", "--rate", "6", "--count", "300", "--prompt-tokens", "600", "--output-tokens",
-        "100", "--device", "h100-sxm", "--tp", "2", "--scheduler", "prefill-first", "--max-num-seqs", "32",
-        "--max-num-batched-tokens", "2048", "--slo", "tpot:p99<80ms", "--policy", "free", "--json",
-    )  # fmt: skip
+        "plan",
+        "--model",
+        "opt-30b",
+        "--rate",
+        "6",
+        "--count",
+        "300",
+        "--prompt-tokens",
+        "600",
+        "--output-tokens",
+        "100",
+        "--device",
+        "h100-sxm",
+        "--tp",
+        "2",
+        "--scheduler",
+        "prefill-first",
+        "--max-num-seqs",
+        "32",
+        "--max-num-batched-tokens",
+        "2048",
+        "--slo",
+        "tpot:p99<80ms",
+        "--policy",
+        "free",
+        "--json",
+    )
     status, out, _ = run(*arguments, "--max-loss", "1")
     assert status == 0
     assert {p["policy"] for p in json.loads(out)["by_policy"]} == {"dense", "h2o(keep=0.2)"}
@@ -324,17 +342,7 @@ def test_plan_takes_only_policies_whose_published_loss_is_small(run):
 
 
 def test_plan_counts_what_contradicts_itself(run):
-    arguments = (
-        "plan",
-        *PLAN,
-        *SLO,
-        "--device",
-        "h100-sxm",
-        "--dtype",
-        "auto,fp8",
-        "--policy",
-        "w4a16",
-    )
+    arguments = ("plan", *PLAN, *SLO, "--device", "h100-sxm", "--dtype", "auto,fp8", "--policy", "w4a16")
     status, out, _ = run(*arguments, "--json")
     found = json.loads(out)
     assert status == 0
@@ -356,16 +364,11 @@ def test_more_gpus_than_replicas_can_be_is_no_slip_of_a_flag_nobody_gave(run):
 
 
 def test_a_launch_command_is_one_vllm_accepts():
-    from simulator.scenario import Scenario
+    from simulator.scenario.scenario import Scenario
     from simulator.serving.launch import launch_command
 
     base = Scenario(model="llama-3.1-8b", device="h100-sxm", tp=2)
-    row = {
-        "max_num_seqs": 64,
-        "max_num_batched_tokens": 2048,
-        "scheduler": "chunked",
-        "replicas": 1,
-    }
+    row = {"max_num_seqs": 64, "max_num_batched_tokens": 2048, "scheduler": "chunked", "replicas": 1}
     words, note = launch_command(base, row)
     assert note == ""
     assert "--no-enable-prefix-caching" in words.split()

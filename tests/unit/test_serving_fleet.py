@@ -8,8 +8,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from simulator.errors import InputError, UnsupportedError
-from simulator.scenario import Scenario
+from simulator.base.errors import InputError, UnsupportedError
+from simulator.scenario.scenario import Scenario
 from simulator.serving.capacity import capacity, saturation
 from simulator.serving.deployment import Deployment
 from simulator.serving.estimate import HEADROOM, Load, estimate
@@ -28,20 +28,12 @@ BASE = Scenario(model="llama-3.1-8b", device="h100-sxm")
 LINE = BASE.model_copy
 
 
-def deployment(
-    scheduler: Scheduler = SMALL, scenario: Scenario = BASE, **options: object
-) -> Deployment:
+def deployment(scheduler: Scheduler = SMALL, scenario: Scenario = BASE, **options: object) -> Deployment:
     return Deployment(scenario, scheduler, **options)
 
 
 def traffic(rate: float, count: int = 600) -> Requests:
-    return synthetic(
-        count,
-        rate,
-        arrivals="poisson",
-        prompt="lognormal(mean=900,cv=1)",
-        output="exponential(mean=80)",
-    )
+    return synthetic(count, rate, arrivals="poisson", prompt="lognormal(mean=900,cv=1)", output="exponential(mean=80)")
 
 
 def conversations(count: int = 296, turns: int = 4) -> Requests:
@@ -59,11 +51,17 @@ def conversations(count: int = 296, turns: int = 4) -> Requests:
 @pytest.mark.parametrize(
     "change",
     [
-        {}, {"tp": 2}, {"tp": 2, "pp": 2}, {"policy": "shadowllm(keep=0.5)"}, {"policy": "kv_quant(bits=4)"},
-        {"policy": "streaming_llm"}, {"policy": "quest(budget=2048)"}, {"device": "a100-sxm-80g"},
+        {},
+        {"tp": 2},
+        {"tp": 2, "pp": 2},
+        {"policy": "shadowllm(keep=0.5)"},
+        {"policy": "kv_quant(bits=4)"},
+        {"policy": "streaming_llm"},
+        {"policy": "quest(budget=2048)"},
+        {"device": "a100-sxm-80g"},
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_the_table_is_the_prediction(change):
     group = deployment(scenario=LINE(update=change)).group
     errors = check(group, tabulate(group, 32, 1024, 4096), probes=60)
@@ -112,9 +110,7 @@ def test_round_robin_is_every_replica_by_itself():
 def test_the_least_loaded_replica_shortens_the_tail():
     requests = traffic(60.0, 1500)
     tails = {
-        router: float(
-            np.quantile(simulate(deployment(replicas=4, router=router), requests).e2e_s, 0.99)
-        )
+        router: float(np.quantile(simulate(deployment(replicas=4, router=router), requests).e2e_s, 0.99))
         for router in ("round-robin", "least-loaded")
     }
     assert tails["least-loaded"] < tails["round-robin"]
@@ -174,10 +170,7 @@ def test_a_look_up_is_part_of_every_latency():
     assert found["meets_slo"]
     assert 0.2 < found["ttft_p99_s"] < 0.5
     assert found["rate_per_s"] == pytest.approx(found["capacity_per_s"])
-    assert (
-        found["capacity_per_s"]
-        < run(replace(task, reuse=None, search=True)).row["capacity_per_s"] / 0.7
-    )
+    assert found["capacity_per_s"] < run(replace(task, reuse=None, search=True)).row["capacity_per_s"] / 0.7
     other = run(replace(task, seed=1)).row
     assert other["answered_elsewhere"] != with_["answered_elsewhere"]
 
@@ -196,11 +189,7 @@ def test_the_slow_end_of_an_interval_can_be_overloaded():
 def test_no_capacity_is_an_answer_and_not_the_end_of_the_others():
     slo = parse_slo("tpot:p99<8ms")
     fleets = [deployment(scenario=LINE(update={"device": d})) for d in ("l40s", "h200")]
-    rows = [
-        r.row for r in compute(
-            run, [Task(f, traffic(2.0, 150), slo=slo, search=True) for f in fleets], quiet=True
-        )
-    ]  # fmt: skip
+    rows = [r.row for r in compute(run, [Task(f, traffic(2.0, 150), slo=slo, search=True) for f in fleets], quiet=True)]
     assert rows[0]["capacity_per_s"] is None
     assert rows[0]["meets_slo"] is False
     assert rows[0]["tpot_p99_s"] > 0.008
@@ -214,9 +203,7 @@ def test_a_small_cache_finds_less_and_a_router_that_looks_finds_more():
     less = float(simulate(tight, requests).hits.sum() / requests.prompt.sum())
     assert 0.0 < less < 0.9 * requests.prefix_bound()
     hits = {
-        router: int(
-            simulate(deployment(replicas=3, prefix_cache=True, router=router), requests).hits.sum()
-        )
+        router: int(simulate(deployment(replicas=3, prefix_cache=True, router=router), requests).hits.sum())
         for router in ("round-robin", "prefix-aware")
     }
     assert hits["prefix-aware"] > 1.2 * hits["round-robin"]
@@ -226,15 +213,11 @@ def test_what_a_policy_or_the_traffic_excludes_is_one_line():
     with pytest.raises(InputError, match="does not say which prompts begin alike"):
         simulate(deployment(prefix_cache=True), traffic(1.0, 5))
     with pytest.raises(InputError, match="--block-size: 96 does not divide"):
-        simulate(
-            deployment(prefix_cache=True, scenario=LINE(update={"block_size": 96})), conversations()
-        )
+        simulate(deployment(prefix_cache=True, scenario=LINE(update={"block_size": 96})), conversations())
     with pytest.raises(UnsupportedError, match="use --scheduler prefill-first"):
         deployment(scenario=LINE(update={"policy": "zipvl"})).check()
     long = Requests.of([0.0, 1.0], [10, 200_000], [10, 10], name="f.csv", lines=np.array([2, 3]))
-    with pytest.raises(
-        InputError, match=r"f\.csv:3: prompt and output of 200,010 tokens are more than the 131,072"
-    ):
+    with pytest.raises(InputError, match=r"f\.csv:3: prompt and output of 200,010 tokens are more than the 131,072"):
         simulate(deployment(), long)
     tight = LINE(update={"gpu_memory_utilization": 0.24, "ignore_context_limit": True})
     words = r"f\.csv:3: .* more than the KV cache of [\d,]+ tokens; raise --tp"
@@ -248,9 +231,7 @@ def test_a_policy_that_bounds_its_cache_is_never_preempted():
     requests = Requests.of(np.zeros(64), np.full(64, 3000), np.full(64, 600))
     tight = {"gpu_memory_utilization": 0.30}
     dense = simulate(deployment(scenario=LINE(update=tight)), requests)
-    capped = simulate(
-        deployment(scenario=LINE(update=tight | {"policy": "streaming_llm"})), requests
-    )
+    capped = simulate(deployment(scenario=LINE(update=tight | {"policy": "streaming_llm"})), requests)
     assert dense.preemptions.sum() > 0
     assert capped.preemptions.sum() == 0
     assert capped.makespan_s < dense.makespan_s
@@ -297,12 +278,8 @@ def test_capacity_is_where_the_promise_breaks():
         capacity(deployment(), requests.at_once(), slo)
 
 
-@pytest.mark.parametrize(
-    "change", [{}, {"tp": 2}, {"device": "a100-sxm-80g"}, {"policy": "w4a16"}], ids=str
-)
-@pytest.mark.parametrize(
-    "scheduler", [SMALL, Scheduler("prefill-first", 64, 4096)], ids=lambda s: s.name
-)
+@pytest.mark.parametrize("change", [{}, {"tp": 2}, {"device": "a100-sxm-80g"}, {"policy": "w4a16"}], ids=str)
+@pytest.mark.parametrize("scheduler", [SMALL, Scheduler("prefill-first", 64, 4096)], ids=lambda s: s.name)
 def test_the_closed_form_is_no_lower_than_what_is_simulated(change, scheduler):
     """Pruning must never drop what would have done: simulated saturation stays below the allowed rate."""
     fleet = deployment(scheduler, LINE(update=change))
@@ -320,7 +297,7 @@ def test_the_closed_form_allows_for_shared_prefixes():
 
 
 def test_one_client_of_a_closed_loop_sees_an_empty_replica():
-    from simulator.evaluate import evaluate
+    from simulator.inference.evaluate import evaluate
     from simulator.serving.reality import Setup, closed_loop
 
     setup = Setup("vllm", "h100-sxm", "llama-3.1-8b", "auto", "auto", 1, 1, 1, 1000, 100, 1.0)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from simulator.errors import InputError
+from simulator.base.errors import InputError
 from simulator.serving.options import load
 from simulator.serving.readers import read_requests
 from simulator.serving.requests import Requests
@@ -49,8 +49,7 @@ def test_parquet_and_shared_prefixes(tmp_path):
     import pyarrow.parquet as pq
 
     pq.write_table(
-        pa.table({"arrival_s": [0.0, 2.0], "prompt_tokens": [5, 6], "output_tokens": [7, 8]}),
-        tmp_path / "r.parquet",
+        pa.table({"arrival_s": [0.0, 2.0], "prompt_tokens": [5, 6], "output_tokens": [7, 8]}), tmp_path / "r.parquet"
     )
     assert read_requests(tmp_path / "r.parquet").output.tolist() == [7, 8]
     lines = [
@@ -68,18 +67,13 @@ BAD = {
     ("a.csv", AZURE + f"{AT}3.5,1,1\n{AT}2.5,1,1\n"): (
         "a.csv:3: the timestamp is before the row above; sort the file by time"
     ),
-    ("a.csv", AZURE + f"{AT}3.5,0,1\n{AT}4.5,0,1\n"): (
-        "a.csv:2: prompt tokens must be 1 or more (and 1 more)"
-    ),
+    ("a.csv", AZURE + f"{AT}3.5,0,1\n{AT}4.5,0,1\n"): ("a.csv:2: prompt tokens must be 1 or more (and 1 more)"),
     ("a.csv", AZURE + f"{AT}3.5,1,x\n"): "a.csv:2: GeneratedTokens 'x' is not a number",
     ("a.csv", AZURE + "noon,1,1\n"): "a.csv:2: TIMESTAMP 'noon' is not a date",
     ("a.csv", AZURE): "a.csv: holds no request",
     ("a.csv", ""): "a.csv: the columns must be one of",
     ("a.csv", AZURE + f"{AT}3.5,1\n"): "a.csv:2: has 2 columns, the header 3",
-    (
-        "a.csv",
-        "TIMESTAMP,ContextToken,GeneratedTokens\n",
-    ): "'ContextToken' looks like 'ContextTokens'",
+    ("a.csv", "TIMESTAMP,ContextToken,GeneratedTokens\n"): "'ContextToken' looks like 'ContextTokens'",
     ("b.csv", BURST + "3,ChatGPT,10,0,10,API log\n"): "b.csv:2: output tokens must be 1 or more",
     ("o.csv", OWN + "-1,1,1\n"): "o.csv:2: the timestamp is negative",
     ("o.csv", OWN + "nan,1,1\n"): "o.csv:2: the timestamp is not a number",
@@ -94,17 +88,12 @@ BAD = {
     ("m.jsonl", LINE % ("NaN", "NaN")): "m.jsonl:1: needs numbers under",
     ("m.jsonl", LINE % (1, 5) + LINE % ("Infinity", 5)): "m.jsonl:2: the timestamp is not a number",
     ("r.parquet", "not parquet"): "is not Parquet",
-    (
-        "long.csv",
-        OWN + "1,1,1\n1,1," + "9" * 140_000 + "\n",
-    ): "long.csv:3: is not CSV: field larger",
+    ("long.csv", OWN + "1,1,1\n1,1," + "9" * 140_000 + "\n"): "long.csv:3: is not CSV: field larger",
     ("r.txt", "x"): "must end in .csv, .jsonl or .parquet",
 }
 
 
-@pytest.mark.parametrize(
-    ("file", "words"), BAD.items(), ids=lambda v: v if isinstance(v, str) else v[0]
-)
+@pytest.mark.parametrize(("file", "words"), BAD.items(), ids=lambda v: v if isinstance(v, str) else v[0])
 def test_a_bad_file_is_one_line_that_says_where(tmp_path, file, words):
     name, text = file
     with pytest.raises(InputError) as caught:
@@ -127,9 +116,7 @@ def test_a_missing_or_binary_file_is_one_line(tmp_path):
 
 
 def test_invalid_rows_can_be_left_out(tmp_path):
-    text = (
-        BURST + "1,ChatGPT,10,0,10,API log\n2,ChatGPT,10,5,15,API log\n3,ChatGPT,9,4,13,API log\n"
-    )
+    text = BURST + "1,ChatGPT,10,0,10,API log\n2,ChatGPT,10,5,15,API log\n3,ChatGPT,9,4,13,API log\n"
     found = read_requests(written(tmp_path, "b.csv", text), skip_invalid=True)
     assert found.prompt.tolist() == [10, 9]
     assert found.where(0).endswith("b.csv:3")
@@ -157,16 +144,17 @@ def test_lengths_have_the_mean_asked_for():
     rng = np.random.default_rng(0)
     assert lengths(5, "512", "--x", rng).tolist() == [512] * 5
     for how, mean in (
-        ("lognormal(mean=1000,cv=1)", 1000.5), ("exponential(mean=200)", 200.5), ("uniform(low=10,high=20)", 15.0),
-    ):  # fmt: skip
+        ("lognormal(mean=1000,cv=1)", 1000.5),
+        ("exponential(mean=200)", 200.5),
+        ("uniform(low=10,high=20)", 15.0),
+    ):
         # Rounding up adds half a token.
         assert lengths(40_000, how, "--x", rng).mean() == pytest.approx(mean, rel=0.03)
 
 
 def test_the_same_seed_gives_the_same_traffic():
     one, two = (
-        synthetic(50, 2.0, arrivals="poisson", prompt="exponential(mean=9)", output="4", seed=7)
-        for _ in range(2)
+        synthetic(50, 2.0, arrivals="poisson", prompt="exponential(mean=9)", output="4", seed=7) for _ in range(2)
     )
     assert one.arrival_s.tolist() == two.arrival_s.tolist()
     assert one.prompt.tolist() == two.prompt.tolist()
@@ -189,13 +177,7 @@ def test_the_same_seed_gives_the_same_traffic():
     ],
 )
 def test_bad_synthetic_traffic_is_one_line(arguments, words):
-    given = {
-        "rate": 1.0,
-        "count": 5,
-        "arrivals": "poisson",
-        "prompt": "5",
-        "output": "5",
-    } | arguments
+    given = {"rate": 1.0, "count": 5, "arrivals": "poisson", "prompt": "5", "output": "5"} | arguments
     with pytest.raises(InputError) as caught:
         load(None, seed=0, skip_invalid=False, **given)
     assert words in str(caught.value)
@@ -203,29 +185,11 @@ def test_bad_synthetic_traffic_is_one_line(arguments, words):
 
 def test_lengths_of_a_file_at_another_rate(tmp_path):
     path = written(tmp_path, "o.csv", OWN + "0,1,1\n1,2,2\n100,3,3\n")
-    found = load(
-        path,
-        rate=4.0,
-        count=2,
-        arrivals="fixed",
-        prompt=None,
-        output=None,
-        seed=0,
-        skip_invalid=False,
-    )
+    found = load(path, rate=4.0, count=2, arrivals="fixed", prompt=None, output=None, seed=0, skip_invalid=False)
     assert found.arrival_s.tolist() == [0.0, 0.25]
     assert found.prompt.tolist() == [1, 2]
     with pytest.raises(InputError, match="--prompt-tokens: the lengths are those of"):
-        load(
-            path,
-            rate=4.0,
-            count=2,
-            arrivals="fixed",
-            prompt="3",
-            output=None,
-            seed=0,
-            skip_invalid=False,
-        )
+        load(path, rate=4.0, count=2, arrivals="fixed", prompt="3", output=None, seed=0, skip_invalid=False)
 
 
 def test_promises_are_read():
@@ -269,10 +233,12 @@ def test_reuse_takes_off_what_it_says():
     grouped = Requests.of([0, 1, 2], [600, 600, 600], [1, 1, 1], ids=((5,), (3,), (5,)))
     assert apply_reuse(grouped, "prefix-groups", 0).requests.ids == ((3,), (5,), (5,))
     for text, words in (
-        ("chunk-reuse(reused=2,recompute=0)", "must be from 0 to 1"), ("chunk-reuse", "needs 'reused'"),
-        ("semantic-cache(hit=1,lookup_ms=2)", "no request is left"), ("prefix-groups", "hash_ids"),
+        ("chunk-reuse(reused=2,recompute=0)", "must be from 0 to 1"),
+        ("chunk-reuse", "needs 'reused'"),
+        ("semantic-cache(hit=1,lookup_ms=2)", "no request is left"),
+        ("prefix-groups", "hash_ids"),
         ("semantic", "did you mean 'semantic-cache'"),
-    ):  # fmt: skip
+    ):
         with pytest.raises(InputError, match="--reuse") as caught:
             apply_reuse(base, text, 0)
         assert words in str(caught.value)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from simulator.scenario import Scenario
+from simulator.scenario.scenario import Scenario
 from simulator.serving import metrics
 from simulator.serving.book import Book
 from simulator.serving.deployment import Deployment
@@ -60,11 +60,7 @@ def test_one_server_waits_as_theory_says(name, square, load):
 
 def served(rate: float, count: int = 1500, **options: object) -> Outcome:
     requests = synthetic(
-        count,
-        rate,
-        arrivals="poisson",
-        prompt="lognormal(mean=700,cv=1)",
-        output="exponential(mean=60)",
+        count, rate, arrivals="poisson", prompt="lognormal(mean=700,cv=1)", output="exponential(mean=60)"
     )
     scheduler = Scheduler(max_num_seqs=64, max_num_batched_tokens=2048)
     deployment = Deployment(Scenario(model="llama-3.1-8b", device="h100-sxm"), scheduler, **options)

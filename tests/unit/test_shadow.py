@@ -15,7 +15,7 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from simulator import console  # noqa: E402
+from simulator.base import console  # noqa: E402
 from simulator.trace import TABLES  # noqa: E402
 from traces import pretrain, shadow  # noqa: E402
 from traces.corpus import SEPARATOR, is_held_out, standard_library  # noqa: E402
@@ -45,7 +45,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("text") / "text.txt"
-    path.write_text((ROOT / "simulator" / "lowering.py").read_text(encoding="utf-8")[:12000])
+    path.write_text((ROOT / "simulator" / "inference" / "lowering.py").read_text(encoding="utf-8")[:12000])
     return path
 
 
@@ -69,33 +69,16 @@ def model(tmp_path_factory: pytest.TempPathFactory, text: Path) -> Path:
 
 
 def train_arguments(model: Path, text: Path, out: Path) -> list[str | Path]:
-    small = [
-        "--length",
-        "48",
-        "--max-tokens",
-        "192",
-        "--rank",
-        "4",
-        "--epochs",
-        "1",
-        "--seeds",
-        "1",
-    ]
-    return [
-        "train", "--model", model, "--text", text, "--out", out, "--criteria", "plainact", *small
-    ]  # fmt: skip
+    small = ["--length", "48", "--max-tokens", "192", "--rank", "4", "--epochs", "1", "--seeds", "1"]
+    return ["train", "--model", model, "--text", text, "--out", out, "--criteria", "plainact", *small]
 
 
 def evaluate_arguments(model: Path, text: Path, predictors: Path, out: Path) -> list[str | Path]:
     small = ["--length", "48", "--prompt", "32", "--max-tokens", "96", "--json"]
-    return [
-        "evaluate", "--model", model, "--text", text, "--predictors", predictors, "--out", out, *small
-    ]  # fmt: skip
+    return ["evaluate", "--model", model, "--text", text, "--predictors", predictors, "--out", out, *small]
 
 
-def test_train_then_evaluate_from_end_to_end(
-    run: Run, model: Path, text: Path, tmp_path: Path
-) -> None:
+def test_train_then_evaluate_from_end_to_end(run: Run, model: Path, text: Path, tmp_path: Path) -> None:
     import pyarrow.parquet as pq
 
     one, two = tmp_path / "one", tmp_path / "two"
@@ -104,12 +87,8 @@ def test_train_then_evaluate_from_end_to_end(
         assert code == 0, err
     weights = sorted(p.name for p in one.glob("*.safetensors"))
     assert len(weights) == 3 + 1
-    assert {p.name: p.read_bytes() for p in one.iterdir()} == {
-        p.name: p.read_bytes() for p in two.iterdir()
-    }
-    code, out, err = run(
-        shadow, *evaluate_arguments(model, text, one, tmp_path / "quality.parquet")
-    )
+    assert {p.name: p.read_bytes() for p in one.iterdir()} == {p.name: p.read_bytes() for p in two.iterdir()}
+    code, out, err = run(shadow, *evaluate_arguments(model, text, one, tmp_path / "quality.parquet"))
     assert code == 0, err
     rows = json.loads(out)["rows"]
     table = pq.read_table(tmp_path / "quality.parquet")
@@ -121,23 +100,17 @@ def test_train_then_evaluate_from_end_to_end(
     assert (code, str(tmp_path / "none") in err, err.count("\n")) == (2, True, 1)
     assert not (tmp_path / "late.parquet").exists()
     methods = {r["method"] for r in rows}
-    assert methods >= {
-        "random", "static", "oracle", "shadowllm", "dejavu", "teal", "cats", "quest", "h2o"
-    }  # fmt: skip
+    assert methods >= {"random", "static", "oracle", "shadowllm", "dejavu", "teal", "cats", "quest", "h2o"}
     for r in rows:
         assert r["perplexity"] > 1.0
         assert 0.0 <= r["agreement"] <= 1.0
     oracle = [r for r in rows if r["method"] == "oracle" and r["mask"] == "token"]
     assert all(r["recall"] == pytest.approx(1.0) for r in oracle)
-    code, again, _ = run(
-        shadow, *evaluate_arguments(model, text, one, tmp_path / "quality.parquet")
-    )
+    code, again, _ = run(shadow, *evaluate_arguments(model, text, one, tmp_path / "quality.parquet"))
     assert json.loads(again)["rows"] == rows
 
 
-def test_train_resumes_and_keeps_what_is_there(
-    run: Run, model: Path, text: Path, tmp_path: Path
-) -> None:
+def test_train_resumes_and_keeps_what_is_there(run: Run, model: Path, text: Path, tmp_path: Path) -> None:
     arguments = train_arguments(model, text, tmp_path)
     assert run(shadow, *arguments)[0] == 0
     kept, lost = sorted(tmp_path.glob("shadowllm*"))
@@ -173,31 +146,26 @@ def test_mistakes_are_one_line(run: Run, model: Path, text: Path, tmp_path: Path
     assert not (tmp_path / "q.parquet").exists()
 
 
-def test_pretraining_repeats_itself_and_survives_a_kill(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_pretraining_repeats_itself_and_survives_a_kill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The state of step 100 read back gives the same weights at step 102 as no interruption."""
     monkeypatch.setattr(pretrain, "CONTEXT", 8)
     ids = np.random.default_rng(0).integers(0, 50, 4000).astype(np.uint16)
     config = transformers.OPTConfig(
-        vocab_size=50, hidden_size=8, num_hidden_layers=1, ffn_dim=8, num_attention_heads=2,
-        max_position_embeddings=16, word_embed_proj_dim=8, dropout=0.0,
-    )  # fmt: skip
+        vocab_size=50,
+        hidden_size=8,
+        num_hidden_layers=1,
+        ffn_dim=8,
+        num_attention_heads=2,
+        max_position_embeddings=16,
+        word_embed_proj_dim=8,
+        dropout=0.0,
+    )
 
     def fit(name: str, stop: int) -> Any:
         torch.manual_seed(0)
         model = transformers.OPTForCausalLM(config)
         monkeypatch.setattr(pretrain, "learning_rate", lambda step, steps, peak: peak)
-        pretrain.fit(
-            model,
-            ids,
-            steps=stop,
-            rows=2,
-            seed=1,
-            peak=1e-3,
-            checkpoint=tmp_path / name,
-            quiet=True,
-        )
+        pretrain.fit(model, ids, steps=stop, rows=2, seed=1, peak=1e-3, checkpoint=tmp_path / name, quiet=True)
         return torch.cat([p.detach().flatten() for p in model.parameters()])
 
     whole = fit("a.pt", 102)
@@ -245,9 +213,7 @@ def test_shipped_files_are_those_of_the_manifest(shipped: tuple[Path, dict[str, 
     assert "Python Software Foundation" in (SHIPPED / "NOTICE").read_text()
 
 
-def test_shipped_models_load_and_have_the_loss_of_the_manifest(
-    shipped: tuple[Path, dict[str, Any]],
-) -> None:
+def test_shipped_models_load_and_have_the_loss_of_the_manifest(shipped: tuple[Path, dict[str, Any]]) -> None:
     """On 12 windows spread over the text: their own loss as written, and near that of the whole."""
     from traces.quality import windows
 

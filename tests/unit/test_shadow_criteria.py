@@ -21,18 +21,20 @@ def tiny(arch: str, *, seed: int = 0) -> Any:
     """A random model of 2 layers in double precision: OPT (ReLU) or Llama (SwiGLU, grouped heads)."""
     torch.manual_seed(seed)
     shared = {
-        "vocab_size": VOCABULARY, "hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 4,
-        "max_position_embeddings": 64, "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 0,
-    }  # fmt: skip
+        "vocab_size": VOCABULARY,
+        "hidden_size": 8,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 64,
+        "pad_token_id": 1,
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+    }
     if arch == "opt":
-        config = transformers.OPTConfig(
-            **shared, ffn_dim=6, word_embed_proj_dim=8, dropout=0.0, init_std=0.5
-        )
+        config = transformers.OPTConfig(**shared, ffn_dim=6, word_embed_proj_dim=8, dropout=0.0, init_std=0.5)
         model = transformers.OPTForCausalLM(config)
     else:
-        config = transformers.LlamaConfig(
-            **shared, intermediate_size=6, num_key_value_heads=2, initializer_range=0.5
-        )
+        config = transformers.LlamaConfig(**shared, intermediate_size=6, num_key_value_heads=2, initializer_range=0.5)
         model = transformers.LlamaForCausalLM(config)
     return model.double().eval()
 
@@ -59,9 +61,7 @@ def captured(model: Any, parts: list[Block], ids: Any) -> dict[tuple[str, int], 
         return hook
 
     hooks = [
-        part.reader(kind).register_forward_pre_hook(keep((kind, i)))
-        for i, part in enumerate(parts)
-        for kind in KINDS
+        part.reader(kind).register_forward_pre_hook(keep((kind, i))) for i, part in enumerate(parts) for kind in KINDS
     ]
     model.requires_grad_(True)
     model.zero_grad()
@@ -91,9 +91,7 @@ def test_first_order_criteria_are_autograd_written_out(model: Any, ids: Any, kin
                     "gradnorm": sum(w * w for w in gu) ** 0.5,
                 }
                 for name, value in expected.items():
-                    assert float(found[kind, name][t, i, u]) == pytest.approx(
-                        value, rel=1e-5, abs=1e-9
-                    )
+                    assert float(found[kind, name][t, i, u]) == pytest.approx(value, rel=1e-5, abs=1e-9)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -105,12 +103,8 @@ def test_snip_is_weight_times_its_gradient(model: Any, kind: str) -> None:
     found, _ = scores(model, parts, ids, ["snip"])
     for i, part in enumerate(parts):
         module = part.reader(kind)
-        saliency = (
-            (module.weight * module.weight.grad).abs().sum(0).view(part.width(kind), -1).sum(1)
-        )
-        torch.testing.assert_close(
-            found[kind, "snip"][0, i].double(), saliency.detach(), rtol=1e-5, atol=1e-9
-        )
+        saliency = (module.weight * module.weight.grad).abs().sum(0).view(part.width(kind), -1).sum(1)
+        torch.testing.assert_close(found[kind, "snip"][0, i].double(), saliency.detach(), rtol=1e-5, atol=1e-9)
         assert float(found[kind, "snip"][1].abs().max()) == 0.0
 
 
@@ -125,18 +119,14 @@ def flat_loss(model: Any, parts: list[Block], ids: Any) -> Any:
         def add(key: tuple[str, int]) -> Any:
             return lambda _m, args: (args[0] + pieces[key].view(args[0].shape), *args[1:])
 
-        hooks = [
-            parts[i].reader(kind).register_forward_pre_hook(add((kind, i))) for kind, i in keys
-        ]
+        hooks = [parts[i].reader(kind).register_forward_pre_hook(add((kind, i))) for kind, i in keys]
         with hooked(hooks), torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
             return sequence_loss(model, ids)
 
     return loss, keys, sizes
 
 
-def expected_grasp(
-    model: Any, parts: list[Block], ids: Any, product: Any, keys: Any, sizes: Any
-) -> dict[Any, Any]:
+def expected_grasp(model: Any, parts: list[Block], ids: Any, product: Any, keys: Any, sizes: Any) -> dict[Any, Any]:
     held = captured(model, parts, ids)
     found = {}
     for (kind, i), hg in zip(keys, product.split(sizes), strict=True):
@@ -157,9 +147,7 @@ def test_grasp_is_activation_times_the_full_hessian_times_the_gradient(model: An
     found, _ = scores(model, parts, ids, ["grasp"])
     for (kind, i), value in expected.items():
         scale = float(value.abs().max())
-        torch.testing.assert_close(
-            found[kind, "grasp"][:, i].double(), value, rtol=1e-4, atol=1e-5 * scale
-        )
+        torch.testing.assert_close(found[kind, "grasp"][:, i].double(), value, rtol=1e-4, atol=1e-5 * scale)
         assert float(value.abs().max()) > 1e-4
 
 
@@ -171,17 +159,12 @@ def test_grasp_by_central_differences_of_the_gradient(ids: Any) -> None:
     zero = torch.zeros(sum(sizes), dtype=torch.double)
     gradient = torch.autograd.functional.jacobian(loss, zero)
     step = 3e-3 / float(gradient.norm())
-    up, down = (
-        torch.autograd.functional.jacobian(loss, zero + sign * step * gradient)
-        for sign in (1.0, -1.0)
-    )
+    up, down = (torch.autograd.functional.jacobian(loss, zero + sign * step * gradient) for sign in (1.0, -1.0))
     expected = expected_grasp(model, parts, ids, (up - down) / (2.0 * step), keys, sizes)
     found, _ = scores(model, parts, ids, ["grasp"])
     for (kind, i), value in expected.items():
         scale = float(value.abs().max())
-        torch.testing.assert_close(
-            found[kind, "grasp"][:, i].double(), value, rtol=1e-2, atol=1e-3 * scale
-        )
+        torch.testing.assert_close(found[kind, "grasp"][:, i].double(), value, rtol=1e-2, atol=1e-3 * scale)
 
 
 def test_criteria_together_equal_criteria_alone(model: Any, ids: Any) -> None:
@@ -190,9 +173,7 @@ def test_criteria_together_equal_criteria_alone(model: Any, ids: Any) -> None:
     for name in CRITERIA:
         alone, _ = scores(model, parts, ids, [name])
         for kind in KINDS:
-            torch.testing.assert_close(
-                together[kind, name], alone[kind, name], rtol=1e-4, atol=1e-7
-            )
+            torch.testing.assert_close(together[kind, name], alone[kind, name], rtol=1e-4, atol=1e-7)
 
 
 def test_inputs_handed_back_are_what_the_modules_saw(model: Any, ids: Any) -> None:
@@ -208,8 +189,6 @@ def test_magnitude_counts_every_weight_of_a_unit_once(model: Any) -> None:
     neurons, heads = magnitude(parts, "neurons"), magnitude(parts, "heads")
     for i, part in enumerate(parts):
         every = [m.weight.detach().float() for m in (*part.ffn_in, part.down)]
-        assert float(neurons[i].square().sum()) == pytest.approx(
-            sum(float(w.square().sum()) for w in every), rel=1e-5
-        )
+        assert float(neurons[i].square().sum()) == pytest.approx(sum(float(w.square().sum()) for w in every), rel=1e-5)
         head_1 = part.out.weight.detach()[:, part.head_dim : 2 * part.head_dim].float().norm()
         assert float(heads[i, 1]) == pytest.approx(float(head_1), rel=1e-5)

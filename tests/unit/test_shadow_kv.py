@@ -10,18 +10,10 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from simulator.errors import UnsupportedError  # noqa: E402
+from simulator.base.errors import UnsupportedError  # noqa: E402
 from traces.bench import Bench  # noqa: E402
 from traces.blocks import blocks  # noqa: E402
-from traces.kv_quality import (  # noqa: E402
-    METHODS,
-    attending,
-    h2o,
-    largest,
-    quest,
-    snapkv,
-    streaming_llm,
-)  # fmt: skip
+from traces.kv_quality import METHODS, attending, h2o, largest, quest, snapkv, streaming_llm  # noqa: E402
 from traces.other_methods import kv_methods  # noqa: E402
 from traces.quality import judge, scene  # noqa: E402
 
@@ -40,17 +32,19 @@ def qk() -> tuple[Any, Any]:
 def tiny(arch: str) -> Any:
     torch.manual_seed(0)
     shared = {
-        "vocab_size": 17, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4,
-        "max_position_embeddings": 64, "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 0,
-    }  # fmt: skip
+        "vocab_size": 17,
+        "hidden_size": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 64,
+        "pad_token_id": 1,
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+    }
     if arch == "opt":
-        config = transformers.OPTConfig(
-            **shared, ffn_dim=20, word_embed_proj_dim=24, dropout=0.0, init_std=0.3
-        )
+        config = transformers.OPTConfig(**shared, ffn_dim=20, word_embed_proj_dim=24, dropout=0.0, init_std=0.3)
         return transformers.OPTForCausalLM(config).eval().requires_grad_(False)
-    config = transformers.LlamaConfig(
-        **shared, intermediate_size=20, num_key_value_heads=2, initializer_range=0.3
-    )
+    config = transformers.LlamaConfig(**shared, intermediate_size=20, num_key_value_heads=2, initializer_range=0.3)
     return transformers.LlamaForCausalLM(config).eval().requires_grad_(False)
 
 
@@ -88,7 +82,7 @@ def test_quest_takes_the_pages_with_the_highest_bound(qk: tuple[Any, Any]) -> No
                             max(float(q[b, h, t, c] * keys[:, c].min()), float(q[b, h, t, c] * keys[:, c].max()))
                             for c in range(DIM)
                         )
-                    )  # fmt: skip
+                    )
                 best = sorted(range(closed), key=lambda p: -bounds[p])[: budget // page - 1]
                 expected = {i for p in best for i in range(p * page, (p + 1) * page)}
                 expected |= set(range(closed * page, t + 1))
@@ -150,10 +144,7 @@ def test_a_budget_of_everything_is_dense(bench: Bench, method: str) -> None:
     read: list[float] = []
     before = bench.model.config._attn_implementation
     score = judge(
-        bench.model,
-        bench.scene,
-        lambda _: attending(bench.model, method, PROMPT, read, **options),
-        whole=True,
+        bench.model, bench.scene, lambda _: attending(bench.model, method, PROMPT, read, **options), whole=True
     )
     assert score.perplexity == pytest.approx(bench.scene.dense_perplexity, rel=1e-4)
     assert score.agreement == 1.0
@@ -165,9 +156,7 @@ def test_only_queries_after_the_prompt_are_affected(bench: Bench) -> None:
     dense = bench.model(input_ids=bench.scene.ids, use_cache=False).logits
     for method in METHODS:
         options = {"keep": 0.2, "window": 4} if method == "mustafar" else {"budget": 8}
-        options |= (
-            {"observe": 4} if method == "snapkv" else {"page": 4} if method == "quest" else {}
-        )
+        options |= {"observe": 4} if method == "snapkv" else {"page": 4} if method == "quest" else {}
         with attending(bench.model, method, PROMPT, [], **options):
             found = bench.model(input_ids=bench.scene.ids, use_cache=False).logits
         torch.testing.assert_close(found[:, :PROMPT], dense[:, :PROMPT], rtol=1e-4, atol=1e-4)

@@ -10,29 +10,14 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from simulator.errors import InputError, UnknownNameError  # noqa: E402
+from simulator.base.errors import InputError, UnknownNameError  # noqa: E402
 from simulator.policies import parse  # noqa: E402
 from traces.bench import Bench  # noqa: E402
 from traces.blocks import blocks  # noqa: E402
 from traces.experiment import choose, per_sequence, predicted, random  # noqa: E402
-from traces.masks import (  # noqa: E402
-    Fixed,
-    gate_thresholded,
-    keep_largest,
-    masked,
-    normalise,
-    thresholded,
-)  # fmt: skip
+from traces.masks import Fixed, gate_thresholded, keep_largest, masked, normalise, thresholded  # noqa: E402
 from traces.predictors import METHODS, Predicted, fit, readers, restore  # noqa: E402
-from traces.quality import (  # noqa: E402
-    judge,
-    kept_shares,
-    rank_correlation,
-    recall,
-    scene,
-    shares,
-    windows,
-)  # fmt: skip
+from traces.quality import judge, kept_shares, rank_correlation, recall, scene, shares, windows  # noqa: E402
 
 pytestmark = pytest.mark.torch
 
@@ -40,17 +25,19 @@ pytestmark = pytest.mark.torch
 def tiny(arch: str, *, layers: int = 3) -> Any:
     torch.manual_seed(0)
     shared = {
-        "vocab_size": 17, "hidden_size": 16, "num_hidden_layers": layers, "num_attention_heads": 4,
-        "max_position_embeddings": 64, "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 0,
-    }  # fmt: skip
+        "vocab_size": 17,
+        "hidden_size": 16,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 64,
+        "pad_token_id": 1,
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+    }
     if arch == "opt":
-        config = transformers.OPTConfig(
-            **shared, ffn_dim=20, word_embed_proj_dim=16, dropout=0.0, init_std=0.3
-        )
+        config = transformers.OPTConfig(**shared, ffn_dim=20, word_embed_proj_dim=16, dropout=0.0, init_std=0.3)
         return transformers.OPTForCausalLM(config).eval().requires_grad_(False)
-    config = transformers.LlamaConfig(
-        **shared, intermediate_size=20, num_key_value_heads=2, initializer_range=0.3
-    )
+    config = transformers.LlamaConfig(**shared, intermediate_size=20, num_key_value_heads=2, initializer_range=0.3)
     return transformers.LlamaForCausalLM(config).eval().requires_grad_(False)
 
 
@@ -68,8 +55,7 @@ def bench(model: Any) -> Bench:
 def random_masks(bench: Bench, tokens: int, seed: int = 0) -> dict[str, Any]:
     draw = torch.Generator().manual_seed(seed)
     return {
-        kind: torch.rand(tokens, len(bench.parts), width, generator=draw) < 0.6
-        for kind, width in bench.widths.items()
+        kind: torch.rand(tokens, len(bench.parts), width, generator=draw) < 0.6 for kind, width in bench.widths.items()
     }
 
 
@@ -88,17 +74,15 @@ def test_a_budget_is_counted_exactly_even_with_ties(budget: str, keep: float) ->
 
 
 def test_scaling_per_layer_changes_a_global_choice_but_never_one_per_layer() -> None:
-    scores = torch.rand(20, 3, 8, generator=torch.Generator().manual_seed(2)) * torch.tensor(
-        [1.0, 10.0, 100.0]
-    ).view(1, 3, 1)
+    scores = torch.rand(20, 3, 8, generator=torch.Generator().manual_seed(2)) * torch.tensor([1.0, 10.0, 100.0]).view(
+        1, 3, 1
+    )
     wide, narrow = normalise(scores, "global"), normalise(scores, "layer")
     assert float(wide.max()) == 1.0
     assert float(wide.min()) == 0.0
     assert torch.equal(narrow.amax(-1), torch.ones(20, 3))
     assert torch.equal(keep_largest(wide, 0.5, "layer"), keep_largest(narrow, 0.5, "layer"))
-    shares_of_last = [
-        float(keep_largest(x, 0.3, "global")[:, 2].float().mean()) for x in (wide, narrow)
-    ]
+    shares_of_last = [float(keep_largest(x, 0.3, "global")[:, 2].float().mean()) for x in (wide, narrow)]
     assert shares_of_last[0] > 0.8
     assert shares_of_last[1] < 0.6
 
@@ -161,9 +145,7 @@ def test_keeping_everything_is_dense(bench: Bench, whole: bool) -> None:
 
 def test_dense_perplexity_is_that_of_the_scored_tokens_alone(bench: Bench) -> None:
     logits = bench.model(input_ids=bench.scene.ids, use_cache=False).logits.double().log_softmax(-1)
-    nats = [
-        -float(logits[w, t, bench.scene.ids[w, t + 1]]) for w in range(5) for t in range(12, 23)
-    ]
+    nats = [-float(logits[w, t, bench.scene.ids[w, t + 1]]) for w in range(5) for t in range(12, 23)]
     assert np.log(bench.scene.dense_perplexity) == pytest.approx(np.mean(nats), rel=1e-6)
 
 
@@ -197,11 +179,7 @@ def test_threshold_zero_is_dense_and_a_quantile_drops_its_share(bench: Bench) ->
     with thresholded(bench.parts, dict.fromkeys(sites, 0.0), live):
         torch.testing.assert_close(bench.model(input_ids=ids, use_cache=False).logits, dense)
     seen: list[float] = []
-    handle = (
-        bench.parts[0]
-        .qkv[0]
-        .register_forward_pre_hook(lambda _m, a: seen.extend(a[0].abs().flatten().tolist()))
-    )
+    handle = bench.parts[0].qkv[0].register_forward_pre_hook(lambda _m, a: seen.extend(a[0].abs().flatten().tolist()))
     bench.model(input_ids=ids, use_cache=False)
     handle.remove()
     live = {}
@@ -283,9 +261,7 @@ def test_training_is_a_function_of_the_seed(bench: Bench, method: str) -> None:
     assert loss == same
     for a, b in zip(one.parameters(), again.parameters(), strict=True):
         assert torch.equal(a, b)
-    assert any(
-        not torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True)
-    )
+    assert any(not torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
 
 
 def test_a_predictor_learns_what_depends_on_its_input(bench: Bench) -> None:
@@ -315,9 +291,7 @@ def test_masks_follow_the_scores_of_the_running_sparse_model(bench: Bench, metho
 
 @pytest.mark.parametrize("mask", ["token", "sequence"])
 @pytest.mark.parametrize("method", METHODS)
-def test_a_row_counts_the_predictor_only_where_it_is_read(
-    bench: Bench, method: str, mask: str
-) -> None:
+def test_a_row_counts_the_predictor_only_where_it_is_read(bench: Bench, method: str, mask: str) -> None:
     nets, _ = learned(bench, method, 0)
     tokens = [11 * len(bench.scene.ids[part]) for part, _ in bench.scene.batches]
     truth = [{k: torch.rand(n, 3, w) for k, w in bench.widths.items()} for n in tokens]

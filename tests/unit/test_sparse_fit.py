@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from simulator.calibration import dump, parse
-from simulator.errors import InputError
+from simulator.base.errors import InputError
+from simulator.device.fits import dump, parse
 from simulator.fitting import sparse
 from simulator.fitting.sparse_rows import split
 from simulator.fitting.sparse_terms import FAMILIES, log_slopes, names, rates, total_s
@@ -34,9 +34,7 @@ def raw(**columns) -> pd.DataFrame:
 
 def products() -> pd.DataFrame:
     """V:N:M products with times that follow the model exactly."""
-    shape = [
-        (4096, n, k, s) for n in (768, 1024, 4096) for k in (768, 4096) for s in (0.5, 0.8, 0.95)
-    ]
+    shape = [(4096, n, k, s) for n in (768, 1024, 4096) for k in (768, 4096) for s in (0.5, 0.8, 0.95)]
     m, n, k, sparsity = np.array(shape, float).T
     table = raw(m=m, n=n, k=k, sparsity=sparsity, dense_time_s=1.0, sparse_time_s=1.0)
     rows = sparse.prepare(table)
@@ -96,9 +94,14 @@ def test_top_k_pays_on_long_contexts_only():
 def test_every_family_gains_from_sparsity_within_physics():
     for pattern, family in (("unstructured (Sputnik)", "Sputnik"), ("V:N:M V=64 2:8", "V:N:M")):
         table = raw(
-            pattern=pattern, m=4096.0, n=1024.0, k=4096.0, sparsity=np.array([0.5, 0.8, 0.9, 0.95]),
-            dense_time_s=1.0, sparse_time_s=1.0,
-        )  # fmt: skip
+            pattern=pattern,
+            m=4096.0,
+            n=1024.0,
+            k=4096.0,
+            sparsity=np.array([0.5, 0.8, 0.9, 0.95]),
+            dense_time_s=1.0,
+            sparse_time_s=1.0,
+        )
         rows = sparse.prepare(table).sort_values("keep")
         thin = FAMILIES[family](rows, rates(rows))[1]
         assert np.all(np.diff(total_s(thin, names(thin))) > 0)
@@ -151,9 +154,7 @@ def test_fits_survive_their_file(tmp_path):
     path = tmp_path / "_default" / "sparse.toml"
     dump(path, fits)
     back = parse(path.read_text(encoding="utf-8"), str(path))
-    assert [(f.device, f.dtype, f.library, f.n) for f in back] == [
-        (f.device, f.dtype, f.library, f.n) for f in fits
-    ]
+    assert [(f.device, f.dtype, f.library, f.n) for f in back] == [(f.device, f.dtype, f.library, f.n) for f in fits]
     assert back[0].coefficients == pytest.approx(dict(fits[0].coefficients), rel=1e-4)
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from simulator.evaluate import evaluate
-from simulator.group import find_device, find_model, group_of
-from simulator.scenario import Scenario
+from simulator.inference.evaluate import evaluate
+from simulator.inference.group import group_of
+from simulator.scenario.find import find_device, find_model
+from simulator.scenario.scenario import Scenario
 
 ONE = np.array([1.0])
 

@@ -7,24 +7,18 @@ import dataclasses
 import numpy as np
 import pytest
 
-from simulator.calibration import Fit, Residual
-from simulator.device import Device, load
-from simulator.dtypes import FORMATS, DType
-from simulator.engine import get_engine
-from simulator.errors import UnsupportedError
-from simulator.ops import Elementwise, Expand, Linear
+from simulator.base.dtypes import FORMATS, DType
+from simulator.base.errors import UnsupportedError
+from simulator.device.catalogue import Device, load
+from simulator.device.fits import Fit, Residual
+from simulator.device.surface import Surface
+from simulator.ops.ops import Elementwise, Expand, Linear
+from simulator.ops.traffic import Operand
 from simulator.roofline import hardware as module
 from simulator.roofline import sparse
+from simulator.roofline.engine import get_engine
 from simulator.roofline.hardware import GATHER_RUN_BYTES, Hardware, hardware
-from simulator.roofline.timing import (
-    _decode_tiles,
-    interval_factors,
-    math_of,
-    time_op,
-    working_set_bytes,
-)
-from simulator.surface import Surface
-from simulator.traffic import Operand
+from simulator.roofline.timing import _decode_tiles, interval_factors, math_of, time_op, working_set_bytes
 
 CACHED = Surface((("bytes", (20.0, 30.0)),), np.array([np.log(8.0), 0.0]))
 """Eight times main memory's rate up to 1 MiB, that rate from 1 GiB on."""
@@ -38,15 +32,8 @@ def renamed(name: str) -> Device:
 @pytest.fixture
 def measured(monkeypatch: pytest.MonkeyPatch) -> Device:
     """A device whose memory was measured."""
-    coefficients = {
-        "gather_run_bytes": 64.0,
-        "gather_share": 0.5,
-        "nonzeros_per_cycle": 2.0,
-        "x": 1.0,
-    }
-    fit = Fit(
-        "memory", "measured-toy", "any", "any", coefficients, CACHED, 1, (), "", Residual(0.1, 0.1, -0.1, 0.1)
-    )  # fmt: skip
+    coefficients = {"gather_run_bytes": 64.0, "gather_share": 0.5, "nonzeros_per_cycle": 2.0, "x": 1.0}
+    fit = Fit("memory", "measured-toy", "any", "any", coefficients, CACHED, 1, (), "", Residual(0.1, 0.1, -0.1, 0.1))
     real = module.load_fits
 
     def load_fits(device: str, family: str) -> tuple[Fit, ...]:
@@ -61,11 +48,7 @@ def test_what_was_measured_of_a_memory_replaces_the_assumed(measured: Device) ->
     assert (hw.gather_run_bytes, hw.gather_share, hw.nonzeros_per_cycle) == (64.0, 0.5, 2.0)
     assert hw.cached is CACHED
     plain = hardware(renamed("never-measured-toy"), DType.FP16)
-    assert (plain.gather_run_bytes, plain.gather_share, plain.cached) == (
-        GATHER_RUN_BYTES,
-        1.0,
-        None,
-    )
+    assert (plain.gather_run_bytes, plain.gather_share, plain.cached) == (GATHER_RUN_BYTES, 1.0, None)
 
 
 def test_a_working_set_beyond_the_cache_comes_from_main_memory(measured: Device) -> None:
@@ -138,9 +121,7 @@ def test_bf16_runs_as_fp16_where_there_is_no_bf16() -> None:
 def test_a_product_is_never_faster_than_its_decompression() -> None:
     """1e12 elements at 17.7 a cycle and SM take longer than any product of 16 x 16."""
     device = load("a100-sxm-80g")
-    op = Linear(
-        role="x", m=16.0, n=16.0, k=16.0, fmt=FORMATS["fp16"], expand=Expand(elements=1e12, nonzeros=0.0)
-    )  # fmt: skip
+    op = Linear(role="x", m=16.0, n=16.0, k=16.0, fmt=FORMATS["fp16"], expand=Expand(elements=1e12, nonzeros=0.0))
     t = time_op(op, device, get_engine("vllm"))
     cycles = device.sm_count * device.clock_hz.boost
     assert t.total_s == pytest.approx(1e12 / (17.7 * cycles) + t.launch_s)
@@ -166,12 +147,9 @@ def test_rates_of_sparse_kernels_by_hand() -> None:
 
 
 @pytest.mark.parametrize(
-    ("elements", "rows", "busy"),
-    [(4400.0, 4.0, 4.0), (440_000.0, 40.0, 10.0), (2 * 3 * 16_384.0, 2.0, 6.0)],
+    ("elements", "rows", "busy"), [(4400.0, 4.0, 4.0), (440_000.0, 40.0, 10.0), (2 * 3 * 16_384.0, 2.0, 6.0)]
 )
-def test_a_row_is_searched_by_one_block_and_long_ones_in_pieces(
-    elements: float, rows: float, busy: float
-) -> None:
+def test_a_row_is_searched_by_one_block_and_long_ones_in_pieces(elements: float, rows: float, busy: float) -> None:
     """0.22 elements a cycle of 100 Hz on as many SMs as there are rows, or pieces of 16,384; at most all 10."""
     assert sparse.select_s(elements, rows, HW) == pytest.approx(elements / (0.22 * 100 * busy))
 
@@ -185,9 +163,7 @@ def test_gathers_move_sectors_and_start_again_for_each_run() -> None:
 def test_a_select_adds_to_the_lanes_of_its_pass() -> None:
     """A top-k of one long row waits for one SM: 0.22 elements a cycle, in pieces of 16,384."""
     device = load("h100-sxm")
-    op = Elementwise(
-        role="k", kind="topk", read_bytes=8.0, operand=Operand.INDEX, select_elements=16_384.0
-    )
+    op = Elementwise(role="k", kind="topk", read_bytes=8.0, operand=Operand.INDEX, select_elements=16_384.0)
     t = time_op(op, device, get_engine("vllm"))
     assert t.math_s == pytest.approx(16_384 / (0.22 * device.clock_hz.boost))
     assert t.total_s == pytest.approx(t.math_s + t.launch_s, rel=0.5)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from simulator.errors import InputError, UnknownNameError
+from simulator.base.errors import InputError, UnknownNameError
 from simulator.trace import (
     ROWS,
     SCHEMA_VERSION,
@@ -48,9 +48,7 @@ def test_a_trace_comes_back(opt: Path, synthetic: SimpleNamespace) -> None:
     assert len(trace.frequencies(1)) == 0
 
 
-def test_equal_measurements_give_equal_files_whatever_their_order(
-    tmp_path: Path, synthetic: SimpleNamespace
-) -> None:
+def test_equal_measurements_give_equal_files_whatever_their_order(tmp_path: Path, synthetic: SimpleNamespace) -> None:
     first = synthetic.make(tmp_path / "a")
     again = write_trace(
         tmp_path / "b",
@@ -68,14 +66,10 @@ def test_a_failed_write_leaves_the_old_trace(tmp_path: Path, synthetic: SimpleNa
     bad = synthetic.curves_of(32)
     bad["tensor"] = ["ffn.dwon"] * len(bad["tensor"])
     with pytest.raises(UnknownNameError, match=r"tensor of union_density 'ffn.dwon'.*ffn.down"):
-        write_trace(
-            folder, synthetic.manifest_of("opt-6.7b"), curves=bad, neurons=synthetic.neurons
-        )
+        write_trace(folder, synthetic.manifest_of("opt-6.7b"), curves=bad, neurons=synthetic.neurons)
     short = {k: v for k, v in synthetic.curves_of(1).items() if k != "x"}
     with pytest.raises(InputError, match="lacks the column 'x'"):
-        write_trace(
-            folder, synthetic.manifest_of("opt-6.7b"), curves=short, neurons=synthetic.neurons
-        )
+        write_trace(folder, synthetic.manifest_of("opt-6.7b"), curves=short, neurons=synthetic.neurons)
     with pytest.raises(InputError, match="columns have lengths"):
         write_trace(
             folder,
@@ -87,9 +81,7 @@ def test_a_failed_write_leaves_the_old_trace(tmp_path: Path, synthetic: SimpleNa
     assert [p.name for p in tmp_path.iterdir()] == ["t"]
 
 
-def test_a_folder_with_other_files_is_not_overwritten(
-    tmp_path: Path, synthetic: SimpleNamespace
-) -> None:
+def test_a_folder_with_other_files_is_not_overwritten(tmp_path: Path, synthetic: SimpleNamespace) -> None:
     (tmp_path / "t").mkdir()
     (tmp_path / "t" / "thesis.tex").write_text("irreplaceable")
     with pytest.raises(InputError, match="holds files that are no trace"):
@@ -146,7 +138,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
     "layers": (fewer_layers, r"says 1 layers, but curves\.parquet goes on to layer \d"),
     "half": (half_manifest, r"manifest\.json:\d+: is not JSON"),
     "no manifest": (lambda f: (f / MANIFEST).unlink(), "is no trace"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("how", DAMAGE)

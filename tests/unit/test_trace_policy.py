@@ -10,25 +10,25 @@ from typing import Any
 import numpy as np
 import pytest
 
-from simulator import predict, questions
-from simulator.dtypes import FORMATS
-from simulator.errors import InputError, UnsupportedError
-from simulator.evaluate import evaluate
-from simulator.grid import Grid, read_grids
-from simulator.group import group_of, pick_trace
-from simulator.hub import find_model
-from simulator.lowering import Lowering
-from simulator.ops import Attention, Linear
+from simulator.base.dtypes import FORMATS
+from simulator.base.errors import InputError, UnsupportedError
+from simulator.inference.evaluate import evaluate
+from simulator.inference.group import group_of
+from simulator.inference.lowering import Lowering
+from simulator.model.hub import find_model
+from simulator.ops.ops import Attention, Linear
+from simulator.ops.step import decode_step, prefill_step
+from simulator.ops.union import PUBLISHED, transfer_sigma, union_density
 from simulator.policies import POLICIES, parse
-from simulator.scenario import Scenario
+from simulator.results import prediction
+from simulator.results import printed as questions
+from simulator.scenario.find import pick_trace
+from simulator.scenario.grid import Grid, read_grids
+from simulator.scenario.scenario import Scenario
 from simulator.trace import STATISTICS, Trace, read_trace, write_trace
-from simulator.union import PUBLISHED, transfer_sigma, union_density
-from simulator.workload import decode_step, prefill_step
 
 
-def gathered(
-    model: str, policy: str, trace: Trace | None, rows: float
-) -> list[tuple[str, float, float]]:
+def gathered(model: str, policy: str, trace: Trace | None, rows: float) -> list[tuple[str, float, float]]:
     """(role, layers, read_keep) of the gathered products of a decode step."""
     low = Lowering(find_model(model), parse(policy), FORMATS["fp16"], 2.0, trace=trace)
     return [
@@ -43,9 +43,7 @@ def test_bytes_follow_the_density_of_every_layer(opt: Path) -> None:
     touch 1 - 0.5^(16^1/4) = 3/4 and odd ones 1 - 0.5^(16^3/4) = 1 - 2^-8.
     """
     trace = read_trace(opt)
-    low = Lowering(
-        find_model("opt-6.7b"), parse("shadowllm(keep=0.5)"), FORMATS["fp16"], 2.0, trace=trace
-    )
+    low = Lowering(find_model("opt-6.7b"), parse("shadowllm(keep=0.5)"), FORMATS["fp16"], 2.0, trace=trace)
     read = sum(
         float(op.count * op.weight_read_bytes)
         for op in low.ops(decode_step(16.0, 100.0))
@@ -63,18 +61,18 @@ def test_heads_follow_their_own_curve(tmp_path: Path, synthetic: SimpleNamespace
     # Layer 0's attention is dense; everything else is the same in all layers, so it is told once.
     found = gathered("opt-6.7b", "shadowllm(keep=0.25)", read_trace(flat), 64.0)
     assert {(role, n): share for role, n, share in found} == {
-        ("mlp.up", 32.0): pytest.approx(0.25), ("mlp.down", 32.0): pytest.approx(0.25),
-        ("attn.qkv", 31.0): pytest.approx(0.25), ("attn.o", 31.0): pytest.approx(0.25),
-    }  # fmt: skip
+        ("mlp.up", 32.0): pytest.approx(0.25),
+        ("mlp.down", 32.0): pytest.approx(0.25),
+        ("attn.qkv", 31.0): pytest.approx(0.25),
+        ("attn.o", 31.0): pytest.approx(0.25),
+    }
 
 
 def test_placed_heads_follow_their_own_curve(tmp_path: Path, synthetic: SimpleNamespace) -> None:
     """64 rows that all use the same quarter of the heads, every one of them hot: a quarter is read."""
     flat = synthetic.make(tmp_path / "t", density=lambda k, b, _: np.full_like(b, k))
     policy = "powerinfer(keep=0.25,attn_keep=0.25,attn_hot=0.9,hits=1)"
-    shares = {
-        role: share for role, _, share in gathered("opt-6.7b", policy, read_trace(flat), 64.0)
-    }
+    shares = {role: share for role, _, share in gathered("opt-6.7b", policy, read_trace(flat), 64.0)}
     assert shares["attn.qkv"] == shares["attn.o"] == pytest.approx(0.25)
 
 
@@ -82,23 +80,12 @@ def test_grouped_heads_use_what_was_measured(tmp_path: Path, synthetic: SimpleNa
     """Llama-3.1-8B has 4 query heads per KV head: 1 - 0.75^4 = 0.68 of them if picked alike; measured 0.3."""
     model = "llama-3.1-8b"
     n = find_model(model).n_layers
-    plain, kv = (
-        synthetic.curves_of(n, keeps=(0.25,)),
-        synthetic.curves_of(n, keeps=(0.3,), tensors=("attn.kv_head",)),
-    )
+    plain, kv = (synthetic.curves_of(n, keeps=(0.25,)), synthetic.curves_of(n, keeps=(0.3,), tensors=("attn.kv_head",)))
     kv["keep"] = [0.25] * len(kv["keep"])
     both = {c: plain[c] + kv[c] for c in plain}
     for name, curves, kept in (("p", plain, 1 - 0.75**4), ("kv", both, 0.3)):
-        folder = write_trace(
-            tmp_path / name, synthetic.manifest_of(model), curves=curves, neurons=synthetic.neurons
-        )
-        low = Lowering(
-            find_model(model),
-            parse("shadowllm(keep=0.25)"),
-            FORMATS["bf16"],
-            2.0,
-            trace=read_trace(folder),
-        )
+        folder = write_trace(tmp_path / name, synthetic.manifest_of(model), curves=curves, neurons=synthetic.neurons)
+        low = Lowering(find_model(model), parse("shadowllm(keep=0.25)"), FORMATS["bf16"], 2.0, trace=read_trace(folder))
         ops = low.ops(decode_step(1.0, 100.0))
         last = [op for op in ops if isinstance(op, Attention)][-1]
         assert float(np.max(last.kv_head_keep)) == pytest.approx(kept)
@@ -115,20 +102,13 @@ def test_the_prompt_and_other_policies_do_not_change(opt: Path) -> None:
         ("mustafar(keep=0.3)", decode_step(4.0, 100.0)),
         ("dense", decode_step(4.0, 100.0)),
     ):
-        plain, traced = (
-            Lowering(model, parse(policy), fmt, 2.0, trace=t).ops(step) for t in (None, trace)
-        )
-        total = [
-            sum(float(np.max(op.count * op.traffic().total_bytes)) for op in ops)
-            for ops in (plain, traced)
-        ]
+        plain, traced = (Lowering(model, parse(policy), fmt, 2.0, trace=t).ops(step) for t in (None, trace))
+        total = [sum(float(np.max(op.count * op.traffic().total_bytes)) for op in ops) for ops in (plain, traced)]
         assert total[1] == pytest.approx(total[0], rel=1e-12)
 
 
 @pytest.fixture(scope="module")
-def as_published(
-    tmp_path_factory: pytest.TempPathFactory, synthetic: SimpleNamespace
-) -> dict[str, Trace]:
+def as_published(tmp_path_factory: pytest.TempPathFactory, synthetic: SimpleNamespace) -> dict[str, Trace]:
     """Traces that measured exactly what is used without one."""
     found = {}
     for model in ("opt-6.7b", "llama-3.1-8b"):
@@ -144,15 +124,11 @@ def as_published(
 
 
 @pytest.mark.parametrize("name", POLICIES)
-def test_a_trace_of_what_is_published_changes_nothing(
-    name: str, as_published: dict[str, Trace]
-) -> None:
+def test_a_trace_of_what_is_published_changes_nothing(name: str, as_published: dict[str, Trace]) -> None:
     """For every policy: lowering layer by layer neither loses nor repeats an op."""
     for model, trace in as_published.items():
         spec = find_model(model)
-        lows = [
-            Lowering(spec, parse(name), FORMATS[spec.dtype], 2.0, trace=t) for t in (None, trace)
-        ]
+        lows = [Lowering(spec, parse(name), FORMATS[spec.dtype], 2.0, trace=t) for t in (None, trace)]
         if lows[0].why_not():
             continue
         for step in (decode_step(24.0, 3000.0, 2000.0), prefill_step(2.0, 3000.0)):
@@ -172,22 +148,23 @@ def totals(ops: list[Any]) -> tuple[float, float, float]:
     )
 
 
-def test_a_curve_that_was_not_measured_is_said_not_replaced(
-    tmp_path: Path, synthetic: SimpleNamespace
-) -> None:
+def test_a_curve_that_was_not_measured_is_said_not_replaced(tmp_path: Path, synthetic: SimpleNamespace) -> None:
     folder = synthetic.make(tmp_path / "t", tensors=("ffn.down",))
     with pytest.raises(UnsupportedError, match=r"no union_density of 'attn.head' in layer"):
         gathered("opt-6.7b", "shadowllm(keep=0.5)", read_trace(folder), 4.0)
-    row = predict.predict(scenario(folder)).row
+    row = prediction.predict(scenario(folder)).row
     assert row["status"] == "not_applicable"
     assert "attn.head" in row["reason"]
 
 
 def scenario(trace: Path | str, **changes: Any) -> Scenario:
     values = {
-        "model": "opt-6.7b", "device": "a100-sxm-80g", "policy": "shadowllm(keep=0.5)", "batch": 16,
+        "model": "opt-6.7b",
+        "device": "a100-sxm-80g",
+        "policy": "shadowllm(keep=0.5)",
+        "batch": 16,
         "trace": str(trace),
-    }  # fmt: skip
+    }
     return Scenario.of(**(values | changes))
 
 
@@ -199,25 +176,21 @@ def test_a_scenario_round_trips_with_its_trace() -> None:
     assert "--trace-transfer" in one.command
 
 
-def test_the_prediction_changes_as_the_trace_says(
-    tmp_path: Path, synthetic: SimpleNamespace
-) -> None:
+def test_the_prediction_changes_as_the_trace_says(tmp_path: Path, synthetic: SimpleNamespace) -> None:
     """Rows that share their neurons read less than rows that do not; both names of the trace are kept."""
     shared = synthetic.make(tmp_path / "shared", density=lambda k, b, _: np.full_like(b, k))
     apart = synthetic.make(tmp_path / "apart", density=lambda k, b, _: 1.0 - (1.0 - k) ** b)
-    fast, slow = (predict.predict(scenario(t)) for t in (shared, apart))
+    fast, slow = (prediction.predict(scenario(t)) for t in (shared, apart))
     assert fast.row["tpot_s"] < 0.8 * slow.row["tpot_s"]
     assert fast.row["ttft_s"] == pytest.approx(slow.row["ttft_s"], rel=1e-9)
-    assert fast.to_dict()["trace"] == {
-        "path": str(shared), "sha256": read_trace(shared).digest, "model": "opt-6.7b",
-    }  # fmt: skip
-    assert predict.predict(scenario("")).to_dict()["trace"] is None
+    assert fast.to_dict()["trace"] == {"path": str(shared), "sha256": read_trace(shared).digest, "model": "opt-6.7b"}
+    assert prediction.predict(scenario("")).to_dict()["trace"] is None
 
 
 @pytest.mark.parametrize(
     ("policy", "unused"),
     [("dense", True), ("quest", True), ("shadowllm(keep=0.5)", False), ("shadowllm(keep=0.5)+quest", False)],
-)  # fmt: skip
+)
 def test_a_trace_no_policy_reads_is_said_in_one_line(
     opt: Path, policy: str, unused: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -230,16 +203,14 @@ def test_a_trace_no_policy_reads_is_said_in_one_line(
 
 def test_lowering_layers_apart_does_not_narrow_the_interval(opt: Path) -> None:
     """The prefill is the same work; 32 equal layers are one kernel, not 32 independent errors."""
-    plain, traced = (predict.predict(scenario(t)).row for t in ("", opt))
+    plain, traced = (prediction.predict(scenario(t)).row for t in ("", opt))
     for key in ("ttft_s", "ttft_lo_s", "ttft_hi_s"):
         # Layer 0 counts as the same kernel as the others with a trace, apart from them without.
         assert traced[key] == pytest.approx(plain[key], rel=0.01)
 
 
 def test_another_models_trace_needs_transfer(opt: Path) -> None:
-    with pytest.raises(
-        InputError, match=r"was measured on opt-6.7b .*not on opt-13b .*--trace-transfer"
-    ):
+    with pytest.raises(InputError, match=r"was measured on opt-6.7b .*not on opt-13b .*--trace-transfer"):
         group_of(scenario(opt, model="opt-13b"))
     # Same shape, other activation: still another model.
     with pytest.raises(InputError, match="silu"):
@@ -255,7 +226,7 @@ def test_a_transferred_trace_maps_by_depth_and_says_so(opt: Path) -> None:
     assert taken == sorted(taken)
     assert len(set(taken)) == 32  # 40 layers meet all 32 measured ones
 
-    both = [predict.predict(scenario(opt, model="opt-13b", trace_transfer=True)).row]
+    both = [prediction.predict(scenario(opt, model="opt-13b", trace_transfer=True)).row]
     group = group_of(scenario(opt, model="opt-13b", trace_transfer=True))
     assert group.transferred
     assert not group.dense.transferred
@@ -305,9 +276,7 @@ def test_a_grid_file_names_traces(tmp_path: Path) -> None:
     assert grid.trace_transfer
 
 
-def test_a_grid_gives_each_model_its_trace(
-    opt: Path, tmp_path: Path, synthetic: SimpleNamespace
-) -> None:
+def test_a_grid_gives_each_model_its_trace(opt: Path, tmp_path: Path, synthetic: SimpleNamespace) -> None:
     other = synthetic.make(tmp_path / "13b", "opt-13b", keeps=(0.5,))
     grid = Grid(
         model=("opt-6.7b", "opt-13b"),
@@ -315,10 +284,7 @@ def test_a_grid_gives_each_model_its_trace(
         policy=("dense", "shadowllm(keep=0.5)"),
         trace=(str(other), str(opt)),
     )
-    assert {s.model: s.trace for s in grid.groups()} == {
-        "opt-6.7b": str(opt),
-        "opt-13b": str(other),
-    }
+    assert {s.model: s.trace for s in grid.groups()} == {"opt-6.7b": str(opt), "opt-13b": str(other)}
     paths = (str(opt), str(other))
     with pytest.raises(InputError, match="not on opt-30b"):
         pick_trace(paths, find_model("opt-30b"), transfer=False)

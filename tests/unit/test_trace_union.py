@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from simulator import console
-from simulator.errors import InputError
-from simulator.hub import find_model
+from simulator.base import console
+from simulator.base.errors import InputError
+from simulator.model.hub import find_model
+from simulator.ops.union import PUBLISHED, UnionTable, beta_density, frequency_density, union_density
 from simulator.trace import KIND, ROWS, ModelFacts, read_trace, write_trace
 from simulator.trace import __main__ as trace_verb
 from simulator.trace.law import TOLERANCE, check_curve, check_published, check_trace
-from simulator.union import PUBLISHED, UnionTable, beta_density, frequency_density, union_density
 
 KEEPS = (0.1, 0.25, 0.5)
 B = np.array(ROWS, float)
@@ -25,9 +25,7 @@ FULL = 1e-8
 """A measured density closer to 1 than this counts as 1: its logarithm must stay finite."""
 
 
-def run(
-    app: Any, *arguments: str, capsys: pytest.CaptureFixture[str], patch: pytest.MonkeyPatch
-) -> Any:
+def run(app: Any, *arguments: str, capsys: pytest.CaptureFixture[str], patch: pytest.MonkeyPatch) -> Any:
     patch.setattr(sys, "argv", ["verb", *arguments])
     with pytest.raises(SystemExit) as left:
         console.main(app)
@@ -39,25 +37,17 @@ def test_a_measured_point_comes_back_exactly(opt: Path, synthetic: SimpleNamespa
     table = read_trace(opt).union(1, "ffn.down")
     for keep in KEEPS:
         np.testing.assert_allclose(
-            union_density(keep, B, table=table),
-            synthetic.by_depth(keep, B, 1),
-            rtol=1e-12,
-            atol=FULL,
+            union_density(keep, B, table=table), synthetic.by_depth(keep, B, 1), rtol=1e-12, atol=FULL
         )
 
 
-def test_between_and_beyond_the_measured_shares_and_rows(
-    opt: Path, synthetic: SimpleNamespace
-) -> None:
+def test_between_and_beyond_the_measured_shares_and_rows(opt: Path, synthetic: SimpleNamespace) -> None:
     """r(B) = B^(3/4) at every share, so the truth is known where nothing was measured too."""
     table = read_trace(opt).union(1, "ffn.down")
     rows = np.array([3.0, 24.0, 40.0, 1024.0])
     for keep in (0.02, 0.17, 0.4):
         np.testing.assert_allclose(
-            union_density(keep, rows, table=table),
-            synthetic.by_depth(keep, rows, 1),
-            rtol=1e-9,
-            atol=FULL,
+            union_density(keep, rows, table=table), synthetic.by_depth(keep, rows, 1), rtol=1e-9, atol=FULL
         )
 
 
@@ -73,20 +63,13 @@ def test_more_keep_or_rows_never_touch_less_whatever_was_measured() -> None:
     np.testing.assert_array_equal(d[-1], 1.0)
 
 
-def test_exact_zeros_are_one_more_measured_share(
-    tmp_path: Path, synthetic: SimpleNamespace
-) -> None:
+def test_exact_zeros_are_one_more_measured_share(tmp_path: Path, synthetic: SimpleNamespace) -> None:
     """A ReLU layer with 4 % non-zeros: thresholds of zero at larger shares keep the same 4 %."""
-    curves = synthetic.curves_of(
-        1, lambda k, b, _: synthetic.power_law(min(k, 0.04), b, 0), keeps=(0.02, 0.04, 0.1)
-    )
+    curves = synthetic.curves_of(1, lambda k, b, _: synthetic.power_law(min(k, 0.04), b, 0), keeps=(0.02, 0.04, 0.1))
     curves["keep"] = [np.nan if k == 0.04 else k for k in curves["keep"]]
     facts = ModelFacts.of(find_model("opt-6.7b")).model_copy(update={"n_layers": 1})
     folder = write_trace(
-        tmp_path / "t",
-        synthetic.manifest_of("opt-6.7b", facts=facts),
-        curves=curves,
-        neurons=synthetic.neurons,
+        tmp_path / "t", synthetic.manifest_of("opt-6.7b", facts=facts), curves=curves, neurons=synthetic.neurons
     )
     table = read_trace(folder).union(0, "ffn.down")
     assert table is not None
@@ -96,12 +79,7 @@ def test_exact_zeros_are_one_more_measured_share(
 
 @pytest.mark.parametrize(
     ("rows", "density"),
-    [
-        ([2.0, 4.0], [[0.1, 0.2]]),
-        ([1.0, 1.0], [[0.1, 0.2]]),
-        ([1.0, 2.0], [[0.1, 1.1]]),
-        ([1.0], [[0.1]]),
-    ],
+    [([2.0, 4.0], [[0.1, 0.2]]), ([1.0, 1.0], [[0.1, 0.2]]), ([1.0, 2.0], [[0.1, 1.1]]), ([1.0], [[0.1]])],
 )
 def test_a_table_that_is_no_union_curve_is_refused(rows: list[float], density: Any) -> None:
     with pytest.raises(InputError):
@@ -135,9 +113,7 @@ def test_no_law_stands_for_the_published_tables() -> None:
     for c in checks:
         model = c.source.split(",")[0]
         table = UnionTable(B, PUBLISHED[model][None])
-        np.testing.assert_allclose(
-            union_density(c.density_1, B, table=table), PUBLISHED[model], rtol=1e-9
-        )
+        np.testing.assert_allclose(union_density(c.density_1, B, table=table), PUBLISHED[model], rtol=1e-9)
 
 
 SHIPPED = [
@@ -159,9 +135,7 @@ def test_what_the_simulator_answers_is_what_the_shipped_models_do(folder: Path) 
         # Leaving a point out doubles the gap; four KV heads (10.1 % at keep 0.1) also scatter the most.
         assert c.table_error <= (0.12 if c.tensor == "attn.kv_head" else TOLERANCE), c
         assert c.errors.get("frequency", 0.0) <= TOLERANCE, c
-        curve = trace.curve(
-            c.layer, c.tensor, "union_density", keep=None if c.keep != c.keep else c.keep
-        )
+        curve = trace.curve(c.layer, c.tensor, "union_density", keep=None if c.keep != c.keep else c.keep)
         answer = union_density(c.density_1, curve.x, table=trace.union(c.layer, c.tensor))
         np.testing.assert_allclose(answer, curve.value, rtol=TOLERANCE)
 
@@ -173,14 +147,8 @@ def test_every_curve_of_a_trace_is_judged(
     assert len(checks) == 32 * 2 * len(KEEPS)
     # r(B) is a power of B: the table interpolates it, whatever is left out; at 10 % independence is far off.
     assert all(c.table_error < 1e-6 for c in checks)
-    assert all(
-        c.errors["independent"] > TOLERANCE and c.use != "independent"
-        for c in checks
-        if c.keep == 0.1
-    )
-    status, out, _ = run(
-        trace_verb.app, "union", str(opt), "--json", capsys=capsys, patch=monkeypatch
-    )
+    assert all(c.errors["independent"] > TOLERANCE and c.use != "independent" for c in checks if c.keep == 0.1)
+    status, out, _ = run(trace_verb.app, "union", str(opt), "--json", capsys=capsys, patch=monkeypatch)
     rows = json.loads(out)["rows"]
     assert status == 0
     assert len(rows) == len(checks) + len(PUBLISHED)

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from simulator.device import load
+from simulator.device.catalogue import load
+from simulator.ops.traffic import Operand
+from simulator.ops.transfers import HostCompute, Transfer
 from simulator.roofline.transfer import LINK_SHARE, exposed, host_s, transfer_s
-from simulator.traffic import Operand
-from simulator.transfers import HostCompute, Transfer
 
 HOST = load("a100-sxm-80g").tier("host")
 SSD = load("apple-m1-max").tier("ssd")
@@ -73,9 +73,7 @@ def test_flash_rates_of_an_m1_max(chunk: float, measured: float) -> None:
 
 def test_nothing_moved_takes_no_time() -> None:
     assert transfer_s(0.0, 0.0, float("inf"), 1.0, HOST) == 0.0
-    np.testing.assert_array_equal(
-        transfer_s(np.array([0.0, 1e6]), 0.0, float("inf"), 1.0, HOST) > 0.0, [False, True]
-    )
+    np.testing.assert_array_equal(transfer_s(np.array([0.0, 1e6]), 0.0, float("inf"), 1.0, HOST) > 0.0, [False, True])
 
 
 def test_one_byte_waits_for_the_link() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from simulator.union import PUBLISHED, ROWS, frequency_density, union_density
+from simulator.ops.union import PUBLISHED, ROWS, frequency_density, union_density
 
 KEEPS = np.array([0.01, 0.05, 0.1, 0.25, 0.5, 0.9, 0.99])
 

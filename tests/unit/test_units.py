@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simulator.errors import InputError
-from simulator.units import (
+from simulator.base.errors import InputError
+from simulator.base.units import (
     SCALES,
     exact_quantity,
     format_bytes,
@@ -84,8 +84,7 @@ def test_exact_text_reads_back_to_the_same_float(value, unit):
 
 
 @pytest.mark.parametrize(
-    ("value", "unit", "text"),
-    [(4.8e12, "B/s", "4.8 TB/s"), (80 * 2**30, "B", "80 GiB"), (1.83e9, "Hz", "1.83 GHz")],
+    ("value", "unit", "text"), [(4.8e12, "B/s", "4.8 TB/s"), (80 * 2**30, "B", "80 GiB"), (1.83e9, "Hz", "1.83 GHz")]
 )
 def test_exact_text_is_short(value, unit, text):
     assert exact_quantity(value, unit) == text

@@ -3,15 +3,23 @@
 import pandas as pd
 import pytest
 
-from simulator import judged as judging
-from simulator.errors import InputError
+from simulator.base.errors import InputError
+from simulator.fitting import judged as judging
 
 
 def gemm_rows(**changes: object) -> pd.DataFrame:
     base = {
-        "source": "s", "device": "A100-SXM-80G", "dtype": "bf16", "batch": 1, "m": 64, "n": 4096,
-        "k": 4096, "time_s": 4e-5, "kernel": "torch", "flag": None,
-    }  # fmt: skip
+        "source": "s",
+        "device": "A100-SXM-80G",
+        "dtype": "bf16",
+        "batch": 1,
+        "m": 64,
+        "n": 4096,
+        "k": 4096,
+        "time_s": 4e-5,
+        "kernel": "torch",
+        "flag": None,
+    }
     return pd.DataFrame([base, {**base, "m": 128}, {**base, **changes}])
 
 
@@ -70,10 +78,21 @@ def test_a_bad_holdout_is_refused(holdout: str) -> None:
 
 def test_a_source_nothing_else_covers_is_counted_not_an_error() -> None:
     base = {
-        "device": "A100-SXM-80G", "dtype": "bf16", "kv_dtype": "bf16", "phase": "decode", "batch": 1,
-        "q_len": 1, "kv_len": 512, "n_heads": 32, "n_kv_heads": 8, "head_dim": 128, "window": 0,
-        "time_s": 2e-5, "kernel": "flash-attn", "flag": None,
-    }  # fmt: skip
+        "device": "A100-SXM-80G",
+        "dtype": "bf16",
+        "kv_dtype": "bf16",
+        "phase": "decode",
+        "batch": 1,
+        "q_len": 1,
+        "kv_len": 512,
+        "n_heads": 32,
+        "n_kv_heads": 8,
+        "head_dim": 128,
+        "window": 0,
+        "time_s": 2e-5,
+        "kernel": "flash-attn",
+        "flag": None,
+    }
     rows = pd.DataFrame([{**base, "source": s, "kv_len": n} for s in "ab" for n in (512, 1024)])
     (judged,), excluded = judging.judge_rows("attention", rows, "source")
     assert len(judged.rows) == 0
@@ -81,11 +100,9 @@ def test_a_source_nothing_else_covers_is_counted_not_an_error() -> None:
 
 
 def test_a_source_is_only_crossed_where_another_measured_the_format() -> None:
-    from simulator.judged import SMALLEST, _measured_elsewhere
+    from simulator.fitting.judged import SMALLEST, _measured_elsewhere
 
-    rows = pd.DataFrame(
-        {"device": "d", "dtype": ["bf16"] * 60 + ["fp8"] * 60, "source": ["a"] * 55 + ["b"] * 65}
-    )
+    rows = pd.DataFrame({"device": "d", "dtype": ["bf16"] * 60 + ["fp8"] * 60, "source": ["a"] * 55 + ["b"] * 65})
     known = _measured_elsewhere(rows, (rows["source"] == "b").to_numpy())
     assert SMALLEST == 50
     assert known[:60].all()
@@ -95,8 +112,7 @@ def test_a_source_is_only_crossed_where_another_measured_the_format() -> None:
 @pytest.mark.data
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("kind", "devices"),
-    [("gemm", ("H800-SXM", "H20", "RTX-5090")), ("attention", ("H20", "H800-SXM", "RTX-4090"))],
+    ("kind", "devices"), [("gemm", ("H800-SXM", "H20", "RTX-5090")), ("attention", ("H20", "H800-SXM", "RTX-4090"))]
 )
 def test_fitting_only_what_a_hold_out_touches_changes_no_prediction(data_dir, kind, devices):
     module = judging.module_of(kind)

@@ -6,7 +6,7 @@ from typing import ClassVar
 import numpy as np
 from pydantic import Field
 
-from simulator.ops import Attention, Op
+from simulator.ops.ops import Attention, Op
 from simulator.policies import POLICIES, Aspect, Compatibility, Context, Policy
 
 BLOCK_TOKENS = 16
@@ -25,9 +25,7 @@ class StridedKv(Policy):
     not_modelled: ClassVar[str] = "accuracy"
 
     window: int = Field(512, ge=0, le=1_000_000, description="newest tokens read")
-    stride: int = Field(
-        64, ge=BLOCK_TOKENS, le=4096, description="older tokens of which 16 are read"
-    )
+    stride: int = Field(64, ge=BLOCK_TOKENS, le=4096, description="older tokens of which 16 are read")
 
     def rewrite(self, op: Op, ctx: Context) -> tuple[Op, ...]:
         """Fewer tokens read in decode, older ones in runs of one block; the prompt stays dense."""

@@ -7,35 +7,33 @@ from typing import Any
 
 import torch
 
-from simulator.ops import Op
+from simulator.ops.ops import Op
+from simulator.ops.traffic import Operand
 from simulator.policies.kv_compressed import PAD_ELEMENTS, TILE
-from simulator.traffic import Operand
 from sparse_kernels import demand
 from sparse_kernels.bitmap import pack, spread
 from sparse_kernels.bitmap_decode.naive import bitmap_decode as naive
 from sparse_kernels.bitmap_decode.triton import bitmap_decode as triton
 from sparse_kernels.bitmap_decode.triton import buffers
 from sparse_kernels.bitmap_pack import EVEN
-from sparse_kernels.registry import (
-    ACTIVATION,
-    KV,
-    WORKSPACE,
-    Case,
-    Explained,
-    Kernel,
-    Tolerance,
-    case,
-)  # fmt: skip
+from sparse_kernels.registry import ACTIVATION, KV, WORKSPACE, Case, Explained, Kernel, Tolerance, case
 from sparse_kernels.tensors import Draw
 
 CASES = (
+    case("mha", "test", "traffic", keep=39 / 128, batch=2, tokens=128 + 32, window=32, hq=2, hk=2, d=128, even=1),
     case(
-        "mha", "test", "traffic", keep=39 / 128,
-        batch=2, tokens=128 + 32, window=32, hq=2, hk=2, d=128, even=1,
-    ),
-    case(
-        "gqa4 fp16", "test", "traffic", dtype="fp16", keep=39 / 128,
-        batch=1, tokens=192 + 32, window=32, hq=4, hk=1, d=128, even=1,
+        "gqa4 fp16",
+        "test",
+        "traffic",
+        dtype="fp16",
+        keep=39 / 128,
+        batch=1,
+        tokens=192 + 32,
+        window=32,
+        hq=4,
+        hk=1,
+        d=128,
+        even=1,
     ),
     case("gqa8 d 64", "test", keep=0.5, batch=1, tokens=300, window=32, hq=16, hk=2, d=64),
     case("nothing packed", "test", keep=0.3, batch=1, tokens=40, window=64, hq=2, hk=1, d=64),
@@ -44,17 +42,25 @@ CASES = (
     case("one of a row", "test", keep=1 / 64, batch=1, tokens=129, window=1, hq=2, hk=1, d=64),
     *(
         case(
-            f"{name} {tokens // 1024}k x{batch}", *uses, keep=0.3,
-            batch=batch, tokens=tokens, window=32, hq=32, hk=hk, d=128,
+            f"{name} {tokens // 1024}k x{batch}",
+            *uses,
+            keep=0.3,
+            batch=batch,
+            tokens=tokens,
+            window=32,
+            hq=32,
+            hk=hk,
+            d=128,
         )
         for name, hk, tokens, batch, uses in (
-            ("mha-32", 32, 32768, 1, ("full",)), ("mha-32", 32, 32768, 16, ("quick", "full")),
+            ("mha-32", 32, 32768, 1, ("full",)),
+            ("mha-32", 32, 32768, 16, ("quick", "full")),
             ("gqa-8", 8, 32768, 16, ("full",)),
         )
     ),
     case("llama-2-7b", "compile", "hot", keep=0.3, batch=1, tokens=2048 + 32, window=32, hq=32, hk=32, d=128),
     case("llama-3-8b", "compile", "hot", keep=0.3, batch=1, tokens=2048 + 32, window=32, hq=32, hk=8, d=128),
-)  # fmt: skip
+)
 
 
 def inputs(case: Case, seed: int, device: str) -> dict[str, Any]:
@@ -80,9 +86,7 @@ def inputs(case: Case, seed: int, device: str) -> dict[str, Any]:
 
 def ops(case: Case, _: Mapping[str, Any]) -> tuple[Op, ...]:
     policy = f"mustafar(keep={case.keep!r},window={case['window']})"
-    return demand.lowered(
-        policy, demand.layer(case), demand.decode(case), ["attn.core", "kv.scores"]
-    )
+    return demand.lowered(policy, demand.layer(case), demand.decode(case), ["attn.core", "kv.scores"])
 
 
 def padding_bytes(case: Case, _: Mapping[str, Any]) -> float:
@@ -102,24 +106,41 @@ KERNEL = Kernel(
     naive=naive,
     triton=triton,
     operands={
-        "q": ACTIVATION, "out": ACTIVATION, "scores": ACTIVATION,
-        **dict.fromkeys((
-            "k_bits", "k_offset", "k_values", "v_bits", "v_offset", "v_values",
-            "k_window", "v_window", "k_new", "v_new",
-        ), KV),
-        "parts": WORKSPACE, "sums": WORKSPACE,
+        "q": ACTIVATION,
+        "out": ACTIVATION,
+        "scores": ACTIVATION,
+        **dict.fromkeys(
+            (
+                "k_bits",
+                "k_offset",
+                "k_values",
+                "v_bits",
+                "v_offset",
+                "v_values",
+                "k_window",
+                "v_window",
+                "k_new",
+                "v_new",
+            ),
+            KV,
+        ),
+        "parts": WORKSPACE,
+        "sums": WORKSPACE,
     },
     ops=ops,
     tolerance=Tolerance(
-        2**-7, 2**-7,
+        2**-7,
+        2**-7,
         "as flash_decode; values of the even cases reach 5, so that the weights' 2^-9 is of sums of that size",
     ),
     dense="flash_decode",
     explained=(
         Explained(
-            Operand.KV, "read", padding_bytes,
+            Operand.KV,
+            "read",
+            padding_bytes,
             "values are fetched one by one where the bitmap says so, so the 3.5 elements of padding per tile are moved"
             " with their sectors but never asked for",
         ),
     ),
-)  # fmt: skip
+)

@@ -9,10 +9,18 @@ from sparse_kernels.plain import appended, attention
 
 
 def bitmap_decode(
-    q: torch.Tensor, k_bits: torch.Tensor, k_offset: torch.Tensor, k_values: torch.Tensor, k_window: torch.Tensor,
-    k_new: torch.Tensor, v_bits: torch.Tensor, v_offset: torch.Tensor, v_values: torch.Tensor,
-    v_window: torch.Tensor, v_new: torch.Tensor,
-) -> dict[str, torch.Tensor]:  # fmt: skip
+    q: torch.Tensor,
+    k_bits: torch.Tensor,
+    k_offset: torch.Tensor,
+    k_values: torch.Tensor,
+    k_window: torch.Tensor,
+    k_new: torch.Tensor,
+    v_bits: torch.Tensor,
+    v_offset: torch.Tensor,
+    v_values: torch.Tensor,
+    v_window: torch.Tensor,
+    v_new: torch.Tensor,
+) -> dict[str, torch.Tensor]:
     """Attend to the packed tokens and to the dense window, whose last token is the new one."""
     d, recent = q.shape[2], k_window.shape[2]
     k_dense, v_dense = appended(k_window, k_new, recent - 1), appended(v_window, v_new, recent - 1)

@@ -75,9 +75,22 @@ def element(values, bits, at, J: tl.constexpr):
 
 @triton.jit
 def score_kernel(
-    q, k_bits, k_offset, k_values, k_window, k_new, scores, hq, hk, groups, size, recent, scale,
-    D: tl.constexpr, BLOCK_G: tl.constexpr,
-):  # fmt: skip
+    q,
+    k_bits,
+    k_offset,
+    k_values,
+    k_window,
+    k_new,
+    scores,
+    hq,
+    hk,
+    groups,
+    size,
+    recent,
+    scale,
+    D: tl.constexpr,
+    BLOCK_G: tl.constexpr,
+):
     kv = tl.program_id(0).to(tl.int64)
     group = tl.program_id(1)
     heads = hq // hk
@@ -87,9 +100,7 @@ def score_kernel(
     t = tl.arange(0, 32)
     rows = g < heads
     row = kv * heads + g
-    qt = tl.load(
-        q + row[:, None] * D + c[None, :], mask=rows[:, None] & (c < D)[None, :], other=0.0
-    )
+    qt = tl.load(q + row[:, None] * D + c[None, :], mask=rows[:, None] & (c < D)[None, :], other=0.0)
     out = scores + row[:, None] * tokens
     if group < groups:
         tile = (kv * groups + group) * D + c
@@ -101,9 +112,7 @@ def score_kernel(
         k = expand(values, low, first)
         tl.store(out + at[None, :], tl.dot(qt, k) * scale, mask=rows[:, None] & (t < 32)[None, :])
         k = expand(values, high, first + popcount(low))
-        tl.store(
-            out + at[None, :] + 32, tl.dot(qt, k) * scale, mask=rows[:, None] & (t < 32)[None, :]
-        )
+        tl.store(out + at[None, :] + 32, tl.dot(qt, k) * scale, mask=rows[:, None] & (t < 32)[None, :])
     else:
         dense = k_window + kv * recent * D
         for start in tl.range(0, recent, 32):
@@ -112,9 +121,7 @@ def score_kernel(
             new = (i == recent - 1)[:, None] & (c < D)[None, :]
             at = i[:, None] * D + c[None, :]
             # Exactly one of the two loads of an element is live; the other adds 0.
-            fresh = tl.load(
-                k_new + kv * D + tl.zeros_like(i)[:, None] + c[None, :], mask=new, other=0.0
-            )
+            fresh = tl.load(k_new + kv * D + tl.zeros_like(i)[:, None] + c[None, :], mask=new, other=0.0)
             k = tl.load(dense + at, mask=old, other=0.0) + fresh
             tl.store(dense + at, fresh, mask=new)
             place = tl.cast(groups, tl.int64) * 64 + i
@@ -124,10 +131,25 @@ def score_kernel(
 
 @triton.jit
 def value_kernel(
-    q, v_bits, v_offset, v_values, v_window, v_new, scores, parts, sums,
-    hq, hk, old, size, recent, blocks_per_split,
-    D: tl.constexpr, BLOCK_G: tl.constexpr, BLOCK_T: tl.constexpr,
-):  # fmt: skip
+    q,
+    v_bits,
+    v_offset,
+    v_values,
+    v_window,
+    v_new,
+    scores,
+    parts,
+    sums,
+    hq,
+    hk,
+    old,
+    size,
+    recent,
+    blocks_per_split,
+    D: tl.constexpr,
+    BLOCK_G: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+):
     kv = tl.program_id(0).to(tl.int64)
     heads = hq // hk
     g = tl.arange(0, BLOCK_G)
@@ -138,7 +160,7 @@ def value_kernel(
     row = kv * heads + g
     of_row = scores + row[:, None] * (tl.cast(old, tl.int64) + recent)
     m = tl.full((BLOCK_G,), FLOOR, tl.float32)
-    l = tl.zeros((BLOCK_G,), tl.float32)  # noqa: E741
+    l = tl.zeros((BLOCK_G,), tl.float32)
     acc = tl.zeros((BLOCK_G, D), tl.float32)
     if tl.program_id(1) < tl.num_programs(1) - 1:
         start = tl.program_id(1) * blocks_per_split * BLOCK_T
@@ -154,7 +176,7 @@ def value_kernel(
             v = tl.reshape(expand(v_values + kv * size, word, first), (BLOCK_T, D))
             seen = rows[:, None] & (i < end)[None, :]
             score = tl.load(of_row + i[None, :], mask=seen, other=FLOOR)
-            m, l, acc = update(score, seen, v, m, l, acc)  # noqa: E741
+            m, l, acc = update(score, seen, v, m, l, acc)
     else:
         dense = v_window + kv * recent * D
         for block in tl.range(0, recent - 1, BLOCK_T):
@@ -163,11 +185,11 @@ def value_kernel(
             v = tl.load(dense + i[:, None] * D + c[None, :], mask=mask, other=0.0)
             seen = rows[:, None] & (i < recent - 1)[None, :]
             score = tl.load(of_row + (old + i)[None, :], mask=seen, other=FLOOR)
-            m, l, acc = update(score, seen, v, m, l, acc)  # noqa: E741
+            m, l, acc = update(score, seen, v, m, l, acc)
         fresh = tl.load(v_new + kv * D + c, mask=c < D, other=0.0)
         tl.store(dense + (recent - 1) * D + c, fresh, mask=c < D)
         last = scores + row * (tl.cast(old, tl.int64) + recent) + old + recent - 1
-        m, l, acc = update_one(tl.load(last, mask=rows, other=0.0), fresh, m, l, acc)  # noqa: E741
+        m, l, acc = update_one(tl.load(last, mask=rows, other=0.0), fresh, m, l, acc)
     # Always in parts: the window's program is one more split.
     finish(q, parts, sums, row, rows, m, l, acc, D, D, True)
 
@@ -177,9 +199,7 @@ def splits(batch: int, hk: int, old: int) -> int:
     return 1 + (splits_for(batch * hk, old // BLOCK_T) if old else 0)
 
 
-def buffers(
-    *, q: torch.Tensor, k_window: torch.Tensor, k_offset: torch.Tensor, **_: Any
-) -> dict[str, torch.Tensor]:
+def buffers(*, q: torch.Tensor, k_window: torch.Tensor, k_offset: torch.Tensor, **_: Any) -> dict[str, torch.Tensor]:
     """Output (batch, hq, d), scores (batch, hq, tokens) and the states of the splits."""
     batch, hq, d = q.shape
     hk, recent = k_window.shape[1:3]
@@ -193,11 +213,22 @@ def buffers(
 
 
 def bitmap_decode(
-    q: torch.Tensor, k_bits: torch.Tensor, k_offset: torch.Tensor, k_values: torch.Tensor, k_window: torch.Tensor,
-    k_new: torch.Tensor, v_bits: torch.Tensor, v_offset: torch.Tensor, v_values: torch.Tensor,
-    v_window: torch.Tensor, v_new: torch.Tensor,
-    out: torch.Tensor, scores: torch.Tensor, parts: torch.Tensor, sums: torch.Tensor,
-) -> None:  # fmt: skip
+    q: torch.Tensor,
+    k_bits: torch.Tensor,
+    k_offset: torch.Tensor,
+    k_values: torch.Tensor,
+    k_window: torch.Tensor,
+    k_new: torch.Tensor,
+    v_bits: torch.Tensor,
+    v_offset: torch.Tensor,
+    v_values: torch.Tensor,
+    v_window: torch.Tensor,
+    v_new: torch.Tensor,
+    out: torch.Tensor,
+    scores: torch.Tensor,
+    parts: torch.Tensor,
+    sums: torch.Tensor,
+) -> None:
     """Attend to packed tokens and to the dense window, in whose last slot the new token is written."""
     batch, hq, d = q.shape
     hk, recent = k_window.shape[1:3]
@@ -208,14 +239,37 @@ def bitmap_decode(
     shared = {"hq": hq, "hk": hk, "recent": recent, "D": d, **CONFIG}
     shared["BLOCK_G"] = max(16, triton.next_power_of_2(hq // hk))
     launch(
-        score_kernel, (batch * hk, groups + 1), q=q, k_bits=k_bits, k_offset=k_offset, k_values=k_values,
-        k_window=k_window, k_new=k_new, scores=scores, groups=groups, size=k_values.shape[2],
-        scale=LOG2E * d**-0.5, **shared,
-    )  # fmt: skip
+        score_kernel,
+        (batch * hk, groups + 1),
+        q=q,
+        k_bits=k_bits,
+        k_offset=k_offset,
+        k_values=k_values,
+        k_window=k_window,
+        k_new=k_new,
+        scores=scores,
+        groups=groups,
+        size=k_values.shape[2],
+        scale=LOG2E * d**-0.5,
+        **shared,
+    )
     blocks = triton.cdiv(groups * TILE, BLOCK_T)
     launch(
-        value_kernel, (batch * hk, n), q=q, v_bits=v_bits, v_offset=v_offset, v_values=v_values,
-        v_window=v_window, v_new=v_new, scores=scores, parts=parts, sums=sums, old=groups * TILE,
-        size=v_values.shape[2], blocks_per_split=triton.cdiv(blocks, max(n - 1, 1)), BLOCK_T=BLOCK_T, **shared,
-    )  # fmt: skip
+        value_kernel,
+        (batch * hk, n),
+        q=q,
+        v_bits=v_bits,
+        v_offset=v_offset,
+        v_values=v_values,
+        v_window=v_window,
+        v_new=v_new,
+        scores=scores,
+        parts=parts,
+        sums=sums,
+        old=groups * TILE,
+        size=v_values.shape[2],
+        blocks_per_split=triton.cdiv(blocks, max(n - 1, 1)),
+        BLOCK_T=BLOCK_T,
+        **shared,
+    )
     online_softmax.combine(parts, sums, out)

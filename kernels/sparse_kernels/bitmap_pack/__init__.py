@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from simulator.ops import Op
-from simulator.traffic import Operand
+from simulator.ops.ops import Op
+from simulator.ops.traffic import Operand
 from sparse_kernels import demand
 from sparse_kernels.bitmap import spread
 from sparse_kernels.bitmap_pack.naive import bitmap_pack as naive
@@ -20,16 +20,13 @@ EVEN = 16
 
 CASES = (
     case("mha", "test", "traffic", keep=39 / 128, batch=1, tokens=128, hq=2, hk=2, d=128, even=1),
-    case(
-        "gqa8 fp16", "test", "traffic", dtype="fp16", keep=39 / 128,
-        batch=2, tokens=64, hq=8, hk=1, d=128, even=1,
-    ),
+    case("gqa8 fp16", "test", "traffic", dtype="fp16", keep=39 / 128, batch=2, tokens=64, hq=8, hk=1, d=128, even=1),
     case("half, d 64", "test", keep=0.5, batch=1, tokens=192, hq=2, hk=2, d=64),
     case("one of a row", "test", keep=1 / 64, batch=1, tokens=64, hq=2, hk=1, d=64),
     case("all", "test", keep=1.0, batch=1, tokens=64, hq=2, hk=1, d=64),
     case("llama-2-7b 4k x4", "full", keep=0.3, batch=4, tokens=4096, hq=32, hk=32, d=128),
     case("llama-2-7b", "compile", "hot", keep=0.3, batch=1, tokens=256, hq=32, hk=32, d=128),
-)  # fmt: skip
+)
 
 
 def inputs(case: Case, seed: int, device: str) -> dict[str, Any]:
@@ -63,10 +60,11 @@ KERNEL = Kernel(
     naive=naive,
     triton=triton,
     operands={
-        "k": KV, "v": KV,
+        "k": KV,
+        "v": KV,
         **dict.fromkeys(("k_bits", "k_offset", "k_values", "v_bits", "v_offset", "v_values"), OUT),
         "totals": WORKSPACE,
     },
     ops=ops,
     tolerance=Tolerance(0.0, 0.0, "elements are moved, not computed"),
-)  # fmt: skip
+)

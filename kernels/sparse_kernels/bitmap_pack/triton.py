@@ -51,31 +51,19 @@ def mark_kernel(x, bits, totals, groups, kept, D: tl.constexpr, BY_TOKEN: tl.con
     keep = above | (tie & (tl.cumsum(tie, 1) <= room[:, None]).to(tl.int32))
     if BY_TOKEN:
         # Word w of channel c holds tokens 32 w to 32 w + 31.
-        word = tl.sum(
-            tl.reshape(keep, (2, 32, D)).to(tl.uint32)
-            << tl.arange(0, 32).to(tl.uint32)[None, :, None],
-            1,
-        )
+        word = tl.sum(tl.reshape(keep, (2, 32, D)).to(tl.uint32) << tl.arange(0, 32).to(tl.uint32)[None, :, None], 1)
         w = tl.arange(0, 2)
         place = (group * D + c)[None, :] * 2 + w[:, None]
-        tl.store(
-            bits + place, word.to(tl.int32, bitcast=True), mask=(w < 2)[:, None] & (c < D)[None, :]
-        )
+        tl.store(bits + place, word.to(tl.int32, bitcast=True), mask=(w < 2)[:, None] & (c < D)[None, :])
         count = tl.sum(keep, 0)
         need = tl.sum(padded(count), 0)
     else:
         word = tl.sum(
-            tl.reshape(keep, (64, D // 32, 32)).to(tl.uint32)
-            << tl.arange(0, 32).to(tl.uint32)[None, None, :],
-            2,
+            tl.reshape(keep, (64, D // 32, 32)).to(tl.uint32) << tl.arange(0, 32).to(tl.uint32)[None, None, :], 2
         )
         w = tl.arange(0, D // 32)
         place = (group * 64 + t)[:, None] * (D // 32) + w[None, :]
-        tl.store(
-            bits + place,
-            word.to(tl.int32, bitcast=True),
-            mask=(t < 64)[:, None] & (w >= 0)[None, :],
-        )
+        tl.store(bits + place, word.to(tl.int32, bitcast=True), mask=(t < 64)[:, None] & (w >= 0)[None, :])
         count = tl.sum(tl.reshape(keep, (64 * D // 64, 64)), 1)
         need = tl.sum(padded(count), 0)
     tl.store(totals + group, need, mask=group >= 0)
@@ -89,16 +77,12 @@ def scan_kernel(totals, groups, BLOCK: tl.constexpr):
     for start in tl.range(0, groups, BLOCK):
         i = start + lane
         need = tl.load(totals + head * groups + i, mask=i < groups, other=0)
-        tl.store(
-            totals + head * groups + i, sum_so_far + tl.cumsum(need, 0) - need, mask=i < groups
-        )
+        tl.store(totals + head * groups + i, sum_so_far + tl.cumsum(need, 0) - need, mask=i < groups)
         sum_so_far += tl.sum(need, 0)
 
 
 @triton.jit
-def fill_kernel(
-    x, bits, offset, values, totals, groups, size, D: tl.constexpr, BY_TOKEN: tl.constexpr
-):
+def fill_kernel(x, bits, offset, values, totals, groups, size, D: tl.constexpr, BY_TOKEN: tl.constexpr):
     head = tl.program_id(0).to(tl.int64)
     group = head * groups + tl.program_id(1)
     start = tl.load(totals + group, mask=group >= 0, other=0)
@@ -125,9 +109,7 @@ def fill_kernel(
     tl.store(base + first[:, None] + rank, value, mask=live)
     pad = tl.arange(0, 8)
     blank = (count[:, None] + pad[None, :]) < padded(count)[:, None]
-    tl.store(
-        base + (first + count)[:, None] + pad[None, :], tl.zeros((D, 8), value.dtype), mask=blank
-    )
+    tl.store(base + (first + count)[:, None] + pad[None, :], tl.zeros((D, 8), value.dtype), mask=blank)
 
 
 def buffers(*, k: torch.Tensor, v: torch.Tensor, kept: int, **_: Any) -> dict[str, torch.Tensor]:
@@ -145,30 +127,46 @@ def buffers(*, k: torch.Tensor, v: torch.Tensor, kept: int, **_: Any) -> dict[st
 
 
 def bitmap_pack(
-    k: torch.Tensor, v: torch.Tensor, kept: int,
-    k_bits: torch.Tensor, k_offset: torch.Tensor, k_values: torch.Tensor,
-    v_bits: torch.Tensor, v_offset: torch.Tensor, v_values: torch.Tensor, totals: torch.Tensor,
-) -> None:  # fmt: skip
+    k: torch.Tensor,
+    v: torch.Tensor,
+    kept: int,
+    k_bits: torch.Tensor,
+    k_offset: torch.Tensor,
+    k_values: torch.Tensor,
+    v_bits: torch.Tensor,
+    v_offset: torch.Tensor,
+    v_values: torch.Tensor,
+    totals: torch.Tensor,
+) -> None:
     """Pack k and v (batch, hk, tokens, d), `kept` of every row; tokens a multiple of 64, d 64, 128 or 256."""
     batch, hk, tokens, d = k.shape
     if tokens % TILE or d not in (64, 128, 256) or not 1 <= kept <= d:
-        raise ValueError(
-            f"{tokens} tokens of {d} channels, {kept} kept, make no whole tiles of {TILE} and {PAD}"
-        )
+        raise ValueError(f"{tokens} tokens of {d} channels, {kept} kept, make no whole tiles of {TILE} and {PAD}")
     groups = tokens // TILE
     grid = (batch * hk, groups)
     for side, (x, bits, offset, values) in enumerate(
         ((k, k_bits, k_offset, k_values), (v, v_bits, v_offset, v_values))
     ):
         mine = {"D": d, "BY_TOKEN": side == 0, **CONFIG}
+        launch(mark_kernel, grid, x=x, bits=bits, totals=totals[side], groups=groups, kept=kept, **mine)
         launch(
-            mark_kernel, grid, x=x, bits=bits, totals=totals[side], groups=groups, kept=kept, **mine
+            scan_kernel,
+            grid[:1],
+            num_warps=4,
+            num_stages=1,
+            totals=totals[side],
+            groups=groups,
+            BLOCK=min(triton.next_power_of_2(groups), 1024),
         )
         launch(
-            scan_kernel, grid[:1], num_warps=4, num_stages=1, totals=totals[side], groups=groups,
-            BLOCK=min(triton.next_power_of_2(groups), 1024),
-        )  # fmt: skip
-        launch(
-            fill_kernel, grid, x=x, bits=bits, offset=offset, values=values, totals=totals[side],
-            groups=groups, size=values.shape[2], **mine,
-        )  # fmt: skip
+            fill_kernel,
+            grid,
+            x=x,
+            bits=bits,
+            offset=offset,
+            values=values,
+            totals=totals[side],
+            groups=groups,
+            size=values.shape[2],
+            **mine,
+        )

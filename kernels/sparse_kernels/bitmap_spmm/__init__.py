@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from simulator.dtypes import FORMATS
-from simulator.ops import Expand, Linear, Op
+from simulator.base.dtypes import FORMATS
+from simulator.ops.ops import Expand, Linear, Op
 from sparse_kernels.bitmap_spmm import naive, triton
 from sparse_kernels.registry import ACTIVATION, WEIGHT, WORKSPACE, Case, Kernel, Tolerance, case
 from sparse_kernels.tensors import Draw
@@ -27,10 +27,15 @@ def ops(case: Case, inputs: Mapping[str, Any]) -> tuple[Op, ...]:
     stored = 2 * nnz + 8 * n * -(-k // tile) + 4 * -(-n // tile) * -(-k // tile)
     return (
         Linear(
-            role="linear", m=case["m"], n=n, k=k, fmt=FORMATS[case.dtype],
-            bytes_per_weight=stored / (n * k), expand=Expand(elements=float(n * k), nonzeros=float(nnz)),
+            role="linear",
+            m=case["m"],
+            n=n,
+            k=k,
+            fmt=FORMATS[case.dtype],
+            bytes_per_weight=stored / (n * k),
+            expand=Expand(elements=float(n * k), nonzeros=float(nnz)),
         ),
-    )  # fmt: skip
+    )
 
 
 KERNEL = Kernel(
@@ -56,10 +61,14 @@ KERNEL = Kernel(
     naive=naive.bitmap_spmm,
     triton=triton.bitmap_spmm,
     operands={
-        "x": ACTIVATION, "bitmap": WEIGHT, "values": WEIGHT, "offsets": WEIGHT, "y": ACTIVATION,
+        "x": ACTIVATION,
+        "bitmap": WEIGHT,
+        "values": WEIGHT,
+        "offsets": WEIGHT,
+        "y": ACTIVATION,
         "partial": WORKSPACE,
     },
     ops=ops,
     tolerance=Tolerance(2**-7, 2**-8, "outputs of order one rounded to 16 bits: 2^-8 relative for bf16, doubled"),
     dense="skinny_gemm",
-)  # fmt: skip
+)

@@ -30,9 +30,7 @@ def compress(weight: torch.Tensor) -> dict[str, torch.Tensor]:
     full[:n, :k] = weight
     tiles = full.view(tiles_n, TILE, tiles_k, TILE).transpose(1, 2).contiguous()
     stored = tiles != 0
-    words = stored.view(tiles_n, tiles_k, TILE, 2, 32).long() << torch.arange(
-        32, device=weight.device
-    )
+    words = stored.view(tiles_n, tiles_k, TILE, 2, 32).long() << torch.arange(32, device=weight.device)
     bits = words.sum(-1)
     counts = stored.sum((2, 3)).flatten()
     if counts.sum() >= 2**31:

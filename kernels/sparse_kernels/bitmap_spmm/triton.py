@@ -25,9 +25,8 @@ from sparse_kernels.launch import launch
 
 @triton.jit
 def bitmap_kernel(
-    x, bitmap, values, offsets, out, M, N, K, tiles_k, tiles_per_split,
-    BLOCK_M: tl.constexpr, STAGES: tl.constexpr,
-):  # fmt: skip
+    x, bitmap, values, offsets, out, M, N, K, tiles_k, tiles_per_split, BLOCK_M: tl.constexpr, STAGES: tl.constexpr
+):
     tile_n = tl.program_id(0).to(tl.int64)
     split = tl.program_id(1)
     start = split * tiles_per_split
@@ -55,9 +54,7 @@ def bitmap_kernel(
             xv = tl.load(x + k, mask=k < K, other=0.0).to(tl.float32)
             acc += w.to(tl.float32) * xv[None, :]
         else:
-            xt = tl.load(
-                x + m[None, :] * K + k[:, None], mask=(k < K)[:, None] & (m < M)[None, :], other=0.0
-            )
+            xt = tl.load(x + m[None, :] * K + k[:, None], mask=(k < K)[:, None] & (m < M)[None, :], other=0.0)
             acc = tl.dot(w, xt, acc)
     if BLOCK_M == 1:
         y = tl.sum(acc, 1)
@@ -65,8 +62,9 @@ def bitmap_kernel(
     else:
         tl.store(
             out + (split.to(tl.int64) * M + m[None, :]) * N + n[:, None],
-            acc.to(out.dtype.element_ty), mask=(n < N)[:, None] & (m < M)[None, :],
-        )  # fmt: skip
+            acc.to(out.dtype.element_ty),
+            mask=(n < N)[:, None] & (m < M)[None, :],
+        )
 
 
 def config(m: int) -> dict[str, int]:
@@ -98,9 +96,19 @@ def bitmap_spmm(
     tiles_n, tiles_k = bitmap.shape[:2]
     splits = max(partial.shape[0], 1)
     launch(
-        bitmap_kernel, (tiles_n, splits),
-        x=x, bitmap=bitmap, values=values, offsets=offsets, out=y if splits == 1 else partial,
-        M=m, N=n, K=k, tiles_k=tiles_k, tiles_per_split=triton.cdiv(tiles_k, splits), **config(m),
-    )  # fmt: skip
+        bitmap_kernel,
+        (tiles_n, splits),
+        x=x,
+        bitmap=bitmap,
+        values=values,
+        offsets=offsets,
+        out=y if splits == 1 else partial,
+        M=m,
+        N=n,
+        K=k,
+        tiles_k=tiles_k,
+        tiles_per_split=triton.cdiv(tiles_k, splits),
+        **config(m),
+    )
     if splits > 1:
         split_k.reduce(partial, y)

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from simulator.dtypes import DType
-from simulator.ops import Attention, Op, causal_pairs
+from simulator.base.dtypes import DType
+from simulator.ops.ops import Attention, Op, causal_pairs
 from sparse_kernels import demand
 from sparse_kernels.block_sparse_attention import naive, triton
 from sparse_kernels.registry import ACTIVATION, INDEX, KV, Case, Kernel, Tolerance, case
@@ -65,12 +65,21 @@ def ops(case: Case, inputs: Mapping[str, Any]) -> tuple[Op, ...]:
     pairs = listed_pairs(case, inputs) / (float(causal_pairs(t, t)) * b * case["hq"])
     return (
         Attention(
-            role="attn.prefill", phase="prefill", batch=b, q_len=t, kv_len=t, n_heads=case["hq"],
-            n_kv_heads=case["hk"], head_dim=d, v_head_dim=d, math=DType(case.dtype),
-            kv_element_bytes=2.0, pair_keep=pairs,
+            role="attn.prefill",
+            phase="prefill",
+            batch=b,
+            q_len=t,
+            kv_len=t,
+            n_heads=case["hq"],
+            n_kv_heads=case["hk"],
+            head_dim=d,
+            v_head_dim=d,
+            math=DType(case.dtype),
+            kv_element_bytes=2.0,
+            pair_keep=pairs,
         ),
         demand.index_list("attn.blocks", len(inputs["blocks"]) + len(inputs["starts"])),
-    )  # fmt: skip
+    )
 
 
 KERNEL = Kernel(
@@ -80,10 +89,7 @@ KERNEL = Kernel(
     citation="Jiang et al. 2024 (MInference), arXiv:2407.02490",
     cases=(
         case("mha", "test", "traffic", batch=1, tokens=128, hq=2, hk=2, d=32, block=16, keep=0.5),
-        case(
-            "gqa4 odd", "test", "traffic", dtype="fp16",
-            batch=2, tokens=83, hq=4, hk=1, d=24, block=16, keep=0.6,
-        ),
+        case("gqa4 odd", "test", "traffic", dtype="fp16", batch=2, tokens=83, hq=4, hk=1, d=24, block=16, keep=0.6),
         case("gqa8", "test", "traffic", batch=1, tokens=128, hq=8, hk=1, d=16, block=16, keep=0.6),
         case("dense", "test", "traffic", batch=1, tokens=70, hq=2, hk=1, d=16, block=32, keep=1.0),
         case("one block", "test", batch=1, tokens=9, hq=1, hk=1, d=16, block=16, keep=1.0),
@@ -99,12 +105,17 @@ KERNEL = Kernel(
     naive=naive.block_sparse_attention,
     triton=triton.block_sparse_attention,
     operands={
-        "q": ACTIVATION, "k": KV, "v": KV, "starts": INDEX, "blocks": INDEX, "o": ACTIVATION,
-        "k_cache": KV, "v_cache": KV,
+        "q": ACTIVATION,
+        "k": KV,
+        "v": KV,
+        "starts": INDEX,
+        "blocks": INDEX,
+        "o": ACTIVATION,
+        "k_cache": KV,
+        "v_cache": KV,
     },
     ops=ops,
     tolerance=Tolerance(
-        2**-6, 2**-7,
-        "p is rounded to 16 bits before the second product, unnormalised (2^-9 of each term), and o again",
+        2**-6, 2**-7, "p is rounded to 16 bits before the second product, unnormalised (2^-9 of each term), and o again"
     ),
-)  # fmt: skip
+)

@@ -14,12 +14,7 @@ def block_lists(mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def block_sparse_attention(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    starts: torch.Tensor,
-    blocks: torch.Tensor,
-    block: int,
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, starts: torch.Tensor, blocks: torch.Tensor, block: int
 ) -> dict[str, torch.Tensor]:
     """softmax(q k^T / sqrt(d)) v over the listed blocks and the causal triangle; a row without keys gives zeros."""
     batch, tokens, hq, d = q.shape

@@ -28,10 +28,26 @@ LOG2_E = 1.4426950408889634
 
 @triton.jit
 def attend(
-    qt, k, v, at_kv, kv_row, blocks, start, end, r, T, scale, best, total, acc,
-    D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK: tl.constexpr, KEYS: tl.constexpr,
+    qt,
+    k,
+    v,
+    at_kv,
+    kv_row,
+    blocks,
+    start,
+    end,
+    r,
+    T,
+    scale,
+    best,
+    total,
+    acc,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK: tl.constexpr,
+    KEYS: tl.constexpr,
     DIAGONAL: tl.constexpr,
-):  # fmt: skip
+):
     """Online softmax over the listed blocks [start, end), `KEYS` keys at a time."""
     d = tl.arange(0, BLOCK_D)
     pieces: tl.constexpr = BLOCK // KEYS
@@ -58,9 +74,23 @@ def attend(
 
 @triton.jit
 def block_sparse_kernel(
-    q, k, v, starts, blocks, o, k_cache, v_cache, T, HQ, HK, scale,
-    D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK: tl.constexpr, KEYS: tl.constexpr,
-):  # fmt: skip
+    q,
+    k,
+    v,
+    starts,
+    blocks,
+    o,
+    k_cache,
+    v_cache,
+    T,
+    HQ,
+    HK,
+    scale,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK: tl.constexpr,
+    KEYS: tl.constexpr,
+):
     n_blocks = tl.num_programs(0)
     row_block = n_blocks - 1 - tl.program_id(0)
     head = tl.program_id(1)
@@ -88,13 +118,11 @@ def block_sparse_kernel(
     last = tl.load(blocks + end - 1, mask=end > start, other=-1)
     full = end - (last == row_block).to(tl.int32)
     best, total, acc = attend(
-        qt, k, v, at_kv, kv_row, blocks, start, full, r, T, scale, best, total, acc,
-        D, BLOCK_D, BLOCK, KEYS, False,
-    )  # fmt: skip
+        qt, k, v, at_kv, kv_row, blocks, start, full, r, T, scale, best, total, acc, D, BLOCK_D, BLOCK, KEYS, False
+    )
     best, total, acc = attend(
-        qt, k, v, at_kv, kv_row, blocks, full, end, r, T, scale, best, total, acc,
-        D, BLOCK_D, BLOCK, KEYS, True,
-    )  # fmt: skip
+        qt, k, v, at_kv, kv_row, blocks, full, end, r, T, scale, best, total, acc, D, BLOCK_D, BLOCK, KEYS, True
+    )
     out = acc / tl.where(total == 0.0, 1.0, total)[:, None]
     tl.store(o + at_q, out.to(o.dtype.element_ty), mask=inside)
 
@@ -110,15 +138,9 @@ def config(block: int, d: int) -> dict[str, int]:
     }
 
 
-def buffers(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **_: object
-) -> dict[str, torch.Tensor]:
+def buffers(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **_: object) -> dict[str, torch.Tensor]:
     """o like q, and the cache like k and v."""
-    return {
-        "o": torch.empty_like(q),
-        "k_cache": torch.empty_like(k),
-        "v_cache": torch.empty_like(v),
-    }
+    return {"o": torch.empty_like(q), "k_cache": torch.empty_like(k), "v_cache": torch.empty_like(v)}
 
 
 def block_sparse_attention(
@@ -135,8 +157,22 @@ def block_sparse_attention(
     """One launch; `starts` and `blocks` as `naive.block_lists` makes them."""
     batch, tokens, hq, d = q.shape
     launch(
-        block_sparse_kernel, (triton.cdiv(tokens, block), hq, batch),
-        q=q, k=k, v=v, starts=starts, blocks=blocks, o=o, k_cache=k_cache, v_cache=v_cache,
-        T=tokens, HQ=hq, HK=k.shape[2], scale=d**-0.5 * LOG2_E,
-        D=d, BLOCK_D=max(triton.next_power_of_2(d), 16), BLOCK=block, **config(block, d),
-    )  # fmt: skip
+        block_sparse_kernel,
+        (triton.cdiv(tokens, block), hq, batch),
+        q=q,
+        k=k,
+        v=v,
+        starts=starts,
+        blocks=blocks,
+        o=o,
+        k_cache=k_cache,
+        v_cache=v_cache,
+        T=tokens,
+        HQ=hq,
+        HK=k.shape[2],
+        scale=d**-0.5 * LOG2_E,
+        D=d,
+        BLOCK_D=max(triton.next_power_of_2(d), 16),
+        BLOCK=block,
+        **config(block, d),
+    )

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from simulator.dtypes import FORMATS
-from simulator.ops import Linear, Op
+from simulator.base.dtypes import FORMATS
+from simulator.ops.ops import Linear, Op
 from sparse_kernels.cats import naive, triton
 from sparse_kernels.registry import ACTIVATION, WEIGHT, WORKSPACE, Case, Kernel, Tolerance, case
 from sparse_kernels.teal import threshold_keeping
@@ -41,14 +41,20 @@ def ops(case: Case, inputs: Mapping[str, Any]) -> tuple[Op, ...]:
     live = int((gates(inputs["x"], inputs["gate"]) >= inputs["threshold"]).sum()) / neurons
     return (
         Linear(
-            role="mlp.gate_up", m=1, n=neurons, k=hidden, fmt=fmt, read_keep=(1 + live) / 2,
-            flop_keep=1 + live, bytes_per_weight=2 * fmt.weight_bytes, run_bytes=2.0 * hidden,
-        ),
-        Linear(
-            role="mlp.down", m=1, n=hidden, k=neurons, fmt=fmt, read_keep=live, flop_keep=live,
+            role="mlp.gate_up",
+            m=1,
+            n=neurons,
+            k=hidden,
+            fmt=fmt,
+            read_keep=(1 + live) / 2,
+            flop_keep=1 + live,
+            bytes_per_weight=2 * fmt.weight_bytes,
             run_bytes=2.0 * hidden,
         ),
-    )  # fmt: skip
+        Linear(
+            role="mlp.down", m=1, n=hidden, k=neurons, fmt=fmt, read_keep=live, flop_keep=live, run_bytes=2.0 * hidden
+        ),
+    )
 
 
 KERNEL = Kernel(
@@ -71,13 +77,19 @@ KERNEL = Kernel(
     naive=naive.cats,
     triton=triton.cats,
     operands={
-        "x": ACTIVATION, "gate": WEIGHT, "up": WEIGHT, "down": WEIGHT,
-        "h": ACTIVATION, "y": ACTIVATION, "partial": WORKSPACE,
+        "x": ACTIVATION,
+        "gate": WEIGHT,
+        "up": WEIGHT,
+        "down": WEIGHT,
+        "h": ACTIVATION,
+        "y": ACTIVATION,
+        "partial": WORKSPACE,
     },
     ops=ops,
     tolerance=Tolerance(
-        2**-6, 2**-7,
+        2**-6,
+        2**-7,
         "h and y are rounded to 16 bits (2^-8 relative for bf16); a sum in another order rounds some h the other way",
     ),
     dense="skinny_gemm",
-)  # fmt: skip
+)

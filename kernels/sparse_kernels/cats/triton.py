@@ -21,10 +21,7 @@ from sparse_kernels.teal import triton as teal
 
 
 @triton.jit
-def cats_kernel(
-    x, gate, up, h, threshold, F, K,
-    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
-):  # fmt: skip
+def cats_kernel(x, gate, up, h, threshold, F, K, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr):
     j = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     k = tl.arange(0, BLOCK_K)
     live = j < F
@@ -32,11 +29,7 @@ def cats_kernel(
     for k0 in tl.range(0, K, BLOCK_K, num_stages=STAGES):
         inside = k0 + k < K
         xv = tl.load(x + k0 + k, mask=inside, other=0.0).to(tl.float32)
-        w = tl.load(
-            gate + j[:, None] * K + (k0 + k)[None, :],
-            mask=live[:, None] & inside[None, :],
-            other=0.0,
-        )
+        w = tl.load(gate + j[:, None] * K + (k0 + k)[None, :], mask=live[:, None] & inside[None, :], other=0.0)
         g += w.to(tl.float32) * xv[None, :]
     s = tl.sum(g, 1)
     v = s / (1.0 + tl.exp(-s))
@@ -45,9 +38,7 @@ def cats_kernel(
     for k0 in tl.range(0, K, BLOCK_K, num_stages=STAGES):
         inside = k0 + k < K
         xv = tl.load(x + k0 + k, mask=inside, other=0.0).to(tl.float32)
-        w = tl.load(
-            up + j[:, None] * K + (k0 + k)[None, :], mask=keep[:, None] & inside[None, :], other=0.0
-        )
+        w = tl.load(up + j[:, None] * K + (k0 + k)[None, :], mask=keep[:, None] & inside[None, :], other=0.0)
         u += w.to(tl.float32) * xv[None, :]
     value = tl.where(keep, v * tl.sum(u, 1), 0.0)
     tl.store(h + j, value.to(h.dtype.element_ty), mask=live)
@@ -55,7 +46,7 @@ def cats_kernel(
 
 def config(k: int) -> dict[str, int]:
     """Four neurons to a program: many programs, so that one's second pass hides behind another's first."""
-    return {"BLOCK_N": 4, "BLOCK_K": min(triton.next_power_of_2(k), 1024), "STAGES": 3, "num_warps": 4}  # fmt: skip
+    return {"BLOCK_N": 4, "BLOCK_K": min(triton.next_power_of_2(k), 1024), "STAGES": 3, "num_warps": 4}
 
 
 def buffers(x: torch.Tensor, down: torch.Tensor, **_: object) -> dict[str, torch.Tensor]:
@@ -78,7 +69,15 @@ def cats(
     neurons, k = gate.shape
     tile = config(k)
     launch(
-        cats_kernel, (triton.cdiv(neurons, tile["BLOCK_N"]),),
-        x=x, gate=gate, up=up, h=h, threshold=threshold, F=neurons, K=k, **tile,
-    )  # fmt: skip
+        cats_kernel,
+        (triton.cdiv(neurons, tile["BLOCK_N"]),),
+        x=x,
+        gate=gate,
+        up=up,
+        h=h,
+        threshold=threshold,
+        F=neurons,
+        K=k,
+        **tile,
+    )
     teal.teal(h, down, 0.0, y, partial)

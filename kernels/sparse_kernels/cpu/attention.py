@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.ops import Op
-from simulator.traffic import Operand
+from simulator.ops.ops import Op
+from simulator.ops.traffic import Operand
 from sparse_kernels.cpu import demand
-from sparse_kernels.cpu.registry import CpuKernel
+from sparse_kernels.cpu.kernel import CpuKernel
 from sparse_kernels.registry import Case, case
 
 Array = NDArray[Any]
@@ -105,12 +105,20 @@ def _case(name: str, page: int, keep: float, *uses: Any, **sizes: int) -> Case:
 def _timed(page: int) -> tuple[Case, ...]:
     return tuple(
         _case(
-            f"{tokens} tokens hq 8 hk {hk} d {d} keep {keep:g}", page, keep, "quick", "full",
-            batch=1, tokens=tokens, hq=8, hk=hk, d=d,
+            f"{tokens} tokens hq 8 hk {hk} d {d} keep {keep:g}",
+            page,
+            keep,
+            "quick",
+            "full",
+            batch=1,
+            tokens=tokens,
+            hq=8,
+            hk=hk,
+            d=d,
         )
         for tokens, hk, d in ((4096, 8, 64), (4096, 2, 128), (16384, 2, 128))
         for keep in (0.1, 0.25)
-    )  # fmt: skip
+    )
 
 
 def _odd(page: int) -> tuple[Case, ...]:
@@ -123,12 +131,21 @@ def _odd(page: int) -> tuple[Case, ...]:
 
 KERNELS = tuple(
     CpuKernel(
-        name=name, family="kv", phase="decode", summary=text, citation=citation,
-        cases=(*_timed(page), *_odd(page)), inputs=inputs, naive=naive, run=gathered, dense=dense,
-        ops=ops, dense_ops=dense_ops,
+        name=name,
+        family="kv",
+        phase="decode",
+        summary=text,
+        citation=citation,
+        cases=(*_timed(page), *_odd(page)),
+        inputs=inputs,
+        naive=naive,
+        run=gathered,
+        dense=dense,
+        ops=ops,
+        dense_ops=dense_ops,
     )
     for name, page, text, citation in (
         ("kv_tokens", 1, "decode over a token list per KV head", "Double Sparsity, arXiv:2408.07092"),
         ("kv_pages", 16, "decode over chosen pages of 16 tokens", "Quest, arXiv:2406.10774"),
     )
-)  # fmt: skip
+)

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.ops import Op
+from simulator.ops.ops import Op
 from sparse_kernels.cpu import demand
-from sparse_kernels.cpu.registry import CpuKernel
+from sparse_kernels.cpu.kernel import CpuKernel
 from sparse_kernels.registry import Case, case
 
 Array = NDArray[Any]
@@ -164,18 +164,14 @@ def cats_mlp(x: Array, gate: Array, up: Array, down: Array, threshold: float, ro
     return np.dot(h, out)
 
 
-def cats_naive(
-    x: Array, gate: Array, up: Array, down: Array, threshold: float, rows: Array
-) -> Array:
+def cats_naive(x: Array, gate: Array, up: Array, down: Array, threshold: float, rows: Array) -> Array:
     """Dense gated MLP with the small gates set to zero."""
     v = silu(gate.astype(np.float64) @ x)
     v = np.where(np.abs(v) >= threshold, v, 0.0)
     return (v * (up.astype(np.float64) @ x)) @ down.astype(np.float64)
 
 
-def cats_dense(
-    x: Array, gate: Array, up: Array, down: Array, threshold: float, rows: Array
-) -> Array:
+def cats_dense(x: Array, gate: Array, up: Array, down: Array, threshold: float, rows: Array) -> Array:
     """All neurons."""
     return np.dot(silu(np.dot(gate, x)) * np.dot(up, x), down)
 
@@ -262,16 +258,12 @@ def teal_dense_ops(c: Case, inputs: Mapping[str, Any]) -> tuple[Op, ...]:
 def _cases(*shapes: tuple[int, int], keeps: tuple[float, ...]) -> tuple[Case, ...]:
     """Timed shapes (neurons, hidden) at every `keep`, and three odd ones for correctness."""
     timed = tuple(
-        case(
-            f"{n}x{k} keep {keep:g}", "quick", "full", dtype="fp32", keep=keep, neurons=n, hidden=k
-        )
+        case(f"{n}x{k} keep {keep:g}", "quick", "full", dtype="fp32", keep=keep, neurons=n, hidden=k)
         for n, k in shapes
         for keep in keeps
     )
     large = tuple(
-        case(
-            f"11008x4096 keep {keep:g}", "full", dtype="fp32", keep=keep, neurons=11008, hidden=4096
-        )
+        case(f"11008x4096 keep {keep:g}", "full", dtype="fp32", keep=keep, neurons=11008, hidden=4096)
         for keep in keeps[:2]
     )
     odd = (
@@ -284,32 +276,59 @@ def _cases(*shapes: tuple[int, int], keeps: tuple[float, ...]) -> tuple[Case, ..
 
 KERNELS = (
     CpuKernel(
-        name="gathered_gemv", family="contextual", phase="decode",
-        summary="rows of a weight matrix named by an index list", citation="Deja Vu, arXiv:2310.17157",
+        name="gathered_gemv",
+        family="contextual",
+        phase="decode",
+        summary="rows of a weight matrix named by an index list",
+        citation="Deja Vu, arXiv:2310.17157",
         cases=_cases((2816, 1024), (4096, 2048), keeps=(0.1, 0.3, 0.5)),
-        inputs=gemv_inputs, naive=gemv_naive, run=gathered_gemv, dense=gemv_dense,
-        ops=gemv_ops, dense_ops=gemv_dense_ops,
+        inputs=gemv_inputs,
+        naive=gemv_naive,
+        run=gathered_gemv,
+        dense=gemv_dense,
+        ops=gemv_ops,
+        dense_ops=gemv_dense_ops,
     ),
     CpuKernel(
-        name="gathered_mlp", family="contextual", phase="decode",
+        name="gathered_mlp",
+        family="contextual",
+        phase="decode",
         summary="two-matrix ReLU MLP of the neurons a predictor named",
         citation="ShadowLLM, arXiv:2406.16635",
         cases=_cases((2816, 1024), (5504, 2048), keeps=(0.1, 0.25, 0.5)),
-        inputs=mlp_inputs, naive=mlp_naive, run=gathered_mlp, dense=mlp_dense,
-        ops=mlp_ops, dense_ops=mlp_dense_ops,
+        inputs=mlp_inputs,
+        naive=mlp_naive,
+        run=gathered_mlp,
+        dense=mlp_dense,
+        ops=mlp_ops,
+        dense_ops=mlp_dense_ops,
     ),
     CpuKernel(
-        name="cats_mlp", family="contextual", phase="decode",
-        summary="gated MLP whose own gate drops neurons", citation="CATS, arXiv:2404.08763",
+        name="cats_mlp",
+        family="contextual",
+        phase="decode",
+        summary="gated MLP whose own gate drops neurons",
+        citation="CATS, arXiv:2404.08763",
         cases=_cases((2816, 1024), (5504, 2048), keeps=(0.1, 0.5)),
-        inputs=cats_inputs, naive=cats_naive, run=cats_mlp, dense=cats_dense,
-        ops=cats_ops, dense_ops=cats_dense_ops,
+        inputs=cats_inputs,
+        naive=cats_naive,
+        run=cats_mlp,
+        dense=cats_dense,
+        ops=cats_ops,
+        dense_ops=cats_dense_ops,
     ),
     CpuKernel(
-        name="teal_gemv", family="contextual", phase="decode",
-        summary="columns of inputs below a threshold are skipped", citation="TEAL, arXiv:2408.14690",
+        name="teal_gemv",
+        family="contextual",
+        phase="decode",
+        summary="columns of inputs below a threshold are skipped",
+        citation="TEAL, arXiv:2408.14690",
         cases=_cases((2048, 1024), (4096, 2048), keeps=(0.25, 0.5, 0.75)),
-        inputs=teal_inputs, naive=teal_naive, run=teal_gemv, dense=teal_dense,
-        ops=teal_ops, dense_ops=teal_dense_ops,
+        inputs=teal_inputs,
+        naive=teal_naive,
+        run=teal_gemv,
+        dense=teal_dense,
+        ops=teal_ops,
+        dense_ops=teal_dense_ops,
     ),
-)  # fmt: skip
+)

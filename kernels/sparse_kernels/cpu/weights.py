@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.ops import Expand, Linear, Op
+from simulator.ops.ops import Expand, Linear, Op
 from sparse_kernels.cpu import demand
-from sparse_kernels.cpu.registry import CpuKernel
+from sparse_kernels.cpu.kernel import CpuKernel
 from sparse_kernels.registry import Case, case
 
 Array = NDArray[Any]
@@ -30,11 +30,7 @@ def csr_inputs(c: Case, seed: int) -> dict[str, Any]:
     smallest = np.argpartition(np.abs(dense), c["k"] - stored, axis=1)[:, : c["k"] - stored]
     np.put_along_axis(dense, smallest, 0.0, axis=1)
     x = rng.standard_normal((c["k"], c["m"]), dtype=np.float32)
-    return {
-        "dense": dense,
-        "csr": scipy.sparse.csr_array(dense),
-        "x": x[:, 0].copy() if c["m"] == 1 else x,
-    }
+    return {"dense": dense, "csr": scipy.sparse.csr_array(dense), "x": x[:, 0].copy() if c["m"] == 1 else x}
 
 
 def csr_product(dense: Array, csr: Any, x: Array) -> Array:
@@ -114,9 +110,7 @@ def int8_ops(c: Case, inputs: Mapping[str, Any]) -> tuple[Op, ...]:
 
 def _csr_cases(m: int, keeps: tuple[float, ...]) -> tuple[Case, ...]:
     timed = tuple(
-        case(
-            f"{n}x{k} m {m} keep {keep:g}", "quick", "full", dtype="fp32", keep=keep, m=m, n=n, k=k
-        )
+        case(f"{n}x{k} m {m} keep {keep:g}", "quick", "full", dtype="fp32", keep=keep, m=m, n=n, k=k)
         for n, k in ((1024, 1024), (2816, 1024))
         for keep in keeps
     )
@@ -130,28 +124,49 @@ def _csr_cases(m: int, keeps: tuple[float, ...]) -> tuple[Case, ...]:
 
 KERNELS = (
     CpuKernel(
-        name="csr_matvec", family="weights", phase="decode",
-        summary="unstructured sparse matrix times vector", citation="SciPy csr_array",
+        name="csr_matvec",
+        family="weights",
+        phase="decode",
+        summary="unstructured sparse matrix times vector",
+        citation="SciPy csr_array",
         cases=_csr_cases(1, (0.05, 0.1, 0.3)),
-        inputs=csr_inputs, naive=csr_naive, run=csr_product, dense=csr_dense,
-        ops=csr_ops, dense_ops=csr_dense_ops,
+        inputs=csr_inputs,
+        naive=csr_naive,
+        run=csr_product,
+        dense=csr_dense,
+        ops=csr_ops,
+        dense_ops=csr_dense_ops,
     ),
     CpuKernel(
-        name="csr_matmat", family="weights", phase="decode",
-        summary="unstructured sparse matrix times 8 vectors", citation="SciPy csr_array",
+        name="csr_matmat",
+        family="weights",
+        phase="decode",
+        summary="unstructured sparse matrix times 8 vectors",
+        citation="SciPy csr_array",
         cases=_csr_cases(8, (0.05, 0.1)),
-        inputs=csr_inputs, naive=csr_naive, run=csr_product, dense=csr_dense,
-        ops=csr_ops, dense_ops=csr_dense_ops,
+        inputs=csr_inputs,
+        naive=csr_naive,
+        run=csr_product,
+        dense=csr_dense,
+        ops=csr_ops,
+        dense_ops=csr_dense_ops,
     ),
     CpuKernel(
-        name="int8_gemv", family="weights", phase="decode",
-        summary="int8 weights expanded to float32, then BLAS", citation="numpy; LLM.int8 layout",
+        name="int8_gemv",
+        family="weights",
+        phase="decode",
+        summary="int8 weights expanded to float32, then BLAS",
+        citation="numpy; LLM.int8 layout",
         cases=(
             case("1024x1024", "quick", "full", dtype="fp32", n=1024, k=1024),
             case("2816x1024", "quick", "full", dtype="fp32", n=2816, k=1024),
             case("odd", "test", dtype="fp32", n=67, k=45),
         ),
-        inputs=int8_inputs, naive=int8_naive, run=int8_gemv, dense=int8_dense,
-        ops=int8_ops, dense_ops=lambda c, inputs: (demand.product("gemv", 1.0, c["n"], c["k"]),),
+        inputs=int8_inputs,
+        naive=int8_naive,
+        run=int8_gemv,
+        dense=int8_dense,
+        ops=int8_ops,
+        dense_ops=lambda c, inputs: (demand.product("gemv", 1.0, c["n"], c["k"]),),
     ),
-)  # fmt: skip
+)

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from simulator.ops import Op
-from simulator.traffic import Operand
+from simulator.ops.ops import Op
+from simulator.ops.traffic import Operand
 from sparse_kernels import decode, demand
 from sparse_kernels.double_sparsity.naive import double_sparsity as naive
 from sparse_kernels.double_sparsity.triton import double_sparsity as triton
@@ -18,34 +18,45 @@ from sparse_kernels.tensors import Draw
 CASES = (
     case("mha", "test", "traffic", batch=2, tokens=256, budget=32, channels=16, hq=2, hk=2, d=64),
     case(
-        "mha fp16 odd", "test", "traffic", dtype="fp16",
-        batch=1, tokens=301, budget=33, channels=16, hq=3, hk=3, d=80,
+        "mha fp16 odd", "test", "traffic", dtype="fp16", batch=1, tokens=301, budget=33, channels=16, hq=3, hk=3, d=80
     ),
     case(
-        "gqa8, all tokens united", "test", "traffic",
-        batch=1, tokens=64, budget=24, channels=16, hq=8, hk=1, d=128, apart=1,
+        "gqa8, all tokens united",
+        "test",
+        "traffic",
+        batch=1,
+        tokens=64,
+        budget=24,
+        channels=16,
+        hq=8,
+        hk=1,
+        d=128,
+        apart=1,
     ),
-    case(
-        "heads of 40", "test", "traffic",
-        batch=1, tokens=401, budget=40, channels=16, hq=2, hk=2, d=40,
-    ),
+    case("heads of 40", "test", "traffic", batch=1, tokens=401, budget=40, channels=16, hq=2, hk=2, d=40),
     case("gqa4 odd", "test", batch=1, tokens=203, budget=41, channels=8, hq=8, hk=2, d=64),
     case("the new token only", "test", batch=1, tokens=70, budget=1, channels=16, hq=2, hk=1, d=64),
     case("every token", "test", batch=1, tokens=70, budget=70, channels=16, hq=2, hk=1, d=64),
     *(
         case(
-            f"{name} 1k of 32k x{batch}", *uses,
-            batch=batch, tokens=32768, budget=1024, channels=16, hq=32, hk=hk, d=128,
+            f"{name} 1k of 32k x{batch}",
+            *uses,
+            batch=batch,
+            tokens=32768,
+            budget=1024,
+            channels=16,
+            hq=32,
+            hk=hk,
+            d=128,
         )
         for name, hk, batch, uses in (
-            ("mha-32", 32, 1, ("quick", "full")), ("mha-32", 32, 16, ("full",)), ("gqa-8", 8, 16, ("full",)),
+            ("mha-32", 32, 1, ("quick", "full")),
+            ("mha-32", 32, 16, ("full",)),
+            ("gqa-8", 8, 16, ("full",)),
         )
     ),
-    case(
-        "llama-2-7b 4k", "compile", "hot",
-        batch=1, tokens=4096, budget=1024, channels=16, hq=32, hk=32, d=128,
-    ),
-)  # fmt: skip
+    case("llama-2-7b 4k", "compile", "hot", batch=1, tokens=4096, budget=1024, channels=16, hq=32, hk=32, d=128),
+)
 
 
 def inputs(case: Case, seed: int, device: str) -> dict[str, Any]:
@@ -102,13 +113,17 @@ KERNEL = Kernel(
     naive=naive,
     triton=triton,
     operands={
-        **decode.OPERANDS, "labels": KV, "channels": INDEX, "scores": Flow(Operand.INDEX, Operand.KV),
+        **decode.OPERANDS,
+        "labels": KV,
+        "channels": INDEX,
+        "scores": Flow(Operand.INDEX, Operand.KV),
         "picked": INDEX,
     },
     ops=ops,
     tolerance=Tolerance(
-        2**-7, 2**-8,
+        2**-7,
+        2**-8,
         "as flash_decode; inputs are quarters, whose products float32 sums exactly, so that picked tokens are equal",
     ),
     dense="flash_decode",
-)  # fmt: skip
+)

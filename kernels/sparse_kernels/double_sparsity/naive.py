@@ -8,9 +8,16 @@ from sparse_kernels.plain import appended, attention, largest
 
 
 def double_sparsity(
-    q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, k_new: torch.Tensor, v_new: torch.Tensor,
-    labels: torch.Tensor, channels: torch.Tensor, tokens: int, budget: int,
-) -> dict[str, torch.Tensor]:  # fmt: skip
+    q: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    k_new: torch.Tensor,
+    v_new: torch.Tensor,
+    labels: torch.Tensor,
+    channels: torch.Tensor,
+    tokens: int,
+    budget: int,
+) -> dict[str, torch.Tensor]:
     """Per query head, attend to the new token and the ``budget - 1`` others of the largest label product."""
     k, v = appended(k_cache, k_new, tokens - 1), appended(v_cache, v_new, tokens - 1)
     batch, hq, _ = q.shape

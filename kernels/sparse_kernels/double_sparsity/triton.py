@@ -30,9 +30,19 @@ CONFIG = {"num_warps": 4, "num_stages": 1}
 
 @triton.jit
 def score_kernel(
-    q, labels, channels, scores, hq, hk, tokens,
-    D: tl.constexpr, R: tl.constexpr, BLOCK_G: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_R: tl.constexpr,
-):  # fmt: skip
+    q,
+    labels,
+    channels,
+    scores,
+    hq,
+    hk,
+    tokens,
+    D: tl.constexpr,
+    R: tl.constexpr,
+    BLOCK_G: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+):
     kv = tl.program_id(0).to(tl.int64)
     group = hq // hk
     g = tl.arange(0, BLOCK_G)
@@ -40,34 +50,50 @@ def score_kernel(
     t = tl.program_id(1).to(tl.int64) * BLOCK_T + tl.arange(0, BLOCK_T)
     row = kv * group + g
     c = tl.load(channels + kv % hk * R + r, mask=r < R, other=0)
-    qt = tl.load(
-        q + row[:, None] * D + c[None, :], mask=(g < group)[:, None] & (r < R)[None, :], other=0.0
-    )
+    qt = tl.load(q + row[:, None] * D + c[None, :], mask=(g < group)[:, None] & (r < R)[None, :], other=0.0)
     label = tl.load(
-        labels + (kv * tokens + t)[:, None] * R + r[None, :],
-        mask=(t < tokens)[:, None] & (r < R)[None, :], other=0.0,
-    )  # fmt: skip
+        labels + (kv * tokens + t)[:, None] * R + r[None, :], mask=(t < tokens)[:, None] & (r < R)[None, :], other=0.0
+    )
     score = tl.dot(qt, tl.trans(label))
     score = tl.where((t == tokens - 1)[None, :], float("inf"), score)
-    tl.store(
-        scores + row[:, None] * tokens + t[None, :], score,
-        mask=(g < group)[:, None] & (t < tokens)[None, :],
-    )  # fmt: skip
+    tl.store(scores + row[:, None] * tokens + t[None, :], score, mask=(g < group)[:, None] & (t < tokens)[None, :])
 
 
 def double_sparsity(
-    q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, k_new: torch.Tensor, v_new: torch.Tensor,
-    labels: torch.Tensor, channels: torch.Tensor, tokens: int, budget: int,
-    out: torch.Tensor, scores: torch.Tensor, picked: torch.Tensor, parts: torch.Tensor, sums: torch.Tensor,
-) -> None:  # fmt: skip
+    q: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    k_new: torch.Tensor,
+    v_new: torch.Tensor,
+    labels: torch.Tensor,
+    channels: torch.Tensor,
+    tokens: int,
+    budget: int,
+    out: torch.Tensor,
+    scores: torch.Tensor,
+    picked: torch.Tensor,
+    parts: torch.Tensor,
+    sums: torch.Tensor,
+) -> None:
     """Score, select, attend; `budget` tokens per query head."""
     batch, hq, d = q.shape
     hk, r = channels.shape
     launch(
-        score_kernel, (batch * hk, triton.cdiv(tokens, BLOCK_T)), **CONFIG,
-        q=q, labels=labels, channels=channels, scores=scores, hq=hq, hk=hk, tokens=tokens, D=d, R=r,
-        BLOCK_G=max(16, triton.next_power_of_2(hq // hk)), BLOCK_T=BLOCK_T,
+        score_kernel,
+        (batch * hk, triton.cdiv(tokens, BLOCK_T)),
+        **CONFIG,
+        q=q,
+        labels=labels,
+        channels=channels,
+        scores=scores,
+        hq=hq,
+        hk=hk,
+        tokens=tokens,
+        D=d,
+        R=r,
+        BLOCK_G=max(16, triton.next_power_of_2(hq // hk)),
+        BLOCK_T=BLOCK_T,
         BLOCK_R=max(16, triton.next_power_of_2(r)),
-    )  # fmt: skip
+    )
     top_k(scores, picked)
     attend(q, k_cache, v_cache, k_new, v_new, out, parts, sums, tokens=tokens, runs=picked)

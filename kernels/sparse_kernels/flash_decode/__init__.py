@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from simulator.ops import Op
+from simulator.ops.ops import Op
 from sparse_kernels import decode, demand
 from sparse_kernels.flash_decode.naive import flash_decode as naive
 from sparse_kernels.flash_decode.triton import flash_decode as triton
@@ -25,11 +25,15 @@ CASES = (
         case(f"{name} {tokens // 1024}k x{batch}", *uses, batch=batch, tokens=tokens, hq=32, hk=hk, d=128)
         for name, hk in (("mha-32", 32), ("gqa-8", 8))
         for tokens, batch, uses in (
-            (4096, 1, ("full",)), (4096, 16, ("full",)), (32768, 1, ("quick", "full")),
-            (32768, 16, ("quick", "full")), (65536, 1, ("full",)), (65536, 16, ("full",)),
+            (4096, 1, ("full",)),
+            (4096, 16, ("full",)),
+            (32768, 1, ("quick", "full")),
+            (32768, 16, ("quick", "full")),
+            (65536, 1, ("full",)),
+            (65536, 16, ("full",)),
         )
     ),
-)  # fmt: skip
+)
 
 
 def inputs(case: Case, seed: int, device: str) -> dict[str, Any]:
@@ -40,9 +44,7 @@ def inputs(case: Case, seed: int, device: str) -> dict[str, Any]:
     return {**decode.inputs(draw, q, k, dtype), "tokens": tokens}
 
 
-def buffers(
-    *, q: torch.Tensor, k_cache: torch.Tensor, tokens: int, **_: Any
-) -> dict[str, torch.Tensor]:
+def buffers(*, q: torch.Tensor, k_cache: torch.Tensor, tokens: int, **_: Any) -> dict[str, torch.Tensor]:
     return decode.buffers(q, k_cache.shape[1], tokens - 1)
 
 
@@ -63,7 +65,8 @@ KERNEL = Kernel(
     operands=decode.OPERANDS,
     ops=ops,
     tolerance=Tolerance(
-        2**-7, 2**-8,
+        2**-7,
+        2**-8,
         "weights and the output are rounded to 8 bits (bf16): 2^-9 each on sums of order 1, with a factor to spare",
     ),
-)  # fmt: skip
+)

@@ -8,9 +8,8 @@ from sparse_kernels.plain import appended, attention
 
 
 def flash_decode(
-    q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, k_new: torch.Tensor, v_new: torch.Tensor,
-    tokens: int,
-) -> dict[str, torch.Tensor]:  # fmt: skip
+    q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, k_new: torch.Tensor, v_new: torch.Tensor, tokens: int
+) -> dict[str, torch.Tensor]:
     """Attend from q (batch, hq, d) to `tokens` tokens, the last of which is the new one."""
     k, v = appended(k_cache, k_new, tokens - 1), appended(v_cache, v_new, tokens - 1)
     group = q.shape[1] // k.shape[1]

@@ -11,8 +11,15 @@ from sparse_kernels.decode import attend
 
 
 def flash_decode(
-    q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, k_new: torch.Tensor, v_new: torch.Tensor,
-    tokens: int, out: torch.Tensor, parts: torch.Tensor, sums: torch.Tensor,
-) -> None:  # fmt: skip
+    q: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    k_new: torch.Tensor,
+    v_new: torch.Tensor,
+    tokens: int,
+    out: torch.Tensor,
+    parts: torch.Tensor,
+    sums: torch.Tensor,
+) -> None:
     """Attend from q (batch, hq, d) to `tokens` tokens and append the new one at ``tokens - 1``."""
     attend(q, k_cache, v_cache, k_new, v_new, out, parts, sums, tokens=tokens)

@@ -8,19 +8,10 @@ from typing import Any
 
 import torch
 
-from simulator.ops import Linear, Op
+from simulator.ops.ops import Linear, Op
 from sparse_kernels import demand
 from sparse_kernels.gathered_mlp import naive, triton
-from sparse_kernels.registry import (
-    ACTIVATION,
-    INDEX,
-    WEIGHT,
-    WORKSPACE,
-    Case,
-    Kernel,
-    Tolerance,
-    case,
-)
+from sparse_kernels.registry import ACTIVATION, INDEX, WEIGHT, WORKSPACE, Case, Kernel, Tolerance, case
 from sparse_kernels.tensors import Draw
 
 
@@ -51,12 +42,8 @@ def ops(case: Case, inputs: Mapping[str, Any]) -> tuple[Op, ...]:
     gated, keep = bool(case["gated"]), len(inputs["index"]) / case["neurons"]
     model = demand.layer(case, activation="silu" if gated else "relu", gated=gated)
     first = "mlp.gate_up" if gated else "mlp.up"
-    found = demand.lowered(
-        f"shadowllm(keep={case.keep})", model, demand.decode(case), {first, "mlp.down"}
-    )
-    products = [
-        replace(op, read_keep=keep, flop_keep=keep) for op in found if isinstance(op, Linear)
-    ]
+    found = demand.lowered(f"shadowllm(keep={case.keep})", model, demand.decode(case), {first, "mlp.down"})
+    products = [replace(op, read_keep=keep, flop_keep=keep) for op in found if isinstance(op, Linear)]
     up, down = sorted(products, key=lambda op: op.role == "mlp.down")
     if gated:
         up = replace(up, n=up.n / 2, bytes_per_weight=2 * up.fmt.weight_bytes, flop_keep=2 * keep)
@@ -91,13 +78,20 @@ KERNEL = Kernel(
     naive=naive.gathered_mlp,
     triton=triton.gathered_mlp,
     operands={
-        "x": ACTIVATION, "gate": WEIGHT, "up": WEIGHT, "down": WEIGHT, "index": INDEX,
-        "h": ACTIVATION, "y": ACTIVATION, "partial": WORKSPACE,
+        "x": ACTIVATION,
+        "gate": WEIGHT,
+        "up": WEIGHT,
+        "down": WEIGHT,
+        "index": INDEX,
+        "h": ACTIVATION,
+        "y": ACTIVATION,
+        "partial": WORKSPACE,
     },
     ops=ops,
     tolerance=Tolerance(
-        2**-6, 2**-6,
+        2**-6,
+        2**-6,
         "h and y are rounded to 16 bits (2^-8 relative for bf16); a sum in another order rounds some h the other way",
     ),
     dense="skinny_gemm",
-)  # fmt: skip
+)

@@ -31,9 +31,7 @@ def gathered_rows(
     return act(x.float() @ gate[rows].float().T) * product
 
 
-def gathered_columns(
-    h: torch.Tensor, weight: torch.Tensor, index: torch.Tensor, *, group: int = 1
-) -> torch.Tensor:
+def gathered_columns(h: torch.Tensor, weight: torch.Tensor, index: torch.Tensor, *, group: int = 1) -> torch.Tensor:
     """sum_j h_j weight_j over the rows j of the listed groups; `weight` is stored transposed, (k, n)."""
     rows = members(index, group)
     return h.float() @ weight[rows].float()

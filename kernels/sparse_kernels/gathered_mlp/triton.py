@@ -36,10 +36,22 @@ def activate(v, ACT: tl.constexpr):
 
 @triton.jit
 def rows_kernel(
-    x, gate, up, index, h, M, K, listed_rows,
-    GATED: tl.constexpr, ACT: tl.constexpr, GROUP: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
-):  # fmt: skip
+    x,
+    gate,
+    up,
+    index,
+    h,
+    M,
+    K,
+    listed_rows,
+    GATED: tl.constexpr,
+    ACT: tl.constexpr,
+    GROUP: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    STAGES: tl.constexpr,
+):
     slot = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     live = slot < listed_rows
     row = tl.load(index + slot // GROUP, mask=live, other=0).to(tl.int64) * GROUP + slot % GROUP
@@ -69,10 +81,7 @@ def rows_kernel(
             inside = k0 + k < K
             mask = live[:, None] & inside[None, :]
             at = row[:, None] * K + (k0 + k)[None, :]
-            xt = tl.load(
-                x + m[None, :] * K + (k0 + k)[:, None],
-                mask=inside[:, None] & (m < M)[None, :], other=0.0,
-            )  # fmt: skip
+            xt = tl.load(x + m[None, :] * K + (k0 + k)[:, None], mask=inside[:, None] & (m < M)[None, :], other=0.0)
             ut = tl.dot(tl.load(up + at, mask=mask, other=0.0), xt, ut)
             if GATED:
                 gt = tl.dot(tl.load(gate + at, mask=mask, other=0.0), xt, gt)
@@ -81,17 +90,28 @@ def rows_kernel(
         else:
             ut = activate(ut, ACT)
         tl.store(
-            h + m[None, :] * listed_rows + slot[:, None], ut.to(h.dtype.element_ty),
+            h + m[None, :] * listed_rows + slot[:, None],
+            ut.to(h.dtype.element_ty),
             mask=live[:, None] & (m < M)[None, :],
-        )  # fmt: skip
+        )
 
 
 @triton.jit
 def columns_kernel(
-    h, down, index, out, M, N, listed_rows, rows_per_split,
-    GROUP: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    h,
+    down,
+    index,
+    out,
+    M,
+    N,
+    listed_rows,
+    rows_per_split,
+    GROUP: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
     STAGES: tl.constexpr,
-):  # fmt: skip
+):
     n = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     split = tl.program_id(1)
     start = split * rows_per_split
@@ -105,11 +125,7 @@ def columns_kernel(
             row = tl.load(index + slot // GROUP, mask=live, other=0).to(tl.int64) * GROUP
             row += slot % GROUP
             hv = tl.load(h + slot, mask=live, other=0.0).to(tl.float32)
-            w = tl.load(
-                down + row[:, None] * N + n[None, :],
-                mask=live[:, None] & within[None, :],
-                other=0.0,
-            )
+            w = tl.load(down + row[:, None] * N + n[None, :], mask=live[:, None] & within[None, :], other=0.0)
             y += w.to(tl.float32) * hv[:, None]
         total = tl.sum(y, 0)
         tl.store(out + split.to(tl.int64) * N + n, total.to(out.dtype.element_ty), mask=within)
@@ -121,20 +137,14 @@ def columns_kernel(
             live = slot < end
             row = tl.load(index + slot // GROUP, mask=live, other=0).to(tl.int64) * GROUP
             row += slot % GROUP
-            ht = tl.load(
-                h + m[None, :] * listed_rows + slot[:, None],
-                mask=live[:, None] & (m < M)[None, :], other=0.0,
-            )  # fmt: skip
-            w = tl.load(
-                down + row[:, None] * N + n[None, :],
-                mask=live[:, None] & within[None, :],
-                other=0.0,
-            )
+            ht = tl.load(h + m[None, :] * listed_rows + slot[:, None], mask=live[:, None] & (m < M)[None, :], other=0.0)
+            w = tl.load(down + row[:, None] * N + n[None, :], mask=live[:, None] & within[None, :], other=0.0)
             yt = tl.dot(tl.trans(w), ht, yt)
         tl.store(
-            out + (split.to(tl.int64) * M + m[None, :]) * N + n[:, None], yt.to(out.dtype.element_ty),
+            out + (split.to(tl.int64) * M + m[None, :]) * N + n[:, None],
+            yt.to(out.dtype.element_ty),
             mask=within[:, None] & (m < M)[None, :],
-        )  # fmt: skip
+        )
 
 
 def block_m(m: int) -> int:
@@ -179,10 +189,21 @@ def rows(
     m, k = x.shape
     listed, tile = index.numel() * group, rows_config(m, k, gate is not None)
     launch(
-        rows_kernel, (triton.cdiv(listed, tile["BLOCK_N"]),),
-        x=x, gate=weight if gate is None else gate, up=weight, index=index, h=h, M=m, K=k,
-        listed_rows=listed, GATED=gate is not None, ACT=activation, GROUP=group, **tile,
-    )  # fmt: skip
+        rows_kernel,
+        (triton.cdiv(listed, tile["BLOCK_N"]),),
+        x=x,
+        gate=weight if gate is None else gate,
+        up=weight,
+        index=index,
+        h=h,
+        M=m,
+        K=k,
+        listed_rows=listed,
+        GATED=gate is not None,
+        ACT=activation,
+        GROUP=group,
+        **tile,
+    )
 
 
 def columns(
@@ -200,11 +221,19 @@ def columns(
     tile = columns_config(m, n)
     splits, step = max(partial.shape[0], 1), tile["BLOCK_K"]
     launch(
-        columns_kernel, (triton.cdiv(n, tile["BLOCK_N"]), splits),
-        h=h, down=weight, index=index, out=y if splits == 1 else partial, M=m, N=n,
-        listed_rows=listed, rows_per_split=triton.cdiv(triton.cdiv(listed, splits), step) * step,
-        GROUP=group, **tile,
-    )  # fmt: skip
+        columns_kernel,
+        (triton.cdiv(n, tile["BLOCK_N"]), splits),
+        h=h,
+        down=weight,
+        index=index,
+        out=y if splits == 1 else partial,
+        M=m,
+        N=n,
+        listed_rows=listed,
+        rows_per_split=triton.cdiv(triton.cdiv(listed, splits), step) * step,
+        GROUP=group,
+        **tile,
+    )
     if splits > 1:
         split_k.reduce(partial, y)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from simulator.dtypes import FORMATS
-from simulator.ops import Expand, Linear, Op
+from simulator.base.dtypes import FORMATS
+from simulator.ops.ops import Expand, Linear, Op
 from sparse_kernels.group_w4 import naive, triton
 from sparse_kernels.registry import ACTIVATION, WEIGHT, Case, Kernel, Tolerance, case
 from sparse_kernels.tensors import Draw
@@ -29,11 +29,16 @@ def ops(case: Case, inputs: Mapping[str, Any]) -> tuple[Op, ...]:
     share = groups * naive.GROUP / (n * k)
     return (
         Linear(
-            role="linear", m=1, n=n, k=k, fmt=FORMATS[case.dtype], flop_keep=share,
+            role="linear",
+            m=1,
+            n=n,
+            k=k,
+            fmt=FORMATS[case.dtype],
+            flop_keep=share,
             bytes_per_weight=(groups * GROUP_BYTES + 4 * (n + 1)) / (n * k),
             expand=Expand(elements=share * n * k, nonzeros=share * n * k),
         ),
-    )  # fmt: skip
+    )
 
 
 KERNEL = Kernel(
@@ -55,10 +60,15 @@ KERNEL = Kernel(
     naive=naive.group_w4,
     triton=triton.group_w4,
     operands={
-        "x": ACTIVATION, "starts": WEIGHT, "columns": WEIGHT, "codes": WEIGHT, "scale": WEIGHT,
-        "zero": WEIGHT, "y": ACTIVATION,
+        "x": ACTIVATION,
+        "starts": WEIGHT,
+        "columns": WEIGHT,
+        "codes": WEIGHT,
+        "scale": WEIGHT,
+        "zero": WEIGHT,
+        "y": ACTIVATION,
     },
     ops=ops,
     tolerance=Tolerance(2**-7, 2**-8, "outputs of order one rounded to 16 bits: 2^-8 relative for bf16, doubled"),
     dense="skinny_gemm",
-)  # fmt: skip
+)

@@ -40,14 +40,11 @@ def compress(weight: torch.Tensor, keep: float) -> dict[str, torch.Tensor]:
 
 
 def decompress(
-    starts: torch.Tensor, columns: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor,
-    zero: torch.Tensor, k: int,
-) -> torch.Tensor:  # fmt: skip
+    starts: torch.Tensor, columns: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, k: int
+) -> torch.Tensor:
     """The dense float32 matrix (n, k)."""
     n = starts.numel() - 1
-    rows = torch.repeat_interleave(
-        torch.arange(n, device=starts.device), (starts[1:] - starts[:-1]).long()
-    )
+    rows = torch.repeat_interleave(torch.arange(n, device=starts.device), (starts[1:] - starts[:-1]).long())
     code = torch.cat((codes & 15, codes >> 4), 1).float()
     dense = torch.zeros(n, k // GROUP, GROUP, device=scale.device)
     dense[rows, columns.long()] = (code - zero.float()[:, None]) * scale.float()[:, None]
@@ -55,9 +52,13 @@ def decompress(
 
 
 def group_w4(
-    x: torch.Tensor, starts: torch.Tensor, columns: torch.Tensor, codes: torch.Tensor,
-    scale: torch.Tensor, zero: torch.Tensor,
-) -> dict[str, torch.Tensor]:  # fmt: skip
+    x: torch.Tensor,
+    starts: torch.Tensor,
+    columns: torch.Tensor,
+    codes: torch.Tensor,
+    scale: torch.Tensor,
+    zero: torch.Tensor,
+) -> dict[str, torch.Tensor]:
     """y (1, n) = x W^T with W dequantised first."""
     weight = decompress(starts, columns, codes, scale, zero, x.shape[1])
     return {"y": x.float() @ weight.T}

@@ -22,9 +22,8 @@ from sparse_kernels.launch import launch
 
 @triton.jit
 def group_w4_kernel(
-    x, starts, columns, codes, scale, zero, y, N,
-    BLOCK_N: tl.constexpr, BLOCK_G: tl.constexpr, STAGES: tl.constexpr,
-):  # fmt: skip
+    x, starts, columns, codes, scale, zero, y, N, BLOCK_N: tl.constexpr, BLOCK_G: tl.constexpr, STAGES: tl.constexpr
+):
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     start = tl.load(starts + n, mask=n < N, other=0).to(tl.int64)
     end = tl.load(starts + n + 1, mask=n < N, other=0).to(tl.int64)
@@ -59,14 +58,28 @@ def buffers(x: torch.Tensor, starts: torch.Tensor, **_: object) -> dict[str, tor
 
 
 def group_w4(
-    x: torch.Tensor, starts: torch.Tensor, columns: torch.Tensor, codes: torch.Tensor,
-    scale: torch.Tensor, zero: torch.Tensor, y: torch.Tensor,
-) -> None:  # fmt: skip
+    x: torch.Tensor,
+    starts: torch.Tensor,
+    columns: torch.Tensor,
+    codes: torch.Tensor,
+    scale: torch.Tensor,
+    zero: torch.Tensor,
+    y: torch.Tensor,
+) -> None:
     """y (1, n) of x (1, k) and the matrix that `naive.compress` made."""
     if x.shape[0] != 1:
         raise ValueError(f"group_w4 takes one row, got {x.shape[0]}")
     n, tile = y.shape[1], config()
     launch(
-        group_w4_kernel, (triton.cdiv(n, tile["BLOCK_N"]),),
-        x=x, starts=starts, columns=columns, codes=codes, scale=scale, zero=zero, y=y, N=n, **tile,
-    )  # fmt: skip
+        group_w4_kernel,
+        (triton.cdiv(n, tile["BLOCK_N"]),),
+        x=x,
+        starts=starts,
+        columns=columns,
+        codes=codes,
+        scale=scale,
+        zero=zero,
+        y=y,
+        N=n,
+        **tile,
+    )

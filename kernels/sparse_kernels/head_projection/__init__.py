@@ -6,19 +6,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from simulator.ops import Linear, Op
+from simulator.ops.ops import Linear, Op
 from sparse_kernels import demand
 from sparse_kernels.head_projection import naive, triton
-from sparse_kernels.registry import (
-    ACTIVATION,
-    INDEX,
-    WEIGHT,
-    WORKSPACE,
-    Case,
-    Kernel,
-    Tolerance,
-    case,
-)
+from sparse_kernels.registry import ACTIVATION, INDEX, WEIGHT, WORKSPACE, Case, Kernel, Tolerance, case
 from sparse_kernels.tensors import Draw
 
 
@@ -44,15 +35,9 @@ def ops(case: Case, inputs: Mapping[str, Any]) -> tuple[Op, ...]:
         "attn.qkv": len(inputs["groups"]) / (case["hq"] + 2 * case["hk"]),
         "attn.o": len(inputs["heads"]) / case["hq"],
     }
-    found = demand.lowered(
-        f"dejavu(attn_keep={case.keep})", demand.layer(case), demand.decode(case), set(shares)
-    )
+    found = demand.lowered(f"dejavu(attn_keep={case.keep})", demand.layer(case), demand.decode(case), set(shares))
     return (
-        *(
-            replace(op, read_keep=shares[op.role], flop_keep=shares[op.role])
-            for op in found
-            if isinstance(op, Linear)
-        ),
+        *(replace(op, read_keep=shares[op.role], flop_keep=shares[op.role]) for op in found if isinstance(op, Linear)),
         demand.index_list("attn.heads", len(inputs["groups"]) + len(inputs["heads"])),
     )
 
@@ -78,10 +63,17 @@ KERNEL = Kernel(
     naive=naive.head_projection,
     triton=triton.head_projection,
     operands={
-        "x": ACTIVATION, "w_qkv": WEIGHT, "groups": INDEX, "context": ACTIVATION, "w_o": WEIGHT,
-        "heads": INDEX, "qkv": ACTIVATION, "y": ACTIVATION, "partial": WORKSPACE,
+        "x": ACTIVATION,
+        "w_qkv": WEIGHT,
+        "groups": INDEX,
+        "context": ACTIVATION,
+        "w_o": WEIGHT,
+        "heads": INDEX,
+        "qkv": ACTIVATION,
+        "y": ACTIVATION,
+        "partial": WORKSPACE,
     },
     ops=ops,
     tolerance=Tolerance(2**-7, 2**-8, "outputs of order one rounded to 16 bits: 2^-8 relative for bf16, doubled"),
     dense="skinny_gemm",
-)  # fmt: skip
+)

@@ -16,9 +16,14 @@ from sparse_kernels.gathered_mlp.triton import columns, columns_splits, rows
 
 
 def buffers(
-    x: torch.Tensor, w_qkv: torch.Tensor, w_o: torch.Tensor, groups: torch.Tensor,
-    heads: torch.Tensor, head_dim: int, **_: object,
-) -> dict[str, torch.Tensor]:  # fmt: skip
+    x: torch.Tensor,
+    w_qkv: torch.Tensor,
+    w_o: torch.Tensor,
+    groups: torch.Tensor,
+    heads: torch.Tensor,
+    head_dim: int,
+    **_: object,
+) -> dict[str, torch.Tensor]:
     """qkv (M, listed heads, head_dim), y (M, hidden) and the partials of the second product."""
     m, n = x.shape[0], w_o.shape[1]
     splits = columns_splits(m, n, heads.numel() * head_dim)

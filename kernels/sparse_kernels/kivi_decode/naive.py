@@ -33,9 +33,7 @@ def quantised(
     return packed.contiguous(), scale.squeeze(axis), zero.squeeze(axis)
 
 
-def dequantised(
-    packed: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, bits: int
-) -> torch.Tensor:
+def dequantised(packed: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, bits: int) -> torch.Tensor:
     """Float32 numbers that `quantised` stands for."""
     places = [(packed >> (p * bits)) & (2**bits - 1) for p in range(8 // bits)]
     codes = torch.stack(places, -1).flatten(-2).float()
@@ -49,11 +47,21 @@ def dequantised(
 
 
 def kivi_decode(
-    q: torch.Tensor, k_codes: torch.Tensor, k_scale: torch.Tensor, k_zero: torch.Tensor,
-    v_codes: torch.Tensor, v_scale: torch.Tensor, v_zero: torch.Tensor,
-    k_window: torch.Tensor, v_window: torch.Tensor, k_new: torch.Tensor, v_new: torch.Tensor,
-    recent: int, bits: int, group: int,
-) -> dict[str, torch.Tensor]:  # fmt: skip
+    q: torch.Tensor,
+    k_codes: torch.Tensor,
+    k_scale: torch.Tensor,
+    k_zero: torch.Tensor,
+    v_codes: torch.Tensor,
+    v_scale: torch.Tensor,
+    v_zero: torch.Tensor,
+    k_window: torch.Tensor,
+    v_window: torch.Tensor,
+    k_new: torch.Tensor,
+    v_new: torch.Tensor,
+    recent: int,
+    bits: int,
+    group: int,
+) -> dict[str, torch.Tensor]:
     """Attend to the quantised tokens and to `recent` dense ones, the last of which is the new one."""
     k_dense, v_dense = appended(k_window, k_new, recent - 1), appended(v_window, v_new, recent - 1)
     k = torch.cat([dequantised(k_codes, k_scale, k_zero, bits), k_dense[:, :, :recent].float()], 2)

@@ -50,10 +50,31 @@ def unpack(byte, BITS: tl.constexpr):
 
 @triton.jit
 def kivi_kernel(
-    q, k_codes, k_scale, k_zero, v_codes, v_scale, v_zero, k_window, v_window, k_new, v_new, parts, sums,
-    hq, hk, old, window, recent, blocks_per_split, scale,
-    D: tl.constexpr, BITS: tl.constexpr, GROUP: tl.constexpr, BLOCK_G: tl.constexpr,
-):  # fmt: skip
+    q,
+    k_codes,
+    k_scale,
+    k_zero,
+    v_codes,
+    v_scale,
+    v_zero,
+    k_window,
+    v_window,
+    k_new,
+    v_new,
+    parts,
+    sums,
+    hq,
+    hk,
+    old,
+    window,
+    recent,
+    blocks_per_split,
+    scale,
+    D: tl.constexpr,
+    BITS: tl.constexpr,
+    GROUP: tl.constexpr,
+    BLOCK_G: tl.constexpr,
+):
     kv = tl.program_id(0).to(tl.int64)
     heads = hq // hk
     g = tl.arange(0, BLOCK_G)
@@ -63,19 +84,15 @@ def kivi_kernel(
     u = tl.arange(0, D // GROUP)
     rows = g < heads
     row = kv * heads + g
-    qt = tl.load(
-        q + row[:, None] * D + c[None, :], mask=rows[:, None] & (c >= 0)[None, :], other=0.0
-    )
+    qt = tl.load(q + row[:, None] * D + c[None, :], mask=rows[:, None] & (c >= 0)[None, :], other=0.0)
     q32 = qt.to(tl.float32)
     m = tl.full((BLOCK_G,), FLOOR, tl.float32)
-    l = tl.zeros((BLOCK_G,), tl.float32)  # noqa: E741
+    l = tl.zeros((BLOCK_G,), tl.float32)
     acc = tl.zeros((BLOCK_G, D), tl.float32)
 
     last = tl.num_programs(1) - 1
     first = tl.program_id(1) * blocks_per_split
-    groups = tl.where(
-        tl.program_id(1) < last, tl.minimum(first + blocks_per_split, old // GROUP), first
-    )
+    groups = tl.where(tl.program_id(1) < last, tl.minimum(first + blocks_per_split, old // GROUP), first)
     for block in tl.range(first, groups):
         i = kv * old + block * GROUP + n
         live = (n < GROUP)[:, None]
@@ -93,27 +110,14 @@ def kivi_kernel(
         v = tl.reshape(unpack(byte, BITS).to(tl.float32), (GROUP, D // GROUP, GROUP))
         v = v * s.to(tl.float32)[:, :, None] + z.to(tl.float32)[:, :, None]
         v = tl.reshape(v, (GROUP, D)).to(qt.dtype)
-        m, l, acc = update(score, (n < GROUP)[None, :], v, m, l, acc)  # noqa: E741
+        m, l, acc = update(score, (n < GROUP)[None, :], v, m, l, acc)
 
     if tl.program_id(1) == last:
         base = kv * window * D
         place = base + (tl.cast(recent, tl.int64) - 1) * D
-        m, l, acc = over_rows(  # noqa: E741
-            qt, k_window + base, v_window + base, 0, recent - 1, scale, m, l, acc, D, GROUP, D
-        )
-        m, l, acc = new_token(  # noqa: E741
-            qt,
-            k_new + kv * D,
-            v_new + kv * D,
-            k_window + place,
-            v_window + place,
-            True,
-            scale,
-            m,
-            l,
-            acc,
-            D,
-            D,
+        m, l, acc = over_rows(qt, k_window + base, v_window + base, 0, recent - 1, scale, m, l, acc, D, GROUP, D)
+        m, l, acc = new_token(
+            qt, k_new + kv * D, v_new + kv * D, k_window + place, v_window + place, True, scale, m, l, acc, D, D
         )
     # Always in parts: the window's program is one more split.
     finish(q, parts, sums, row, rows, m, l, acc, D, D, True)
@@ -124,24 +128,32 @@ def splits(batch: int, hk: int, groups: int) -> int:
     return 1 + (splits_for(batch * hk, groups) if groups else 0)
 
 
-def buffers(
-    *, q: torch.Tensor, k_codes: torch.Tensor, group: int, **_: Any
-) -> dict[str, torch.Tensor]:
+def buffers(*, q: torch.Tensor, k_codes: torch.Tensor, group: int, **_: Any) -> dict[str, torch.Tensor]:
     """Output (batch, hq, d) and the states of the splits."""
     batch, hq, d = q.shape
     n = splits(batch, k_codes.shape[1], k_codes.shape[2] // group)
-    return {
-        "out": torch.empty_like(q),
-        **online_softmax.workspace(batch * hq, n, d, q.device, always=True),
-    }
+    return {"out": torch.empty_like(q), **online_softmax.workspace(batch * hq, n, d, q.device, always=True)}
 
 
 def kivi_decode(
-    q: torch.Tensor, k_codes: torch.Tensor, k_scale: torch.Tensor, k_zero: torch.Tensor,
-    v_codes: torch.Tensor, v_scale: torch.Tensor, v_zero: torch.Tensor,
-    k_window: torch.Tensor, v_window: torch.Tensor, k_new: torch.Tensor, v_new: torch.Tensor,
-    recent: int, bits: int, group: int, out: torch.Tensor, parts: torch.Tensor, sums: torch.Tensor,
-) -> None:  # fmt: skip
+    q: torch.Tensor,
+    k_codes: torch.Tensor,
+    k_scale: torch.Tensor,
+    k_zero: torch.Tensor,
+    v_codes: torch.Tensor,
+    v_scale: torch.Tensor,
+    v_zero: torch.Tensor,
+    k_window: torch.Tensor,
+    v_window: torch.Tensor,
+    k_new: torch.Tensor,
+    v_new: torch.Tensor,
+    recent: int,
+    bits: int,
+    group: int,
+    out: torch.Tensor,
+    parts: torch.Tensor,
+    sums: torch.Tensor,
+) -> None:
     """Attend to the quantised tokens and to `recent` dense ones; appends the new token at ``recent - 1``."""
     batch, hq, d = q.shape
     hk, old = k_codes.shape[1:3]
@@ -149,11 +161,32 @@ def kivi_decode(
         raise ValueError(f"groups of {group} need d a power of two of at least {group}, got {d}")
     n = parts.shape[1]
     launch(
-        kivi_kernel, (batch * hk, n), **CONFIG,
-        q=q, k_codes=k_codes, k_scale=k_scale, k_zero=k_zero, v_codes=v_codes, v_scale=v_scale, v_zero=v_zero,
-        k_window=k_window, v_window=v_window, k_new=k_new, v_new=v_new, parts=parts, sums=sums, hq=hq, hk=hk,
-        old=old, window=k_window.shape[2], recent=recent,
-        blocks_per_split=triton.cdiv(old // group, max(n - 1, 1)), scale=LOG2E * d**-0.5,
-        D=d, BITS=bits, GROUP=group, BLOCK_G=max(16, triton.next_power_of_2(hq // hk)),
-    )  # fmt: skip
+        kivi_kernel,
+        (batch * hk, n),
+        **CONFIG,
+        q=q,
+        k_codes=k_codes,
+        k_scale=k_scale,
+        k_zero=k_zero,
+        v_codes=v_codes,
+        v_scale=v_scale,
+        v_zero=v_zero,
+        k_window=k_window,
+        v_window=v_window,
+        k_new=k_new,
+        v_new=v_new,
+        parts=parts,
+        sums=sums,
+        hq=hq,
+        hk=hk,
+        old=old,
+        window=k_window.shape[2],
+        recent=recent,
+        blocks_per_split=triton.cdiv(old // group, max(n - 1, 1)),
+        scale=LOG2E * d**-0.5,
+        D=d,
+        BITS=bits,
+        GROUP=group,
+        BLOCK_G=max(16, triton.next_power_of_2(hq // hk)),
+    )
     online_softmax.combine(parts, sums, out)

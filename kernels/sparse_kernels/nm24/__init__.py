@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from simulator.ops import Op
+from simulator.ops.ops import Op
 from sparse_kernels import demand
 from sparse_kernels.nm24 import library, naive
 from sparse_kernels.registry import ACTIVATION, WEIGHT, Case, Kernel, Tolerance, case
@@ -40,7 +40,8 @@ KERNEL = Kernel(
     cases=tuple(
         case(f"{m} x {n} x {k}", *uses, m=m, n=n, k=k, keep=0.5)
         for m, n, k, uses in (
-            (16, 11008, 4096, ("quick", "full")), (64, 28672, 7168, ("full",)),
+            (16, 11008, 4096, ("quick", "full")),
+            (64, 28672, 7168, ("full",)),
             (2048, 11008, 4096, ("full",)),
         )
     ),
@@ -54,4 +55,4 @@ KERNEL = Kernel(
         2**-7, 2**-7, "outputs of order one rounded to 16 bits (bf16: 2^-8), by a library that sums as it likes"
     ),
     dense="skinny_gemm",
-)  # fmt: skip
+)

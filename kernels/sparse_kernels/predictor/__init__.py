@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from simulator.ops import Op
-from simulator.traffic import Operand
+from simulator.ops.ops import Op
+from simulator.ops.traffic import Operand
 from sparse_kernels import demand
 from sparse_kernels.predictor import naive, triton
 from sparse_kernels.registry import ACTIVATION, INDEX, WEIGHT, Case, Flow, Kernel, Tolerance, case
@@ -43,21 +43,12 @@ KERNEL = Kernel(
     citation="Liu et al. 2023, arXiv:2310.17157; Akhauri et al. 2024, arXiv:2406.16635",
     cases=(
         case("tenth", "test", "traffic", dtype="fp16", batch=1, hidden=256, rank=64, neurons=320, keep=0.1),
-        case(
-            "odd batch 3", "test", "traffic", dtype="fp16",
-            batch=3, hidden=131, rank=37, neurons=301, keep=100 / 301,
-        ),
+        case("odd batch 3", "test", "traffic", dtype="fp16", batch=3, hidden=131, rank=37, neurons=301, keep=100 / 301),
         case("bf16", "test", batch=1, hidden=128, rank=48, neurons=300, keep=0.5),
         case("full", "test", "traffic", dtype="fp16", batch=1, hidden=64, rank=32, neurons=256, keep=1.0),
         case("empty", "test", dtype="fp16", batch=2, hidden=64, rank=32, neurons=64, keep=0.0),
-        case(
-            "opt-30b", "compile", "hot", dtype="fp16",
-            batch=1, hidden=7168, rank=1024, neurons=28672, keep=0.1,
-        ),
-        case(
-            "opt-30b 90 %", "quick", "full", dtype="fp16",
-            batch=1, hidden=7168, rank=1024, neurons=28672, keep=0.1,
-        ),
+        case("opt-30b", "compile", "hot", dtype="fp16", batch=1, hidden=7168, rank=1024, neurons=28672, keep=0.1),
+        case("opt-30b 90 %", "quick", "full", dtype="fp16", batch=1, hidden=7168, rank=1024, neurons=28672, keep=0.1),
         case("opt-30b b16", "full", dtype="fp16", batch=16, hidden=7168, rank=1024, neurons=28672, keep=0.1),
     ),
     inputs=inputs,
@@ -65,9 +56,13 @@ KERNEL = Kernel(
     naive=naive.predictor,
     triton=triton.predictor,
     operands={
-        "x": ACTIVATION, "w_in": WEIGHT, "w_out": WEIGHT, "hidden": ACTIVATION,
-        "scores": Flow(Operand.INDEX, Operand.ACTIVATION), "index": INDEX,
+        "x": ACTIVATION,
+        "w_in": WEIGHT,
+        "w_out": WEIGHT,
+        "hidden": ACTIVATION,
+        "scores": Flow(Operand.INDEX, Operand.ACTIVATION),
+        "index": INDEX,
     },
     ops=ops,
     tolerance=Tolerance(0.0, 0.0, "the inputs' sums are whole numbers that 16 bits hold: everything is exact"),
-)  # fmt: skip
+)

@@ -29,10 +29,18 @@ MOST_SCORES = 2**20 - 1
 
 @triton.jit
 def skinny_kernel(
-    x, weight, out, M, K, N,
-    ACT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    x,
+    weight,
+    out,
+    M,
+    K,
+    N,
+    ACT: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
     STAGES: tl.constexpr,
-):  # fmt: skip
+):
     n = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     live = n < N
     k = tl.arange(0, BLOCK_K)
@@ -53,15 +61,13 @@ def skinny_kernel(
             inside = k0 + k < K
             at = n[:, None] * K + (k0 + k)[None, :]
             w = tl.load(weight + at, mask=live[:, None] & inside[None, :], other=0.0)
-            xt = tl.load(
-                x + m[None, :] * K + (k0 + k)[:, None],
-                mask=inside[:, None] & (m < M)[None, :], other=0.0,
-            )  # fmt: skip
+            xt = tl.load(x + m[None, :] * K + (k0 + k)[:, None], mask=inside[:, None] & (m < M)[None, :], other=0.0)
             yt = tl.dot(w, xt, yt)
         tl.store(
-            out + m[None, :] * N + n[:, None], activate(yt, ACT).to(out.dtype.element_ty),
+            out + m[None, :] * N + n[:, None],
+            activate(yt, ACT).to(out.dtype.element_ty),
             mask=live[:, None] & (m < M)[None, :],
-        )  # fmt: skip
+        )
 
 
 @triton.jit
@@ -127,9 +133,17 @@ def skinny(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor, activation:
     (m, k), n = x.shape, weight.shape[0]
     tile = skinny_config(m, k)
     launch(
-        skinny_kernel, (triton.cdiv(n, tile["BLOCK_N"]),),
-        x=x, weight=weight, out=out, M=m, K=k, N=n, ACT=activation, **tile,
-    )  # fmt: skip
+        skinny_kernel,
+        (triton.cdiv(n, tile["BLOCK_N"]),),
+        x=x,
+        weight=weight,
+        out=out,
+        M=m,
+        K=k,
+        N=n,
+        ACT=activation,
+        **tile,
+    )
 
 
 def top_k(scores: torch.Tensor, index: torch.Tensor) -> None:
@@ -138,15 +152,10 @@ def top_k(scores: torch.Tensor, index: torch.Tensor) -> None:
     if n > MOST_SCORES:
         raise ValueError(f"top_k counts at most {MOST_SCORES} scores, got {n}; use torch.topk")
     if index.shape[1]:
-        launch(
-            top_k_kernel, (m,), scores=scores, index=index, N=n, keep=index.shape[1],
-            **top_k_config(n),
-        )  # fmt: skip
+        launch(top_k_kernel, (m,), scores=scores, index=index, N=n, keep=index.shape[1], **top_k_config(n))
 
 
-def buffers(
-    x: torch.Tensor, w_in: torch.Tensor, w_out: torch.Tensor, keep: int
-) -> dict[str, torch.Tensor]:
+def buffers(x: torch.Tensor, w_in: torch.Tensor, w_out: torch.Tensor, keep: int) -> dict[str, torch.Tensor]:
     """hidden (M, rank), scores (M, outputs), index (M, keep)."""
     m = x.shape[0]
     return {

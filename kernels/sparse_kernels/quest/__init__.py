@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from simulator.ops import Op
-from simulator.traffic import Operand
+from simulator.ops.ops import Op
+from simulator.ops.traffic import Operand
 from sparse_kernels import decode, demand
 from sparse_kernels.quest.naive import quest as naive
 from sparse_kernels.quest.triton import quest as triton
@@ -17,30 +17,25 @@ from sparse_kernels.tensors import Draw
 
 CASES = (
     case("mha", "test", "traffic", batch=2, tokens=512, budget=64, page=16, hq=2, hk=2, d=64),
+    case("mha fp16 odd", "test", "traffic", dtype="fp16", batch=1, tokens=416, budget=96, page=8, hq=3, hk=3, d=80),
     case(
-        "mha fp16 odd", "test", "traffic", dtype="fp16",
-        batch=1, tokens=416, budget=96, page=8, hq=3, hk=3, d=80,
-    ),
-    case(
-        "gqa4, all pages united", "test", "traffic",
-        batch=1, tokens=256, budget=80, page=16, hq=4, hk=1, d=128, apart=1,
+        "gqa4, all pages united", "test", "traffic", batch=1, tokens=256, budget=80, page=16, hq=4, hk=1, d=128, apart=1
     ),
     case("gqa8 open page", "test", batch=1, tokens=203, budget=48, page=16, hq=8, hk=1, d=64),
     case("one page", "test", batch=1, tokens=100, budget=16, page=16, hq=4, hk=2, d=64),
     case("every page", "test", batch=1, tokens=64, budget=64, page=16, hq=2, hk=1, d=64),
     *(
-        case(
-            f"{name} 2k of 64k x{batch}", *uses,
-            batch=batch, tokens=65536, budget=2048, page=16, hq=32, hk=hk, d=128,
-        )
+        case(f"{name} 2k of 64k x{batch}", *uses, batch=batch, tokens=65536, budget=2048, page=16, hq=32, hk=hk, d=128)
         for name, hk, batch, uses in (
-            ("mha-32", 32, 1, ("quick", "full")), ("mha-32", 32, 16, ("quick", "full")),
-            ("gqa-8", 8, 1, ("full",)), ("gqa-8", 8, 16, ("full",)),
+            ("mha-32", 32, 1, ("quick", "full")),
+            ("mha-32", 32, 16, ("quick", "full")),
+            ("gqa-8", 8, 1, ("full",)),
+            ("gqa-8", 8, 16, ("full",)),
         )
     ),
     case("llama-2-7b 8k", "compile", "hot", batch=1, tokens=8192, budget=2048, page=16, hq=32, hk=32, d=128),
     case("llama-3-8b 8k", "compile", "hot", batch=1, tokens=8192, budget=2048, page=16, hq=32, hk=8, d=128),
-)  # fmt: skip
+)
 
 
 def inputs(case: Case, seed: int, device: str) -> dict[str, Any]:
@@ -68,9 +63,7 @@ def inputs(case: Case, seed: int, device: str) -> dict[str, Any]:
     }
 
 
-def buffers(
-    *, q: torch.Tensor, bounds: torch.Tensor, page: int, budget: int, **_: Any
-) -> dict[str, torch.Tensor]:
+def buffers(*, q: torch.Tensor, bounds: torch.Tensor, page: int, budget: int, **_: Any) -> dict[str, torch.Tensor]:
     batch, hq, _d = q.shape
     shape = (batch, hq, bounds.shape[2])
     return {
@@ -96,13 +89,12 @@ KERNEL = Kernel(
     buffers=buffers,
     naive=naive,
     triton=triton,
-    operands={
-        **decode.OPERANDS, "bounds": KV, "scores": Flow(Operand.INDEX, Operand.KV), "pages": INDEX,
-    },
+    operands={**decode.OPERANDS, "bounds": KV, "scores": Flow(Operand.INDEX, Operand.KV), "pages": INDEX},
     ops=ops,
     tolerance=Tolerance(
-        2**-7, 2**-8,
+        2**-7,
+        2**-8,
         "as flash_decode; inputs are quarters, whose products float32 sums exactly, so that picked pages are equal",
     ),
     dense="flash_decode",
-)  # fmt: skip
+)

@@ -8,9 +8,16 @@ from sparse_kernels.plain import appended, attention, largest
 
 
 def quest(
-    q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, k_new: torch.Tensor, v_new: torch.Tensor,
-    bounds: torch.Tensor, tokens: int, page: int, budget: int,
-) -> dict[str, torch.Tensor]:  # fmt: skip
+    q: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    k_new: torch.Tensor,
+    v_new: torch.Tensor,
+    bounds: torch.Tensor,
+    tokens: int,
+    page: int,
+    budget: int,
+) -> dict[str, torch.Tensor]:
     """Per query head, attend to the ``budget / page`` pages of the best bound, the newest always among them."""
     k, v = appended(k_cache, k_new, tokens - 1), appended(v_cache, v_new, tokens - 1)
     batch, hq, _ = q.shape

@@ -32,9 +32,18 @@ CONFIG = {"num_warps": 4, "num_stages": 1}
 
 @triton.jit
 def estimate_kernel(
-    q, bounds, scores, hq, hk, pages, newest,
-    D: tl.constexpr, BLOCK_G: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_D: tl.constexpr,
-):  # fmt: skip
+    q,
+    bounds,
+    scores,
+    hq,
+    hk,
+    pages,
+    newest,
+    D: tl.constexpr,
+    BLOCK_G: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
     kv = tl.program_id(0).to(tl.int64)
     group = hq // hk
     g = tl.arange(0, BLOCK_G)
@@ -51,25 +60,43 @@ def estimate_kernel(
     bound = tl.dot(tl.where(qt > 0, qt, zero), tl.trans(high))
     bound = tl.dot(tl.where(qt < 0, qt, zero), tl.trans(low), bound)
     bound = tl.where((page == newest)[None, :], float("inf"), bound)
-    tl.store(
-        scores + row[:, None] * pages + page[None, :], bound,
-        mask=(g < group)[:, None] & (page < pages)[None, :],
-    )  # fmt: skip
+    tl.store(scores + row[:, None] * pages + page[None, :], bound, mask=(g < group)[:, None] & (page < pages)[None, :])
 
 
 def quest(
-    q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, k_new: torch.Tensor, v_new: torch.Tensor,
-    bounds: torch.Tensor, tokens: int, page: int, budget: int,
-    out: torch.Tensor, scores: torch.Tensor, pages: torch.Tensor, parts: torch.Tensor, sums: torch.Tensor,
-) -> None:  # fmt: skip
+    q: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    k_new: torch.Tensor,
+    v_new: torch.Tensor,
+    bounds: torch.Tensor,
+    tokens: int,
+    page: int,
+    budget: int,
+    out: torch.Tensor,
+    scores: torch.Tensor,
+    pages: torch.Tensor,
+    parts: torch.Tensor,
+    sums: torch.Tensor,
+) -> None:
     """Estimate, select, attend; `budget` tokens per query head in pages of `page`."""
     batch, hq, d = q.shape
     hk, n = bounds.shape[1:3]
     launch(
-        estimate_kernel, (batch * hk, triton.cdiv(n, BLOCK_P)), **CONFIG,
-        q=q, bounds=bounds, scores=scores, hq=hq, hk=hk, pages=n, newest=(tokens - 1) // page, D=d,
-        BLOCK_G=max(16, triton.next_power_of_2(hq // hk)), BLOCK_P=BLOCK_P,
+        estimate_kernel,
+        (batch * hk, triton.cdiv(n, BLOCK_P)),
+        **CONFIG,
+        q=q,
+        bounds=bounds,
+        scores=scores,
+        hq=hq,
+        hk=hk,
+        pages=n,
+        newest=(tokens - 1) // page,
+        D=d,
+        BLOCK_G=max(16, triton.next_power_of_2(hq // hk)),
+        BLOCK_P=BLOCK_P,
         BLOCK_D=max(16, triton.next_power_of_2(d)),
-    )  # fmt: skip
+    )
     top_k(scores, pages)
     attend(q, k_cache, v_cache, k_new, v_new, out, parts, sums, tokens=tokens, runs=pages, run=page)

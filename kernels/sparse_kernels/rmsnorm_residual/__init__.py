@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from simulator.ops import Op
-from simulator.traffic import Operand
+from simulator.ops.ops import Op
+from simulator.ops.traffic import Operand
 from sparse_kernels import demand
 from sparse_kernels.registry import ACTIVATION, WEIGHT, Case, Explained, Kernel, Tolerance, case
 from sparse_kernels.rmsnorm_residual.naive import rmsnorm_residual as naive
@@ -53,18 +53,19 @@ KERNEL = Kernel(
     buffers=buffers,
     naive=naive,
     triton=triton,
-    operands={
-        "x": ACTIVATION, "residual": ACTIVATION, "out": ACTIVATION, "summed": ACTIVATION, "weight": WEIGHT,
-    },
+    operands={"x": ACTIVATION, "residual": ACTIVATION, "out": ACTIVATION, "summed": ACTIVATION, "weight": WEIGHT},
     ops=ops,
     tolerance=Tolerance(
-        2**-7, 2**-10,
+        2**-7,
+        2**-10,
         "the sum is rounded to 8 bits (bf16) once and normalised in float32; the output is rounded once more",
     ),
     explained=(
         Explained(
-            Operand.WEIGHT, "read", lambda case, _: 2.0 * case["hidden"],
+            Operand.WEIGHT,
+            "read",
+            lambda case, _: 2.0 * case["hidden"],
             "the norm's own weight, 2 hidden B per call, is not in the simulator's norm (2 rows of activations)",
         ),
     ),
-)  # fmt: skip
+)

@@ -30,14 +30,27 @@ def rmsnorm_residual_kernel(x, residual, weight, out, summed, hidden, epsilon, B
 
 
 def rmsnorm_residual(
-    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, epsilon: float,
-    out: torch.Tensor, summed: torch.Tensor,
-) -> None:  # fmt: skip
+    x: torch.Tensor,
+    residual: torch.Tensor,
+    weight: torch.Tensor,
+    epsilon: float,
+    out: torch.Tensor,
+    summed: torch.Tensor,
+) -> None:
     """Rows of x and residual (m, hidden); `summed` is the sum that the next block adds to."""
     rows, hidden = x.shape
     block = triton.next_power_of_2(hidden)
     launch(
-        rmsnorm_residual_kernel, (rows,), num_warps=min(max(block // 512, 1), 16), num_stages=1,
-        x=x, residual=residual, weight=weight, out=out, summed=summed, hidden=hidden,
-        epsilon=epsilon, BLOCK=block,
-    )  # fmt: skip
+        rmsnorm_residual_kernel,
+        (rows,),
+        num_warps=min(max(block // 512, 1), 16),
+        num_stages=1,
+        x=x,
+        residual=residual,
+        weight=weight,
+        out=out,
+        summed=summed,
+        hidden=hidden,
+        epsilon=epsilon,
+        BLOCK=block,
+    )

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from simulator.dtypes import FORMATS
-from simulator.ops import Linear, Op
+from simulator.base.dtypes import FORMATS
+from simulator.ops.ops import Linear, Op
 from sparse_kernels import demand
 from sparse_kernels.registry import ACTIVATION, INDEX, WEIGHT, Case, Kernel, Tolerance, case
 from sparse_kernels.shadowkv_rebuild.naive import shadowkv_rebuild as naive
@@ -17,19 +17,13 @@ from sparse_kernels.tensors import Draw
 
 CASES = (
     case("rank 160", "test", "traffic", batch=1, tokens=256, chunk=8, chunks=8, rank=160, hk=2, d=128),
-    case(
-        "fp16 odd", "test", "traffic", dtype="fp16",
-        batch=2, tokens=240, chunk=8, chunks=5, rank=48, hk=3, d=80,
-    ),
+    case("fp16 odd", "test", "traffic", dtype="fp16", batch=2, tokens=240, chunk=8, chunks=5, rank=48, hk=3, d=80),
     case("one chunk", "test", batch=1, tokens=64, chunk=8, chunks=1, rank=32, hk=2, d=64),
     case("every chunk", "test", batch=1, tokens=64, chunk=8, chunks=8, rank=33, hk=1, d=64),
     case("no chunk", "test", batch=1, tokens=64, chunk=8, chunks=0, rank=32, hk=2, d=64),
     case("llama-3-8b 2k x16", "full", batch=16, tokens=65536, chunk=8, chunks=256, rank=160, hk=8, d=128),
-    case(
-        "llama-3-8b 2k", "compile", "hot", "full",
-        batch=1, tokens=32768, chunk=8, chunks=256, rank=160, hk=8, d=128,
-    ),
-)  # fmt: skip
+    case("llama-3-8b 2k", "compile", "hot", "full", batch=1, tokens=32768, chunk=8, chunks=256, rank=160, hk=8, d=128),
+)
 
 
 def inputs(case: Case, seed: int, device: str) -> dict[str, Any]:
@@ -37,9 +31,7 @@ def inputs(case: Case, seed: int, device: str) -> dict[str, Any]:
     draw, dtype = Draw(seed, device), case.dtype
     batch, hk, d, rank, tokens = (case[n] for n in ("batch", "hk", "d", "rank", "tokens"))
     chunks, all_chunks = case["chunks"], case["tokens"] // case["chunk"]
-    shuffled = (
-        torch.randperm(all_chunks, generator=draw.generator, device=device) for _ in range(batch)
-    )
+    shuffled = (torch.randperm(all_chunks, generator=draw.generator, device=device) for _ in range(batch))
     picked = torch.stack([p[: hk * chunks].view(hk, chunks) for p in shuffled])
     return {
         "factor": draw.normal(batch, tokens, rank, dtype=dtype),
@@ -50,9 +42,7 @@ def inputs(case: Case, seed: int, device: str) -> dict[str, Any]:
     }
 
 
-def buffers(
-    *, basis: torch.Tensor, picked: torch.Tensor, chunk: int, **_: Any
-) -> dict[str, torch.Tensor]:
+def buffers(*, basis: torch.Tensor, picked: torch.Tensor, chunk: int, **_: Any) -> dict[str, torch.Tensor]:
     batch, hk, _rank, d = basis.shape
     shape = (batch, hk, picked.shape[2] * chunk, d)
     return {"keys": torch.empty(shape, dtype=basis.dtype, device=basis.device)}
@@ -85,7 +75,6 @@ KERNEL = Kernel(
     operands={"factor": ACTIVATION, "basis": WEIGHT, "picked": INDEX, "keys": ACTIVATION},
     ops=ops,
     tolerance=Tolerance(
-        2**-7, 2**-8,
-        "sums of exact products in float32, rounded once to 8 bits (bf16); angles are good to 1e-4 rad",
+        2**-7, 2**-8, "sums of exact products in float32, rounded once to 8 bits (bf16); angles are good to 1e-4 rad"
     ),
-)  # fmt: skip
+)

@@ -33,9 +33,21 @@ CONFIG = {"num_warps": 8, "num_stages": 3}
 
 @triton.jit
 def rebuild_kernel(
-    factor, basis, picked, keys, hk, tokens, chunks, chunk, rank,
-    D: tl.constexpr, LOG2_THETA: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_P: tl.constexpr,
-):  # fmt: skip
+    factor,
+    basis,
+    picked,
+    keys,
+    hk,
+    tokens,
+    chunks,
+    chunk,
+    rank,
+    D: tl.constexpr,
+    LOG2_THETA: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+):
     kv = tl.program_id(0).to(tl.int64)
     i = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     p = tl.arange(0, BLOCK_P)
@@ -48,9 +60,7 @@ def rebuild_kernel(
     for start in tl.range(0, rank, BLOCK_R):
         r = start + tl.arange(0, BLOCK_R)
         inside = r < rank
-        a = tl.load(
-            factor + row[:, None] + r[None, :], mask=live[:, None] & inside[None, :], other=0.0
-        )
+        a = tl.load(factor + row[:, None] + r[None, :], mask=live[:, None] & inside[None, :], other=0.0)
         at = (kv * rank + r)[:, None] * D + p[None, :]
         mask = inside[:, None] & (p < D // 2)[None, :]
         low = tl.dot(a, tl.load(basis + at, mask=mask, other=0.0), low)
@@ -63,15 +73,27 @@ def rebuild_kernel(
 
 
 def shadowkv_rebuild(
-    factor: torch.Tensor, basis: torch.Tensor, picked: torch.Tensor, chunk: int, theta: float,
-    keys: torch.Tensor,
-) -> None:  # fmt: skip
+    factor: torch.Tensor, basis: torch.Tensor, picked: torch.Tensor, chunk: int, theta: float, keys: torch.Tensor
+) -> None:
     """Rotated keys of the chunks each KV head picked."""
     batch, hk, rank, d = basis.shape
     tokens, chunks = factor.shape[1], picked.shape[2]
     launch(
-        rebuild_kernel, (batch * hk, triton.cdiv(chunks * chunk, BLOCK_N)), **CONFIG,
-        factor=factor, basis=basis, picked=picked, keys=keys, hk=hk, tokens=tokens, chunks=chunks,
-        chunk=chunk, rank=rank, D=d, LOG2_THETA=math.log2(theta), BLOCK_N=BLOCK_N, BLOCK_R=BLOCK_R,
+        rebuild_kernel,
+        (batch * hk, triton.cdiv(chunks * chunk, BLOCK_N)),
+        **CONFIG,
+        factor=factor,
+        basis=basis,
+        picked=picked,
+        keys=keys,
+        hk=hk,
+        tokens=tokens,
+        chunks=chunks,
+        chunk=chunk,
+        rank=rank,
+        D=d,
+        LOG2_THETA=math.log2(theta),
+        BLOCK_N=BLOCK_N,
+        BLOCK_R=BLOCK_R,
         BLOCK_P=max(16, triton.next_power_of_2(d // 2)),
-    )  # fmt: skip
+    )

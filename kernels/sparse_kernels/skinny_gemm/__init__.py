@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from simulator.ops import Op
+from simulator.ops.ops import Op
 from sparse_kernels import demand
 from sparse_kernels.registry import ACTIVATION, WEIGHT, WORKSPACE, Case, Kernel, Tolerance, case
 from sparse_kernels.skinny_gemm.naive import skinny_gemm as naive
@@ -24,11 +24,13 @@ CASES = (
         case(f"{name} x{rows}", *uses, batch=rows, hidden=hidden, neurons=neurons)
         for name, hidden, neurons in (("4096 to 11008", 4096, 11008), ("7168 to 28672", 7168, 28672))
         for rows, uses in (
-            (1, ("hot", "compile", "quick", "full")), (4, ("full",)), (16, ("hot", "compile", "full")),
+            (1, ("hot", "compile", "quick", "full")),
+            (4, ("full",)),
+            (16, ("hot", "compile", "full")),
             (64, ("hot", "compile", "full")),
         )
     ),
-)  # fmt: skip
+)
 
 
 def inputs(case: Case, seed: int, device: str) -> dict[str, Any]:
@@ -58,7 +60,8 @@ KERNEL = Kernel(
     operands={"x": ACTIVATION, "weight": WEIGHT, "out": ACTIVATION, "partial": WORKSPACE},
     ops=ops,
     tolerance=Tolerance(
-        2**-8, 2**-12,
+        2**-8,
+        2**-12,
         "products are exact and summed in float32; the output is rounded to 8 bits (bf16), half a step is 2^-9",
     ),
-)  # fmt: skip
+)

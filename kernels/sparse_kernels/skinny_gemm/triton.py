@@ -40,10 +40,7 @@ def gemv_kernel(x, weight, out, n, k, steps, BLOCK_N: tl.constexpr, BLOCK_K: tl.
 
 
 @triton.jit
-def skinny_kernel(
-    x, weight, out, m, n, k, steps,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
+def skinny_kernel(x, weight, out, m, n, k, steps, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr):
     rows = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     columns = tl.arange(0, BLOCK_M).to(tl.int64)
     split = tl.program_id(1).to(tl.int64)
@@ -54,12 +51,8 @@ def skinny_kernel(
     for block in tl.range(start, end, BLOCK_K):
         i = block + lane
         inside = (i < end)[None, :]
-        w = tl.load(
-            weight + rows[:, None] * k + i[None, :], mask=(rows < n)[:, None] & inside, other=0.0
-        )
-        xt = tl.load(
-            x + columns[:, None] * k + i[None, :], mask=(columns < m)[:, None] & inside, other=0.0
-        )
+        w = tl.load(weight + rows[:, None] * k + i[None, :], mask=(rows < n)[:, None] & inside, other=0.0)
+        xt = tl.load(x + columns[:, None] * k + i[None, :], mask=(columns < m)[:, None] & inside, other=0.0)
         acc = tl.dot(w, tl.trans(xt), acc)
     at = (split * m + columns)[None, :] * n + rows[:, None]
     mask = (rows < n)[:, None] & (columns < m)[None, :]
@@ -88,9 +81,7 @@ def buffers(*, x: torch.Tensor, weight: torch.Tensor, **_: Any) -> dict[str, tor
     }
 
 
-def skinny_gemm(
-    x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor, partial: torch.Tensor
-) -> None:
+def skinny_gemm(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor, partial: torch.Tensor) -> None:
     """``out = x W^T`` for x (m, k) of at most `MOST_ROWS` rows."""
     (m, k), n = x.shape, weight.shape[0]
     if not 1 <= m <= MOST_ROWS:
@@ -103,8 +94,17 @@ def skinny_gemm(
         launch(gemv_kernel, grid, x=x, weight=weight, out=into, n=n, k=k, steps=steps, **t)
     else:
         launch(
-            skinny_kernel, grid, x=x, weight=weight, out=into, m=m, n=n, k=k, steps=steps,
-            BLOCK_M=max(16, triton.next_power_of_2(m)), **t,
-        )  # fmt: skip
+            skinny_kernel,
+            grid,
+            x=x,
+            weight=weight,
+            out=into,
+            m=m,
+            n=n,
+            k=k,
+            steps=steps,
+            BLOCK_M=max(16, triton.next_power_of_2(m)),
+            **t,
+        )
     if s > 1:
         split_k.reduce(partial, out)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from simulator.ops import Op
+from simulator.ops.ops import Op
 from sparse_kernels import decode, demand
 from sparse_kernels.registry import KV, Case, Kernel, Tolerance, case
 from sparse_kernels.streaming_llm.naive import streaming_llm as naive
@@ -17,15 +17,24 @@ CASES = (
     case("mha", "test", "traffic", batch=2, tokens=500, sinks=4, window=124, hq=2, hk=2, d=64),
     case("gqa4 odd", "test", "traffic", batch=1, tokens=300, sinks=4, window=97, hq=8, hk=2, d=80),
     case(
-        "gqa8 fp16, not full", "test", "traffic", dtype="fp16",
-        batch=1, tokens=70, sinks=4, window=124, hq=8, hk=1, d=128,
+        "gqa8 fp16, not full",
+        "test",
+        "traffic",
+        dtype="fp16",
+        batch=1,
+        tokens=70,
+        sinks=4,
+        window=124,
+        hq=8,
+        hk=1,
+        d=128,
     ),
     case("no sinks", "test", batch=1, tokens=200, sinks=0, window=50, hq=2, hk=1, d=64),
     case("one token", "test", batch=1, tokens=1, sinks=4, window=28, hq=2, hk=1, d=32),
     case("mha-32 1k of 32k x16", "full", batch=16, tokens=32768, sinks=4, window=1020, hq=32, hk=32, d=128),
     case("mha-32 4k of 32k x1", "full", batch=1, tokens=32768, sinks=4, window=4092, hq=32, hk=32, d=128),
     case("llama-2-7b", "compile", "hot", batch=1, tokens=4096, sinks=4, window=1020, hq=32, hk=32, d=128),
-)  # fmt: skip
+)
 
 
 def inputs(case: Case, seed: int, device: str) -> dict[str, Any]:
@@ -49,9 +58,7 @@ def inputs(case: Case, seed: int, device: str) -> dict[str, Any]:
 
 def ops(case: Case, _: Mapping[str, Any]) -> tuple[Op, ...]:
     policy = f"streaming_llm(window={case['window']},sinks={case['sinks']})"
-    return demand.lowered(
-        policy, demand.layer(case), demand.decode(case), ["kv.rotate", "attn.core"]
-    )
+    return demand.lowered(policy, demand.layer(case), demand.decode(case), ["kv.rotate", "attn.core"])
 
 
 KERNEL = Kernel(
@@ -67,9 +74,10 @@ KERNEL = Kernel(
     operands={**decode.OPERANDS, "k_rotated": KV},
     ops=ops,
     tolerance=Tolerance(
-        2**-7, 2**-7,
+        2**-7,
+        2**-7,
         "as flash_decode; where sines differ in the last place the other neighbour of a rotated key is stored, 2^-8 of"
         " it",
     ),
     dense="flash_decode",
-)  # fmt: skip
+)

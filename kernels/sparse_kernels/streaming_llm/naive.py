@@ -15,9 +15,16 @@ def places(kept: int, slot: int, sinks: int, device: torch.device) -> torch.Tens
 
 
 def streaming_llm(
-    q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, k_new: torch.Tensor, v_new: torch.Tensor,
-    kept: int, slot: int, sinks: int, theta: float,
-) -> dict[str, torch.Tensor]:  # fmt: skip
+    q: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    k_new: torch.Tensor,
+    v_new: torch.Tensor,
+    kept: int,
+    slot: int,
+    sinks: int,
+    theta: float,
+) -> dict[str, torch.Tensor]:
     """Attend to the `kept` tokens in the cache, the new one in `slot`, keys rotated by their place in it."""
     k, v = appended(k_cache, k_new, slot), appended(v_cache, v_new, slot)
     group = q.shape[1] // k.shape[1]

@@ -33,9 +33,18 @@ from sparse_kernels.split_k import splits_for
 
 @triton.jit
 def rotate_kernel(
-    k_cache, k_new, k_rotated, slots, kept, slot, sinks,
-    D: tl.constexpr, LOG2_THETA: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_P: tl.constexpr,
-):  # fmt: skip
+    k_cache,
+    k_new,
+    k_rotated,
+    slots,
+    kept,
+    slot,
+    sinks,
+    D: tl.constexpr,
+    LOG2_THETA: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+):
     kv = tl.program_id(0).to(tl.int64)
     i = tl.program_id(1).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     p = tl.arange(0, BLOCK_P)
@@ -61,10 +70,26 @@ def rotate_kernel(
 
 @triton.jit
 def ring_kernel(
-    q, k_rotated, v_cache, v_new, out, parts, sums,
-    hq, hk, slots, kept, slot, blocks_per_split, scale,
-    D: tl.constexpr, PARTS: tl.constexpr, BLOCK_G: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
-):  # fmt: skip
+    q,
+    k_rotated,
+    v_cache,
+    v_new,
+    out,
+    parts,
+    sums,
+    hq,
+    hk,
+    slots,
+    kept,
+    slot,
+    blocks_per_split,
+    scale,
+    D: tl.constexpr,
+    PARTS: tl.constexpr,
+    BLOCK_G: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
     kv = tl.program_id(0).to(tl.int64)
     group = hq // hk
     g = tl.arange(0, BLOCK_G)
@@ -75,7 +100,7 @@ def ring_kernel(
     row = kv * group + g
     qt = tl.load(q + row[:, None] * D + c[None, :], mask=rows[:, None] & wide, other=0.0)
     m = tl.full((BLOCK_G,), FLOOR, tl.float32)
-    l = tl.zeros((BLOCK_G,), tl.float32)  # noqa: E741
+    l = tl.zeros((BLOCK_G,), tl.float32)
     acc = tl.zeros((BLOCK_G, BLOCK_D), tl.float32)
     start = tl.program_id(1) * blocks_per_split * BLOCK_N
     end = tl.minimum(start + blocks_per_split * BLOCK_N, kept)
@@ -90,13 +115,11 @@ def ring_kernel(
         v1 = tl.load(v_new + fresh, mask=new, other=0.0)
         tl.store(v_cache + at, v1, mask=new)
         score = tl.dot(qt, tl.trans(k)) * scale
-        m, l, acc = update(score, visible[None, :], v + v1, m, l, acc)  # noqa: E741
+        m, l, acc = update(score, visible[None, :], v + v1, m, l, acc)
     finish(out, parts, sums, row, rows, m, l, acc, D, BLOCK_D, PARTS)
 
 
-def buffers(
-    *, q: torch.Tensor, k_cache: torch.Tensor, kept: int, **_: Any
-) -> dict[str, torch.Tensor]:
+def buffers(*, q: torch.Tensor, k_cache: torch.Tensor, kept: int, **_: Any) -> dict[str, torch.Tensor]:
     """Output (batch, hq, d), rotated keys and the states of the splits."""
     batch, hq, d = q.shape
     n = splits_for(batch * k_cache.shape[1], triton.cdiv(kept, BLOCK_N))
@@ -108,25 +131,64 @@ def buffers(
 
 
 def streaming_llm(
-    q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, k_new: torch.Tensor, v_new: torch.Tensor,
-    kept: int, slot: int, sinks: int, theta: float,
-    out: torch.Tensor, k_rotated: torch.Tensor, parts: torch.Tensor, sums: torch.Tensor,
-) -> None:  # fmt: skip
+    q: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    k_new: torch.Tensor,
+    v_new: torch.Tensor,
+    kept: int,
+    slot: int,
+    sinks: int,
+    theta: float,
+    out: torch.Tensor,
+    k_rotated: torch.Tensor,
+    parts: torch.Tensor,
+    sums: torch.Tensor,
+) -> None:
     """Attend to the `kept` tokens of the cache; the new one is written to `slot`."""
     batch, hq, d = q.shape
     hk, slots = k_cache.shape[1:3]
     blocks = triton.cdiv(kept, BLOCK_N)
     launch(
-        rotate_kernel, (batch * hk, blocks), num_warps=4, num_stages=1,
-        k_cache=k_cache, k_new=k_new, k_rotated=k_rotated, slots=slots, kept=kept, slot=slot, sinks=sinks,
-        D=d, LOG2_THETA=math.log2(theta), BLOCK_N=BLOCK_N, BLOCK_P=triton.next_power_of_2(d // 2),
-    )  # fmt: skip
+        rotate_kernel,
+        (batch * hk, blocks),
+        num_warps=4,
+        num_stages=1,
+        k_cache=k_cache,
+        k_new=k_new,
+        k_rotated=k_rotated,
+        slots=slots,
+        kept=kept,
+        slot=slot,
+        sinks=sinks,
+        D=d,
+        LOG2_THETA=math.log2(theta),
+        BLOCK_N=BLOCK_N,
+        BLOCK_P=triton.next_power_of_2(d // 2),
+    )
     n = splits_for(batch * hk, blocks)
     launch(
-        ring_kernel, (batch * hk, n), **CONFIG,
-        q=q, k_rotated=k_rotated, v_cache=v_cache, v_new=v_new, out=out, parts=parts, sums=sums,
-        hq=hq, hk=hk, slots=slots, kept=kept, slot=slot, blocks_per_split=triton.cdiv(blocks, n),
-        scale=LOG2E * d**-0.5, D=d, PARTS=n > 1, BLOCK_G=max(16, triton.next_power_of_2(hq // hk)),
-        BLOCK_N=BLOCK_N, BLOCK_D=max(16, triton.next_power_of_2(d)),
-    )  # fmt: skip
+        ring_kernel,
+        (batch * hk, n),
+        **CONFIG,
+        q=q,
+        k_rotated=k_rotated,
+        v_cache=v_cache,
+        v_new=v_new,
+        out=out,
+        parts=parts,
+        sums=sums,
+        hq=hq,
+        hk=hk,
+        slots=slots,
+        kept=kept,
+        slot=slot,
+        blocks_per_split=triton.cdiv(blocks, n),
+        scale=LOG2E * d**-0.5,
+        D=d,
+        PARTS=n > 1,
+        BLOCK_G=max(16, triton.next_power_of_2(hq // hk)),
+        BLOCK_N=BLOCK_N,
+        BLOCK_D=max(16, triton.next_power_of_2(d)),
+    )
     online_softmax.combine(parts, sums, out)

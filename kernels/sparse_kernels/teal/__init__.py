@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from simulator.dtypes import FORMATS
-from simulator.ops import Linear, Op
+from simulator.base.dtypes import FORMATS
+from simulator.ops.ops import Linear, Op
 from sparse_kernels.registry import ACTIVATION, WEIGHT, WORKSPACE, Case, Kernel, Tolerance, case
 from sparse_kernels.teal import naive, triton
 from sparse_kernels.tensors import Draw
@@ -45,10 +45,16 @@ def ops(case: Case, inputs: Mapping[str, Any]) -> tuple[Op, ...]:
     live = int((inputs["x"].float().abs() > inputs["threshold"]).sum()) / case["k"]
     return (
         Linear(
-            role="linear", m=1, n=case["n"], k=case["k"], fmt=FORMATS[case.dtype],
-            read_keep=live, flop_keep=live, run_bytes=2.0 * case["n"],
+            role="linear",
+            m=1,
+            n=case["n"],
+            k=case["k"],
+            fmt=FORMATS[case.dtype],
+            read_keep=live,
+            flop_keep=live,
+            run_bytes=2.0 * case["n"],
         ),
-    )  # fmt: skip
+    )
 
 
 KERNEL = Kernel(
@@ -73,4 +79,4 @@ KERNEL = Kernel(
     ops=ops,
     tolerance=Tolerance(2**-7, 2**-8, "outputs of order one rounded to 16 bits: 2^-8 relative for bf16, doubled"),
     dense="skinny_gemm",
-)  # fmt: skip
+)

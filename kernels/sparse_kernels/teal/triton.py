@@ -22,9 +22,8 @@ from sparse_kernels.launch import launch
 
 @triton.jit
 def teal_kernel(
-    x, weight, out, threshold, K, N, rows_per_split,
-    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
-):  # fmt: skip
+    x, weight, out, threshold, K, N, rows_per_split, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr
+):
     n = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     split = tl.program_id(1).to(tl.int64)
     start = split * rows_per_split
@@ -35,9 +34,7 @@ def teal_kernel(
         k = k0 + tl.arange(0, BLOCK_K)
         xv = tl.load(x + k, mask=k < end, other=0.0).to(tl.float32)
         live = (k < end) & (tl.abs(xv) > threshold)
-        w = tl.load(
-            weight + k[:, None] * N + n[None, :], mask=live[:, None] & within[None, :], other=0.0
-        )
+        w = tl.load(weight + k[:, None] * N + n[None, :], mask=live[:, None] & within[None, :], other=0.0)
         y += w.to(tl.float32) * tl.where(live, xv, 0.0)[:, None]
     total = tl.sum(y, 0)
     tl.store(out + split * N + n, total.to(out.dtype.element_ty), mask=within)
@@ -64,17 +61,22 @@ def buffers(x: torch.Tensor, weight: torch.Tensor, **_: object) -> dict[str, tor
     }
 
 
-def teal(
-    x: torch.Tensor, weight: torch.Tensor, threshold: float, y: torch.Tensor, partial: torch.Tensor
-) -> None:
+def teal(x: torch.Tensor, weight: torch.Tensor, threshold: float, y: torch.Tensor, partial: torch.Tensor) -> None:
     """y (1, N) from x (1, K) thresholded and `weight` stored (K, N)."""
     k, n = weight.shape
     tile = config(n)
     splits, step = max(partial.shape[0], 1), tile["BLOCK_K"]
     launch(
-        teal_kernel, (triton.cdiv(n, tile["BLOCK_N"]), splits),
-        x=x, weight=weight, out=y if splits == 1 else partial, threshold=threshold, K=k, N=n,
-        rows_per_split=triton.cdiv(triton.cdiv(k, splits), step) * step, **tile,
-    )  # fmt: skip
+        teal_kernel,
+        (triton.cdiv(n, tile["BLOCK_N"]), splits),
+        x=x,
+        weight=weight,
+        out=y if splits == 1 else partial,
+        threshold=threshold,
+        K=k,
+        N=n,
+        rows_per_split=triton.cdiv(triton.cdiv(k, splits), step) * step,
+        **tile,
+    )
     if splits > 1:
         split_k.reduce(partial, y)

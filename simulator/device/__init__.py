@@ -1,0 +1,1 @@
+"""What a device is: its types, its TOML file and the catalogue of profiles."""

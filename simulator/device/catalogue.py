@@ -1,0 +1,219 @@
+"""Devices: datasheet facts with their sources, found by name, alias, driver string or path.
+
+A device is one TOML file in `hw_profiles/devices`, in the user's own folder, or anywhere. The types
+are in `simulator.device.types`, reading in `simulator.device.file`, writing in
+`simulator.device.text`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from functools import lru_cache
+from importlib import resources
+from pathlib import Path
+
+from simulator.base.errors import AmbiguousNameError, InputError, UnknownNameError, fold, suggest
+from simulator.base.files import read_limited
+from simulator.base.units import exact_quantity
+from simulator.device.text import inline, table_of, to_document, to_toml, write_document
+from simulator.device.types import Clock, Device, Kind, Link, MemoryTier, Peak, Sourced
+
+__all__ = [
+    "Clock",
+    "Device",
+    "Kind",
+    "Link",
+    "MemoryTier",
+    "Peak",
+    "Sourced",
+    "edited",
+    "list_devices",
+    "load",
+    "resolve",
+    "scaled",
+    "to_toml",
+    "user_data_dir",
+]
+
+_MOST_BYTES = 2**20
+
+
+def edited(device: Device, values: Mapping[str, str], source: str = "user-edit") -> Device:
+    """Copy of `device` with some numbers replaced, checked like a file.
+
+    Parameters
+    ----------
+    values : mapping
+        Path as in `Device.facts` to text with a unit: ``{"price": "2.1 USD/h"}``.
+    """
+    from simulator.device.file import ProfileError, build
+
+    document = to_document(device)
+    old = dict(device.facts())
+    for path, text in values.items():
+        if path not in old:
+            close = suggest(path, old)
+            hint = f"did you mean {close[0]!r}?" if close else f"it has {', '.join(old)}"
+            raise InputError(f"{device.name} has no number {path!r}; {hint}")
+        table, key = table_of(document, path)
+        table[key] = {**inline(old[path]), "value": text, "source": source, "kind": "assumed"}
+        table[key]["note"] = f"was {old[path].text} ({old[path].source})"
+    written = write_document(document)
+    digest = hashlib.sha256(written.encode()).hexdigest()[:12]
+    try:
+        return build(document, written, device.name, digest)
+    except ProfileError as error:
+        # Lines of the text in between would mean nothing to whoever gave the values.
+        problems = [re.sub(r":\d+:", ":", problem, count=1) for problem in error.problems]
+        raise InputError("\n".join(problems)) from None
+
+
+def scaled(
+    device: Device,
+    *,
+    bandwidth: float = 1.0,
+    math: float = 1.0,
+    link: float = 1.0,
+    host: float = 1.0,
+    capacity: float = 1.0,
+    latency: float = 1.0,
+    power: float = 1.0,
+    price: float = 1.0,
+) -> Device:
+    """Copy of `device` with groups of numbers multiplied, for what-ifs and property tests.
+
+    `bandwidth` takes l2 and hbm, `host` the host and ssd tiers, `math` every peak, `link` every
+    device link, `capacity` the hbm size, `latency` all memory and link latencies, `power` limit and
+    idle.
+    """
+    factors = {
+        "memory.l2.bandwidth": bandwidth,
+        "memory.hbm.bandwidth": bandwidth,
+        "memory.host.bandwidth": host,
+        "memory.ssd.bandwidth": host,
+        "memory.hbm.capacity": capacity,
+        "marketed_capacity": capacity,
+        "power": power,
+        "idle_power": power,
+        "price": price,
+    }
+    values: dict[str, str] = {}
+    for path, number in device.facts():
+        factor = factors.get(path, 1.0)
+        if path.startswith(("compute.", "vector.")):
+            factor = math
+        elif path.startswith("link.") and path.endswith(".bandwidth"):
+            factor = link
+        elif path.endswith(".latency"):
+            factor = latency
+        if factor != 1.0:
+            values[path] = exact_quantity(number.value * factor, number.unit)
+    return edited(device, values, source="scaled") if values else device
+
+
+def user_data_dir() -> Path:
+    """Folder of the user's own devices and measurements, ``$SHADOWLINE_HOME`` if set."""
+    home = os.environ.get("SHADOWLINE_HOME")
+    if home:
+        return Path(home)
+    import platformdirs
+
+    return Path(platformdirs.user_data_dir("shadowline", appauthor=False))
+
+
+def list_devices() -> tuple[str, ...]:
+    """Names of all known devices, the user's own included, sorted."""
+    return tuple(sorted(_files()))
+
+
+def resolve(name: str) -> str:
+    """Canonical name for a spelling of it.
+
+    Blind to case, space, ``-`` and ``_``; a device's own name wins over an alias or a driver's
+    name string.
+
+    Raises
+    ------
+    AmbiguousNameError
+        When several profiles claim the alias ("a100").
+    UnknownNameError
+        With the nearest names.
+    """
+    key = fold(name)
+    files = _files()
+    for known in files:
+        if fold(known) == key:
+            return known
+    spellings = _spellings(tuple(files.items()))
+    candidates = spellings.get(key, ())
+    if len(candidates) == 1:
+        return candidates[0]
+    if candidates:
+        raise AmbiguousNameError("device", name, candidates)
+    raise UnknownNameError("device", name, (*files, *(s for s in spellings if s != fold(s))))
+
+
+def load(name_or_path: str | Path) -> Device:
+    """Device by name, alias, driver name string, or path of a ``.toml``.
+
+    Raises
+    ------
+    InputError
+        ``file:line: what, what to do`` for every problem of a profile at once.
+    """
+    from simulator.device.file import parse_profile
+
+    text = str(name_or_path)
+    if isinstance(name_or_path, Path) or text.endswith(".toml") or os.sep in text:
+        return parse_profile(_read(Path(text)), text)
+    name = resolve(text)
+    path = _files()[name]
+    device = parse_profile(_read(path), str(path) if _is_own(path) else Path(path).name)
+    if fold(device.name) != fold(name):
+        raise InputError(f"name is {device.name!r} but the file is called {name!r}; make them equal", where=str(path))
+    return device
+
+
+def _read(path: Path) -> bytes:
+    if not os.path.lexists(path):
+        raise InputError("no such device file; give a path to a .toml or a name", where=str(path))
+    return read_limited(path, _MOST_BYTES)
+
+
+@lru_cache(maxsize=1)
+def _package_files() -> dict[str, Path]:
+    """Shipped profiles by name."""
+    folder = resources.files("hw_profiles") / "devices"
+    with resources.as_file(folder) as path:
+        return {p.stem: p for p in sorted(path.glob("*.toml"))}
+
+
+def _is_own(path: Path) -> bool:
+    return path not in _package_files().values()
+
+
+def _files() -> dict[str, Path]:
+    """Profiles by name; the user's own shadow shipped ones of the same name."""
+    own = user_data_dir() / "devices"
+    mine = {p.stem: p for p in sorted(own.glob("*.toml"))} if own.is_dir() else {}
+    return {**_package_files(), **mine}
+
+
+@lru_cache(maxsize=8)
+def _spellings(files: tuple[tuple[str, Path], ...]) -> dict[str, tuple[str, ...]]:
+    """Folded alias or driver string -> names that claim it."""
+    claims: dict[str, set[str]] = {}
+    for name, path in files:
+        # Only the keys above the first table are parsed: the index of all files must stay fast.
+        head = _read(path).decode("utf-8", "replace").split("\n[", 1)[0]
+        try:
+            top = tomllib.loads(head)
+        except tomllib.TOMLDecodeError as error:
+            raise InputError(f"not valid TOML: {error}", where=str(path)) from None
+        for spelling in (*top.get("aliases", ()), *top.get("matches", ())):
+            claims.setdefault(fold(spelling), set()).add(name)
+    return {key: tuple(sorted(names)) for key, names in claims.items()}

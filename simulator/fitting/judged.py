@@ -1,0 +1,394 @@
+"""Measured rows with predictions beside them: which were held out, and how wrong the predictions are."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from simulator.base import console
+from simulator.base.errors import AmbiguousNameError, InputError, ShadowlineError, UnknownNameError, UnsupportedError
+from simulator.base.files import read_parquet
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from simulator.device.fits import Fit
+
+KERNEL_KINDS = ("gemm", "attention", "collective", "moe", "elementwise")
+SMALLEST = 50
+"""Rows below which a split's figures are not printed, only its count."""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Prepared rows with predictions beside them, and which split they belong to."""
+
+    rows: pd.DataFrame
+    split: str
+    unpredicted: dict[str, int] = field(default_factory=dict)
+
+
+def module_of(kind: str) -> Any:
+    """Fitting module of a kernel family: `prepare`, `INPUTS`, `fit`, `predict`."""
+    return importlib.import_module(f"simulator.fitting.{kind}")
+
+
+MOST_ROWS = 20_000_000
+"""Rows of a measured table; a small file may unpack to more than the memory holds."""
+TEXTS = (
+    "source",
+    "device",
+    "dtype",
+    "kv_dtype",
+    "phase",
+    "kernel",
+    "note",
+    "url",
+    "flag",
+    "op",
+    "link",
+    "distribution",
+    "category",
+    "pattern",
+    "engine",
+    "model",
+    "quant",
+    "metric",
+    "unit",
+    "dense_kernel",
+    "sparse_kernel",
+)
+COUNTS = (
+    "batch",
+    "q_len",
+    "kv_len",
+    "n_heads",
+    "n_kv_heads",
+    "head_dim",
+    "m",
+    "n",
+    "k",
+    "n_nodes",
+    "tp",
+    "num_tokens",
+    "hidden",
+    "inter",
+    "topk",
+    "n_experts",
+    "moe_tp",
+    "moe_ep",
+    "rows",
+    "width",
+)
+"""Columns of whole numbers from 1 on."""
+NUMBERS = (
+    *COUNTS,
+    "n_gpus",
+    "bytes",
+    "window",
+    "input_len",
+    "output_len",
+    "time_s",
+    "value",
+    "sparsity",
+    "dense_time_s",
+    "sparse_time_s",
+    "speedup",
+)
+MOST = 1e15
+"""Above any shape, byte count or time of a kernel."""
+
+
+def read_rows(path: Path) -> pd.DataFrame:
+    """Measured rows of a Parquet or CSV file; columns we know hold what their name says.
+
+    Raises
+    ------
+    InputError
+        ``file:line`` of the first number that is none, or absurd.
+    """
+    import pandas as pd
+
+    if not path.is_file():
+        raise InputError(f"no such file: {path}", where="--data")
+    try:
+        if path.suffix == ".csv":
+            # A text column that is empty throughout would else be read as numbers.
+            rows = pd.read_csv(path, dtype=dict.fromkeys(TEXTS, "str"), nrows=MOST_ROWS)
+        else:
+            rows = read_parquet(path, MOST_ROWS).to_pandas()
+    except (OSError, ValueError, OverflowError) as error:
+        raise InputError(f"{path} cannot be read: {str(error).splitlines()[0]}", where="--data") from None
+    if rows.columns.duplicated().any():
+        twice = rows.columns[rows.columns.duplicated()][0]
+        raise InputError(f"{path} has the column {twice!r} twice", where="--data")
+    for name in rows.columns:
+        if name in TEXTS:
+            kind = pd.api.types.infer_dtype(rows[name], skipna=True)
+            if kind not in ("string", "empty") and rows[name].notna().any():
+                raise InputError(f"column {name!r} is not text", where=str(path))
+        elif name in NUMBERS:
+            rows[name] = _numbers(rows[name], path)
+    return rows
+
+
+def _numbers(column: pd.Series, path: Path) -> pd.Series:
+    import numpy as np
+    import pandas as pd
+
+    if column.dtype.kind not in "biufO":
+        raise InputError(f"column {column.name!r} holds no numbers", where=str(path))
+    try:
+        found = pd.to_numeric(column, errors="coerce")
+        values = found.to_numpy(float, na_value=np.nan)
+    except OverflowError:
+        raise InputError(f"{column.name} holds a number that is too large", where=str(path)) from None
+    least = 1.0 if column.name in COUNTS else 0.0
+    # Times that are not positive are counted and left out where they are judged.
+    low = (values < least) & (column.name != "time_s")
+    bad = (np.isnan(values) & column.notna().to_numpy()) | low | (values > MOST)
+    if bad.any():
+        at = int(np.argmax(bad))
+        first = 2 if path.suffix == ".csv" else 1
+        raise InputError(
+            f"{column.name} is {str(column.iloc[at])!r}; it must be a number from {least:g} to {MOST:g}",
+            where=f"{path}:{at + first}",
+        )
+    return found
+
+
+def committed(kind: str, devices: Iterator[str] | list[str]) -> list[Fit]:
+    """Fits of the profiles as they are committed, pooled ones included."""
+    from simulator.device.fits import DEFAULT, load_fits
+
+    return [f for name in (*dict.fromkeys(devices), DEFAULT) for f in load_fits(name, kind)]
+
+
+def judge_rows(kind: str, raw: pd.DataFrame, holdout: str | None) -> tuple[list[Judged], dict[str, int]]:
+    """Predictions for the rows to be judged, and counts of the rows left out by reason."""
+    module = module_of(kind)
+    excluded = _excluded(raw)
+    rows = _prepared(module, _known(kind, raw, excluded), excluded)
+    judged = list(_committed(kind, module, rows) if holdout is None else _splits(module, rows, holdout))
+    for j in judged:
+        for reason, n in j.unpredicted.items():
+            excluded[reason] = excluded.get(reason, 0) + n
+    return judged, excluded
+
+
+def _prepared(module: Any, raw: pd.DataFrame, excluded: dict[str, int]) -> pd.DataFrame:
+    """Prepared rows; where a device lacks the rate of a format, those rows are counted instead."""
+    import pandas as pd
+
+    try:
+        return module.prepare(raw)
+    except UnsupportedError:
+        parts = []
+        for _, group in raw.groupby(["device", "dtype"], dropna=False, sort=False):
+            try:
+                parts.append(module.prepare(group))
+            except UnsupportedError as error:
+                reason = error.message.split(";")[0]
+                excluded[reason] = excluded.get(reason, 0) + len(group)
+        if not parts:
+            raise
+        return pd.concat(parts, ignore_index=True)
+
+
+def _known(kind: str, raw: pd.DataFrame, excluded: dict[str, int]) -> pd.DataFrame:
+    """Rows of devices with a profile and formats we know; the others are counted in `excluded`."""
+    from simulator.base.dtypes import FORMATS
+    from simulator.device.catalogue import resolve
+
+    keep = [True] * len(raw)
+    if "device" in raw:
+        names: dict[str, bool] = {}
+        device = raw["device"].fillna("").astype(str)
+        for name in device.unique():
+            try:
+                names[name] = bool(resolve(name))
+            except (UnknownNameError, AmbiguousNameError):
+                names[name] = False
+        keep = device.map(names).to_numpy()
+        for name, here in names.items():
+            if not here:
+                excluded[f"device {name} has no profile"] = int((device == name).sum())
+    if "dtype" in raw and kind in ("gemm", "attention"):
+        known = raw["dtype"].astype(str).isin(list(FORMATS)).to_numpy()
+        for name, n in raw["dtype"][~known].value_counts().items():
+            excluded[f"unknown format {name}"] = int(n)
+        keep = keep & known
+    return raw[keep]
+
+
+def _committed(kind: str, module: Any, rows: pd.DataFrame) -> Iterator[Judged]:
+    """Rows by what the committed fits have seen: their source, their device, or neither."""
+    import numpy as np
+
+    fits = committed(kind, sorted(rows["device"].unique()))
+    seen: dict[str, set[str]] = {}
+    for fit in fits:
+        seen.setdefault(fit.device, set()).update(fit.sources)
+    split = np.array(
+        [
+            "cross_device" if d not in seen else "in_source" if s in seen[d] else "cross_source"
+            for d, s in zip(rows["device"], rows["source"], strict=True)
+        ]
+    )
+    for name in ("in_source", "cross_source", "cross_device"):
+        if (split == name).any():
+            yield _predicted(module, rows[split == name], fits, name)
+
+
+def _excluded(raw: pd.DataFrame) -> dict[str, int]:
+    import numpy as np
+
+    out: dict[str, int] = {}
+    if "flag" in raw:
+        flag = raw["flag"].fillna("").astype(str).str.strip()
+        out = {f"flag {k}": int(v) for k, v in flag[flag != ""].value_counts().items()}
+    if "time_s" in raw:
+        bad = ~np.isfinite(raw["time_s"].to_numpy(float)) | (raw["time_s"].to_numpy(float) <= 0)
+        if bad.any():
+            out["no positive time"] = int(bad.sum())
+    return out
+
+
+def _splits(module: Any, rows: pd.DataFrame, holdout: str) -> Iterator[Judged]:
+    from simulator.fitting import judge
+
+    if holdout in ("source", "device"):
+        yield from _left_out(module, rows, holdout)
+        return
+    if not len(rows):
+        raise InputError("no row is left to hold out", where="--data")
+    test = judge.split(rows, module.INPUTS, holdout)
+    yield _predicted(module, rows[test], module.fit(rows[~test]), "in_source")
+
+
+def _left_out(module: Any, rows: pd.DataFrame, column: str) -> Iterator[Judged]:
+    """Leave one source of a device, or one device, out at a time.
+
+    Where another source measured too few rows of the device's number format, leaving a source out
+    leaves the device unseen, and its rows are judged as `cross_device`.
+    """
+    if column == "device":
+        names = sorted(rows["device"].unique())
+        if len(names) < 2:
+            raise InputError("one device only: nothing is left to fit on", where="--holdout")
+        judged_on = rows["device"].notna()
+    else:
+        names = sorted(rows["source"].unique())
+        sources = rows.groupby("device")["source"].nunique()
+        judged_on = rows["device"].isin(sources[sources > 1].index)
+        if not judged_on.any():
+            raise InputError("no device has rows of two sources", where="--holdout")
+    # A family whose fit is long has `without`: it fits again only what the left-out rows touch.
+    if hasattr(module, "without"):
+        rest = module.without(rows)
+    else:
+
+        def rest(left_out: Any) -> list[Fit]:
+            return module.fit(rows[~left_out])
+
+    parts: dict[str, list[Judged]] = {"cross_source": [], "cross_device": []}
+    for name in console.progress(names, len(names), f"leaving out each {column}"):
+        left_out = (rows[column] == name).to_numpy()
+        judged = left_out & judged_on.to_numpy()
+        if not judged.any():
+            continue
+        fits = rest(left_out)
+        known = _measured_elsewhere(rows, left_out)
+        for split, here in (("cross_source", judged & known), ("cross_device", judged & ~known)):
+            if here.any():
+                parts[split].append(_predicted(module, rows[here], fits, split))
+    for split, found in parts.items():
+        if found:
+            yield _joined(found, split)
+
+
+def _measured_elsewhere(rows: pd.DataFrame, left_out: Any) -> Any:
+    """Whether `SMALLEST` rows of the same device and format (fp16 and bf16 are one) are left to fit on."""
+    keys = [k for k in ("device", "dtype", "kv_dtype", "phase", "op") if k in rows]
+    label = rows[keys].astype(str).replace("fp16", "bf16").agg("|".join, axis=1)
+    return (label.map(label[~left_out].value_counts()).fillna(0) >= SMALLEST).to_numpy()
+
+
+def _joined(parts: list[Judged], split: str) -> Judged:
+    import pandas as pd
+
+    unpredicted: dict[str, int] = {}
+    for part in parts:
+        for reason, n in part.unpredicted.items():
+            unpredicted[reason] = unpredicted.get(reason, 0) + n
+    return Judged(pd.concat([p.rows for p in parts]), split, unpredicted)
+
+
+def _predicted(module: Any, rows: pd.DataFrame, fits: list[Fit], split: str) -> Judged:
+    """Predictions beside the rows; what nothing measured can answer for is counted, not guessed."""
+    from simulator.fitting.naive import naive_s
+
+    cross = split != "in_source"
+    unpredicted: dict[str, int] = {}
+    try:
+        mid, lo, hi = module.predict(rows, fits, cross=cross)
+    except ShadowlineError:
+        import pandas as pd
+
+        keys = [k for k in ("device", "dtype", "kv_dtype", "phase", "op", "library") if k in rows]
+        parts = []
+        for _, group in rows.groupby(keys, dropna=False, sort=False):
+            try:
+                mid, lo, hi = module.predict(group, fits, cross=cross)
+            except ShadowlineError as error:
+                reason = error.message.split(";")[0]
+                unpredicted[reason] = unpredicted.get(reason, 0) + len(group)
+            else:
+                parts.append(group.assign(mid_s=mid, lo_s=lo, hi_s=hi))
+        nothing = rows.head(0).assign(mid_s=0.0, lo_s=0.0, hi_s=0.0)
+        rows = pd.concat(parts) if parts else nothing
+    else:
+        rows = rows.assign(mid_s=mid, lo_s=lo, hi_s=hi)
+    uncovered = rows["mid_s"].isna()
+    if uncovered.any():
+        unpredicted["no fit covers it"] = int(uncovered.sum())
+        rows = rows[~uncovered]
+    naive = naive_s(module.FAMILY, rows) if len(rows) else 0.0
+    return Judged(rows.assign(naive_s=naive), split, unpredicted)
+
+
+def table(kind: str, judged: Judged, by: tuple[str, ...]) -> list[dict[str, Any]]:
+    """Figures of every group of `by`, largest first; small groups carry their count only."""
+    rows = judged.rows
+    keys = [k for k in by if k in rows]
+    if not keys:
+        raise InputError(f"{kind} rows have none of the columns {', '.join(by)}", where="--by")
+    out = []
+    for names, group in rows.groupby(keys, dropna=False, sort=False):
+        labels = dict(zip(keys, names if isinstance(names, tuple) else (names,), strict=True))
+        out.append({"family": kind, **labels, "split": judged.split, **figures(group)})
+    return sorted(out, key=lambda r: -r["n"])
+
+
+def figures(rows: pd.DataFrame) -> dict[str, Any]:
+    """The contract's figures of one group of judged rows."""
+    import numpy as np
+
+    from simulator.fitting import judge
+
+    t, mid = rows["time_s"].to_numpy(float), rows["mid_s"].to_numpy(float)
+    if len(rows) < SMALLEST:
+        return {"n": len(rows)}
+    lo, hi = rows["lo_s"].to_numpy(float), rows["hi_s"].to_numpy(float)
+    repeated = rows["repeats"].to_numpy() > 1 if "repeats" in rows else np.zeros(len(rows), bool)
+    naive = np.abs(rows["naive_s"].to_numpy(float) / t - 1.0)
+    return {
+        **judge.figures(t, mid),
+        "coverage_90": float(np.mean((t >= lo) & (t <= hi))),
+        "interval_width": float(np.median(np.log(hi / lo))),
+        "noise_floor": float(np.median(rows["spread"].to_numpy()[repeated])) if repeated.any() else None,
+        "roofline_median_ape": float(np.nanmedian(naive)),
+    }

@@ -1,0 +1,1 @@
+"""One batch through a model on a device: lowering, memory, a step, TTFT and TPOT."""

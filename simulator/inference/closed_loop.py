@@ -1,0 +1,139 @@
+"""A fixed number of clients, each sending its next request when the last is answered: mean TTFT and TPOT.
+
+What serving benchmarks call concurrency. In one cycle every running client has one prompt computed and `output`
+tokens generated, and the GPU does nothing else, so the cycle lasts
+``running * (mixed step - decode step) + output * decode step``. A prompt waits for the prompts found before it;
+what it waits is taken off the generation, because the cycle is the same.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from simulator.base.arrays import Array
+from simulator.inference import memory
+from simulator.inference.group import Group
+from simulator.inference.step import StepTime, step_time
+from simulator.ops.step import Step, decode_step
+from simulator.roofline.engine import Engine
+
+
+@dataclass(frozen=True)
+class Loop:
+    """Means over the requests of a closed loop, with 90 % intervals [s]."""
+
+    ttft_s: np.ndarray
+    ttft_lo_s: np.ndarray
+    ttft_hi_s: np.ndarray
+    tpot_s: np.ndarray
+    tpot_lo_s: np.ndarray
+    tpot_hi_s: np.ndarray
+    running: np.ndarray
+
+
+@dataclass(frozen=True)
+class Cycle:
+    """The two kinds of step of a closed loop; arrays of the points' shape.
+
+    Attributes
+    ----------
+    decode, mixed : StepTime
+        All running clients generate; one of them has its prompt computed instead.
+    clients, running : Array
+        Clients, and how many of them fit in memory at once [-].
+    prompt, output : Array
+        Tokens computed and generated per request [-].
+    """
+
+    decode: StepTime
+    mixed: StepTime
+    clients: Array
+    running: Array
+    prompt: Array
+    output: Array
+
+
+def cycle(group: Group, clients: Array, prompt: Array, output: Array) -> Cycle:
+    """Steps of `clients` closed-loop clients with `prompt` and `output` tokens per request.
+
+    Memory is taken at the mean fill, ``prompt + output / 2`` per sequence.
+    """
+    c, p, o = np.broadcast_arrays(*(np.asarray(x, float) for x in (clients, prompt, output)))
+    most = memory.max_batch(
+        group.lowering,
+        group.device,
+        p,
+        np.maximum(o / 2.0, 1.0),
+        pp=group.pp,
+        utilisation=group.utilisation,
+        block_tokens=group.block_tokens,
+    )
+    running = np.minimum(c, np.maximum(most, 1.0))
+    context = p + o / 2.0
+    mixed = Step(
+        # Nobody else there: small enough to vanish beside a prompt token, whole tiles stay whole.
+        decode_rows=np.maximum(running - 1.0, 1e-14),
+        decode_context=context,
+        prefill_rows=1.0,
+        prefill_tokens=p,
+        prefill_context=p,
+        prefills=True,
+    )
+    decode = step_time(group, decode_step(running, context))
+    return Cycle(decode, step_time(group, mixed), c, running, p, o)
+
+
+def solve(steps: Cycle, engine: Engine, decode_s: Array, mixed_s: Array) -> tuple[np.ndarray, np.ndarray]:
+    """TTFT and TPOT [s] of a cycle whose steps take `decode_s` and `mixed_s`.
+
+    ``TTFT = mixed * max(1, share running^power)``, plus ``cycle (clients / running - 1)`` where not all
+    clients fit and `frontend_s` per prompt token; ``TPOT = (cycle - TTFT) / (output - 1)``, at least a
+    decode step.
+    """
+    own = np.maximum(np.asarray(mixed_s) - decode_s, 0.0)
+    whole = steps.running * own + steps.output * decode_s
+    waits = np.maximum(1.0, engine.queue_share * steps.running**engine.queue_power)
+    ttft = mixed_s * np.minimum(waits, np.maximum(steps.running, 1.0))
+    tpot = np.maximum((whole - ttft) / np.maximum(steps.output - 1.0, 1.0), decode_s)
+    ttft = ttft + whole * (steps.clients / steps.running - 1.0)
+    return ttft + engine.frontend_s * steps.prompt, tpot
+
+
+def closed_loop(group: Group, clients: Array, prompt: Array, output: Array) -> Loop:
+    """Mean TTFT and TPOT of `clients` clients.
+
+    The interval takes all steps at their lower or upper end together; TTFT adds the spread of the queue found.
+
+    Parameters
+    ----------
+    clients, prompt, output : Array
+        Concurrency, prompt tokens and output tokens per request [-]; they broadcast.
+
+    Examples
+    --------
+    >>> from simulator.inference.group import group_of
+    >>> from simulator.scenario.scenario import Scenario
+    >>> group = group_of(Scenario(model="llama-3.1-8b", device="h100-sxm"))
+    >>> loop = closed_loop(group, [1.0, 64.0], 1024.0, 128.0)
+    >>> bool(loop.ttft_s[1] > loop.ttft_s[0])
+    True
+    """
+    steps = cycle(group, clients, prompt, output)
+    engine = group.engine
+    d, m = steps.decode, steps.mixed
+    ttft, tpot = solve(steps, engine, d.total_s, m.total_s)
+    low = solve(steps, engine, d.lo_s, np.maximum(m.lo_s, d.lo_s))
+    high = solve(steps, engine, d.hi_s, np.maximum(m.hi_s, d.hi_s))
+    sigma, _ = engine.spread_queue
+    factor = np.exp(np.hypot(1.645 * sigma, np.log(np.maximum(high[0], ttft) / ttft)))
+    return Loop(
+        ttft_s=ttft,
+        ttft_lo_s=ttft / np.exp(np.hypot(1.645 * sigma, np.log(ttft / np.minimum(low[0], ttft)))),
+        ttft_hi_s=ttft * factor,
+        tpot_s=tpot,
+        tpot_lo_s=np.minimum(low[1], tpot),
+        tpot_hi_s=np.maximum(high[1], tpot),
+        running=np.asarray(steps.running),
+    )

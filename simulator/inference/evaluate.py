@@ -1,0 +1,213 @@
+"""One group of points - everything fixed but batch, prompt and output - to times, memory and intervals.
+
+Arrays broadcast: a product grid passes shapes (B,1,1), (1,P,1), (1,1,O); scattered points pass flat arrays.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from simulator.base.arrays import Array
+from simulator.device.fits import Basis
+from simulator.inference import memory
+from simulator.inference.group import Group
+from simulator.inference.step import StepTime, step_time
+from simulator.ops.step import decode_step, prefill_step
+
+STATUSES = ("ok", "does_not_fit", "exceeds_context", "not_applicable", "unsupported_dtype")
+MAX_RUNNING_BATCH = 4096
+"""Largest batch `throughput_speedup_at_max_batch` is evaluated at [sequences]."""
+IDLE_SHARE, BUSY_SHARE = 0.35, 0.65
+"""Board power while serving: ``P = limit * (0.35 + 0.65 * busiest resource)``; an assumption, not a fit."""
+
+
+@dataclass(frozen=True, eq=False)
+class Points:
+    """Answers for the points of one group; every array has the broadcast shape."""
+
+    group: Group
+    batch: Array
+    prompt: Array
+    output: Array
+    prefill: StepTime
+    decode: StepTime
+    ttft_s: np.ndarray
+    tpot_s: np.ndarray
+    ttft_lo_s: np.ndarray
+    ttft_hi_s: np.ndarray
+    tpot_lo_s: np.ndarray
+    tpot_hi_s: np.ndarray
+    footprint: memory.Footprint
+    max_batch: np.ndarray
+
+    @property
+    def basis(self) -> Basis:
+        """Worst basis of prefill and decode."""
+        basis = self.prefill.basis.merge(self.decode.basis)
+        beyond = self.group.ignore_context or self.group.transferred
+        return basis.merge(Basis.EXTRAPOLATED) if beyond else basis
+
+    @cached_property
+    def e2e_s(self) -> np.ndarray:
+        """``TTFT + (output - 1) TPOT`` [s]."""
+        steps = np.asarray(self.output, float) - 1.0
+        decode = steps * self.tpot_s
+        return self.ttft_s + (decode if np.all(steps > 0) else np.where(steps > 0, decode, 0.0))
+
+    @cached_property
+    def tokens_per_s(self) -> np.ndarray:
+        """Output tokens of the batch per second [1/s]."""
+        return self.batch * self.output / self.e2e_s
+
+    @cached_property
+    def bound(self) -> np.ndarray:
+        """Index into `BOUNDS` of what takes most of the end-to-end time [-]."""
+        steps = np.asarray(self.output, float) - 1.0
+        scale = self._passes
+        most: np.ndarray | None = None
+        code = np.zeros(np.shape(self.ttft_s), np.int8)
+        for i, (p, d) in enumerate(zip(self.prefill.shares_s, self.decode.shares_s, strict=True)):
+            share = np.asarray(p * scale + steps * _mean_nodes(d, self._ndim))
+            if most is None:
+                most = np.broadcast_to(share, code.shape).copy()
+                continue
+            larger = share > most
+            if larger.any():
+                code[np.broadcast_to(larger, code.shape)] = i
+                np.maximum(most, share, out=most)
+        return code
+
+    @property
+    def _ndim(self) -> int:
+        return np.ndim(self.ttft_s)
+
+    @property
+    def _passes(self) -> Array:
+        """Whole-pipeline passes of one prefill [-]."""
+        micro = np.minimum(self.batch, float(self.group.pp))
+        return (micro + self.group.pp - 1.0) / self.group.pp
+
+    @cached_property
+    def power_w(self) -> np.ndarray:
+        """Board power of all GPUs, an estimate from the busiest resource [W]."""
+        prefill, decode = self.prefill.busy, _mean_nodes(self.decode.busy, self._ndim)
+        share = self.ttft_s / self.e2e_s
+        busy = np.minimum(decode + share * (prefill - decode), 1.0)
+        watts = self.group.device.power_w * self.group.gpus
+        return (watts * BUSY_SHARE) * busy + watts * IDLE_SHARE
+
+    @property
+    def energy_j_per_token(self) -> np.ndarray:
+        """Estimated energy per output token [J]."""
+        return self.power_w / self.tokens_per_s
+
+    @property
+    def usd_per_mtoken(self) -> np.ndarray:
+        """Rent of the GPUs per million output tokens, from the profile's list price [USD]."""
+        per_s = self.group.device.price_usd_per_h.value * self.group.gpus / 3600.0
+        return per_s / self.tokens_per_s * 1e6
+
+    @property
+    def fits(self) -> np.ndarray:
+        """Whether the batch fits the engine's share of memory."""
+        return np.asarray(self.short_bytes <= 0.0)
+
+    @property
+    def short_bytes(self) -> np.ndarray:
+        """Bytes missing on the fullest GPU or beside it, whichever lacks more; negative where it fits [B]."""
+        limit = memory.budget_bytes(self.group.device, self.group.utilisation)
+        return np.maximum(self.footprint.total_bytes - limit, self.short_off_bytes)
+
+    @property
+    def short_off_bytes(self) -> Array:
+        """Bytes missing on the tier a policy offloads to; -inf where nothing is offloaded [B]."""
+        off = self.footprint.off_bytes
+        if np.ndim(off) == 0 and off == 0.0:
+            return -np.inf
+        return off - memory.home_bytes(self.group.lowering, self.group.device)
+
+    @property
+    def status(self) -> np.ndarray:
+        """Index into `STATUSES`."""
+        longest = np.asarray(self.prompt, float) + self.output
+        over = longest > self.group.model.max_context
+        code = np.where(self.fits, 0, 1)
+        if not self.group.ignore_context:
+            code = np.where(over, 2, code)
+        return np.broadcast_to(code, np.shape(self.ttft_s))
+
+
+def evaluate(group: Group, batch: Array, prompt: Array, output: Array) -> Points:
+    """TTFT, TPOT, memory and intervals of a static batch.
+
+    TTFT is one prefill of the whole batch. TPOT is the mean decode step over contexts prompt+1 ...
+    prompt+output-1, from two points that have the mean and the variance of that range, which is exact for
+    a step time that is cubic in the context. With `pp` stages the batch is cut in ``min(batch, pp)``
+    micro-batches: decode takes a whole-pipeline pass of ``batch/pp`` rows per token, prefill
+    ``(micro + pp - 1) / pp`` passes.
+
+    Raises
+    ------
+    UnsupportedError
+        `Group.problem` says why beforehand.
+    """
+    # One number of axes for all three, so that the context nodes can lead.
+    ndim = max(np.ndim(batch), np.ndim(prompt), np.ndim(output))
+    b, p, o = (
+        np.reshape(np.asarray(x, float), (1,) * (ndim - np.ndim(x)) + np.shape(x)) for x in (batch, prompt, output)
+    )
+    micro = np.minimum(b, float(group.pp))
+    rows = b / micro
+    prefill = step_time(group, prefill_step(rows, p))
+    passes = (micro + group.pp - 1.0) / group.pp
+    steps = o - 1.0
+    centre = p + o / 2.0
+    spread = np.sqrt(np.maximum(steps * steps - 1.0, 0.0) / 12.0)
+    nodes = np.stack(np.broadcast_arrays(centre - spread, centre + spread))
+    decode = step_time(group, decode_step(rows, np.maximum(nodes, p + 1.0), p))
+    shape = np.broadcast_shapes(b.shape, p.shape, o.shape)
+    one_token = np.broadcast_to(steps < 1.0, shape)
+    several = not one_token.any()
+
+    def tpot(step: Array) -> np.ndarray:
+        mean = np.broadcast_to(_mean_nodes(step, len(shape)), shape)
+        return mean if several else np.where(one_token, np.nan, mean)
+
+    return Points(
+        group,
+        b,
+        p,
+        o,
+        prefill,
+        decode,
+        ttft_s=np.broadcast_to(prefill.total_s * passes, shape),
+        tpot_s=tpot(decode.total_s),
+        ttft_lo_s=np.broadcast_to(prefill.lo_s * passes, shape),
+        ttft_hi_s=np.broadcast_to(prefill.hi_s * passes, shape),
+        tpot_lo_s=tpot(decode.lo_s),
+        tpot_hi_s=tpot(decode.hi_s),
+        footprint=memory.footprint(group.lowering, b, p, o, pp=group.pp, block_tokens=group.block_tokens),
+        max_batch=np.broadcast_to(
+            memory.max_batch(
+                group.lowering,
+                group.device,
+                p,
+                o,
+                pp=group.pp,
+                utilisation=group.utilisation,
+                block_tokens=group.block_tokens,
+            ),
+            shape,
+        ),
+    )
+
+
+def _mean_nodes(x: Array, ndim: int) -> Array:
+    """Mean over the two context nodes, the leading axis of what depends on the context."""
+    if np.ndim(x) <= ndim:
+        return x
+    array = np.asarray(x)
+    return 0.5 * (array[0] + array[1])

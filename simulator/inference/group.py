@@ -1,0 +1,160 @@
+"""What a product grid holds fixed: model, device, policies, engine, formats, parallelism."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+
+from simulator.base.dtypes import AUTO, KV_FORMATS, DType, Format, get_format
+from simulator.base.errors import NothingFeasibleError, UnsupportedError
+from simulator.device.catalogue import Device
+from simulator.inference.lowering import Lowering
+from simulator.model.spec import ModelSpec
+from simulator.ops.step import decode_step
+from simulator.policies import Policies, parse
+from simulator.roofline.engine import Engine, get_engine
+from simulator.roofline.timing import time_op
+from simulator.scenario.find import find_device, find_model, fits, trace_for
+from simulator.scenario.scenario import Scenario
+from simulator.trace import Trace
+
+
+@dataclass(frozen=True)
+class Group:
+    """What a product grid holds fixed while batch, prompt and output vary."""
+
+    model: ModelSpec
+    device: Device
+    policies: Policies
+    engine: Engine
+    fmt: Format
+    kv_dtype: str
+    tp: int = 1
+    pp: int = 1
+    ep: int = 1
+    utilisation: float = 0.9
+    block_tokens: int = 16
+    ignore_context: bool = False
+    expert_fmt: Format | None = None
+    trace: Trace | None = None
+
+    @classmethod
+    def of(cls, scenario: Scenario, model: ModelSpec, device: Device) -> Group:
+        """Group of one scenario with its names already resolved."""
+        dtype = model.dtype if scenario.dtype == AUTO else scenario.dtype
+        expert_fmt = None
+        if scenario.dtype == AUTO and model.quantization == "fp8_block" and device.has(DType.FP8):
+            dtype = "fp8_block"
+        elif scenario.dtype == AUTO and model.quantization == "mxfp4":
+            # Without FP4 tensor cores the 4-bit experts are multiplied in 16 bit (Marlin, Triton).
+            mxfp4 = get_format("mxfp4")
+            weight_only = Format("w4a16", DType.BF16, mxfp4.weight_bits)
+            expert_fmt = mxfp4 if device.has(DType.FP4) else weight_only
+        if scenario.dtype == AUTO and dtype in ("bf16", "fp16") and not device.has(DType(dtype)):
+            dtype = "fp16" if dtype == "bf16" else "bf16"
+        kv = scenario.kv_cache_dtype
+        if kv == AUTO:
+            kv = "fp32" if dtype == "fp32" else "fp16" if dtype == "fp16" else "bf16"
+        return cls(
+            model,
+            device,
+            parse(scenario.policy),
+            get_engine(scenario.engine),
+            get_format(dtype),
+            kv,
+            scenario.tp,
+            scenario.pp,
+            scenario.ep,
+            scenario.gpu_memory_utilization,
+            scenario.block_size,
+            scenario.ignore_context_limit,
+            expert_fmt,
+            trace_for(scenario, model),
+        )
+
+    @property
+    def gpus(self) -> int:
+        """GPUs of one replica [-]."""
+        return self.tp * self.pp
+
+    @cached_property
+    def lowering(self) -> Lowering:
+        """The model as cut and stored here."""
+        return Lowering(
+            self.model,
+            self.policies,
+            self.fmt,
+            KV_FORMATS[self.kv_dtype],
+            self.tp,
+            self.ep,
+            self.expert_fmt,
+            self.trace,
+        )
+
+    @cached_property
+    def dense(self) -> Group:
+        """The same group without policies."""
+        return replace(self, policies=Policies(), trace=None)
+
+    @cached_property
+    def transferred(self) -> bool:
+        """Whether the policies run on curves of another model."""
+        if self.trace is None or not self.policies.members:
+            return False
+        return not fits(self.trace.manifest, self.model)
+
+    @property
+    def dtype(self) -> str:
+        """Weight format after the policies."""
+        fmt = self.fmt
+        for policy in self.policies.members:
+            fmt = policy.weight_format(fmt)
+        return fmt.name if self.expert_fmt is None else f"{fmt.name}, experts {self.expert_fmt.name}"
+
+    @cached_property
+    def problem(self) -> tuple[str, str] | None:
+        """(status, reason) when no point of the group can run, else None."""
+        if not self.device.has(self.fmt.math):
+            have = ", ".join(sorted(str(d) for d in DType if self.device.has(d)))
+            return ("unsupported_dtype", f"{self.device.name} has no {self.fmt.math} rate; it has {have}")
+        reason = self.lowering.why_not()
+        if reason is None and self.pp > self.model.n_layers:
+            reason = f"{self.model.n_layers} layers cannot fill pp={self.pp}"
+        if reason is None and self.gpus > 1 and not self.device.links:
+            reason = f"{self.device.name} has no GPU link in its profile; use tp=1 and pp=1"
+        if reason is None:
+            try:
+                for op in self.lowering.ops(decode_step(1.0, 2.0)):
+                    time_op(op, self.device, self.engine)
+            except UnsupportedError as error:
+                reason = error.message
+        return ("not_applicable", reason) if reason else None
+
+    @property
+    def too_long(self) -> str:
+        """What to say where prompt and output are longer than the model allows."""
+        limit = self.model.max_context
+        return f"prompt + output exceed the model's {limit} tokens; shorten them or add --ignore-context-limit"
+
+
+def runnable(scenario: Scenario) -> Group:
+    """Group of a scenario that can run.
+
+    Raises
+    ------
+    NothingFeasibleError
+        It cannot run at all, or its lengths exceed the model's context.
+    """
+    group = group_of(scenario)
+    if group.problem is not None:
+        raise NothingFeasibleError(group.problem[1])
+    tokens = scenario.prompt_tokens + scenario.output_tokens
+    if tokens > group.model.max_context and not group.ignore_context:
+        raise NothingFeasibleError(group.too_long)
+    return group
+
+
+@lru_cache(maxsize=512)
+def group_of(scenario: Scenario) -> Group:
+    """Group of a scenario's fixed part, names resolved."""
+    return Group.of(scenario, find_model(scenario.model), find_device(scenario.device))

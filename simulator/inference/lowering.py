@@ -1,0 +1,393 @@
+"""(model, step, policies) to the ops one GPU runs, and to the KV layout it keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from typing import Any
+
+from simulator.base.dtypes import DType, Format, sixteen_bit
+from simulator.base.errors import UnsupportedError
+from simulator.model.layer import AttentionSpec, FfnSpec, LayerSpec, MlaSpec, MoeSpec
+from simulator.model.spec import ModelSpec
+from simulator.ops.ops import Attention, Collective, Elementwise, Linear, Moe, Op
+from simulator.ops.step import Step
+from simulator.policies import Aspect, Context, KvLayout, Policies
+from simulator.trace.curves import Trace
+
+ACT_BYTES = 2.0
+"""Bytes of an activation element between kernels [B]."""
+
+
+@dataclass(frozen=True)
+class Lowering:
+    """How a model is cut and stored before any step runs.
+
+    Attributes
+    ----------
+    fmt : Format
+        Dense format of the linear layers.
+    kv_element_bytes : float
+        Bytes per element of the dense KV cache [B].
+    tp, ep : int
+        Tensor-parallel ranks, and how many groups of them the experts are split between.
+    expert_fmt : Format, optional
+        Format of routed experts where a checkpoint quantises only them (GPT-OSS).
+    trace : Trace, optional
+        Measured curves; every layer is then lowered apart, each with those of its relative depth.
+    """
+
+    model: ModelSpec
+    policies: Policies
+    fmt: Format
+    kv_element_bytes: float
+    tp: int = 1
+    ep: int = 1
+    expert_fmt: Format | None = None
+    trace: Trace | None = None
+
+    def why_not(self) -> str | None:
+        """Reason the cut or a policy does not apply, or None."""
+        for layer, _ in self.model.layer_groups():
+            attention = layer.attention
+            if attention.n_heads % self.tp:
+                return f"{attention.n_heads} heads cannot be split over tp={self.tp}"
+            kv = attention.n_kv_heads
+            if attention.mla is None and kv % self.tp and self.tp % kv:
+                return f"{kv} KV heads neither divide nor fill tp={self.tp}"
+            if isinstance(layer.ffn, MoeSpec) and layer.ffn.n_experts % self.ep:
+                return f"{layer.ffn.n_experts} experts cannot be split over ep={self.ep}"
+        if self.tp % self.ep:
+            return f"ep={self.ep} does not divide tp={self.tp}"
+        latent = any(layer.attention.mla for layer in self.model.layers)
+        for policy in self.policies.members:
+            reason = policy.why_not(self.model, self.fmt)
+            if reason is None and latent and not policy.compatibility.mla:
+                reason = f"{policy.name} works on K and V of single heads; MLA caches one latent for all of them"
+            if Aspect.KV_FORMAT in policy.aspects and self.kv_element_bytes < 2.0:
+                reason = f"{policy.name} sets the KV format itself; use --kv-cache-dtype auto"
+            if reason:
+                return reason
+        return None
+
+    @property
+    def home(self) -> str:
+        """Memory tier that holds what the policies keep off the GPU."""
+        return next((p.home for p in self.policies.members if p.home != "host"), "host")
+
+    @property
+    def by_layer(self) -> bool:
+        """Whether layers of one shape are lowered apart, each with its own measured curves."""
+        return self.trace is not None and bool(self.policies.members)
+
+    @cached_property
+    def groups(self) -> tuple[tuple[LayerSpec, tuple[int, ...]], ...]:
+        """Layers that share their ops: equal in shape and equal to every policy."""
+        found: dict[object, tuple[LayerSpec, list[int]]] = {}
+        n = self.model.n_layers
+        for layer, indices in self.model.layer_groups():
+            for index in indices:
+                key = (layer, self.policies.layer_key(index, n))
+                if self.trace is not None and self.by_layer:
+                    key = (*key, self.trace.layer(index, n).index)
+                found.setdefault(key, (layer, []))[1].append(index)
+        return tuple((layer, tuple(indices)) for layer, indices in found.values())
+
+    def ops(self, step: Step) -> list[Op]:
+        """All ops of one forward pass on one GPU."""
+        ops = list(self._head(step))
+        plain: dict[tuple[LayerSpec, int], list[Op]] = {}
+        for layer, indices in self.groups:
+            ctx = self._context(layer, indices[0], step)
+            # Layers alike share the arrays of their ops, so that equal ones can be told and counted together.
+            shape = (layer, len(indices))
+            if shape not in plain:
+                plain[shape] = list(self._layer(ctx, float(len(indices))))
+            for op in plain[shape]:
+                ops.extend(self._rewritten(op, ctx))
+        if self.by_layer:
+            ops = _folded(ops)
+        last = self._context(self.model.layers[-1], self.model.n_layers - 1, step)
+        for op in self._tail(step):
+            ops.extend(self._rewritten(op, last))
+        return ops
+
+    @cached_property
+    def one_token(self) -> tuple[Op, ...]:
+        """Ops of a decode step of one row: what is resident and how wide it gets."""
+        return tuple(self.ops(Step(decode_rows=1.0)))
+
+    @cached_property
+    def kv_layouts(self) -> tuple[tuple[KvLayout, int], ...]:
+        """KV layout of one sequence per layer on one GPU, and how many layers have it."""
+        step = Step(decode_rows=1.0)
+        out = []
+        for layer, indices in self.groups:
+            attention = layer.attention
+            dense = kv_bytes_per_token(attention, self.tp, self.kv_element_bytes)
+            window = float("inf") if attention.window is None else float(attention.window)
+            kv = KvLayout(token_bytes=dense, dense_bytes=dense, max_tokens=window)
+            kv = self.policies.layout(kv, self._context(layer, indices[0], step))
+            out.append((kv, len(indices)))
+        return tuple(out)
+
+    def _context(self, layer: LayerSpec, index: int, step: Step) -> Context:
+        trace = self.trace and self.trace.layer(index, self.model.n_layers)
+        return Context(self.model, layer, index, step, self.tp, self.fmt, self.kv_element_bytes, trace)
+
+    def _rewritten(self, op: Op, ctx: Context) -> tuple[Op, ...]:
+        ops: tuple[Op, ...] = (op,)
+        for policy in self.policies.members:
+            ops = tuple(new for old in ops for new in ((old,) if old.overhead else policy.rewrite(old, ctx)))
+        return ops
+
+    def _head(self, step: Step) -> Iterator[Op]:
+        model = self.model
+        row = model.hidden * ACT_BYTES
+        yield Elementwise(
+            role="embed", kind="copy", read_bytes=step.rows * row, write_bytes=step.rows * row, run_bytes=row
+        )
+        if self.tp > 1:
+            yield self._all_reduce("embed.all_reduce", step, 1.0)
+        if model.embed_proj_dim:
+            yield Linear(
+                role="embed.proj",
+                m=step.rows,
+                n=model.hidden / self.tp,
+                k=model.embed_proj_dim,
+                fmt=sixteen_bit(self.fmt),
+            )
+
+    def _tail(self, step: Step) -> Iterator[Op]:
+        model, rows = self.model, step.sampled_rows
+        if model.final_norm:
+            yield self._norm("norm.final", step, 1.0, model.layers[-1].norm == "rms")
+        width = model.embed_proj_dim or model.hidden
+        if model.embed_proj_dim:
+            yield Linear(role="unembed.proj", m=rows, n=width, k=model.hidden / self.tp, fmt=sixteen_bit(self.fmt))
+        yield Linear(role="lm_head", m=rows, n=model.vocab / self.tp, k=width, fmt=sixteen_bit(self.fmt))
+        if self.tp > 1:
+            yield Collective(
+                role="lm_head.all_gather",
+                op="all_gather",
+                n_ranks=self.tp,
+                message_bytes=rows * model.vocab * ACT_BYTES,
+            )
+        logits = rows * model.vocab * 4.0
+        yield Elementwise(role="sample", kind="softmax", read_bytes=logits, write_bytes=logits)
+
+    def _layer(self, ctx: Context, count: float) -> Iterator[Op]:
+        layer, step = ctx.layer, ctx.step
+        yield self._norm("norm", step, count * layer.n_norms, layer.norm == "rms")
+        mla = layer.attention.mla
+        if mla is None:
+            yield from self._attention(layer.attention, step, count)
+        else:
+            yield from self._mla(layer.attention, mla, step, count)
+        if self.tp > 1 and not layer.parallel:
+            yield self._all_reduce("attn.all_reduce", step, count)
+        if isinstance(layer.ffn, MoeSpec):
+            yield from self._moe(layer.ffn, step, count)
+        else:
+            yield from self._ffn(layer.ffn, step, count, "mlp")
+        if self.tp > 1:
+            yield self._all_reduce("mlp.all_reduce", step, count)
+
+    def _attention(self, a: AttentionSpec, step: Step, count: float) -> Iterator[Op]:
+        hidden, fmt = self.model.hidden, self.fmt
+        q = a.n_heads * a.head_dim / self.tp
+        kv_heads = kv_heads_here(a, self.tp)
+        n = q + kv_heads * (a.head_dim + a.v_head_dim)
+        yield Linear(role="attn.qkv", m=step.rows, n=n, k=hidden, fmt=fmt, count=count)
+        if a.qk_norm:
+            yield self._passes("attn.qk_norm", "norm", step, q + kv_heads * a.head_dim, count)
+        if a.position == "rope":
+            yield self._passes("attn.rope", "rope", step, q + kv_heads * a.head_dim, count)
+        yield from self._cores(
+            step,
+            count,
+            window=a.window,
+            n_heads=a.n_heads / self.tp,
+            n_kv_heads=kv_heads,
+            prefill=(a.head_dim, a.v_head_dim),
+            decode=(a.head_dim, a.v_head_dim),
+        )
+        o_in = a.n_heads * a.v_head_dim / self.tp
+        yield Linear(role="attn.o", m=step.rows, n=hidden, k=o_in, fmt=fmt, count=count)
+
+    def _cores(
+        self,
+        step: Step,
+        count: float,
+        *,
+        window: int | None,
+        n_heads: float,
+        n_kv_heads: float,
+        prefill: tuple[float, float],
+        decode: tuple[float, float],
+        latent: bool = False,
+    ) -> Iterator[Op]:
+        math = self.fmt.math if self.fmt.math in (DType.BF16, DType.FP16, DType.FP32) else DType.BF16
+        common = {
+            "n_heads": n_heads,
+            "math": math,
+            "kv_element_bytes": self.kv_element_bytes,
+            "window": window,
+            "count": count,
+        }
+        if step.prefills:
+            yield Attention(
+                role="attn.core.prefill",
+                phase="prefill",
+                batch=step.prefill_rows,
+                q_len=step.prefill_tokens,
+                kv_len=step.prefill_context,
+                head_dim=prefill[0],
+                v_head_dim=prefill[1],
+                n_kv_heads=n_heads if latent else n_kv_heads,
+                **common,
+            )
+        if step.decodes:
+            yield Attention(
+                role="attn.core",
+                phase="decode",
+                batch=step.decode_rows,
+                q_len=1.0,
+                kv_len=step.decode_context,
+                head_dim=decode[0],
+                v_head_dim=decode[1],
+                n_kv_heads=n_kv_heads,
+                latent=latent,
+                **common,
+            )
+
+    def _mla(self, a: AttentionSpec, mla: MlaSpec, step: Step, count: float) -> Iterator[Op]:
+        """DeepSeek-V2 section 2.1: latents down, heads up; decode absorbs the up-projections."""
+        hidden, fmt, rows, heads = self.model.hidden, self.fmt, step.rows, a.n_heads / self.tp
+        q_in = hidden
+        if mla.q_lora_rank is not None:
+            q_in = mla.q_lora_rank
+            yield Linear(role="attn.q_down", m=rows, n=q_in, k=hidden, fmt=fmt, count=count)
+        latent = mla.kv_lora_rank + mla.qk_rope_head_dim
+        yield Linear(role="attn.kv_down", m=rows, n=latent, k=hidden, fmt=fmt, count=count)
+        yield Linear(role="attn.q_up", m=rows, n=heads * a.head_dim, k=q_in, fmt=fmt, count=count)
+        yield self._passes("attn.rope", "rope", step, (heads + 1) * mla.qk_rope_head_dim, count)
+        rank, nope = mla.kv_lora_rank, mla.qk_nope_head_dim
+        if step.prefills:
+            context = step.prefill_rows * step.prefill_context
+            yield Linear(role="attn.kv_up", m=context, n=heads * (nope + a.v_head_dim), k=rank, fmt=fmt, count=count)
+        if step.decodes:
+            yield Linear(
+                role="attn.absorb_k",
+                m=step.decode_rows,
+                n=rank,
+                k=nope,
+                groups=heads,
+                fmt=sixteen_bit(fmt),
+                count=count,
+            )
+        yield from self._cores(
+            step,
+            count,
+            window=a.window,
+            n_heads=heads,
+            n_kv_heads=1.0,
+            latent=True,
+            prefill=(a.head_dim, a.v_head_dim),
+            decode=(float(latent), float(rank)),
+        )
+        if step.decodes:
+            yield Linear(
+                role="attn.absorb_v",
+                m=step.decode_rows,
+                n=a.v_head_dim,
+                k=rank,
+                groups=heads,
+                fmt=sixteen_bit(fmt),
+                count=count,
+            )
+        yield Linear(role="attn.o", m=rows, n=hidden, k=heads * a.v_head_dim, fmt=fmt, count=count)
+
+    def _ffn(self, ffn: FfnSpec, step: Step, count: float, role: str) -> Iterator[Op]:
+        hidden, fmt, width = self.model.hidden, self.fmt, ffn.intermediate / self.tp
+        up = f"{role}.gate_up" if ffn.gated else f"{role}.up"
+        yield Linear(role=up, m=step.rows, n=ffn.n_up * width, k=hidden, fmt=fmt, count=count)
+        rows = step.rows * width * ACT_BYTES
+        yield Elementwise(
+            role=f"{role}.act", kind="activation", read_bytes=rows * ffn.n_up, write_bytes=rows, count=count
+        )
+        yield Linear(role=f"{role}.down", m=step.rows, n=hidden, k=width, fmt=fmt, count=count)
+
+    def _moe(self, moe: MoeSpec, step: Step, count: float) -> Iterator[Op]:
+        hidden = self.model.hidden
+        yield Linear(role="moe.router", m=step.rows, n=moe.n_experts, k=hidden, fmt=sixteen_bit(self.fmt), count=count)
+        yield Moe(
+            role="moe.experts",
+            tokens=step.rows,
+            hidden=hidden,
+            intermediate=moe.expert.intermediate,
+            top_k=moe.top_k,
+            n_experts=moe.n_experts,
+            gated=moe.expert.gated,
+            fmt=self.expert_fmt or self.fmt,
+            tp=self.tp // self.ep,
+            ep=self.ep,
+            count=count,
+        )
+        if moe.shared is not None:
+            yield from self._ffn(moe.shared, step, count, "moe.shared")
+
+    def _norm(self, role: str, step: Step, count: float, rms: bool) -> Op:
+        row = self.model.hidden * ACT_BYTES
+        return Elementwise(
+            role=role,
+            kind="norm" if rms else "layer_norm",
+            read_bytes=2.0 * step.rows * row,
+            write_bytes=2.0 * step.rows * row,
+            count=count,
+        )
+
+    def _passes(self, role: str, kind: str, step: Step, width: float, count: float) -> Op:
+        moved = step.rows * width * ACT_BYTES
+        return Elementwise(role=role, kind=kind, read_bytes=moved, write_bytes=moved, count=count)
+
+    def _all_reduce(self, role: str, step: Step, count: float) -> Op:
+        return Collective(
+            role=role,
+            op="all_reduce",
+            n_ranks=self.tp,
+            count=count,
+            message_bytes=step.rows * self.model.hidden * ACT_BYTES,
+        )
+
+
+def _folded(ops: list[Op]) -> list[Op]:
+    """Ops that differ in nothing but their count as one each; arrays are equal if they are the same object."""
+    found: dict[tuple[object, ...], Any] = {}
+    op: Any
+    for op in ops:
+        values = [getattr(op, f.name) for f in fields(op) if f.name != "count"]
+        key = (type(op), *(v if isinstance(v, str | int | float) else id(v) for v in values))
+        old = found.get(key)
+        found[key] = op if old is None else replace(old, count=old.count + op.count)
+    return list(found.values())
+
+
+def kv_heads_here(a: AttentionSpec, tp: int) -> float:
+    """KV heads one GPU holds: at least one, so KV is replicated when tp exceeds them [-]."""
+    return max(a.n_kv_heads / tp, 1.0)
+
+
+def kv_bytes_per_token(a: AttentionSpec, tp: int, element_bytes: float) -> float:
+    """Dense KV bytes of one token in one layer on one GPU; the MLA latent is on every GPU [B]."""
+    if a.mla is not None:
+        return a.kv_elements_per_token * element_bytes
+    return kv_heads_here(a, tp) * (a.head_dim + a.v_head_dim) * element_bytes
+
+
+def require(lowering: Lowering) -> None:
+    """Raise the reason a lowering does not apply."""
+    reason = lowering.why_not()
+    if reason:
+        raise UnsupportedError(reason)

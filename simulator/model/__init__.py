@@ -1,0 +1,1 @@
+"""What a model is: layers, sizes and formats, read from any Hugging Face ``config.json``."""

@@ -1,0 +1,94 @@
+"""From a Hugging Face ``config.json`` to a `ModelSpec`: no torch, no transformers, no remote code.
+
+One function per ``model_type``, registered by name: it reads a `Reader` and returns a `ModelSpec`.
+Packages outside register theirs under the entry point group ``shadowline.architectures``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from simulator.base.errors import InputError, suggest
+
+# Each of these registers its family.
+from simulator.model.architectures import classic, experts, gemma, llama  # noqa: F401
+from simulator.model.architectures.reader import Reader, with_where
+from simulator.model.architectures.registry import ARCHITECTURES, Parser, architecture
+from simulator.model.spec import ModelSpec
+
+__all__ = ["ARCHITECTURES", "Parser", "Reader", "architecture", "from_config"]
+
+_TEXT_SECTIONS = ("text_config", "llm_config", "language_config")
+
+
+def from_config(
+    config: Mapping[str, Any], name: str, *, where: str | None = None, text: str | None = None, source: str = ""
+) -> ModelSpec:
+    """Model described by a ``config.json``.
+
+    Parameters
+    ----------
+    config : Mapping
+        The parsed JSON object.
+    name : str
+        Name the model gets.
+    where : str, optional
+        File the config came from, for messages.
+    text : str, optional
+        That file's text, so that a message can name the line.
+    source : str, optional
+        Reference kept in `ModelSpec.source`.
+
+    Raises
+    ------
+    InputError
+        Unknown architecture, or a key that is missing or absurd.
+    """
+    where = where or name
+    if not isinstance(config, Mapping):
+        raise InputError("a model config must be a JSON object with keys", where=where)
+    reader = Reader(config, where, text)
+    notes: tuple[str, ...] = ()
+    kind = reader.word("model_type", default="")
+    if kind not in ARCHITECTURES:
+        for key in _TEXT_SECTIONS:
+            section = reader.section(key)
+            if section is None:
+                continue
+            inner = section.word("model_type", default="")
+            if inner in ARCHITECTURES:
+                top = {k: config[k] for k in ("torch_dtype", "dtype") if config.get(k) is not None}
+                reader = Reader({**top, **section.config}, section.where, text)
+                notes = (f"only the text part of {kind!r} is modelled, no vision or audio part",)
+                kind = inner
+                break
+    if kind not in ARCHITECTURES:
+        raise InputError(_unsupported(kind, config), where=where)
+    try:
+        model = ARCHITECTURES[kind](reader, name)
+    except InputError as error:
+        raise with_where(error, where) from None
+    if reader.optional_whole("num_nextn_predict_layers", "mtp_num_hidden_layers", default=0):
+        notes += ("multi-token-prediction layers are left out",)
+    return replace(
+        model, dtype=reader.dtype(), quantization=reader.quantization(), source=source, notes=model.notes + notes
+    )
+
+
+def _unsupported(kind: str, config: Mapping[str, Any]) -> str:
+    known = ", ".join(sorted(ARCHITECTURES))
+    if not kind:
+        return (
+            "key 'model_type' is missing, so this is not a Hugging Face config.json of a language "
+            f"model; set it to one of: {known}"
+        )
+    close = suggest(kind, ARCHITECTURES)
+    hint = f" (did you mean {' or '.join(close)}?)" if close else ""
+    code = " (it ships its own code, which is never run)" if config.get("auto_map") else ""
+    return (
+        f"architecture {kind!r} is not supported{hint}{code}; write the same layers as one of the "
+        f"supported model_types, or register a parser with simulator.model.architectures.architecture: "
+        f"{known}"
+    )

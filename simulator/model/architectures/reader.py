@@ -1,0 +1,192 @@
+"""Reads one ``config.json`` key by key and says which key of which file is wrong, and how."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, NoReturn
+
+from simulator.base.errors import InputError, ShadowlineError
+from simulator.model.layer import Activation
+
+_REQUIRED = object()
+_LARGEST = 2**40
+
+ACTIVATIONS: dict[str, Activation] = {
+    "relu": "relu",
+    "relu2": "relu2",
+    "relu_squared": "relu2",
+    "silu": "silu",
+    "swish": "silu",
+    "swiglu": "silu",
+    "gelu": "gelu",
+    "gelu_new": "gelu",
+    "gelu_fast": "gelu",
+    "gelu_python": "gelu",
+    "gelu_pytorch_tanh": "gelu",
+    "gelu_accurate": "gelu",
+    "quick_gelu": "gelu",
+}
+
+_DTYPES = {"float16": "fp16", "half": "fp16", "bfloat16": "bf16", "float32": "fp32", "float": "fp32"}
+
+
+class Reader:
+    """Typed access to a config.
+
+    Parameters
+    ----------
+    config : Mapping
+        The parsed JSON object.
+    where : str
+        File or model the config came from; printed in front of every complaint.
+    text : str, optional
+        The file's text, to name the line of a bad key.
+    """
+
+    def __init__(self, config: Mapping[str, Any], where: str, text: str | None = None):
+        self.config, self.where, self.text = config, where, text
+
+    def fail(self, key: str, problem: str) -> NoReturn:
+        """Raise `InputError` about `key`, with its line when the text is known."""
+        where = self.where
+        if self.text is not None:
+            for number, line in enumerate(self.text.splitlines(), start=1):
+                if f'"{key}"' in line:
+                    where = f"{where}:{number}"
+                    break
+        raise InputError(f"key {key!r} {problem}", where=where)
+
+    def _find(self, keys: tuple[str, ...]) -> tuple[str, Any]:
+        for key in keys:
+            if self.config.get(key) is not None:
+                return key, self.config[key]
+        return keys[0], None
+
+    def whole(self, *keys: str, default: Any = _REQUIRED, low: int = 1, high: int = _LARGEST) -> int:
+        """Whole number under the first of `keys` that is set; `default` when none is."""
+        key, value = self._find(keys)
+        if value is None:
+            if default is _REQUIRED:
+                names = " or ".join(repr(k) for k in keys)
+                self.fail(key, f"is missing; the file must give {names}")
+            return default
+        if isinstance(value, bool) or not isinstance(value, int):
+            self.fail(key, f"is {_show(value)}; it must be a whole number")
+        if not low <= value <= high:
+            self.fail(key, f"is {_show(value)}; it must lie between {low} and {high}")
+        return value
+
+    def optional_whole(self, *keys: str, default: Any = None) -> int | None:
+        """Like `whole`, None when no key is set."""
+        return self.whole(*keys, default=default)
+
+    def flag(self, *keys: str, default: bool = False) -> bool:
+        """True or false under the first of `keys` that is set."""
+        key, value = self._find(keys)
+        if value is None:
+            return default
+        if not isinstance(value, bool):
+            self.fail(key, f"is {_show(value)}; it must be true or false")
+        return value
+
+    def word(self, *keys: str, default: str) -> str:
+        """Text under the first of `keys` that is set."""
+        key, value = self._find(keys)
+        if value is None:
+            return default
+        if not isinstance(value, str):
+            self.fail(key, f"is {_show(value)}; it must be text")
+        return value
+
+    def number(self, *keys: str, default: float) -> float:
+        """Finite positive number under the first of `keys` that is set."""
+        key, value = self._find(keys)
+        if value is None:
+            return default
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            self.fail(key, f"is {_show(value)}; it must be a number")
+        if not (math.isfinite(value) and value > 0):
+            self.fail(key, f"is {_show(value)}; it must be finite and above zero")
+        return float(value)
+
+    def strings(self, key: str) -> tuple[str, ...] | None:
+        """List of texts, None when the key is not set."""
+        value = self.config.get(key)
+        if value is None:
+            return None
+        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+            self.fail(key, f"is {_show(value)}; it must be a list of texts")
+        return tuple(value)
+
+    def section(self, key: str) -> Reader | None:
+        """Reader of a nested object, None when the key is not set."""
+        value = self.config.get(key)
+        if value is None:
+            return None
+        if not isinstance(value, Mapping):
+            self.fail(key, f"is {_show(value)}; it must be an object with keys of its own")
+        return Reader(value, f"{self.where} ({key})", self.text)
+
+    def activation(self, *keys: str, default: str) -> Activation:
+        """Activation function by our name."""
+        name = self.word(*keys, default=default) if keys else default
+        try:
+            return ACTIVATIONS[name.casefold()]
+        except KeyError:
+            known = ", ".join(sorted(ACTIVATIONS))
+            self.fail(self._find(keys)[0], f"names the activation {name!r}; known: {known}")
+
+    def dtype(self) -> str:
+        """Format of the published weights; transformers 5 writes ``dtype`` for ``torch_dtype``."""
+        name = self.word("torch_dtype", "dtype", default="float32")
+        try:
+            return _DTYPES[name.removeprefix("torch.")]
+        except KeyError:
+            self.fail(self._find(("torch_dtype", "dtype"))[0], f"is {name!r}; known: {', '.join(sorted(_DTYPES))}")
+
+    def layers(self, *keys: str) -> int:
+        """Number of layers; the bound keeps a typing error from filling the memory."""
+        return self.whole(*keys, high=10_000)
+
+    def heads(self, n_heads: int, *keys: str) -> int:
+        """Key/value heads that divide `n_heads`; as many as query heads when not set."""
+        n_kv_heads = self.whole(*keys, default=n_heads)
+        if n_heads % n_kv_heads:
+            self.fail(self._find(keys)[0], f"is {n_kv_heads}, which does not divide the {n_heads} attention heads")
+        return n_kv_heads
+
+    def head_dim(self, hidden: int, n_heads: int, *keys: str) -> int:
+        """Explicit head width, or ``hidden / n_heads`` which must then come out even."""
+        explicit = self.optional_whole(*keys) if keys else None
+        if explicit is not None:
+            return explicit
+        if hidden % n_heads:
+            raise InputError(
+                f"hidden width {hidden} is not a multiple of {n_heads} heads and the file gives no head_dim",
+                where=self.where,
+            )
+        return hidden // n_heads
+
+    def quantization(self) -> str | None:
+        """Format of quantised weights as a name of `simulator.base.dtypes.FORMATS` where we know it."""
+        section = self.section("quantization_config")
+        if section is None:
+            return None
+        method = section.word("quant_method", "quant_algo", default="unknown").casefold()
+        if method == "fp8":
+            return "fp8_block" if section.config.get("weight_block_size") else "fp8"
+        if method in ("awq", "gptq", "auto-round", "bitsandbytes"):
+            bits = section.whole("bits", "w_bit", default=4, low=1, high=16)
+            return {4: "w4a16", 8: "w8a16"}.get(bits, f"{method}-{bits}bit")
+        return method
+
+
+def _show(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else text[:37] + "..."
+
+
+def with_where(error: ShadowlineError, where: str) -> ShadowlineError:
+    """The same error with a place, if it had none."""
+    return error if error.where else type(error)(error.message, where=where)

@@ -1,0 +1,324 @@
+"""Finds the ``config.json`` of a model: bundled, on disk, in Hugging Face's cache, then on its hub.
+
+Only configs are read, never weights; code that a repository ships is never run. Nothing but
+`_download` reaches for the network, and only when ``huggingface_hub`` is installed and not offline.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Any
+
+from simulator.base.errors import AmbiguousNameError, InputError, UnknownNameError, fold, suggest
+from simulator.base.files import read_limited
+from simulator.model.architectures import from_config
+from simulator.model.spec import ModelSpec
+
+_REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+\Z")
+_REVISION = re.compile(r"[\w][\w./-]*\Z")
+_CONFIG_LIMIT_BYTES = 16 * 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class _Index:
+    """Bundled models by folded spelling."""
+
+    names: tuple[str, ...]
+    by_key: Mapping[str, str]
+    ambiguous: Mapping[str, tuple[str, ...]]
+
+
+def list_models() -> tuple[str, ...]:
+    """Names of all bundled models, sorted."""
+    return _index().names
+
+
+def published_params(name: str) -> tuple[int, bool, str] | None:
+    """Published parameter total of a bundled model [-], whether it is exact, and its source.
+
+    None where the publisher states no total.
+    """
+    config, _ = _bundled_config(resolve(name))
+    total = config.get("_published_params")
+    if total is None:
+        return None
+    return total, bool(config.get("_published_exact")), str(config["_published_source"])
+
+
+def resolve(text: str) -> str:
+    """Name of the bundled model that `text` spells, blind to case, space, ``-`` and ``_``.
+
+    Raises
+    ------
+    UnknownNameError, AmbiguousNameError
+    """
+    index = _index()
+    key = fold(text.strip())
+    if key in index.by_key:
+        return index.by_key[key]
+    if key in index.ambiguous:
+        raise AmbiguousNameError("model", text, index.ambiguous[key], where="--model")
+    raise UnknownNameError("model", text, index.names, where="--model")
+
+
+def aliases(name: str) -> tuple[str, ...]:
+    """Other spellings of the bundled model `name`, as written in ``aliases.toml``."""
+    return tuple(_alias_table()["models"].get(resolve(name), ()))
+
+
+def find_model(text: str) -> ModelSpec:
+    """Model that `text` names.
+
+    Parameters
+    ----------
+    text : str
+        A bundled name or alias; a folder with a ``config.json``; a ``.json`` file; or
+        ``org/name[@revision]``, looked up in Hugging Face's cache and then on its hub. A path wins
+        over a repository of the same spelling; a bundled name wins over a folder unless the text
+        has a path separator.
+
+    Raises
+    ------
+    InputError
+        One line with what to do: the nearest bundled names, or the download command.
+    """
+    if not isinstance(text, str) or not text.strip() or "\0" in text:
+        raise InputError(f"model {text!r} is not a name, folder or file; write e.g. llama-2-7b", where="--model")
+    text = text.strip()
+    path = _as_path(text)
+    looks_like_path = path is not None and _has_separator(text)
+    if path is not None and (looks_like_path or path.suffix == ".json"):
+        return from_file(path)
+    if text.endswith(".json") or text.startswith((".", "~", os.sep)):
+        raise InputError(f"there is no file or folder {text!r}", where="--model")
+    repo, _, revision = text.partition("@")
+    if not revision and "@" not in text:
+        index = _index()
+        key = fold(text)
+        if key in index.by_key:
+            return _bundled(index.by_key[key])
+        if key in index.ambiguous:
+            raise AmbiguousNameError("model", text, index.ambiguous[key], where="--model")
+    if path is not None:
+        return from_file(path)
+    if "@" in text and not _REVISION.match(revision):
+        raise InputError(f"{revision!r} is not a revision; write org/name@branch, tag or commit", where="--model")
+    cached = _cached_config(repo, revision or None)
+    if cached is not None:
+        return from_file(cached, name=_short_name(repo))
+    if not _REPO_ID.match(repo):
+        raise UnknownNameError("model", text, _index().names, where="--model")
+    return from_file(_download(repo, revision or None), name=_short_name(repo))
+
+
+def needs_network(text: str) -> bool:
+    """Whether `find_model` would ask the hub for `text`: a repository neither bundled, on disk nor in the cache."""
+    text = text.strip()
+    repo, _, revision = text.partition("@")
+    if _as_path(text) is not None or not _REPO_ID.match(repo) or fold(text) in _index().by_key:
+        return False
+    return _cached_config(repo, revision or None) is None
+
+
+def folder_name(folder: Path) -> str:
+    """Name of the model in a folder: the folder's own, or its parent's where it is just called ``model``."""
+    folder = folder.resolve()
+    return folder.parent.name if folder.name == "model" else folder.name
+
+
+def from_file(path: str | Path, name: str | None = None) -> ModelSpec:
+    """Model of a ``config.json`` or of the folder it lies in.
+
+    Parameters
+    ----------
+    path : str or Path
+    name : str, optional
+        Name of the model; else the config's ``_name_or_path`` is ignored and the folder's name (or
+        the file's, when it is not called ``config.json``) is used.
+    """
+    file = Path(path).expanduser()
+    if file.is_dir():
+        if not (file / "config.json").is_file():
+            other = ""
+            if (file / "params.json").exists():
+                other = " (it has Mistral's params.json; the Hugging Face form is needed)"
+            elif (file / "model" / "config.json").exists():
+                other = f"; did you mean {file / 'model'}?"
+            raise InputError(f"the folder has no config.json{other}", where=str(path))
+        file = file / "config.json"
+    config, text = _parse(read_limited(file, _CONFIG_LIMIT_BYTES), str(file))
+    if name is None:
+        name = folder_name(file.parent) if file.name == "config.json" else file.stem
+    return from_config(config, name or "model", where=str(file), text=text, source=str(file))
+
+
+def _parse(raw: bytes, where: str) -> tuple[dict[str, Any], str]:
+    try:
+        text = raw.decode("utf-8-sig")
+        config = json.loads(text)
+    except UnicodeDecodeError:
+        raise InputError("is not UTF-8 text, so not a config.json", where=where) from None
+    except json.JSONDecodeError as error:
+        place = f"{where}:{error.lineno}"
+        raise InputError(f"is not valid JSON: {error.msg}", where=place) from None
+    except (RecursionError, ValueError):
+        raise InputError("is not a JSON file that can be read", where=where) from None
+    if not isinstance(config, dict):
+        raise InputError("a model config must be a JSON object with keys", where=where)
+    return config, text
+
+
+def _has_separator(text: str) -> bool:
+    return "/" in text or os.sep in text
+
+
+def _as_path(text: str) -> Path | None:
+    """`text` as an existing path, else None; an over-long or unreadable one does not exist."""
+    try:
+        path = Path(text).expanduser()
+        return path if path.exists() else None
+    except (OSError, ValueError, RuntimeError):
+        return None
+
+
+def _short_name(repo: str) -> str:
+    return repo.rpartition("/")[2].casefold()
+
+
+def _folder() -> Traversable:
+    return files("hw_profiles") / "models"
+
+
+@cache
+def _alias_table() -> dict[str, Any]:
+    return tomllib.loads((_folder() / "aliases.toml").read_text("utf-8"))
+
+
+@cache
+def _index() -> _Index:
+    names = sorted(entry.name.removesuffix(".json") for entry in _folder().iterdir() if entry.name.endswith(".json"))
+    table = _alias_table()
+    by_key = {fold(name): name for name in names}
+    for name, spellings in table["models"].items():
+        for spelling in spellings:
+            known = by_key.setdefault(fold(spelling), name)
+            if known != name:
+                raise InputError(f"alias {spelling!r} means both {known} and {name}", where="aliases.toml")
+    ambiguous = {fold(key): tuple(value) for key, value in table["ambiguous"].items()}
+    return _Index(tuple(names), by_key, ambiguous)
+
+
+def _bundled_config(name: str) -> tuple[dict[str, Any], str]:
+    return _parse((_folder() / f"{name}.json").read_bytes(), f"models/{name}.json")
+
+
+@cache
+def _bundled(name: str) -> ModelSpec:
+    config, text = _bundled_config(name)
+    source = str(config["_source"])
+    model = from_config(config, name, where=f"models/{name}.json", text=text, source=source)
+    note = config.get("_note")
+    return model if note is None else replace(model, notes=(*model.notes, str(note)))
+
+
+def _is_offline() -> bool:
+    on = {"1", "on", "yes", "true"}
+    names = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+    return any(os.environ.get(name, "").casefold() in on for name in names)
+
+
+def _cache_folder() -> Path:
+    """Where huggingface_hub keeps its snapshots, by the variables it reads."""
+    for variable, parts in (
+        ("HF_HUB_CACHE", ()),
+        ("HUGGINGFACE_HUB_CACHE", ()),
+        ("HF_HOME", ("hub",)),
+        ("XDG_CACHE_HOME", ("huggingface", "hub")),
+    ):
+        value = os.environ.get(variable)
+        if value:
+            return Path(value).expanduser().joinpath(*parts)
+    return Path("~/.cache/huggingface/hub").expanduser()
+
+
+def _cached_config(repo: str, revision: str | None) -> Path | None:
+    """``config.json`` of `repo` in the cache: of a branch, tag or commit; of ``main`` when None."""
+    folder = _cache_folder() / f"models--{repo.replace('/', '--')}"
+    commit = revision or "main"
+    try:
+        reference = folder / "refs" / commit
+        if reference.is_file():
+            commit = reference.read_text("utf-8").strip()
+        file = folder / "snapshots" / commit / "config.json"
+        return file if file.is_file() else None
+    except (OSError, ValueError, RuntimeError):
+        return None
+
+
+def _cached_repos() -> list[str]:
+    try:
+        folders = sorted(_cache_folder().glob("models--*/snapshots/*/config.json"))
+    except (OSError, RuntimeError):
+        return []
+    found = {f.parents[2].name.removeprefix("models--").replace("--", "/", 1) for f in folders}
+    return sorted(found)
+
+
+def _unavailable(repo: str, revision: str | None, why: str) -> InputError:
+    at = f" --revision {revision}" if revision else ""
+    close = suggest(_short_name(repo), list_models())
+    hint = f"; bundled under a similar name: {', '.join(close)}" if close else ""
+    cached = _cached_repos()
+    kept = f"; in the cache: {', '.join(cached[:5])}" if cached else ""
+    return InputError(
+        f"model {repo!r} is not bundled and not in the cache, and {why}; fetch its config with "
+        f"'hf download {repo} config.json{at}' (older: huggingface-cli download), or pass a "
+        f"config.json{hint}{kept}",
+        where="--model",
+    )
+
+
+def _download(repo: str, revision: str | None) -> Path:
+    """``config.json`` of `repo` from the hub; every failure becomes one line with what to do."""
+    if _is_offline():
+        raise _unavailable(repo, revision, "HF_HUB_OFFLINE is set")
+    try:
+        import huggingface_hub
+        from huggingface_hub import errors as hub_errors
+    except ImportError:
+        raise _unavailable(repo, revision, "huggingface_hub is not installed") from None
+    # Its own warnings of every retry would stand beside the one line that says what to do.
+    fetch = huggingface_hub.hf_hub_download  # loads its module, which sets the level that we raise
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    try:
+        return Path(fetch(repo, "config.json", revision=revision))
+    except hub_errors.GatedRepoError:
+        problem = (
+            f"model {repo!r} is gated: accept its licence at https://huggingface.co/{repo}, then "
+            "run 'hf auth login' (older: huggingface-cli login)"
+        )
+    except hub_errors.RepositoryNotFoundError:
+        close = suggest(_short_name(repo), list_models())
+        hint = f"; bundled: {', '.join(close)}" if close else ""
+        problem = f"the hub has no model {repo!r}, or it is private: check the spelling or run 'hf auth login'{hint}"
+    except hub_errors.RevisionNotFoundError:
+        problem = f"model {repo!r} has no revision {revision!r}; leave out '@{revision}' for main"
+    except hub_errors.LocalEntryNotFoundError:
+        raise _unavailable(repo, revision, "the hub cannot be reached") from None
+    except hub_errors.EntryNotFoundError:
+        problem = f"model {repo!r} has no config.json; it is not in the transformers format"
+    except hub_errors.HFValidationError as error:
+        problem = f"{repo!r} is not a repository name: {str(error).splitlines()[0]}"
+    except (OSError, hub_errors.HfHubHTTPError) as error:
+        raise _unavailable(repo, revision, f"the hub cannot be reached ({type(error).__name__})") from None
+    raise InputError(problem, where="--model")

@@ -1,0 +1,239 @@
+"""What one decoder layer is made of: attention, feed-forward, experts, norms, with exact counts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from simulator.base.errors import InputError
+
+Position = Literal["rope", "alibi", "learned", "none"]
+Norm = Literal["rms", "layer"]
+QkNorm = Literal["head", "width"]
+Activation = Literal["relu", "relu2", "silu", "gelu"]
+Part = Literal["embedding", "position", "attention", "ffn", "router", "norm", "projection", "lm_head"]
+PARTS: tuple[Part, ...] = get_args(Part)
+
+
+def require_positive(owner: object, *names: str) -> None:
+    """Refuse any of the named fields of `owner` that is not a whole number of 1 or more."""
+    for name in names:
+        value = getattr(owner, name)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise InputError(f"{type(owner).__name__}.{name} is {value!r}; it must be a whole number above 0")
+
+
+@dataclass(frozen=True, slots=True)
+class MlaSpec:
+    """Multi-head latent attention: K and V of all heads are rebuilt from one latent per token [1]_.
+
+    Attributes
+    ----------
+    q_lora_rank : int or None
+        Width of the query latent; None = queries come from one full matrix (DeepSeek-V2-Lite).
+    kv_lora_rank : int
+        Width of the cached latent.
+    qk_nope_head_dim, qk_rope_head_dim : int
+        Query/key width per head without and with rotary position; the rotary key is shared by all
+        heads and cached beside the latent.
+
+    References
+    ----------
+    .. [1] DeepSeek-V2, arXiv:2405.04434, section 2.1.
+    """
+
+    q_lora_rank: int | None
+    kv_lora_rank: int
+    qk_nope_head_dim: int
+    qk_rope_head_dim: int
+
+    def __post_init__(self) -> None:
+        require_positive(self, "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim")
+        if self.q_lora_rank is not None:
+            require_positive(self, "q_lora_rank")
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionSpec:
+    """One attention block.
+
+    Attributes
+    ----------
+    n_heads, n_kv_heads : int
+        Query heads and key/value heads; the group size is their quotient.
+    head_dim, v_head_dim : int
+        Width of a query/key head and of a value head.
+    window : int or None
+        Last positions a query sees; None = all of them.
+    position : {'rope', 'alibi', 'learned', 'none'}
+    qkv_bias, o_bias : bool
+        With MLA, `qkv_bias` is the bias of the two down projections.
+    qk_norm : {'head', 'width'} or None
+        RMS norm of queries and keys over each head (Qwen3) or over all heads at once (OLMo-2).
+    sinks : bool
+        One learned logit per head joins the softmax (GPT-OSS).
+    fused_qkv : bool
+        The checkpoint stores Q, K and V as one matrix. Engines fuse them either way.
+    """
+
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    v_head_dim: int
+    window: int | None = None
+    position: Position = "rope"
+    qkv_bias: bool = False
+    o_bias: bool = False
+    qk_norm: QkNorm | None = None
+    mla: MlaSpec | None = None
+    sinks: bool = False
+    fused_qkv: bool = False
+
+    def __post_init__(self) -> None:
+        require_positive(self, "n_heads", "n_kv_heads", "head_dim", "v_head_dim")
+        if self.n_heads % self.n_kv_heads:
+            raise InputError(
+                f"{self.n_heads} attention heads cannot be shared evenly by {self.n_kv_heads} key/value heads"
+            )
+        if self.window is not None:
+            require_positive(self, "window")
+
+    @property
+    def group_size(self) -> int:
+        """Query heads that read one key/value head [-]."""
+        return self.n_heads // self.n_kv_heads
+
+    @property
+    def kv_elements_per_token(self) -> int:
+        """Cached elements per token of this layer [-].
+
+        ``n_kv_heads * (head_dim + v_head_dim)``; with MLA ``kv_lora_rank + qk_rope_head_dim``, once
+        per token because keys and values are both rebuilt from the same latent.
+        """
+        if self.mla is not None:
+            return self.mla.kv_lora_rank + self.mla.qk_rope_head_dim
+        return self.n_kv_heads * (self.head_dim + self.v_head_dim)
+
+    def n_params(self, hidden: int) -> int:
+        """Weights, biases, sinks and inner norms of a block of width `hidden` [-]."""
+        o_in = self.n_heads * self.v_head_dim
+        total = o_in * hidden + (hidden if self.o_bias else 0) + (self.n_heads if self.sinks else 0)
+        if self.mla is not None:
+            return total + self._mla_params(hidden, self.mla)
+        q_out, k_out = self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim
+        out = q_out + k_out + self.n_kv_heads * self.v_head_dim
+        total += hidden * out + (out if self.qkv_bias else 0)
+        if self.qk_norm == "head":
+            total += 2 * self.head_dim
+        elif self.qk_norm == "width":
+            total += q_out + k_out
+        return total
+
+    def _mla_params(self, hidden: int, mla: MlaSpec) -> int:
+        q_out = self.n_heads * self.head_dim
+        if mla.q_lora_rank is None:
+            total = hidden * q_out
+        else:
+            rank = mla.q_lora_rank
+            total = hidden * rank + rank + rank * q_out + (rank if self.qkv_bias else 0)
+        down = mla.kv_lora_rank + mla.qk_rope_head_dim
+        up = self.n_heads * (mla.qk_nope_head_dim + self.v_head_dim)
+        total += hidden * down + (down if self.qkv_bias else 0)
+        return total + mla.kv_lora_rank + mla.kv_lora_rank * up
+
+
+@dataclass(frozen=True, slots=True)
+class FfnSpec:
+    """One feed-forward block: two matrices, or three when `gated` (act(x W_g) * (x W_u)) W_d."""
+
+    intermediate: int
+    gated: bool
+    activation: Activation
+    bias: bool = False
+
+    def __post_init__(self) -> None:
+        require_positive(self, "intermediate")
+
+    @property
+    def n_up(self) -> int:
+        """Matrices from hidden to intermediate: 2 when gated, else 1 [-]."""
+        return 2 if self.gated else 1
+
+    def n_params(self, hidden: int) -> int:
+        """Weights and biases of a block of width `hidden` [-]."""
+        bias = self.n_up * self.intermediate + hidden if self.bias else 0
+        return (self.n_up + 1) * hidden * self.intermediate + bias
+
+
+@dataclass(frozen=True, slots=True)
+class MoeSpec:
+    """A mixture of experts: a router picks `top_k` of `n_experts` per token; `shared` always runs.
+
+    Attributes
+    ----------
+    shared : FfnSpec or None
+        All shared experts as one block (their intermediates added up).
+    shared_gate : bool
+        A hidden-to-1 gate scales the shared block (Qwen1.5-MoE, Qwen2-MoE).
+    n_groups, top_k_groups : int
+        Group-limited routing: experts come from `top_k_groups` of `n_groups` groups (DeepSeek).
+    """
+
+    n_experts: int
+    top_k: int
+    expert: FfnSpec
+    shared: FfnSpec | None = None
+    router_bias: bool = False
+    shared_gate: bool = False
+    n_groups: int = 1
+    top_k_groups: int = 1
+
+    def __post_init__(self) -> None:
+        require_positive(self, "n_experts", "top_k", "n_groups", "top_k_groups")
+        if self.top_k > self.n_experts:
+            raise InputError(f"top_k is {self.top_k} but there are only {self.n_experts} experts")
+
+    def n_router_params(self, hidden: int) -> int:
+        """Router and shared-gate weights [-]."""
+        gate = hidden if self.shared_gate else 0
+        return self.n_experts * (hidden + (1 if self.router_bias else 0)) + gate
+
+    def n_params(self, hidden: int, experts: int | None = None) -> int:
+        """Weights of `experts` routed experts (all when None) and the shared block [-]."""
+        count = self.n_experts if experts is None else experts
+        shared = self.shared.n_params(hidden) if self.shared is not None else 0
+        return count * self.expert.n_params(hidden) + shared
+
+
+@dataclass(frozen=True, slots=True)
+class LayerSpec:
+    """One decoder layer.
+
+    Attributes
+    ----------
+    n_norms : int
+        Norms over the hidden width, those inside attention not counted.
+    norm_bias : bool
+        The norm has a bias beside its weight.
+    parallel : bool
+        Attention and FFN read the same input and are added together (GPT-J, GPT-NeoX, Falcon).
+    """
+
+    attention: AttentionSpec
+    ffn: FfnSpec | MoeSpec
+    n_norms: int = 2
+    norm: Norm = "rms"
+    norm_bias: bool = False
+    parallel: bool = False
+
+    def n_params(self, part: Part, hidden: int) -> int:
+        """Parameters of `part` in this layer [-]; 0 for parts outside the layers."""
+        if part == "attention":
+            return self.attention.n_params(hidden)
+        if part == "ffn":
+            return self.ffn.n_params(hidden)
+        if part == "router":
+            return self.ffn.n_router_params(hidden) if isinstance(self.ffn, MoeSpec) else 0
+        if part == "norm":
+            return self.n_norms * hidden * (2 if self.norm_bias else 1)
+        return 0

@@ -1,0 +1,1 @@
+"""Operators and what they move: device-free arrays of flop, bytes and launches."""

@@ -1,0 +1,460 @@
+"""Op kinds and their Traffic. Every size broadcasts, so one op stands for a whole grid of steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+
+from simulator.base.arrays import Array
+from simulator.base.dtypes import DType, Format
+from simulator.ops.traffic import Access, Operand, Traffic
+
+STREAM = float("inf")
+
+
+class Op(Protocol):
+    """One kernel (or one library call) of a step, on one GPU."""
+
+    @property
+    def role(self) -> str:
+        """Where in the layer it stands, e.g. ``mlp.down``."""
+        ...
+
+    @property
+    def count(self) -> Array:
+        """Calls per step [-]."""
+        ...
+
+    @property
+    def overhead(self) -> bool:
+        """Work a policy adds to the dense model."""
+        ...
+
+    @property
+    def graph_safe(self) -> bool:
+        """Whether a CUDA graph can hold it."""
+        ...
+
+    @property
+    def host_sync(self) -> float:
+        """Times the host waits for a value of it [-]."""
+        ...
+
+    def traffic(self) -> Traffic:
+        """Demand of one call; `count` calls are made per step."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Expand:
+    """Work of turning a compressed operand back into dense tiles inside the kernel.
+
+    Attributes
+    ----------
+    elements : Array
+        Dense elements written to the tile per call [-].
+    nonzeros : Array
+        Stored values scattered per call [-].
+    """
+
+    elements: Array
+    nonzeros: Array
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Linear:
+    """C[m, n] = A[m, k] B[k, n], with B possibly compressed or read in part.
+
+    ``flop = 2 m n k flop_keep``; weight bytes ``n k bytes_per_weight read_keep``.
+
+    Attributes
+    ----------
+    m : Array
+        Rows: tokens of the step [-].
+    n, k : float
+        Output and input features on this GPU [-].
+    fmt : Format
+        Storage and arithmetic of the dense matrix.
+    read_keep : Array
+        Share of the stored weight that the step reads: the union over its rows [-].
+    flop_keep : Array
+        Share of the multiply-adds that are done [-].
+    gathered : {None, 'n', 'k'}
+        Axis whose rows are picked one by one.
+    run_bytes : float
+        Contiguous bytes per picked row [B]; inf for a stream.
+    bytes_per_weight : float, optional
+        Stored bytes per dense element, metadata included [B]; default `fmt.weight_bytes`.
+    nm24 : bool
+        Multiplied by 2:4 sparse tensor cores.
+    expand : Expand, optional
+        Decompression work inside the kernel.
+    groups : float
+        Independent products of this shape in one call (batched GEMM) [-].
+    resident : float
+        Share of the stored weight that lies in the GPU's memory [-].
+    shared : float
+        Stored over read elements where weights share values of a table [-].
+    beside : tuple of str
+        Prefixes of the roles it runs beside on another stream; empty: nothing.
+    """
+
+    role: str
+    m: Array
+    n: Array
+    k: Array
+    fmt: Format
+    count: Array = 1.0
+    read_keep: Array = 1.0
+    flop_keep: Array = 1.0
+    gathered: Literal["n", "k"] | None = None
+    run_bytes: float = STREAM
+    bytes_per_weight: float | None = None
+    nm24: bool = False
+    expand: Expand | None = None
+    groups: float = 1.0
+    resident: float = 1.0
+    shared: float = 1.0
+    beside: tuple[str, ...] = ()
+    overhead: bool = False
+    graph_safe: bool = True
+    host_sync: float = 0.0
+
+    @property
+    def weight_read_bytes(self) -> Array:
+        """Useful weight bytes of one call [B]."""
+        per = self.fmt.weight_bytes if self.bytes_per_weight is None else self.bytes_per_weight
+        return self.groups * self.n * self.k * per * self.read_keep
+
+    @property
+    def flop(self) -> Array:
+        """Multiply-adds of one call, counted twice [flop]."""
+        return 2.0 * self.groups * self.m * self.n * self.k * self.flop_keep
+
+    def traffic(self) -> Traffic:
+        """Weights once, activations in and out once."""
+        act = self.fmt.act_bytes
+        keep_k = self.read_keep if self.gathered == "k" else 1.0
+        keep_n = self.read_keep if self.gathered == "n" else 1.0
+        weight = self.weight_read_bytes
+        runs = weight / self.run_bytes if np.isfinite(self.run_bytes) else 0.0
+        return Traffic(
+            {self.fmt.math: self.flop},
+            {
+                Operand.WEIGHT: Access(weight, 0.0, runs),
+                Operand.ACTIVATION: Access(
+                    self.groups * self.m * self.k * keep_k * act, self.groups * self.m * self.n * keep_n * 2.0
+                ),
+            },
+            launches=1.0,
+            graph_safe=self.graph_safe,
+            host_sync=self.host_sync,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attention:
+    """softmax(QK^T)V over a KV cache, causal; the write of the new tokens' K and V is part of it.
+
+    ``pairs`` of a chunk of q tokens behind a context of s tokens (chunk included) is
+    ``q (s - q) + q (q + 1) / 2`` causal pairs, clipped by the window; ``flop = 2 (d_qk + d_v) heads pairs``.
+
+    Attributes
+    ----------
+    phase : {'prefill', 'decode'}
+        Which kernel runs.
+    batch, q_len, kv_len : Array
+        Sequences, new tokens per sequence, context per sequence with the new tokens [-].
+    n_heads, n_kv_heads : float
+        Heads on this GPU [-].
+    head_dim, v_head_dim : float
+        Width of Q/K and of V per head [-]; MLA decode runs on the latent: 576 and 512.
+    window : int or None
+        Sliding window [tokens].
+    kv_element_bytes : float
+        Bytes per stored K or V element of the dense cache [B].
+    latent : bool
+        MLA: one latent per token is both K and V.
+    attended : Array, optional
+        Tokens whose K and V are really read per sequence and KV head [-]; default all (or the window).
+    bytes_per_token : Array, optional
+        Stored bytes per attended token over all KV heads here [B]; default dense.
+    head_keep : Array
+        Share of the query heads that run [-]; `kv_head_keep` of the KV heads.
+    pair_keep : Array
+        Share of the (query, key) pairs that a block-sparse mask leaves [-].
+    run_bytes : float
+        Contiguous bytes per gathered piece [B].
+    expand : Expand, optional
+        Decompression inside the kernel.
+    stores : bool
+        The new tokens' K and V are written by this pass.
+    tile_bytes : Array
+        K and V that the thread blocks of a block-sparse prompt load, each for its own few queries [B]; 0 where a
+        tile of queries shares them, as in a dense kernel.
+    """
+
+    role: str
+    phase: Literal["prefill", "decode"]
+    batch: Array
+    q_len: Array
+    kv_len: Array
+    n_heads: float
+    n_kv_heads: float
+    head_dim: float
+    v_head_dim: float
+    math: DType
+    kv_element_bytes: float
+    count: Array = 1.0
+    window: int | None = None
+    latent: bool = False
+    attended: Array | None = None
+    bytes_per_token: Array | None = None
+    head_keep: Array = 1.0
+    kv_head_keep: Array = 1.0
+    pair_keep: Array = 1.0
+    run_bytes: float = STREAM
+    expand: Expand | None = None
+    stores: bool = True
+    tile_bytes: Array = 0.0
+    overhead: bool = False
+    graph_safe: bool = True
+    host_sync: float = 0.0
+
+    @property
+    def dense_bytes_per_token(self) -> float:
+        """K and V bytes of one token over the KV heads here [B]."""
+        if self.latent:
+            return self.head_dim * self.kv_element_bytes
+        return self.n_kv_heads * (self.head_dim + self.v_head_dim) * self.kv_element_bytes
+
+    @property
+    def tokens(self) -> Array:
+        """Tokens read per sequence [-]."""
+        if self.attended is not None:
+            return self.attended
+        if self.window is None:
+            return self.kv_len
+        return np.minimum(self.kv_len, self.window + self.q_len - 1.0)
+
+    @property
+    def pairs(self) -> Array:
+        """(query, key) pairs per sequence and head [-]."""
+        if self.attended is not None:
+            q = np.asarray(self.q_len, float)
+            lost = np.minimum(q, self.attended)
+            return q * self.attended - lost * (lost - 1.0) / 2.0
+        return causal_pairs(self.q_len, self.kv_len, self.window)
+
+    @property
+    def kv_read_bytes(self) -> Array:
+        """Useful K and V bytes of one call [B]."""
+        per = self.dense_bytes_per_token if self.bytes_per_token is None else self.bytes_per_token
+        return self.batch * self.tokens * per * self.kv_head_keep
+
+    @property
+    def flop(self) -> Array:
+        """Both products [flop]."""
+        width = 2.0 * (self.head_dim + self.v_head_dim)
+        return self.batch * self.pairs * self.pair_keep * self.n_heads * self.head_keep * width
+
+    @property
+    def qo_bytes(self) -> tuple[Array, Array]:
+        """Q read and O written [B]; activations are 16 bit."""
+        rows = self.batch * self.q_len * self.n_heads * self.head_keep
+        return rows * self.head_dim * 2.0, rows * self.v_head_dim * 2.0
+
+    @property
+    def kv_write_bytes(self) -> Array:
+        """New tokens' K and V, written once [B]."""
+        if not self.stores:
+            return 0.0
+        return self.batch * self.q_len * self.dense_bytes_per_token * self.kv_head_keep
+
+    def traffic(self) -> Traffic:
+        """KV once per sequence, Q and O once, the new tokens' K and V written once."""
+        q, o = self.qo_bytes
+        read, written = self.kv_read_bytes, self.kv_write_bytes
+        runs = read / self.run_bytes if np.isfinite(self.run_bytes) else 0.0
+        return Traffic(
+            {self.math: self.flop},
+            {Operand.KV: Access(read, written, runs), Operand.ACTIVATION: Access(q, o)},
+            launches=1.0,
+            graph_safe=self.graph_safe,
+            host_sync=self.host_sync,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Moe:
+    """A fused layer of routed experts on one GPU.
+
+    Attributes
+    ----------
+    tokens : Array
+        Tokens routed in the step over all GPUs of the group [-].
+    hidden, intermediate : float
+        Model width and width of one expert (whole expert) [-].
+    top_k, n_experts : int
+        Experts per token, experts of the layer [-].
+    tp, ep : int
+        GPUs that share each expert; groups of GPUs between which the experts are split [-].
+    """
+
+    role: str
+    tokens: Array
+    hidden: float
+    intermediate: float
+    top_k: int
+    n_experts: int
+    gated: bool
+    fmt: Format
+    tp: int = 1
+    ep: int = 1
+    count: Array = 1.0
+    bytes_per_weight: float | None = None
+    overhead: bool = False
+    graph_safe: bool = True
+    host_sync: float = 0.0
+
+    @property
+    def matrices(self) -> int:
+        """Weight matrices of one expert [-]."""
+        return 3 if self.gated else 2
+
+    @property
+    def active_experts(self) -> Array:
+        """Expected experts of one GPU that get at least one token, uniform routing [-]."""
+        here = self.n_experts / self.ep
+        return here * -np.expm1(self.tokens * np.log1p(-self.top_k / self.n_experts + 1e-15))
+
+    @property
+    def expert_elements(self) -> float:
+        """Weights of one expert on one GPU [-]."""
+        return self.matrices * self.hidden * self.intermediate / self.tp
+
+    def traffic(self) -> Traffic:
+        """Active experts' weights once, routed activations in and out."""
+        per = self.fmt.weight_bytes if self.bytes_per_weight is None else self.bytes_per_weight
+        routed = self.tokens * self.top_k / self.ep
+        act = self.fmt.act_bytes
+        return Traffic(
+            {self.fmt.math: 2.0 * routed * self.expert_elements},
+            {
+                Operand.WEIGHT: Access(self.active_experts * self.expert_elements * per),
+                Operand.ACTIVATION: Access(
+                    routed * (self.hidden + self.intermediate / self.tp) * act,
+                    routed * (self.hidden + self.intermediate * (self.matrices - 1) / self.tp) * 2.0,
+                ),
+            },
+            launches=4.0,
+            graph_safe=self.graph_safe,
+            host_sync=self.host_sync,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Elementwise:
+    """A memory-bound pass: norms, activations, rotary, sampling, top-k, packing, estimates.
+
+    Attributes
+    ----------
+    kind : str
+        Family its launch floor and efficiency are fitted for ('norm', 'activation', 'topk', ...).
+    read_bytes, write_bytes : Array
+        Useful bytes [B].
+    flop : Array
+        Vector flop [flop].
+    operand : Operand
+        What is read.
+    run_bytes : float
+        Contiguous bytes per gathered piece [B].
+    pack_elements : Array
+        Elements pruned and packed by a compressor, which is bound by ALU, not by bytes [-].
+    select_elements, select_rows : Array
+        Elements a top-k searches, and the rows they stand in: a row is searched by one thread block [-].
+    beside : tuple of str
+        Prefixes of the roles it runs beside on another stream; empty: nothing.
+    """
+
+    role: str
+    kind: str
+    read_bytes: Array
+    write_bytes: Array = 0.0
+    flop: Array = 0.0
+    operand: Operand = Operand.ACTIVATION
+    run_bytes: float = STREAM
+    pack_elements: Array = 0.0
+    select_elements: Array = 0.0
+    select_rows: Array = 1.0
+    beside: tuple[str, ...] = ()
+    launches: float = 1.0
+    count: Array = 1.0
+    overhead: bool = False
+    graph_safe: bool = True
+    host_sync: float = 0.0
+
+    def traffic(self) -> Traffic:
+        """What is read and written, and the vector flop as fp32."""
+        runs = self.read_bytes / self.run_bytes if np.isfinite(self.run_bytes) else 0.0
+        return Traffic(
+            {DType.FP32: self.flop},
+            {self.operand: Access(self.read_bytes, self.write_bytes, runs)},
+            launches=self.launches,
+            graph_safe=self.graph_safe,
+            host_sync=self.host_sync,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Collective:
+    """A message among the GPUs of one group.
+
+    Attributes
+    ----------
+    op : str
+        'all_reduce', 'all_gather', 'reduce_scatter', 'all_to_all' or 'send_recv'.
+    message_bytes : Array
+        Full buffer as NCCL counts it [B].
+    n_ranks : int
+        GPUs in the group [-].
+    """
+
+    role: str
+    op: str
+    message_bytes: Array
+    n_ranks: int
+    count: Array = 1.0
+    overhead: bool = False
+    graph_safe: bool = True
+    host_sync: float = 0.0
+
+    def traffic(self) -> Traffic:
+        """The buffer is read and written once here; link bytes belong to the collective model."""
+        return Traffic({}, {Operand.ACTIVATION: Access(self.message_bytes, self.message_bytes)}, launches=1.0)
+
+
+def causal_pairs(q_len: Array, kv_len: Array, window: int | None = None) -> Array:
+    """(query, key) pairs of a causal chunk [-].
+
+    Query i of the chunk (0-based) sees ``kv_len - q_len + i + 1`` keys, at most `window` of them.
+
+    Parameters
+    ----------
+    q_len : Array
+        New tokens of the chunk [-].
+    kv_len : Array
+        Context after the chunk [-].
+    window : int, optional
+        Sliding window [tokens].
+    """
+    q = np.asarray(q_len, float)
+    past = np.asarray(kv_len, float) - q
+    full = q * past + q * (q + 1.0) / 2.0
+    if window is None:
+        return full
+    # Queries whose reach is still below the window see past + i + 1 keys, the others see `window`.
+    growing = np.clip(window - past, 0.0, q)
+    return growing * past + growing * (growing + 1.0) / 2.0 + (q - growing) * window

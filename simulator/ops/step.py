@@ -1,0 +1,69 @@
+"""What one step of the engine works on: decode rows, prefill chunks, or both."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from simulator.base.arrays import Array
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """Rows of one forward pass; arrays broadcast against each other.
+
+    Attributes
+    ----------
+    decode_rows : Array
+        Sequences that generate one token [-]; 0.0 for a pure prefill.
+    decode_context : Array
+        Tokens in each of those sequences, the new one included [-].
+    decode_prompt : Array, optional
+        Prompt tokens of each of those sequences [-]; None = not known.
+    prefill_rows : Array
+        Sequences with a prompt chunk in this step [-]; 0.0 for a pure decode.
+    prefill_tokens : Array
+        New prompt tokens per such sequence [-].
+    prefill_context : Array
+        Context of such a sequence after its chunk [-].
+    """
+
+    decode_rows: Array = 0.0
+    decode_context: Array = 1.0
+    decode_prompt: Array | None = None
+    prefill_rows: Array = 0.0
+    prefill_tokens: Array = 1.0
+    prefill_context: Array = 1.0
+    decodes: bool = True
+    prefills: bool = False
+
+    @property
+    def rows(self) -> Array:
+        """Tokens every linear layer sees [-]."""
+        if not self.prefills:
+            return self.decode_rows
+        if not self.decodes:
+            return self.prefill_rows * self.prefill_tokens
+        return self.decode_rows + self.prefill_rows * self.prefill_tokens
+
+    @property
+    def sampled_rows(self) -> Array:
+        """Rows whose next token is drawn: one per sequence [-]."""
+        if not self.prefills:
+            return self.decode_rows
+        return self.decode_rows + self.prefill_rows if self.decodes else self.prefill_rows
+
+
+def decode_step(rows: Array, context: Array, prompt: Array | None = None) -> Step:
+    """Every sequence generates one token at `context` tokens, `prompt` of them its prompt."""
+    return Step(decode_rows=rows, decode_context=context, decode_prompt=prompt)
+
+
+def prefill_step(rows: Array, tokens: Array, context: Array | None = None) -> Step:
+    """Every sequence brings `tokens` prompt tokens; `context` after them, default the chunk itself."""
+    return Step(
+        prefill_rows=rows,
+        prefill_tokens=tokens,
+        prefill_context=tokens if context is None else context,
+        decodes=False,
+        prefills=True,
+    )

@@ -1,0 +1,191 @@
+"""How many neurons a step touches when its rows each choose their own.
+
+The published router tables of Polar Sparsity [1]_ show that tokens share far more neurons than
+independent draws would: OPT-66B touches 49 % at 64 rows, where ``1 - (1 - d)^B`` says 99 %.
+
+References
+----------
+.. [1] Polar Sparsity, arXiv:2505.14884, released router configurations (k for 99 % recall).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from simulator.base.arrays import Array
+from simulator.base.errors import InputError
+
+ROWS = np.array([1, 2, 4, 8, 16, 32, 48, 64, 128, 256], float)
+
+PUBLISHED = {
+    "opt-6.7b": np.array([0.0955, 0.1526, 0.2063, 0.2896, 0.3977, 0.5171, 0.5823, 0.6230, 0.7073, 0.7725]),
+    "opt-30b": np.array([0.0751, 0.0979, 0.1407, 0.2087, 0.3037, 0.4185, 0.4863, 0.5300, 0.6137, 0.6758]),
+    "opt-66b": np.array([0.0751, 0.0795, 0.1159, 0.1751, 0.2627, 0.3735, 0.4424, 0.4899, 0.5817, 0.6410]),
+}
+"""Mean union density over the layers against `ROWS` [-]."""
+
+
+_FULL = 1.0 - 1e-9
+"""Density above which a measured union counts as everything: its logarithm must stay finite."""
+
+
+def _touch(density: np.ndarray) -> np.ndarray:
+    return -np.log1p(-np.minimum(density, _FULL))
+
+
+def effective_rows(density: np.ndarray) -> np.ndarray:
+    """Independent rows that would touch as much: ``ln(1 - d(B)) / ln(1 - d(1))`` [-]."""
+    return _touch(density) / _touch(density[..., :1])
+
+
+_POOLED = np.exp(np.mean([np.log(effective_rows(t)) for t in PUBLISHED.values()], axis=0))
+
+
+@dataclass(frozen=True, eq=False)
+class UnionTable:
+    """Measured union densities of one layer at several shares kept.
+
+    Attributes
+    ----------
+    rows : ndarray, shape (R,)
+        Tokens of different sequences, ascending from 1 [-].
+    density : ndarray, shape (K, R)
+        Share of units touched [-]; rows of the table ascend in their first column d(1).
+    """
+
+    rows: np.ndarray
+    density: np.ndarray
+
+    def __post_init__(self) -> None:
+        first = self.density[:, 0]
+        if len(self.rows) < 2 or self.rows[0] != 1.0 or np.any(np.diff(self.rows) <= 0.0):
+            raise InputError("a union curve needs two or more rows that ascend from 1")
+        if np.any(np.diff(first) <= 0.0) or np.any(first <= 0.0) or np.any(self.density > 1.0):
+            raise InputError("union densities must be in (0, 1] and ascend with the share kept")
+
+    def effective_rows(self, keep: Array, rows: Array) -> np.ndarray:
+        """Independent rows that would touch as much as `rows` of the text do [-].
+
+        ``-ln(1 - d(B))`` is linear in ``-ln(1 - keep)`` between measured shares, so it grows with `keep` and
+        meets every measured point; below the first and above the last share the ratio r(B) stays.
+        """
+        z = np.asarray(_touch(np.asarray(keep, float)))
+        nodes = _touch(self.density[:, 0])
+        ratios = _rows_at(effective_rows(self.density), self.rows, rows)
+        z, ratios = np.broadcast_arrays(z[None], ratios)
+        z = z[0]
+        if len(nodes) == 1:
+            return ratios[0]
+        low = np.clip(np.searchsorted(nodes, z, side="right") - 1, 0, len(nodes) - 2)
+        pick = np.stack([low, low + 1])
+        r = np.take_along_axis(ratios, pick, axis=0)
+        a, b = nodes[pick[0]], nodes[pick[1]]
+        between = (r[0] * a * (b - z) + r[1] * b * (z - a)) / ((b - a) * z)
+        return np.where(z <= nodes[0], r[0], np.where(z >= nodes[-1], r[1], between))
+
+
+def union_density(keep: Array, rows: Array, model: str | None = None, table: UnionTable | None = None) -> np.ndarray:
+    """Share of neurons that at least one of `rows` tokens keeps [-].
+
+    ``d(B) = 1 - (1 - keep)^r(B)`` with the effective rows r(B) of `table` (measured curves of a trace), else
+    of the published tables, interpolated in log B and continued with their last slope; a model with its own
+    table uses that one, others the geometric mean of the three. d(1) = keep and d(B) = 1 at keep = 1 hold
+    exactly.
+
+    Parameters
+    ----------
+    keep : Array
+        Share kept per token [-].
+    rows : Array
+        Tokens of the step [-].
+    model : str, optional
+        Model name; one with a published table uses it.
+    table : UnionTable, optional
+        Measured densities of the layer; wins over `model`.
+    """
+    if table is not None:
+        effective = table.effective_rows(keep, rows)
+    else:
+        published = effective_rows(PUBLISHED[model]) if model in PUBLISHED else _POOLED
+        effective = _rows_at(published, ROWS, rows)
+    with np.errstate(divide="ignore"):
+        return -np.expm1(effective * np.log1p(-np.asarray(keep, float)))
+
+
+def _rows_at(effective: np.ndarray, measured: np.ndarray, rows: Array) -> np.ndarray:
+    """Effective rows at `rows`: linear in log-log, continued with the slope of the last three points."""
+    b = np.log(np.maximum(np.asarray(rows, float), 1.0))
+    log_b, log_r = np.log(measured), np.log(effective)
+    at = np.clip(np.searchsorted(log_b, b, side="right") - 1, 0, len(log_b) - 2)
+    share = np.minimum((b - log_b[at]) / (log_b[at + 1] - log_b[at]), 1.0)
+    inside = log_r[..., at] + share * (log_r[..., at + 1] - log_r[..., at])
+    first = max(len(log_b) - 3, 0)
+    slope = (log_r[..., -1] - log_r[..., first]) / (log_b[-1] - log_b[first])
+    return np.exp(inside + np.maximum(b - log_b[-1], 0.0) * slope.reshape(slope.shape + (1,) * b.ndim))
+
+
+@cache
+def transfer_sigma() -> float:
+    """Log-space error of d(B) when one model's effective rows stand in for another's [-].
+
+    Root mean square over the ordered pairs of the published tables and their batches from 2 on.
+    """
+    errors = [
+        np.log(union_density(target[0], ROWS[1:], source) / target[1:])
+        for source in PUBLISHED
+        for name, target in PUBLISHED.items()
+        if name != source
+    ]
+    return float(np.sqrt(np.mean(np.square(errors))))
+
+
+def independent_density(keep: Array, rows: Array) -> np.ndarray:
+    """Union density if every token drew its neurons independently: ``1 - (1 - keep)^B`` [-]."""
+    with np.errstate(divide="ignore"):
+        return -np.expm1(np.asarray(rows, float) * np.log1p(-np.asarray(keep, float)))
+
+
+def beta_density(keep: float, spread: float, rows: Array) -> np.ndarray:
+    """Union density of neurons whose frequencies follow a Beta law of mean `keep` [-].
+
+    ``d(B) = 1 - Beta(a, b + B) / Beta(a, b)`` with ``a = keep c`` and ``b = (1 - keep) c``, so d(1) = keep;
+    a large `spread` parameter c is the independent law, a small one lets the same neurons fire always.
+    """
+    from scipy.special import betaln
+
+    a, b = keep * spread, (1.0 - keep) * spread
+    return -np.expm1(betaln(a, b + np.asarray(rows, float)) - betaln(a, b))
+
+
+def fit_beta(rows: np.ndarray, density: np.ndarray) -> float:
+    """The c of `beta_density` with the smallest worst relative error on a measured curve [-]."""
+    from scipy.optimize import minimize_scalar
+
+    def worst(log_c: float) -> float:
+        law = beta_density(float(density[0]), float(np.exp(log_c)), rows)
+        return float(np.max(np.abs(law / density - 1.0)))
+
+    best: Any = minimize_scalar(worst, bounds=(-7.0, 12.0), method="bounded")
+    return float(np.exp(best.x))
+
+
+def frequency_density(frequency: np.ndarray, rows: Array) -> np.ndarray:
+    """Union density of independent rows over neurons that fire with probability p_j [-].
+
+    ``d(B) = mean_j 1 - (1 - p_j)^B``.
+
+    Parameters
+    ----------
+    frequency : ndarray, shape (neurons,)
+        Share of tokens that use each neuron [-].
+    rows : Array
+        Tokens of the step [-].
+    """
+    b = np.asarray(rows, float)[..., None]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        alone = np.exp(b * np.log1p(-np.asarray(frequency, float)))
+    return 1.0 - np.nan_to_num(alone, nan=1.0).mean(axis=-1)

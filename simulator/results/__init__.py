@@ -1,0 +1,1 @@
+"""What is told: answers and their rows, verdicts, summaries, quality."""

@@ -1,0 +1,186 @@
+"""Every registered policy beside one scenario: ``predict --policy free``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from simulator.base import console
+from simulator.base.errors import ShadowlineError
+from simulator.inference.group import runnable
+from simulator.policies import FREE, POLICIES, free_names
+from simulator.policies.software import Software, software
+from simulator.results.prediction import predict
+from simulator.results.published_quality import losses
+from simulator.results.result import rate_interval
+from simulator.scenario.scenario import Scenario
+
+
+@dataclass(frozen=True)
+class Option:
+    """One policy at its defaults in a scenario.
+
+    Attributes
+    ----------
+    row : dict
+        The sweep's columns.
+    tokens_per_s_lo, tokens_per_s_hi : float
+        90 % interval of the speed [1/s].
+    loss : str
+        Published loss of quality in words, of the model or one of its shape; empty where nobody published it.
+    """
+
+    policy: str
+    row: dict[str, Any]
+    tokens_per_s_lo: float
+    tokens_per_s_hi: float
+    software: Software = field(default_factory=Software)
+    loss: str = ""
+
+    @property
+    def fits(self) -> bool:
+        """It runs in the memory there is."""
+        return self.row["status"] == "ok"
+
+    @property
+    def speedup(self) -> float:
+        """Throughput over dense's in the same scenario [-]."""
+        return self.row["throughput_speedup_same_batch"] or 1.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for ``--json``."""
+        return {
+            **self.row,
+            "tokens_per_s_lo": self.tokens_per_s_lo,
+            "tokens_per_s_hi": self.tokens_per_s_hi,
+            **self.software.model_dump(),
+            "published_loss": self.loss,
+        }
+
+
+def options(scenario: Scenario) -> tuple[list[Option], dict[str, str]]:
+    """Dense and every free policy, those that fit first and then the fastest; the others with their reasons.
+
+    Raises
+    ------
+    NothingFeasibleError
+        The lengths exceed the model's context, whatever the policy.
+    """
+    runnable(scenario.model_copy(update={"policy": "dense"}))
+    found: list[Option] = []
+    others: dict[str, str] = {}
+    for name in ("dense", *free_names()):
+        at = scenario.model_copy(update={"policy": POLICIES[name]().spelling})
+        try:
+            row = predict(at).row
+        except ShadowlineError as error:
+            others[name] = error.message
+            continue
+        if row["ttft_s"] is None:
+            others[name] = row["reason"]
+            continue
+        lo, hi = rate_interval(row)
+        words = "" if name == "dense" else losses(scenario.model, at.policy)
+        found.append(Option(at.policy, row, lo, hi, software().get(name, Software()), words))
+    return sorted(found, key=lambda o: (not o.fits, _e2e(o.row))), others
+
+
+def _e2e(row: dict[str, Any]) -> float:
+    return row["ttft_s"] + (row["output_tokens"] - 1) * (row["tpot_s"] or 0.0)
+
+
+def show(scenario: Scenario, *, as_json: bool) -> None:
+    """Print the fastest that an engine serves, the fastest of all, and every policy beside them."""
+    found, others = options(scenario)
+    command = scenario.model_copy(update={"policy": "dense"}).command + f" --policy {FREE}"
+    if as_json:
+        console.out_json({"rows": [o.to_dict() for o in found], "others": others, "command": command})
+        return
+    for line in sentences(found):
+        console.out(line)
+    console.out()
+    num, ms = console.number, console.milliseconds
+    same = [o for o in found if o.fits and o.policy != "dense" and abs(o.speedup - 1.0) < SAME]
+    console.table(
+        f"{found[0].row['model']} on {found[0].row['device']}, batch {scenario.batch}, {scenario.prompt_tokens:,} +"
+        f" {scenario.output_tokens:,} tokens: every policy at its defaults",
+        [
+            "policy",
+            "software",
+            "needs",
+            "published loss",
+            "tokens/s (90 %)",
+            "vs dense",
+            "TTFT ms",
+            "TPOT ms",
+            "largest batch",
+        ],
+        [
+            [
+                o.policy,
+                "-" if o.policy == "dense" else o.software.words,
+                o.software.needs or "-",
+                o.loss or "-",
+                f"{num(o.row['tokens_per_s'])} ({num(o.tokens_per_s_lo)}-{num(o.tokens_per_s_hi)})",
+                "-" if o.policy == "dense" else f"{o.speedup:.2f}x",
+                ms(o.row["ttft_s"]),
+                ms(o.row["tpot_s"]),
+                f"{o.row['max_batch']:,}",
+            ]
+            for o in found
+            if o.fits and o not in same
+        ],
+        left=4,
+        note="loss: the worst published measure against dense; '-' is not known, not none. The intervals are of the"
+        f" speed: a method and dense err together.{_dense_note(found)}",
+    )
+    if same:
+        console.out(f"as fast as dense here: {', '.join(o.policy for o in same)}")
+    short: dict[str, list[str]] = {}
+    for o in found:
+        if not o.fits:
+            short.setdefault(o.row["reason"].split(";")[0], []).append(o.policy)
+    for name, reason in others.items():
+        short.setdefault(reason, []).append(name)
+    for reason, names in short.items():
+        console.out(f"not here: {', '.join(names)}: {reason}")
+    console.out(f"again: {command}")
+
+
+def _dense_note(found: list[Option]) -> str:
+    dense = next((o for o in found if o.policy == "dense"), None)
+    return "" if dense is None or dense.fits else " Dense does not fit; it is timed as if it did."
+
+
+def sentences(found: list[Option]) -> list[str]:
+    """The answer in words: what an engine serves today, and what would be faster."""
+    fitting = [o for o in found if o.fits]
+    alone = not any(o.policy == "dense" for o in fitting)
+    if not fitting:
+        return [f"nothing fits: neither dense nor any one policy at its defaults; {TOGETHER}"]
+    gains = [o for o in fitting if o.policy != "dense" and (alone or o.speedup >= GAIN)]
+    served = next((o for o in gains if o.software.serves), None)
+    if served is not None:
+        lines = [f"worth installing: {_named(served)}; {served.software.engine}, needs {served.software.needs}"]
+    elif alone:
+        lines = [f"nothing that a serving engine runs today fits by itself; {TOGETHER}"]
+    else:
+        lines = [f"nothing that a serving engine runs today is {GAIN - 1.0:.0%} faster than dense here"]
+    best = gains[0] if gains else None
+    if best is not None and best is not served:
+        code = f" ({best.software.code})" if best.software.code else ""
+        lines.append(f"fastest of all: {_named(best)}; software: {best.software.words}{code}")
+    return lines
+
+
+GAIN, SAME = 1.05, 0.02
+"""Speed-up from which a policy is worth installing, and change below which it counts as none [-]."""
+TOGETHER = "two together may, e.g. --policy 'w4a16+kv_quant(bits=4)'"
+
+
+def _named(o: Option) -> str:
+    lost = f"published loss {o.loss}" if o.loss else "no published loss on this model"
+    return (
+        f"{o.policy}, {console.number(o.row['tokens_per_s'])} tokens/s"
+        f" ({console.number(o.tokens_per_s_lo)}-{console.number(o.tokens_per_s_hi)}), {o.speedup:.2f}x dense, {lost}"
+    )

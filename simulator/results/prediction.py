@@ -1,0 +1,203 @@
+"""One scenario, explained: the row, the breakdown by op and by term, what binds it, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from simulator.base import console
+
+if TYPE_CHECKING:
+    from simulator.inference.evaluate import Points
+    from simulator.inference.group import Group
+    from simulator.roofline.optime import OpTime
+    from simulator.scenario.scenario import Scenario
+
+TERMS = ("math_s", "memory_s", "link_s", "launch_s")
+
+
+PARTS = ("attention", "attention projections", "FFN", "LM head", "communication", "other", "added by the policy")
+_ON_THE_LINK = ("all_reduce", "all_gather", "all_to_all", "send", "dispatch", "combine")
+
+
+@dataclass(frozen=True)
+class OpRow:
+    """One op of a step, all its repetitions together [s]; terms overlap and need not add up."""
+
+    phase: str
+    role: str
+    count: float
+    total_s: float
+    math_s: float
+    memory_s: float
+    link_s: float
+    launch_s: float
+    flop: float
+    moved_bytes: float
+    overhead: bool
+    basis: str
+    source: str
+
+    @property
+    def part(self) -> str:
+        """Part of the model it belongs to, one of `PARTS`."""
+        head, _, rest = self.role.partition(".")
+        if self.overhead:
+            return "added by the policy"
+        if any(word in self.role for word in _ON_THE_LINK):
+            return "communication"
+        if head == "attn" and rest.startswith("core"):
+            return "attention"
+        if head == "attn" and rest.split("_")[0] in ("qkv", "o", "q", "kv", "absorb"):
+            return "attention projections"
+        if head in ("mlp", "moe"):
+            return "FFN"
+        return "LM head" if head == "lm_head" else "other"
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Everything Shadowline says about one scenario.
+
+    Attributes
+    ----------
+    row : dict
+        The sweep's columns for this scenario.
+    ops : tuple of OpRow
+        Breakdown of one prefill and of one mean decode step.
+    shares : dict
+        Share of the end-to-end time by what binds it [-].
+    sentence : str
+        The answer in words.
+    trace : dict, optional
+        Folder, manifest hash and model of the trace the curves came from.
+    """
+
+    scenario: Scenario
+    row: dict[str, Any]
+    ops: tuple[OpRow, ...] = ()
+    shares: dict[str, float] = field(default_factory=dict)
+    sentence: str = ""
+    trace: dict[str, str] | None = None
+
+    @property
+    def status(self) -> str:
+        """As in the sweep."""
+        return self.row["status"]
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Fits behind the numbers, each once."""
+        return tuple(sorted({op.source for op in self.ops}))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for ``--json``."""
+        return {
+            "rows": [self.row],
+            "ops": [vars(op) for op in self.ops],
+            "shares": self.shares,
+            "sentence": self.sentence,
+            "sources": list(self.sources),
+            "trace": self.trace,
+            "scenario": self.scenario.to_dict(),
+            "command": self.scenario.command,
+        }
+
+    def to_pandas(self) -> Any:
+        """Breakdown by op as a data frame."""
+        import pandas as pd
+
+        return pd.DataFrame([vars(op) for op in self.ops])
+
+
+def predict(scenario: Scenario) -> Prediction:
+    """Predict one scenario with its breakdown.
+
+    Raises
+    ------
+    ShadowlineError
+        Unknown names. A scenario that cannot run is a `Prediction` whose status says so.
+    """
+    import numpy as np
+
+    from simulator.inference.group import group_of
+    from simulator.results.result import rows
+    from simulator.results.summary import row_at
+
+    group = group_of(scenario)
+    batch, prompt, output = (
+        np.array([v], float) for v in (scenario.batch, scenario.prompt_tokens, scenario.output_tokens)
+    )
+    block, points = rows(group, batch, prompt, output)
+    row = row_at(block, 0)
+    if points is None or row["ttft_s"] is None:
+        return Prediction(scenario, row, sentence=f"{row['status']}: {row['reason']}", trace=_named(group))
+    ops = (*_op_rows("prefill", points.prefill.ops), *_op_rows("decode", points.decode.ops))
+    shares = _shares(points)
+    return Prediction(scenario, row, ops, shares, _sentence(row, shares), _named(group))
+
+
+def _named(group: Group) -> dict[str, str] | None:
+    trace = group.trace
+    if trace is None:
+        return None
+    return {"path": str(trace.path), "sha256": trace.digest, "model": trace.manifest.model}
+
+
+def _op_rows(phase: str, times: Sequence[OpTime]) -> list[OpRow]:
+    import numpy as np
+
+    def mean(x: Any) -> float:
+        return float(np.mean(x))
+
+    # With a trace every layer is lowered apart; its ops are still one row of the breakdown.
+    together: dict[tuple[str, bool, str, str], np.ndarray] = {}
+    for t in times:
+        traffic = t.op.traffic().scaled(t.op.count)
+        timed = (t.op.count, *(getattr(t, k) for k in ("total_s", *TERMS)))
+        amounts = np.array([mean(x) for x in (*timed, traffic.total_flop, traffic.total_bytes)])
+        key = (t.op.role, t.op.overhead, str(t.basis), t.source)
+        together[key] = together.get(key, 0.0) + amounts
+    return [
+        OpRow(phase, role, *map(float, amounts), overhead=overhead, basis=basis, source=source)
+        for (role, overhead, basis, source), amounts in together.items()
+    ]
+
+
+def _shares(points: Points) -> dict[str, float]:
+    import numpy as np
+
+    from simulator.inference.step import BOUNDS
+
+    steps = float(np.ravel(points.output)[0]) - 1.0
+    scale = float(np.ravel(points.ttft_s)[0]) / float(np.mean(points.prefill.total_s))
+    total = [
+        float(np.mean(p)) * scale + steps * float(np.mean(d))
+        for p, d in zip(points.prefill.shares_s, points.decode.shares_s, strict=True)
+    ]
+    whole = sum(total) or 1.0
+    return {name: t / whole for name, t in zip(BOUNDS, total, strict=True)}
+
+
+def _sentence(row: dict[str, Any], shares: dict[str, float]) -> str:
+    ms = console.milliseconds
+    parts = [
+        f"{row['model']} on {row['tp'] * row['pp']} x {row['device']}, {row['policy']}, batch {row['batch']},"
+        f" {row['prompt_tokens']} + {row['output_tokens']} tokens:"
+        f" TTFT {ms(row['ttft_s'])} ms ({ms(row['ttft_lo_s'])}-{ms(row['ttft_hi_s'])})"
+    ]
+    if row["tpot_s"] is not None:
+        parts.append(f"TPOT {ms(row['tpot_s'])} ms ({ms(row['tpot_lo_s'])}-{ms(row['tpot_hi_s'])})")
+    if row["tokens_per_s"] is not None:
+        parts.append(f"{console.number(row['tokens_per_s'])} tokens/s")
+    text = ", ".join(parts) + f"; bound by {row['bound']} ({max(shares.values()):.0%} of the time)"
+    if row["policy"] != "dense" and row["throughput_speedup_same_batch"] is not None:
+        speedup = row["throughput_speedup_same_batch"]
+        word = "faster" if speedup >= 1.0 else "slower"
+        ratio = f"{max(speedup, 1 / speedup):.2f}x"
+        text += "; as fast as dense" if ratio == "1.00x" else f"; {ratio} {word} than dense"
+        largest = row["dense_max_batch"] or 0
+        if largest < row["batch"]:
+            text += f" would be, which does not fit (largest batch {largest:,})"
+    return text

@@ -1,0 +1,280 @@
+"""What papers say a policy costs in quality, and the fastest one that costs little enough."""
+
+from __future__ import annotations
+
+import math
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib import resources
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from simulator.base import console
+from simulator.base.errors import InputError, ShadowlineError, UnsupportedError
+from simulator.inference.evaluate import evaluate
+from simulator.inference.group import group_of, runnable
+from simulator.policies import Policy, parse
+from simulator.results.result import ENDS, rate_interval
+from simulator.scenario.find import find_model
+from simulator.scenario.scenario import Scenario
+
+FILE = "published_quality.toml"
+
+
+class Series(BaseModel):
+    """Published quality of one model under one policy, along one of its parameters or at one setting.
+
+    `points` counts percentage points of a score, of which more is better; of `perplexity` less is.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    model: str
+    policy: str
+    parameter: str = ""
+    measure: str
+    unit: Literal["points", "perplexity"]
+    dense: float = Field(gt=0.0)
+    values: tuple[tuple[float, ...], ...] = Field(min_length=1)
+    source: str = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _rising(self) -> Series:
+        width = 2 if self.parameter else 1
+        if any(len(v) != width for v in self.values):
+            raise ValueError(f"values need {width} numbers each")
+        if self.parameter and any(np.diff([v[0] for v in self.values]) <= 0):
+            raise ValueError("parameters must rise")
+        return self
+
+    @property
+    def member(self) -> Policy:
+        """The policy with its other parameters."""
+        return parse(self.policy).members[0]
+
+    def quality(self, policy: Policy) -> float | None:
+        """Quality of `policy`, linear between published settings; None outside of them [points or 1]."""
+        mine = self.member
+        if type(policy) is not type(mine):
+            return None
+        others = [k for k in type(mine).model_fields if k != self.parameter]
+        if any(getattr(policy, k) != getattr(mine, k) for k in others):
+            return None
+        if not self.parameter:
+            return self.values[0][0]
+        x, y = np.array(self.values).T
+        at = getattr(policy, self.parameter)
+        if at is None or not x[0] <= at <= x[-1]:
+            return None
+        return float(np.interp(at, x, y))
+
+    def loss(self, quality: float) -> float:
+        """Points lost against dense, or perplexity over dense's minus 1 [points or 1]."""
+        return self.dense - quality if self.unit == "points" else quality / self.dense - 1.0
+
+    def settings(self, most: float) -> Iterator[Policy]:
+        """The published settings, and the one that loses exactly `most` points where it lies between two."""
+        if not self.parameter:
+            yield self.member
+            return
+        x, y = np.array(self.values).T
+        at = list(x)
+        losses = np.array([self.loss(v) for v in y])
+        for i in range(len(x) - 1):
+            ends = sorted((losses[i], losses[i + 1]))
+            if self.unit == "points" and ends[0] < most < ends[1]:
+                share = (most - losses[i]) / (losses[i + 1] - losses[i])
+                at.append(float(x[i] + share * (x[i + 1] - x[i])))
+        for value in sorted(at):
+            fields = {**self.member.model_dump(), self.parameter: round(float(value), 4)}
+            yield type(self.member)(**fields)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A policy with its published loss and its predicted speed.
+
+    Attributes
+    ----------
+    loss : float
+        The largest of the published losses in `unit` [points, or perplexity ratio minus 1].
+    front : bool
+        No other policy of the same unit is faster and loses less.
+    tokens_per_s_lo, tokens_per_s_hi : float
+        90 % interval of the speed [1/s].
+    fits : bool
+        The batch fits into memory at these lengths.
+    """
+
+    policy: str
+    unit: str
+    loss: float
+    measures: tuple[str, ...]
+    tokens_per_s: float
+    speedup: float
+    sources: tuple[str, ...]
+    front: bool = False
+    tokens_per_s_lo: float = 0.0
+    tokens_per_s_hi: float = float("inf")
+    fits: bool = True
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for ``--json``."""
+        return dict(vars(self))
+
+
+@lru_cache(maxsize=1)
+def load_series() -> tuple[Series, ...]:
+    """All series of ``simulator/results/published_quality.toml``."""
+    text = resources.files("simulator.results").joinpath(FILE).read_text("utf-8")
+    return tuple(Series(**s) for s in tomllib.loads(text)["series"])
+
+
+def published(model: str, policy: str) -> list[tuple[Series, float]]:
+    """Series that cover `policy` on `model`, with the quality there; empty where nobody published it."""
+    members = parse(policy).members
+    if len(members) != 1:
+        return []
+    name = find_model(model).name
+    found = [(s, s.quality(members[0])) for s in load_series() if s.model == name]
+    return [(s, q) for s, q in found if q is not None]
+
+
+def siblings(model: str) -> list[Series]:
+    """Series of other models of the same shape (Llama-3-8B for Llama-3.1-8B): another training, so only a hint."""
+    mine = find_model(model)
+    return [s for s in load_series() if s.model != mine.name and find_model(s.model).layers == mine.layers]
+
+
+def losses(model: str, policy: str) -> str:
+    """Published loss of one policy in words, on `model` or else on one of its shape; empty where there is none."""
+    member = parse(policy).members[0]
+    known = published(model, policy)
+    if not known:
+        known = [(s, q) for s in siblings(model) if (q := s.quality(member)) is not None]
+    if not known:
+        return ""
+    worst, quality = max(known, key=lambda sq: (sq[0].unit == "points", sq[0].loss(sq[1])))
+    lost = worst.loss(quality)
+    text = f"{lost:.2f} points" if worst.unit == "points" else f"{lost:.1%} perplexity"
+    where = "" if worst.model == find_model(model).name else f" on {worst.model}"
+    return f"{text} of {worst.measure}{where}"
+
+
+def choices(scenario: Scenario, most: float) -> tuple[list[Choice], dict[str, str]]:
+    """Every policy with published quality for the scenario's model, fastest first; those that cannot run, and why.
+
+    Raises
+    ------
+    UnsupportedError
+        Nobody published the quality of this model under a policy.
+    NothingFeasibleError
+        The dense model cannot run, or the lengths exceed its context.
+    """
+    name = find_model(scenario.model).name
+    mine = [s for s in load_series() if s.model == name]
+    if not mine:
+        known = ", ".join(sorted({s.model for s in load_series()}))
+        raise UnsupportedError(
+            f"no published quality of {name}; known for {known}; --policy free ranks every policy without it"
+        )
+    dense = runnable(scenario.model_copy(update={"policy": "dense"}))
+    at = [np.array([float(v)]) for v in (scenario.batch, scenario.prompt_tokens, scenario.output_tokens)]
+    base = float(evaluate(dense, *at).tokens_per_s[0])
+    found: list[Choice] = []
+    skipped: dict[str, str] = {}
+    spellings = dict.fromkeys((p.spelling, s.unit) for s in mine for p in s.settings(most))
+    for spelling, unit in spellings:
+        group = group_of(scenario.model_copy(update={"policy": spelling}))
+        covering = [(s, q) for s, q in published(name, spelling) if s.unit == unit]
+        if group.problem is not None:
+            skipped[spelling] = group.problem[1]
+            continue
+        try:
+            points = evaluate(group, *at)
+        except ShadowlineError as error:
+            skipped[spelling] = error.message
+            continue
+        rate = float(points.tokens_per_s[0])
+        ends = {name: float(getattr(points, name)[0]) for name in ENDS}
+        lo, hi = rate_interval({"batch": scenario.batch, "output_tokens": scenario.output_tokens, **ends})
+        found.append(
+            Choice(
+                spelling,
+                unit,
+                max(s.loss(q) for s, q in covering),
+                tuple(s.measure for s, _ in covering),
+                rate,
+                rate / base,
+                tuple(dict.fromkeys(s.source for s, _ in covering)),
+                tokens_per_s_lo=lo,
+                tokens_per_s_hi=hi,
+                fits=bool(points.max_batch[0] >= scenario.batch),
+            )
+        )
+    return sorted(_fronts(found), key=lambda c: -c.tokens_per_s), skipped
+
+
+def _fronts(found: list[Choice]) -> list[Choice]:
+    out = []
+    for c in found:
+        rivals = [o for o in found if o.unit == c.unit and o is not c and o.fits]
+        beaten = (
+            not c.fits
+            or c.speedup <= 1.0
+            or any(
+                o.speedup >= c.speedup and o.loss <= c.loss and (o.speedup, -o.loss) != (c.speedup, -c.loss)
+                for o in rivals
+            )
+        )
+        out.append(Choice(**{**vars(c), "front": not beaten}))
+    return out
+
+
+def best(found: list[Choice], most: float) -> Choice | None:
+    """The fastest that fits, loses at most `most` points and is faster than dense."""
+    good = [c for c in found if c.fits and c.unit == "points" and c.loss <= most + 1e-9 and c.speedup > 1.0]
+    return max(good, key=lambda c: c.tokens_per_s, default=None)
+
+
+def show(scenario: Scenario, most: float, *, as_json: bool) -> None:
+    """Print every choice, the front, and the fastest that loses at most `most` points."""
+    if not math.isfinite(most):
+        raise InputError(f"{most} is no number of points; write e.g. 1", where="--max-loss")
+    found, skipped = choices(scenario, most)
+    chosen = best(found, most)
+    if as_json:
+        rows = [c.to_dict() for c in found]
+        console.out_json({"rows": rows, "best": chosen and chosen.policy, "skipped": skipped})
+        return
+    console.table(
+        "published quality beside predicted speed",
+        ["policy", "measure", "front", "loss", "tokens/s", "low", "high", "speed-up"],
+        [
+            [
+                c.policy,
+                "; ".join(c.measures),
+                "yes" if c.front else "" if c.fits else "no fit",
+                f"{c.loss:+.2f} points" if c.unit == "points" else f"{c.loss:+.1%} perplexity",
+                *(console.number(v) for v in (c.tokens_per_s, c.tokens_per_s_lo, c.tokens_per_s_hi)),
+                f"{c.speedup:.2f}x",
+            ]
+            for c in found
+        ],
+        left=3,
+        note="front: none of the same unit is faster and loses less; worst published measure; unknown elsewhere",
+    )
+    for policy, reason in skipped.items():
+        console.out(f"not considered: {policy}: {reason}")
+    if chosen is None:
+        unit = "point" if most == 1 else "points"
+        console.out(f"no policy with published quality fits, loses at most {most:g} {unit} and is faster than dense")
+    else:
+        console.out(
+            f"fastest that loses at most {most:g} points: {chosen.policy}, {chosen.speedup:.2f}x dense,"
+            f" {chosen.loss:+.2f} points ({'; '.join(chosen.sources)})"
+        )

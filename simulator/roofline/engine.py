@@ -1,0 +1,278 @@
+"""Serving engines as data: which kernel libraries they call and what they add to the kernels."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import tomllib
+from dataclasses import dataclass, field
+from functools import lru_cache
+from importlib import resources
+from typing import Any
+
+import numpy as np
+
+from simulator.base.arrays import Array
+from simulator.base.dtypes import Format
+from simulator.base.errors import UnknownNameError
+from simulator.device.catalogue import Device
+from simulator.device.fits import DEFAULT, TWINS, load_fits, scope_of
+
+ASSUMED_SPREAD = 0.10
+"""Step error assumed for an engine whose own was never measured [-]."""
+FOREIGN_SPREAD = 0.25
+"""Further step error on an architecture the engine was never measured on [-]."""
+FEWEST = 8
+"""Setups below which a measured spread is not used [-]."""
+
+
+@dataclass(frozen=True)
+class StepParts:
+    """Time of one step, taken apart [s]; arrays of the step's shape.
+
+    Attributes
+    ----------
+    total_s : Array
+        ``max(GPU stream, submission) + waiting``; their sum where the host waits for every layer.
+    stream_s, submit_s, wait_s : Array
+        Kernels in the engine's hands, the host's launches beside them, and the host work both wait for.
+    gain_s : Array or None
+        What the engine's hands add to the kernels' own timings, negative where they save; None = nothing.
+    """
+
+    total_s: Array
+    stream_s: Array
+    submit_s: Array
+    wait_s: Array
+    gain_s: Array | None
+
+
+@dataclass(frozen=True)
+class Engine:
+    """What an inference engine adds to its kernels.
+
+    Attributes
+    ----------
+    graph_decode, graph_prefill : bool
+        Whether steps of that kind replay a CUDA graph.
+    waits_by_layer : bool
+        The host waits for the GPU after every layer, so that kernels are not submitted ahead.
+    launch_eager_s, launch_graph_s : float
+        Host seconds per kernel launch, one by one and inside a replayed graph [s].
+    schedule_s : float
+        Host seconds between two steps that the GPU waits for [s].
+    row_s, token_s : float
+        The part of that which grows with the sequences and with the prompt tokens of the step [s].
+    rank_s : float
+        What one collective costs beyond its isolated timing: ranks wait for the slowest [s].
+    hidden_s : float
+        What a kernel inside a graph saves over its isolated timing: fused quantisation and norms, a launch
+        that overlaps the kernel before [s]; below the least time of any kernel, about 2 us.
+    decode_stretch, prefill_stretch : float
+        Kernel time inside the engine over the sum of the kernels' own timings [-].
+    burst_bytes, burst_s_per_byte : float
+        Messages of at least so many bytes take ``burst_s_per_byte log2(ranks/2)`` longer per byte [B, s/B].
+    queue_share, queue_power : float
+        Prompts of closed-loop clients found waiting: a request sees ``share * clients**power`` prefills [-].
+    frontend_s : float
+        Time of a request before its prompt reaches the scheduler, per prompt token; seen by clients of a
+        closed loop only [s].
+    host : dict
+        Host time per device architecture relative to the machine the figures were found on [-].
+    spread_decode, spread_prefill, spread_queue : tuple of (sigma, n)
+        Log-space error of a step, and of the wait in a closed loop, that the kernels' intervals do not
+        explain, and setups behind it.
+    eager : dict
+        Bytes moved and kernels launched by an engine that does not fuse, over one fused kernel's, by kind of
+        elementwise op [-].
+    kernels : dict
+        Preferred libraries per family, and per ``family.arch`` where they differ.
+    kv : dict
+        Format of the KV cache by format of the linear layers, where it is not their 16-bit twin.
+    archs : tuple of str
+        Device architectures it was measured on; empty: does not matter.
+    n, date : int, str
+        Measured setups behind the figures (0: assumed), and when they were fitted.
+    """
+
+    name: str
+    title: str
+    source: str
+    graph_decode: bool
+    graph_prefill: bool
+    launch_eager_s: float
+    launch_graph_s: float
+    schedule_s: float
+    row_s: float
+    waits_by_layer: bool = False
+    token_s: float = 0.0
+    rank_s: float = 0.0
+    hidden_s: float = 0.0
+    decode_stretch: float = 1.0
+    prefill_stretch: float = 1.0
+    burst_bytes: float = float("inf")
+    burst_s_per_byte: float = 0.0
+    queue_share: float = 1.0
+    queue_power: float = 0.0
+    frontend_s: float = 0.0
+    host: dict[str, float] = field(default_factory=dict)
+    spread_decode: tuple[float, int] = (0.0, 0)
+    spread_prefill: tuple[float, int] = (0.0, 0)
+    spread_queue: tuple[float, int] = (0.0, 0)
+    eager: dict[str, tuple[float, float]] = field(default_factory=dict)
+    kernels: dict[str, str] = field(default_factory=dict)
+    kv: dict[str, str] = field(default_factory=dict)
+    archs: tuple[str, ...] = ()
+    n: int = 0
+    date: str = ""
+
+    def collective_extra_s(self, message_bytes: Array, ranks: int) -> Array:
+        """What one all-reduce costs in a step beyond its isolated timing [s]."""
+        extra: Array = self.rank_s
+        if self.burst_s_per_byte and ranks > 2:
+            size = np.asarray(message_bytes, float)
+            rate = self.burst_s_per_byte * np.log2(ranks / 2.0)
+            extra = extra + rate * size * (size >= self.burst_bytes)
+        return extra
+
+    def step(
+        self,
+        device: Device,
+        *,
+        gpu_s: Array,
+        comm_extra_s: Array,
+        launches: Array,
+        graph: bool,
+        prefills: bool,
+        sequences: Array,
+        prompt_tokens: Array,
+        floor_s: Array = 0.0,
+        copies: Array = 0.0,
+    ) -> StepParts:
+        """Time of one step from the sum of its kernels.
+
+        Parameters
+        ----------
+        gpu_s, comm_extra_s : Array
+            Sum of the kernels and of `collective_extra_s` over the step's collectives [s].
+        launches, sequences, prompt_tokens : Array
+            Kernels launched, sequences sampled, prompt tokens computed [-].
+        graph, prefills : bool
+            Whether the step replays a graph, and whether it computes prompts.
+        floor_s : Array
+            Least time of the step's weights and KV; what the engine saves never goes below it [s].
+        copies : Array
+            Launches among them that are no kernels of the stream: none of their time is hidden there [-].
+        """
+        host = self.host.get(device.arch, 1.0)
+        stretch = self.prefill_stretch if prefills else self.decode_stretch
+        stream: Array = gpu_s
+        gain: Array | None = None
+        if stretch != 1.0 or (graph and self.hidden_s):
+            hidden = (launches - copies) * self.hidden_s if graph else 0.0
+            stream = gpu_s * stretch - hidden
+            if self.saves(prefills):
+                stream = np.maximum(stream, floor_s)
+            gain = stream - gpu_s
+        stream = stream + comm_extra_s
+        submit = launches * (host * (self.launch_graph_s if graph else self.launch_eager_s))
+        wait = host * self.schedule_s + (host * self.row_s) * sequences
+        if prefills and self.token_s:
+            wait = wait + (host * self.token_s) * prompt_tokens
+        busy = stream + submit if self.waits_by_layer else np.maximum(stream, submit)
+        return StepParts(busy + wait, stream, submit, wait, gain)
+
+    def saves(self, prefills: bool) -> bool:
+        """Whether a step may take less than the sum of its kernels."""
+        stretch = self.prefill_stretch if prefills else self.decode_stretch
+        return stretch < 1.0 or self.hidden_s > 0.0
+
+    def spread(self, device: Device, prefills: bool) -> float:
+        """Log-space standard deviation of a step beyond its kernels' intervals [-]."""
+        sigma, n = self.spread_prefill if prefills else self.spread_decode
+        sigma = sigma if n >= FEWEST else ASSUMED_SPREAD
+        known = not self.archs or device.arch in self.archs
+        return sigma if known else math.hypot(sigma, FOREIGN_SPREAD)
+
+    def kv_dtype(self, fmt: Format) -> str:
+        """Format of the KV cache when nobody names one."""
+        if fmt.name in self.kv:
+            return self.kv[fmt.name]
+        return fmt.name if fmt.name in ("fp16", "fp32") else "bf16"
+
+    def _kernel(self, device: Device, *keys: str) -> str | None:
+        for key in keys:
+            for full in (f"{key}.{device.arch}", key):
+                if full in self.kernels:
+                    return self.kernels[full]
+        return None
+
+    def unfused(self, kind: str) -> tuple[float, float]:
+        """Bytes and kernels of an elementwise op of `kind` over those of a fused kernel [-]."""
+        return self.eager.get(kind, (1.0, 1.0))
+
+    def gemm(self, device: Device, fmt: Format) -> str | None:
+        """Library of the linear layers where it was measured, on the device or else on its like; else None."""
+        name = self._kernel(device, f"gemm.{fmt.name}", "gemm")
+        scopes = (scope_of(device), device.arch)
+        return name if name and _measured(device.name, scopes, fmt.name, name) else None
+
+    def attention(self, device: Device, phase: str, kv_format: str) -> str | None:
+        """Kernel generation of attention."""
+        return self._kernel(device, f"attention.{phase}.{kv_format}", f"attention.{phase}", "attention")
+
+    def moe(self, device: Device, fmt: Format) -> str | None:
+        """Fused expert kernel."""
+        return self._kernel(device, f"moe.{fmt.name}", "moe")
+
+    def elementwise(self, device: Device) -> str | None:
+        """Norms and activations."""
+        return self._kernel(device, "elementwise")
+
+    def collective(self, device: Device, op: str) -> str | None:
+        """Communication library."""
+        return self._kernel(device, f"collective.{op}", "collective")
+
+    def __hash__(self) -> int:
+        return hash(self.name)
+
+
+@lru_cache(maxsize=4096)
+def _measured(device: str, scopes: tuple[str, ...], dtype: str, library: str) -> bool:
+    """Whether `library` has a GEMM fit for `dtype` (or its twin) on `device`, or on its like where it has none."""
+    names = (dtype, TWINS.get(dtype))
+    found = [f for f in load_fits(device, "gemm") if f.dtype in names] or [
+        f for f in load_fits(DEFAULT, "gemm") if f.dtype in names and f.device in scopes
+    ]
+    return any(f.library == library for f in found)
+
+
+def parse_engines(text: str) -> dict[str, Engine]:
+    """Engines of the TOML `text` by name."""
+    engines = {}
+    for name, table in tomllib.loads(text).items():
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in table.items()}
+        if "eager" in values:
+            values["eager"] = {k: (float(b), float(n)) for k, (b, n) in values["eager"].items()}
+        engines[name] = Engine(name=name, **values)
+    return engines
+
+
+@lru_cache(maxsize=1)
+def load_engines() -> dict[str, Engine]:
+    """Engines of ``hw_profiles/engines.toml`` by name."""
+    return parse_engines(resources.files("hw_profiles").joinpath("engines.toml").read_text("utf-8"))
+
+
+def engines_digest() -> str:
+    """12 hex digits of the engine table's contents."""
+    data = resources.files("hw_profiles").joinpath("engines.toml").read_bytes()
+    return hashlib.sha256(data).hexdigest()[:12]
+
+
+def get_engine(name: str) -> Engine:
+    """Engine called `name`; an unknown one is an error with suggestions."""
+    engines = load_engines()
+    if name.casefold() not in engines:
+        raise UnknownNameError("engine", name, engines, where="--engine")
+    return engines[name.casefold()]
