@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
 from simulator.base.errors import InputError
-from simulator.policies import parse
 from simulator.scenario.find import find_model
 from simulator.scenario.grid import Grid, policies, whole_numbers
 from simulator.scenario.scenario import Scenario
@@ -76,7 +75,7 @@ def sparsities(scenario: Scenario, percent: tuple[int, ...]) -> dict[str, int]:
     InputError
         No policy of the scenario has a share to keep.
     """
-    members = parse(scenario.policy).members
+    members = scenario.policies.members
     for i, member in enumerate(members):
         if "keep" not in type(member).model_fields:
             continue

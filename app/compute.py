@@ -11,6 +11,7 @@ import streamlit as st
 
 from simulator.base.errors import ShadowlineError
 from simulator.inference.group import group_of
+from simulator.inference.status import Status
 from simulator.results.prediction import Prediction, predict
 from simulator.scenario.grid import Grid
 from simulator.scenario.scenario import Scenario
@@ -65,7 +66,7 @@ def _curve(text: str, axis: str) -> Curve:
     at[axis] = values
     block, _ = rows(group, at["batch"], at["prompt_tokens"], at["output_tokens"])
     speedup = np.asarray(block.columns["throughput_speedup_same_batch"], float)
-    return Curve(axis, values, speedup, np.asarray(block.columns["status"][0]) == 0)
+    return Curve(axis, values, speedup, np.asarray(block.columns["status"][0]) == Status.OK)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from simulator.base.errors import InputError
-from simulator.results.result import ENDS, SCHEMA_VERSION, STATUSES, arrow_schema, rate_interval
+from simulator.inference.status import STATUSES
+from simulator.results.result import ENDS, SCHEMA_VERSION, arrow_schema, rate_interval
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -165,6 +165,7 @@ def _kernel(scenario: Mapping[str, Any]) -> dict[str, Value]:
 def _whole(scenario: Mapping[str, Any]) -> dict[str, Value]:
     from simulator.inference.evaluate import evaluate
     from simulator.inference.group import group_of
+    from simulator.inference.status import TIMED
     from simulator.results.prediction import predict
     from simulator.scenario.scenario import Scenario
 
@@ -172,8 +173,8 @@ def _whole(scenario: Mapping[str, Any]) -> dict[str, Value]:
     group = group_of(s)
     load = {k: float(getattr(s, k)) for k in ("batch", "prompt_tokens", "output_tokens")}
     points = None if group.problem else evaluate(group, *(np.array([v]) for v in load.values()))
-    # Status 0 and 1 have times. No comparison with dense is asked for, so `predict` need not make one.
-    if points is None or points.status.ravel()[0] > 1:
+    # No comparison with dense is asked for, so `predict` need not make one.
+    if points is None or points.status.ravel()[0] not in TIMED:
         row = predict(s).row
         raise UnsupportedError(f"{row['status']}: {row['reason']}")
     row = {**load, "tp": group.tp, "pp": group.pp, "total_bytes": _one(points.footprint.total_bytes)}

@@ -14,10 +14,10 @@ from simulator.base.arrays import Array
 from simulator.device.fits import Basis
 from simulator.inference import memory
 from simulator.inference.group import Group
+from simulator.inference.status import Status
 from simulator.inference.step import StepTime, step_time
 from simulator.ops.step import decode_step, prefill_step
 
-STATUSES = ("ok", "does_not_fit", "exceeds_context", "not_applicable", "unsupported_dtype")
 MAX_RUNNING_BATCH = 4096
 """Largest batch `throughput_speedup_at_max_batch` is evaluated at [sequences]."""
 IDLE_SHARE, BUSY_SHARE = 0.35, 0.65
@@ -131,12 +131,12 @@ class Points:
 
     @property
     def status(self) -> np.ndarray:
-        """Index into `STATUSES`."""
+        """`Status` of each point."""
         longest = np.asarray(self.prompt, float) + self.output
         over = longest > self.group.model.max_context
-        code = np.where(self.fits, 0, 1)
+        code = np.where(self.fits, Status.OK, Status.DOES_NOT_FIT)
         if not self.group.ignore_context:
-            code = np.where(over, 2, code)
+            code = np.where(over, Status.EXCEEDS_CONTEXT, code)
         return np.broadcast_to(code, np.shape(self.ttft_s))
 
 

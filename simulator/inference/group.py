@@ -9,9 +9,10 @@ from simulator.base.dtypes import AUTO, KV_FORMATS, DType, Format, get_format
 from simulator.base.errors import NothingFeasibleError, UnsupportedError
 from simulator.device.catalogue import Device
 from simulator.inference.lowering import Lowering
+from simulator.inference.status import Status
 from simulator.model.spec import ModelSpec
 from simulator.ops.step import decode_step
-from simulator.policies import Policies, parse
+from simulator.policies import Policies
 from simulator.roofline.engine import Engine, get_engine
 from simulator.roofline.timing import time_op
 from simulator.scenario.find import find_device, find_model, fits, trace_for
@@ -58,7 +59,7 @@ class Group:
         return cls(
             model,
             device,
-            parse(scenario.policy),
+            scenario.policies,
             get_engine(scenario.engine),
             get_format(dtype),
             kv,
@@ -112,11 +113,11 @@ class Group:
         return fmt.name if self.expert_fmt is None else f"{fmt.name}, experts {self.expert_fmt.name}"
 
     @cached_property
-    def problem(self) -> tuple[str, str] | None:
+    def problem(self) -> tuple[Status, str] | None:
         """(status, reason) when no point of the group can run, else None."""
         if not self.device.has(self.fmt.math):
             have = ", ".join(sorted(str(d) for d in DType if self.device.has(d)))
-            return ("unsupported_dtype", f"{self.device.name} has no {self.fmt.math} rate; it has {have}")
+            return (Status.UNSUPPORTED_DTYPE, f"{self.device.name} has no {self.fmt.math} rate; it has {have}")
         reason = self.lowering.why_not()
         if reason is None and self.pp > self.model.n_layers:
             reason = f"{self.model.n_layers} layers cannot fill pp={self.pp}"
@@ -128,7 +129,7 @@ class Group:
                     time_op(op, self.device, self.engine)
             except UnsupportedError as error:
                 reason = error.message
-        return ("not_applicable", reason) if reason else None
+        return (Status.NOT_APPLICABLE, reason) if reason else None
 
     @property
     def too_long(self) -> str:

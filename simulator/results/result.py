@@ -11,9 +11,10 @@ import numpy as np
 
 from simulator.base.errors import UnsupportedError
 from simulator.inference import memory
-from simulator.inference.evaluate import MAX_RUNNING_BATCH, STATUSES, Points, evaluate
+from simulator.inference.evaluate import MAX_RUNNING_BATCH, Points, evaluate
 from simulator.inference.group import Group
 from simulator.inference.lowering import Lowering
+from simulator.inference.status import STATUSES, TIMED, Status
 from simulator.inference.step import BOUNDS
 from simulator.policies import Policies
 from simulator.results.quality import quality_of
@@ -180,8 +181,8 @@ def _labels(group: Group, n: int) -> dict[str, Any]:
 
 def _fill(columns: dict[str, Any], points: Points, dense: Points, shape: tuple[int, ...]) -> None:
     status = points.status.ravel()
-    timed = status <= 1
-    ok = status == 0
+    timed = np.isin(status, TIMED)
+    ok = status == Status.OK
 
     def flat(value: Any, where: np.ndarray | None = None) -> np.ndarray:
         out = np.broadcast_to(np.asarray(value, float), shape).ravel()
@@ -272,12 +273,12 @@ def _reasons(points: Points, status: np.ndarray) -> tuple[np.ndarray, list[str]]
     trace = points.group.trace
     if trace is not None and points.group.transferred:
         words.append(f"curves of {trace.manifest.model}, layers mapped by relative depth (--trace-transfer)")
-        codes[status == 0] = 0
-    long = status == 2
+        codes[status == Status.OK] = 0
+    long = status == Status.EXCEEDS_CONTEXT
     if long.any():
         words.append(points.group.too_long)
         codes[long] = len(words) - 1
-    short = status == 1
+    short = status == Status.DOES_NOT_FIT
     if short.any():
         gib = np.ceil(np.broadcast_to(points.short_bytes, points.status.shape).ravel()[short] / 2**29) / 2
         largest = points.max_batch.ravel()[short]
@@ -304,14 +305,14 @@ def _nothing(
     prompt: np.ndarray,
     output: np.ndarray,
     n: int,
-    problem: tuple[str, str],
+    problem: tuple[Status, str],
 ) -> Block:
     """Rows of a group that cannot run: memory where the cut allows it, no times."""
     status, reason = problem
     for name, column in COLUMNS.items():
         if name not in columns:
             columns[name] = (np.full(n, -1), []) if column.kind == "text" else np.full(n, np.nan)
-    columns["status"] = (np.full(n, STATUSES.index(status)), list(STATUSES))
+    columns["status"] = (np.full(n, status), list(STATUSES))
     columns["reason"] = (np.zeros(n, np.int32), [reason])
     columns["basis"] = (np.full(n, -1), list(_BASES))
     dense = Lowering(group.model, Policies(), group.fmt, group.lowering.kv_element_bytes, group.tp, group.ep)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from simulator.base import console
-from simulator.inference.evaluate import STATUSES
+from simulator.inference.status import Status
 from simulator.results.result import COLUMNS, Block
 
 WIN = 1.02
@@ -102,14 +102,14 @@ class Summary:
         self.rows += block.rows
         codes = np.asarray(c["status"][0])
         for code, n in zip(*np.unique(codes, return_counts=True), strict=True):
-            name = STATUSES[int(code)]
+            name = Status(code).word
             self.status[name] = self.status.get(name, 0) + int(n)
         model, device, policy = (c[k][1][0] for k in ("model", "device", "policy"))
         key = (model, device, policy)
         tally = self.tallies.setdefault(key, PolicyTally())
-        ok = codes == 0
+        ok = codes == Status.OK
         if not ok.any():
-            if codes[0] > 2:
+            if codes[0] in (Status.NOT_APPLICABLE, Status.UNSUPPORTED_DTYPE):
                 tally.reason = c["reason"][1][0]
             return
         if policy != "dense":

@@ -5,14 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import shlex
+from collections.abc import Mapping
 from typing import Any, Self
 from urllib.parse import parse_qsl, urlencode
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
 
 from simulator.base.dtypes import AUTO, FORMATS, KV_FORMATS
 from simulator.base.errors import InputError, UnknownNameError, suggest
-from simulator.policies import Aspect, parse
+from simulator.policies import Aspect, Policies, parse
 
 MAX_TOKENS = 100_000_000
 MAX_BATCH = 1_000_000
@@ -45,6 +46,22 @@ class Scenario(BaseModel):
     ignore_context_limit: bool = Field(False, description="predict beyond the model's context")
     trace: str = Field("", max_length=500, description="folder of a measured trace the policy takes its curves from")
     trace_transfer: bool = Field(False, description="use a trace of another model, layers mapped by relative depth")
+    _policies: Policies = PrivateAttr()
+
+    def model_post_init(self, context: Any) -> None:
+        """Parse the policy once; `policy` stays what files and links spell."""
+        self._policies = parse(self.policy)
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """The same scenario with other fields, which are not checked again."""
+        copy = super().model_copy(update=update, deep=deep)
+        copy._policies = parse(copy.policy)
+        return copy
+
+    @property
+    def policies(self) -> Policies:
+        """The policies that `policy` spells."""
+        return self._policies
 
     @field_validator("policy")
     @classmethod
@@ -73,7 +90,7 @@ class Scenario(BaseModel):
 
     @model_validator(mode="after")
     def _one_format_each(self) -> Self:
-        for policy in parse(self.policy).members:
+        for policy in self.policies.members:
             if Aspect.KV_FORMAT in policy.aspects and KV_FORMATS.get(self.kv_cache_dtype, 2.0) < 2.0:
                 raise InputError(
                     f"{policy.name} sets the KV format itself; drop --kv-cache-dtype {self.kv_cache_dtype}",

@@ -42,7 +42,7 @@ def launch_command(scenario: Scenario, row: Mapping[str, Any], *, prefix_cache: 
 
     Flags are those of vLLM V1, which always mixes prompts and decoding and spreads experts over all GPUs or none.
     """
-    members = [p.name for p in parse(scenario.policy).members]
+    members = [p.name for p in scenario.policies.members]
     if lacks := lacking(scenario.policy, scenario.device):
         return "", lacks
     if scenario.dtype in MARLIN and load(scenario.device).arch not in MARLIN_ON:

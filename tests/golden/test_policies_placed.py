@@ -311,7 +311,7 @@ def test_lamina_runs_pool_and_model_at_once() -> None:
 def test_a_missing_tier_is_not_applicable(policy: str, tier: str) -> None:
     problem = group("opt-6.7b", load("a100-sxm-80g"), policy).problem
     assert problem is not None
-    assert problem[0] == "not_applicable"
+    assert problem[0].word == "not_applicable"
     assert f"no memory tier '{tier}'" in problem[1]
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from simulator.base.errors import InputError
 from simulator.base.parts import PartStore
-from simulator.inference.evaluate import STATUSES
+from simulator.inference.status import STATUSES
 from simulator.results.result import COLUMNS, Block, arrow_schema
 from simulator.results.summary import Summary, break_even, row_at
 
