@@ -12,7 +12,7 @@ from reports.content import Block, Cell, Column, Figure, Paragraph, Section, Tab
 from reports.rows import Sweep
 from reports.text import count, gb, listed, num, percent, ranged, share, speedup, times, upper
 from simulator.base.console import number
-from simulator.inference.step import BOUNDS
+from simulator.inference.step import Bound
 
 MOST_BARS = 26
 MOST_MODELS = 6
@@ -158,9 +158,9 @@ def bottlenecks(a: Answer) -> list[Block]:
     names = [", ".join(k) for k in groups][:MOST_BARS]
     parts = {
         bound: np.array([float(np.mean(sweep.is_("bound", bound)[r])) for r in list(groups.values())[:MOST_BARS]])
-        for bound in BOUNDS
+        for bound in Bound
     }
-    whole = {b: float(np.mean(sweep.is_("bound", b)[timed])) for b in BOUNDS}
+    whole = {b: float(np.mean(sweep.is_("bound", b)[timed])) for b in Bound}
     first, second = sorted(whole, key=lambda b: -whole[b])[:2]
     title = (
         f"{upper(first)} bind {share(whole[first])} of the rows"

@@ -15,7 +15,7 @@ from simulator.device.fits import Basis
 from simulator.inference import memory
 from simulator.inference.group import Group
 from simulator.inference.status import Status
-from simulator.inference.step import StepTime, step_time
+from simulator.inference.step import Bound, StepTime, step_time
 from simulator.ops.step import decode_step, prefill_step
 
 MAX_RUNNING_BATCH = 4096
@@ -64,12 +64,13 @@ class Points:
 
     @cached_property
     def bound(self) -> np.ndarray:
-        """Index into `BOUNDS` of what takes most of the end-to-end time [-]."""
+        """Number of the `Bound` of what takes most of the end-to-end time [-]."""
         steps = np.asarray(self.output, float) - 1.0
         scale = self._passes
         most: np.ndarray | None = None
         code = np.zeros(np.shape(self.ttft_s), np.int8)
-        for i, (p, d) in enumerate(zip(self.prefill.shares_s, self.decode.shares_s, strict=True)):
+        for i, bound in enumerate(Bound):
+            p, d = self.prefill.shares_s[bound], self.decode.shares_s[bound]
             share = np.asarray(p * scale + steps * _mean_nodes(d, self._ndim))
             if most is None:
                 most = np.broadcast_to(share, code.shape).copy()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 from simulator.base.dtypes import DType, Format, sixteen_bit
@@ -12,12 +12,17 @@ from simulator.base.errors import UnsupportedError
 from simulator.model.layer import AttentionSpec, FfnSpec, LayerSpec, MlaSpec, MoeSpec
 from simulator.model.spec import ModelSpec
 from simulator.ops.ops import Attention, Collective, Elementwise, Linear, Moe, Op
+from simulator.ops.part import OpPart
 from simulator.ops.step import Step
 from simulator.policies import Aspect, Context, KvLayout, Policies
 from simulator.trace.curves import Trace
 
 ACT_BYTES = 2.0
 """Bytes of an activation element between kernels [B]."""
+
+_projection = partial(Linear, part=OpPart.PROJECTIONS)
+_neurons = partial(Linear, part=OpPart.FFN)
+_at_the_end = partial(Linear, part=OpPart.HEAD)
 
 
 @dataclass(frozen=True)
@@ -151,7 +156,7 @@ class Lowering:
         if self.tp > 1:
             yield self._all_reduce("embed.all_reduce", step, 1.0)
         if model.embed_proj_dim:
-            yield Linear(
+            yield _at_the_end(
                 role="embed.proj",
                 m=step.rows,
                 n=model.hidden / self.tp,
@@ -165,8 +170,8 @@ class Lowering:
             yield self._norm("norm.final", step, 1.0, model.layers[-1].norm == "rms")
         width = model.embed_proj_dim or model.hidden
         if model.embed_proj_dim:
-            yield Linear(role="unembed.proj", m=rows, n=width, k=model.hidden / self.tp, fmt=sixteen_bit(self.fmt))
-        yield Linear(role="lm_head", m=rows, n=model.vocab / self.tp, k=width, fmt=sixteen_bit(self.fmt))
+            yield _at_the_end(role="unembed.proj", m=rows, n=width, k=model.hidden / self.tp, fmt=sixteen_bit(self.fmt))
+        yield _at_the_end(role="lm_head", m=rows, n=model.vocab / self.tp, k=width, fmt=sixteen_bit(self.fmt))
         if self.tp > 1:
             yield Collective(
                 role="lm_head.all_gather",
@@ -199,7 +204,7 @@ class Lowering:
         q = a.n_heads * a.head_dim / self.tp
         kv_heads = kv_heads_here(a, self.tp)
         n = q + kv_heads * (a.head_dim + a.v_head_dim)
-        yield Linear(role="attn.qkv", m=step.rows, n=n, k=hidden, fmt=fmt, count=count)
+        yield _projection(role="attn.qkv", m=step.rows, n=n, k=hidden, fmt=fmt, count=count)
         if a.qk_norm:
             yield self._passes("attn.qk_norm", "norm", step, q + kv_heads * a.head_dim, count)
         if a.position == "rope":
@@ -214,7 +219,7 @@ class Lowering:
             decode=(a.head_dim, a.v_head_dim),
         )
         o_in = a.n_heads * a.v_head_dim / self.tp
-        yield Linear(role="attn.o", m=step.rows, n=hidden, k=o_in, fmt=fmt, count=count)
+        yield _projection(role="attn.o", m=step.rows, n=hidden, k=o_in, fmt=fmt, count=count)
 
     def _cores(
         self,
@@ -268,17 +273,19 @@ class Lowering:
         q_in = hidden
         if mla.q_lora_rank is not None:
             q_in = mla.q_lora_rank
-            yield Linear(role="attn.q_down", m=rows, n=q_in, k=hidden, fmt=fmt, count=count)
+            yield _projection(role="attn.q_down", m=rows, n=q_in, k=hidden, fmt=fmt, count=count)
         latent = mla.kv_lora_rank + mla.qk_rope_head_dim
-        yield Linear(role="attn.kv_down", m=rows, n=latent, k=hidden, fmt=fmt, count=count)
-        yield Linear(role="attn.q_up", m=rows, n=heads * a.head_dim, k=q_in, fmt=fmt, count=count)
+        yield _projection(role="attn.kv_down", m=rows, n=latent, k=hidden, fmt=fmt, count=count)
+        yield _projection(role="attn.q_up", m=rows, n=heads * a.head_dim, k=q_in, fmt=fmt, count=count)
         yield self._passes("attn.rope", "rope", step, (heads + 1) * mla.qk_rope_head_dim, count)
         rank, nope = mla.kv_lora_rank, mla.qk_nope_head_dim
         if step.prefills:
             context = step.prefill_rows * step.prefill_context
-            yield Linear(role="attn.kv_up", m=context, n=heads * (nope + a.v_head_dim), k=rank, fmt=fmt, count=count)
+            yield _projection(
+                role="attn.kv_up", m=context, n=heads * (nope + a.v_head_dim), k=rank, fmt=fmt, count=count
+            )
         if step.decodes:
-            yield Linear(
+            yield _projection(
                 role="attn.absorb_k",
                 m=step.decode_rows,
                 n=rank,
@@ -298,7 +305,7 @@ class Lowering:
             decode=(float(latent), float(rank)),
         )
         if step.decodes:
-            yield Linear(
+            yield _projection(
                 role="attn.absorb_v",
                 m=step.decode_rows,
                 n=a.v_head_dim,
@@ -307,21 +314,28 @@ class Lowering:
                 fmt=sixteen_bit(fmt),
                 count=count,
             )
-        yield Linear(role="attn.o", m=rows, n=hidden, k=heads * a.v_head_dim, fmt=fmt, count=count)
+        yield _projection(role="attn.o", m=rows, n=hidden, k=heads * a.v_head_dim, fmt=fmt, count=count)
 
     def _ffn(self, ffn: FfnSpec, step: Step, count: float, role: str) -> Iterator[Op]:
         hidden, fmt, width = self.model.hidden, self.fmt, ffn.intermediate / self.tp
         up = f"{role}.gate_up" if ffn.gated else f"{role}.up"
-        yield Linear(role=up, m=step.rows, n=ffn.n_up * width, k=hidden, fmt=fmt, count=count)
+        yield _neurons(role=up, m=step.rows, n=ffn.n_up * width, k=hidden, fmt=fmt, count=count)
         rows = step.rows * width * ACT_BYTES
         yield Elementwise(
-            role=f"{role}.act", kind="activation", read_bytes=rows * ffn.n_up, write_bytes=rows, count=count
+            role=f"{role}.act",
+            part=OpPart.FFN,
+            kind="activation",
+            read_bytes=rows * ffn.n_up,
+            write_bytes=rows,
+            count=count,
         )
-        yield Linear(role=f"{role}.down", m=step.rows, n=hidden, k=width, fmt=fmt, count=count)
+        yield _neurons(role=f"{role}.down", m=step.rows, n=hidden, k=width, fmt=fmt, count=count)
 
     def _moe(self, moe: MoeSpec, step: Step, count: float) -> Iterator[Op]:
         hidden = self.model.hidden
-        yield Linear(role="moe.router", m=step.rows, n=moe.n_experts, k=hidden, fmt=sixteen_bit(self.fmt), count=count)
+        yield _neurons(
+            role="moe.router", m=step.rows, n=moe.n_experts, k=hidden, fmt=sixteen_bit(self.fmt), count=count
+        )
         yield Moe(
             role="moe.experts",
             tokens=step.rows,

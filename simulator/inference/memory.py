@@ -13,6 +13,7 @@ from simulator.device.catalogue import Device
 from simulator.inference.lowering import Lowering
 from simulator.ops.granularity import paged_tokens
 from simulator.ops.ops import Linear, Moe, Op
+from simulator.ops.part import OpPart
 
 CONTEXT_BYTES = 0.5e9
 """CUDA context and loaded kernels [B]; measured 0.4-0.6 GB on Ampere and Hopper, assumed elsewhere."""
@@ -62,9 +63,9 @@ class Footprint:
 def stored_bytes(op: Op) -> float:
     """Bytes of weights an op keeps resident on one GPU, all its repetitions together [B]."""
     count = float(np.max(op.count))
-    if op.role.startswith("kv."):
-        return 0.0  # factors and keys of the cache: the KV layout counts them
     if isinstance(op, Linear):
+        if not op.keeps_weights:
+            return 0.0
         per = op.fmt.weight_bytes if op.bytes_per_weight is None else op.bytes_per_weight
         return float(op.groups * op.n * op.k) * per * count * op.resident * op.shared
     if isinstance(op, Moe):
@@ -84,7 +85,7 @@ def weights_bytes(lowering: Lowering, pp: int = 1) -> float:
     layers, ends = 0.0, 0.0
     for op in lowering.one_token:
         # The absorbed MLA products of a decode step are the kv_up matrix, which only a prefill lowers.
-        if op.role.startswith(("lm_head", "embed", "unembed")):
+        if op.part is OpPart.HEAD:
             ends += stored_bytes(op)
         else:
             layers += stored_bytes(op)
@@ -154,7 +155,7 @@ def activation_token_bytes(lowering: Lowering) -> float:
     """Activations alive per token of a pass: two layers' residual and their widest tensor, 16 bit [B]."""
     model, widest = lowering.model, 0.0
     for op in lowering.one_token:
-        if isinstance(op, Linear) and not op.role.startswith(("lm_head", "unembed", "predictor")):
+        if isinstance(op, Linear) and op.part not in (OpPart.HEAD, OpPart.PREDICTOR):
             widest = max(widest, float(op.n))
         elif isinstance(op, Moe):
             widest = max(widest, op.top_k * op.intermediate / op.tp * (op.matrices - 1))

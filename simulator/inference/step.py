@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from enum import StrEnum
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,8 +26,21 @@ from simulator.roofline.uncertainty import combine
 if TYPE_CHECKING:
     from simulator.inference.group import Group
 
-BOUNDS = ("compute", "weight reads", "KV reads", "activation traffic", "interconnect", "launch latency", "host")
-"""What a step can be bound by; columns store the index."""
+
+class Bound(StrEnum):
+    """What a step can be bound by, as a breakdown names it."""
+
+    COMPUTE = "compute"
+    WEIGHTS = "weight reads"
+    KV = "KV reads"
+    ACTIVATIONS = "activation traffic"
+    LINK = "interconnect"
+    LAUNCH = "launch latency"
+    HOST = "host"
+
+
+Shares = dict[Bound, Array]
+"""Seconds by what they are attributed to, every `Bound` in its order [s]."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +54,8 @@ class StepTime:
         linear layers' flop at the highest clock [s].
     gpu_s, host_s : Array
         Sum of the kernels, and the host's submission beside it [s].
-    shares_s : tuple of Array
-        Time attributed to each of `BOUNDS`, none negative [s]; they add up to `total_s`.
+    shares_s : Shares
+        Time attributed to each `Bound`, none negative [s]; they add up to `total_s`.
     mode : str
         'graph', 'eager' or 'graph split'.
     parts : StepParts
@@ -53,7 +67,7 @@ class StepTime:
     hi_s: Array
     gpu_s: Array
     host_s: Array
-    shares_s: tuple[Array, ...]
+    shares_s: Shares
     busy: Array
     mode: str
     basis: Basis
@@ -84,8 +98,8 @@ def step_time(group: Group, step: Step, timer: Callable[..., OpTime] = time_op) 
     times = exposed(times)
     # What depends on the context goes last: those arrays are the large ones, touched once. The order is the
     # same for one point and for a grid, so both add up to the same number.
-    in_order = sorted(times, key=lambda t: t.op.role.startswith(("attn.core", "kv.")))
-    shares: list[Array] = [0.0] * len(BOUNDS)
+    in_order = sorted(times, key=lambda t: isinstance(t.op, Attention))
+    shares: Shares = dict.fromkeys(Bound, 0.0)
     gpu: Array = 0.0
     math: Array = 0.0
     moved: Array = 0.0
@@ -119,10 +133,10 @@ def step_time(group: Group, step: Step, timer: Callable[..., OpTime] = time_op) 
         copies=copies,
     )
     total = parts.total_s
-    shares[4] = shares[4] + extra
+    shares[Bound.LINK] = shares[Bound.LINK] + extra
     if parts.gain_s is not None:
         shares = _gained(shares, parts.gain_s)
-    shares[-1] = shares[-1] + (total - parts.stream_s)
+    shares[Bound.HOST] = shares[Bound.HOST] + (total - parts.stream_s)
     interval = combine(
         _once_per_role(in_order) if group.lowering.by_layer else in_order,
         total,
@@ -135,7 +149,7 @@ def step_time(group: Group, step: Step, timer: Callable[..., OpTime] = time_op) 
         total + interval.above_s,
         gpu,
         parts.submit_s + parts.wait_s,
-        tuple(shares),
+        shares,
         np.maximum(math, moved) / np.maximum(total, 1e-30),
         mode,
         interval.basis,
@@ -196,39 +210,41 @@ def _least_math_s(times: list[OpTime], device: Device) -> Array:
     return least
 
 
-def _attribute(t: OpTime, shares: list[Array]) -> None:
+def _attribute(t: OpTime, shares: Shares) -> None:
     """Add the time of one op to the resource that binds it."""
     if isinstance(t.op, Collective):
-        _split(t.total_s, (4, t.link_s), (5, t.launch_s), shares)
+        _split(t.total_s, (Bound.LINK, t.link_s), (Bound.LAUNCH, t.launch_s), shares)
         return
     if isinstance(t.op, Transfer | HostCompute):
-        place = 4 if isinstance(t.op, Transfer) else len(BOUNDS) - 1
+        place = Bound.LINK if isinstance(t.op, Transfer) else Bound.HOST
         shares[place] = shares[place] + t.total_s
         return
-    kind = 1 if isinstance(t.op, Linear | Moe) else 2 if isinstance(t.op, Attention) else 3
+    reads = Bound.ACTIVATIONS
+    if isinstance(t.op, Linear | Moe):
+        reads = Bound.WEIGHTS
+    elif isinstance(t.op, Attention):
+        reads = Bound.KV
     if np.all(t.launch_s <= t.memory_s):
-        _split(t.total_s, (kind, t.memory_s), (0, t.math_s), shares)
+        _split(t.total_s, (reads, t.memory_s), (Bound.COMPUTE, t.math_s), shares)
         return
     body = np.maximum(t.math_s, t.memory_s)
     by_launch = t.total_s * (t.launch_s > body)
-    shares[5] = shares[5] + by_launch
-    _split(t.total_s - by_launch, (kind, t.memory_s), (0, t.math_s), shares)
+    shares[Bound.LAUNCH] = shares[Bound.LAUNCH] + by_launch
+    _split(t.total_s - by_launch, (reads, t.memory_s), (Bound.COMPUTE, t.math_s), shares)
 
 
-def _gained(shares: list[Array], gain_s: Array) -> list[Array]:
+def _gained(shares: Shares, gain_s: Array) -> Shares:
     """What the engine adds goes to the launches; what it saves beyond theirs, to all the others alike."""
-    launch = shares[5] + gain_s
+    launch = shares[Bound.LAUNCH] + gain_s
     if np.all(launch >= 0.0):
-        return [*shares[:5], launch, *shares[6:]]
+        return {**shares, Bound.LAUNCH: launch}
     saved = np.minimum(launch, 0.0)
-    others = sum(shares) - shares[5]
+    others = sum(shares.values()) - shares[Bound.LAUNCH]
     left = 1.0 + saved / np.maximum(others, 1e-30)
-    out = [s * left for s in shares]
-    out[5] = np.maximum(launch, 0.0)
-    return out
+    return {bound: s * left for bound, s in shares.items()} | {Bound.LAUNCH: np.maximum(launch, 0.0)}
 
 
-def _split(total: Array, first: tuple[int, Array], second: tuple[int, Array], shares: list[Array]) -> None:
+def _split(total: Array, first: tuple[Bound, Array], second: tuple[Bound, Array], shares: Shares) -> None:
     """Give `total` to whichever of two resources takes longer."""
     wins = np.asarray(first[1]) >= second[1]
     if wins.all():

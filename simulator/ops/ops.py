@@ -9,6 +9,7 @@ import numpy as np
 
 from simulator.base.arrays import Array
 from simulator.base.dtypes import DType, Format
+from simulator.ops.part import OpPart
 from simulator.ops.traffic import Access, Operand, Traffic
 
 STREAM = float("inf")
@@ -20,6 +21,11 @@ class Op(Protocol):
     @property
     def role(self) -> str:
         """Where in the layer it stands, e.g. ``mlp.down``."""
+        ...
+
+    @property
+    def part(self) -> OpPart:
+        """Part of the model it belongs to."""
         ...
 
     @property
@@ -97,6 +103,8 @@ class Linear:
         Share of the stored weight that lies in the GPU's memory [-].
     shared : float
         Stored over read elements where weights share values of a table [-].
+    keeps_weights : bool
+        B is a weight that stays in memory; False where it is activations or cache, which others count.
     beside : tuple of str
         Prefixes of the roles it runs beside on another stream; empty: nothing.
     """
@@ -117,7 +125,9 @@ class Linear:
     groups: float = 1.0
     resident: float = 1.0
     shared: float = 1.0
+    keeps_weights: bool = True
     beside: tuple[str, ...] = ()
+    part: OpPart = OpPart.OTHER
     overhead: bool = False
     graph_safe: bool = True
     host_sync: float = 0.0
@@ -219,6 +229,7 @@ class Attention:
     expand: Expand | None = None
     stores: bool = True
     tile_bytes: Array = 0.0
+    part: OpPart = OpPart.ATTENTION
     overhead: bool = False
     graph_safe: bool = True
     host_sync: float = 0.0
@@ -315,6 +326,7 @@ class Moe:
     ep: int = 1
     count: Array = 1.0
     bytes_per_weight: float | None = None
+    part: OpPart = OpPart.FFN
     overhead: bool = False
     graph_safe: bool = True
     host_sync: float = 0.0
@@ -392,6 +404,7 @@ class Elementwise:
     beside: tuple[str, ...] = ()
     launches: float = 1.0
     count: Array = 1.0
+    part: OpPart = OpPart.OTHER
     overhead: bool = False
     graph_safe: bool = True
     host_sync: float = 0.0
@@ -427,6 +440,7 @@ class Collective:
     message_bytes: Array
     n_ranks: int
     count: Array = 1.0
+    part: OpPart = OpPart.COMMUNICATION
     overhead: bool = False
     graph_safe: bool = True
     host_sync: float = 0.0

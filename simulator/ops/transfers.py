@@ -9,6 +9,7 @@ import numpy as np
 from simulator.base.arrays import Array
 from simulator.base.dtypes import DType
 from simulator.ops.ops import STREAM
+from simulator.ops.part import OpPart
 from simulator.ops.traffic import Access, Operand, Traffic
 
 COPY_ENGINE = 1.0
@@ -46,6 +47,7 @@ class Transfer:
     operand: Operand = Operand.KV
     beside: tuple[str, ...] = ()
     count: Array = 1.0
+    part: OpPart = OpPart.OTHER
     overhead: bool = True
     graph_safe: bool = True
     host_sync: float = 0.0
@@ -83,6 +85,7 @@ class HostCompute:
     operand: Operand = Operand.WEIGHT
     beside: tuple[str, ...] = ()
     count: Array = 1.0
+    part: OpPart = OpPart.OTHER
     overhead: bool = False
     graph_safe: bool = False
     host_sync: float = 1.0

@@ -14,6 +14,7 @@ from simulator.base.dtypes import Format
 from simulator.model.layer import FfnSpec
 from simulator.model.spec import ModelSpec
 from simulator.ops.ops import Attention, Elementwise, Linear, Op
+from simulator.ops.part import OpPart
 from simulator.policies.base import Aspect, Compatibility, Context, Policy, Swept, alias
 from simulator.policies.contextual import measured_union, predictor
 from simulator.policies.grammar import POLICIES
@@ -269,6 +270,7 @@ class Polar(Policy):
             heads = op.n_kv_heads if op.n_heads > op.n_kv_heads else op.n_heads
             router = Linear(
                 role="predictor.attn",
+                part=OpPart.PREDICTOR,
                 m=ctx.step.rows,
                 n=heads,
                 k=float(ctx.model.hidden),

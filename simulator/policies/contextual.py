@@ -14,6 +14,7 @@ from simulator.base.dtypes import FORMATS, Format
 from simulator.model.layer import FfnSpec
 from simulator.model.spec import ModelSpec
 from simulator.ops.ops import Attention, Elementwise, Linear, Op
+from simulator.ops.part import OpPart
 from simulator.ops.traffic import Operand
 from simulator.ops.union import union_density
 from simulator.policies.base import Aspect, Compatibility, Context, Policy, Swept
@@ -114,6 +115,7 @@ def predictor(
     return (
         Linear(
             role=f"{role}.in",
+            part=OpPart.PREDICTOR,
             m=rows,
             n=rank,
             k=ctx.model.hidden,
@@ -122,7 +124,17 @@ def predictor(
             beside=beside,
             overhead=True,
         ),
-        Linear(role=f"{role}.out", m=rows, n=share, k=rank, fmt=_PREDICTOR, count=count, beside=beside, overhead=True),
+        Linear(
+            role=f"{role}.out",
+            part=OpPart.PREDICTOR,
+            m=rows,
+            n=share,
+            k=rank,
+            fmt=_PREDICTOR,
+            count=count,
+            beside=beside,
+            overhead=True,
+        ),
         Elementwise(
             role=f"{role}.top_k",
             kind="topk",

@@ -67,7 +67,14 @@ class ShadowKv(Policy):
             rows, width = op.batch * op.q_len, op.n_kv_heads * op.head_dim
             # Economy SVD of a tall rows x width matrix: 4 rows width^2 flop (Golub and Van Loan), in fp32.
             svd = Linear(
-                role="kv.svd", m=rows, n=2.0 * width, k=width, fmt=FORMATS["fp32"], count=op.count, overhead=True
+                role="kv.svd",
+                keeps_weights=False,
+                m=rows,
+                n=2.0 * width,
+                k=width,
+                fmt=FORMATS["fp32"],
+                count=op.count,
+                overhead=True,
             )
             return (op, svd, store(op, rows * op.dense_bytes_per_token / 2.0))
         ops = select(
@@ -88,6 +95,7 @@ class ShadowKv(Policy):
         width = op.n_kv_heads * op.head_dim
         rebuild = Linear(
             role="kv.rebuild",
+            keeps_weights=False,
             m=max(missed, 1e-9),
             n=width,
             k=float(self.rank),
@@ -298,6 +306,7 @@ class Alisa(Policy):
             ops.append(
                 Linear(
                     role="kv.recompute",
+                    keeps_weights=False,
                     m=far * self.recompute,
                     n=op.n_kv_heads * (op.head_dim + op.v_head_dim),
                     k=float(ctx.model.hidden),

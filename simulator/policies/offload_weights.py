@@ -120,6 +120,7 @@ class PowerInfer(Policy):
         attention = op.role in _ATTENTION
         cpu = HostCompute(
             role=f"{op.role}.cold",
+            part=op.part,
             read_bytes=op.weight_read_bytes * share,
             flop=op.flop * share,
             beside=_ATTENTION if attention else _FFN,

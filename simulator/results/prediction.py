@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from simulator.base import console
+from simulator.ops.part import OpPart
 
 if TYPE_CHECKING:
     from simulator.inference.evaluate import Points
@@ -17,16 +18,18 @@ if TYPE_CHECKING:
 TERMS = ("math_s", "memory_s", "link_s", "launch_s")
 
 
-PARTS = ("attention", "attention projections", "FFN", "LM head", "communication", "other", "added by the policy")
-_ON_THE_LINK = ("all_reduce", "all_gather", "all_to_all", "send", "dispatch", "combine")
+ADDED = "added by the policy"
+PARTS = (*(str(part) for part in OpPart if part is not OpPart.PREDICTOR), ADDED)
+"""Parts of the model that a breakdown names, and what a policy adds to them."""
 
 
 @dataclass(frozen=True)
 class OpRow:
-    """One op of a step, all its repetitions together [s]; terms overlap and need not add up."""
+    """One op of a step, all its repetitions together [s]; terms overlap and need not add up; `part` is of `PARTS`."""
 
     phase: str
     role: str
+    part: str
     count: float
     total_s: float
     math_s: float
@@ -38,22 +41,6 @@ class OpRow:
     overhead: bool
     basis: str
     source: str
-
-    @property
-    def part(self) -> str:
-        """Part of the model it belongs to, one of `PARTS`."""
-        head, _, rest = self.role.partition(".")
-        if self.overhead:
-            return "added by the policy"
-        if any(word in self.role for word in _ON_THE_LINK):
-            return "communication"
-        if head == "attn" and rest.startswith("core"):
-            return "attention"
-        if head == "attn" and rest.split("_")[0] in ("qkv", "o", "q", "kv", "absorb"):
-            return "attention projections"
-        if head in ("mlp", "moe"):
-            return "FFN"
-        return "LM head" if head == "lm_head" else "other"
 
 
 @dataclass(frozen=True)
@@ -152,32 +139,31 @@ def _op_rows(phase: str, times: Sequence[OpTime]) -> list[OpRow]:
         return float(np.mean(x))
 
     # With a trace every layer is lowered apart; its ops are still one row of the breakdown.
-    together: dict[tuple[str, bool, str, str], np.ndarray] = {}
+    together: dict[tuple[str, str, bool, str, str], np.ndarray] = {}
     for t in times:
         traffic = t.op.traffic().scaled(t.op.count)
         timed = (t.op.count, *(getattr(t, k) for k in ("total_s", *TERMS)))
         amounts = np.array([mean(x) for x in (*timed, traffic.total_flop, traffic.total_bytes)])
-        key = (t.op.role, t.op.overhead, str(t.basis), t.source)
+        part = ADDED if t.op.overhead else str(t.op.part)
+        key = (t.op.role, part, t.op.overhead, str(t.basis), t.source)
         together[key] = together.get(key, 0.0) + amounts
     return [
-        OpRow(phase, role, *map(float, amounts), overhead=overhead, basis=basis, source=source)
-        for (role, overhead, basis, source), amounts in together.items()
+        OpRow(phase, role, part, *map(float, amounts), overhead=overhead, basis=basis, source=source)
+        for (role, part, overhead, basis, source), amounts in together.items()
     ]
 
 
 def _shares(points: Points) -> dict[str, float]:
     import numpy as np
 
-    from simulator.inference.step import BOUNDS
+    from simulator.inference.step import Bound
 
     steps = float(np.ravel(points.output)[0]) - 1.0
     scale = float(np.ravel(points.ttft_s)[0]) / float(np.mean(points.prefill.total_s))
-    total = [
-        float(np.mean(p)) * scale + steps * float(np.mean(d))
-        for p, d in zip(points.prefill.shares_s, points.decode.shares_s, strict=True)
-    ]
-    whole = sum(total) or 1.0
-    return {name: t / whole for name, t in zip(BOUNDS, total, strict=True)}
+    prefill, decode = points.prefill.shares_s, points.decode.shares_s
+    total = {b: float(np.mean(prefill[b])) * scale + steps * float(np.mean(decode[b])) for b in Bound}
+    whole = sum(total.values()) or 1.0
+    return {str(bound): t / whole for bound, t in total.items()}
 
 
 def _sentence(row: dict[str, Any], shares: dict[str, float]) -> str:

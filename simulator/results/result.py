@@ -15,7 +15,7 @@ from simulator.inference.evaluate import MAX_RUNNING_BATCH, Points, evaluate
 from simulator.inference.group import Group
 from simulator.inference.lowering import Lowering
 from simulator.inference.status import STATUSES, TIMED, Status
-from simulator.inference.step import BOUNDS
+from simulator.inference.step import Bound
 from simulator.policies import Policies
 from simulator.results.quality import quality_of
 
@@ -214,7 +214,7 @@ def _fill(columns: dict[str, Any], points: Points, dense: Points, shape: tuple[i
     columns["throughput_speedup_at_max_batch"] = flat(_at_max_batch(points, dense), timed)
     n = len(status)
     columns["basis"] = (np.full(n, points.basis.rank), list(_BASES))
-    columns["bound"] = (np.where(timed, points.bound.ravel(), -1), list(BOUNDS))
+    columns["bound"] = (np.where(timed, points.bound.ravel(), -1), list(Bound))
     columns["mode"] = (np.where(timed, 0, -1), [points.decode.mode])
     footprint = points.footprint
     for name in ("weights_bytes", "kv_bytes", "other_bytes", "total_bytes"):

@@ -303,7 +303,7 @@ def test_intervals_hold_the_answer_and_shares_add_up(
         assert np.isnan(p.tpot_s).all()
         assert p.e2e_s == p.ttft_s
     for step in (p.prefill, p.decode):
-        total = sum(np.asarray(s, float) for s in step.shares_s)
+        total = sum(np.asarray(s, float) for s in step.shares_s.values())
         np.testing.assert_allclose(total, np.broadcast_to(step.total_s, np.shape(total)), rtol=1e-9)
         for t in step.ops:
             for term in ("total_s", "math_s", "memory_s", "link_s", "launch_s"):

@@ -100,7 +100,7 @@ def test_no_engine_beats_the_bandwidth(engine: str) -> None:
     assert np.all(step.total_s >= 0.98 * floor)
     assert np.all(step.lo_s <= step.total_s)
     assert np.all(step.total_s <= step.hi_s)
-    shares = sum(np.broadcast_to(s, (3,)) for s in step.shares_s)
+    shares = sum(np.broadcast_to(s, (3,)) for s in step.shares_s.values())
     np.testing.assert_allclose(shares, step.total_s, rtol=1e-9)
 
 

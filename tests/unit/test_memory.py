@@ -12,6 +12,7 @@ from simulator.device.catalogue import load
 from simulator.inference import memory
 from simulator.inference.lowering import Lowering
 from simulator.model.hub import find_model, list_models
+from simulator.ops.ops import Linear
 from simulator.policies import parse
 
 
@@ -203,3 +204,10 @@ def test_experts_widen_activations_by_those_a_token_takes() -> None:
     """Mixtral: two experts of 14,336, gate and up: 57,344 elements beside a width of 4096; over tp 8 an eighth."""
     for tp, widest in ((1, 57_344), (8, 7168)):
         assert memory.activation_token_bytes(lowered("mixtral-8x7b", tp=tp)) == ((2 * 4096 + 2 * widest) * 2)
+
+
+def test_what_keeps_weights_is_a_fact_of_the_op_not_of_its_name() -> None:
+    """An op of 4 x 8 weights in 16 bit keeps 64 B whatever it is called, and none where it says so."""
+    op = Linear(role="predictor.mlp", m=1.0, n=4.0, k=8.0, fmt=FORMATS["bf16"])
+    assert memory.stored_bytes(op) == memory.stored_bytes(dataclasses.replace(op, role="kv.mlp")) == 64.0
+    assert memory.stored_bytes(dataclasses.replace(op, keeps_weights=False)) == 0.0
