@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 import re
@@ -20,8 +21,8 @@ import typer
 
 from simulator.base import console
 from simulator.base.errors import EXIT_BAD_INPUT, ShadowlineError, reason
+from simulator.base.registry import LOGGER, PROJECT
 
-PROJECT = "shadowline"
 OK, ABSENT, PROBLEM = "ok", "absent", "problem"
 
 EXTRAS = {
@@ -77,6 +78,8 @@ def command(
 
     Exit 0 when usable; 2 when something is in the way, one line each with what to do.
     """
+    # A plug-in that fails is a line of the answer; the registry need not say it as well.
+    LOGGER.setLevel(logging.ERROR)
     checks = examine()
     problems = [f"{c.name}: {c.found}; {c.advice}" for c in checks if c.state == PROBLEM]
     if json_:
@@ -101,7 +104,7 @@ def examine() -> tuple[Check, ...]:
     """Every check; with a core package missing, only those that need none of them."""
     checks = [*_python(), *_parts()]
     if not any(c.state == PROBLEM for c in checks):
-        checks += [*_calibrated(), *_gpus(), *_own(), *_outside()]
+        checks += [*_calibrated(), *_gpus(), *_outside(), *_own()]
     return (*checks, *_folders())
 
 
@@ -276,18 +279,14 @@ def _own() -> Iterator[Check]:
 
 def _outside() -> Iterator[Check]:
     """Policies and architectures that other installed packages bring."""
-    for group in ("shadowline.policies", "shadowline.architectures"):
-        for point in metadata.entry_points(group=group):
-            package = point.dist.name if point.dist else "unknown package"
-            if package == PROJECT:
-                continue
-            try:
-                point.load()
-            except Exception as error:  # noqa: BLE001 - another package's import may fail in any way
-                found = f"{package} does not load: {type(error).__name__}: {error}"
-                yield Check("yours", point.name, PROBLEM, found, f"mend it or uninstall {package}")
-            else:
-                yield Check("yours", point.name, OK, f"{group.partition('.')[2]} of {package}")
+    from simulator.model.architectures import ARCHITECTURES
+    from simulator.policies import POLICIES
+
+    for registry in (POLICIES, ARCHITECTURES):
+        for found in registry.plug_ins():
+            advice = f"mend it or uninstall {found.package}" if found.failure else ""
+            told = str(found) if found.failure else f"{found.kind} of {found.package}"
+            yield Check("yours", found.name, PROBLEM if found.failure else OK, told, advice)
 
 
 def _folders() -> Iterator[Check]:

@@ -2,12 +2,37 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from textwrap import shorten
+from threading import RLock
+from types import ModuleType
 from typing import Generic, TypeVar
 
+from simulator.base.console import visible
 from simulator.base.errors import UnknownNameError, fold
 
 T = TypeVar("T")
+PROJECT = "shadowline"
+MOST_SAID = 300
+"""Characters of what a plug-in raised."""
+LOGGER = logging.getLogger("shadowline.plugins")
+"""One warning per plug-in that failed; without a handler of the caller's, Python prints it on stderr."""
+
+
+@dataclass(frozen=True)
+class PlugIn:
+    """An entry point of another package, and why nothing of it is used ("" where it loaded)."""
+
+    name: str
+    package: str
+    kind: str
+    failure: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.package} does not load: {self.failure}"
 
 
 class Registry(Mapping[str, T], Generic[T]):
@@ -24,7 +49,9 @@ class Registry(Mapping[str, T], Generic[T]):
     def __init__(self, kind: str, group: str):
         self.kind, self.group = kind, group
         self._members: dict[str, T] = {}
-        self._loaded = False
+        self._plug_ins: list[PlugIn] = []
+        self._began = self._ended = False
+        self._lock = RLock()
 
     def register(self, name: str) -> Callable[[T], T]:
         """Decorator that adds a member under `name`; a second one of that name is an error."""
@@ -37,14 +64,43 @@ class Registry(Mapping[str, T], Generic[T]):
 
         return add
 
-    def _load(self) -> dict[str, T]:
-        if not self._loaded:
-            from importlib.metadata import entry_points
+    def plug_ins(self) -> tuple[PlugIn, ...]:
+        """Entry points of other packages, those that failed included."""
+        self._load()
+        return tuple(self._plug_ins)
 
-            self._loaded = True
-            for point in entry_points(group=self.group):
-                point.load()
+    def _load(self) -> dict[str, T]:
+        if self._ended:
+            return self._members
+        with self._lock:
+            if not self._began:
+                self._began = True
+                points = [(p.dist.name if p.dist else "", p) for p in metadata.entry_points(group=self.group)]
+                # Ours first, whatever the order of sys.path: a name that is taken is the other's mistake.
+                for package, point in sorted(points, key=lambda pair: pair[0] != PROJECT):
+                    if package == PROJECT:
+                        point.load()
+                    else:
+                        self._plug_in(package or "unknown package", point)
+                self._ended = True
         return self._members
+
+    def _plug_in(self, package: str, point: metadata.EntryPoint) -> None:
+        """Load one entry point of somebody else's: all its members, or none and a warning of one line."""
+        before, failure = dict(self._members), ""
+        try:
+            loaded = point.load()
+            if not isinstance(loaded, ModuleType) and loaded not in self._members.values():
+                failure = f"{point.value} is neither a module nor a registered {self.kind}"
+        # Whatever happens while somebody else's module is imported, the rest goes on.
+        except (Exception, SystemExit) as error:  # noqa: BLE001
+            failure = shorten(visible(f"{type(error).__name__}: {error}"), MOST_SAID)
+        found = PlugIn(point.name, package, self.kind, failure)
+        self._plug_ins.append(found)
+        if failure:
+            self._members.clear()
+            self._members.update(before)
+            LOGGER.warning("warning: %s; mend it or uninstall %s", found, package)
 
     def __getitem__(self, name: str) -> T:
         members = self._load()

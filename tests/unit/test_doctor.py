@@ -169,23 +169,6 @@ def test_a_data_folder_that_is_not_there_is_a_problem(home: Path, tmp_path: Path
     assert next(iter(doctor._folders())).state == doctor.PROBLEM
 
 
-def test_an_outside_package_that_breaks_is_named(home: Path, tmp_path: Path):
-    (tmp_path / "broken_policy.py").write_text("raise RuntimeError('no')")
-    info = tmp_path / "broken_policy-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: broken-policy\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[shadowline.policies]\nbroken = broken_policy\n")
-    done = subprocess.run(
-        [sys.executable, "-m", "simulator.doctor"],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "PYTHONPATH": str(tmp_path)},
-    )
-    assert done.returncode == 2
-    assert "broken-policy does not load: RuntimeError: no; mend it or uninstall" in done.stderr
-
-
 def test_nvidia_cards_are_matched_with_their_profiles(home: Path, tmp_path: Path, monkeypatch):
     tool = tmp_path / "nvidia-smi"
     tool.write_text("#!/bin/sh\necho 'NVIDIA H100 80GB HBM3, 81559 MiB, 570.1'\necho 'NVIDIA Z9, 1 MiB, 570.1'\n")
