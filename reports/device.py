@@ -13,7 +13,7 @@ from reports.validation import FAMILIES, band, validation
 from simulator.base.dtypes import get_format
 from simulator.base.errors import ShadowlineError
 from simulator.device.catalogue import Device
-from simulator.device.fits import Fit, fits_digest, load_fits
+from simulator.device.fits import Fit
 from simulator.roofline.engine import load_engines
 from simulator.scenario.find import find_device
 
@@ -26,7 +26,7 @@ ROWS = np.array([1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192],
 def compose(name: str, data: Path | None = None) -> Report:
     """The report of the device `name`; `data` is the folder of measured tables for the scatter."""
     device = find_device(name)
-    fits = {family: load_fits(device.name, family) for family in FAMILIES}
+    fits = {family: device.measured.own(family) for family in FAMILIES}
     names = [f"{f.device}/{f.family}/{f.dtype}/{f.library}" for of in fits.values() for f in of]
     sections = (
         _first_page(device, fits, name),
@@ -37,7 +37,7 @@ def compose(name: str, data: Path | None = None) -> Report:
         provenance.not_modelled((), (*provenance.GENERAL, NO_SPARSE)),
         provenance.sources([device], names),
         provenance.versions(
-            [(f"profile {device.name}", device.profile_hash), (f"fits of {device.name}", fits_digest(device.name))]
+            [(f"profile {device.name}", device.profile_hash), (f"fits of {device.name}", device.measured.digest)]
         ),
     )
     report = Report(

@@ -27,14 +27,14 @@ def source_list() -> Mapping[str, Mapping[str, Any]]:
 
 def named_fit(name: str) -> Iterator[Fit]:
     """The fit behind `device/family/dtype/library`."""
-    from simulator.device.fits import DEFAULT, load_fits
+    from simulator.device.catalogue import measured
 
     device, family, dtype, library = (name.split("/") + [""] * 4)[:4]
-    for home in (device, DEFAULT):
-        for fit in load_fits(home, family):
-            if (fit.device, fit.dtype, fit.library) == (device, dtype, library):
-                yield fit
-                return
+    found = measured(device)
+    for fit in (*found.own(family), *found.pooled(family)):
+        if (fit.device, fit.dtype, fit.library) == (device, dtype, library):
+            yield fit
+            return
 
 
 GENERAL = (

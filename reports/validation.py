@@ -101,12 +101,10 @@ def _accuracy_table(held_out: Mapping[str, Mapping[str, float]]) -> Table:
 
 def _coverage(devices: Sequence[Device]) -> Table:
     """Measured rows behind each family on each device."""
-    from simulator.device.fits import load_fits
-
     rows = []
     for device in devices:
         for family in FAMILIES:
-            fits = load_fits(device.name, family)
+            fits = device.measured.own(family)
             if not fits and family == "sparse":
                 continue
             n = sum(f.n for f in fits)

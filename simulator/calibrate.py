@@ -50,7 +50,8 @@ def calibrate(kind: str, raw: Any, device: str | None = None, date: str | None =
 def write(kind: str, fits: list[Fit], out: Path, *, pooled: bool) -> list[Path]:
     """Write ``OUT/<device>/<kind>.toml`` for every device; pooled fits go to ``_default``."""
     from simulator.device.catalogue import list_devices
-    from simulator.device.fits import DEFAULT, dump
+    from simulator.device.fit_file import dump
+    from simulator.device.fits import DEFAULT
 
     known = set(list_devices())
     by_folder: dict[str, list[Fit]] = defaultdict(list)

@@ -101,7 +101,6 @@ def command(
 def row_of(device: Any) -> dict[str, Any]:
     """The line of the catalogue for one `Device`, as `--json` prints it."""
     from simulator.base.dtypes import DType
-    from simulator.device.fits import load_fits
 
     half = DType.BF16 if device.has(DType.BF16) else DType.FP16 if device.has(DType.FP16) else None
     families = ("gemm", "attention", "collective", "moe", "elementwise")
@@ -117,7 +116,7 @@ def row_of(device: Any) -> dict[str, Any]:
         "link_gb_per_s": device.link.bandwidth_bytes_per_s / 1e9 if device.links else None,
         "power_w": device.power_w,
         "usd_per_h": device.price_usd_per_h.value,
-        "measured": [f for f in families if load_fits(device.name, f)],
+        "measured": [f for f in families if device.measured.own(f)],
         "profile": device.profile_hash,
     }
 

@@ -186,15 +186,14 @@ def _measured_folders() -> list[tuple[str, Path]]:
 
 
 def _calibrated() -> Iterator[Check]:
-    from simulator.device.catalogue import user_data_dir
-    from simulator.device.fits import load_fits
+    from simulator.device.catalogue import measured, user_data_dir
 
     folders = _measured_folders()
     for device in sorted({name for name, _ in folders}):
         mine = any(name == device and user_data_dir() in path.parents for name, path in folders)
         families = sorted({p.stem for name, f in folders if name == device for p in f.glob("*.toml")})
         try:
-            fits = {family: load_fits(device, family) for family in families}
+            fits = {family: measured(device).own(family) for family in families}
         except ShadowlineError as error:
             advice = "mend or remove the file, or write it anew with `python -m simulator.calibrate`"
             yield Check("calibrated devices", device, PROBLEM, str(error), advice)

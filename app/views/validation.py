@@ -16,8 +16,7 @@ import streamlit as st
 from app import blocks, figures, words
 from simulator.accuracy import TARGETS, golden
 from simulator.base.errors import InputError, ShadowlineError
-from simulator.device.catalogue import list_devices
-from simulator.device.fits import load_fits
+from simulator.device.catalogue import list_devices, measured
 from simulator.fitting.judged import KERNEL_KINDS
 
 MOST_UPLOAD_MB = 16
@@ -106,7 +105,7 @@ def _fits() -> pd.DataFrame:
     rows = []
     for device in list_devices():
         for family in (*KERNEL_KINDS, "sparse"):
-            for f in load_fits(device, family):
+            for f in measured(device).own(family):
                 low, mid, high = (100 * (np.exp(q) - 1.0) for q in (f.residual.q05, f.residual.bias, f.residual.q95))
                 rows.append(
                     {

@@ -5,8 +5,7 @@ from functools import cache
 
 from docsite.markdown import code, table
 from simulator.accuracy import golden, markdown
-from simulator.device.catalogue import list_devices
-from simulator.device.fits import load_fits
+from simulator.device.catalogue import list_devices, measured
 
 FAMILIES = ("gemm", "attention", "collective", "moe", "elementwise")
 
@@ -26,7 +25,7 @@ def by_device() -> str:
     body = []
     for device in list_devices():
         for family in FAMILIES:
-            fits = load_fits(device, family)
+            fits = measured(device).own(family)
             if fits:
                 body.append([code(device), family, *_pooled(fits)])
     headers = ["device", "family", "rows", "fits", "spread of a shape", "90 % interval", "fitted"]

@@ -32,7 +32,6 @@ def home(path: Path) -> Iterator[None]:
     """Let the simulator look for the user's own devices and measurements in `path`."""
     before = os.environ.get("SHADOWLINE_HOME")
     os.environ["SHADOWLINE_HOME"] = str(path)
-    forget()
     try:
         yield
     finally:
@@ -40,20 +39,6 @@ def home(path: Path) -> Iterator[None]:
             del os.environ["SHADOWLINE_HOME"]
         else:
             os.environ["SHADOWLINE_HOME"] = before
-        forget()
-
-
-def forget() -> None:
-    """Drop what was cached of devices and fits: their files have changed."""
-    from simulator.device import fits as calibration
-    from simulator.fitting import elementwise
-    from simulator.roofline import engine, hardware
-
-    calibration._load_file.cache_clear()
-    calibration.load_fits.cache_clear()
-    hardware.hardware.cache_clear()
-    engine._measured.cache_clear()
-    elementwise._hardware.cache_clear()
 
 
 def make(
@@ -85,7 +70,8 @@ def make(
 
     from simulator.calibrate import calibrate
     from simulator.device.catalogue import user_data_dir
-    from simulator.device.fits import LOCAL, VENDOR, dump
+    from simulator.device.fit_file import dump
+    from simulator.device.fits import LOCAL, VENDOR
     from simulator.device.text import write_document
 
     own_profile = user_data_dir() / "devices" / f"{device}.toml"
@@ -105,7 +91,6 @@ def make(
             memory = cache_fit(device, measured, date) if document is not None else None
             if memory is not None:
                 dump(folder / "memory.toml", [memory])
-                forget()
             for family in ("gemm", "elementwise", "attention"):
                 rows = measured.get(family, ())
                 if not rows:
@@ -124,7 +109,6 @@ def make(
                 folder.mkdir(parents=True, exist_ok=True)
                 pd.DataFrame(list(rows)).to_csv(folder / f"{family}.csv", index=False)
         paths = _install(fresh, out)
-    forget()
     return fits, paths
 
 
@@ -192,9 +176,10 @@ def with_gathers(device: str, memory: Fit | None, measured: Mapping[str, Sequenc
     from scipy.optimize import least_squares
 
     from simulator.device import catalogue as devices
-    from simulator.device.fits import LOCAL, Fit, Residual, lookup
+    from simulator.device.fits import LOCAL, Fit, Residual
     from simulator.roofline.elementwise import elementwise_time
     from simulator.roofline.hardware import hardware
+    from simulator.roofline.lookup import lookup
     from simulator.roofline.sparse import gathered_bytes
 
     rows = measured.get("gather", ())

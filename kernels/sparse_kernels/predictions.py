@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from simulator.device.catalogue import Device
-from simulator.device.fits import Basis, load_fits
+from simulator.device.fits import Basis
 from simulator.ops.ops import Elementwise, Op
 from simulator.ops.traffic import Operand, Traffic
 from simulator.roofline.bandwidth import latency_floor_s
@@ -76,7 +76,7 @@ def expect(ops: Sequence[Op], device: Device, in_flight_bytes: float = np.inf) -
 
 def _gathered(t: OpTime, device: Device) -> OpTime:
     """`t` with the error of the device's own gather fit, where it reads in runs and there is such a fit."""
-    memory = next(iter(load_fits(device.name, "memory")), None)
+    memory = next(iter(device.measured.own("memory")), None)
     if memory is None or not isinstance(t.op, Elementwise) or not np.isfinite(t.op.run_bytes):
         return t
     factor = np.exp(1.645 * memory.residual.sigma_in)
@@ -97,12 +97,10 @@ def _bytes_only(t: OpTime) -> OpTime:
 
 def digest(points: Iterable[Mapping[str, Any]], device: Device) -> str:
     """64 hex digits over every prediction, the device profile and its fits: what the run cannot change after."""
-    from simulator.device.fits import fits_digest
-
     record = {
         "device": device.name,
         "profile": device.profile_hash,
-        "fits": fits_digest(device.name),
+        "fits": device.measured.digest,
         "points": list(points),
     }
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()

@@ -1,8 +1,8 @@
-"""Devices: datasheet facts with their sources, found by name, alias, driver string or path.
+"""Devices: datasheet facts with their sources, and the fits measured on them, found by name, alias, driver or path.
 
-A device is one TOML file in `hw_profiles/devices`, in the user's own folder, or anywhere. The types
-are in `simulator.device.types`, reading in `simulator.device.file`, writing in
-`simulator.device.text`.
+A device is one TOML file in `hw_profiles/devices`, in the user's own folder, or anywhere; its fits lie in
+`hw_profiles/measured/<name>` and in the user's ``measured/<name>``. What was read is remembered by content: an
+edited file answers anew. The types are in `simulator.device.types`, reading in `simulator.device.file`.
 """
 
 from __future__ import annotations
@@ -11,14 +11,17 @@ import hashlib
 import os
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
 
-from simulator.base.errors import AmbiguousNameError, InputError, UnknownNameError, fold, suggest
+from simulator.base.errors import AmbiguousNameError, InputError, UnknownNameError, fold, reason, suggest
 from simulator.base.files import read_limited
 from simulator.base.units import exact_quantity
+from simulator.device.fits import DEFAULT
+from simulator.device.measured import Measured, Stamp
 from simulator.device.text import inline, table_of, to_document, to_toml, write_document
 from simulator.device.types import Clock, Device, Kind, Link, MemoryTier, Peak, Sourced
 
@@ -33,6 +36,7 @@ __all__ = [
     "edited",
     "list_devices",
     "load",
+    "measured",
     "resolve",
     "scaled",
     "to_toml",
@@ -65,7 +69,7 @@ def edited(device: Device, values: Mapping[str, str], source: str = "user-edit")
     written = write_document(document)
     digest = hashlib.sha256(written.encode()).hexdigest()[:12]
     try:
-        return build(document, written, device.name, digest)
+        return replace(build(document, written, device.name, digest), measured=device.measured)
     except ProfileError as error:
         # Lines of the text in between would mean nothing to whoever gave the values.
         problems = [re.sub(r":\d+:", ":", problem, count=1) for problem in error.problems]
@@ -145,10 +149,12 @@ def resolve(name: str) -> str:
     """
     key = fold(name)
     files = _files()
+    if name in files:
+        return name
     for known in files:
         if fold(known) == key:
             return known
-    spellings = _spellings(tuple(files.items()))
+    spellings = _spellings(tuple((known, _stamp(path)) for known, path in files.items()))
     candidates = spellings.get(key, ())
     if len(candidates) == 1:
         return candidates[0]
@@ -158,30 +164,66 @@ def resolve(name: str) -> str:
 
 
 def load(name_or_path: str | Path) -> Device:
-    """Device by name, alias, driver name string, or path of a ``.toml``.
+    """Device by name, alias, driver name string, or path of a ``.toml``, with the fits measured on it.
 
     Raises
     ------
     InputError
         ``file:line: what, what to do`` for every problem of a profile at once.
     """
-    from simulator.device.file import parse_profile
-
     text = str(name_or_path)
     if isinstance(name_or_path, Path) or text.endswith(".toml") or os.sep in text:
-        return parse_profile(_read(Path(text)), text)
-    name = resolve(text)
-    path = _files()[name]
-    device = parse_profile(_read(path), str(path) if _is_own(path) else Path(path).name)
-    if fold(device.name) != fold(name):
-        raise InputError(f"name is {device.name!r} but the file is called {name!r}; make them equal", where=str(path))
-    return device
+        device = _profile(_stamp(Path(text)), text)
+    else:
+        name = resolve(text)
+        path = _files()[name]
+        device = _profile(_stamp(path), str(path) if _is_own(path) else path.name)
+        if fold(device.name) != fold(name):
+            told = f"name is {device.name!r} but the file is called {name!r}; make them equal"
+            raise InputError(told, where=str(path))
+    return _with(device, measured(device.name))
 
 
-def _read(path: Path) -> bytes:
+def measured(name: str) -> Measured:
+    """Fits that answer for a device called `name`, known or not; ``_default`` has the pooled ones only."""
+    with resources.as_file(resources.files("hw_profiles") / "measured") as packaged:
+        homes = (user_data_dir() / "measured", packaged)
+    return _measured(*(_fit_files(home / folder for home in homes) for folder in (name, DEFAULT)))
+
+
+def _fit_files(folders: Iterable[Path]) -> tuple[Stamp, ...]:
+    """Fit files of `folders`, in their order."""
+    return tuple(Stamp.of(p) for folder in folders if folder.is_dir() for p in sorted(folder.glob("*.toml")))
+
+
+@lru_cache(maxsize=256)
+def _measured(own: tuple[Stamp, ...], pooled: tuple[Stamp, ...]) -> Measured:
+    def by_family(files: tuple[Stamp, ...]) -> dict[str, tuple[Stamp, ...]]:
+        stems = [Path(s.path).stem for s in files]
+        return {stem: tuple(s for s, of in zip(files, stems, strict=True) if of == stem) for stem in stems}
+
+    return Measured(by_family(own), by_family(pooled))
+
+
+@lru_cache(maxsize=256)
+def _profile(file: Stamp, shown: str) -> Device:
+    from simulator.device.file import parse_profile
+
+    return parse_profile(read_limited(Path(file.path), _MOST_BYTES), shown)
+
+
+@lru_cache(maxsize=256)
+def _with(device: Device, found: Measured) -> Device:
+    return replace(device, measured=found)
+
+
+def _stamp(path: Path) -> Stamp:
     if not os.path.lexists(path):
         raise InputError("no such device file; give a path to a .toml or a name", where=str(path))
-    return read_limited(path, _MOST_BYTES)
+    try:
+        return Stamp.of(path)
+    except OSError as error:
+        raise InputError(f"cannot read: {reason(error)}", where=str(path)) from None
 
 
 @lru_cache(maxsize=1)
@@ -204,16 +246,16 @@ def _files() -> dict[str, Path]:
 
 
 @lru_cache(maxsize=8)
-def _spellings(files: tuple[tuple[str, Path], ...]) -> dict[str, tuple[str, ...]]:
+def _spellings(files: tuple[tuple[str, Stamp], ...]) -> dict[str, tuple[str, ...]]:
     """Folded alias or driver string -> names that claim it."""
     claims: dict[str, set[str]] = {}
-    for name, path in files:
+    for name, file in files:
         # Only the keys above the first table are parsed: the index of all files must stay fast.
-        head = _read(path).decode("utf-8", "replace").split("\n[", 1)[0]
+        head = read_limited(Path(file.path), _MOST_BYTES).decode("utf-8", "replace").split("\n[", 1)[0]
         try:
             top = tomllib.loads(head)
         except tomllib.TOMLDecodeError as error:
-            raise InputError(f"not valid TOML: {error}", where=str(path)) from None
+            raise InputError(f"not valid TOML: {error}", where=file.path) from None
         for spelling in (*top.get("aliases", ()), *top.get("matches", ())):
             claims.setdefault(fold(spelling), set()).add(name)
     return {key: tuple(sorted(names)) for key, names in claims.items()}

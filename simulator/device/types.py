@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
 
 from simulator.base.dtypes import DType
 from simulator.base.errors import UnsupportedError
 from simulator.base.units import exact_quantity
+from simulator.device.fits import Fit
+from simulator.device.measured import Measured
 
 Kind = Literal["datasheet", "measured", "assumed"]
 ClockName = Literal["boost", "max"]
@@ -159,7 +161,7 @@ class Link:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Device:
-    """Everything known about one device; equal when name and profile bytes are."""
+    """Everything known about one device; equal when name, profile bytes and fits are."""
 
     name: str
     aliases: tuple[str, ...]
@@ -179,14 +181,28 @@ class Device:
     idle_power: Sourced
     price: Sourced
     profile_hash: str
+    measured: Measured = field(default_factory=Measured)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Device):
             return NotImplemented
-        return (self.name, self.profile_hash) == (other.name, other.profile_hash)
+        mine, theirs = (self.name, self.profile_hash), (other.name, other.profile_hash)
+        return self is other or (mine == theirs and self.measured == other.measured)
 
     def __hash__(self) -> int:
-        return hash((self.name, self.profile_hash))
+        return hash((self.name, self.profile_hash, self.measured))
+
+    def with_fits(self, fits: Iterable[Fit]) -> Device:
+        """A copy that answers from `fits` for their families; those of other devices are its pooled ones."""
+        return replace(self, measured=self.measured.replaced(self.name, fits))
+
+    @property
+    def scope(self) -> str:
+        """Devices that share kernels: ``sm80``, ``sm86``, ..., ``sm100`` (all 10.x); else the architecture."""
+        if not self.compute_capability:
+            return self.arch
+        major, minor = (int(part) for part in self.compute_capability.split("."))
+        return f"sm{major}{minor if major < 9 else 0}"
 
     @property
     def sm_count(self) -> int:

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.device.fits import ANY, Fit, Residual, Surface, scope_of
+from simulator.device.fits import ANY, Fit, Residual
+from simulator.device.surface import Surface
 from simulator.fitting import judge
 from simulator.fitting.attention_choose import choose
 from simulator.fitting.attention_rows import INPUTS, Table, generation_of, kernel_of, key_of, prepare
@@ -248,7 +249,7 @@ def fit(rows: pd.DataFrame, *, date: str | None = None, residuals: bool = True) 
     from simulator.device import catalogue as devices
 
     date = date or dt.date.today().isoformat()
-    scopes = {d: scope_of(devices.load(d)) for d in rows["device"].unique()}
+    scopes = {d: devices.load(d).scope for d in rows["device"].unique()}
     rows = rows.assign(scope=rows["device"].map(scopes))
     out: list[Fit] = []
     parents: dict[tuple[str, str], dict[str, float]] = {}
@@ -326,7 +327,7 @@ def predict(rows: pd.DataFrame, fits: Sequence[Fit], *, cross: bool = False) -> 
     mid, lo, hi = (np.full(len(rows), np.nan) for _ in range(3))
     place = np.arange(len(rows))
     for (device, key, library), group in rows.assign(_at=place).groupby(["device", "key", "library"]):
-        scope = scope_of(devices.load(str(device)))
+        scope = devices.load(str(device)).scope
         found, stand_in = choose(fits, str(device), scope, str(key), str(library))
         at = group["_at"].to_numpy()
         model = Table(group).log_model(found.coefficients, found.surface)

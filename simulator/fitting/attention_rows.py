@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.device.fits import Surface
+from simulator.device.surface import Surface
 from simulator.fitting import judge
 from simulator.roofline.attention import attention_time, context_tokens
 from simulator.roofline.hardware import Hardware, hardware

@@ -9,12 +9,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from simulator.device.fits import Fit, Surface
+from simulator.device.fits import Fit
+from simulator.device.surface import Surface
 from simulator.fitting import judge
 from simulator.fitting.smooth import Array, Axis, Recipe, fit_family, predict_family
 from simulator.roofline.collective import DEFAULT, collective_floor, collective_time
@@ -73,7 +73,6 @@ def prepare(rows: pd.DataFrame) -> pd.DataFrame:
     return out.assign(key=out["op"], kernel_family=out["library"], dtype="any", link_bytes_per_s=link)
 
 
-@lru_cache(maxsize=64)
 def _hardware(device: str) -> Hardware:
     from simulator.device import catalogue as devices
 
@@ -81,7 +80,6 @@ def _hardware(device: str) -> Hardware:
     return hardware(found, next(d for d in ("bf16", "fp16", "fp32") if found.has(d)))
 
 
-@lru_cache(maxsize=512)
 def _link_bytes_per_s(device: str, n_ranks: int) -> float:
     """One-way rate of the link a group of `n_ranks` runs over, as `roofline.timing` takes it [B/s].
 

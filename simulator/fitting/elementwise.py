@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from simulator.base.errors import UnknownNameError
-from simulator.device.fits import Fit, Surface
+from simulator.device.fits import Fit
+from simulator.device.surface import Surface
 from simulator.fitting import judge
 from simulator.fitting.smooth import Array, Axis, Recipe, fit_family, predict_family
 from simulator.roofline.elementwise import elementwise_floor, elementwise_time
@@ -80,7 +80,6 @@ def prepare(rows: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-@lru_cache(maxsize=64)
 def _hardware(device: str) -> Hardware:
     from simulator.device import catalogue as devices
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from simulator.base.errors import UnsupportedError
 from simulator.device import catalogue as devices
-from simulator.device.fits import ANY, VENDOR, Fit, Residual, scope_of
+from simulator.device.fits import ANY, VENDOR, Fit, Residual
 from simulator.fitting import judge
 from simulator.fitting.gemm_rows import KEYS, Table, klass, library_of, prepare
 from simulator.fitting.gemm_train import Model, estimate, libraries_of, train, within
@@ -65,12 +65,12 @@ def fit(
     residuals : bool
         Whether to train five more times for out-of-fold errors; False leaves them at zero.
     scopes : collection of str, optional
-        Capabilities (`scope_of`) to fit; all by default. The fits of one do not depend on the others asked for.
+        Capabilities (`Device.scope`) to fit; all by default. The fits of one do not depend on the others asked for.
 
     Returns
     -------
     list of Fit
-        `device` is a profile name, or a `scope_of` or ``any`` for the pooled fits.
+        `device` is a profile name, or a `Device.scope` or ``any`` for the pooled fits.
     """
     rows = rows.reset_index(drop=True)
     table = Table.of(rows)
@@ -120,7 +120,7 @@ def graph_launch(fit: Fit, fits: Sequence[Fit]) -> Fit:
     near = [f for f in fits if f.device == fit.device and klass(f.dtype) == klass(fit.dtype)]
     clean = [f for f in near if f.library != VENDOR and not set(f.sources) & set(HOST_TIMED)]
     if not clean:
-        scopes = {scope_of(devices.load(fit.device))} if fit.device in devices.list_devices() else ()
+        scopes = {devices.load(fit.device).scope} if fit.device in devices.list_devices() else ()
         clean = [
             f
             for f in fits

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simulator.base.dtypes import get_format
-from simulator.device.fits import Surface, scope_of
+from simulator.device.surface import Surface
 from simulator.fitting import judge
 from simulator.roofline.gemm import gemm_time
 from simulator.roofline.hardware import Hardware, hardware
@@ -99,7 +99,7 @@ class Table:
 
         pairs = list(zip(rows["device"], rows["dtype"], strict=True))
         numbers = {p: hardware(devices.load(p[0]), p[1]) for p in set(pairs)}
-        scopes = {d: scope_of(devices.load(d)) for d in set(rows["device"])}
+        scopes = {d: devices.load(d).scope for d in set(rows["device"])}
         text = {c: rows[c].to_numpy(str) for c in ("device", "library", "dtype", "source")}
         return Table(
             *(rows[c].to_numpy(float) for c in ("m", "n", "k", "batch", "time_s")),

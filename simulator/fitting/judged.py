@@ -162,9 +162,10 @@ def _numbers(column: pd.Series, path: Path) -> pd.Series:
 
 def committed(kind: str, devices: Iterator[str] | list[str]) -> list[Fit]:
     """Fits of the profiles as they are committed, pooled ones included."""
-    from simulator.device.fits import DEFAULT, load_fits
+    from simulator.device.catalogue import measured
+    from simulator.device.fits import DEFAULT
 
-    return [f for name in (*dict.fromkeys(devices), DEFAULT) for f in load_fits(name, kind)]
+    return [f for name in (*dict.fromkeys(devices), DEFAULT) for f in measured(name).own(kind)]
 
 
 def judge_rows(kind: str, raw: pd.DataFrame, holdout: str | None) -> tuple[list[Judged], dict[str, int]]:

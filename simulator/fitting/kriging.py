@@ -20,7 +20,7 @@ from itertools import product
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.device.fits import Surface
+from simulator.device.surface import Surface
 
 Array = NDArray[np.float64]
 Codes = NDArray[np.int64]

@@ -9,13 +9,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from simulator.base.dtypes import get_format
-from simulator.device.fits import Fit, Surface
+from simulator.device.fits import Fit
+from simulator.device.surface import Surface
 from simulator.fitting import judge
 from simulator.fitting.smooth import Array, Axis, Recipe, fit_family, predict_family
 from simulator.roofline.hardware import Hardware, hardware
@@ -96,7 +96,6 @@ def prepare(rows: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-@lru_cache(maxsize=256)
 def _hardware(device: str, dtype: str) -> Hardware:
     from simulator.device import catalogue as devices
 

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simulator.base.errors import InputError
-from simulator.device.fits import ANY, Fit, Residual, Surface
+from simulator.device.fits import ANY, Fit, Residual
+from simulator.device.surface import Surface
 from simulator.fitting import judge
 
 if TYPE_CHECKING:

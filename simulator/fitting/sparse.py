@@ -17,7 +17,9 @@ import numpy as np
 
 from simulator.base import console
 from simulator.base.errors import InputError
-from simulator.device.fits import ANY, DEFAULT, Fit, Residual, dump, load_fits
+from simulator.device.catalogue import measured
+from simulator.device.fit_file import dump
+from simulator.device.fits import ANY, DEFAULT, Fit, Residual
 from simulator.fitting import judge, smooth
 from simulator.fitting.sparse_rows import INPUTS, TIMES, prepare, split
 from simulator.fitting.sparse_shares import nm24_fits
@@ -278,7 +280,7 @@ def validate(raw: pd.DataFrame, holdout: str | None) -> dict[str, Any]:
 
 def _judged(rows: pd.DataFrame, holdout: str | None) -> Iterator[pd.DataFrame]:
     if holdout is None:
-        yield _with(rows, list(load_fits(DEFAULT, FAMILY)), "in_source")
+        yield _with(rows, list(measured(DEFAULT).own(FAMILY)), "in_source")
         return
     if holdout in ("source", "device"):
         for value in sorted(rows[holdout].unique()):

@@ -155,7 +155,11 @@ def runnable(scenario: Scenario) -> Group:
     return group
 
 
-@lru_cache(maxsize=512)
 def group_of(scenario: Scenario) -> Group:
     """Group of a scenario's fixed part, names resolved."""
-    return Group.of(scenario, find_model(scenario.model), find_device(scenario.device))
+    return _group_of(scenario, find_device(scenario.device))
+
+
+@lru_cache(maxsize=512)
+def _group_of(scenario: Scenario, device: Device) -> Group:
+    return Group.of(scenario, find_model(scenario.model), device)

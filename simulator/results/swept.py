@@ -99,7 +99,6 @@ def sweep(grids: Sequence[Grid]) -> Iterator[Block]:
 
 def plan_of(grids: Sequence[Grid]) -> dict[str, Any]:
     """Everything that decides the rows: axes, settings, and by content profiles, models, fits and engines."""
-    from simulator.device.fits import fits_digest
     from simulator.results.result import SCHEMA_VERSION
     from simulator.roofline.engine import engines_digest
     from simulator.scenario.find import find_device, find_model
@@ -113,7 +112,7 @@ def plan_of(grids: Sequence[Grid]) -> dict[str, Any]:
         "grids": [g.to_dict() for g in grids],
         "profiles": {d: find_device(d).profile_hash for d in devices},
         "models": {m: _digest(find_model(m)) for m in models},
-        "fits": {d: fits_digest(find_device(d).name) for d in devices},
+        "fits": {d: find_device(d).measured.digest for d in devices},
         "engines": engines_digest(),
         "traces": {t: read_manifest(t)[1] for t in sorted({t for g in grids for t in g.trace})},
     }

@@ -32,7 +32,7 @@ from simulator.base.errors import InputError
 from simulator.roofline.bandwidth import resident_bytes_per_s
 
 if TYPE_CHECKING:
-    from simulator.device.fits import Surface
+    from simulator.device.surface import Surface
     from simulator.roofline.hardware import Hardware
 
 Array = Any

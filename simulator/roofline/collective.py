@@ -11,7 +11,7 @@ import numpy as np
 from simulator.base.errors import InputError, UnknownNameError
 
 if TYPE_CHECKING:
-    from simulator.device.fits import Surface
+    from simulator.device.surface import Surface
     from simulator.roofline.hardware import Hardware
 
 _LN2 = float(np.log(2.0))

@@ -16,7 +16,7 @@ from simulator.base.arrays import Array
 from simulator.base.dtypes import Format
 from simulator.base.errors import UnknownNameError
 from simulator.device.catalogue import Device
-from simulator.device.fits import DEFAULT, TWINS, load_fits, scope_of
+from simulator.roofline.lookup import TWINS
 
 ASSUMED_SPREAD = 0.10
 """Step error assumed for an engine whose own was never measured [-]."""
@@ -214,8 +214,7 @@ class Engine:
     def gemm(self, device: Device, fmt: Format) -> str | None:
         """Library of the linear layers where it was measured, on the device or else on its like; else None."""
         name = self._kernel(device, f"gemm.{fmt.name}", "gemm")
-        scopes = (scope_of(device), device.arch)
-        return name if name and _measured(device.name, scopes, fmt.name, name) else None
+        return name if name and _measured(device, fmt.name, name) else None
 
     def attention(self, device: Device, phase: str, kv_format: str) -> str | None:
         """Kernel generation of attention."""
@@ -238,11 +237,11 @@ class Engine:
 
 
 @lru_cache(maxsize=4096)
-def _measured(device: str, scopes: tuple[str, ...], dtype: str, library: str) -> bool:
+def _measured(device: Device, dtype: str, library: str) -> bool:
     """Whether `library` has a GEMM fit for `dtype` (or its twin) on `device`, or on its like where it has none."""
     names = (dtype, TWINS.get(dtype))
-    found = [f for f in load_fits(device, "gemm") if f.dtype in names] or [
-        f for f in load_fits(DEFAULT, "gemm") if f.dtype in names and f.device in scopes
+    found = [f for f in device.measured.own("gemm") if f.dtype in names] or [
+        f for f in device.measured.pooled("gemm") if f.dtype in names and f.device in (device.scope, device.arch)
     ]
     return any(f.library == library for f in found)
 

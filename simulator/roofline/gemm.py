@@ -26,7 +26,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from simulator.device.fits import Surface
+from simulator.device.surface import Surface
 from simulator.roofline.bandwidth import resident_bytes_per_s
 from simulator.roofline.hardware import Hardware
 

@@ -8,7 +8,6 @@ from math import inf
 from typing import TYPE_CHECKING, Any
 
 from simulator.base.dtypes import DType, Format, get_format
-from simulator.device.fits import load_fits
 from simulator.device.surface import Surface
 
 if TYPE_CHECKING:
@@ -103,13 +102,13 @@ def hardware(device: Device, dtype: Format | DType | str) -> Hardware:
         clock_hz=device.clock_hz.boost,
         arch=device.arch,
         max_clock_ratio=device.clock_hz.max / device.clock_hz.boost,
-        **_measured(device.name),
+        **_measured(device),
     )
 
 
-def _measured(device: str) -> dict[str, Any]:
+def _measured(device: Device) -> dict[str, Any]:
     """What ``sparse_kernels.calibrate`` measured of memory on this device; empty where nobody did."""
-    found = next(iter(load_fits(device, "memory")), None)
+    found = next(iter(device.measured.own("memory")), None)
     if found is None:
         return {}
     names = ("gather_run_bytes", "gather_share", "nonzeros_per_cycle")

@@ -8,7 +8,8 @@ import numpy as np
 
 from simulator.base.arrays import Array
 from simulator.base.errors import UnsupportedError
-from simulator.device.fits import ANY, DEFAULT, load_fits
+from simulator.device.fits import ANY
+from simulator.device.types import Device
 from simulator.ops.granularity import moved_bytes
 from simulator.ops.ops import Expand
 from simulator.roofline.hardware import Hardware
@@ -89,18 +90,18 @@ NM24_KEY, NM24_LIBRARY = "2:4 shares", "all"
 
 
 @lru_cache(maxsize=64)
-def nm24_shares(arch: str) -> tuple[float, float]:
-    """(stream, math) shares of a 2:4 product on `arch` [-].
+def nm24_shares(device: Device) -> tuple[float, float]:
+    """(stream, math) shares of a 2:4 product on the architecture of `device` [-].
 
     Achieved stream rate over the dense product's, and share of the doubled tensor rate relative to the
     dense product's share; an architecture without an entry takes that of ``any`` (EXTRAPOLATED).
     """
     found = {
         f.device: f.coefficients
-        for f in reversed(load_fits(DEFAULT, "sparse"))
+        for f in reversed(device.measured.pooled("sparse"))
         if f.dtype == NM24_KEY and f.library == NM24_LIBRARY
     }
     if not found:
         raise UnsupportedError("no 2:4 shares in measured/_default/sparse.toml of hw_profiles; reinstall the package")
-    shares = found.get(arch, found[ANY])
+    shares = found.get(device.arch, found[ANY])
     return shares["stream"], shares["math"]

@@ -12,7 +12,7 @@ from simulator.base.arrays import Array
 from simulator.base.dtypes import DType
 from simulator.base.errors import UnsupportedError
 from simulator.device.catalogue import Device
-from simulator.device.fits import Basis, Fit, Residual, lookup
+from simulator.device.fits import Basis, Fit, Residual
 from simulator.ops.ops import Attention, Collective, Elementwise, Linear, Moe, Op
 from simulator.ops.traffic import Operand
 from simulator.ops.transfers import HostCompute, Transfer
@@ -22,6 +22,7 @@ from simulator.roofline.elementwise import DEFAULT, elementwise_time
 from simulator.roofline.engine import Engine
 from simulator.roofline.gemm import gemm_time
 from simulator.roofline.hardware import Hardware, hardware
+from simulator.roofline.lookup import lookup
 from simulator.roofline.moe import moe_time
 from simulator.roofline.optime import OpTime
 from simulator.roofline.sparse import expand_s, gathered_bytes, nm24_shares, pack_s, select_s, tile_s
@@ -117,7 +118,7 @@ def _linear(op: Linear, device: Device, engine: Engine, touched: Array) -> _Raw:
     if op.nm24:
         if not device.has(op.fmt.math, sparse24=True):
             raise UnsupportedError(f"{device.name} has no 2:4 tensor cores for {op.fmt.math}")
-        stream, math = nm24_shares(device.arch)
+        stream, math = nm24_shares(device)
         weight, flop = weight / stream, flop / math
     n = op.n * op.read_keep if op.gathered == "n" else op.n
     k = op.k * op.read_keep if op.gathered == "k" else op.k

@@ -19,9 +19,8 @@ def find_model(name: str) -> ModelSpec:
     return hub.find_model(name)
 
 
-@lru_cache(maxsize=256)
 def find_device(name: str) -> Device:
-    """Device by name or profile file, read once per process."""
+    """Device by name or profile file; an edited profile or fit answers anew."""
     return load_device(name)
 
 

@@ -74,7 +74,7 @@ def compose(path: str) -> None:
 
 def fits(path: str) -> None:
     """A user's own fit table."""
-    from simulator.device.fits import parse
+    from simulator.device.fit_file import parse
 
     parse(Path(path).read_text("utf-8", "surrogateescape"), path)
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from simulator.base.errors import InputError
-from simulator.device.fits import ANY, Fit, Residual, Surface
+from simulator.device.fits import ANY, Fit, Residual
+from simulator.device.surface import Surface
 from simulator.fitting.attention import START, generation_of, kernel_of, key_of, residual_of
 from simulator.fitting.attention_choose import LEGACY_MATH, choose
 from simulator.roofline.attention import AXES, attention_time, causal_pairs, context_tokens

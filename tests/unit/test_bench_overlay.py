@@ -8,12 +8,13 @@ import pytest
 from simulator.base.dtypes import FORMATS
 from simulator.base.errors import InputError
 from simulator.device import catalogue as devices
-from simulator.device.fits import LOCAL, Basis, load_fits, lookup
+from simulator.device.fits import LOCAL, Basis
 from simulator.ops.ops import Elementwise, Linear
 from simulator.ops.traffic import Operand
 from simulator.roofline.bandwidth import resident_bytes_per_s
 from simulator.roofline.engine import get_engine
 from simulator.roofline.hardware import hardware
+from simulator.roofline.lookup import lookup
 from simulator.roofline.timing import time_op, working_set_bytes
 from sparse_kernels import calibrate_cpu, overlay
 
@@ -170,7 +171,6 @@ def test_a_device_only_its_owner_knows_keeps_its_profile(tmp_path, monkeypatch):
     text = devices.to_toml(devices.load("h100-sxm"))
     profile.write_text(text.replace('name = "h100-sxm"', 'name = "my-h100"', 1))
     monkeypatch.setenv("SHADOWLINE_HOME", str(own))
-    overlay.forget()
     rows = [
         {"source": "x", "device": "my-h100", "flag": "", "run_bytes": r, "bytes": 2**22, "time_s": 1e-5 + 1e-4 / r}
         for r in (64, 256, 1024)
@@ -181,7 +181,7 @@ def test_a_device_only_its_owner_knows_keeps_its_profile(tmp_path, monkeypatch):
     assert out / "devices" / profile.name in paths
     with overlay.home(out):
         assert devices.load("my-h100").name == "my-h100"
-        assert load_fits("my-h100", "memory")[0].coefficients["gather_run_bytes"] > 0.0
+        assert devices.measured("my-h100").own("memory")[0].coefficients["gather_run_bytes"] > 0.0
 
 
 def residuals(monkeypatch, fit):
@@ -251,7 +251,7 @@ def test_home_is_given_back(monkeypatch, tmp_path):
     with overlay.home(tmp_path):
         assert devices.user_data_dir() == tmp_path
     assert str(devices.user_data_dir()) == "before"
-    assert load_fits("h100-sxm", "gemm")
+    assert devices.measured("h100-sxm").own("gemm")
 
 
 def test_the_arena_hands_out_separate_aligned_pieces():

@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from simulator.base.errors import InputError, UnsupportedError
 from simulator.device import fits as cal
+from simulator.device.catalogue import Device, load, measured, to_toml
+from simulator.device.fit_file import STEP_LN, dump, parse
+from simulator.device.surface import Surface
+from simulator.results.prediction import predict
+from simulator.roofline.lookup import lookup
+from simulator.scenario.scenario import Scenario
 
 RESIDUAL = cal.Residual(0.04, 0.09, -0.07, 0.08, between_source=0.08, n_eff=300.0)
 
 
-@dataclass(frozen=True)
-class Card:
-    name: str
-    arch: str = "hopper"
-    compute_capability: str | None = "9.0"
-
-
-def surface() -> cal.Surface:
+def surface() -> Surface:
     axes = (("m", (0.0, 3.0, 6.0)), ("n", (5.0, 9.0)), ("k", (5.0, 7.0, 11.0)))
-    return cal.Surface(axes, np.arange(18.0).reshape(3, 2, 3) * 0.01 - 0.05)
+    return Surface(axes, np.arange(18.0).reshape(3, 2, 3) * 0.01 - 0.05)
 
 
 def a_fit(**changes: object) -> cal.Fit:
@@ -70,9 +69,9 @@ def test_surface_is_clamped_and_says_so():
 
 def test_surface_refuses_wrong_shape_knots_and_coordinates():
     with pytest.raises(InputError, match="shape"):
-        cal.Surface((("m", (0.0, 1.0)),), np.zeros(3))
+        Surface((("m", (0.0, 1.0)),), np.zeros(3))
     with pytest.raises(InputError, match="increase"):
-        cal.Surface((("m", (1.0, 1.0)),), np.zeros(2))
+        Surface((("m", (1.0, 1.0)),), np.zeros(2))
     with pytest.raises(InputError, match="coordinates"):
         surface()(m=1.0)
 
@@ -91,11 +90,11 @@ def test_residual_classes_and_cross_source_widening():
 def test_round_trip(tmp_path):
     path = tmp_path / "h100-sxm" / "gemm.toml"
     fit = a_fit(residual=replace(RESIDUAL, classes=((0.0, -0.2, 0.1),)))
-    cal.dump(path, [fit, a_fit(library="torch", surface=None)])
-    first, second = cal.parse(path.read_text(), str(path))
+    dump(path, [fit, a_fit(library="torch", surface=None)])
+    first, second = parse(path.read_text(), str(path))
     assert first.coefficients == fit.coefficients
     assert first.residual == fit.residual
-    np.testing.assert_allclose(first.surface.values, fit.surface.values, atol=cal.STEP_LN / 2)
+    np.testing.assert_allclose(first.surface.values, fit.surface.values, atol=STEP_LN / 2)
     assert first.surface.axes == fit.surface.axes
     assert (second.library, second.surface) == ("torch", None)
 
@@ -114,12 +113,12 @@ coefficients = { launch_s = 1e-6 }
 residual = { sigma_in = 0.1, sigma_cross = 0.1, q05 = -0.1, q95 = 0.1 }
 surface = { axes = [{ name = "m", knots = [0, 1] }], values = [10, -20] }
 """
-    (fit,) = cal.parse(text, "x.toml")
-    np.testing.assert_allclose(fit.surface.values, [10 * cal.STEP_LN, -20 * cal.STEP_LN])
+    (fit,) = parse(text, "x.toml")
+    np.testing.assert_allclose(fit.surface.values, [10 * STEP_LN, -20 * STEP_LN])
     with pytest.raises(InputError, match=r"x\.toml"):
-        cal.parse(text.replace("schema = 1", "schema = 9"), "x.toml")
+        parse(text.replace("schema = 1", "schema = 9"), "x.toml")
     with pytest.raises(InputError, match=r"x\.toml.*library"):
-        cal.parse(text.replace('library = "vendor"\n', ""), "x.toml")
+        parse(text.replace('library = "vendor"\n', ""), "x.toml")
 
 
 def test_basis_merges_to_the_worst():
@@ -127,48 +126,49 @@ def test_basis_merges_to_the_worst():
     assert cal.Basis.EXTRAPOLATED.merge(cal.Basis.CALIBRATED) is cal.Basis.EXTRAPOLATED
 
 
+def card(name: str, arch: str = "x", capability: str | None = "9.0") -> Device:
+    """A device that nobody has a profile of."""
+    return replace(load("h100-sxm"), name=name, arch=arch, compute_capability=capability, measured=measured(name))
+
+
 @pytest.mark.parametrize(
-    ("card", "scope"),
-    [
-        (Card("h", "hopper", "9.0"), "sm90"),
-        (Card("g", "blackwell", "10.3"), "sm100"),
-        (Card("a", "ampere", "8.6"), "sm86"),
-        (Card("m", "cdna3", None), "cdna3"),
-    ],
+    ("arch", "capability", "scope"),
+    [("hopper", "9.0", "sm90"), ("blackwell", "10.3", "sm100"), ("ampere", "8.6", "sm86"), ("cdna3", None, "cdna3")],
 )
-def test_scope(card, scope):
-    assert cal.scope_of(card) == scope
+def test_scope(arch, capability, scope):
+    assert card("c", arch, capability).scope == scope
+
+
+TOY = "toy"
+OWN = [
+    a_fit(family=TOY, device="one", library="torch", n=9000),
+    a_fit(family=TOY, device="one"),
+    a_fit(family=TOY, device="one", dtype="fp8"),
+]
+POOLED = [
+    a_fit(family=TOY, device="sm90"),
+    a_fit(family=TOY, device=cal.ANY),
+    a_fit(family=TOY, device=cal.ANY, dtype="nvfp4"),
+]
 
 
 @pytest.fixture
 def own_home(tmp_path, monkeypatch):
     monkeypatch.setenv("SHADOWLINE_HOME", str(tmp_path))
-    cal.load_fits.cache_clear()
-    yield tmp_path / "measured"
-    cal.load_fits.cache_clear()
+    return tmp_path / "measured"
 
 
-def test_lookup_order(own_home):
-    family = "toy"
-    cal.dump(
-        own_home / "one" / f"{family}.toml",
-        [
-            a_fit(family=family, device="one", library="torch", n=9000),
-            a_fit(family=family, device="one"),
-            a_fit(family=family, device="one", dtype="fp8"),
-        ],
-    )
-    cal.dump(
-        own_home / cal.DEFAULT / f"{family}.toml",
-        [
-            a_fit(family=family, device="sm90"),
-            a_fit(family=family, device=cal.ANY),
-            a_fit(family=family, device=cal.ANY, dtype="nvfp4"),
-        ],
-    )
+@pytest.mark.parametrize("through", ["files", "memory"])
+def test_lookup_order(own_home, through):
+    if through == "files":
+        dump(own_home / "one" / f"{TOY}.toml", OWN)
+        dump(own_home / cal.DEFAULT / f"{TOY}.toml", POOLED)
 
     def found(name: str, dtype: str, library: str | None = None, capability: str = "9.0"):
-        fit, basis = cal.lookup(Card(name, "x", capability), family, dtype, library)
+        device = card(name, capability=capability)
+        if through == "memory":
+            device = device.with_fits(OWN + POOLED)
+        fit, basis = lookup(device, TOY, dtype, library)
         return fit.device, fit.dtype, fit.library, basis
 
     assert found("one", "bf16") == ("one", "bf16", "vendor", cal.Basis.CALIBRATED)
@@ -182,8 +182,41 @@ def test_lookup_order(own_home):
         found("two", "w4a16")
 
 
-def test_a_fit_standing_in_is_wider(own_home):
-    cal.dump(own_home / "one" / "toy.toml", [a_fit(family="toy", device="one")])
-    exact, _ = cal.lookup(Card("one"), "toy", "bf16", "vendor")
-    other, _ = cal.lookup(Card("one"), "toy", "bf16", "nobody")
+def test_a_fit_standing_in_is_wider():
+    device = card("one").with_fits(OWN)
+    exact, _ = lookup(device, TOY, "bf16", "vendor")
+    other, _ = lookup(device, TOY, "bf16", "nobody")
     assert other.residual.q95 > exact.residual.q95
+
+
+def test_fits_given_in_memory_stand_for_their_family_only():
+    device = load("h100-sxm")
+    given = device.with_fits([a_fit(coefficients={"launch_s": 1.0})])
+    assert [f.coefficients for f in given.measured.own("gemm")] == [{"launch_s": 1.0}]
+    assert given.measured.pooled("gemm") == ()
+    assert given.measured.own("attention") == device.measured.own("attention")
+    assert given != device
+    assert given == device.with_fits([a_fit(coefficients={"launch_s": 1.0})])
+    elsewhere = load("h200").with_fits([a_fit()])
+    assert elsewhere.measured.own("gemm") == ()
+
+
+def test_an_edited_profile_or_fit_answers_anew_in_the_same_process(own_home):
+    text = to_toml(load("h100-sxm")).replace('name = "h100-sxm"', 'name = "mine"', 1)
+    profile = own_home.parent / "devices" / "mine.toml"
+    profile.parent.mkdir()
+    scenario = Scenario(model="llama-2-7b", device="mine", batch=1)
+    tpot = []
+    for bandwidth in ("3352 GB/s", "1676 GB/s"):
+        profile.write_text(text.replace('"3352 GB/s"', f'"{bandwidth}"'))
+        tpot.append(predict(scenario).row["tpot_s"])
+    assert tpot[1] > 1.5 * tpot[0]
+    borrowed = lookup(load("mine"), "gemm", "bf16")[0]
+    dump(own_home / "mine" / "gemm.toml", [replace(borrowed, device="mine")])
+    before = load("mine")
+    assert lookup(before, "gemm", "bf16")[1] is cal.Basis.CALIBRATED
+    slow = dict(borrowed.coefficients, launch_s=0.5)
+    dump(own_home / "mine" / "gemm.toml", [replace(borrowed, device="mine", coefficients=slow)])
+    assert load("mine") != before
+    assert load("mine") is load("mine")
+    assert predict(scenario).row["tpot_s"] > 0.5

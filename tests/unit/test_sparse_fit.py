@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 
 from simulator.base.errors import InputError
-from simulator.device.fits import dump, parse
+from simulator.device.catalogue import load
+from simulator.device.fit_file import dump, parse
 from simulator.fitting import sparse
 from simulator.fitting.sparse_rows import split
 from simulator.fitting.sparse_terms import FAMILIES, log_slopes, names, rates, total_s
@@ -159,12 +160,13 @@ def test_fits_survive_their_file(tmp_path):
 
 
 def test_shares_of_two_to_four_are_sane():
-    for arch in ("ampere", "ada", "hopper", "blackwell", "cdna3", "xe2"):
-        stream, math = nm24_shares(arch)
+    a100, h100 = load("a100-sxm-80g"), load("h100-sxm")
+    for device in (a100, h100, *map(load, ("rtx-4090", "b200", "mi300x", "b60"))):
+        stream, math = nm24_shares(device)
         assert 0.5 <= stream <= 1.0
         assert 0.5 <= math <= 1.0
     # A100 streams near the dense rate, H100 far from it: 1.5x against 1.03x on few rows.
-    assert nm24_shares("ampere")[0] / 0.5625 == pytest.approx(1.48, abs=0.05)
-    assert nm24_shares("hopper")[0] / 0.5625 == pytest.approx(1.03, abs=0.05)
-    assert 1.3 <= 2 * nm24_shares("ampere")[1] <= 1.45
-    assert 1.5 <= 2 * nm24_shares("hopper")[1] <= 1.7
+    assert nm24_shares(a100)[0] / 0.5625 == pytest.approx(1.48, abs=0.05)
+    assert nm24_shares(h100)[0] / 0.5625 == pytest.approx(1.03, abs=0.05)
+    assert 1.3 <= 2 * nm24_shares(a100)[1] <= 1.45
+    assert 1.5 <= 2 * nm24_shares(h100)[1] <= 1.7

@@ -9,12 +9,12 @@ import pytest
 
 from simulator.base.dtypes import FORMATS, DType
 from simulator.base.errors import UnsupportedError
+from simulator.device import catalogue
 from simulator.device.catalogue import Device, load
 from simulator.device.fits import Fit, Residual
 from simulator.device.surface import Surface
 from simulator.ops.ops import Elementwise, Expand, Linear
 from simulator.ops.traffic import Operand
-from simulator.roofline import hardware as module
 from simulator.roofline import sparse
 from simulator.roofline.engine import get_engine
 from simulator.roofline.hardware import GATHER_RUN_BYTES, Hardware, hardware
@@ -26,21 +26,15 @@ CACHED = Surface((("bytes", (20.0, 30.0)),), np.array([np.log(8.0), 0.0]))
 
 def renamed(name: str) -> Device:
     """An RTX 4090 that nobody has measured."""
-    return dataclasses.replace(load("rtx-4090"), name=name, profile_hash=name)
+    return dataclasses.replace(load("rtx-4090"), name=name, profile_hash=name, measured=catalogue.measured(name))
 
 
 @pytest.fixture
-def measured(monkeypatch: pytest.MonkeyPatch) -> Device:
+def measured() -> Device:
     """A device whose memory was measured."""
     coefficients = {"gather_run_bytes": 64.0, "gather_share": 0.5, "nonzeros_per_cycle": 2.0, "x": 1.0}
     fit = Fit("memory", "measured-toy", "any", "any", coefficients, CACHED, 1, (), "", Residual(0.1, 0.1, -0.1, 0.1))
-    real = module.load_fits
-
-    def load_fits(device: str, family: str) -> tuple[Fit, ...]:
-        return (fit,) if (device, family) == ("measured-toy", "memory") else real(device, family)
-
-    monkeypatch.setattr(module, "load_fits", load_fits)
-    return renamed("measured-toy")
+    return renamed("measured-toy").with_fits([fit])
 
 
 def test_what_was_measured_of_a_memory_replaces_the_assumed(measured: Device) -> None:

@@ -1,0 +1,114 @@
+"""Fits as TOML: ``hw_profiles/measured/<device>/<family>.toml``, read and written."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from simulator.base.errors import InputError
+from simulator.base.files import replaced
+from simulator.device.fits import DEFAULT, Fit, Residual
+from simulator.device.surface import Surface
+
+SCHEMA = 1
+STEP_LN = 8e-3
+"""Resolution of stored surfaces: 0.8 %, a fraction of any median error, keeps a device under 200 kB."""
+
+
+def dump(path: Path, fits: Iterable[Fit]) -> None:
+    """Write `fits` of one family as TOML, whole or not at all."""
+    fits = list(fits)
+    if not fits:
+        raise InputError("no fits to write", where=str(path))
+    lines = [
+        f"schema = {SCHEMA}",
+        f'family = "{fits[0].family}"',
+        f'device = "{fits[0].device if path.parent.name != DEFAULT else DEFAULT}"',
+        f'date = "{max(f.date for f in fits)}"',
+        "# residual: e = ln(measured/predicted), out of fold. surface: 8e-3 ln, C order.",
+    ]
+    for fit in fits:
+        lines += _fit_lines(fit)
+    with replaced(path) as temporary:
+        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _fit_lines(fit: Fit) -> list[str]:
+    r = fit.residual
+    numbers = {
+        key: getattr(r, key) for key in ("sigma_in", "sigma_cross", "q05", "q95", "bias", "between_source", "n_eff")
+    }
+    lines = [
+        "",
+        "[[fit]]",
+        f'device = "{fit.device}"',
+        f'dtype = "{fit.dtype}"',
+        f'library = "{fit.library}"',
+        f"n = {fit.n}",
+        "sources = [" + ", ".join(f'"{s}"' for s in fit.sources) + "]",
+        "coefficients = { " + ", ".join(f"{k} = {_g(v)}" for k, v in fit.coefficients.items()) + " }",
+        "residual = { "
+        + ", ".join(f"{k} = {_g(v)}" for k, v in numbers.items())
+        + ", classes = ["
+        + ", ".join(f"[{_g(t)}, {_g(a)}, {_g(b)}]" for t, a, b in r.classes)
+        + "] }",
+    ]
+    if fit.surface is not None:
+        lines.append("[fit.surface]")
+        axes = (
+            f'{{ name = "{name}", knots = [{", ".join(_g(k) for k in knots)}] }}' for name, knots in fit.surface.axes
+        )
+        lines.append("axes = [" + ", ".join(axes) + "]")
+        # One string, not a TOML array: tomllib needs a second per megabyte of integers.
+        milli = np.rint(fit.surface.values / STEP_LN).astype(int)
+        rows = milli.reshape(-1, milli.shape[-1])
+        lines.append('values = """')
+        lines += [" ".join(str(v) for v in row) for row in rows]
+        lines.append('"""')
+    return lines
+
+
+def _g(value: float) -> str:
+    text = f"{float(value):.6g}"
+    return text if any(c in text for c in ".en") else text + ".0"
+
+
+def parse(text: str, where: str) -> tuple[Fit, ...]:
+    """Fits of the TOML `text`; `where` names it in errors."""
+    try:
+        data = tomllib.loads(text)
+        if data["schema"] != SCHEMA:
+            raise InputError(f"schema {data['schema']}, this version reads {SCHEMA}", where=where)
+        return tuple(_parse_fit(data, table) for table in data["fit"])
+    except (tomllib.TOMLDecodeError, KeyError, TypeError, ValueError, OverflowError) as err:
+        raise InputError(
+            f"not a fit table ({type(err).__name__}: {err}); rewrite it with `python -m simulator.calibrate`",
+            where=where,
+        ) from err
+
+
+def _parse_fit(data: Mapping[str, Any], table: Mapping[str, Any]) -> Fit:
+    residual = dict(table["residual"])
+    classes = tuple((float(t), float(a), float(b)) for t, a, b in residual.pop("classes", ()))
+    surface = None
+    if "surface" in table:
+        axes = tuple((str(a["name"]), tuple(float(k) for k in a["knots"])) for a in table["surface"]["axes"])
+        raw = table["surface"]["values"]
+        flat = np.array(raw.split() if isinstance(raw, str) else raw, dtype=float)
+        surface = Surface(axes, flat.reshape(tuple(len(k) for _, k in axes)) * STEP_LN)
+    return Fit(
+        family=str(data["family"]),
+        device=str(table.get("device", data["device"])),
+        dtype=str(table["dtype"]),
+        library=str(table["library"]),
+        coefficients={str(k): float(v) for k, v in table["coefficients"].items()},
+        surface=surface,
+        n=int(table["n"]),
+        sources=tuple(table["sources"]),
+        date=str(table.get("date", data["date"])),
+        residual=Residual(**{k: float(v) for k, v in residual.items()}, classes=classes),
+    )

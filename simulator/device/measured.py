@@ -1,0 +1,116 @@
+"""What was measured of one device: its own fits and the pooled ones it may borrow, read when first asked for."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+from simulator.base.files import read_limited
+from simulator.device.fit_file import parse
+from simulator.device.fits import Fit
+
+_MOST_BYTES = 2**24
+
+
+class Stamp(NamedTuple):
+    """A file as it was when it was seen; one that changed since has another stamp."""
+
+    path: str
+    mtime_ns: int
+    size: int
+    inode: int
+
+    @classmethod
+    def of(cls, path: Path) -> Stamp:
+        """Stamp of an existing file."""
+        found = os.stat(path)
+        return cls(str(path), found.st_mtime_ns, found.st_size, found.st_ino)
+
+
+Files = Mapping[str, tuple[Stamp, ...]]
+"""Fit files by family."""
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """Fits that may answer for one device; equal where their contents are.
+
+    Attributes
+    ----------
+    own_files, pooled_files : mapping of family to stamps
+        Files of the device itself, the user's first, and of its like.
+    given : mapping of family to (own, pooled)
+        Fits in memory that stand for the files of their family.
+    """
+
+    own_files: Files = field(default_factory=dict)
+    pooled_files: Files = field(default_factory=dict)
+    given: Mapping[str, tuple[tuple[Fit, ...], tuple[Fit, ...]]] = field(default_factory=dict, repr=False)
+
+    def own(self, family: str) -> tuple[Fit, ...]:
+        """Fits of the device itself, the user's first; may be empty."""
+        return self.given[family][0] if family in self.given else _read(self.own_files.get(family, ()))
+
+    def pooled(self, family: str) -> tuple[Fit, ...]:
+        """Fits by kernel generation, by architecture and of all devices; may be empty."""
+        return self.given[family][1] if family in self.given else _read(self.pooled_files.get(family, ()))
+
+    def replaced(self, device: str, fits: Iterable[Fit]) -> Measured:
+        """A copy in which `fits` stand for all those of their families: as `own` where they are of `device`."""
+        given = dict(self.given)
+        by_family: dict[str, list[Fit]] = {}
+        for fit in fits:
+            by_family.setdefault(fit.family, []).append(fit)
+        for family, of in by_family.items():
+            mine = tuple(f for f in of if f.device == device)
+            given[family] = mine, tuple(f for f in of if f.device != device)
+        return Measured(self.own_files, self.pooled_files, given)
+
+    @property
+    def families(self) -> tuple[str, ...]:
+        """Families that were measured on the device itself, sorted."""
+        return tuple(f for f in sorted({*self.own_files, *self.given}) if self.own(f))
+
+    @cached_property
+    def digest(self) -> str:
+        """12 hex digits over the contents of everything that may answer."""
+        total = hashlib.sha256()
+        for files in (self.own_files, self.pooled_files):
+            for family in sorted(set(files) - set(self.given)):
+                total.update(b"".join(_digest(s) for s in files[family]))
+        for family in sorted(self.given):
+            total.update("".join(_text(f) for part in self.given[family] for f in part).encode())
+        return total.hexdigest()[:12]
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Measured):
+            return NotImplemented
+        return self is other or self.digest == other.digest
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
+
+def _read(files: tuple[Stamp, ...]) -> tuple[Fit, ...]:
+    return tuple(f for s in files for f in _fits_of(s))
+
+
+@lru_cache(maxsize=512)
+def _fits_of(file: Stamp) -> tuple[Fit, ...]:
+    return parse(read_limited(Path(file.path), _MOST_BYTES).decode("utf-8", "replace"), file.path)
+
+
+@lru_cache(maxsize=512)
+def _digest(file: Stamp) -> bytes:
+    return hashlib.sha256(read_limited(Path(file.path), _MOST_BYTES)).digest()
+
+
+def _text(fit: Fit) -> str:
+    surface = "" if fit.surface is None else f"{fit.surface.axes}{fit.surface.values.tobytes().hex()}"
+    named = (fit.family, fit.device, fit.dtype, fit.library, dict(fit.coefficients), fit.residual, fit.sources)
+    return f"{named}{surface}"
