@@ -181,7 +181,7 @@ class Device:
     idle_power: Sourced
     price: Sourced
     profile_hash: str
-    measured: Measured = field(default_factory=Measured)
+    measured: Measured = field(default_factory=Measured, repr=False)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Device):

@@ -157,7 +157,10 @@ def test_unified_memory_has_no_host_tier():
 
 def test_equal_by_name_and_content():
     device = load("h200")
-    assert device == parse_profile(devices._package_files()["h200"].read_bytes(), "again.toml")
+    assert device == load(devices._package_files()["h200"])
+    bare = parse_profile(devices._package_files()["h200"].read_bytes(), "again.toml")
+    assert device != bare
+    assert dataclasses.replace(device, measured=bare.measured) == bare
     assert hash(device) == hash(load("H200"))
     assert device != scaled(device, price=2.0)
     assert device != load("h100-sxm")
