@@ -11,7 +11,7 @@ import hashlib
 import os
 import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
 from importlib import resources
@@ -173,27 +173,32 @@ def load(name_or_path: str | Path) -> Device:
     """
     text = str(name_or_path)
     if isinstance(name_or_path, Path) or text.endswith(".toml") or os.sep in text:
-        device = _profile(_stamp(Path(text)), text)
-    else:
-        name = resolve(text)
-        path = _files()[name]
-        device = _profile(_stamp(path), str(path) if _is_own(path) else path.name)
-        if fold(device.name) != fold(name):
-            told = f"name is {device.name!r} but the file is called {name!r}; make them equal"
-            raise InputError(told, where=str(path))
-    return _with(device, measured(device.name))
+        file, shown = _stamp(Path(text)), text
+        return _with(file, shown, *_fit_files(_profile(file, shown).name))
+    name = resolve(text)
+    path = _files()[name]
+    file, shown = _stamp(path), str(path) if _is_own(path) else path.name
+    found = _profile(file, shown).name
+    if fold(found) != fold(name):
+        raise InputError(f"name is {found!r} but the file is called {name!r}; make them equal", where=str(path))
+    return _with(file, shown, *_fit_files(found))
 
 
 def measured(name: str) -> Measured:
     """Fits that answer for a device called `name`, known or not; ``_default`` has the pooled ones only."""
+    return _measured(*_fit_files(name))
+
+
+def _fit_files(name: str) -> tuple[tuple[Stamp, ...], tuple[Stamp, ...]]:
+    """Fit files of the device and pooled ones, the user's first."""
     with resources.as_file(resources.files("hw_profiles") / "measured") as packaged:
         homes = (user_data_dir() / "measured", packaged)
-    return _measured(*(_fit_files(home / folder for home in homes) for folder in (name, DEFAULT)))
+    own, pooled = ([h / folder for h in homes if (h / folder).is_dir()] for folder in (name, DEFAULT))
+    return _stamps(own), _stamps(pooled)
 
 
-def _fit_files(folders: Iterable[Path]) -> tuple[Stamp, ...]:
-    """Fit files of `folders`, in their order."""
-    return tuple(Stamp.of(p) for folder in folders if folder.is_dir() for p in sorted(folder.glob("*.toml")))
+def _stamps(folders: list[Path]) -> tuple[Stamp, ...]:
+    return tuple(Stamp.of(p) for folder in folders for p in sorted(folder.glob("*.toml")))
 
 
 @lru_cache(maxsize=256)
@@ -213,8 +218,8 @@ def _profile(file: Stamp, shown: str) -> Device:
 
 
 @lru_cache(maxsize=256)
-def _with(device: Device, found: Measured) -> Device:
-    return replace(device, measured=found)
+def _with(file: Stamp, shown: str, own: tuple[Stamp, ...], pooled: tuple[Stamp, ...]) -> Device:
+    return replace(_profile(file, shown), measured=_measured(own, pooled))
 
 
 def _stamp(path: Path) -> Stamp:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from simulator.base.dtypes import DType
 from simulator.base.errors import AmbiguousNameError, InputError, UnknownNameError, UnsupportedError
 from simulator.device import catalogue as devices
+from simulator.device import measured
 from simulator.device.catalogue import edited, list_devices, load, resolve, scaled, to_toml
 from simulator.device.file import parse_profile
 
@@ -250,9 +251,11 @@ def test_a_broken_own_file_is_named_when_aliases_are_needed(own_folder):
 
 
 def test_loading_one_exact_name_reads_one_file(monkeypatch):
+    devices._profile.cache_clear()
     read = []
-    real = devices._read
-    monkeypatch.setattr(devices, "_read", lambda path: read.append(path) or real(path))
+    for module in (devices, measured):
+        real = module.read_limited
+        monkeypatch.setattr(module, "read_limited", lambda path, most: read.append(path) or real(path, most))
     load("b200")
     assert [path.stem for path in read] == ["b200"]
 
