@@ -38,7 +38,7 @@ Files = Mapping[str, tuple[Stamp, ...]]
 
 @dataclass(frozen=True, eq=False)
 class Measured:
-    """Fits that may answer for one device; equal where their contents are.
+    """Fits that may answer for one device; equal where the same unchanged files, or equal fits given, would.
 
     Attributes
     ----------
@@ -84,16 +84,29 @@ class Measured:
             for family in sorted(set(files) - set(self.given)):
                 total.update(b"".join(_digest(s) for s in files[family]))
         for family in sorted(self.given):
-            total.update("".join(_text(f) for part in self.given[family] for f in part).encode())
+            total.update(self._given_text[family].encode())
         return total.hexdigest()[:12]
+
+    @cached_property
+    def _given_text(self) -> dict[str, str]:
+        return {k: "".join(_text(f) for part in v for f in part) for k, v in self.given.items()}
+
+    @cached_property
+    def _hash(self) -> int:
+        # Of what was seen, not of what the files hold by now: a device loaded before an edit is another.
+        files = (tuple(sorted(f.items())) for f in (self.own_files, self.pooled_files))
+        return hash((*files, *sorted(self._given_text.items())))
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Measured):
             return NotImplemented
-        return self is other or self.digest == other.digest
+        if self is other:
+            return True
+        same = (self.own_files, self.pooled_files) == (other.own_files, other.pooled_files)
+        return same and self._given_text == other._given_text
 
     def __hash__(self) -> int:
-        return hash(self.digest)
+        return self._hash
 
 
 def _read(files: tuple[Stamp, ...]) -> tuple[Fit, ...]:

@@ -253,8 +253,8 @@ def test_a_broken_own_file_is_named_when_aliases_are_needed(own_folder):
 def test_loading_one_exact_name_reads_one_file(monkeypatch):
     devices._profile.cache_clear()
     read = []
+    real = devices.read_limited
     for module in (devices, measured):
-        real = module.read_limited
         monkeypatch.setattr(module, "read_limited", lambda path, most: read.append(path) or real(path, most))
     load("b200")
     assert [path.stem for path in read] == ["b200"]
