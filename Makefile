@@ -1,7 +1,7 @@
 # Two commands matter: `make demo` and `make test`. PIP_ARGS is handed to every `pip install`.
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test setup lint format bench bench-peers mutation app docs hooks clean
+.PHONY: help demo test test-core setup setup-core lint format bench bench-peers mutation app docs hooks clean
 
 PYTHON ?= python3
 PIP_ARGS ?=
@@ -13,6 +13,7 @@ PEERS := aiconfigurator-core==0.12.0 --no-deps+llm-analysis==0.2.2 fire~=0.5.0 \
 
 BIN := .venv/bin
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet $(PIP_ARGS) -c constraints.txt
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --ignore tests/benchmarks --benchmark-disable
 LOCKED := pyproject.toml constraints.txt
 DEMO_GRID := hw_profiles/demo.toml
 CODE := simulator hw_profiles traces kernels reports app tests docs/conf.py docs/docsite docs/howto
@@ -30,7 +31,11 @@ $(BIN)/python:
 
 .venv/.stamp-test: $(LOCKED) | $(BIN)/python
 	$(PIP_INSTALL) -e '.[hub,reports,app,traces,kernels,cluster,docs,dev]'
-	@touch $@ .venv/.stamp-demo .venv/.stamp-app .venv/.stamp-docs
+	@touch $@ .venv/.stamp-core .venv/.stamp-demo .venv/.stamp-app .venv/.stamp-docs
+
+.venv/.stamp-core: $(LOCKED) | $(BIN)/python
+	$(PIP_INSTALL) -e '.[test]'
+	@touch $@
 
 .venv/.stamp-app: $(LOCKED) | $(BIN)/python
 	$(PIP_INSTALL) -e '.[reports,app]'
@@ -46,10 +51,15 @@ demo: .venv/.stamp-demo  ## the answer for four models on five GPUs, predicted a
 	$(BIN)/python -m sparse_kernels.bench --device cpu --quick --calibrate --summary --out out/cpu_kernels.csv
 	$(BIN)/python -m reports.build out/sweep.parquet -o out/report.html -o out/report.pdf
 
+setup-core: .venv/.stamp-core  ## what a new device, model or policy needs: no torch, no browser
+
+test-core: setup-core  ## all tests that run with what is installed, and why others were skipped; TEST_ARGS as below
+	$(PYTEST) $(TEST_ARGS)
+
 setup: .venv/.stamp-test  ## everything into .venv: all extras and the developer's tools
 
 test: setup  ## all tests, and why any were skipped; TEST_ARGS='-k name' picks some
-	$(BIN)/python -m pytest -n $(WORKERS) --ignore tests/benchmarks --benchmark-disable $(TEST_ARGS)
+	$(PYTEST) $(TEST_ARGS)
 
 lint: setup  ## ruff, import rules, types, spelling
 	$(BIN)/ruff check $(CODE)

@@ -21,6 +21,7 @@ import typer
 
 from simulator.base import console
 from simulator.base.errors import EXIT_BAD_INPUT, ShadowlineError, reason
+from simulator.base.extras import Requirement, requirements
 from simulator.base.registry import LOGGER, PROJECT
 
 OK, ABSENT, PROBLEM = "ok", "absent", "problem"
@@ -33,7 +34,8 @@ EXTRAS = {
     "kernels": "Triton kernels, timing and calibration of a GPU",
     "cluster": "sweeps and plans over several machines",
     "docs": "the documentation site",
-    "dev": "tests and linters",
+    "test": "tests of a device, a model or a policy",
+    "dev": "all tests and linters",
 }
 """What each optional part of the project is for."""
 
@@ -117,7 +119,7 @@ def _python() -> Iterator[Check]:
 def _parts() -> Iterator[Check]:
     """The core packages and each extra, as the installed project's own metadata lists them."""
     try:
-        required = metadata.requires(PROJECT) or []
+        required = list(requirements())
         version = metadata.version(PROJECT)
     except metadata.PackageNotFoundError:
         advice = "its policies are not registered; run `pip install -e .` in the checkout"
@@ -140,27 +142,18 @@ def _parts() -> Iterator[Check]:
             yield Check("optional parts", extra, OK, ", ".join(found), purpose)
 
 
-def _versions(required: Iterable[str], extra: str) -> tuple[list[str], list[str]]:
+def _versions(required: Iterable[Requirement], extra: str) -> tuple[list[str], list[str]]:
     """Packages of `extra` ("" = core) as "name version", and those that are missing or too old."""
     found: list[str] = []
     problems: list[str] = []
-    for line in required:
-        spec, _, marker = line.partition(";")
-        named = re.search(r"extra == ['\"]([\w-]+)['\"]", marker)
-        system = re.search(r"platform_system == ['\"](\w+)['\"]", marker)
-        if (named[1] if named else "") != extra or (system and system[1] != platform.system()):
-            continue
-        name = re.split(r"[\[<>=!~ ]", spec.strip(), maxsplit=1)[0]
-        if name == PROJECT:  # an extra that includes another, e.g. shadowline[hub]
-            continue
+    for name, least, _ in (r for r in required if r.extra == extra):
         try:
             version = metadata.version(name)
         except metadata.PackageNotFoundError:
             problems.append(f"{name} missing")
             continue
-        least = re.search(r">=([\d.]+)", spec)
-        if least and _key(version) < _key(least[1]):
-            problems.append(f"{name} {version} is older than {least[1]}")
+        if least and _key(version) < _key(least):
+            problems.append(f"{name} {version} is older than {least}")
         else:
             found.append(f"{name} {version}")
     return found, problems

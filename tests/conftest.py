@@ -110,13 +110,15 @@ def data_dir() -> Path:
 
 @pytest.hookimpl(trylast=True)
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say how many tests were skipped and why; `.ci/run` repeats these lines at its end."""
-    reasons: Counter[str] = Counter()
+    """Say how many tests, and whole files of them, were skipped and why; `.ci/run` repeats these lines at its end."""
+    tests: Counter[str] = Counter()
+    files: Counter[str] = Counter()
     for report in terminalreporter.stats.get("skipped", []):
         text = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
-        reasons[text.removeprefix("Skipped: ")] += 1
+        (tests if "::" in report.nodeid else files)[text.removeprefix("Skipped: ")] += 1
     terminalreporter.section("skipped by reason")
-    for reason, count in reasons.most_common():
-        terminalreporter.write_line(f"skipped: {count:4d}  {reason}")
-    if not reasons:
+    for reason, _ in (tests + files).most_common():
+        whole = f" and {files[reason]} whole files" if files[reason] else ""
+        terminalreporter.write_line(f"skipped: {tests[reason]:4d}{whole}  {reason}")
+    if not tests + files:
         terminalreporter.write_line("skipped:    0  nothing was skipped")

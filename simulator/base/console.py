@@ -142,6 +142,13 @@ def main(app: Callable[..., Any]) -> NoReturn:
         # `| head` is a normal way to read a table.
         _drop_stdout()
         code = 0
+    except ModuleNotFoundError as error:
+        from simulator.base.extras import install_for
+
+        advice = install_for(error.name or "")
+        if advice is None:
+            raise
+        fail(InputError(f"{error.name} is not installed; this needs {advice}"))
     except OSError as error:
         # What a verb reads or writes by name it tells itself; without a name it is its own output.
         _drop_stdout()

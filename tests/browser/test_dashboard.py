@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("streamlit", reason="the dashboard's extra is not installed")
+pytest.importorskip("streamlit", reason="streamlit not installed")
 
 from app import words
 from simulator.base.console import number

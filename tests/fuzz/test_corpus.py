@@ -22,13 +22,20 @@ CASES = [
     for path in sorted((HERE / "corpus").glob("*.json"))
     for i, entry in enumerate(json.loads(path.read_text("utf-8")))
 ]
-EXTRAS = {"report": "typst", "link": "streamlit", "own_model": "streamlit", "own_device": "streamlit"}
+NEEDS = {
+    "report": "typst",
+    "compose": "matplotlib",
+    "link": "streamlit",
+    "own_model": "streamlit",
+    "own_device": "streamlit",
+    "page": "streamlit",
+}
 
 
 @pytest.mark.parametrize("entry", CASES)
 def test_what_once_crashed_is_answered_or_refused(entry: dict[str, Any], monkeypatch, tmp_path) -> None:
-    if entry["verb"] in EXTRAS:
-        pytest.importorskip(EXTRAS[entry["verb"]], reason="the extra is not installed")
+    if library := NEEDS.get(entry["verb"]):
+        pytest.importorskip(library, reason=f"{library} not installed")
     monkeypatch.setenv("SHADOWLINE_HOME", str(tmp_path))
     found = ended(Case.from_json(entry), VERBS)
     assert found.problem is None, (entry["was"], found)

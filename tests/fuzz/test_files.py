@@ -63,7 +63,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def called(name: str, folder: object, rows: Path) -> Ended:
     verb, args = WRITERS[name]
     if verb == "report":
-        pytest.importorskip("typst", reason="reports extra not installed")
+        pytest.importorskip("typst", reason="typst not installed")
     found = ended(Case(verb, tuple(a.format(folder, rows) for a in args)), VERBS)
     assert found.problem is None, found
     return found

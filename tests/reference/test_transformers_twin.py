@@ -28,8 +28,8 @@ def bundled(name: str) -> dict[str, Any]:
 
 def twin_params(config: dict[str, Any]) -> int:
     """Parameters of transformers' model of `config`, each shared tensor once."""
-    torch = pytest.importorskip("torch", reason="torch is not installed")
-    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    torch = pytest.importorskip("torch", reason="torch not installed")
+    transformers = pytest.importorskip("transformers", reason="transformers not installed")
     # A quantised checkpoint has the same matrices; the quantiser would only rename their types.
     config = {key: value for key, value in config.items() if key != "quantization_config"}
     kind = config.pop("model_type")

@@ -9,7 +9,7 @@ from urllib.parse import parse_qsl, urlencode
 
 import pytest
 
-pytest.importorskip("streamlit", reason="the dashboard's extra is not installed")
+pytest.importorskip("streamlit", reason="streamlit not installed")
 
 from streamlit.testing.v1 import AppTest
 

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-pytest.importorskip("streamlit", reason="the dashboard's extra is not installed")
+pytest.importorskip("streamlit", reason="streamlit not installed")
 
 from app import axes, compute, figures, heat, planning, words
 from app.compute import Curve
@@ -209,7 +209,7 @@ SPECS = {
 
 @pytest.mark.parametrize("name", SPECS)
 def test_charts_are_valid_vega_lite(name):
-    altair = pytest.importorskip("altair")
+    altair = pytest.importorskip("altair", reason="altair not installed")
     altair.Chart.from_dict(SPECS[name], validate=True)
 
 
@@ -239,7 +239,7 @@ def test_parquet_carries_units_and_the_command():
 
 
 def test_a_report_is_made_of_the_page_grid():
-    pytest.importorskip("typst")
+    pytest.importorskip("typst", reason="typst not installed")
     grid = axes.grid(BASE, {"policy": ("dense", BASE.policy), "batch": (1, 4)})
     content = compute.report(grid, axes.command(grid), "html")
     assert content.startswith(b"<!")

@@ -10,7 +10,7 @@ from urllib.parse import parse_qsl
 
 import pytest
 
-pytest.importorskip("streamlit", reason="the dashboard's extra is not installed")
+pytest.importorskip("streamlit", reason="streamlit not installed")
 
 from streamlit.testing.v1 import AppTest
 

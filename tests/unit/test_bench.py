@@ -293,8 +293,8 @@ def test_a_wrong_kernel_gets_no_time(monkeypatch):
 
 @pytest.mark.torch
 def test_every_timed_gpu_case_with_a_dense_twin_has_its_ops():
-    pytest.importorskip("torch")
-    pytest.importorskip("triton")
+    pytest.importorskip("torch", reason="torch not installed")
+    pytest.importorskip("triton", reason="triton not installed")
     from sparse_kernels.registry import kernels
 
     seen = set()
@@ -357,7 +357,7 @@ def test_bad_input_is_one_line(name, arguments, says, tmp_path, monkeypatch):
 @pytest.mark.torch
 @pytest.mark.parametrize("name", ["bench", "calibrate"])
 def test_cuda_without_a_gpu_is_one_line(name):
-    torch = pytest.importorskip("torch")
+    torch = pytest.importorskip("torch", reason="torch not installed")
     if torch.cuda.is_available():
         pytest.skip("a GPU is here")
     done = verb(name, "--device", "cuda")
@@ -393,7 +393,7 @@ def test_what_could_not_be_predicted_is_not_run_and_is_tried_again(tmp_path):
 
 @pytest.mark.torch
 def test_difference_finds_shape_value_and_nan():
-    torch = pytest.importorskip("torch")
+    torch = pytest.importorskip("torch", reason="torch not installed")
     from sparse_kernels.bench_cuda import difference
     from sparse_kernels.registry import Tolerance
 
@@ -414,8 +414,8 @@ def test_difference_finds_shape_value_and_nan():
 @pytest.mark.torch
 def test_a_bench_without_the_packages_metadata_is_one_line(monkeypatch):
     """Policies are entry points: a checkout on PYTHONPATH alone has none, and every prediction would fail."""
-    pytest.importorskip("torch")
-    pytest.importorskip("triton")
+    pytest.importorskip("torch", reason="torch not installed")
+    pytest.importorskip("triton", reason="triton not installed")
     from simulator import policies
     from sparse_kernels import bench_cuda
 
@@ -427,8 +427,8 @@ def test_a_bench_without_the_packages_metadata_is_one_line(monkeypatch):
 @pytest.mark.torch
 @pytest.mark.parametrize(("raised", "status"), [("OutOfMemoryError", "ok"), ("RuntimeError", "failed")])
 def test_only_too_little_memory_excuses_a_comparison(raised, status, monkeypatch):
-    torch = pytest.importorskip("torch")
-    pytest.importorskip("triton")
+    torch = pytest.importorskip("torch", reason="torch not installed")
+    pytest.importorskip("triton", reason="triton not installed")
     from sparse_kernels import bench_cuda
     from sparse_kernels.registry import kernel as gpu_kernel
 
@@ -448,7 +448,7 @@ def test_only_too_little_memory_excuses_a_comparison(raised, status, monkeypatch
 @pytest.fixture
 def jobs(monkeypatch):
     """`calibrate_cuda.measure` over the jobs a test names, with no GPU."""
-    pytest.importorskip("torch")
+    pytest.importorskip("torch", reason="torch not installed")
     from sparse_kernels import calibrate_cuda
 
     def measure(folder, *made):
@@ -495,7 +495,7 @@ def test_a_shape_that_does_not_run_is_left_out_and_a_lost_gpu_ends_it(jobs, tmp_
 
 @pytest.mark.torch
 def test_copies_said_to_come_from_l2_fit_in_it():
-    pytest.importorskip("torch")
+    pytest.importorskip("torch", reason="torch not installed")
     from sparse_kernels import calibrate_cuda
 
     device = load("h100-sxm")
@@ -506,7 +506,7 @@ def test_copies_said_to_come_from_l2_fit_in_it():
 
 @pytest.mark.torch
 def test_predicting_a_librarys_kernel_runs_nothing_of_it(monkeypatch):
-    pytest.importorskip("triton")
+    pytest.importorskip("triton", reason="triton not installed")
     from sparse_kernels import nm24, warm
 
     monkeypatch.setattr(nm24.library, "compress", lambda weight: fails(AssertionError("it ran")))
@@ -545,7 +545,7 @@ for point, row in zip(points, list(bench.predict(points)), strict=True):
 
 @pytest.mark.torch
 def test_the_gpu_path_runs_but_for_the_clock_in_the_interpreter():
-    pytest.importorskip("triton")
+    pytest.importorskip("triton", reason="triton not installed")
     done = subprocess.run(
         [sys.executable, "-c", GPU_PATH],
         capture_output=True,
@@ -565,7 +565,7 @@ def test_the_gpu_path_runs_but_for_the_clock_in_the_interpreter():
 @pytest.mark.gpu
 @pytest.mark.torch
 def test_a_graph_of_rotating_sets_is_timed():
-    torch = pytest.importorskip("torch")
+    torch = pytest.importorskip("torch", reason="torch not installed")
     from sparse_kernels import timing_cuda
 
     pairs = [(torch.ones(2**20, device="cuda"), torch.empty(2**20, device="cuda")) for _ in range(4)]

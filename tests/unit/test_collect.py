@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch")
-pytest.importorskip("transformers")
+torch = pytest.importorskip("torch", reason="torch not installed")
+pytest.importorskip("transformers", reason="transformers not installed")
 
 from simulator.base.errors import InputError  # noqa: E402
 from simulator.trace import KEEPS, read_trace  # noqa: E402
@@ -258,7 +258,7 @@ def test_shipped_traces_belong_to_the_shipped_models(repo: Path) -> None:
 
 
 def test_show_prints_and_draws(trace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("matplotlib")
+    pytest.importorskip("matplotlib", reason="matplotlib not installed")
     picture = tmp_path / "trace.svg"
     show.main(trace, plot=picture, dark=False, json=False)
     printed = capsys.readouterr().out

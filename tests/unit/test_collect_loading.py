@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
+torch = pytest.importorskip("torch", reason="torch not installed")
+transformers = pytest.importorskip("transformers", reason="transformers not installed")
 
 from simulator.base.errors import InputError  # noqa: E402
 from traces import loading, weights  # noqa: E402

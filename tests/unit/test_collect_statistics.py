@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch")
+torch = pytest.importorskip("torch", reason="torch not installed")
 
 from simulator.base.errors import InputError  # noqa: E402
 from simulator.ops.union import frequency_density  # noqa: E402

@@ -55,3 +55,22 @@ def test_columns_of_one_value_are_said_once_where_there_is_no_room(printed):
     one = "".join(printed(44, ROWS[:1]))
     assert "in all rows" not in one
     assert "12.5" in one
+
+
+def test_a_missing_library_is_one_line_that_says_what_brings_it(call):
+    import typer
+
+    def needs(name: str) -> typer.Typer:
+        app = typer.Typer()
+
+        @app.command()
+        def command() -> None:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+        return app
+
+    told = "error: vl_convert.asyncio is not installed; this needs pip install 'shadowline[app]'\n"
+    assert call(needs("vl_convert.asyncio")) == (2, "", told)
+    for ours in ("simulator.gone", ""):  # a bug, not an extra
+        with pytest.raises(ModuleNotFoundError):
+            console.main(needs(ours))

@@ -163,7 +163,8 @@ def test_library_of(kernel, library):
 @pytest.fixture(scope="module")
 def made_rows():
     """Rows drawn from the model itself on one card, 4 % noise; one flagged row."""
-    pd = pytest.importorskip("pandas")
+    import pandas as pd
+
     rng = np.random.default_rng(0)
     shape = 2.0 ** rng.integers([0, 8, 8], [14, 14, 14], size=(220, 3))
     truth = dict(DEFAULTS, compute=0.7, memory=0.75, launch_s=4e-6)

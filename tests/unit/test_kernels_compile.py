@@ -101,7 +101,7 @@ def test_spills_are_what_ptxas_says():
 
 @pytest.mark.torch
 def test_job_of_a_launch():
-    torch = pytest.importorskip("torch")
+    torch = pytest.importorskip("torch", reason="torch not installed")
     from sparse_kernels.build import job
     from sparse_kernels.launch import Launch
 

@@ -6,8 +6,8 @@ import importlib
 
 import pytest
 
-torch = pytest.importorskip("torch")
-pytest.importorskip("triton")
+torch = pytest.importorskip("torch", reason="torch not installed")
+pytest.importorskip("triton", reason="triton not installed")
 
 from sparse_kernels import registry, split_k, target  # noqa: E402
 from sparse_kernels.bitmap_spmm import naive as bitmap  # noqa: E402

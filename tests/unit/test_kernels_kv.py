@@ -7,8 +7,8 @@ import importlib
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch")
-triton = pytest.importorskip("triton")
+torch = pytest.importorskip("torch", reason="torch not installed")
+triton = pytest.importorskip("triton", reason="triton not installed")
 
 import triton.language as tl  # noqa: E402
 

@@ -10,8 +10,8 @@ from dataclasses import replace
 
 import pytest
 
-torch = pytest.importorskip("torch")
-triton = pytest.importorskip("triton")
+torch = pytest.importorskip("torch", reason="torch not installed")
+triton = pytest.importorskip("triton", reason="triton not installed")
 
 import triton.language as tl  # noqa: E402
 from typer.testing import CliRunner  # noqa: E402

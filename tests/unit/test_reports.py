@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-pytest.importorskip("typst", reason="reports extra not installed")
+pytest.importorskip("typst", reason="typst not installed")
 
 from reports import build, html, pdf
 from reports.answer import answer
@@ -92,12 +92,12 @@ def evil() -> Report:
 
 def strict(page: bytes) -> None:
     """Raise at the first parse error that html5lib knows."""
-    html5lib = pytest.importorskip("html5lib")
+    html5lib = pytest.importorskip("html5lib", reason="html5lib not installed")
     html5lib.HTMLParser(strict=True).parse(page)
 
 
 def text_of(page: bytes) -> str:
-    html5lib = pytest.importorskip("html5lib")
+    html5lib = pytest.importorskip("html5lib", reason="html5lib not installed")
     body = html5lib.parse(page, namespaceHTMLElements=False).find("body")
     return "".join(body.itertext())
 

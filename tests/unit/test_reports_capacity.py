@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-pytest.importorskip("typst", reason="reports extra not installed")
+pytest.importorskip("typst", reason="typst not installed")
 
 from reports import build, html, pdf
 from reports.capacity import compose, recommended
@@ -23,7 +23,7 @@ from reports.served import Served, read, settings
 from simulator import plan, serve
 from simulator.base import console
 
-html5lib = pytest.importorskip("html5lib")
+html5lib = pytest.importorskip("html5lib", reason="html5lib not installed")
 Run = Callable[..., tuple[int, str, str]]
 EVIL = '<script>alert(1)</script> #eval("1+1") $x^2$ "quoted" \'single\' \\ *bold* `raw` @label'
 TRAFFIC = ("--model", "llama-3.1-8b", "--prompt-tokens", "lognormal(mean=800,cv=1)", "--output-tokens", "100")

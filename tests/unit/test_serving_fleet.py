@@ -358,6 +358,10 @@ def test_an_error_of_a_task_is_the_error_of_all():
         compute(run, [bad, bad], quiet=True)
     with pytest.raises(InputError, match="--workers"):
         compute(_square, [1], workers=0)
+
+
+def test_a_cluster_that_cannot_be_reached_is_one_line():
+    pytest.importorskip("distributed", reason="distributed not installed")
     with pytest.raises(InputError, match="--cluster: cannot reach"):
         compute(_square, [1, 2], cluster="tcp", quiet=True)
 

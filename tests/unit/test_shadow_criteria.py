@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
+torch = pytest.importorskip("torch", reason="torch not installed")
+transformers = pytest.importorskip("transformers", reason="transformers not installed")
 
 from traces.blocks import Block, blocks, hooked, out_by_in  # noqa: E402
 from traces.criteria import CRITERIA, KINDS, magnitude, scores, sequence_loss  # noqa: E402

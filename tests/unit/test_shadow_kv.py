@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
+torch = pytest.importorskip("torch", reason="torch not installed")
+transformers = pytest.importorskip("transformers", reason="transformers not installed")
 
 from simulator.base.errors import UnsupportedError  # noqa: E402
 from traces.bench import Bench  # noqa: E402

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
+torch = pytest.importorskip("torch", reason="torch not installed")
+transformers = pytest.importorskip("transformers", reason="transformers not installed")
 
 from simulator.base.errors import InputError, UnknownNameError  # noqa: E402
 from simulator.policies import parse  # noqa: E402
