@@ -21,8 +21,8 @@ import typer
 
 from simulator.base import console
 from simulator.base.errors import EXIT_BAD_INPUT, ShadowlineError, reason
-from simulator.base.extras import Requirement, requirements
-from simulator.base.registry import LOGGER, PROJECT
+from simulator.base.extras import PROJECT, Requirement, requirements
+from simulator.base.registry import LOGGER
 
 OK, ABSENT, PROBLEM = "ok", "absent", "problem"
 

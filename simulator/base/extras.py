@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from importlib import metadata
 from typing import NamedTuple
 
-from simulator.base.registry import PROJECT
+PROJECT = "shadowline"
 
 
 class Requirement(NamedTuple):

@@ -13,9 +13,9 @@ from typing import Generic, TypeVar
 
 from simulator.base.console import visible
 from simulator.base.errors import UnknownNameError, fold
+from simulator.base.extras import PROJECT
 
 T = TypeVar("T")
-PROJECT = "shadowline"
 MOST_SAID = 300
 """Characters of what a plug-in raised."""
 LOGGER = logging.getLogger("shadowline.plugins")
