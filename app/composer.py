@@ -84,7 +84,8 @@ def _accept(text: str) -> None:
 
 def _names_changed() -> None:
     kept = {m.name: m.spelling for m in _current().members}
-    _accept("+".join(kept.get(n, n) for n in st.session_state[NAMES]) or "dense")
+    names: list[str] = st.session_state[NAMES]
+    _accept("+".join(kept.get(n, n) for n in names) or "dense")
 
 
 def _text_changed() -> None:
@@ -146,11 +147,10 @@ def _parameter(member: Policy, name: str) -> None:
     elif info.annotation is str:
         st.text_input(label, **common)
     elif int in kinds:
-        whole = [None if bound is None else int(bound) for bound in (low, high)]
-        st.number_input(label, *whole, None, 1, **common)
+        least, most = (None if bound is None else int(bound) for bound in (low, high))
+        st.number_input(label, least, most, None, 1, **common)
     else:
-        real = [None if bound is None else float(bound) for bound in (low, high)]
-        st.number_input(label, *real, None, 0.05, format="%g", **common)
+        st.number_input(label, low, high, None, 0.05, format="%g", **common)
 
 
 def _bounds(metadata: list[Any]) -> tuple[float | None, float | None]:
@@ -159,4 +159,4 @@ def _bounds(metadata: list[Any]) -> tuple[float | None, float | None]:
     for rule in metadata:
         low = getattr(rule, "ge", getattr(rule, "gt", low))
         high = getattr(rule, "le", getattr(rule, "lt", high))
-    return low, high
+    return (None if low is None else float(low)), (None if high is None else float(high))

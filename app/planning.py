@@ -5,7 +5,7 @@ A static batch knows no queue: `simulator.plan` simulates requests as they arriv
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,12 +91,12 @@ def best_of(found: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     return found.drop_duplicates(by)
 
 
-def named(row: Mapping[str, Any] | pd.Series) -> str:
+def named(row: Mapping[Hashable, Any] | pd.Series) -> str:
     """``2 x h100-sxm, teal(keep=0.5), batch 64``."""
     return f"{int(row['gpus'])} x {row['device']}, {row['policy']}, batch {int(row['batch']):,}"
 
 
-def told(row: Mapping[str, Any] | pd.Series) -> str:
+def told(row: Mapping[Hashable, Any] | pd.Series) -> str:
     """Times and rate of a deployment."""
     return (
         f"TTFT {milliseconds(row['ttft_s'])} ms, TPOT {milliseconds(row['tpot_s'])} ms,"

@@ -109,23 +109,28 @@ def _slid(key: str, slider: str) -> None:
 
 
 def _more() -> None:
-    bound = {"bind": "query-params"}
     for key in ("tp", "pp", "ep"):
-        st.number_input(_about(key).rstrip("."), 1, 1024, 1, 1, key=key, help=f"--{key}", **bound)
+        st.number_input(_about(key).rstrip("."), 1, 1024, 1, 1, key=key, help=f"--{key}", bind="query-params")
     engines = sorted(load_engines())
-    st.selectbox("Engine", engines, engines.index("vllm"), key="engine", help=_about("engine"), **bound)
-    st.selectbox("Weights", [AUTO, *FORMATS], key="dtype", help=_about("dtype"), **bound)
-    st.selectbox("KV cache", [AUTO, *KV_FORMATS], key="kv_cache_dtype", help=_about("kv_cache_dtype"), **bound)
-    share = "gpu_memory_utilization"
-    st.number_input("Share of memory for the engine", 0.05, 1.0, 0.9, 0.01, "%.2f", share, _about(share), **bound)
-    st.number_input("Tokens per KV page", 1, 1024, 16, 1, key="block_size", help=_about("block_size"), **bound)
-    st.toggle("Predict beyond the model's context", key="ignore_context_limit", help="As EXTRAPOLATED.", **bound)
+    start = engines.index("vllm")
+    st.selectbox("Engine", engines, start, key="engine", help=_about("engine"), bind="query-params")
+    for key, label, formats in (("dtype", "Weights", FORMATS), ("kv_cache_dtype", "KV cache", KV_FORMATS)):
+        st.selectbox(label, [AUTO, *formats], key=key, help=_about(key), bind="query-params")
+    key = "gpu_memory_utilization"
+    st.number_input(
+        "Share of memory for the engine", 0.05, 1.0, 0.9, 0.01, "%.2f", key, _about(key), bind="query-params"
+    )
+    key = "block_size"
+    st.number_input("Tokens per KV page", 1, 1024, 16, 1, key=key, help=_about(key), bind="query-params")
+    key = "ignore_context_limit"
+    st.toggle("Predict beyond the model's context", key=key, help="As EXTRAPOLATED.", bind="query-params")
     st.text_input(
         "Folder of a measured trace",
         key="trace",
         max_chars=500,
         placeholder="none: published curves",
         help=_about("trace"),
-        **bound,
+        bind="query-params",
     )
-    st.toggle("Use a trace of another model", key="trace_transfer", help=_about("trace_transfer"), **bound)
+    key = "trace_transfer"
+    st.toggle("Use a trace of another model", key=key, help=_about(key), bind="query-params")

@@ -105,7 +105,7 @@ def _range(c: Curve) -> str:
         return f"wins at no {noun} {ends} (at best {c.speedup[use].max():.2f}x)"
     edges = np.flatnonzero(np.diff(np.r_[False, wins, False].astype(int)))
     runs = [(a, b - 1) for a, b in zip(edges[::2], edges[1::2], strict=True)]
-    told = [_run(values[a], values[b], a == 0, b == len(values) - 1) for a, b in runs]
+    told = [_run(float(values[a]), float(values[b]), a == 0, b == len(values) - 1) for a, b in runs]
     return f"wins at {noun} {' and '.join(told)}"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from simulator.base.errors import ShadowlineError
 from simulator.model.hub import needs_network
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from reports.rows import Sweep
     from simulator.inference.group import Group
     from simulator.results.prediction import Prediction
+    from simulator.scenario.grid import Grid
     from simulator.scenario.scenario import Scenario
 
 SAME = 1e-4
@@ -81,13 +82,14 @@ def _scenarios(sweep: Sweep, row: int) -> Iterator[Scenario]:
             continue
 
 
-def _grids(sweep: Sweep) -> list:
+def _grids(sweep: Sweep) -> list[Grid]:
     from simulator.scenario.grid import Grid
 
     out = []
     for values in sweep.plan.get("grids", ()):
+        given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         try:
-            out.append(Grid(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}))
+            out.append(Grid(**given))
         except (ShadowlineError, TypeError, ValueError):
             continue
     return out

@@ -123,7 +123,8 @@ def answer(sweep: Sweep) -> Answer:
     best_row: dict[tuple[str, str, str], int] = {}
     ok = sweep.ok
     rates = sweep["tokens_per_s_per_gpu"]
-    for key, rows in sweep.groups("model", "device", "policy").items():
+    for (model, device, policy), rows in sweep.groups("model", "device", "policy").items():
+        key = model, device, policy
         fit = rows[ok[rows]]
         tallies[key] = _tally(sweep, key, rows, fit)
         if len(fit):

@@ -52,7 +52,7 @@ def _bars(sweep: Sweep, model: str, i: int) -> Iterator[Figure]:
         d: float(sweep["capacity_bytes"][r[0]]) / 1e9
         for (d,), r in sweep.groups("device", where=sweep.is_("model", model)).items()
     }
-    total = sum(parts.values())
+    total = np.sum(list(parts.values()), axis=0)
     gpus = int(sweep.gpus[index[0]])
     load = f"batch {at['batch']:,.0f}, prompt {at['prompt_tokens']:,.0f}"
     least = int(np.argmin(total))
@@ -286,7 +286,11 @@ def quality(a: Answer) -> Section:
         )
     names = list(dict.fromkeys((m, d) for m, d, *_ in points))[:7]
     groups = {
-        f"{m}, {d}": tuple(np.array([pt[i] for pt in points if pt[:2] == (m, d)]) for i in (4, 3)) for m, d in names
+        f"{m}, {d}": (
+            np.array([pt[4] for pt in points if pt[:2] == (m, d)]),
+            np.array([pt[3] for pt in points if pt[:2] == (m, d)]),
+        )
+        for m, d in names
     }
     labels = [(q, s, p) for m, d, p, s, q, _ in points if (m, d) == names[0]][:12]
     best = max((pt for pt in points if pt[4] <= 1.1), key=lambda pt: pt[3], default=None)

@@ -82,21 +82,23 @@ DEVICE_INPUTS = {
 def _inputs(i: Inside) -> list[Block]:
     """Tokens/s and speed-up when one input at a time changes by `STEP`."""
     changed: dict[str, tuple[tuple[float, float], tuple[float, float]]] = {}
-    base = _speed(i.prediction), _gain(i.prediction, i.dense)
+    speed, gain = _speed(i.prediction), _gain(i.prediction, i.dense)
     for name, key in DEVICE_INPUTS.items():
-        both = [_scaled(i, key, factor) for factor in (1.0 - STEP, 1.0 + STEP)]
-        if all(b is not None for b in both):
-            changed[name] = both[0], both[1]  # type: ignore[assignment]
+        less, more = _scaled(i, key, 1.0 - STEP), _scaled(i, key, 1.0 + STEP)
+        if less is not None and more is not None:
+            changed[name] = less, more
     for name, field in (("batch", "batch"), ("prompt length", "prompt_tokens"), ("output length", "output_tokens")):
         value = getattr(i.scenario, field)
         low, high = max(1, round(value * (1 - STEP))), max(value + 1, round(value * (1 + STEP)))
-        both = [_loaded(i, {field: v}) for v in (low, high)] if low < value else [None]
-        if all(b is not None for b in both):
-            changed[name] = both[0], both[1]  # type: ignore[assignment]
-    if not changed or base[0] is None:
+        if low == value:
+            continue
+        less, more = _loaded(i, {field: low}), _loaded(i, {field: high})
+        if less is not None and more is not None:
+            changed[name] = less, more
+    if not changed or speed is None:
         return []
     row = i.prediction.row
-    effect = {k: (lo[0] / base[0] - 1.0, hi[0] / base[0] - 1.0) for k, (lo, hi) in changed.items()}
+    effect = {k: (lo[0] / speed - 1.0, hi[0] / speed - 1.0) for k, (lo, hi) in changed.items()}
     order = sorted(effect, key=lambda k: -max(abs(v) for v in effect[k]))
     idle = [k for k in order if max(abs(v) for v in effect[k]) < IDLE]
     order = [k for k in order if k not in idle]
@@ -118,12 +120,12 @@ def _inputs(i: Inside) -> list[Block]:
             + " Rent moves the cost in proportion and the speed not at all.",
         )
     ]
-    if row["policy"] != "dense" and base[1] is not None:
-        gains = sorted(order, key=lambda k: -max(abs(v[1] - base[1]) for v in changed[k]))
+    if row["policy"] != "dense" and gain is not None:
+        gains = sorted(order, key=lambda k: -max(abs(v[1] - gain) for v in changed[k]))
         blocks.append(
             Table(
                 "tab-inputs",
-                f"The speed-up of {row['policy']} when an input changes; {times(base[1])} as it stands",
+                f"The speed-up of {row['policy']} when an input changes; {times(gain)} as it stands",
                 (
                     Column("input"),
                     Column(f"-{step}", True, "speed-up"),

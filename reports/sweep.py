@@ -117,7 +117,7 @@ def _first_page(a: Answer) -> Section:
 def _question(a: Answer) -> str:
     s = a.sweep
     what = listed(a.policies, 8) if a.policies else "the dense model"
-    gpus = span([float(g) for g in np.unique(s.gpus)])
+    gpus = span(s.gpus)
     return (
         f"What {'do' if len(a.policies) > 1 else 'does'} {what} buy {listed(s.names('model'))} on"
         f" {listed(s.names('device'), 8)}, at batches of {span(s['batch'])}, prompts of {span(s['prompt_tokens'])} and"

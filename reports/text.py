@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+
+import numpy as np
 
 from reports.content import Cell, Tone
 from simulator.base.console import milliseconds, number
@@ -86,9 +88,9 @@ def listed(items: Iterable[str], most: int = 6) -> str:
     return ", ".join(names[:-1]) + " and " + names[-1]
 
 
-def span(values: Sequence[float]) -> str:
+def span(values: np.ndarray) -> str:
     """Smallest to largest."""
-    low, high = min(values), max(values)
+    low, high = float(values.min()), float(values.max())
     return f"{low:,.0f}" if low == high else f"{low:,.0f}{DASH}{high:,.0f}"
 
 

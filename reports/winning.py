@@ -48,9 +48,8 @@ def _overview(a: Answer) -> Figure:
     devices = a.sweep.names("device")
     pairs = [(m, p) for m in a.sweep.names("model") for p in a.policies]
     values = np.array([[_median(a, m, d, p) for d in devices] for m, p in pairs], float).reshape(-1, len(devices))
-    keep = np.isfinite(values).any(1)
-    pairs = [pair for pair, k in zip(pairs, keep, strict=True) if k]
-    values = values[keep]
+    keep = np.flatnonzero(np.isfinite(values).any(1))
+    pairs, values = [pairs[i] for i in keep], values[keep]
     caption = f"Bold: a win. {DASH}: no row fits or the policy does not apply."
     if len(pairs) > MOST_ROWS:
         far = np.argsort(-np.nanmax(np.abs(np.log(values)), axis=1), kind="stable")[:MOST_ROWS]

@@ -98,7 +98,7 @@ def _tell(found: pd.DataFrame, targets: Targets) -> None:
         st.error("Nothing fits: more GPUs, a shorter prompt, a smaller dtype or another policy may.")
         return
     if good.empty:
-        near = found.loc[found["miss"].idxmin()]
+        near = found.iloc[int(found["miss"].argmin())]
         st.warning(
             f"No deployment meets the targets. Nearest: {planning.named(near)}: {planning.told(near)};"
             f" you asked for {targets}.",

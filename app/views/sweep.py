@@ -153,15 +153,15 @@ def draw(rows: pd.DataFrame, x: Axis, y: Axis, measure: str, view: str, spelled:
     cells = []
     for row in rows.to_dict("records"):
         value = row[m.column]
-        known = value is not None and value == value and (row["status"] == "ok" or m.column == "total_bytes")
-        shown = float(value) * m.scale if known else None
+        there = value is not None and value == value and (row["status"] == "ok" or m.column == "total_bytes")
+        shown = None if value is None or not there else float(value) * m.scale
         cells.append(
             {
                 "x": place(x, row),
                 "y": place(y, row),
                 "value": shown,
-                "text": (f"{shown:.2f}" if ratio else number(shown)) if known else "–",
-                "told": f"{number(shown)} {m.unit}" if known else f"{row['status']}: {row['reason']}",
+                "text": "–" if shown is None else f"{shown:.2f}" if ratio else number(shown),
+                "told": f"{row['status']}: {row['reason']}" if shown is None else f"{number(shown)} {m.unit}",
             }
         )
     blocks.heading(measure[0].upper() + measure[1:], m.term)

@@ -126,7 +126,10 @@ def by_layer(trace: Trace) -> None:
     rows, told = [], []
     for tensor in _tensors(trace, "exact_zero"):
         found = _values(trace, tensor, "exact_zero")
-        rows += [{"x": int(r.layer), "y": float(r.value), "series": tensor} for r in found.itertuples()]
+        rows += [
+            {"x": int(layer), "y": float(value), "series": tensor}
+            for layer, value in zip(found["layer"], found["value"], strict=True)
+        ]
         told.append((float(found["value"].mean()), tensor))
     if not rows:
         st.caption("This trace has none.")
@@ -163,7 +166,8 @@ def union(trace: Trace) -> None:
     mean = found.groupby("x")["value"].mean()
     one = float(mean.iloc[0])
     rows += [
-        {"x": float(x), "y": float(independent_density(one, x)), "series": "were rows independent"} for x in mean.index
+        {"x": x, "y": float(independent_density(one, x)), "series": "were rows independent"}
+        for x in mean.index.to_numpy(float)
     ]
     last = float(mean.index[-1])
     st.markdown(
@@ -185,7 +189,10 @@ def attention(trace: Trace) -> None:
     rows = []
     for keep in keeps:
         mean = _all_heads(trace, "tokens_for_mass", keep)
-        rows += [{"x": float(x), "y": float(y), "series": f"{keep:.0%} of the attention"} for x, y in mean.items()]
+        rows += [
+            {"x": x, "y": y, "series": f"{keep:.0%} of the attention"}
+            for x, y in zip(mean.index.to_numpy(float), mean.to_numpy(float), strict=True)
+        ]
     if not rows:
         st.caption("This trace has none.")
         return

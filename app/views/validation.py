@@ -62,7 +62,8 @@ def kernels() -> None:
             }
         )
     found = pd.DataFrame(rows)
-    worst, best = (found.loc[found["median APE [%]"].idxmax()], found.loc[found["median APE [%]"].idxmin()])
+    ranked = sorted(rows, key=lambda r: r["median APE [%]"])
+    best, worst = ranked[0], ranked[-1]
     st.markdown(
         f"On shapes it has not seen, half of the kernels are within **{best['median APE [%]']:.1f} %**"
         f" ({best['family']}) to **{worst['median APE [%]']:.1f} %** ({worst['family']}); a bare roofline misses by"
@@ -83,7 +84,7 @@ def kernels() -> None:
         "accuracy",
         f"As committed with this version, {record['date'] or 'undated'}.",
     )
-    form = {c: st.column_config.NumberColumn(format="%.1f") for c in found if c.endswith("[%]")}
+    form = {c: st.column_config.NumberColumn(format="%.1f") for c in rows[0] if c.endswith("[%]")}
     blocks.table(found, "errors by kernel family", "accuracy", form)
     blocks.heading("The fits behind every device", "residual")
     fits = _fits()

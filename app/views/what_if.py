@@ -143,7 +143,7 @@ def time(shown: dict[str, Prediction]) -> None:
     )
     rows = []
     for name, p in shown.items():
-        parts = dict.fromkeys(PARTS, 0.0)
+        parts: dict[str, float] = dict.fromkeys(PARTS, 0.0)
         for op in p.ops:
             if op.phase == phase:
                 parts[op.part] += 1e3 * op.total_s

@@ -44,15 +44,17 @@ def plain_log(ax: Axes, axis: str) -> None:
     which = ax.xaxis if axis == "x" else ax.yaxis
     low, high = ax.get_xlim() if axis == "x" else ax.get_ylim()
     decades = 10.0 ** np.arange(np.floor(np.log10(low)), np.ceil(np.log10(high)) + 1)
-    for steps in STEPS:
+
+    def shown(steps: tuple[float, ...]) -> int:
         ticks = np.outer(decades, steps)
-        if np.sum((ticks >= low) & (ticks <= high)) >= 4:
-            break
-    if np.sum((ticks >= low) & (ticks <= high)) >= 3:
+        return int(np.sum((ticks >= low) & (ticks <= high)))
+
+    steps = next((s for s in STEPS if shown(s) >= 4), STEPS[-1])
+    if shown(steps) >= 3:
         which.set_major_locator(LogLocator(base=10.0, subs=steps))
     else:  # within a fraction of a decade
-        even = MaxNLocator(5, steps=[1, 2, 5, 10]).tick_values(low, high)
-        which.set_major_locator(FixedLocator(even[(even >= low) & (even <= high)]))
+        even = np.asarray(MaxNLocator(5, steps=[1, 2, 5, 10]).tick_values(low, high))
+        which.set_major_locator(FixedLocator(even[(even >= low) & (even <= high)].tolist()))
     which.set_minor_locator(NullLocator())
     which.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.0f}" if v >= 1000 else f"{v:g}"))
 

@@ -93,8 +93,8 @@ def _shade(ax: Axes, panel: Panel, *, size: float, numbers: bool) -> Any:
 def _labels(set_ticks: Any, names: Sequence[str], most: int) -> None:
     """At most `most` labels, evenly spaced."""
     step = -(-len(names) // most)
-    at = np.arange(0, len(names), step)
-    set_ticks(at + 0.5, [names[i] for i in at])
+    at = range(0, len(names), step)
+    set_ticks([i + 0.5 for i in at], [names[i] for i in at])
 
 
 def heat_map(panel: Panel) -> str:
@@ -120,17 +120,17 @@ def heat_maps(panels: Sequence[Panel], x_label: str, y_label: str) -> str:
     each = 0.62 + (0.24 * tall if numbers else 1.6)
 
     def paint(canvas: Canvas) -> None:
-        axes = canvas.subplots(down, across, squeeze=False)
-        for k, ax in enumerate(axes.flat):
-            if k >= len(panels):
-                ax.set_axis_off()
-                continue
-            mesh = _shade(ax, panels[k], size=6.2, numbers=numbers)
-            ax.set_title(panels[k].title)
+        axes: list[Axes] = list(canvas.subplots(down, across, squeeze=False).flat)
+        for ax in axes[len(panels) :]:
+            ax.set_axis_off()
+        meshes = []
+        for k, (ax, panel) in enumerate(zip(axes, panels, strict=False)):
+            meshes.append(_shade(ax, panel, size=6.2, numbers=numbers))
+            ax.set_title(panel.title)
             ax.set_xlabel(x_label)
             if k % across == 0:
                 ax.set_ylabel(y_label)
-        _key(canvas, mesh, list(axes.flat))
+        _key(canvas, meshes[-1], axes)
 
     return draw(0.25 + each * down, paint)
 
@@ -138,7 +138,7 @@ def heat_maps(panels: Sequence[Panel], x_label: str, y_label: str) -> str:
 def _key(canvas: Canvas, mesh: Any, axes: list[Axes]) -> None:
     ticks = [0.5, 0.7, 1.0, 1.4, 2.0]
     bar = canvas.colorbar(mesh, ax=axes, fraction=0.03, pad=0.015, aspect=18, extend="both")
-    bar.set_ticks(np.log(ticks), labels=[f"{t:g}x" for t in ticks])
+    bar.set_ticks(np.log(ticks).tolist(), labels=[f"{t:g}x" for t in ticks])
     bar.outline.set_visible(False)
     bar.set_label("throughput over dense [-]")
     bar.ax.grid(False)

@@ -80,6 +80,7 @@ class Roof:
 
 def roofline(roof: Roof, points: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]]) -> str:
     """Ops under the roof: (flop/B, flop/s, share of the step's time) per group."""
+    from matplotlib.collections import PathCollection
 
     def paint(canvas: Canvas) -> None:
         ax = canvas.subplots()
@@ -133,10 +134,10 @@ def roofline(roof: Roof, points: Mapping[str, tuple[np.ndarray, np.ndarray, np.n
         plain_log(ax, "x")
         plain_log(ax, "y")
         if points:
-            handles, labels = ax.get_legend_handles_labels()
-            legend = canvas.legend(handles, labels, loc="outside lower center", ncols=4)
+            legend = canvas.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=4)
             for handle in legend.legend_handles:
-                handle.set_sizes([22.0])
+                if isinstance(handle, PathCollection):
+                    handle.set_sizes([22.0])
 
     return draw(3.4, paint)
 
