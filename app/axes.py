@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
 from simulator.base.errors import InputError
-from simulator.scenario.find import find_model
+from simulator.scenario.catalogue import CATALOGUE
 from simulator.scenario.grid import Grid, policies, whole_numbers
 from simulator.scenario.scenario import Scenario
 
@@ -62,7 +62,7 @@ def start(name: str, scenario: Scenario) -> str:
     """Values a numeric axis starts with; prompts end where the model's context does."""
     if name != "prompt_tokens":
         return RANGES[name]
-    longest = find_model(scenario.model).max_context - scenario.output_tokens
+    longest = CATALOGUE.model(scenario.model).max_context - scenario.output_tokens
     stops = [2**i for i in range(7, 16) if 2**i <= longest]
     return f"{stops[0]}:{stops[-1]}:x2" if len(stops) > 1 else str(max(longest, 1))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any, Literal, get_args, get_origin
 
 import streamlit as st
@@ -59,12 +58,7 @@ def _is_told(member: Policy, name: str) -> bool:
 
 
 def _label(name: str) -> str:
-    return f"{name} · {_families()[name]}"
-
-
-@cache
-def _families() -> dict[str, str]:
-    return {name: policy.family for name, policy in POLICIES.items()}
+    return f"{name} · {POLICIES[name].family}"
 
 
 def _current() -> Policies:

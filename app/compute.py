@@ -1,7 +1,8 @@
-"""What pages ask the simulator, remembered by the text of the question."""
+"""What pages ask the simulator, remembered by the text of the question and the content behind its names."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ from simulator.base.errors import ShadowlineError
 from simulator.inference.group import group_of
 from simulator.inference.status import Status
 from simulator.results.prediction import Prediction, predict
+from simulator.scenario.catalogue import CATALOGUE
 from simulator.scenario.grid import Grid
 from simulator.scenario.scenario import Scenario
 
@@ -22,11 +24,11 @@ REMEMBERED = 256
 
 def predicted(scenario: Scenario) -> Prediction:
     """`simulator.results.prediction.predict`, remembered."""
-    return _predicted(scenario.to_json())
+    return _predicted(scenario.to_json(), CATALOGUE.content(scenario))
 
 
 @st.cache_resource(max_entries=REMEMBERED, show_spinner=False)
-def _predicted(text: str) -> Prediction:
+def _predicted(text: str, content: str) -> Prediction:
     return predict(Scenario.from_json(text))
 
 
@@ -48,11 +50,11 @@ class Curve:
 def curve(scenario: Scenario, axis: str) -> Curve:
     """Throughput over dense along 'batch' or 'prompt_tokens', all else as in the scenario."""
     fixed = scenario.model_copy(update={axis: 1})
-    return _curve(fixed.to_json(), axis)
+    return _curve(fixed.to_json(), axis, CATALOGUE.content(fixed))
 
 
 @st.cache_resource(max_entries=REMEMBERED, show_spinner=False)
-def _curve(text: str, axis: str) -> Curve:
+def _curve(text: str, axis: str, content: str) -> Curve:
     from simulator.results.result import rows
 
     s = Scenario.from_json(text)
@@ -78,10 +80,9 @@ class Roof:
     math: str
 
 
-@st.cache_data(max_entries=REMEMBERED, show_spinner=False)
-def roof(text: str) -> Roof:
-    """Roof of the device of a scenario's JSON."""
-    group = group_of(Scenario.from_json(text))
+def roof(scenario: Scenario) -> Roof:
+    """Roof of the device of a scenario."""
+    group = group_of(scenario)
     device = group.device
     math = str(group.fmt.math)
     formats = [d for d in type(group.fmt.math) if device.has(d) and str(d) in {math, "fp8", "bf16"}]
@@ -103,7 +104,9 @@ class Swept:
 
 def swept(grid: Grid) -> Swept:
     """`simulator.results.swept.sweep`, remembered."""
-    return _swept(repr(grid.to_dict()), grid)
+    from simulator.results.swept import plan_of
+
+    return _swept(json.dumps(plan_of([grid]), sort_keys=True), grid)
 
 
 @st.cache_resource(max_entries=32, show_spinner="Sweeping ...")
@@ -147,11 +150,12 @@ class Published:
 
 def published(scenario: Scenario, most: float) -> Published:
     """`simulator.results.published_quality.choices`, remembered."""
-    return _published(dense_of(scenario).to_json(), most)
+    dense = dense_of(scenario)
+    return _published(dense.to_json(), most, CATALOGUE.content(dense))
 
 
 @st.cache_resource(max_entries=64, show_spinner="Looking up published quality ...")
-def _published(text: str, most: float) -> Published:
+def _published(text: str, most: float, content: str) -> Published:
     from simulator.results.published_quality import choices
 
     try:

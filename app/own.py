@@ -15,7 +15,7 @@ from simulator.base.errors import InputError, ShadowlineError
 from simulator.device.catalogue import Device, edited, list_devices, to_toml, user_data_dir
 from simulator.device.file import parse_profile
 from simulator.model.hub import from_file, list_models
-from simulator.scenario.find import find_model
+from simulator.scenario.catalogue import CATALOGUE
 from simulator.trace import read_trace
 
 MOST_CONFIG_BYTES = 1_000_000
@@ -48,7 +48,7 @@ def _use_model(name: str, content: bytes) -> None:
         st.session_state["own.model_note"] = ("error", f"{error} Nothing was changed.")
         return
     state.put(model=str(path))
-    st.session_state["own.model_note"] = ("success", f"{find_model(str(path)).name} is read; it lies in {path}.")
+    st.session_state["own.model_note"] = ("success", f"{CATALOGUE.model(str(path)).name} is read; it lies in {path}.")
 
 
 def save_model(name: str, content: bytes) -> Path:

@@ -11,7 +11,7 @@ from simulator.base.glossary import TERMS
 from simulator.device.catalogue import list_devices
 from simulator.model.hub import list_models
 from simulator.roofline.engine import load_engines
-from simulator.scenario.find import find_model
+from simulator.scenario.catalogue import CATALOGUE
 from simulator.scenario.scenario import MAX_BATCH, MAX_TOKENS, Scenario
 
 BATCHES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 1024)
@@ -72,7 +72,7 @@ def _names() -> None:
 
 def _fetch(name: str) -> None:
     try:
-        find_model(name)
+        CATALOGUE.model(name)
     except ShadowlineError as error:
         st.session_state.notes = [str(error)]
     else:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from simulator.base.errors import ShadowlineError
@@ -96,18 +95,6 @@ def _grids(sweep: Sweep) -> list[Grid]:
 
 
 def _named(scenario: Scenario) -> tuple[str, str]:
-    return _model(scenario.model), _device(scenario.device)
+    from simulator.scenario.catalogue import CATALOGUE
 
-
-@lru_cache(maxsize=256)
-def _model(name: str) -> str:
-    from simulator.scenario.find import find_model
-
-    return find_model(name).name
-
-
-@lru_cache(maxsize=256)
-def _device(name: str) -> str:
-    from simulator.scenario.find import find_device
-
-    return find_device(name).name
+    return CATALOGUE.model(scenario.model).name, CATALOGUE.device(scenario.device).name

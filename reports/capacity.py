@@ -327,12 +327,12 @@ def _assumptions(served: Served) -> tuple[str, ...]:
 
 
 def _devices(served: Served) -> tuple[list[Device], list[str]]:
-    from simulator.scenario.find import find_device
+    from simulator.scenario.catalogue import CATALOGUE
 
     found, missing = [], []
     for name in dict.fromkeys(r["device"] for r in [*served.rows, *_near(served)]):
         try:
-            found.append(find_device(name))
+            found.append(CATALOGUE.device(name))
         except ShadowlineError:
             missing.append(name)
     return found, missing

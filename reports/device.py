@@ -15,7 +15,7 @@ from simulator.base.errors import ShadowlineError
 from simulator.device.catalogue import Device
 from simulator.device.fits import Fit
 from simulator.roofline.engine import load_engines
-from simulator.scenario.find import find_device
+from simulator.scenario.catalogue import CATALOGUE
 
 GEMM_NK = (4096, 4096)
 """Output and input features of the GEMM that is drawn: a projection of a 7B model."""
@@ -25,7 +25,7 @@ ROWS = np.array([1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192],
 
 def compose(name: str, data: Path | None = None) -> Report:
     """The report of the device `name`; `data` is the folder of measured tables for the scatter."""
-    device = find_device(name)
+    device = CATALOGUE.device(name)
     fits = {family: device.measured.own(family) for family in FAMILIES}
     names = [f"{f.device}/{f.family}/{f.dtype}/{f.library}" for of in fits.values() for f in of]
     sections = (

@@ -5,7 +5,6 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import lru_cache
 from importlib import resources
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
     from simulator.device.fits import Fit
 
 
-@lru_cache(maxsize=1)
 def source_list() -> Mapping[str, Mapping[str, Any]]:
     """`hw_profiles/sources.toml`."""
     return tomllib.loads(resources.files("hw_profiles").joinpath("sources.toml").read_text("utf-8"))

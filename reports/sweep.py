@@ -21,7 +21,7 @@ from simulator.base.console import number
 from simulator.base.errors import ShadowlineError
 from simulator.device.catalogue import Device
 from simulator.results.summary import WIN
-from simulator.scenario.find import find_device
+from simulator.scenario.catalogue import CATALOGUE
 
 FIRST_PAGE_ROWS = 20
 """Rows of the recommendation that leave room for the rest of page one."""
@@ -95,7 +95,7 @@ def _devices(sweep: Sweep) -> tuple[list[Device], list[str]]:
     planned = {Path(n).stem: n for n in sweep.plan.get("profiles", {})}
     for name in sweep.names("device"):
         try:
-            devices.append(find_device(planned.get(name, name)))
+            devices.append(CATALOGUE.device(planned.get(name, name)))
         except ShadowlineError:
             missing.append(name)
     return devices, missing

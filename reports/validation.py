@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -186,7 +185,8 @@ def _scatter(devices: Sequence[Device], data: Path) -> Iterator[Block]:
         if not path.is_file():
             continue
         raw = read_rows(path)
-        raw = raw[raw["device"].astype(str).map(_profile).isin(names)]
+        known = {d: _profile(str(d)) for d in raw["device"].unique()}
+        raw = raw[raw["device"].map(known).isin(names)]
         if not len(raw):
             continue
         try:
@@ -203,13 +203,12 @@ def _scatter(devices: Sequence[Device], data: Path) -> Iterator[Block]:
         yield Paragraph(f"No family has 50 measured rows of {listed(sorted(names))} in the data folder.")
 
 
-@lru_cache(maxsize=256)
 def _profile(name: str) -> str:
     """Name of the profile that a table's device has; empty where it has none."""
-    from simulator.scenario.find import find_device
+    from simulator.scenario.catalogue import CATALOGUE
 
     try:
-        return find_device(name).name
+        return CATALOGUE.device(name).name
     except ShadowlineError:
         return ""
 

@@ -151,7 +151,7 @@ def _policies(given: Sequence[str], model: str, max_loss: float | None) -> list[
     """
     from simulator.policies import FREE, expand, free_names
     from simulator.results.published_quality import load_series, published
-    from simulator.scenario.find import find_model
+    from simulator.scenario.catalogue import CATALOGUE
 
     names: list[str] = []
     for text in given:
@@ -160,7 +160,7 @@ def _policies(given: Sequence[str], model: str, max_loss: float | None) -> list[
         elif max_loss is None:
             names += free_names()
         else:
-            series = [s for s in load_series() if s.model == find_model(model).name]
+            series = [s for s in load_series() if s.model == CATALOGUE.model(model).name]
             names += [p.spelling for s in series if s.unit == "points" for p in s.settings(max_loss)]
     names = [n for n in dict.fromkeys(names) if n != "dense"]
     if max_loss is not None:

@@ -13,13 +13,13 @@ from app import blocks, own, state
 from reports.provenance import source_list
 from simulator.base.errors import ShadowlineError
 from simulator.base.glossary import TERMS
-from simulator.device.catalogue import list_devices, load, to_toml
+from simulator.device.catalogue import list_devices, to_toml
 from simulator.devices import row_of as device_row
 from simulator.model.hub import list_models
 from simulator.models import row_of as model_row
 from simulator.policies import POLICIES
 from simulator.policies.__main__ import row_of as policy_row
-from simulator.scenario.find import find_model
+from simulator.scenario.catalogue import CATALOGUE
 
 
 def page() -> None:
@@ -38,9 +38,8 @@ def page() -> None:
     parts[chosen]()
 
 
-@st.cache_data(show_spinner=False)
 def _devices(names: tuple[str, ...]) -> pd.DataFrame:
-    rows = [device_row(load(name)) for name in names]
+    rows = [device_row(CATALOGUE.device(name)) for name in names]
     return pd.DataFrame([{**r, "measured": ", ".join(r["measured"])} for r in rows])
 
 
@@ -64,7 +63,7 @@ def devices() -> None:
     name = st.selectbox(
         "Device in full", names, names.index(_mine(names)), help="Every number with its source and kind."
     )
-    device = load(name)
+    device = CATALOGUE.device(name)
     known = source_list()
     facts = pd.DataFrame(
         {
@@ -120,7 +119,7 @@ def _edit(name: str, facts: pd.DataFrame) -> None:
         }
         new = st.text_input("Name of the copy", f"{name}-mine", max_chars=61, key=f"c.name.{name}")
         try:
-            text = own.renamed(load(name), new.strip().lower(), values)
+            text = own.renamed(CATALOGUE.device(name), new.strip().lower(), values)
         except ShadowlineError as error:
             st.error(f"{blocks.first_line(error)} Nothing was changed.", icon=":material/error:")
             return
@@ -188,9 +187,8 @@ def policies() -> None:
     st.button("Use in the scenario", on_click=partial(state.put, policy=r["policy"]), key="c.use_policy")
 
 
-@st.cache_data(show_spinner=False)
 def _models(names: tuple[str, ...]) -> pd.DataFrame:
-    return pd.DataFrame([model_row(find_model(name)) for name in names])
+    return pd.DataFrame([model_row(CATALOGUE.model(name)) for name in names])
 
 
 def models() -> None:

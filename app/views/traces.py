@@ -14,7 +14,8 @@ import streamlit as st
 from app import blocks, figures, own, state
 from simulator.base.errors import ShadowlineError
 from simulator.ops.union import independent_density
-from simulator.trace import TENSORS, Trace, read_manifest, read_trace
+from simulator.scenario.catalogue import CATALOGUE
+from simulator.trace import TENSORS, Trace, read_manifest
 
 
 def page() -> None:
@@ -30,7 +31,7 @@ def page() -> None:
     start = next((i for i, n in enumerate(names) if str(folders[n]) == wanted), 0)
     name = st.selectbox("Trace", names, start, key="t.trace", bind="query-params")
     try:
-        trace = _read(str(folders[name]))
+        trace = CATALOGUE.trace(str(folders[name]))
     except ShadowlineError as error:
         st.error(f"{blocks.first_line(error)} Nothing is shown.", icon=":material/error:")
         return
@@ -59,11 +60,6 @@ def _folders() -> dict[str, Path]:
     if chosen and Path(chosen) not in {*found.values(), *mine.values()}:
         mine[chosen] = Path(chosen)
     return {**found, **mine}
-
-
-@st.cache_resource(max_entries=8, show_spinner=False)
-def _read(folder: str) -> Trace:
-    return read_trace(folder)
 
 
 def _upload() -> None:

@@ -161,7 +161,7 @@ def time(shown: dict[str, Prediction]) -> None:
 def roofline(scenario: Scenario, answer: Prediction, dense: Prediction) -> None:
     """Ops under the device's roof."""
     blocks.heading("Under the roof", "roofline")
-    roof = compute.roof(scenario.to_json())
+    roof = compute.roof(scenario)
     points = []
     for p in (dense, answer) if scenario.policy != "dense" else (answer,):
         for phase in ("decode", "prefill"):

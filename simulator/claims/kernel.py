@@ -20,7 +20,7 @@ from simulator.ops.step import Step, decode_step, prefill_step
 from simulator.ops.traffic import Operand
 from simulator.policies import parse
 from simulator.roofline.timing import time_op
-from simulator.scenario.find import find_device, find_model
+from simulator.scenario.catalogue import CATALOGUE
 from simulator.scenario.scenario import MAX_TOKENS, Scenario
 
 
@@ -97,9 +97,9 @@ class KernelScenario(BaseModel):
         if self.shape is not None:
             model = self.shape.model
         else:
-            whole = find_model(str(self.model))
+            whole = CATALOGUE.model(str(self.model))
             model = replace(whole, layers=whole.layers[-1:])
-        return Group.of(scenario, model, find_device(self.device))
+        return Group.of(scenario, model, CATALOGUE.device(self.device))
 
     @property
     def step(self) -> Step:

@@ -19,9 +19,10 @@ from pathlib import Path
 
 from simulator.base.errors import AmbiguousNameError, InputError, UnknownNameError, fold, reason, suggest
 from simulator.base.files import read_limited
+from simulator.base.memo import Stamp
 from simulator.base.units import exact_quantity
 from simulator.device.fits import DEFAULT
-from simulator.device.measured import Measured, Stamp
+from simulator.device.measured import Measured
 from simulator.device.text import inline, table_of, to_document, to_toml, write_document
 from simulator.device.types import Clock, Device, Kind, Link, MemoryTier, Peak, Sourced
 

@@ -3,33 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import NamedTuple
 
 from simulator.base.files import read_limited
+from simulator.base.memo import Stamp
 from simulator.device.fit_file import parse
 from simulator.device.fits import Fit
 
 _MOST_BYTES = 2**24
-
-
-class Stamp(NamedTuple):
-    """A file as it was when it was seen; one that changed since has another stamp."""
-
-    path: str
-    mtime_ns: int
-    size: int
-    inode: int
-
-    @classmethod
-    def of(cls, path: Path) -> Stamp:
-        """Stamp of an existing file."""
-        found = os.stat(path)
-        return cls(str(path), found.st_mtime_ns, found.st_size, found.st_ino)
 
 
 Files = Mapping[str, tuple[Stamp, ...]]

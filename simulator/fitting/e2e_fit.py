@@ -16,7 +16,7 @@ from simulator.fitting.e2e_steps import FITS, Sums, bare, closed_sums, groups, p
 from simulator.inference.closed_loop import Cycle, solve
 from simulator.inference.group import Group
 from simulator.roofline.engine import Engine
-from simulator.scenario.find import find_device
+from simulator.scenario.catalogue import CATALOGUE
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -233,7 +233,8 @@ def fit(rows: pd.DataFrame, engines: Mapping[str, Engine]) -> dict[str, Engine]:
         judged = predict(mine, engines)
         runs = (judged["reason"] == FITS).reindex(mine.index).to_numpy()
         # Elsewhere the kernels are borrowed, and their error would end up in the engine's figures.
-        own = np.array([find_device(d).vendor == "nvidia" for d in mine["device"]])
+        known = {d: CATALOGUE.device(d).vendor == "nvidia" for d in mine["device"].unique()}
+        own = mine["device"].map(known).to_numpy(bool)
         usable = mine[runs & (own if (runs & own).any() else True)]
         if len(usable) < 2 * len(FREE[name]):
             continue
@@ -241,7 +242,7 @@ def fit(rows: pd.DataFrame, engines: Mapping[str, Engine]) -> dict[str, Engine]:
         fitted = _foreign_hosts(fitted, mine[runs & ~own], engines)
         sure = {f"spread_{k}": (0.0, 999) for k in ("decode", "prefill", "queue")}
         alone = predict(usable, {**engines, name: replace(fitted, **sure)})  # type: ignore[arg-type]
-        archs = tuple(sorted({find_device(d).arch for d in usable["device"]}))
+        archs = tuple(sorted({CATALOGUE.device(d).arch for d in usable["device"].unique()}))
         out[name] = replace(fitted, n=len(usable), archs=archs, **spreads(alone))  # type: ignore[arg-type]
     return out
 
@@ -251,7 +252,7 @@ def _foreign_hosts(engine: Engine, rows: pd.DataFrame, engines: Mapping[str, Eng
 
     It stands for all that the port of the engine to that architecture does more slowly per launch and row.
     """
-    arch = np.array([find_device(d).arch for d in rows["device"]], dtype=object)
+    arch = rows["device"].map({d: CATALOGUE.device(d).arch for d in rows["device"].unique()}).to_numpy(object)
     for name in sorted(set(arch)):
         mine = rows[arch == name]
         if len(mine) >= FEWEST_FOREIGN and engine.row_s > 0.0:

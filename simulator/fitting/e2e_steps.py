@@ -19,7 +19,7 @@ from simulator.ops.step import Step, decode_step, prefill_step
 from simulator.ops.traffic import Operand
 from simulator.policies import Policies
 from simulator.roofline.engine import Engine
-from simulator.scenario.find import find_device, find_model
+from simulator.scenario.catalogue import CATALOGUE
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -36,7 +36,7 @@ NO_LINK, IMPOSSIBLE = "tensor parallelism over several nodes", "faster than the 
 
 def group_of(row: Mapping[str, object], engine: Engine) -> Group:
     """Group of a prepared row."""
-    device = find_device(str(row["device"]))
+    device = CATALOGUE.device(str(row["device"]))
     fmt = get_format(str(row["dtype"]))
     if fmt.name in ("bf16", "fp16") and not device.has(fmt.math):
         fmt = get_format("fp16" if fmt.name == "bf16" else "bf16")
@@ -44,7 +44,7 @@ def group_of(row: Mapping[str, object], engine: Engine) -> Group:
     if kv == "auto":
         kv = engine.kv_dtype(fmt)
     return Group(
-        find_model(str(row["model"])),
+        CATALOGUE.model(str(row["model"])),
         device,
         Policies(),
         engine,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cached_property
 
 from simulator.base.dtypes import AUTO, KV_FORMATS, DType, Format, get_format
 from simulator.base.errors import NothingFeasibleError, UnsupportedError
@@ -15,7 +15,7 @@ from simulator.ops.step import decode_step
 from simulator.policies import Policies
 from simulator.roofline.engine import Engine, get_engine
 from simulator.roofline.timing import time_op
-from simulator.scenario.find import find_device, find_model, fits, trace_for
+from simulator.scenario.catalogue import CATALOGUE, fits
 from simulator.scenario.scenario import Scenario
 from simulator.trace import Trace
 
@@ -70,7 +70,7 @@ class Group:
             scenario.block_size,
             scenario.ignore_context_limit,
             expert_fmt,
-            trace_for(scenario, model),
+            CATALOGUE.trace_for(scenario, model),
         )
 
     @property
@@ -156,10 +156,8 @@ def runnable(scenario: Scenario) -> Group:
 
 
 def group_of(scenario: Scenario) -> Group:
-    """Group of a scenario's fixed part, names resolved."""
-    return _group_of(scenario, find_device(scenario.device))
-
-
-@lru_cache(maxsize=512)
-def _group_of(scenario: Scenario, device: Device) -> Group:
-    return Group.of(scenario, find_model(scenario.model), device)
+    """Group of a scenario's fixed part, names resolved; another one where a file behind a name has changed."""
+    model, device = CATALOGUE.model(scenario.model), CATALOGUE.device(scenario.device)
+    # A kept group keeps all three, so that none of these numbers is given to another object.
+    of = id(model), id(device), id(CATALOGUE.trace_for(scenario, model))
+    return CATALOGUE.groups(scenario.fixed, of, lambda: Group.of(scenario, model, device))

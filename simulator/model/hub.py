@@ -21,6 +21,7 @@ from typing import Any
 
 from simulator.base.errors import AmbiguousNameError, InputError, UnknownNameError, fold, suggest
 from simulator.base.files import read_limited
+from simulator.base.memo import Memo, stamp
 from simulator.model.architectures import from_config
 from simulator.model.spec import ModelSpec
 
@@ -36,6 +37,7 @@ class _Index:
     names: tuple[str, ...]
     by_key: Mapping[str, str]
     ambiguous: Mapping[str, tuple[str, ...]]
+    aliases: Mapping[str, tuple[str, ...]]
 
 
 def list_models() -> tuple[str, ...]:
@@ -48,7 +50,8 @@ def published_params(name: str) -> tuple[int, bool, str] | None:
 
     None where the publisher states no total.
     """
-    config, _ = _bundled_config(resolve(name))
+    name = resolve(name)
+    config, _ = _parse(_bundled(name).file.read_bytes(), f"models/{name}.json")
     total = config.get("_published_params")
     if total is None:
         return None
@@ -73,11 +76,25 @@ def resolve(text: str) -> str:
 
 def aliases(name: str) -> tuple[str, ...]:
     """Other spellings of the bundled model `name`, as written in ``aliases.toml``."""
-    return tuple(_alias_table()["models"].get(resolve(name), ()))
+    return _index().aliases.get(resolve(name), ())
+
+
+@dataclass(frozen=True, slots=True)
+class Located:
+    """The ``config.json`` of a model and what the model is called; `bundled` where it ships with us."""
+
+    file: Path | Traversable
+    name: str
+    bundled: bool = False
 
 
 def find_model(text: str) -> ModelSpec:
-    """Model that `text` names.
+    """Model that `text` names, as `locate` says, read anew."""
+    return read(locate(text))
+
+
+def locate(text: str) -> Located:
+    """Where the config of the model lies that `text` names.
 
     Parameters
     ----------
@@ -98,7 +115,7 @@ def find_model(text: str) -> ModelSpec:
     path = _as_path(text)
     looks_like_path = path is not None and _has_separator(text)
     if path is not None and (looks_like_path or path.suffix == ".json"):
-        return from_file(path)
+        return _on_disk(path)
     if text.endswith(".json") or text.startswith((".", "~", os.sep)):
         raise InputError(f"there is no file or folder {text!r}", where="--model")
     repo, _, revision = text.partition("@")
@@ -110,15 +127,26 @@ def find_model(text: str) -> ModelSpec:
         if key in index.ambiguous:
             raise AmbiguousNameError("model", text, index.ambiguous[key], where="--model")
     if path is not None:
-        return from_file(path)
+        return _on_disk(path)
     if "@" in text and not _REVISION.match(revision):
         raise InputError(f"{revision!r} is not a revision; write org/name@branch, tag or commit", where="--model")
     cached = _cached_config(repo, revision or None)
     if cached is not None:
-        return from_file(cached, name=_short_name(repo))
+        return Located(cached, _short_name(repo))
     if not _REPO_ID.match(repo):
         raise UnknownNameError("model", text, _index().names, where="--model")
-    return from_file(_download(repo, revision or None), name=_short_name(repo))
+    return Located(_download(repo, revision or None), _short_name(repo))
+
+
+def read(found: Located) -> ModelSpec:
+    """Model of a located config."""
+    where = f"models/{found.name}.json" if found.bundled else str(found.file)
+    raw = found.file.read_bytes() if found.bundled else read_limited(Path(str(found.file)), _CONFIG_LIMIT_BYTES)
+    config, text = _parse(raw, where)
+    source = str(config["_source"]) if found.bundled else where
+    model = from_config(config, found.name, where=where, text=text, source=source)
+    note = config.get("_note") if found.bundled else None
+    return model if note is None else replace(model, notes=(*model.notes, str(note)))
 
 
 def needs_network(text: str) -> bool:
@@ -136,17 +164,12 @@ def folder_name(folder: Path) -> str:
     return folder.parent.name if folder.name == "model" else folder.name
 
 
-def from_file(path: str | Path, name: str | None = None) -> ModelSpec:
-    """Model of a ``config.json`` or of the folder it lies in.
+def from_file(path: str | Path) -> ModelSpec:
+    """Model of a ``config.json`` or of the folder it lies in, called as the folder or as a file of another name."""
+    return read(_on_disk(Path(path).expanduser()))
 
-    Parameters
-    ----------
-    path : str or Path
-    name : str, optional
-        Name of the model; else the config's ``_name_or_path`` is ignored and the folder's name (or
-        the file's, when it is not called ``config.json``) is used.
-    """
-    file = Path(path).expanduser()
+
+def _on_disk(file: Path) -> Located:
     if file.is_dir():
         if not (file / "config.json").is_file():
             other = ""
@@ -154,12 +177,10 @@ def from_file(path: str | Path, name: str | None = None) -> ModelSpec:
                 other = " (it has Mistral's params.json; the Hugging Face form is needed)"
             elif (file / "model" / "config.json").exists():
                 other = f"; did you mean {file / 'model'}?"
-            raise InputError(f"the folder has no config.json{other}", where=str(path))
+            raise InputError(f"the folder has no config.json{other}", where=str(file))
         file = file / "config.json"
-    config, text = _parse(read_limited(file, _CONFIG_LIMIT_BYTES), str(file))
-    if name is None:
-        name = folder_name(file.parent) if file.name == "config.json" else file.stem
-    return from_config(config, name or "model", where=str(file), text=text, source=str(file))
+    name = folder_name(file.parent) if file.name == "config.json" else file.stem
+    return Located(file, name or "model")
 
 
 def _parse(raw: bytes, where: str) -> tuple[dict[str, Any], str]:
@@ -195,19 +216,23 @@ def _short_name(repo: str) -> str:
     return repo.rpartition("/")[2].casefold()
 
 
+@cache
 def _folder() -> Traversable:
     return files("hw_profiles") / "models"
 
 
-@cache
-def _alias_table() -> dict[str, Any]:
-    return tomllib.loads((_folder() / "aliases.toml").read_text("utf-8"))
-
-
-@cache
 def _index() -> _Index:
+    folder = _folder()
+    # A model that is added changes its folder, an alias that is added its own file.
+    return _INDICES("", (stamp(folder / "aliases.toml"), stamp(folder)), _indexed)
+
+
+_INDICES: Memo[_Index] = Memo(1)
+
+
+def _indexed() -> _Index:
     names = sorted(entry.name.removesuffix(".json") for entry in _folder().iterdir() if entry.name.endswith(".json"))
-    table = _alias_table()
+    table = tomllib.loads((_folder() / "aliases.toml").read_text("utf-8"))
     by_key = {fold(name): name for name in names}
     for name, spellings in table["models"].items():
         for spelling in spellings:
@@ -215,20 +240,11 @@ def _index() -> _Index:
             if known != name:
                 raise InputError(f"alias {spelling!r} means both {known} and {name}", where="aliases.toml")
     ambiguous = {fold(key): tuple(value) for key, value in table["ambiguous"].items()}
-    return _Index(tuple(names), by_key, ambiguous)
+    return _Index(tuple(names), by_key, ambiguous, {k: tuple(v) for k, v in table["models"].items()})
 
 
-def _bundled_config(name: str) -> tuple[dict[str, Any], str]:
-    return _parse((_folder() / f"{name}.json").read_bytes(), f"models/{name}.json")
-
-
-@cache
-def _bundled(name: str) -> ModelSpec:
-    config, text = _bundled_config(name)
-    source = str(config["_source"])
-    model = from_config(config, name, where=f"models/{name}.json", text=text, source=source)
-    note = config.get("_note")
-    return model if note is None else replace(model, notes=(*model.notes, str(note)))
+def _bundled(name: str) -> Located:
+    return Located(_folder() / f"{name}.json", name, bundled=True)
 
 
 def _is_offline() -> bool:

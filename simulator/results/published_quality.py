@@ -19,7 +19,7 @@ from simulator.inference.evaluate import evaluate
 from simulator.inference.group import group_of, runnable
 from simulator.policies import Policy, parse
 from simulator.results.result import ENDS, rate_interval
-from simulator.scenario.find import find_model
+from simulator.scenario.catalogue import CATALOGUE
 from simulator.scenario.scenario import Scenario
 
 FILE = "published_quality.toml"
@@ -139,15 +139,15 @@ def published(model: str, policy: str) -> list[tuple[Series, float]]:
     members = parse(policy).members
     if len(members) != 1:
         return []
-    name = find_model(model).name
+    name = CATALOGUE.model(model).name
     found = [(s, s.quality(members[0])) for s in load_series() if s.model == name]
     return [(s, q) for s, q in found if q is not None]
 
 
 def siblings(model: str) -> list[Series]:
     """Series of other models of the same shape (Llama-3-8B for Llama-3.1-8B): another training, so only a hint."""
-    mine = find_model(model)
-    return [s for s in load_series() if s.model != mine.name and find_model(s.model).layers == mine.layers]
+    mine = CATALOGUE.model(model)
+    return [s for s in load_series() if s.model != mine.name and CATALOGUE.model(s.model).layers == mine.layers]
 
 
 def losses(model: str, policy: str) -> str:
@@ -161,7 +161,7 @@ def losses(model: str, policy: str) -> str:
     worst, quality = max(known, key=lambda sq: (sq[0].unit == "points", sq[0].loss(sq[1])))
     lost = worst.loss(quality)
     text = f"{lost:.2f} points" if worst.unit == "points" else f"{lost:.1%} perplexity"
-    where = "" if worst.model == find_model(model).name else f" on {worst.model}"
+    where = "" if worst.model == CATALOGUE.model(model).name else f" on {worst.model}"
     return f"{text} of {worst.measure}{where}"
 
 
@@ -175,7 +175,7 @@ def choices(scenario: Scenario, most: float) -> tuple[list[Choice], dict[str, st
     NothingFeasibleError
         The dense model cannot run, or the lengths exceed its context.
     """
-    name = find_model(scenario.model).name
+    name = CATALOGUE.model(scenario.model).name
     mine = [s for s in load_series() if s.model == name]
     if not mine:
         known = ", ".join(sorted({s.model for s in load_series()}))

@@ -101,7 +101,7 @@ def plan_of(grids: Sequence[Grid]) -> dict[str, Any]:
     """Everything that decides the rows: axes, settings, and by content profiles, models, fits and engines."""
     from simulator.results.result import SCHEMA_VERSION
     from simulator.roofline.engine import engines_digest
-    from simulator.scenario.find import find_device, find_model
+    from simulator.scenario.catalogue import CATALOGUE
     from simulator.trace import read_manifest
 
     devices = sorted({d for g in grids for d in g.device})
@@ -110,9 +110,9 @@ def plan_of(grids: Sequence[Grid]) -> dict[str, Any]:
         "schema": SCHEMA_VERSION,
         "version": version("shadowline"),
         "grids": [g.to_dict() for g in grids],
-        "profiles": {d: find_device(d).profile_hash for d in devices},
-        "models": {m: _digest(find_model(m)) for m in models},
-        "fits": {d: find_device(d).measured.digest for d in devices},
+        "profiles": {d: CATALOGUE.device(d).profile_hash for d in devices},
+        "models": {m: _digest(CATALOGUE.model(m)) for m in models},
+        "fits": {d: CATALOGUE.device(d).measured.digest for d in devices},
         "engines": engines_digest(),
         "traces": {t: read_manifest(t)[1] for t in sorted({t for g in grids for t in g.trace})},
     }

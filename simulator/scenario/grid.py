@@ -84,9 +84,9 @@ class Grid:
         """Folder of the trace each model takes, "" for none."""
         if not self.trace:
             return dict.fromkeys(self.model, "")
-        from simulator.scenario.find import find_model, pick_trace
+        from simulator.scenario.catalogue import CATALOGUE, pick_trace
 
-        return {m: pick_trace(self.trace, find_model(m), transfer=self.trace_transfer) for m in self.model}
+        return {m: pick_trace(self.trace, CATALOGUE.model(m), transfer=self.trace_transfer) for m in self.model}
 
     def to_dict(self) -> dict[str, Any]:
         """Axes and settings, for the file's metadata and its hash."""

@@ -17,12 +17,14 @@ from simulator.policies import Aspect, Policies, parse
 
 MAX_TOKENS = 100_000_000
 MAX_BATCH = 1_000_000
+LOAD = ("batch", "prompt_tokens", "output_tokens")
+"""Fields that vary within a group."""
 
 
 class Scenario(BaseModel):
     """A model on devices under a load and a policy; every field has one flag of the same name.
 
-    Names are kept as written; `simulator.scenario.find` resolves them.
+    Names are kept as written; `simulator.scenario.catalogue` resolves them.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -173,6 +175,11 @@ class Scenario(BaseModel):
             else:
                 raise InputError("a value is missing", where=flag)
         return cls.of(**values)
+
+    @property
+    def fixed(self) -> tuple[Any, ...]:
+        """Every field but the load: what scenarios of one group share."""
+        return tuple(v for k, v in self.__dict__.items() if k not in LOAD)
 
     @property
     def command(self) -> str:

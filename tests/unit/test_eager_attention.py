@@ -10,13 +10,13 @@ from simulator.ops.ops import Op
 from simulator.ops.step import Step, decode_step, prefill_step
 from simulator.ops.traffic import Operand
 from simulator.policies import parse
-from simulator.scenario.find import find_model
+from simulator.scenario.catalogue import CATALOGUE
 
 LAYERS = 32
 
 
 def ops(model: str, policy: str, step: Step) -> dict[str, Op]:
-    lowering = Lowering(find_model(model), parse(policy), get_format("fp16"), 2.0)
+    lowering = Lowering(CATALOGUE.model(model), parse(policy), get_format("fp16"), 2.0)
     return {op.role: op for op in lowering.ops(step)}
 
 

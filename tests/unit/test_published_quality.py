@@ -23,7 +23,7 @@ from simulator.results.published_quality import (
     published,
     siblings,
 )
-from simulator.scenario.find import find_model
+from simulator.scenario.catalogue import CATALOGUE
 from simulator.scenario.scenario import Scenario
 
 HERE = {"model": "opt-30b", "device": "a100-sxm-80g", "prompt_tokens": 1024, "batch": 8}
@@ -35,7 +35,7 @@ def member(text: str):
 
 def test_every_series_resolves_and_has_a_source() -> None:
     for s in load_series():
-        assert find_model(s.model).name == s.model
+        assert CATALOGUE.model(s.model).name == s.model
         assert "arXiv" in s.source or "model card" in s.source
         assert len(parse(s.policy).members) == 1
         for policy in s.settings(1.0):

@@ -7,7 +7,7 @@ import pytest
 
 from simulator.inference.evaluate import evaluate
 from simulator.inference.group import group_of
-from simulator.scenario.find import find_device, find_model
+from simulator.scenario.catalogue import CATALOGUE
 from simulator.scenario.scenario import Scenario
 
 ONE = np.array([1.0])
@@ -20,7 +20,7 @@ def points(device: str, policy: str = "dense", prompt: float = 512.0, model: str
 
 @pytest.mark.parametrize("name", ["rtx-4090", "rtx-3060", "h100-sxm", "t4"])
 def test_a_decode_step_is_never_faster_than_reading_the_weights(name):
-    device, model = find_device(name), find_model("llama-3.1-8b")
+    device, model = CATALOGUE.device(name), CATALOGUE.model("llama-3.1-8b")
     p = points(name)
     embedding = 128_256 * model.hidden  # one row of it is read, the LM head of the same size wholly
     read = 2.0 * (8_030_261_248 - embedding) - device.l2_bytes
@@ -30,7 +30,7 @@ def test_a_decode_step_is_never_faster_than_reading_the_weights(name):
 
 @pytest.mark.parametrize(("policy", "kept"), [("dense", 1.0), ("nm24", 0.5)])
 def test_a_prompt_is_never_faster_than_its_products(policy, kept):
-    device = find_device("rtx-4090")
+    device = CATALOGUE.device("rtx-4090")
     p = points("rtx-4090", policy, 4096.0)
     linear = 2.0 * 4096.0 * (8_030_261_248 - 2 * 128_256 * 4096)
     clock = device.clock_hz.max / device.clock_hz.boost

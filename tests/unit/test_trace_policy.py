@@ -22,7 +22,7 @@ from simulator.ops.union import PUBLISHED, transfer_sigma, union_density
 from simulator.policies import POLICIES, parse
 from simulator.results import prediction
 from simulator.results import printed as questions
-from simulator.scenario.find import pick_trace
+from simulator.scenario.catalogue import pick_trace
 from simulator.scenario.grid import Grid, read_grids
 from simulator.scenario.scenario import Scenario
 from simulator.trace import STATISTICS, Trace, read_trace, write_trace

@@ -1,10 +1,12 @@
-"""From the names in a scenario to models, devices and traces."""
+"""From the names in a scenario to models, devices, traces and groups: the only memory of what lies in files."""
 
 from __future__ import annotations
 
-from functools import lru_cache
+from pathlib import Path
+from typing import Any
 
 from simulator.base.errors import InputError, fold
+from simulator.base.memo import Memo, stamp, stamp_of_files
 from simulator.device.catalogue import Device
 from simulator.device.catalogue import load as load_device
 from simulator.model import hub
@@ -13,21 +15,46 @@ from simulator.scenario.scenario import Scenario
 from simulator.trace import Manifest, ModelFacts, Trace, read_manifest, read_trace
 
 
-@lru_cache(maxsize=256)
-def find_model(name: str) -> ModelSpec:
-    """Model by name, folder, file or hub id, read once per process."""
-    return hub.find_model(name)
+class Catalogue:
+    """What names mean now: a profile, config or trace that is edited answers anew in the same process."""
+
+    def __init__(self) -> None:
+        self._models: Memo[ModelSpec] = Memo(256)
+        self._traces: Memo[Trace] = Memo(64)
+        self.groups: Memo[Any] = Memo(512)
+        """What `simulator.inference.group.group_of` makes of them."""
+
+    def model(self, name: str) -> ModelSpec:
+        """Model by name, folder, file or hub id."""
+        found = hub.locate(name)
+        return self._models(found, stamp(found.file), lambda: hub.read(found))
+
+    def device(self, name: str) -> Device:
+        """Device by name, alias, driver string or profile file, with the fits measured on it."""
+        return load_device(name)
+
+    def trace(self, folder: str) -> Trace:
+        """Trace of a folder, checked."""
+        return self._traces(folder, stamp_of_files(Path(folder)), lambda: read_trace(folder))
+
+    def content(self, scenario: Scenario) -> str:
+        """Text that is another one where a file behind a name of `scenario` has changed."""
+        device = self.device(scenario.device)
+        trace = self.trace(scenario.trace).digest if scenario.trace else ""
+        return repr((device.profile_hash, device.measured.digest, stamp(hub.locate(scenario.model).file), trace))
+
+    def trace_for(self, scenario: Scenario, model: ModelSpec) -> Trace | None:
+        """Trace that `scenario` names for `model`, checked; None where it names none."""
+        if not scenario.trace:
+            return None
+        trace = self.trace(scenario.trace)
+        if not scenario.trace_transfer and not fits(trace.manifest, model):
+            raise _other_model(scenario.trace, trace.manifest, model)
+        return trace
 
 
-def find_device(name: str) -> Device:
-    """Device by name or profile file; an edited profile or fit answers anew."""
-    return load_device(name)
-
-
-@lru_cache(maxsize=64)
-def find_trace(path: str) -> Trace:
-    """Trace of a folder, read and checked once per process."""
-    return read_trace(path)
+CATALOGUE = Catalogue()
+"""That of the process."""
 
 
 def fits(manifest: Manifest, model: ModelSpec) -> bool:
@@ -58,16 +85,6 @@ def pick_trace(paths: tuple[str, ...], model: ModelSpec, *, transfer: bool) -> s
     if not found:
         raise _other_model(paths[0], manifests[paths[0]], model)
     return found[0]
-
-
-def trace_for(scenario: Scenario, model: ModelSpec) -> Trace | None:
-    """Trace that `scenario` names for `model`, checked; None where it names none."""
-    if not scenario.trace:
-        return None
-    trace = find_trace(scenario.trace)
-    if not scenario.trace_transfer and not fits(trace.manifest, model):
-        raise _other_model(scenario.trace, trace.manifest, model)
-    return trace
 
 
 def _other_model(path: str, manifest: Manifest, model: ModelSpec) -> InputError:
