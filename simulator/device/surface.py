@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from math import log2
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from simulator.base.arrays import Array, real
 from simulator.base.errors import InputError
 
 MAX_LINES = 4096
@@ -36,6 +40,8 @@ class Surface:
     axes: tuple[tuple[str, tuple[float, ...]], ...]
     values: NDArray[np.float64]
     _knots: tuple[NDArray[np.float64], ...] = field(init=False, repr=False)
+    _tables: dict[str, list[float]] = field(init=False, repr=False)
+    _planes: dict[tuple[float, ...], list[Any]] = field(init=False, repr=False, default_factory=dict)
     _lines: dict[tuple[float | None, ...], NDArray[np.float64]] = field(init=False, repr=False, default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -46,28 +52,28 @@ class Surface:
             if any(b <= a for a, b in pairwise(knots)):
                 raise InputError(f"surface axis {name!r}: knots must increase, got {knots}")
         object.__setattr__(self, "_knots", tuple(np.array(k, float) for _, k in self.axes))
+        object.__setattr__(self, "_tables", {name: list(map(float, knots)) for name, knots in self.axes})
 
     @property
     def names(self) -> tuple[str, ...]:
         """Coordinate names, in the order of `values`."""
         return tuple(name for name, _ in self.axes)
 
-    def __call__(self, **coords: ArrayLike) -> NDArray[np.float64]:
+    def __call__(self, **coords: Any) -> Array:
         """Log residual at `coords` (natural values, they broadcast), clamped at the ends."""
-        if set(coords) != set(self.names):
+        if coords.keys() != self._tables.keys():
             raise InputError(f"surface needs coordinates {self.names}, got {tuple(coords)}")
+        at = [real(coords[n]) for n in self._tables]
+        if not any(isinstance(x, np.ndarray) for x in at):
+            return self._at_point(at)
         # Plain numbers are contracted first and kept: with n and k fixed only a line in m is left.
-        fixed = tuple(float(coords[n]) if np.ndim(coords[n]) == 0 else None for n in self.names)  # type: ignore[arg-type]
+        fixed = tuple(None if isinstance(x, np.ndarray) else x for x in at)
         values = self._lines.get(fixed)
         if values is None:
             values = self._contracted(fixed)
             if len(self._lines) < MAX_LINES:
                 self._lines[fixed] = values
-        wide = [
-            (np.asarray(coords[name], float), knots)
-            for name, knots, number in zip(self.names, self._knots, fixed, strict=True)
-            if number is None
-        ]
+        wide = [(x, knots) for x, knots in zip(at, self._knots, strict=True) if isinstance(x, np.ndarray)]
         if len(wide) == 1:
             x, knots = wide[0]
             return np.interp(np.log2(np.maximum(x, 1e-30)), knots, values)
@@ -76,6 +82,24 @@ class Surface:
         cells = [_cell(x.reshape((1,) * (len(shape) - x.ndim) + x.shape), knots) for x, knots in wide]
         return np.broadcast_to(_multilinear(values, cells), shape)
 
+    def _at_point(self, at: list[float]) -> float:
+        """Interpolation of plain numbers; the later half of the axes, a layer's shape, is contracted once and kept."""
+        lead = (len(at) + 1) // 2
+        rest = tuple(at[lead:])
+        plane = self._planes.get(rest)
+        if plane is None:
+            plane = self._contracted((*(None,) * lead, *rest)).tolist()
+            if len(self._planes) < MAX_LINES:
+                self._planes[rest] = plane
+        knots = list(self._tables.values())
+        i, j, w = _place(at[0], knots[0])
+        if lead == 1:
+            return plane[i] + w * (plane[j] - plane[i])
+        k, m, v = _place(at[1], knots[1])
+        low = plane[i][k] + v * (plane[i][m] - plane[i][k])
+        high = plane[j][k] + v * (plane[j][m] - plane[j][k])
+        return low + w * (high - low)
+
     def _contracted(self, fixed: tuple[float | None, ...]) -> NDArray[np.float64]:
         """Values with the axes of plain numbers interpolated away."""
         values, axis = self.values, 0
@@ -83,9 +107,8 @@ class Surface:
             if number is None:
                 axis += 1
                 continue
-            i, w = _cell(np.asarray(number), knots)
-            upper = min(int(i) + 1, len(knots) - 1)
-            values = np.take(values, int(i), axis) * (1.0 - w) + np.take(values, upper, axis) * w
+            i, j, w = _place(number, knots.tolist())
+            values = np.take(values, i, axis) * (1.0 - w) + np.take(values, j, axis) * w
         return np.asarray(values)
 
     def inside(self, **coords: ArrayLike) -> NDArray[np.bool_]:
@@ -95,6 +118,17 @@ class Surface:
             x = np.log2(np.maximum(np.asarray(coords[name], float), 1e-30))
             ok = ok & (x >= knots[0] - 0.5) & (x <= knots[-1] + 0.5)
         return ok
+
+
+def _place(x: float, knots: list[float]) -> tuple[int, int, float]:
+    """Left and right knot and the weight of the right one, clamped, of a natural value `x`."""
+    u = log2(max(x, 1e-30))
+    if u >= knots[-1]:
+        return len(knots) - 1, len(knots) - 1, 0.0
+    j = bisect_right(knots, u)
+    if not j:
+        return 0, 0, 0.0
+    return j - 1, j, (u - knots[j - 1]) / (knots[j] - knots[j - 1])
 
 
 def _cell(x: NDArray[np.float64], knots: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property, partial
 from typing import Any
@@ -101,22 +101,41 @@ class Lowering:
 
     def ops(self, step: Step) -> list[Op]:
         """All ops of one forward pass on one GPU."""
-        ops = list(self._head(step))
-        plain: dict[tuple[LayerSpec, int], list[Op]] = {}
+        return [op for op, _ in self.lowered(step)]
+
+    def lowered(self, step: Step) -> list[tuple[Op, bool]]:
+        """All ops of one forward pass on one GPU, and whether each depends on the step's contexts."""
+        ops = [(op, False) for op in self._head(step)]
+        plain: dict[tuple[LayerSpec, int], tuple[list[Op], list[Op]]] = {}
         for layer, indices in self.groups:
-            ctx = self._context(layer, indices[0], step)
             # Layers alike share the arrays of their ops, so that equal ones can be told and counted together.
             shape = (layer, len(indices))
             if shape not in plain:
-                plain[shape] = list(self._layer(ctx, float(len(indices))))
-            for op in plain[shape]:
-                ops.extend(self._rewritten(op, ctx))
+                cores = list(self._cores(layer.attention, step, float(len(indices))))
+                plain[shape] = cores, list(self._layer(layer, step, float(len(indices)), cores))
+            cores, every = plain[shape]
+            ctx = self._context(layer, indices[0], step)
+            for op in every:
+                follows = any(op is core for core in cores)
+                ops.extend((new, follows) for new in self._rewritten(op, ctx))
         if self.by_layer:
             ops = _folded(ops)
         last = self._context(self.model.layers[-1], self.model.n_layers - 1, step)
         for op in self._tail(step):
-            ops.extend(self._rewritten(op, last))
+            ops.extend((new, False) for new in self._rewritten(op, last))
         return ops
+
+    def following(self, step: Step) -> list[Op]:
+        """The ops of `lowered` that depend on the step's contexts, alone."""
+        ops: list[tuple[Op, bool]] = []
+        plain: dict[tuple[LayerSpec, int], list[Op]] = {}
+        for layer, indices in self.groups:
+            shape = (layer, len(indices))
+            if shape not in plain:
+                plain[shape] = list(self._cores(layer.attention, step, float(len(indices))))
+            ctx = self._context(layer, indices[0], step)
+            ops.extend((new, True) for op in plain[shape] for new in self._rewritten(op, ctx))
+        return [op for op, _ in (_folded(ops) if self.by_layer else ops)]
 
     @cached_property
     def one_token(self) -> tuple[Op, ...]:
@@ -182,14 +201,13 @@ class Lowering:
         logits = rows * model.vocab * 4.0
         yield Elementwise(role="sample", kind="softmax", read_bytes=logits, write_bytes=logits)
 
-    def _layer(self, ctx: Context, count: float) -> Iterator[Op]:
-        layer, step = ctx.layer, ctx.step
+    def _layer(self, layer: LayerSpec, step: Step, count: float, cores: Sequence[Op]) -> Iterator[Op]:
         yield self._norm("norm", step, count * layer.n_norms, layer.norm == "rms")
         mla = layer.attention.mla
         if mla is None:
-            yield from self._attention(layer.attention, step, count)
+            yield from self._attention(layer.attention, step, count, cores)
         else:
-            yield from self._mla(layer.attention, mla, step, count)
+            yield from self._mla(layer.attention, mla, step, count, cores)
         if self.tp > 1 and not layer.parallel:
             yield self._all_reduce("attn.all_reduce", step, count)
         if isinstance(layer.ffn, MoeSpec):
@@ -199,7 +217,7 @@ class Lowering:
         if self.tp > 1:
             yield self._all_reduce("mlp.all_reduce", step, count)
 
-    def _attention(self, a: AttentionSpec, step: Step, count: float) -> Iterator[Op]:
+    def _attention(self, a: AttentionSpec, step: Step, count: float, cores: Sequence[Op]) -> Iterator[Op]:
         hidden, fmt = self.model.hidden, self.fmt
         q = a.n_heads * a.head_dim / self.tp
         kv_heads = kv_heads_here(a, self.tp)
@@ -209,49 +227,39 @@ class Lowering:
             yield self._passes("attn.qk_norm", "norm", step, q + kv_heads * a.head_dim, count)
         if a.position == "rope":
             yield self._passes("attn.rope", "rope", step, q + kv_heads * a.head_dim, count)
-        yield from self._cores(
-            step,
-            count,
-            window=a.window,
-            n_heads=a.n_heads / self.tp,
-            n_kv_heads=kv_heads,
-            prefill=(a.head_dim, a.v_head_dim),
-            decode=(a.head_dim, a.v_head_dim),
-        )
+        yield from cores
         o_in = a.n_heads * a.v_head_dim / self.tp
         yield _projection(role="attn.o", m=step.rows, n=hidden, k=o_in, fmt=fmt, count=count)
 
-    def _cores(
-        self,
-        step: Step,
-        count: float,
-        *,
-        window: int | None,
-        n_heads: float,
-        n_kv_heads: float,
-        prefill: tuple[float, float],
-        decode: tuple[float, float],
-        latent: bool = False,
-    ) -> Iterator[Op]:
+    def _cores(self, a: AttentionSpec, step: Step, count: float) -> Iterator[Op]:
+        """What depends on the context in a layer: attention itself, and what MLA rebuilds for a prompt's."""
+        heads, mla = a.n_heads / self.tp, a.mla
+        kv_heads = kv_heads_here(a, self.tp)
         math = self.fmt.math if self.fmt.math in (DType.BF16, DType.FP16, DType.FP32) else DType.BF16
-        common = {
-            "n_heads": n_heads,
-            "math": math,
-            "kv_element_bytes": self.kv_element_bytes,
-            "window": window,
-            "count": count,
-        }
         if step.prefills:
+            if mla is not None:
+                yield _projection(
+                    role="attn.kv_up",
+                    m=step.prefill_rows * step.prefill_context,
+                    n=heads * (mla.qk_nope_head_dim + a.v_head_dim),
+                    k=mla.kv_lora_rank,
+                    fmt=self.fmt,
+                    count=count,
+                )
             yield Attention(
                 role="attn.core.prefill",
                 phase="prefill",
                 batch=step.prefill_rows,
                 q_len=step.prefill_tokens,
                 kv_len=step.prefill_context,
-                head_dim=prefill[0],
-                v_head_dim=prefill[1],
-                n_kv_heads=n_heads if latent else n_kv_heads,
-                **common,
+                n_heads=heads,
+                n_kv_heads=kv_heads if mla is None else heads,
+                head_dim=a.head_dim,
+                v_head_dim=a.v_head_dim,
+                math=math,
+                kv_element_bytes=self.kv_element_bytes,
+                window=a.window,
+                count=count,
             )
         if step.decodes:
             yield Attention(
@@ -260,14 +268,18 @@ class Lowering:
                 batch=step.decode_rows,
                 q_len=1.0,
                 kv_len=step.decode_context,
-                head_dim=decode[0],
-                v_head_dim=decode[1],
-                n_kv_heads=n_kv_heads,
-                latent=latent,
-                **common,
+                n_heads=heads,
+                n_kv_heads=kv_heads if mla is None else 1.0,
+                head_dim=a.head_dim if mla is None else float(mla.kv_lora_rank + mla.qk_rope_head_dim),
+                v_head_dim=a.v_head_dim if mla is None else float(mla.kv_lora_rank),
+                math=math,
+                kv_element_bytes=self.kv_element_bytes,
+                window=a.window,
+                latent=mla is not None,
+                count=count,
             )
 
-    def _mla(self, a: AttentionSpec, mla: MlaSpec, step: Step, count: float) -> Iterator[Op]:
+    def _mla(self, a: AttentionSpec, mla: MlaSpec, step: Step, count: float, cores: Sequence[Op]) -> Iterator[Op]:
         """DeepSeek-V2 section 2.1: latents down, heads up; decode absorbs the up-projections."""
         hidden, fmt, rows, heads = self.model.hidden, self.fmt, step.rows, a.n_heads / self.tp
         q_in = hidden
@@ -279,11 +291,6 @@ class Lowering:
         yield _projection(role="attn.q_up", m=rows, n=heads * a.head_dim, k=q_in, fmt=fmt, count=count)
         yield self._passes("attn.rope", "rope", step, (heads + 1) * mla.qk_rope_head_dim, count)
         rank, nope = mla.kv_lora_rank, mla.qk_nope_head_dim
-        if step.prefills:
-            context = step.prefill_rows * step.prefill_context
-            yield _projection(
-                role="attn.kv_up", m=context, n=heads * (nope + a.v_head_dim), k=rank, fmt=fmt, count=count
-            )
         if step.decodes:
             yield _projection(
                 role="attn.absorb_k",
@@ -294,16 +301,7 @@ class Lowering:
                 fmt=sixteen_bit(fmt),
                 count=count,
             )
-        yield from self._cores(
-            step,
-            count,
-            window=a.window,
-            n_heads=heads,
-            n_kv_heads=1.0,
-            latent=True,
-            prefill=(a.head_dim, a.v_head_dim),
-            decode=(float(latent), float(rank)),
-        )
+        yield from cores
         if step.decodes:
             yield _projection(
                 role="attn.absorb_v",
@@ -376,15 +374,15 @@ class Lowering:
         )
 
 
-def _folded(ops: list[Op]) -> list[Op]:
+def _folded(ops: list[tuple[Op, bool]]) -> list[tuple[Op, bool]]:
     """Ops that differ in nothing but their count as one each; arrays are equal if they are the same object."""
-    found: dict[tuple[object, ...], Any] = {}
+    found: dict[tuple[object, ...], tuple[Any, bool]] = {}
     op: Any
-    for op in ops:
+    for op, follows in ops:
         values = [getattr(op, f.name) for f in fields(op) if f.name != "count"]
         key = (type(op), *(v if isinstance(v, str | int | float) else id(v) for v in values))
         old = found.get(key)
-        found[key] = op if old is None else replace(old, count=old.count + op.count)
+        found[key] = (op if old is None else replace(old[0], count=old[0].count + op.count)), follows
     return list(found.values())
 
 

@@ -8,7 +8,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from simulator.base.arrays import Array
+from simulator.base.arrays import Array, clip, floor, maximum, minimum
 from simulator.device.catalogue import Device
 from simulator.inference.lowering import Lowering
 from simulator.ops.granularity import paged_tokens
@@ -164,8 +164,8 @@ def activation_token_bytes(lowering: Lowering) -> float:
 
 def activation_bytes(lowering: Lowering, batch: Array, prompt: Array) -> np.ndarray:
     """Peak activations of one pass of at most `MAX_BATCHED_TOKENS`, and fp32 logits per sequence [B]."""
-    tokens = np.minimum(np.asarray(batch, float) * prompt, float(MAX_BATCHED_TOKENS))
-    logits = np.asarray(batch, float) * lowering.model.vocab * 4.0
+    tokens = minimum(batch * prompt, float(MAX_BATCHED_TOKENS))
+    logits = batch * lowering.model.vocab * 4.0
     return tokens * activation_token_bytes(lowering) + logits
 
 
@@ -173,11 +173,11 @@ def footprint(
     lowering: Lowering, batch: Array, prompt: Array, output: Array, *, pp: int = 1, block_tokens: int = 16
 ) -> Footprint:
     """Memory of a static batch at its longest [B]."""
-    total = np.asarray(prompt, float) + output
+    total = prompt + output
     per_sequence = kv_bytes_per_sequence(lowering, total, prompt=prompt, pp=pp, block_tokens=block_tokens)
     return Footprint(
         weights_bytes(lowering, pp),
-        np.asarray(batch, float) * per_sequence,
+        batch * per_sequence,
         activation_bytes(lowering, batch, prompt),
         runtime_bytes(lowering.tp * pp),
         off_bytes(lowering, batch, total, prompt),
@@ -189,7 +189,7 @@ def off_bytes(lowering: Lowering, batch: Array, tokens: Array, prompt: Array | N
     if not any(kv.off_bytes for kv, _ in lowering.kv_layouts):
         return off_weights_bytes(lowering)
     kv = off_kv_bytes(lowering, tokens, prompt)
-    return off_weights_bytes(lowering) + np.asarray(batch, float) * kv
+    return off_weights_bytes(lowering) + batch * kv
 
 
 def runtime_bytes(gpus: int) -> float:
@@ -217,17 +217,17 @@ def max_batch(
     With ``a`` activation bytes per token, ``l`` logits and ``kv`` bytes per sequence and at most T tokens per
     pass: ``max(pool // (kv + l + a * prompt), (pool - a * T) // (kv + l))``.
     """
-    total = np.asarray(prompt, float) + output
+    total = prompt + output
     per_sequence = kv_bytes_per_sequence(lowering, total, prompt=prompt, pp=pp, block_tokens=block_tokens)
     runtime = runtime_bytes(lowering.tp * pp)
     pool = budget_bytes(device, utilisation) - weights_bytes(lowering, pp) - runtime
     logits = lowering.model.vocab * 4.0
     per_token = activation_token_bytes(lowering)
-    few = np.floor(pool / (per_sequence + logits + per_token * np.asarray(prompt, float)))
-    many = np.floor((pool - per_token * MAX_BATCHED_TOKENS) / (per_sequence + logits))
-    best = np.maximum(np.maximum(few, many), 0.0)
+    few = floor(pool / (per_sequence + logits + per_token * prompt))
+    many = floor((pool - per_token * MAX_BATCHED_TOKENS) / (per_sequence + logits))
+    best = maximum(maximum(few, many), 0.0)
     if not np.any(off_bytes(lowering, 1.0, total, prompt)):
         return best
     beside = home_bytes(lowering, device) - off_weights_bytes(lowering)
-    per_home = np.maximum(off_kv_bytes(lowering, total, prompt), 1e-30)
-    return np.clip(np.floor(beside / per_home), 0.0, best)
+    per_home = maximum(off_kv_bytes(lowering, total, prompt), 1e-30)
+    return clip(floor(beside / per_home), 0.0, best)

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from simulator.base.arrays import Array
+from simulator.base.arrays import Array, every, maximum, minimum, some
+from simulator.base.dtypes import DType
 from simulator.device.catalogue import Device
 from simulator.device.fits import Basis
 from simulator.inference.lowering import ACT_BYTES
-from simulator.ops.ops import Attention, Collective, Linear, Moe
+from simulator.ops.ops import Attention, Collective, Elementwise, Linear, Moe, Op
 from simulator.ops.step import Step
 from simulator.ops.transfers import HostCompute, Transfer
 from simulator.ops.union import transfer_sigma
@@ -21,7 +21,7 @@ from simulator.roofline.engine import StepParts
 from simulator.roofline.hardware import hardware
 from simulator.roofline.timing import OpTime, math_of, time_op, working_set_bytes
 from simulator.roofline.transfer import exposed
-from simulator.roofline.uncertainty import combine
+from simulator.roofline.uncertainty import Errors
 
 if TYPE_CHECKING:
     from simulator.inference.group import Group
@@ -75,90 +75,184 @@ class StepTime:
     ops: tuple[OpTime, ...] = ()
 
 
-def step_time(group: Group, step: Step, timer: Callable[..., OpTime] = time_op) -> StepTime:
+def step_time(group: Group, step: Step) -> StepTime:
     """Time of one step: ``max(GPU stream, host submission) + scheduling``, see `Engine.step`.
 
     A data-dependent shape or a host-visible count splits the CUDA graph, and the step is submitted kernel
     by kernel.
     """
-    engine, device = group.engine, group.device
-    ops = group.lowering.ops(step)
-    touched = working_set_bytes(ops, device)
-    among = () if touched is None else (touched,)
-    times = [timer(op, device, engine, *among) for op in ops]
-    if group.pp > 1:
-        send = Collective(
-            role="pp.send",
-            op="send_recv",
-            n_ranks=2,
-            count=float(group.pp - 1),
-            message_bytes=step.rows * group.model.hidden * ACT_BYTES,
-        )
-        times.append(timer(send, device, engine))
-    times = exposed(times)
+    lowered = group.lowering.lowered(step)
+    times = exposed(timed(group, [op for op, _ in lowered]))
     # What depends on the context goes last: those arrays are the large ones, touched once. The order is the
     # same for one point and for a grid, so both add up to the same number.
-    in_order = sorted(times, key=lambda t: isinstance(t.op, Attention))
-    shares: Shares = dict.fromkeys(Bound, 0.0)
-    gpu: Array = 0.0
-    math: Array = 0.0
-    moved: Array = 0.0
-    launches: Array = 0.0
-    copies: Array = 0.0
-    extra: Array = 0.0
-    for t in in_order:
-        gpu = gpu + t.total_s
-        if isinstance(t.op, Collective):
-            extra = extra + t.op.count * engine.collective_extra_s(t.op.message_bytes, t.op.n_ranks)
-        math, moved = math + t.math_s, moved + t.memory_s
-        mine = t.op.count * getattr(t.op, "launches", 1.0)
-        launches = launches + mine
-        if isinstance(t.op, Transfer | HostCompute):
-            copies = copies + mine
-        _attribute(t, shares)
-    graph_safe = all(t.op.graph_safe and not t.op.host_sync for t in times)
+    follows = [f for _, f in lowered]
+    in_order = [t for want in (False, True) for t, f in zip(times, follows, strict=True) if f is want]
+    if group.pp > 1:
+        times = [*times, send(group, step)]
+        in_order.append(times[-1])
+    return finished(group, step, Sums.of(group, in_order), tuple(times))
+
+
+def timed(group: Group, ops: Sequence[Op]) -> list[OpTime]:
+    """Times of the ops of one step, each as if it ran alone but among what the others read."""
+    touched = working_set_bytes(ops, group.device)
+    among = () if touched is None else (touched,)
+    return [time_op(op, group.device, group.engine, *among) for op in ops]
+
+
+def send(group: Group, step: Step) -> OpTime:
+    """Activations handed from one pipeline stage to the next."""
+    op = Collective(
+        role="pp.send",
+        op="send_recv",
+        n_ranks=2,
+        count=float(group.pp - 1),
+        message_bytes=step.rows * group.model.hidden * ACT_BYTES,
+    )
+    return time_op(op, group.device, group.engine)
+
+
+@dataclass(frozen=True, slots=True)
+class Sums:
+    """What the ops of a step add up to; sums of disjoint sets of ops add up, too.
+
+    Attributes
+    ----------
+    gpu_s, math_s, moved_s : Array
+        Kernels, and what arithmetic and memory alone would take [s].
+    extra_s : Array
+        `Engine.collective_extra_s` of the collectives [s].
+    launches, copies : Array
+        Kernels launched, and those among them that are no kernels of the stream [-].
+    read_bytes : Array
+        Weights and KV of linear layers and attention, each read once [B].
+    least_math_s : Array
+        The linear layers' flop at the peak of the highest clock; 2:4 skips half of them [s].
+    gathered_s : Array
+        Time that scales with the density of another model's trace [s].
+    shares_s : Shares
+        Time by `Bound` [s].
+    errors : Errors
+        Half widths of the ops' intervals.
+    graph_safe : bool
+        A CUDA graph can hold all of them.
+    """
+
+    gpu_s: Array
+    math_s: Array
+    moved_s: Array
+    extra_s: Array
+    launches: Array
+    copies: Array
+    read_bytes: Array
+    least_math_s: Array
+    gathered_s: Array
+    shares_s: Shares
+    errors: Errors
+    graph_safe: bool
+
+    @classmethod
+    def of(cls, group: Group, times: Sequence[OpTime]) -> Sums:
+        """Sums over `times`, in their order."""
+        engine, device = group.engine, group.device
+        shares: Shares = dict.fromkeys(Bound, 0.0)
+        gpu: Array = 0.0
+        math: Array = 0.0
+        moved: Array = 0.0
+        extra: Array = 0.0
+        launches: Array = 0.0
+        copies: Array = 0.0
+        read: Array = 0.0
+        least: Array = 0.0
+        gathered: Array = 0.0
+        safe = True
+        for t in times:
+            op, count = t.op, t.op.count
+            gpu, math, moved = gpu + t.total_s, math + t.math_s, moved + t.memory_s
+            mine = count * op.launches if isinstance(op, Elementwise) else count
+            launches = launches + mine
+            if isinstance(op, Linear):
+                read = read + count * op.weight_read_bytes
+                least = least + op.flop * (count / _most_flop_per_s(device, op.fmt.math, op.nm24))
+                if op.gathered is not None and not op.overhead:
+                    gathered = gathered + t.total_s
+            elif isinstance(op, Attention):
+                read = read + count * op.kv_read_bytes
+            elif isinstance(op, Collective):
+                extra = extra + count * engine.collective_extra_s(op.message_bytes, op.n_ranks)
+            elif isinstance(op, Transfer | HostCompute):
+                copies = copies + mine
+            safe = safe and op.graph_safe and not op.host_sync
+            _attribute(t, shares)
+        errors = Errors.of(_once_per_role(times) if group.lowering.by_layer else times)
+        return cls(gpu, math, moved, extra, launches, copies, read, least, gathered, shares, errors, safe)
+
+    def __add__(self, other: Sums) -> Sums:
+        return Sums(
+            self.gpu_s + other.gpu_s,
+            self.math_s + other.math_s,
+            self.moved_s + other.moved_s,
+            self.extra_s + other.extra_s,
+            self.launches + other.launches,
+            self.copies + other.copies,
+            self.read_bytes + other.read_bytes,
+            self.least_math_s + other.least_math_s,
+            self.gathered_s + other.gathered_s,
+            {bound: mine + other.shares_s[bound] for bound, mine in self.shares_s.items()},
+            self.errors + other.errors,
+            self.graph_safe and other.graph_safe,
+        )
+
+
+def finished(group: Group, step: Step, sums: Sums, times: tuple[OpTime, ...] = ()) -> StepTime:
+    """A step whose ops add up to `sums`, in the engine's hands."""
+    engine, device = group.engine, group.device
     wanted = engine.graph_prefill if step.prefills else engine.graph_decode
-    mode = "graph" if wanted and graph_safe else "graph split" if wanted else "eager"
-    floor = _floor_s(in_order, device)
+    mode = "graph" if wanted and sums.graph_safe else "graph split" if wanted else "eager"
+    floor = maximum(sums.read_bytes - device.l2_bytes, 0.0) * (1.0 / device.hbm_bytes_per_s)
     parts = engine.step(
         device,
-        gpu_s=gpu,
-        comm_extra_s=extra,
-        launches=launches,
+        gpu_s=sums.gpu_s,
+        comm_extra_s=sums.extra_s,
+        launches=sums.launches,
         graph=mode == "graph",
         prefills=step.prefills,
         sequences=step.sampled_rows,
         prompt_tokens=step.prefill_rows * step.prefill_tokens if step.prefills else 0.0,
         floor_s=floor if engine.saves(step.prefills) else 0.0,
-        copies=copies,
+        copies=sums.copies,
     )
     total = parts.total_s
-    shares[Bound.LINK] = shares[Bound.LINK] + extra
+    density = (sums.gathered_s, transfer_sigma()) if group.transferred else ()
+    interval = sums.errors.interval(total, engine.spread(device, step.prefills), *density)
+    shares = dict(sums.shares_s)
+    shares[Bound.LINK] = shares[Bound.LINK] + sums.extra_s
     if parts.gain_s is not None:
         shares = _gained(shares, parts.gain_s)
     shares[Bound.HOST] = shares[Bound.HOST] + (total - parts.stream_s)
-    interval = combine(
-        _once_per_role(in_order) if group.lowering.by_layer else in_order,
-        total,
-        engine.spread(device, step.prefills),
-        *_density(group, in_order),
-    )
     return StepTime(
         total,
-        np.maximum(total - interval.below_s, np.minimum(np.maximum(floor, _least_math_s(times, device)), total)),
+        maximum(total - interval.below_s, minimum(maximum(floor, sums.least_math_s), total)),
         total + interval.above_s,
-        gpu,
+        sums.gpu_s,
         parts.submit_s + parts.wait_s,
         shares,
-        np.maximum(math, moved) / np.maximum(total, 1e-30),
+        maximum(sums.math_s, sums.moved_s) / maximum(total, 1e-30),
         mode,
         interval.basis,
         parts,
-        tuple(times),
+        times,
     )
 
 
-def _once_per_role(times: list[OpTime]) -> list[OpTime]:
+@lru_cache(maxsize=1024)
+def _most_flop_per_s(device: Device, math: DType, nm24: bool) -> float:
+    """Peak of the highest clock [flop/s]; 2:4 skips half of the operations."""
+    hw = hardware(device, math_of(device, math))
+    return hw.math_flop_per_s * hw.max_clock_ratio * (2.0 if nm24 else 1.0)
+
+
+def _once_per_role(times: Iterable[OpTime]) -> list[OpTime]:
     """The same product in every layer is one kernel: its errors add, they do not cancel."""
     found: dict[str, OpTime] = {}
     for t in times:
@@ -175,41 +269,6 @@ def _once_per_role(times: list[OpTime]) -> list[OpTime]:
     return list(found.values())
 
 
-def _density(group: Group, times: list[OpTime]) -> tuple[Array, float]:
-    """Time that scales with the density of another model's trace [s], and the log error of that density [-]."""
-    if not group.transferred:
-        return 0.0, 0.0
-    gathered: Array = 0.0
-    for t in times:
-        if isinstance(t.op, Linear) and t.op.gathered is not None and not t.op.overhead:
-            gathered = gathered + t.total_s
-    return gathered, transfer_sigma()
-
-
-def _floor_s(times: list[OpTime], device: Device) -> Array:
-    """Time to read the weights and the KV of a step once, beyond what L2 holds [s]."""
-    moved: Array = 0.0
-    for t in times:
-        op = t.op
-        if isinstance(op, Linear):
-            moved = moved + op.count * op.weight_read_bytes
-        elif isinstance(op, Attention):
-            moved = moved + op.count * op.kv_read_bytes
-    return np.maximum(moved - device.l2_bytes, 0.0) * (1.0 / device.hbm_bytes_per_s)
-
-
-def _least_math_s(times: list[OpTime], device: Device) -> Array:
-    """Time of the linear layers' flop at the peak of the highest clock; 2:4 skips half of them [s]."""
-    least: Array = 0.0
-    for t in times:
-        op = t.op
-        if isinstance(op, Linear):
-            hw = hardware(device, math_of(device, op.fmt.math))
-            rate = hw.math_flop_per_s * hw.max_clock_ratio * (2.0 if op.nm24 else 1.0)
-            least = least + op.flop * (op.count / rate)
-    return least
-
-
 def _attribute(t: OpTime, shares: Shares) -> None:
     """Add the time of one op to the resource that binds it."""
     if isinstance(t.op, Collective):
@@ -224,10 +283,10 @@ def _attribute(t: OpTime, shares: Shares) -> None:
         reads = Bound.WEIGHTS
     elif isinstance(t.op, Attention):
         reads = Bound.KV
-    if np.all(t.launch_s <= t.memory_s):
+    if every(t.launch_s <= t.memory_s):
         _split(t.total_s, (reads, t.memory_s), (Bound.COMPUTE, t.math_s), shares)
         return
-    body = np.maximum(t.math_s, t.memory_s)
+    body = maximum(t.math_s, t.memory_s)
     by_launch = t.total_s * (t.launch_s > body)
     shares[Bound.LAUNCH] = shares[Bound.LAUNCH] + by_launch
     _split(t.total_s - by_launch, (reads, t.memory_s), (Bound.COMPUTE, t.math_s), shares)
@@ -236,20 +295,20 @@ def _attribute(t: OpTime, shares: Shares) -> None:
 def _gained(shares: Shares, gain_s: Array) -> Shares:
     """What the engine adds goes to the launches; what it saves beyond theirs, to all the others alike."""
     launch = shares[Bound.LAUNCH] + gain_s
-    if np.all(launch >= 0.0):
+    if every(launch >= 0.0):
         return {**shares, Bound.LAUNCH: launch}
-    saved = np.minimum(launch, 0.0)
+    saved = minimum(launch, 0.0)
     others = sum(shares.values()) - shares[Bound.LAUNCH]
-    left = 1.0 + saved / np.maximum(others, 1e-30)
-    return {bound: s * left for bound, s in shares.items()} | {Bound.LAUNCH: np.maximum(launch, 0.0)}
+    left = 1.0 + saved / maximum(others, 1e-30)
+    return {bound: s * left for bound, s in shares.items()} | {Bound.LAUNCH: maximum(launch, 0.0)}
 
 
 def _split(total: Array, first: tuple[Bound, Array], second: tuple[Bound, Array], shares: Shares) -> None:
     """Give `total` to whichever of two resources takes longer."""
-    wins = np.asarray(first[1]) >= second[1]
-    if wins.all():
+    wins = first[1] >= second[1]
+    if every(wins):
         shares[first[0]] = shares[first[0]] + total
-    elif not wins.any():
+    elif not some(wins):
         shares[second[0]] = shares[second[0]] + total
     else:
         part = total * wins

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from simulator.base.arrays import Array
+from simulator.base.arrays import Array, ceil, where
 
 
 def moved_bytes(useful_bytes: Array, run_bytes: Array, sector_bytes: float) -> Array:
@@ -22,12 +22,11 @@ def moved_bytes(useful_bytes: Array, run_bytes: Array, sector_bytes: float) -> A
     sector_bytes : float
         Smallest transfer of the tier [B].
     """
-    run = np.asarray(run_bytes, float)
-    finite = np.isfinite(run) & (run > 0)
-    safe = np.where(finite, run, sector_bytes)
-    return useful_bytes * np.where(finite, np.ceil(safe / sector_bytes) * sector_bytes / safe, 1.0)
+    finite = (run_bytes < np.inf) & (run_bytes > 0)
+    safe = where(finite, run_bytes, sector_bytes)
+    return useful_bytes * where(finite, ceil(safe / sector_bytes) * sector_bytes / safe, 1.0)
 
 
 def paged_tokens(tokens: Array, block_tokens: int) -> Array:
     """Tokens a paged KV cache reserves for `tokens`: whole blocks [tokens]."""
-    return np.ceil(np.asarray(tokens, float) / block_tokens) * block_tokens
+    return ceil(tokens / block_tokens) * block_tokens

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf, isfinite
 from typing import Literal, Protocol
 
-import numpy as np
-
-from simulator.base.arrays import Array
+from simulator.base.arrays import Array, clip, expm1, log1p, minimum, where
 from simulator.base.dtypes import DType, Format
 from simulator.ops.part import OpPart
 from simulator.ops.traffic import Access, Operand, Traffic
 
-STREAM = float("inf")
+STREAM = inf
 
 
 class Op(Protocol):
@@ -149,7 +148,7 @@ class Linear:
         keep_k = self.read_keep if self.gathered == "k" else 1.0
         keep_n = self.read_keep if self.gathered == "n" else 1.0
         weight = self.weight_read_bytes
-        runs = weight / self.run_bytes if np.isfinite(self.run_bytes) else 0.0
+        runs = weight / self.run_bytes if isfinite(self.run_bytes) else 0.0
         return Traffic(
             {self.fmt.math: self.flop},
             {
@@ -248,15 +247,14 @@ class Attention:
             return self.attended
         if self.window is None:
             return self.kv_len
-        return np.minimum(self.kv_len, self.window + self.q_len - 1.0)
+        return minimum(self.kv_len, self.window + self.q_len - 1.0)
 
     @property
     def pairs(self) -> Array:
         """(query, key) pairs per sequence and head [-]."""
         if self.attended is not None:
-            q = np.asarray(self.q_len, float)
-            lost = np.minimum(q, self.attended)
-            return q * self.attended - lost * (lost - 1.0) / 2.0
+            lost = minimum(self.q_len, self.attended)
+            return self.q_len * self.attended - lost * (lost - 1.0) / 2.0
         return causal_pairs(self.q_len, self.kv_len, self.window)
 
     @property
@@ -288,7 +286,7 @@ class Attention:
         """KV once per sequence, Q and O once, the new tokens' K and V written once."""
         q, o = self.qo_bytes
         read, written = self.kv_read_bytes, self.kv_write_bytes
-        runs = read / self.run_bytes if np.isfinite(self.run_bytes) else 0.0
+        runs = read / self.run_bytes if isfinite(self.run_bytes) else 0.0
         return Traffic(
             {self.math: self.flop},
             {Operand.KV: Access(read, written, runs), Operand.ACTIVATION: Access(q, o)},
@@ -340,7 +338,7 @@ class Moe:
     def active_experts(self) -> Array:
         """Expected experts of one GPU that get at least one token, uniform routing [-]."""
         here = self.n_experts / self.ep
-        return here * -np.expm1(self.tokens * np.log1p(-self.top_k / self.n_experts + 1e-15))
+        return here * -expm1(self.tokens * log1p(-self.top_k / self.n_experts + 1e-15))
 
     @property
     def expert_elements(self) -> float:
@@ -411,7 +409,7 @@ class Elementwise:
 
     def traffic(self) -> Traffic:
         """What is read and written, and the vector flop as fp32."""
-        runs = self.read_bytes / self.run_bytes if np.isfinite(self.run_bytes) else 0.0
+        runs = self.read_bytes / self.run_bytes if isfinite(self.run_bytes) else 0.0
         return Traffic(
             {DType.FP32: self.flop},
             {self.operand: Access(self.read_bytes, self.write_bytes, runs)},
@@ -450,7 +448,7 @@ class Collective:
         return Traffic({}, {Operand.ACTIVATION: Access(self.message_bytes, self.message_bytes)}, launches=1.0)
 
 
-def causal_pairs(q_len: Array, kv_len: Array, window: int | None = None) -> Array:
+def causal_pairs(q_len: Array, kv_len: Array, window: Array | None = None) -> Array:
     """(query, key) pairs of a causal chunk [-].
 
     Query i of the chunk (0-based) sees ``kv_len - q_len + i + 1`` keys, at most `window` of them.
@@ -461,14 +459,13 @@ def causal_pairs(q_len: Array, kv_len: Array, window: int | None = None) -> Arra
         New tokens of the chunk [-].
     kv_len : Array
         Context after the chunk [-].
-    window : int, optional
-        Sliding window [tokens].
+    window : Array, optional
+        Sliding window [tokens]; 0, as None, is no window.
     """
-    q = np.asarray(q_len, float)
-    past = np.asarray(kv_len, float) - q
-    full = q * past + q * (q + 1.0) / 2.0
-    if window is None:
-        return full
+    past = kv_len - q_len
+    if window is None or (isinstance(window, int | float) and not window):
+        return q_len * past + q_len * (q_len + 1.0) / 2.0
+    reach = minimum(where(window > 0, window, inf), kv_len)
     # Queries whose reach is still below the window see past + i + 1 keys, the others see `window`.
-    growing = np.clip(window - past, 0.0, q)
-    return growing * past + growing * (growing + 1.0) / 2.0 + (q - growing) * window
+    growing = clip(reach - past, 0.0, q_len)
+    return growing * past + growing * (growing + 1.0) / 2.0 + (q_len - growing) * reach

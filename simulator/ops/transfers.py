@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-import numpy as np
+from math import isfinite
 
 from simulator.base.arrays import Array
 from simulator.base.dtypes import DType
@@ -54,7 +53,7 @@ class Transfer:
 
     def traffic(self) -> Traffic:
         """Bytes over the link; the GPU's own memory sees them as writes, which are not counted twice."""
-        runs = self.read_bytes / self.chunk_bytes if np.isfinite(self.chunk_bytes) else 0.0
+        runs = self.read_bytes / self.chunk_bytes if isfinite(self.chunk_bytes) else 0.0
         return Traffic(
             {},
             {self.operand: Access(self.read_bytes, self.write_bytes, runs)},

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from simulator.base.arrays import Array
+from simulator.base.arrays import Array, exp, expm1, interp, log, log1p, maximum, real
 from simulator.base.errors import InputError
 
 ROWS = np.array([1, 2, 4, 8, 16, 32, 48, 64, 128, 256], float)
@@ -40,9 +40,6 @@ def _touch(density: np.ndarray) -> np.ndarray:
 def effective_rows(density: np.ndarray) -> np.ndarray:
     """Independent rows that would touch as much: ``ln(1 - d(B)) / ln(1 - d(1))`` [-]."""
     return _touch(density) / _touch(density[..., :1])
-
-
-_POOLED = np.exp(np.mean([np.log(effective_rows(t)) for t in PUBLISHED.values()], axis=0))
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +72,7 @@ class UnionTable:
         """
         z = np.asarray(_touch(np.asarray(keep, float)))
         nodes = _touch(self.density[:, 0])
-        ratios = _rows_at(effective_rows(self.density), self.rows, rows)
+        ratios = np.array([_Growth.of(self.rows, r).at(rows) for r in effective_rows(self.density)])
         z, ratios = np.broadcast_arrays(z[None], ratios)
         z = z[0]
         if len(nodes) == 1:
@@ -88,7 +85,7 @@ class UnionTable:
         return np.where(z <= nodes[0], r[0], np.where(z >= nodes[-1], r[1], between))
 
 
-def union_density(keep: Array, rows: Array, model: str | None = None, table: UnionTable | None = None) -> np.ndarray:
+def union_density(keep: Array, rows: Array, model: str | None = None, table: UnionTable | None = None) -> Array:
     """Share of neurons that at least one of `rows` tokens keeps [-].
 
     ``d(B) = 1 - (1 - keep)^r(B)`` with the effective rows r(B) of `table` (measured curves of a trace), else
@@ -108,24 +105,38 @@ def union_density(keep: Array, rows: Array, model: str | None = None, table: Uni
         Measured densities of the layer; wins over `model`.
     """
     if table is not None:
-        effective = table.effective_rows(keep, rows)
+        effective = real(table.effective_rows(keep, rows))
     else:
-        published = effective_rows(PUBLISHED[model]) if model in PUBLISHED else _POOLED
-        effective = _rows_at(published, ROWS, rows)
-    with np.errstate(divide="ignore"):
-        return -np.expm1(effective * np.log1p(-np.asarray(keep, float)))
+        effective = _published(model).at(rows)
+    return -expm1(effective * log1p(-real(keep)))
 
 
-def _rows_at(effective: np.ndarray, measured: np.ndarray, rows: Array) -> np.ndarray:
-    """Effective rows at `rows`: linear in log-log, continued with the slope of the last three points."""
-    b = np.log(np.maximum(np.asarray(rows, float), 1.0))
-    log_b, log_r = np.log(measured), np.log(effective)
-    at = np.clip(np.searchsorted(log_b, b, side="right") - 1, 0, len(log_b) - 2)
-    share = np.minimum((b - log_b[at]) / (log_b[at + 1] - log_b[at]), 1.0)
-    inside = log_r[..., at] + share * (log_r[..., at + 1] - log_r[..., at])
-    first = max(len(log_b) - 3, 0)
-    slope = (log_r[..., -1] - log_r[..., first]) / (log_b[-1] - log_b[first])
-    return np.exp(inside + np.maximum(b - log_b[-1], 0.0) * slope.reshape(slope.shape + (1,) * b.ndim))
+@dataclass(frozen=True, slots=True)
+class _Growth:
+    """Effective rows against rows: linear in log-log, continued with the slope of the last three points."""
+
+    log_rows: tuple[float, ...]
+    log_effective: tuple[float, ...]
+    slope: float
+
+    @classmethod
+    def of(cls, rows: np.ndarray, effective: np.ndarray) -> _Growth:
+        b, r = (tuple(np.log(x).tolist()) for x in (rows, effective))
+        first = max(len(b) - 3, 0)
+        return cls(b, r, (r[-1] - r[first]) / (b[-1] - b[first]))
+
+    def at(self, rows: Array) -> Array:
+        """Effective rows at `rows` [-]."""
+        b = log(maximum(rows, 1.0))
+        beyond = maximum(b - self.log_rows[-1], 0.0)
+        return exp(interp(b, self.log_rows, self.log_effective) + beyond * self.slope)
+
+
+@cache
+def _published(model: str | None) -> _Growth:
+    """Growth of the model's own table, or the geometric mean of all three."""
+    tables = [PUBLISHED[model]] if model in PUBLISHED else [*PUBLISHED.values()]
+    return _Growth.of(ROWS, np.exp(np.mean([np.log(effective_rows(t)) for t in tables], axis=0)))
 
 
 @cache
@@ -143,10 +154,9 @@ def transfer_sigma() -> float:
     return float(np.sqrt(np.mean(np.square(errors))))
 
 
-def independent_density(keep: Array, rows: Array) -> np.ndarray:
+def independent_density(keep: Array, rows: Array) -> Array:
     """Union density if every token drew its neurons independently: ``1 - (1 - keep)^B`` [-]."""
-    with np.errstate(divide="ignore"):
-        return -np.expm1(np.asarray(rows, float) * np.log1p(-np.asarray(keep, float)))
+    return -expm1(real(rows) * log1p(-real(keep)))
 
 
 def beta_density(keep: float, spread: float, rows: Array) -> np.ndarray:

@@ -6,7 +6,6 @@ from collections.abc import Hashable
 from dataclasses import replace
 from typing import ClassVar, Literal
 
-import numpy as np
 from pydantic import Field
 
 from simulator.base.arrays import Array
@@ -286,11 +285,6 @@ class Polar(Policy):
         if op.role == "mlp.down":
             return (gathered(op, union, ctx, "k"),)
         router_ops = predictor(
-            "predictor.mlp",
-            ctx,
-            rank=self.rank,
-            outputs=ffn.intermediate,
-            count=float(np.max(op.count)),
-            picked=self.keep,
+            "predictor.mlp", ctx, rank=self.rank, outputs=ffn.intermediate, count=op.count, picked=self.keep
         )
         return (*router_ops, gathered(op, union, ctx, "n"))

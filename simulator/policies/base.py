@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, ClassVar, Literal
 
-import numpy as np
 from pydantic import BaseModel, ConfigDict, create_model
 
-from simulator.base.arrays import Array
+from simulator.base.arrays import Array, ceil, maximum, minimum
 from simulator.base.dtypes import Format
 from simulator.model.layer import LayerSpec
 from simulator.model.spec import ModelSpec
@@ -147,14 +146,14 @@ class KvLayout:
 
     def kept(self, tokens: Array, prompt: Array | None = None) -> Array:
         """Tokens that are not dropped of `tokens` of context, `prompt` of them read as prompt [tokens]."""
-        context = np.asarray(tokens, float)
+        context = tokens
         if self.grows and prompt is not None:
-            return self._left(prompt) + np.maximum(context - prompt, 0.0)
+            return self._left(prompt) + maximum(context - prompt, 0.0)
         return self._left(context)
 
     def _left(self, tokens: Array) -> Array:
-        whole = np.minimum(tokens, self.whole_tokens)
-        return np.minimum(whole + (np.asarray(tokens, float) - whole) * self.keep, self.max_tokens)
+        whole = minimum(tokens, self.whole_tokens)
+        return minimum(whole + (tokens - whole) * self.keep, self.max_tokens)
 
     def off(self, tokens: Array, prompt: Array | None = None) -> Array:
         """Bytes outside the GPU for `tokens` of context, `prompt` of them read as prompt [B]."""
@@ -164,9 +163,9 @@ class KvLayout:
         """Bytes on the GPU for `tokens` of context, `prompt` of them read as prompt [B]."""
         stored = self.kept(tokens, prompt)
         if self.reserved_tokens or self.piece_tokens > 1.0:
-            stored = np.maximum(stored, self.reserved_tokens)
-            stored = np.ceil(stored / self.piece_tokens) * self.piece_tokens
-        dense = np.minimum(stored, self.dense_tokens)
+            stored = maximum(stored, self.reserved_tokens)
+            stored = ceil(stored / self.piece_tokens) * self.piece_tokens
+        dense = minimum(stored, self.dense_tokens)
         return dense * self.dense_bytes + (stored - dense) * self.token_bytes + stored * self.meta_bytes
 
 

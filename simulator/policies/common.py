@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from pydantic import model_validator
 
-from simulator.base.arrays import Array
+from simulator.base.arrays import Array, clip, maximum, minimum, where
 from simulator.ops.ops import STREAM, Attention, Elementwise, Op
 from simulator.ops.traffic import Operand
 from simulator.ops.transfers import Transfer
@@ -33,7 +33,7 @@ def generated(op: Attention, ctx: Context) -> Array:
     """Tokens generated so far per sequence; 0 where the step does not know its prompts [-]."""
     if ctx.step.decode_prompt is None:
         return 0.0
-    return np.maximum(op.kv_len - ctx.step.decode_prompt, 0.0)
+    return maximum(op.kv_len - ctx.step.decode_prompt, 0.0)
 
 
 def prompt_of(op: Attention, ctx: Context) -> Array:
@@ -159,11 +159,11 @@ def select(
         Tokens per unit the top-k searches, where scores are pooled before it; default `unit` [tokens].
     """
     heads = op.n_heads if heads is None else heads
-    tokens = np.asarray(op.tokens, float)
+    tokens = op.tokens
     active = tokens > budget
-    units = op.batch * np.where(active, tokens / unit, 0.0)
-    chosen = np.asarray(budget, float) / unit if picked is None else picked
-    count = np.where(active, op.count, 0.0)
+    units = op.batch * where(active, tokens / unit, 0.0)
+    chosen = budget / unit if picked is None else picked
+    count = where(active, op.count, 0.0)
     return (
         score(
             op,
@@ -175,12 +175,12 @@ def select(
         ),
         top_k(
             units * (unit / (unit if searched is None else searched)),
-            op.batch * np.where(active, chosen, 0.0),
+            op.batch * where(active, chosen, 0.0),
             heads=heads,
             rows=op.batch,
             count=count,
         ),
-        replace(op, attended=np.where(active, np.minimum(read, tokens), tokens), run_bytes=run_bytes),
+        replace(op, attended=where(active, minimum(read, tokens), tokens), run_bytes=run_bytes),
     )
 
 
@@ -195,11 +195,11 @@ def bounded_pairs(op: Attention, per_query: Array) -> Array:
 
     Queries that see fewer still grow by one token each; the others see ``per_query``.
     """
-    most = np.minimum(per_query, op.kv_len)
+    most = minimum(per_query, op.kv_len)
     before = op.kv_len - op.q_len
-    growing = np.clip(most - before, 0.0, op.q_len)
+    growing = clip(most - before, 0.0, op.q_len)
     pairs = growing * before + growing * (growing + 1.0) / 2.0 + (op.q_len - growing) * most
-    return np.minimum(pairs / op.pairs, 1.0)
+    return minimum(pairs / op.pairs, 1.0)
 
 
 def depth_values(text: str) -> tuple[float, ...]:

@@ -41,7 +41,7 @@ def measured_union(ctx: Context, tensor: str, keep: Array) -> Array:
 
     Without a trace the published tables stand in, whatever the tensor.
     """
-    everything = np.ndim(keep) == 0 and keep == 1.0
+    everything = not isinstance(keep, np.ndarray) and keep == 1.0
     table = None if ctx.trace is None or everything else ctx.trace.union(tensor)
     return union_density(keep, ctx.step.rows, ctx.model.name, table)
 
@@ -239,7 +239,7 @@ class DejaVu(Policy):
                     ctx,
                     rank=self.attn_rank,
                     outputs=heads,
-                    count=float(np.max(op.count)),
+                    count=op.count,
                     picked=self.attn_keep,
                     beside=_AHEAD,
                     search_beside=_AHEAD,
@@ -254,7 +254,7 @@ class DejaVu(Policy):
                     ctx,
                     rank=self.mlp_rank,
                     outputs=ctx.layer.ffn.intermediate,
-                    count=float(np.max(op.count)),
+                    count=op.count,
                     picked=self.keep,
                     beside=_AHEAD,
                     search_beside=_SEARCH,

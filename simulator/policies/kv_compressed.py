@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from simulator.base.arrays import Array
+from simulator.base.arrays import Array, maximum, minimum
 from simulator.ops.ops import Attention, Elementwise, Expand, Op
 from simulator.ops.traffic import Operand
 from simulator.policies.base import Aspect, Compatibility, Context, KvLayout, Policy, Swept, alias
@@ -23,15 +23,15 @@ def mean_token_bytes(tokens: Array, dense_bytes: float, small_bytes: float, wind
 
     ``(dense * min(S, w) + small * max(S - w, 0)) / S``.
     """
-    s = np.maximum(np.asarray(tokens, float), 1.0)
-    dense = np.minimum(s, window)
+    s = maximum(tokens, 1.0)
+    dense = minimum(s, window)
     return (dense * dense_bytes + (s - dense) * small_bytes) / s
 
 
 def small_elements(op: Attention, window: float) -> Array:
     """Elements of one call that are read from the compressed part, behind the dense window [-]."""
     per_token = op.dense_bytes_per_token / op.kv_element_bytes * op.kv_head_keep
-    return op.batch * np.maximum(op.tokens - window, 0.0) * per_token
+    return op.batch * maximum(op.tokens - window, 0.0) * per_token
 
 
 def quantised(op: Attention, share: float, window: float) -> Attention:
@@ -149,7 +149,7 @@ class ZipVl(Policy):
         pack = quantise(op, share)
         if op.phase == "decode":
             return (quantised(op, share, 0.0), pack)
-        rows = np.minimum(float(self.probe), op.q_len)
+        rows = minimum(float(self.probe), op.q_len)
         probe = scoring_pass(replace(op, q_len=rows), 1.0, role="kv.probe")
         kept = op.batch * op.kv_len * self.keep
         pick = top_k(op.batch * op.kv_len, kept, heads=1.0, rows=op.batch, count=op.count)

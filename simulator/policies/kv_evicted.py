@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import replace
+from math import inf
 from typing import ClassVar
 
-import numpy as np
 from pydantic import Field
 
+from simulator.base.arrays import maximum, minimum, where
 from simulator.ops.ops import Attention, Elementwise, Op
 from simulator.ops.traffic import Operand
 from simulator.policies.base import Aspect, Compatibility, Context, KvLayout, Policy, Swept, alias
@@ -45,7 +46,7 @@ class StreamingLlm(Policy):
         """Bounded decode reads, and the re-rotation of the kept keys."""
         if not isinstance(op, Attention) or op.phase == "prefill":
             return (op,)
-        kept = np.minimum(op.tokens, float(self.sinks + self.window))
+        kept = minimum(op.tokens, float(self.sinks + self.window))
         attention = replace(op, attended=kept)
         if ctx.layer.attention.position != "rope":
             return (attention,)
@@ -110,8 +111,8 @@ class H2o(Policy):
             return (op,)
         if op.phase == "prefill":
             return (op, *self._prompt(op))
-        kept = np.minimum(np.asarray(op.tokens) * self.keep, float(self.budget))
-        attention = replace(op, attended=np.maximum(kept, 1.0))
+        kept = minimum(op.tokens * self.keep, float(self.budget))
+        attention = replace(op, attended=maximum(kept, 1.0))
         if not self.track:
             return (attention,)
         scores = op.batch * kept * op.n_heads
@@ -142,7 +143,7 @@ class H2o(Policy):
         )
         pick = top_k(
             op.batch * op.q_len,
-            op.batch * np.minimum(op.q_len * self.keep, float(self.budget)),
+            op.batch * minimum(op.q_len * self.keep, float(self.budget)),
             heads=op.n_kv_heads,
             rows=op.batch,
             count=op.count,
@@ -228,8 +229,8 @@ class SnapKv(Policy):
             return (op,)
         budget = self._budget(ctx)
         if op.phase == "decode":
-            kept = np.minimum(prompt_of(op, ctx), budget) + generated(op, ctx)
-            kept = np.minimum(np.maximum(kept, 1.0), op.tokens)
+            kept = minimum(prompt_of(op, ctx), budget) + generated(op, ctx)
+            kept = minimum(maximum(kept, 1.0), op.tokens)
             groups = float(self.head_groups)
             return (
                 replace(
@@ -240,12 +241,12 @@ class SnapKv(Policy):
                     count=op.count * groups,
                 ),
             )
-        active = np.asarray(op.kv_len) > budget
-        count = np.where(active, op.count, 0.0)
-        rows = np.minimum(float(self.observe), op.q_len)
+        active = op.kv_len > budget
+        count = where(active, op.count, 0.0)
+        rows = minimum(float(self.observe), op.q_len)
         vote = scoring_pass(replace(op, q_len=rows), 1.0, role="kv.observe")
         pick = top_k(op.batch * op.kv_len, op.batch * budget, heads=op.n_kv_heads, rows=op.batch, count=count)
-        kept_bytes = op.batch * np.minimum(op.q_len, budget) * op.dense_bytes_per_token
+        kept_bytes = op.batch * minimum(op.q_len, budget) * op.dense_bytes_per_token
         run = op.head_dim * op.kv_element_bytes
         gather = copied("kv.compact", op, kept_bytes, kept_bytes, count=count, run_bytes=run)
         return (op, replace(vote, count=count), pick, gather)
@@ -254,7 +255,7 @@ class SnapKv(Policy):
         """The picked part of the prompt and every generated token."""
         # A sliding window bounds generated tokens too.
         most = min(kv.max_tokens, self._budget(ctx))
-        return replace(kv, max_tokens=most, grows=bool(np.isinf(kv.max_tokens)))
+        return replace(kv, max_tokens=most, grows=kv.max_tokens == inf)
 
 
 POLICIES.register("pyramidkv")(

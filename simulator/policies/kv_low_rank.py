@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import ClassVar, Literal
 
-import numpy as np
 from pydantic import Field
 
+from simulator.base.arrays import maximum
 from simulator.base.dtypes import sixteen_bit
 from simulator.ops.ops import Attention, Linear, Op
 from simulator.policies.base import Aspect, Compatibility, Context, KvLayout, Policy, Swept
@@ -66,7 +66,7 @@ class Cskv(Policy):
         )
         if op.phase == "prefill":
             return (op, down)
-        old = op.batch * np.maximum(op.tokens - self.window, 1e-9)
+        old = op.batch * maximum(op.tokens - self.window, 1e-9)
         rebuild = Linear(
             role="rebuild.kv", m=old, n=2.0 * width, k=rank, fmt=sixteen_bit(ctx.fmt), count=op.count, overhead=True
         )

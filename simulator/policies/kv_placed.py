@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import ClassVar
 
-import numpy as np
 from pydantic import Field
 
-from simulator.base.arrays import Array
+from simulator.base.arrays import Array, maximum, where
 from simulator.base.dtypes import FORMATS, Format, sixteen_bit
 from simulator.model.spec import ModelSpec
 from simulator.ops.ops import Attention, Elementwise, Linear, Op
@@ -89,9 +88,9 @@ class ShadowKv(Policy):
             heads=op.n_kv_heads,
             scored=op.n_heads,
         )
-        active = np.asarray(op.tokens) > self._held
+        active = op.tokens > self._held
         missed = (1.0 - self.hit) * self._picked
-        count = np.where(active, op.count, 0.0)
+        count = where(active, op.count, 0.0)
         width = op.n_kv_heads * op.head_dim
         rebuild = Linear(
             role="kv.rebuild",
@@ -112,7 +111,7 @@ class ShadowKv(Policy):
             beside=("kv.rebuild",),
             count=count,
         )
-        units = op.batch * np.where(active, np.asarray(op.tokens, float) / self.chunk, 0.0)
+        units = op.batch * where(active, op.tokens / self.chunk, 0.0)
         return (ops[0], *self._united(op, units, count), ops[1], rebuild, fetch, ops[2])
 
     def _united(self, op: Attention, units: Array, count: Array) -> tuple[Elementwise, ...]:
@@ -190,13 +189,13 @@ class Nosa(Policy):
             picked=self.budget / self.block,
             searched=self.block,
         )
-        active = np.asarray(op.tokens) > self.budget
+        active = op.tokens > self.budget
         fetch = Transfer(
             role="kv.fetch",
             tier="host",
             read_bytes=op.batch * (1.0 - self.hit) * self.budget * op.dense_bytes_per_token,
             chunk_bytes=run,
-            count=np.where(active, op.count, 0.0),
+            count=where(active, op.count, 0.0),
         )
         return (*ops[:2], fetch, ops[2])
 
@@ -271,12 +270,12 @@ class Alisa(Policy):
         if not isinstance(op, Attention):
             return (op,)
         if op.phase == "prefill":
-            rows = np.maximum(0.5 * self.keep * op.q_len, 1.0)
+            rows = maximum(0.5 * self.keep * op.q_len, 1.0)
             vote = scoring_pass(replace(op, q_len=rows), 1.0, role="kv.observe")
             written = self.host * op.batch * op.q_len * op.dense_bytes_per_token
             return (op, vote, store(op, written)) if self.host else (op, vote)
-        tokens = np.asarray(op.tokens, float)
-        kept = np.maximum(self.keep * tokens, 1.0)
+        tokens = op.tokens
+        kept = maximum(self.keep * tokens, 1.0)
         far = 0.5 * kept * op.batch
         pick = top_k(op.batch * tokens, far, heads=1.0, rows=op.batch, count=op.count)
         run = op.head_dim * op.kv_element_bytes

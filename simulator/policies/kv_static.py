@@ -6,10 +6,9 @@ from collections.abc import Hashable
 from dataclasses import replace
 from typing import ClassVar
 
-import numpy as np
 from pydantic import Field
 
-from simulator.base.arrays import Array
+from simulator.base.arrays import Array, maximum, minimum
 from simulator.ops.ops import Attention, Op
 from simulator.policies.base import Aspect, Compatibility, Context, KvLayout, Policy, Swept
 from simulator.policies.common import bounded_pairs
@@ -48,10 +47,10 @@ class Moa(Policy):
         if not isinstance(op, Attention):
             return (op,)
         if op.phase == "prefill":
-            span = np.maximum(self.keep * op.kv_len, float(self.sinks))
+            span = maximum(self.keep * op.kv_len, float(self.sinks))
             return (replace(op, pair_keep=bounded_pairs(op, span)),)
-        tokens = np.asarray(op.tokens, float)
-        kept = np.maximum(self.keep * tokens, np.minimum(tokens, float(self.sinks)))
+        tokens = op.tokens
+        kept = maximum(self.keep * tokens, minimum(tokens, float(self.sinks)))
         return (replace(op, attended=kept),)
 
     def layout(self, kv: KvLayout, ctx: Context) -> KvLayout:
@@ -92,8 +91,8 @@ class S2Attention(Policy):
         return self.dense_every > 0 and index % self.dense_every == 0
 
     def _kept(self, tokens: Array) -> Array:
-        far = np.maximum(np.asarray(tokens, float) - self.local, 0.0)
-        return np.minimum(tokens, float(self.local)) + far / self.stride
+        far = maximum(tokens - self.local, 0.0)
+        return minimum(tokens, float(self.local)) + far / self.stride
 
     def rewrite(self, op: Op, ctx: Context) -> tuple[Op, ...]:
         """The head's own blocks."""

@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import ClassVar, Literal
 
-import numpy as np
 from pydantic import Field
 
-from simulator.base.arrays import Array
+from simulator.base.arrays import Array, minimum, where
 from simulator.base.dtypes import DType, Format
 from simulator.model.spec import ModelSpec
 from simulator.ops.ops import Attention, Elementwise, Linear, Op
@@ -85,9 +84,9 @@ class Nsa(Policy):
     def _prompt(self, op: Attention) -> tuple[Op, ...]:
         share = bounded_pairs(op, self._budget)
         group = op.n_heads / op.n_kv_heads
-        active = np.asarray(op.kv_len) > self._budget
-        rows = op.batch * op.q_len * np.where(active, 1.0, 0.0)
-        count = np.where(active, op.count, 0.0)
+        active = op.kv_len > self._budget
+        rows = op.batch * op.q_len * where(active, 1.0, 0.0)
+        count = where(active, op.count, 0.0)
         units = rows * op.kv_len / self.stride / 2.0
         # The branch's own attention, and Q K^T once more for the top-k, summed over the group and written.
         compressed = replace(
@@ -105,8 +104,8 @@ class Nsa(Policy):
             units * (self.stride / self.block), rows * self.blocks, heads=op.n_kv_heads, rows=rows, count=count
         )
         if self.order == "query":
-            waste = np.where(active, max(TILE_ROWS / group, 1.0), 1.0)
-            loaded = np.where(active, _loaded_per_query(op, share), 0.0)
+            waste = where(active, max(TILE_ROWS / group, 1.0), 1.0)
+            loaded = where(active, _loaded_per_query(op, share), 0.0)
             return (compressed, kept, pick, replace(op, pair_keep=share * waste, tile_bytes=loaded))
         partial = rows * op.n_heads * op.head_dim * 4.0 * self.blocks
         reduce = Elementwise(
@@ -170,15 +169,15 @@ class InfLlmV2(Policy):
                 picked=float(self.blocks),
                 searched=self.block,
             )
-        active = np.asarray(op.kv_len) > self._budget
-        rows = op.batch * op.q_len * np.where(active, 1.0, 0.0)
-        count = np.where(active, op.count, 0.0)
+        active = op.kv_len > self._budget
+        rows = op.batch * op.q_len * where(active, 1.0, 0.0)
+        count = where(active, op.count, 0.0)
         share = POOL / self.stride
         scores = replace(scoring_pass(op, share, keys=1.0 / self.stride), count=count)
         units = rows * op.kv_len / self.block / 2.0
         pick = top_k(units, rows * self.blocks, heads=op.n_kv_heads, rows=rows, count=count)
         share = bounded_pairs(op, self._budget)
-        loaded = np.where(active, _loaded_per_query(op, share), 0.0)
+        loaded = where(active, _loaded_per_query(op, share), 0.0)
         return (scores, pick, replace(op, pair_keep=share, tile_bytes=loaded))
 
     def layout(self, kv: KvLayout, ctx: Context) -> KvLayout:
@@ -236,8 +235,8 @@ class Dsa(Policy):
             )
         if not isinstance(op, Attention):
             return (op,)
-        active = np.asarray(op.kv_len) > self.budget
-        count = np.where(active, op.count, 0.0)
+        active = op.kv_len > self.budget
+        count = where(active, op.count, 0.0)
         # QK of all index heads against one fp8 key per token; its scores never leave the kernel but summed up.
         index = replace(
             op,
@@ -257,7 +256,7 @@ class Dsa(Policy):
         if op.phase == "prefill":
             sparse = replace(op, pair_keep=bounded_pairs(op, float(self.budget)))
         else:
-            read = np.minimum(op.tokens, float(self.budget))
+            read = minimum(op.tokens, float(self.budget))
             sparse = replace(op, attended=read, run_bytes=op.dense_bytes_per_token)
         return (index, pick, sparse)
 

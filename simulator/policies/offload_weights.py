@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from simulator.base.arrays import Array
+from simulator.base.arrays import Array, clip, minimum
 from simulator.base.dtypes import Format
 from simulator.model.layer import FfnSpec
 from simulator.model.spec import ModelSpec
@@ -98,7 +98,7 @@ class PowerInfer(Policy):
             active = measured_union(ctx, "attn.head", self.attn_keep)
         else:
             active = measured_union(ctx, "ffn.down", self.keep)
-        on_gpu = np.minimum(active * max(self.hits, hot), hot)
+        on_gpu = minimum(active * max(self.hits, hot), hot)
         axis: Literal["n", "k"] = "k" if op.role in ("mlp.down", "attn.o") else "n"
         gpu = replace(gathered(op, on_gpu, ctx, axis), resident=hot)
         parts = (gpu,) if hot == 1.0 else (gpu, *self._cold(op, ctx, active - on_gpu))
@@ -106,12 +106,7 @@ class PowerInfer(Policy):
             return parts
         assert isinstance(ctx.layer.ffn, FfnSpec)
         guess = predictor(
-            "predictor.mlp",
-            ctx,
-            rank=self.rank,
-            outputs=ctx.layer.ffn.intermediate,
-            count=float(np.max(op.count)),
-            picked=self.keep,
+            "predictor.mlp", ctx, rank=self.rank, outputs=ctx.layer.ffn.intermediate, count=op.count, picked=self.keep
         )
         return (*guess, *parts)
 
@@ -205,7 +200,7 @@ class LlmInFlash(Policy):
             return (held, _load(op, whole * (1.0 - self.resident), float("inf")))
         active = measured_union(ctx, "ffn.down", self.keep)
         # What a step needs and the window does not hold is loaded, whatever the share per token says.
-        new = whole * np.clip(self.new * active / self.keep, active - self.resident, 1.0)
+        new = whole * clip(self.new * active / self.keep, active - self.resident, 1.0)
         copy = Elementwise(
             role=f"{op.role}.place",
             kind="copy",
@@ -221,12 +216,7 @@ class LlmInFlash(Policy):
             return ops
         assert isinstance(ctx.layer.ffn, FfnSpec)
         guess = predictor(
-            "predictor.mlp",
-            ctx,
-            rank=self.rank,
-            outputs=ctx.layer.ffn.intermediate,
-            count=float(np.max(op.count)),
-            picked=self.keep,
+            "predictor.mlp", ctx, rank=self.rank, outputs=ctx.layer.ffn.intermediate, count=op.count, picked=self.keep
         )
         return (*guess, *ops)
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import ClassVar
 
-import numpy as np
 from pydantic import Field
 
+from simulator.base.arrays import minimum, where
 from simulator.ops.ops import Attention, Op
 from simulator.policies.base import Aspect, Compatibility, Context, Policy, Swept
 from simulator.policies.common import bounded_pairs, copied, scoring_pass, top_k
@@ -47,15 +47,15 @@ class MInference(Policy):
         if not isinstance(op, Attention) or op.phase == "decode":
             return (op,)
         budget = float(self.vertical + self.slash)
-        count = np.where(np.asarray(op.kv_len) > budget, op.count, 0.0)
-        rows = np.minimum(float(self.observe), op.q_len)
+        count = where(op.kv_len > budget, op.count, 0.0)
+        rows = minimum(float(self.observe), op.q_len)
         vote = scoring_pass(replace(op, q_len=rows), 1.0, role="kv.observe")
         pick = top_k(2.0 * op.batch * op.kv_len, op.batch * budget, heads=op.n_heads, rows=2.0 * op.batch, count=count)
         share = bounded_pairs(op, budget)
         # Each head's blocks of 64 queries load lines of their own.
         token = op.dense_bytes_per_token / op.n_kv_heads
         loaded = op.batch * op.pairs * share * op.n_heads * token / QUERY_BLOCK
-        sparse = replace(op, pair_keep=share, tile_bytes=np.where(count > 0.0, loaded, 0.0), graph_safe=False)
+        sparse = replace(op, pair_keep=share, tile_bytes=where(count > 0.0, loaded, 0.0), graph_safe=False)
         return (replace(vote, count=count), pick, sparse)
 
 
@@ -126,7 +126,7 @@ class Dhsa(Policy):
         """Pooling, chunk scores, top-k, sparse attention."""
         if not isinstance(op, Attention) or op.phase == "decode":
             return (op,)
-        count = np.where(np.asarray(op.kv_len) > self.budget, op.count, 0.0)
+        count = where(op.kv_len > self.budget, op.count, 0.0)
         keys = op.batch * op.kv_len * op.dense_bytes_per_token / 2.0
         both = op.qo_bytes[0] + keys
         pool = copied("kv.pool", op, both, both / self.chunk, count=count)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import replace
+from math import inf
 from typing import ClassVar
 
-import numpy as np
 from pydantic import Field
 
-from simulator.base.arrays import Array
+from simulator.base.arrays import Array, expm1, log1p, minimum
 from simulator.ops.ops import Attention, Collective, Elementwise, Linear, Moe, Op
 from simulator.policies.base import Aspect, Compatibility, Context, KvLayout, Policy, Swept
 from simulator.policies.common import generated, prompt_of, scoring_pass, top_k
@@ -66,7 +66,7 @@ class Ftp(Policy):
             return (replace(op, attended=op.tokens * self.keep, batch=op.batch * self.keep),)
         new = thinned(op, self.keep)
         if isinstance(new, Linear) and ctx.decode_only:
-            touched = -np.expm1(ctx.step.rows * np.log1p(-min(self.keep, 1.0 - 1e-12)))
+            touched = -expm1(ctx.step.rows * log1p(-min(self.keep, 1.0 - 1e-12)))
             new = replace(new, read_keep=new.read_keep * touched)
         return (new,)
 
@@ -118,7 +118,7 @@ class VisionTokens(Policy):
                 left = replace(op, q_len=op.q_len * self._left, kv_len=op.kv_len * self._left)
                 return (*self._ranked(op), left) if ctx.index == self.from_layer else (left,)
             kept = prompt_of(op, ctx) * self._left + generated(op, ctx)
-            return (replace(op, attended=np.minimum(kept, op.tokens)),)
+            return (replace(op, attended=minimum(kept, op.tokens)),)
         return (op,) if ctx.decode_only else (thinned(op, self._left),)
 
     def _ranked(self, op: Attention) -> tuple[Op, ...]:
@@ -131,4 +131,4 @@ class VisionTokens(Policy):
         """What is left of the prompt, and all that is generated."""
         if ctx.index < self.from_layer:
             return kv
-        return replace(kv, keep=self._left, grows=bool(np.isinf(kv.max_tokens)))
+        return replace(kv, keep=self._left, grows=kv.max_tokens == inf)

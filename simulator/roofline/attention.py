@@ -24,19 +24,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from math import inf
+from typing import TYPE_CHECKING
 
-import numpy as np
-
+from simulator.base.arrays import Array, ceil, exp, maximum, minimum, some, sqrt, where
 from simulator.base.errors import InputError
+from simulator.ops.ops import causal_pairs
 from simulator.roofline.bandwidth import resident_bytes_per_s
 
 if TYPE_CHECKING:
     from simulator.device.surface import Surface
     from simulator.roofline.hardware import Hardware
-
-Array = Any
-"""float or ndarray; everything broadcasts."""
 
 PHASES = ("prefill", "decode", "decode-mla")
 MLA_LATENT = 512
@@ -72,38 +70,24 @@ class AttentionTime:
 
     Attributes
     ----------
-    total_s : ndarray
+    total_s : Array
         Time of the kernel [s], floor and surface applied.
-    math_s, memory_s, launch_s : ndarray
+    math_s, memory_s, launch_s : Array
         Tensor math, bytes moved (KV, Q, O, KV write), everything else [s], without surface.
     """
 
-    total_s: np.ndarray
-    math_s: np.ndarray
-    memory_s: np.ndarray
-    launch_s: np.ndarray
-
-
-def causal_pairs(q_len: Array, kv_len: Array, window: Array = 0) -> Array:
-    """Query-key pairs of one head [-]: query at position p sees min(p, window) tokens.
-
-    The chunk is the last `q_len` of `kv_len` tokens; ``window`` 0 means no window.
-    """
-    before = kv_len - q_len
-    if np.ndim(window) == 0 and window == 0:
-        return q_len * (before + kv_len + 1.0) * 0.5
-    reach = np.where(np.asarray(window) > 0, window, np.inf)
-    ramp_end = np.minimum(np.maximum(reach, before), kv_len)
-    full = np.where(kv_len > ramp_end, (kv_len - ramp_end) * np.minimum(reach, kv_len), 0.0)
-    return (ramp_end - before) * (before + ramp_end + 1.0) * 0.5 + full
+    total_s: Array
+    math_s: Array
+    memory_s: Array
+    launch_s: Array
 
 
 def context_tokens(q_len: Array, kv_len: Array, window: Array = 0) -> Array:
     """KV tokens that are read at least once [-]: all, or the window behind the first query."""
-    if np.ndim(window) == 0 and window == 0:
+    if isinstance(window, int | float) and not window:
         return kv_len
-    reach = np.where(np.asarray(window) > 0, window + q_len - 1.0, np.inf)
-    return np.minimum(kv_len, reach)
+    reach = where(window > 0, window + q_len - 1.0, inf)
+    return minimum(kv_len, reach)
 
 
 def attention_time(
@@ -162,7 +146,7 @@ def attention_time(
     read_tokens = tokens + coef["page_tokens"]
     pairs = causal_pairs(q_len, kv_len, window)
     walked = pairs
-    if np.ndim(window) > 0 or window:
+    if not isinstance(window, int | float) or window:
         read_tokens = read_tokens + coef["window_leak"] * (kv_len - tokens)
         walked = pairs + coef["window_leak"] * (causal_pairs(q_len, kv_len) - pairs)
     peak, bandwidth = hw.math_flop_per_s, hw.hbm_bytes_per_s
@@ -172,18 +156,18 @@ def attention_time(
     rows = q_len if prefill else group
     tile = coef["row_tile"]
     efficiency = coef["math_eff"] * (1.0 if mla else head_size_factor(head_dim, coef))
-    chain_tokens, alone_tokens = np.minimum(tokens, coef["split_tokens"]), 0.0
+    chain_tokens, alone_tokens = minimum(tokens, coef["split_tokens"]), 0.0
     # A decode tile holds the query heads of one KV head, a prefill tile rows of one query head.
-    tiles = np.ceil(rows / tile)
+    tiles = ceil(rows / tile)
     blocks = (batch * n_heads if prefill else lanes) * tiles
     rate = efficiency * rows / (tiles * tile)
-    if not prefill and (coef["packs_all"] == 0.0 or np.any(group > coef["group_max"])):
-        wide = np.asarray(group > coef["group_max"])
-        plain = (coef["packs_all"] == 0.0) & ((group <= 1.0) | (np.asarray(window) > 0))
+    if not prefill and (coef["packs_all"] == 0.0 or some(group > coef["group_max"])):
+        wide = group > coef["group_max"]
+        plain = (coef["packs_all"] == 0.0) & ((group <= 1.0) | (window > 0))
         alone = wide | (plain & (group > 1.0))
-        blocks = np.where(alone, batch * n_heads, blocks)
-        rate = np.where(alone, coef["alone_eff"], rate)
-        chain_tokens, alone_tokens = (np.where(plain, 0.0, chain_tokens), np.where(plain, tokens, 0.0))
+        blocks = where(alone, batch * n_heads, blocks)
+        rate = where(alone, coef["alone_eff"], rate)
+        chain_tokens, alone_tokens = (where(plain, 0.0, chain_tokens), where(plain, tokens, 0.0))
     pair_flop = 2.0 * n_heads * (head_dim + value_dim)
     # Products of the small axes first: only the last multiplication is full size.
     padding = walked / pairs / (peak * rate)
@@ -216,27 +200,27 @@ def attention_time(
     tiles_s = blocks * (coef["tile_s"] / hw.sm_count)
     fixed_s = coef["launch_s"] + chain_s
     # A block that walks all tokens alone streams meanwhile: its chain overlaps the rest.
-    beside = np.square(tiles_s) + np.square(alone_tokens * token_s)
-    math2, kv2 = np.square(math_s), np.square(kv_s)
-    work_s = np.sqrt(np.sqrt(np.square(math2) + np.square(kv2)) + beside)
+    beside = tiles_s * tiles_s + (alone_tokens * token_s) ** 2
+    math2, kv2 = math_s * math_s, kv_s * kv_s
+    work_s = sqrt(sqrt(math2 * math2 + kv2 * kv2) + beside)
     total_s = work_s + (io_s + fixed_s)
     if surface is not None:
         coords = {
             "lanes": lanes,
-            "tokens": np.sqrt(q_len * tokens) if prefill else tokens,
+            "tokens": sqrt(q_len * tokens) if prefill else tokens,
             "group": group,
             "head_dim": head_dim,
         }
-        total_s = total_s * np.exp(surface(**coords))
+        total_s = total_s * exp(surface(**coords))
     # New K, V and O may stay in L2; the cached tokens come from memory unless just read.
     again = 1.0 if hw.cached is not None else reuse
-    cached = kv_bytes * ((1.0 - again) * np.maximum(tokens - q_len, 0.0) / tokens)
-    floor_bytes = np.maximum(kv_bytes + (new_bytes - hw.l2_bytes), cached)
-    floor_s = np.maximum(floor_math_s, floor_bytes * (1.0 / bandwidth))
-    return AttentionTime(np.maximum(total_s, floor_s), math_s, kv_s + io_s, fixed_s + tiles_s)
+    cached = kv_bytes * ((1.0 - again) * maximum(tokens - q_len, 0.0) / tokens)
+    floor_bytes = maximum(kv_bytes + (new_bytes - hw.l2_bytes), cached)
+    floor_s = maximum(floor_math_s, floor_bytes * (1.0 / bandwidth))
+    return AttentionTime(maximum(total_s, floor_s), math_s, kv_s + io_s, fixed_s + tiles_s)
 
 
 def head_size_factor(head_dim: Array, coef: Mapping[str, float]) -> Array:
     """Tensor efficiency of a head size over that of 128 [-]."""
-    low = (np.minimum(head_dim, 128.0) / 128.0) ** coef["dim_low"]
-    return low * (128.0 / np.maximum(head_dim, 128.0)) ** coef["dim_high"]
+    low = (minimum(head_dim, 128.0) / 128.0) ** coef["dim_low"]
+    return low * (128.0 / maximum(head_dim, 128.0)) ** coef["dim_high"]

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
+from simulator.base.arrays import Array, exp, maximum, minimum
 
 if TYPE_CHECKING:
     from simulator.roofline.hardware import Hardware
-
-Array = Any
-"""float or ndarray; everything broadcasts."""
 
 DRAM_LATENCY_S = 0.65e-6
 """Load-to-use latency of device memory under no load; assumed, not fitted [s]."""
@@ -22,12 +19,12 @@ def bytes_in_flight(blocks: Array, sm_count: float, blocks_per_sm: Array, block_
     ``min(blocks, SMs * blocks_per_sm) * block_bytes``: `blocks` of the launch, of which `blocks_per_sm` are resident
     on an SM by their registers and shared memory (occupancy), each with at most `block_bytes` requested.
     """
-    return np.minimum(blocks, sm_count * blocks_per_sm) * block_bytes
+    return minimum(blocks, sm_count * blocks_per_sm) * block_bytes
 
 
 def latency_floor_s(total_bytes: Array, bytes_in_flight: Array, latency_s: float = DRAM_LATENCY_S) -> Array:
     """Least time to bring `total_bytes` with never more than `bytes_in_flight` on their way: Little's law [s]."""
-    return total_bytes * latency_s / np.maximum(bytes_in_flight, 1.0)
+    return total_bytes * latency_s / maximum(bytes_in_flight, 1.0)
 
 
 def resident_bytes_per_s(total_bytes: Array, hw: Hardware) -> Array:
@@ -39,4 +36,4 @@ def resident_bytes_per_s(total_bytes: Array, hw: Hardware) -> Array:
     """
     if hw.cached is None:
         return hw.hbm_bytes_per_s
-    return hw.hbm_bytes_per_s * np.exp(hw.cached(bytes=np.maximum(np.maximum(total_bytes, hw.touched_bytes), 1.0)))
+    return hw.hbm_bytes_per_s * exp(hw.cached(bytes=maximum(maximum(total_bytes, hw.touched_bytes), 1.0)))

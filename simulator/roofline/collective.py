@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
+from simulator.base.arrays import Array, every, exp, log2, maximum, minimum, real, some, sqrt, where
 from simulator.base.errors import InputError, UnknownNameError
 
 if TYPE_CHECKING:
     from simulator.device.surface import Surface
     from simulator.roofline.hardware import Hardware
 
-_LN2 = float(np.log(2.0))
+_LN2 = math.log(2.0)
 OPS = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "send_recv")
 
 DEFAULT: Mapping[str, float] = {
@@ -29,35 +29,34 @@ DEFAULT: Mapping[str, float] = {
 
 @dataclass(frozen=True)
 class CollectiveTime:
-    """Terms of a collective [s], arrays of the input shape; `total_s` is their sum, floored."""
+    """Terms of a collective [s], they broadcast against each other; `total_s` is their sum, floored."""
 
-    total_s: np.ndarray
-    latency_s: np.ndarray
-    link_s: np.ndarray
+    total_s: Array
+    latency_s: Array
+    link_s: Array
 
 
-def link_bytes(op: str, message_bytes: Any, n_ranks: Any, *, in_switch: bool = False) -> np.ndarray:
+def link_bytes(op: str, message_bytes: Any, n_ranks: Any, *, in_switch: bool = False) -> Array:
     """Bytes one rank sends over its link [B], ring algorithm (NCCL's bus-bandwidth factors).
 
     With S the full buffer and n the ranks: all_reduce 2(n-1)/n S; all_gather, reduce_scatter and
     all_to_all (n-1)/n S; send_recv S. `in_switch` takes NVLink SHARP, where the switch reduces and
     an all_reduce sends S once. Source: nccl-tests PERFORMANCE.md.
     """
-    size = np.asarray(message_bytes, float)
-    n = np.asarray(n_ranks, float)
+    size, n = real(message_bytes), real(n_ranks)
     if op == "all_reduce":
         ring = 2.0 * (n - 1.0) / n
-        factor = np.minimum(ring, 1.0) if in_switch else ring
+        factor = minimum(ring, 1.0) if in_switch else ring
     elif op in ("all_gather", "reduce_scatter", "all_to_all"):
         factor = (n - 1.0) / n
     elif op == "send_recv":
-        factor = np.where(n > 1.0, 1.0, 0.0)
+        factor = where(n > 1.0, 1.0, 0.0)
     else:
         raise UnknownNameError("collective", op, OPS)
     return size * factor
 
 
-def collective_floor(op: str, message_bytes: Any, n_ranks: Any, *, hw: Hardware) -> np.ndarray:
+def collective_floor(op: str, message_bytes: Any, n_ranks: Any, *, hw: Hardware) -> Array:
     """Least time the link allows [s]: in-switch bytes over the one-way link rate."""
     return link_bytes(op, message_bytes, n_ranks, in_switch=True) / hw.link_bytes_per_s
 
@@ -96,19 +95,21 @@ def collective_time(
     Returns
     -------
     CollectiveTime
-        Arrays of the broadcast shape [s]; one rank costs nothing.
+        Terms [s]; one rank costs nothing.
     """
-    size, n = np.broadcast_arrays(np.asarray(message_bytes, float), np.asarray(n_ranks, float))
-    if np.any(n < 1.0) or np.any(size < 0.0):
+    size, n = real(message_bytes), real(n_ranks)
+    if some(n < 1.0) or some(size < 0.0):
         raise InputError("a collective needs at least one rank and a size of 0 B or more")
-    log_n = np.log2(n)
+    log_n = log2(n)
     bare = link_bytes(op, size, n) / hw.link_bytes_per_s
     latency = coef["t0_s"] + coef["hop_s"] * log_n
-    link = bare * np.exp(-_LN2 * coef["share_slope"] * (log_n - 1.0)) / coef["link_share"]
-    link = link + np.sqrt(coef["fill_s"] * bare)
+    link = bare * exp(-_LN2 * coef["share_slope"] * (log_n - 1.0)) / coef["link_share"]
+    link = link + sqrt(coef["fill_s"] * bare)
     if surface is not None:
-        factor = np.exp(surface(bytes=size, ranks=n))
+        factor = exp(surface(bytes=size, ranks=n))
         latency, link = latency * factor, link * factor
-    total = np.maximum(latency + link, collective_floor(op, size, n, hw=hw))
+    total = maximum(latency + link, collective_floor(op, size, n, hw=hw))
     used = n > 1.0
+    if every(used):
+        return CollectiveTime(total, latency, link)
     return CollectiveTime(total * used, latency * used, link * used)

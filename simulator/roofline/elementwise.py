@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
+from simulator.base.arrays import Array, exp, maximum, real
 from simulator.base.errors import UnknownNameError
 from simulator.roofline.bandwidth import resident_bytes_per_s
 
@@ -23,17 +22,17 @@ DEFAULT: Mapping[str, float] = {"t0_s": 2.0e-6, "bw_share": 0.85}
 
 @dataclass(frozen=True)
 class ElementwiseTime:
-    """Terms of a streaming kernel [s], arrays of the broadcast input shape."""
+    """Terms of a streaming kernel [s]; they broadcast against each other."""
 
-    total_s: np.ndarray
-    memory_s: np.ndarray
-    launch_s: np.ndarray
+    total_s: Array
+    memory_s: Array
+    launch_s: Array
 
 
-def elementwise_floor(read_bytes: Any, write_bytes: Any, *, hw: Hardware) -> np.ndarray:
+def elementwise_floor(read_bytes: Any, write_bytes: Any, *, hw: Hardware) -> Array:
     """Least time of the bytes [s] beyond what L2 may hold from the kernel before."""
-    moved = np.asarray(read_bytes, float) + np.asarray(write_bytes, float)
-    return np.maximum(moved - hw.l2_bytes, 0.0) / hw.hbm_bytes_per_s
+    moved = real(read_bytes) + real(write_bytes)
+    return maximum(moved - hw.l2_bytes, 0.0) / hw.hbm_bytes_per_s
 
 
 def elementwise_time(
@@ -66,12 +65,12 @@ def elementwise_time(
     """
     if kind not in KINDS:
         raise UnknownNameError("elementwise kind", kind, KINDS)
-    moved = np.asarray(read_bytes, float) + np.asarray(write_bytes, float)
+    moved = real(read_bytes) + real(write_bytes)
     rate = coef["bw_share"] * resident_bytes_per_s(moved, hw)
     memory = moved * (coef.get(f"passes_{kind}", 1.0) / rate)
-    launch = np.full_like(memory, coef["t0_s"] * coef.get(f"start_{kind}", 1.0))
+    launch: Array = coef["t0_s"] * coef.get(f"start_{kind}", 1.0)
     if surface is not None:
-        factor = np.exp(surface(bytes=moved))
+        factor = exp(surface(bytes=moved))
         memory, launch = memory * factor, launch * factor
-    total = np.maximum(memory + launch, elementwise_floor(read_bytes, write_bytes, hw=hw))
+    total = maximum(memory + launch, elementwise_floor(read_bytes, write_bytes, hw=hw))
     return ElementwiseTime(total, memory, launch)

@@ -10,9 +10,7 @@ from functools import lru_cache
 from importlib import resources
 from typing import Any
 
-import numpy as np
-
-from simulator.base.arrays import Array
+from simulator.base.arrays import Array, maximum
 from simulator.base.dtypes import Format
 from simulator.base.errors import UnknownNameError
 from simulator.device.catalogue import Device
@@ -130,9 +128,8 @@ class Engine:
         """What one all-reduce costs in a step beyond its isolated timing [s]."""
         extra: Array = self.rank_s
         if self.burst_s_per_byte and ranks > 2:
-            size = np.asarray(message_bytes, float)
-            rate = self.burst_s_per_byte * np.log2(ranks / 2.0)
-            extra = extra + rate * size * (size >= self.burst_bytes)
+            rate = self.burst_s_per_byte * math.log2(ranks / 2.0)
+            extra = extra + rate * message_bytes * (message_bytes >= self.burst_bytes)
         return extra
 
     def step(
@@ -172,14 +169,14 @@ class Engine:
             hidden = (launches - copies) * self.hidden_s if graph else 0.0
             stream = gpu_s * stretch - hidden
             if self.saves(prefills):
-                stream = np.maximum(stream, floor_s)
+                stream = maximum(stream, floor_s)
             gain = stream - gpu_s
         stream = stream + comm_extra_s
         submit = launches * (host * (self.launch_graph_s if graph else self.launch_eager_s))
         wait = host * self.schedule_s + (host * self.row_s) * sequences
         if prefills and self.token_s:
             wait = wait + (host * self.token_s) * prompt_tokens
-        busy = stream + submit if self.waits_by_layer else np.maximum(stream, submit)
+        busy = stream + submit if self.waits_by_layer else maximum(stream, submit)
         return StepParts(busy + wait, stream, submit, wait, gain)
 
     def saves(self, prefills: bool) -> bool:

@@ -20,17 +20,17 @@ Not modelled: fused epilogues, power throttling over time, clocks below boost.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
+from simulator.base.arrays import Array, ceil, exp, maximum, minimum, real
 from simulator.device.surface import Surface
 from simulator.roofline.bandwidth import resident_bytes_per_s
 from simulator.roofline.hardware import Hardware
-
-Array = NDArray[np.float64]
 
 TILES: tuple[tuple[int, int], ...] = ((256, 128), (128, 128), (128, 64), (64, 64), (64, 32), (16, 64))
 """Candidate output tiles (rows of m, columns of n)."""
@@ -63,7 +63,7 @@ DEFAULTS: Mapping[str, float] = MappingProxyType(
 
 
 class GemmTime(NamedTuple):
-    """Terms of one product, all [s] and of the broadcast shape of the inputs."""
+    """Terms of one product, all [s]; they broadcast against each other."""
 
     total_s: Array
     math_s: Array
@@ -110,34 +110,26 @@ def gemm_time(
     GemmTime
         `total_s` is never below `floor_s` of the same arguments.
     """
-    m, n, k, batch = (np.asarray(x, float) for x in (m, n, k, batch))
+    m, n, k, batch = real(m), real(n), real(k), real(batch)
     dense_flop = 2.0 * batch * m * n * k
-    share = 1.0 if flop is None else np.asarray(flop, float) / np.maximum(dense_flop, 1e-300)
-    weight = batch * n * k * weight_bytes_per_element
-    if weight_read_bytes is not None:
-        weight = np.asarray(weight_read_bytes, float)
+    share = 1.0 if flop is None else flop / maximum(dense_flop, 1e-300)
+    weight = batch * n * k * weight_bytes_per_element if weight_read_bytes is None else weight_read_bytes
     out = batch * m * n * out_bytes
     moved = weight + batch * m * k * act_bytes + out
     math = _tile_s(m, n, k, batch, weight_bytes_per_element, act_bytes, hw, coef) * share
     rate = coef["memory"] * resident_bytes_per_s(moved, hw)
     memory = moved / rate
-    body = np.maximum(math, memory) + coef["overlap"] * np.minimum(math, memory)
+    body = maximum(math, memory) + coef["overlap"] * minimum(math, memory)
     if surface is not None:
-        body = body * np.exp(surface(m=m, n=n, k=k))
+        body = body * exp(surface(m=m, n=n, k=k))
     launch = coef["launch_s"] + batch * m * k * coef["act_extra_bytes"] / rate
-    low = _floor(dense_flop * share, moved, hw)
-    total = np.maximum(body + launch, low)
-    return GemmTime(total, math, memory, np.broadcast_to(launch, total.shape))
+    return GemmTime(maximum(body + launch, floor_s(dense_flop * share, moved, hw)), math, memory, launch)
 
 
-def floor_s(flop: ArrayLike, moved_bytes: ArrayLike, hw: Hardware) -> Array:
+def floor_s(flop: Array, moved_bytes: Array, hw: Hardware) -> Array:
     """No product is faster: peak at maximum clock, and bytes that cannot sit in L2 [s]."""
-    return _floor(np.asarray(flop, float), np.asarray(moved_bytes, float), hw)
-
-
-def _floor(flop: Array, moved_bytes: Array, hw: Hardware) -> Array:
     math = flop / (hw.math_flop_per_s * hw.max_clock_ratio)
-    return np.maximum(math, (moved_bytes - hw.l2_bytes) / hw.hbm_bytes_per_s)
+    return maximum(math, (moved_bytes - hw.l2_bytes) / hw.hbm_bytes_per_s)
 
 
 def _tile_s(
@@ -151,22 +143,68 @@ def _tile_s(
     coef: Mapping[str, float],
 ) -> Array:
     """Fastest candidate's time on the SMs [s]."""
-    per_flop_s = hw.sm_count / (coef["compute"] * hw.math_flop_per_s)
-    per_byte_s = coef["tile_load"] * hw.sm_count / hw.hbm_bytes_per_s
-    split_s = coef["split_io"] * SPLIT_BYTES * batch * m * n / hw.hbm_bytes_per_s
+    shape = (n, k, batch, weight_bytes, act_bytes, hw.sm_count, hw.math_flop_per_s, hw.hbm_bytes_per_s)
+    terms = (*shape, *(coef[c] for c in ("compute", "tile_load", "ramp_s", "split_s", "split_io")))
+    tiles = CPU_TILES if hw.arch.startswith(("cpu-", "fpga-")) else TILES
     quant = coef["quant"]
-    candidates = CPU_TILES if hw.arch.startswith(("cpu-", "fpga-")) else TILES
-    rows = {tm: np.ceil(m / tm) for tm in {tm for tm, _ in candidates}}
+    if isinstance(m, np.ndarray) and max(map(np.size, (m, n, k, batch))) <= FEW:
+        ndim = max(map(np.ndim, (m, *shape)))
+        choices = np.array([(*t, s) for t in tiles for s in SPLITS], float).T.reshape(3, -1, *(1,) * ndim)
+        return np.min(_waves_s(m, np.ceil(m / choices[0]), *_candidate(*choices, *terms), quant), axis=0)
+    plain = not any(isinstance(x, np.ndarray) for x in shape)
+    rows = {tm: ceil(m / tm) for tm, _ in tiles}
     best: Array | None = None
-    for tm, tn in candidates:
-        tiles = rows[tm] * (np.ceil(n / tn) * batch / hw.sm_count)
-        step_s = 2.0 * tm * tn * per_flop_s + (tm * act_bytes + tn * weight_bytes) * per_byte_s
-        for split in SPLITS:
-            waves = tiles * split
-            waves = (1.0 - quant) * np.maximum(waves, 1.0) + quant * np.ceil(waves)
-            time = waves * (k * (step_s / split) + coef["ramp_s"])
-            if split > 1:
-                time = time + (coef["split_s"] + split_s)
-            best = time if best is None else np.minimum(best, time)
+    for tm, *candidate in _candidates(tiles, *terms) if plain else _candidates.__wrapped__(tiles, *terms):
+        time = _waves_s(m, rows[tm], *candidate, quant)
+        best = time if best is None else minimum(best, time)
     assert best is not None
     return best
+
+
+FEW = 4096
+"""Products up to which all candidates are timed in one array: numpy's calls then cost more than its passes [-]."""
+
+
+@lru_cache(maxsize=4096)
+def _candidates(tiles: tuple[tuple[int, int], ...], *terms: Array) -> tuple[tuple[Array, ...], ...]:
+    """Rows of a tile, and `_candidate` of every tile and split."""
+    return tuple((tm, *_candidate(tm, tn, s, *terms)) for tm, tn in tiles for s in SPLITS)
+
+
+def _candidate(
+    tm: Array,
+    tn: Array,
+    split: Array,
+    n: Array,
+    k: Array,
+    batch: Array,
+    weight_bytes: float,
+    act_bytes: float,
+    sm_count: float,
+    flop_per_s: float,
+    hbm_bytes_per_s: float,
+    compute: float,
+    tile_load: float,
+    ramp_s: float,
+    split_s: float,
+    split_io: float,
+) -> tuple[Array, Array, Array, Array]:
+    """What does not depend on m: waves per row of tiles [-], seconds of a wave, and of the split, fixed and per row."""
+    step_s = 2.0 * tm * tn * (sm_count / (compute * flop_per_s))
+    step_s = step_s + (tm * act_bytes + tn * weight_bytes) * (tile_load * sm_count / hbm_bytes_per_s)
+    waves = ceil(n / tn) * batch / sm_count * split
+    splits = split > 1
+    return (
+        waves,
+        k * (step_s / split) + ramp_s,
+        splits * split_s,
+        splits * (split_io * SPLIT_BYTES * batch * n / hbm_bytes_per_s),
+    )
+
+
+def _waves_s(
+    m: Array, rows: Array, per_row: Array, wave_s: Array, split_s: Array, split_row_s: Array, quant: float
+) -> Array:
+    waves = rows * per_row
+    waves = (1.0 - quant) * maximum(waves, 1.0) + quant * ceil(waves)
+    return waves * wave_s + (split_s + split_row_s * m)

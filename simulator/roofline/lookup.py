@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 
 from simulator.base.errors import UnsupportedError
 from simulator.device.fits import ANY, LOCAL, VENDOR, Basis, Fit
@@ -33,6 +34,7 @@ TWINS: Mapping[str, str] = {"bf16": "fp16", "fp16": "bf16"}
 """Formats that run the same kernels at the same rate: a fit of one answers for the other."""
 
 
+@lru_cache(maxsize=4096)
 def lookup(device: Device, family: str, dtype: str, library: str | None = None) -> tuple[Fit, Basis]:
     """The fit that answers for `device`, and how good an answer it is.
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from simulator.base.arrays import Array, clip, exp, expm1, hypot, log1p, maximum, minimum, real, sqrt, where
 from simulator.base.errors import InputError
 
 if TYPE_CHECKING:
@@ -30,20 +31,20 @@ SMALLEST_TILE = 8.0
 
 @dataclass(frozen=True)
 class MoeTime:
-    """Terms of a fused MoE layer [s], arrays of the broadcast input shape."""
+    """Terms of a fused MoE layer [s]; they broadcast against each other."""
 
-    total_s: np.ndarray
-    math_s: np.ndarray
-    memory_s: np.ndarray
-    launch_s: np.ndarray
+    total_s: Array
+    math_s: Array
+    memory_s: Array
+    launch_s: Array
 
 
 @dataclass(frozen=True)
 class Routing:
     """Load of the busiest rank: `active` experts hit [-] and `rows` (token, expert) pairs [-]."""
 
-    active: np.ndarray
-    rows: np.ndarray
+    active: Array
+    rows: Array
 
 
 def route(num_tokens: Any, topk: Any, n_experts: Any, *, ep: Any, distribution: str) -> Routing:
@@ -54,16 +55,15 @@ def route(num_tokens: Any, topk: Any, n_experts: Any, *, ep: Any, distribution: 
     power_law_A: expert counts follow P(x) ~ x^-A on [1, 0.8 T] ([0.01, 2] when T*k <= E), scaled to
     T*k and rounded, so experts below half a token are idle (aiconfigurator's generator).
     """
-    tokens, k = np.asarray(num_tokens, float), np.asarray(topk, float)
-    experts, ranks = np.asarray(n_experts, float), np.asarray(ep, float)
+    tokens, k, experts, ranks = real(num_tokens), real(topk), real(n_experts), real(ep)
     local, pairs = experts / ranks, tokens * k
     if distribution == "balanced":
-        active = np.maximum(np.minimum(pairs, experts) / ranks, 1.0)
-        return Routing(np.minimum(active, local), np.maximum(pairs / ranks, active))
+        active = maximum(minimum(pairs, experts) / ranks, 1.0)
+        return Routing(minimum(active, local), maximum(pairs / ranks, active))
     if distribution == "uniform":
-        hit = -np.expm1(tokens * np.log1p(-np.minimum(k / experts, 1.0 - 1e-12)))
-        active = np.maximum(local * hit, np.minimum(1.0, pairs))
-        return Routing(active, np.maximum(pairs / ranks, active))
+        hit = -expm1(tokens * log1p(-minimum(k / experts, 1.0 - 1e-12)))
+        active = maximum(local * hit, minimum(1.0, pairs))
+        return Routing(active, maximum(pairs / ranks, active))
     if distribution.startswith("power_law_"):
         return _power_law(pairs, tokens, experts, ranks, float(distribution.removeprefix("power_law_")))
     raise InputError(f"unknown routing {distribution!r}; write balanced, uniform or power_law_<alpha>")
@@ -140,41 +140,41 @@ def moe_time(
     Returns
     -------
     MoeTime
-        Arrays of the broadcast shape [s]; `memory_s` holds W, A and P.
+        Terms [s]; `memory_s` holds W, A and P.
     """
     if load is None:
         load = route(num_tokens, topk, n_experts, ep=ep, distribution=distribution)
-    tokens, model_width = np.asarray(num_tokens, float), np.asarray(hidden, float)
-    matrices = np.where(np.asarray(gated, bool), 3.0, 2.0)
-    width = np.asarray(inter, float) / np.asarray(tp, float)
-    local = np.asarray(n_experts, float) / np.asarray(ep, float)
-    pairs = tokens * np.asarray(topk, float)
+    tokens, model_width = real(num_tokens), real(hidden)
+    matrices = where(gated, 3.0, 2.0)
+    width = real(inter) / real(tp)
+    local = real(n_experts) / real(ep)
+    pairs = tokens * real(topk)
     per_expert = matrices * model_width * width
     weights = load.active * per_expert * weight_bytes_per_element
     if weight_read_bytes is not None:
-        weights = np.asarray(weight_read_bytes, float)
-    useful = 2.0 * load.rows * per_expert if flop is None else np.asarray(flop, float)
+        weights = weight_read_bytes
+    useful = 2.0 * load.rows * per_expert if flop is None else flop
     depth = load.rows / load.active
-    tile = np.clip(pairs / local, SMALLEST_TILE, max(coef["tile_rows"], SMALLEST_TILE))
-    padding = np.maximum(1.0, coef["tile_fill"] * tile / depth)
+    tile = clip(pairs / local, SMALLEST_TILE, max(coef["tile_rows"], SMALLEST_TILE))
+    padding = maximum(1.0, coef["tile_fill"] * tile / depth)
     math = useful * padding / (coef["math_share"] * hw.math_flop_per_s)
-    narrow = np.sqrt(1.0 + (coef["narrow"] / width) ** 2)
+    narrow = sqrt(1.0 + (coef["narrow"] / width) ** 2)
     read = weights * narrow / (coef["bw_share"] * hw.hbm_bytes_per_s)
     acts = act_bytes * load.rows * (2.0 * model_width + matrices * width) * coef["act_passes"]
     passes = 2.0 * pairs * model_width * coef["pair_passes"]
     passing = (acts + passes) / hw.hbm_bytes_per_s
-    body = np.hypot(math, read) + passing + coef["t0_s"]
-    launch = np.full_like(body, coef["t0_s"])
+    body = hypot(math, read) + passing + coef["t0_s"]
+    launch: Array = coef["t0_s"]
     memory = read + passing
     if surface is not None:
-        factor = np.exp(surface(tokens=tokens, experts=local, width=width))
+        factor = exp(surface(tokens=tokens, experts=local, width=width))
         math, memory, launch, body = math * factor, memory * factor, launch * factor, body * factor
-    return MoeTime(np.maximum(body, _floor(useful, weights, hw)), math, memory, launch)
+    return MoeTime(maximum(body, _floor(useful, weights, hw)), math, memory, launch)
 
 
-def _floor(useful_flop: Any, weight_bytes: Any, hw: Hardware) -> np.ndarray:
+def _floor(useful_flop: Any, weight_bytes: Any, hw: Hardware) -> Array:
     """Least time [s]: useful flop at the maximum clock, weights beyond L2 at full bandwidth."""
-    return np.maximum(
+    return maximum(
         useful_flop / (hw.math_flop_per_s * hw.max_clock_ratio),
-        np.maximum(weight_bytes - hw.l2_bytes, 0.0) / hw.hbm_bytes_per_s,
+        maximum(weight_bytes - hw.l2_bytes, 0.0) / hw.hbm_bytes_per_s,
     )

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 
-import numpy as np
-
-from simulator.base.arrays import Array
+from simulator.base.arrays import Array, clip, maximum
 from simulator.base.errors import UnsupportedError
 from simulator.device.fits import ANY
 from simulator.device.types import Device
@@ -64,8 +63,8 @@ def select_s(elements: Array, rows: Array, hw: Hardware) -> Array:
 
     ``elements / (0.22 f min(SM, rows max(1, elements / rows / piece)))``
     """
-    pieces = np.maximum(elements / np.maximum(rows, 1e-9) / SELECT_PIECE, 1.0)
-    busy = np.clip(rows * pieces, 1e-9, hw.sm_count)
+    pieces = maximum(elements / maximum(rows, 1e-9) / SELECT_PIECE, 1.0)
+    busy = clip(rows * pieces, 1e-9, hw.sm_count)
     return elements / (SELECT_ELEMENTS_PER_SM_CYCLE * hw.clock_hz * busy)
 
 
@@ -79,7 +78,7 @@ def gathered_bytes(useful_bytes: Array, run_bytes: float, hw: Hardware) -> Array
 
     Moved bytes over ``share run / (run + half)``: share 1 and half 256 B, or what was measured of the device.
     """
-    if not np.isfinite(run_bytes):
+    if not math.isfinite(run_bytes):
         return useful_bytes
     moved = moved_bytes(useful_bytes, run_bytes, hw.sector_bytes)
     return moved * ((run_bytes + hw.gather_run_bytes) / (run_bytes * hw.gather_share))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache, singledispatch
 
 import numpy as np
 
-from simulator.base.arrays import Array
+from simulator.base.arrays import Array, maximum, some, sqrt, where
 from simulator.base.dtypes import DType
 from simulator.base.errors import UnsupportedError
 from simulator.device.catalogue import Device
@@ -85,21 +86,24 @@ SPARSE_WIDENING = 1.5
 def interval_factors(residual: Residual, time_s: Array, widen: float = 1.0) -> tuple[Array, Array]:
     """Factors of the 90 % interval on predictions of `time_s` made for another source's kernel [-]."""
     edges, low, high = _factor_table(residual, widen)
-    if len(low) == 1:
+    if not edges:
         return low[0], high[0]
-    first, last = np.searchsorted(edges, [np.min(time_s), np.max(time_s)], side="right")
+    if not isinstance(time_s, np.ndarray):
+        i = bisect_right(edges, time_s)
+        return low[i], high[i]
+    first, last = bisect_right(edges, time_s.min()), bisect_right(edges, time_s.max())
     if first == last:
         return low[first], high[first]
     index = np.searchsorted(edges, time_s, side="right")
-    return low[index], high[index]
+    return np.take(low, index), np.take(high, index)
 
 
 @lru_cache(maxsize=4096)
-def _factor_table(residual: Residual, widen: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _factor_table(residual: Residual, widen: float) -> tuple[list[float], list[float], list[float]]:
     """Class edges [s] and the factors from each on."""
-    edges = np.array([c[0] for c in residual.classes if c[0] > 0.0])
-    lo, hi = residual.quantiles(np.concatenate([[0.0], edges]), cross=True)
-    return edges, np.exp(np.asarray(lo) * widen), np.exp(np.asarray(hi) * widen)
+    edges = [c[0] for c in residual.classes if c[0] > 0.0]
+    lo, hi = residual.quantiles([0.0, *edges], cross=True)
+    return edges, np.exp(lo * widen).tolist(), np.exp(hi * widen).tolist()
 
 
 @singledispatch
@@ -113,7 +117,7 @@ def _linear(op: Linear, device: Device, engine: Engine, touched: Array) -> _Raw:
     fit, basis = lookup(device, "gemm", op.fmt.name, engine.gemm(device, op.fmt))
     weight = gathered_bytes(op.weight_read_bytes, op.run_bytes, hw)
     flop = op.flop
-    fewer = np.ndim(op.flop_keep) > 0 or op.flop_keep != 1.0
+    fewer = _below_one(op.flop_keep)
     sparse = op.nm24 or op.gathered is not None or op.expand is not None or fewer
     if op.nm24:
         if not device.has(op.fmt.math, sparse24=True):
@@ -136,7 +140,7 @@ def _linear(op: Linear, device: Device, engine: Engine, touched: Array) -> _Raw:
         weight_read_bytes=weight if sparse or op.bytes_per_weight is not None else None,
         flop=flop if sparse else None,
     )
-    total = np.maximum(t.total_s, expand_s(op.expand, hw) + t.launch_s)
+    total = maximum(t.total_s, expand_s(op.expand, hw) + t.launch_s)
     family = f"gemm.{op.fmt.name}"
     return _Raw(total, t.math_s, t.memory_s, 0.0, t.launch_s, fit, basis, family, sparse)
 
@@ -149,13 +153,13 @@ def _attention(op: Attention, device: Device, engine: Engine, touched: Array) ->
     fit, basis = lookup(device, "attention", f"{phase}.{kv_format}", engine.attention(device, phase, kv_format))
     sparse = op.attended is not None or op.bytes_per_token is not None
     # An extra pass reads and writes what it says, not what a fitted kernel does.
-    changed = sparse or op.overhead or any(np.ndim(x) > 0 or x != 1.0 for x in (op.head_keep, op.pair_keep))
+    changed = sparse or op.overhead or _below_one(op.head_keep) or _below_one(op.pair_keep)
     flop = op.flop
     # Fewer tokens run in the dense kernel, as a shorter context; smaller ones need a kernel of their own.
     kv_len = op.kv_len
     if op.attended is not None:
         fewer = op.tokens < replace(op, attended=None).tokens
-        kv_len = np.where(fewer, np.maximum(op.tokens, op.q_len), kv_len)
+        kv_len = where(fewer, maximum(op.tokens, op.q_len), kv_len)
     gemv = op.bytes_per_token is not None or basis is not Basis.CALIBRATED
     t = attention_time(
         phase=phase,
@@ -175,14 +179,18 @@ def _attention(op: Attention, device: Device, engine: Engine, touched: Array) ->
         flop=flop if changed or op.head_dim != op.v_head_dim else None,
         io_bytes=sum(op.qo_bytes) + op.kv_write_bytes if op.overhead else None,
     )
-    total = np.maximum(t.total_s, expand_s(op.expand, hw) + t.launch_s)
-    if np.any(op.tile_bytes):
+    total = maximum(t.total_s, expand_s(op.expand, hw) + t.launch_s)
+    if some(op.tile_bytes):
         # Loads overlap the products as far as in a dense kernel, whose terms combine alike.
-        loads2, total2 = np.square(tile_s(op.tile_bytes, hw)), np.square(total)
-        total = np.sqrt(np.sqrt(np.square(total2) + np.square(loads2)))
+        loads2, total2 = tile_s(op.tile_bytes, hw) ** 2, total * total
+        total = sqrt(sqrt(total2 * total2 + loads2 * loads2))
     # Decode pads query rows on the tensor cores; what binds it is told from the useful flop.
     math = t.math_s if phase == "prefill" else flop / hw.math_flop_per_s
     return _Raw(total, math, t.memory_s, 0.0, t.launch_s, fit, basis, f"attention.{phase}", extrapolated=bool(changed))
+
+
+def _below_one(share: Array) -> bool:
+    return isinstance(share, np.ndarray) or share != 1.0
 
 
 def _decode_tiles(coefficients: Mapping[str, float]) -> Mapping[str, float]:
@@ -236,15 +244,15 @@ def _elementwise(op: Elementwise, device: Device, engine: Engine, touched: Array
     )
     vector = op.flop / hw.vector_flop_per_s if hw.vector_flop_per_s else 0.0
     lanes = vector + pack_s(op.pack_elements, hw)
-    if np.any(op.select_elements):
+    if some(op.select_elements):
         lanes = lanes + select_s(op.select_elements, op.select_rows, hw)
-    total = np.maximum(t.total_s, lanes + t.launch_s) + (kernels - 1.0) * fit.coefficients["t0_s"]
+    total = maximum(t.total_s, lanes + t.launch_s) + (kernels - 1.0) * fit.coefficients["t0_s"]
     if hw.cached is None and op.operand in (Operand.KV, Operand.WEIGHT):
         # The kernel before did not leave these in L2, as benchmarks of activations do (shares above 1). Where
         # the caches were measured, the bytes touched in between say where operands come from.
         share = min(fit.coefficients["bw_share"], DEFAULT["bw_share"])
         cold = gathered_bytes(op.read_bytes, op.run_bytes, hw) / (share * hw.hbm_bytes_per_s)
-        total = np.maximum(total, cold + t.launch_s)
+        total = maximum(total, cold + t.launch_s)
     return _Raw(total, lanes, t.memory_s, 0.0, t.launch_s, fit, basis, "elementwise")
 
 
@@ -293,7 +301,7 @@ def working_set_bytes(ops: Iterable[Op], device: Device) -> Array | None:
     """
     if hardware(device, _vector_dtype(device)).cached is None:
         return None
-    return sum((op.count * a.read_bytes for op in ops for a in op.traffic().access.values()), np.float64(0.0))
+    return sum((op.count * a.read_bytes for op in ops for a in op.traffic().access.values()), 0.0)
 
 
 def _among(hw: Hardware, touched_bytes: Array) -> Hardware:

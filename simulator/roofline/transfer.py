@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from math import isfinite
 from typing import TypeVar
 
-import numpy as np
-
-from simulator.base.arrays import Array
+from simulator.base.arrays import Array, maximum
 from simulator.device.types import MemoryTier
 from simulator.ops.granularity import moved_bytes
 from simulator.roofline.optime import OpTime
@@ -29,11 +28,11 @@ def transfer_s(read_bytes: Array, write_bytes: Array, chunk_bytes: float, in_fli
     and whole sectors moved per chunk. A link reaches `LINK_SHARE` of its raw rate; flash its own.
     """
     share = 1.0 if tier.name == "ssd" else LINK_SHARE
-    useful = np.maximum(read_bytes, write_bytes)
+    useful = maximum(read_bytes, write_bytes)
     time = moved_bytes(useful, chunk_bytes, tier.sector_bytes) / (share * tier.bandwidth_bytes_per_s)
-    if np.isfinite(chunk_bytes) and np.isfinite(in_flight):
+    if isfinite(chunk_bytes) and isfinite(in_flight):
         time = time + useful / chunk_bytes * (tier.latency_s / in_flight)
-    return time + tier.latency_s * (np.asarray(useful) > 0.0)
+    return time + tier.latency_s * (useful > 0.0)
 
 
 def host_s(read_bytes: Array, tier: MemoryTier) -> Array:
@@ -67,8 +66,8 @@ def exposed(times: Sequence[T]) -> list[T]:
             whole = whole + times[i].total_s
         longest: Array = 0.0
         for time in tiers.values():
-            longest = np.maximum(longest, time)
-        share = np.maximum(longest - cover, 0.0) / np.maximum(whole, 1e-30)
+            longest = maximum(longest, time)
+        share = maximum(longest - cover, 0.0) / maximum(whole, 1e-30)
         for i in members:
             t = times[i]
             out[i] = replace(t, total_s=t.total_s * share, lo_s=t.lo_s * share, hi_s=t.hi_s * share)

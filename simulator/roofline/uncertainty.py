@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-import numpy as np
-
-from simulator.base.arrays import Array
+from simulator.base.arrays import Array, sqrt
 from simulator.device.fits import Basis
-from simulator.roofline.timing import OpTime
+from simulator.roofline.optime import OpTime
 
 WITHIN_FAMILY = 0.3
 """Correlation of the log errors of two ops of one family on one device [-].
@@ -29,34 +27,74 @@ class Interval:
     basis: Basis
 
 
-def combine(
-    times: Iterable[OpTime], step_s: Array = 0.0, sigma: float = 0.0, density_s: Array = 0.0, density_sigma: float = 0.0
-) -> Interval:
-    """Interval of a step of `step_s` seconds that runs `times`.
+Widths = tuple[Array, Array | None]
+"""Sum of half widths, and of their squares; None for a single one, whose square is the first's."""
 
-    ``W^2 = sum over families of rho (sum w)^2 + (1 - rho) sum w^2 + (step_s d)^2`` for either side, with w
-    the half width of one op, rho = `WITHIN_FAMILY`, independence between families, and d the log-space
-    error `sigma` of the whole step: ``1 - exp(-1.645 sigma)`` below, ``exp(1.645 sigma) - 1`` above. `density_s`
-    seconds whose density has a log-space error of its own add a term of the same form.
+
+@dataclass(frozen=True, slots=True)
+class Errors:
+    """Half widths of the 90 % intervals of several ops, added up within each family.
+
+    Attributes
+    ----------
+    families : mapping of family to (below, above)
+        Widths towards shorter and towards longer times [s], [s^2].
+    basis : Basis
+        The worst of the ops.
     """
-    families: dict[str, list[Array]] = {}
-    basis = Basis.CALIBRATED
-    for t in times:
-        below, above = t.total_s - t.lo_s, t.hi_s - t.total_s
-        basis = basis.merge(t.basis)
-        if t.family in families:
-            f = families[t.family]
-            families[t.family] = [f[0] + below, f[1] + below * below, f[2] + above, f[3] + above * above]
-        else:
-            families[t.family] = [below, below * below, above, above * above]
-    rho = WITHIN_FAMILY
-    low: Array = 0.0
-    high: Array = 0.0
-    for sum_low, square_low, sum_high, square_high in families.values():
-        low = low + (rho * sum_low * sum_low + (1.0 - rho) * square_low)
-        high = high + (rho * sum_high * sum_high + (1.0 - rho) * square_high)
-    for seconds, error in ((step_s, sigma), (density_s, density_sigma)):
-        if error:
-            down, up = seconds * -math.expm1(-1.645 * error), seconds * math.expm1(1.645 * error)
-            low, high = low + down * down, high + up * up
-    return Interval(np.sqrt(low), np.sqrt(high), basis)
+
+    families: Mapping[str, tuple[Widths, Widths]]
+    basis: Basis = Basis.CALIBRATED
+
+    @classmethod
+    def of(cls, times: Iterable[OpTime]) -> Errors:
+        """Errors of `times`."""
+        families: dict[str, tuple[Widths, Widths]] = {}
+        basis = Basis.CALIBRATED
+        for t in times:
+            if t.basis is not basis:
+                basis = basis.merge(t.basis)
+            own = (t.total_s - t.lo_s, None), (t.hi_s - t.total_s, None)
+            families[t.family] = _joined(families[t.family], own) if t.family in families else own
+        return cls(families, basis)
+
+    def __add__(self, other: Errors) -> Errors:
+        families = dict(self.families)
+        for family, own in other.families.items():
+            families[family] = _joined(families[family], own) if family in families else own
+        return Errors(families, self.basis.merge(other.basis))
+
+    def interval(self, step_s: Array, sigma: float, density_s: Array = 0.0, density_sigma: float = 0.0) -> Interval:
+        """Interval of a step of `step_s` seconds that runs the ops.
+
+        ``W^2 = sum over families of rho (sum w)^2 + (1 - rho) sum w^2 + (step_s d)^2`` for either side, with w
+        the half width of one op, rho = `WITHIN_FAMILY`, independence between families, and d the log-space
+        error `sigma` of the whole step: ``1 - exp(-1.645 sigma)`` below, ``exp(1.645 sigma) - 1`` above. `density_s`
+        seconds whose density has a log-space error of its own add a term of the same form.
+        """
+        low: Array = 0.0
+        high: Array = 0.0
+        for below, above in self.families.values():
+            low, high = low + _square(below), high + _square(above)
+        for seconds, error in ((step_s, sigma), (density_s, density_sigma)):
+            if error:
+                square = seconds * seconds
+                low = low + square * math.expm1(-1.645 * error) ** 2
+                high = high + square * math.expm1(1.645 * error) ** 2
+        return Interval(sqrt(low), sqrt(high), self.basis)
+
+
+def _joined(a: tuple[Widths, Widths], b: tuple[Widths, Widths]) -> tuple[Widths, Widths]:
+    (p, p2), (q, q2) = a
+    (r, r2), (s, s2) = b
+    return (
+        (p + r, (p * p if p2 is None else p2) + (r * r if r2 is None else r2)),
+        (q + s, (q * q if q2 is None else q2) + (s * s if s2 is None else s2)),
+    )
+
+
+def _square(widths: Widths) -> Array:
+    total, squares = widths
+    if squares is None:
+        return total * total
+    return WITHIN_FAMILY * total * total + (1.0 - WITHIN_FAMILY) * squares
