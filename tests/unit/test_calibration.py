@@ -128,7 +128,8 @@ def test_basis_merges_to_the_worst():
 
 def card(name: str, arch: str = "x", capability: str | None = "9.0") -> Device:
     """A device that nobody has a profile of."""
-    return replace(load("h100-sxm"), name=name, arch=arch, compute_capability=capability, measured=measured(name))
+    changed = {"name": name, "arch": arch, "compute_capability": capability}
+    return replace(load("h100-sxm"), **changed, profile_hash=str(changed), measured=measured(name))
 
 
 @pytest.mark.parametrize(
