@@ -17,7 +17,7 @@ from simulator.ops.traffic import Operand, Traffic
 from simulator.roofline.bandwidth import latency_floor_s
 from simulator.roofline.engine import ASSUMED_SPREAD, get_engine
 from simulator.roofline.timing import OpTime, time_op, working_set_bytes
-from simulator.roofline.uncertainty import combine
+from simulator.roofline.uncertainty import Errors
 
 ENGINE = "kernels"
 """Kernels alone: no scheduler, no host beside them."""
@@ -62,7 +62,7 @@ def expect(ops: Sequence[Op], device: Device, in_flight_bytes: float = np.inf) -
     demand = sum((op.traffic().scaled(op.count) for op in ops), Traffic())
     cold = sum(float(a.read_bytes) for o, a in demand.access.items() if o in (Operand.WEIGHT, Operand.KV))
     total = max(work, float(latency_floor_s(cold, in_flight_bytes)))
-    width = combine([_gathered(t, device) for t in own], total, ASSUMED_SPREAD)
+    width = Errors.of(_gathered(t, device) for t in own).interval(total, ASSUMED_SPREAD)
     return Expected(
         total,
         max(total - float(width.below_s), 0.0),
@@ -80,7 +80,7 @@ def _gathered(t: OpTime, device: Device) -> OpTime:
     if memory is None or not isinstance(t.op, Elementwise) or not np.isfinite(t.op.run_bytes):
         return t
     factor = np.exp(1.645 * memory.residual.sigma_in)
-    return replace(t, lo_s=t.lo_s / factor, hi_s=t.hi_s * factor)
+    return t._replace(lo_s=t.lo_s / factor, hi_s=t.hi_s * factor)
 
 
 def _known(op: Op) -> Op:
@@ -92,7 +92,7 @@ def _known(op: Op) -> Op:
 
 def _bytes_only(t: OpTime) -> OpTime:
     share = t.memory_s / t.total_s
-    return replace(t, total_s=t.memory_s, launch_s=0.0, lo_s=t.lo_s * share, hi_s=t.hi_s * share)
+    return t._replace(total_s=t.memory_s, launch_s=0.0, lo_s=t.lo_s * share, hi_s=t.hi_s * share)
 
 
 def digest(points: Iterable[Mapping[str, Any]], device: Device) -> str:

@@ -162,13 +162,13 @@ def evaluate(group: Group, batch: Array, prompt: Array, output: Array) -> Points
     )
     micro = np.minimum(b, float(group.pp))
     rows = b / micro
-    prefill = step_time(group, prefill_step(rows, p))
+    prefill = step_time(group, prefill_step(_plain(rows), _plain(p)))
     passes = (micro + group.pp - 1.0) / group.pp
     steps = o - 1.0
     centre = p + o / 2.0
     spread = np.sqrt(np.maximum(steps * steps - 1.0, 0.0) / 12.0)
     nodes = np.stack(np.broadcast_arrays(centre - spread, centre + spread))
-    decode = step_time(group, decode_step(rows, np.maximum(nodes, p + 1.0), p))
+    decode = step_time(group, decode_step(_plain(rows), np.maximum(nodes, p + 1.0), _plain(p)))
     shape = np.broadcast_shapes(b.shape, p.shape, o.shape)
     one_token = np.broadcast_to(steps < 1.0, shape)
     several = not one_token.any()
@@ -204,6 +204,11 @@ def evaluate(group: Group, batch: Array, prompt: Array, output: Array) -> Points
             shape,
         ),
     )
+
+
+def _plain(x: np.ndarray) -> Array:
+    """An axis of one value as the number, which every formula takes faster."""
+    return float(x.item()) if x.size == 1 else x
 
 
 def _mean_nodes(x: Array, ndim: int) -> Array:

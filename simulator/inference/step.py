@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -258,8 +258,7 @@ def _once_per_role(times: Iterable[OpTime]) -> list[OpTime]:
     for t in times:
         old = found.get(t.op.role)
         if old is not None:
-            t = replace(
-                old,
+            t = old._replace(
                 total_s=old.total_s + t.total_s,
                 lo_s=old.lo_s + t.lo_s,
                 hi_s=old.hi_s + t.hi_s,

@@ -19,8 +19,9 @@ Not modelled: fused epilogues, power throttling over time, clocks below boost.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from functools import lru_cache
+from functools import lru_cache, reduce
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -116,20 +117,20 @@ def gemm_time(
     weight = batch * n * k * weight_bytes_per_element if weight_read_bytes is None else weight_read_bytes
     out = batch * m * n * out_bytes
     moved = weight + batch * m * k * act_bytes + out
-    math = _tile_s(m, n, k, batch, weight_bytes_per_element, act_bytes, hw, coef) * share
+    tiled = _tile_s(m, n, k, batch, weight_bytes_per_element, act_bytes, hw, coef) * share
     rate = coef["memory"] * resident_bytes_per_s(moved, hw)
     memory = moved / rate
-    body = maximum(math, memory) + coef["overlap"] * minimum(math, memory)
+    body = maximum(tiled, memory) + coef["overlap"] * minimum(tiled, memory)
     if surface is not None:
         body = body * exp(surface(m=m, n=n, k=k))
     launch = coef["launch_s"] + batch * m * k * coef["act_extra_bytes"] / rate
-    return GemmTime(maximum(body + launch, floor_s(dense_flop * share, moved, hw)), math, memory, launch)
+    return GemmTime(maximum(body + launch, floor_s(dense_flop * share, moved, hw)), tiled, memory, launch)
 
 
 def floor_s(flop: Array, moved_bytes: Array, hw: Hardware) -> Array:
     """No product is faster: peak at maximum clock, and bytes that cannot sit in L2 [s]."""
-    math = flop / (hw.math_flop_per_s * hw.max_clock_ratio)
-    return maximum(math, (moved_bytes - hw.l2_bytes) / hw.hbm_bytes_per_s)
+    least = flop / (hw.math_flop_per_s * hw.max_clock_ratio)
+    return maximum(least, (moved_bytes - hw.l2_bytes) / hw.hbm_bytes_per_s)
 
 
 def _tile_s(
@@ -147,28 +148,42 @@ def _tile_s(
     terms = (*shape, *(coef[c] for c in ("compute", "tile_load", "ramp_s", "split_s", "split_io")))
     tiles = CPU_TILES if hw.arch.startswith(("cpu-", "fpga-")) else TILES
     quant = coef["quant"]
-    if isinstance(m, np.ndarray) and max(map(np.size, (m, n, k, batch))) <= FEW:
-        ndim = max(map(np.ndim, (m, *shape)))
-        choices = np.array([(*t, s) for t in tiles for s in SPLITS], float).T.reshape(3, -1, *(1,) * ndim)
-        return np.min(_waves_s(m, np.ceil(m / choices[0]), *_candidate(*choices, *terms), quant), axis=0)
-    plain = not any(isinstance(x, np.ndarray) for x in shape)
-    rows = {tm: ceil(m / tm) for tm, _ in tiles}
-    best: Array | None = None
-    for tm, *candidate in _candidates(tiles, *terms) if plain else _candidates.__wrapped__(tiles, *terms):
-        time = _waves_s(m, rows[tm], *candidate, quant)
-        best = time if best is None else minimum(best, time)
-    assert best is not None
-    return best
+    fixed = all(not isinstance(x, np.ndarray) for x in shape)
+    alone = fixed and not isinstance(m, np.ndarray)
+    at_once = not alone and max(map(np.size, (m, n, k, batch))) <= FEW
+    if at_once:
+        axes = (-1, *(1,) * max(map(np.ndim, (m, *shape))))
+        choices = [x.reshape(axes) for x in _choices(tiles)]
+        found = [[x.reshape(axes) for x in _fixed(tiles, *terms)[0]] if fixed else _candidate(*choices, *terms)]
+    else:
+        found = _fixed(tiles, *terms)[1] if fixed else [_candidate(*c, *terms) for c in _choices(tiles).T.tolist()]
+    larger, up = (max, math.ceil) if alone else (np.maximum, np.ceil)
+    times = [
+        ((1.0 - quant) * larger(waves, 1.0) + quant * up(waves)) * wave_s + (split_s + row_s * m)
+        for tm, per_row, wave_s, split_s, row_s in found
+        for waves in (up(m / tm) * per_row,)
+    ]
+    if alone:
+        return min(times)
+    return times[0].min(axis=0) if at_once else reduce(np.minimum, times)
 
 
 FEW = 4096
 """Products up to which all candidates are timed in one array: numpy's calls then cost more than its passes [-]."""
 
 
+@lru_cache(maxsize=8)
+def _choices(tiles: tuple[tuple[int, int], ...]) -> np.ndarray:
+    """Rows and columns of a tile, and the split, of every candidate; shape (3, candidates)."""
+    return np.array([(*t, s) for t in tiles for s in SPLITS], float).T
+
+
 @lru_cache(maxsize=4096)
-def _candidates(tiles: tuple[tuple[int, int], ...], *terms: Array) -> tuple[tuple[Array, ...], ...]:
-    """Rows of a tile, and `_candidate` of every tile and split."""
-    return tuple((tm, *_candidate(tm, tn, s, *terms)) for tm, tn in tiles for s in SPLITS)
+def _fixed(tiles: tuple[tuple[int, int], ...], *terms: float) -> tuple[np.ndarray, list[list[float]]]:
+    """`_candidate` of every candidate where nothing but m varies: of shape (5, candidates), and as rows."""
+    choices = _choices(tiles)
+    found = np.stack([np.broadcast_to(x, choices.shape[1:]) for x in _candidate(*choices, *terms)])
+    return found, found.T.tolist()
 
 
 def _candidate(
@@ -188,23 +203,16 @@ def _candidate(
     ramp_s: float,
     split_s: float,
     split_io: float,
-) -> tuple[Array, Array, Array, Array]:
-    """What does not depend on m: waves per row of tiles [-], seconds of a wave, and of the split, fixed and per row."""
+) -> tuple[Array, ...]:
+    """Rows of a tile, its waves [-], seconds of a wave, and those of the split, fixed and per row of m."""
     step_s = 2.0 * tm * tn * (sm_count / (compute * flop_per_s))
     step_s = step_s + (tm * act_bytes + tn * weight_bytes) * (tile_load * sm_count / hbm_bytes_per_s)
     waves = ceil(n / tn) * batch / sm_count * split
     splits = split > 1
     return (
+        tm,
         waves,
         k * (step_s / split) + ramp_s,
         splits * split_s,
         splits * (split_io * SPLIT_BYTES * batch * n / hbm_bytes_per_s),
     )
-
-
-def _waves_s(
-    m: Array, rows: Array, per_row: Array, wave_s: Array, split_s: Array, split_row_s: Array, quant: float
-) -> Array:
-    waves = rows * per_row
-    waves = (1.0 - quant) * maximum(waves, 1.0) + quant * ceil(waves)
-    return waves * wave_s + (split_s + split_row_s * m)

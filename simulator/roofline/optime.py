@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from simulator.base.arrays import Array
-from simulator.device.fits import Basis
+from simulator.device.fits import Basis, Fit
 from simulator.ops.ops import Op
 
 
-@dataclass(frozen=True, slots=True)
-class OpTime:
+class OpTime(NamedTuple):
     """Seconds of one op, all its repetitions in the step together.
 
     Attributes
@@ -35,4 +34,9 @@ class OpTime:
     hi_s: Array
     family: str
     basis: Basis
-    source: str
+    fit: Fit
+
+    @property
+    def source(self) -> str:
+        """The fit behind it: device, family, format and library."""
+        return f"{self.fit.device}/{self.fit.family}/{self.fit.dtype}/{self.fit.library}"

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache, singledispatch
+from typing import NamedTuple
 
 import numpy as np
 
@@ -33,8 +34,7 @@ from simulator.roofline.transfer import host_s, transfer_s
 _STREAM_KIND = {"estimate": "unary", "topk": "softmax", "layer_norm": "norm"}
 
 
-@dataclass(frozen=True, slots=True)
-class _Raw:
+class _Raw(NamedTuple):
     total: Array
     math: Array
     memory: Array
@@ -75,7 +75,7 @@ def time_op(op: Op, device: Device, engine: Engine, touched_bytes: Array = 0.0) 
         total * hi,
         raw.family,
         basis,
-        f"{raw.fit.device}/{raw.fit.family}/{raw.fit.dtype}/{raw.fit.library}",
+        raw.fit,
     )
 
 
