@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from simulator.base.errors import UnsupportedError
 from traces.hooks import head_shape
-from traces.layouts import decoder_layers, part
+from traces.layouts import decoder_layers
 
 if TYPE_CHECKING:
     import torch
@@ -79,14 +79,14 @@ def blocks(model: Any) -> list[Block]:
                 "neurons of routed experts are not covered; use a model without experts", where="--model"
             )
         # A separate gate stands beside `up` under the name that transformers gives it.
-        gate = (part(layer, layout.up.replace("up_proj", "gate_proj")),)
-        down = part(layer, layout.down)
+        gate = (layout.up.replace("up_proj", "gate_proj"),) if layout.gate == "separate" else ()
+        down = layer.get_submodule(layout.down)
         found.append(
             Block(
-                qkv=tuple(part(layer, path) for path in layout.qkv),
-                out=part(layer, layout.out),
-                ffn_in=(*(gate if layout.gate == "separate" else ()), part(layer, layout.up)),
-                activation=part(layer, layout.act),
+                qkv=tuple(layer.get_submodule(path) for path in layout.qkv),
+                out=layer.get_submodule(layout.out),
+                ffn_in=tuple(layer.get_submodule(path) for path in (*gate, layout.up)),
+                activation=layer.get_submodule(layout.act),
                 down=down,
                 n_heads=heads,
                 n_kv_heads=kv_heads,

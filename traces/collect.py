@@ -66,7 +66,7 @@ def measure(
     starts = range(0, len(tokens), batch)
     calibration = calibration_batches(len(starts))
     saved = time.monotonic()
-    device = model.get_input_embeddings().weight.device
+    device = next(model.get_input_embeddings().parameters()).device
     with torch.inference_mode(), observed(model, observer):
         for number in _progress(done, len(starts), quiet):
             rows = torch.from_numpy(tokens[starts[number] : starts[number] + batch]).to(device)
@@ -247,7 +247,7 @@ def plain_pass(loaded: Loaded, tokens: np.ndarray, *, batch: int) -> dict[str, f
     import torch
 
     model = loaded.model
-    device = model.get_input_embeddings().weight.device
+    device = next(model.get_input_embeddings().parameters()).device
     with torch.inference_mode():
         for last in (batch, len(tokens)):  # the first pass warms up
             start, start_cpu = time.perf_counter(), time.process_time()

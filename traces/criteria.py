@@ -155,7 +155,7 @@ def scores(
             first = list(torch.autograd.grad(loss, wanted, create_graph=second))
         if second:
             inner = first[: len(keys)]
-            product = sum((g * g.detach()).sum() for g in inner)
+            product = sum(((g * g.detach()).sum() for g in inner), loss.new_zeros(()))
             twice = torch.autograd.grad(product, [at_input[k] for k in keys])
             hg = dict(zip(keys, twice, strict=True))
     gradient = {k: g.detach() for k, g in zip(keys, first, strict=False)}

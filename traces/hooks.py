@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from simulator.base.errors import UnsupportedError
 from traces.attention import Attended
-from traces.layouts import Layout, decoder_layers, key_of, part
+from traces.layouts import Layout, decoder_layers, key_of
 
 if TYPE_CHECKING:
     import torch
@@ -20,6 +20,13 @@ ATTENTION = "shadowline"
 """Name our attention function is registered under in transformers."""
 
 _KEY_NORMS = ("k_norm", "k_layernorm")
+
+
+class Experts(Protocol):
+    """Routed experts with fused weights: gate and up side by side, expert by expert."""
+
+    gate_up_proj: torch.Tensor
+    act_fn: Callable[[torch.Tensor], torch.Tensor]
 
 
 class Observer(Protocol):
@@ -34,7 +41,7 @@ class Observer(Protocol):
     def attention(self, layer: int, call: Attended) -> None:
         """Queries, keys and values of one call."""
 
-    def experts(self, layer: int, module: nn.Module, hidden: torch.Tensor, chosen: torch.Tensor) -> None:
+    def experts(self, layer: int, module: Experts, hidden: torch.Tensor, chosen: torch.Tensor) -> None:
         """Input (batch, tokens, hidden) of the routed experts and those chosen (batch, tokens, k)."""
 
 
@@ -64,10 +71,8 @@ def observed(model: PreTrainedModel, observer: Observer) -> Iterator[None]:
         for handle in handles:
             handle.remove()
         for layer, layout in layers:
-            attention = part(layer, layout.attention)
-            if hasattr(attention, "_shadowline_tap"):
-                del attention._shadowline_tap
-        if not layers[0][1].calls_sdpa:
+            _taps.pop(layer.get_submodule(layout.attention), None)
+        if before and not layers[0][1].calls_sdpa:
             model.set_attn_implementation(before)
 
 
@@ -93,20 +98,20 @@ class _Tap:
 
     def attach(self, layer: int, module: nn.Module, layout: Layout) -> list[Any]:
         """Hooks of one layer."""
-        attention = part(module, layout.attention)
-        attention._shadowline_tap = (self, layer)
+        attention = module.get_submodule(layout.attention)
+        _taps[attention] = self, layer
         see = self._seer(layer)
         handles = [
-            part(module, layout.qkv[0]).register_forward_pre_hook(self._first(layer)),
-            part(module, layout.out).register_forward_pre_hook(_input(see("attn.o"))),
+            module.get_submodule(layout.qkv[0]).register_forward_pre_hook(self._first(layer)),
+            module.get_submodule(layout.out).register_forward_pre_hook(_input(see("attn.o"))),
             *self._attach_key(layer, attention, module, layout),
         ]
         if layout.experts:
-            experts = part(module, layout.experts)
+            experts = module.get_submodule(layout.experts)
             return [*handles, experts.register_forward_pre_hook(self._experts(layer))]
-        up, act = part(module, layout.up), part(module, layout.act)
+        up, act = module.get_submodule(layout.up), module.get_submodule(layout.act)
         handles.append(up.register_forward_pre_hook(_input(see("ffn.in"))))
-        handles.append(part(module, layout.down).register_forward_pre_hook(_input(see("ffn.down"))))
+        handles.append(module.get_submodule(layout.down).register_forward_pre_hook(_input(see("ffn.down"))))
         if layout.gate:
             half = layout.gate == "fused"
             handles.append(act.register_forward_hook(_output(see("ffn.gate"))))
@@ -137,7 +142,7 @@ class _Tap:
             norm = getattr(attention, name, None)
             if norm is not None:
                 return [norm.register_forward_hook(self._normed_key(layer))]
-        source = part(module, layout.qkv[1 if len(layout.qkv) == 3 else 0])
+        source = module.get_submodule(layout.qkv[1 if len(layout.qkv) == 3 else 0])
 
         def hook(_: nn.Module, args: Any, output: torch.Tensor) -> None:
             key = key_of(layout, attention, output, self.kv_heads, self.head_dim)
@@ -162,7 +167,7 @@ class _Tap:
         return hook
 
     def _experts(self, layer: int) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+        def hook(module: Experts, args: tuple[torch.Tensor, ...]) -> None:
             hidden, chosen = args[0], args[1]
             hidden = hidden.reshape(*self.shape, hidden.shape[-1])
             self.observer.experts(layer, module, hidden, chosen.reshape(*self.shape, -1))
@@ -175,6 +180,10 @@ class _Tap:
         if repeat > 1:
             call = replace(call, key=call.key[:, ::repeat], value=call.value[:, ::repeat])
         self.observer.attention(layer, call)
+
+
+_taps: dict[nn.Module, tuple[_Tap, int]] = {}
+"""Who watches an attention module while it is `observed`: the registry hands over the module alone."""
 
 
 def _input(send: Callable[[torch.Tensor], None]) -> Callable[..., None]:
@@ -213,7 +222,7 @@ def _attend(
     """Show queries, keys and values to the observer, then attend as transformers' own sdpa does."""
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-    tap, layer = module._shadowline_tap
+    tap, layer = _taps[module]
     call = Attended(query, key, value, attention_mask, scaling, softcap)
     tap.see_attention(layer, call)
     if kwargs.get("s_aux") is not None:
@@ -251,7 +260,8 @@ def _sdpa_mode(tap: _Tap) -> Any:
         def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None):
             kwargs = kwargs or {}
             if func is wanted:
-                call = Attended(*args[:3], kwargs.get("attn_mask"), kwargs.get("scale"))
+                query, key, value = args[:3]
+                call = Attended(query, key, value, kwargs.get("attn_mask"), kwargs.get("scale"))
                 tap.see_attention(tap.current, call)
             return func(*args, **kwargs)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from simulator.trace import KEEPS, MASSES
 from traces import attention, kv, magnitudes
-from traces.means import ALL
+from traces.means import ALL, WHOLE
 
 if TYPE_CHECKING:
     import torch
@@ -58,7 +58,7 @@ class KvObserver:
         if not self.reads_all:
             return
         if self.is_calibrating:
-            self._count_stored(layer, "kv.k", key[self.now.kv_sequence].transpose(0, 1))
+            self._count(layer, "kv.k", key[self.now.kv_sequence].transpose(0, 1))
         else:
             self._stored(layer, "kv.k", key[self.now.kv_sequence].transpose(0, 1))
 
@@ -71,8 +71,8 @@ class KvObserver:
         b = self.now.kv_sequence
         query, key, value = call.query[b], call.key[b], call.value[b]
         if self.is_calibrating:
-            self._count_stored(layer, "kv.k_cached", key)
-            self._count_stored(layer, "kv.v", value)
+            self._count(layer, "kv.k_cached", key)
+            self._count(layer, "kv.v", value)
             return
         self._stored(layer, "kv.v", value)
         self._stored(layer, "kv.k_cached", key)
@@ -84,10 +84,8 @@ class KvObserver:
         self._mass(layer, p.unflatten(1, (-1, STEPS))[:, :, -1], contexts(tokens))
         self._steps(layer, p[:, -STEPS:], rows[-STEPS:])
 
-    def _count_stored(self, layer: int, tensor: str, x: torch.Tensor) -> None:
-        name = f"histogram|{layer}|{tensor}"
-        counts = magnitudes.histogram(x)
-        self.state[name] = self.state[name] + counts if name in self.state else counts
+    def _count(self, layer: int, tensor: str, x: torch.Tensor) -> None:
+        self._sum(f"histogram|{layer}|{tensor}", magnitudes.histogram(x))
 
     def _stored(self, layer: int, tensor: str, x: torch.Tensor) -> None:
         """Pruning, rounding and rank of keys or values (kv_heads, tokens, head_dim)."""
@@ -96,8 +94,7 @@ class KvObserver:
         energy = (slab.double() ** 2).sum((1, 2))[:, None, None]
         lost = kv.dropped_energy(slab, KEEPS).sum(1)[:, None]
         shape = (heads, 1, len(KEEPS))
-        at = (ALL,) * 3
-        self.means.add((layer, tensor, "kept_error"), shape, at, lost, energy, tokens)
+        self.means.add((layer, tensor, "kept_error"), shape, WHOLE, lost, energy, tokens)
         axis = 2 if tensor == "kv.v" else 1
         lost = [((kv.rounded(slab, b, axis) - slab).double() ** 2).sum((1, 2)) for b in BITS]
         shape = (heads, 1, len(BITS))
@@ -129,10 +126,10 @@ class KvObserver:
         share = attention.tokens_for_mass(p, MASSES).double() / length[None, :, None]
         shape = (self.heads, len(MASSES), len(at_contexts))
         key = (layer, "attn.mass", "tokens_for_mass")
-        self.means.add(key, shape, (ALL,) * 3, share.transpose(1, 2), 1, 1)
+        self.means.add(key, shape, WHOLE, share.transpose(1, 2), 1, 1)
         shape = (self.heads, 1, len(at_contexts))
         key = (layer, "attn.mass", "entropy")
-        self.means.add(key, shape, (ALL,) * 3, attention.entropy(p)[:, None], 1, 1)
+        self.means.add(key, shape, WHOLE, attention.entropy(p)[:, None], 1, 1)
 
     def _steps(self, layer: int, p: torch.Tensor, rows: torch.Tensor) -> None:
         """Locality, sinks and cache hits over consecutive queries `p` (heads, STEPS, tokens)."""
@@ -142,7 +139,7 @@ class KvObserver:
         near = attention.near_share(p, rows, behind).double().sum(1)[:, None]
         shape = (self.heads, 1, len(behind))
         key = (layer, "attn.mass", "locality")
-        self.means.add(key, shape, (ALL,) * 3, near, steps, steps)
+        self.means.add(key, shape, WHOLE, near, steps, steps)
         first = [p[..., :x].double().sum((1, 2)) for x in SINKS]
         shape = (self.heads, 1, len(SINKS))
         for i, total in enumerate(first):

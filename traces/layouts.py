@@ -10,6 +10,7 @@ from simulator.base.errors import UnsupportedError
 if TYPE_CHECKING:
     import torch
     from torch import nn
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -54,9 +55,11 @@ class Layout:
     def fits(self, layer: nn.Module) -> bool:
         """Whether every module named is there."""
         named = (*self.qkv, self.out, self.up, self.down, self.act, self.experts)
-        if not all(part(layer, path) is not None for path in named if path):
+        try:
+            parts = {path: layer.get_submodule(path) for path in named if path}
+        except AttributeError:
             return False
-        return not self.experts or hasattr(part(layer, self.experts), "gate_up_proj")
+        return not self.experts or hasattr(parts[self.experts], "gate_up_proj")
 
 
 _QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
@@ -98,16 +101,7 @@ LAYOUTS = (
 )
 
 
-def part(module: nn.Module, path: str) -> nn.Module | None:
-    """Module at `path` below `module`, or None."""
-    for name in path.split("."):
-        module = getattr(module, name, None)
-        if module is None:
-            return None
-    return module
-
-
-def decoder_layers(model: nn.Module) -> list[tuple[nn.Module, Layout]]:
+def decoder_layers(model: PreTrainedModel) -> list[tuple[nn.Module, Layout]]:
     """Decoder layers of `model` in order, each with the first layout that fits it.
 
     Raises
@@ -147,7 +141,7 @@ def key_of(layout: Layout, attention: nn.Module, fused: torch.Tensor, kv_heads: 
         return fused.reshape(batch, tokens, kv_heads, head_dim)
     if layout.calls_sdpa:
         # Falcon interleaves queries and keys by group; its own method knows the order.
-        key = attention._split_heads(fused)[1]
+        key = attention._split_heads(fused)[1]  # type: ignore[operator]  # nn.Module knows its tensors only
         return key[:, :, :: key.shape[2] // kv_heads]
     if layout.name == "gpt-neox":
         return fused.reshape(batch, tokens, kv_heads, 3 * head_dim)[..., head_dim : 2 * head_dim]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -287,12 +288,10 @@ def _model(checkpoint: Checkpoint, dtype: str, place: str, allow_pickle: bool) -
     kind: torch.dtype | str = "auto" if dtype == "auto" else getattr(torch, DTYPES[dtype])
     spread: dict[str, Any] = {}
     if place == "balanced":
-        try:
-            import accelerate  # noqa: F401
-        except ImportError:
+        if find_spec("accelerate") is None:
             raise InputError(
                 "balanced needs accelerate; run 'pip install accelerate', or name one device", where="--device"
-            ) from None
+            )
         spread["device_map"] = "balanced"
     try:
         model = AutoModelForCausalLM.from_pretrained(
@@ -312,7 +311,7 @@ def _model(checkpoint: Checkpoint, dtype: str, place: str, allow_pickle: bool) -
         raise InputError(f"{checkpoint.name} cannot be loaded: {_first(error)}", where="--model") from None
     if place != "balanced":
         try:
-            model.to(place)
+            model.to(place)  # type: ignore[arg-type]  # wrapped by transformers, so that its own `self` is lost
         except torch.OutOfMemoryError:
             raise InputError(
                 f"{checkpoint.name} does not fit on {place}; try --dtype bf16 or --device cpu", where="--device"

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     Index = int | slice | list[int]
 
 ALL = slice(None)
+WHOLE = (ALL, ALL, ALL)
+"""Every head, keep and x of a grid."""
 
 
 class Means:
@@ -59,7 +61,10 @@ class Means:
             self.state[name + "|sum"] = torch.zeros(shape, **wide)
             self.state[name + "|weight"] = torch.zeros(shape, **wide)
             self.state[name + "|count"] = torch.zeros(shape, dtype=torch.int64, device=like.device)
-        return tuple(self.state[f"{name}|{part}"] for part in ("sum", "weight", "count"))  # type: ignore[return-value]
+        return self._parts(name)
+
+    def _parts(self, name: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        return self.state[f"{name}|sum"], self.state[f"{name}|weight"], self.state[f"{name}|count"]
 
     def __iter__(self) -> Iterator[tuple[tuple[int, str, str], torch.Tensor, torch.Tensor, torch.Tensor]]:
         """(layer, tensor, statistic) with its sums, weights and counts, in a fixed order."""
@@ -67,5 +72,5 @@ class Means:
             if name.startswith("mean|") and name.endswith("|sum"):
                 stem = name.removesuffix("|sum")
                 _, layer, tensor, statistic = stem.split("|")
-                parts = (self.state[f"{stem}|{p}"].cpu() for p in ("sum", "weight", "count"))
-                yield (int(layer), tensor, statistic), *parts
+                sums, weights, counts = self._parts(stem)
+                yield (int(layer), tensor, statistic), sums.cpu(), weights.cpu(), counts.cpu()

@@ -16,12 +16,11 @@ from simulator.base.errors import InputError
 from simulator.trace import KEEPS, ROWS
 from traces import magnitudes, sets
 from traces.kv_observer import KvObserver
-from traces.means import ALL, Means
-from traces.sampling import ALL_EVERY, GROUPS, STRIDE, Sample, sample
+from traces.means import ALL, WHOLE, Means
+from traces.sampling import ALL_EVERY, GROUPS, STRIDE, sample
 
 if TYPE_CHECKING:
-    from torch import nn
-
+    from traces.hooks import Experts
     from traces.means import State
 
 LEVELS = (math.nan, *KEEPS)
@@ -71,7 +70,6 @@ class StatisticsObserver(KvObserver):
         self.kv_heads = kv_heads
         self.seed = seed
         self.is_calibrating = self.reads_all = True
-        self.now: Sample | None = None
         self._levels: dict[tuple[int, str], Levels] = {}
 
     def begin(self, number: int, batch: int, tokens: int, *, calibration: int) -> None:
@@ -116,12 +114,12 @@ class StatisticsObserver(KvObserver):
             square = (rows.double() ** 2).flatten(0, 1).sum(0)[:, None, None]
             n = rows.shape[0] * rows.shape[1]
             shape = (self.heads, 1, 1)
-            self.means.add((layer, "attn.head", "head_norm"), shape, (ALL,) * 3, square, n, n)
+            self.means.add((layer, "attn.head", "head_norm"), shape, WHOLE, square, n, n)
             if self.kv_heads < self.heads:
                 windows = None if windows is None else self._group_maxima(windows)
                 self._sets(layer, "attn.kv_head", self._group_maxima(rows), windows)
 
-    def experts(self, layer: int, module: nn.Module, hidden: torch.Tensor, chosen: torch.Tensor) -> None:
+    def experts(self, layer: int, module: Experts, hidden: torch.Tensor, chosen: torch.Tensor) -> None:
         """Routed experts as units; magnitudes inside them are only counted, on calibration tokens."""
         self.activation(layer, "ffn.in", hidden)
         if self.is_calibrating:
@@ -140,14 +138,6 @@ class StatisticsObserver(KvObserver):
         routed.scatter_(-1, chosen.long(), 1.0)
         windows = self.now.windows(routed) if self.reads_all else None
         self._sets(layer, "moe.expert", self.now.union_rows(routed), windows)
-
-    def _count(self, layer: int, tensor: str, x: torch.Tensor) -> None:
-        name = f"histogram|{layer}|{tensor}"
-        counts = magnitudes.histogram(x)
-        if name in self.state:
-            self.state[name] += counts
-        else:
-            self.state[name] = counts
 
     def _head_norms(self, x: torch.Tensor) -> torch.Tensor:
         """L2 norm of each head's output, shape (..., heads)."""

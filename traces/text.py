@@ -90,7 +90,7 @@ def read_sequences(
         for piece in _pieces(_decode(raw, file)):
             if len(found) >= wanted:
                 break
-            found += tokenizer(piece, add_special_tokens=False, verbose=False)["input_ids"]
+            found += tokenizer.encode(piece, add_special_tokens=False, verbose=False)
         found += end
     body = length - len(first)
     count = min(len(found), wanted) // body

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from functools import partial
+from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -193,19 +194,20 @@ def _attention(what: str, case: Case, where: str) -> Mapping[str, Maker]:
         return lambda: F.scaled_dot_product_attention(q, k, v), _size(q, k, v)
 
     def flash() -> tuple[Run, int]:
-        from flash_attn import flash_attn_func, flash_attn_with_kvcache
-
+        library = import_module("flash_attn")
         q, k, v = draw(rows, q_len, hq, d), draw(rows, tokens, hk, d), draw(rows, tokens, hk, d)
         if what == "prefill":
-            return lambda: flash_attn_func(q, k, v, causal=True), _size(q, k, v)
-        return lambda: flash_attn_with_kvcache(q, k, v), _size(q, k, v)
+            return lambda: library.flash_attn_func(q, k, v, causal=True), _size(q, k, v)
+        return lambda: library.flash_attn_with_kvcache(q, k, v), _size(q, k, v)
 
     def ours() -> tuple[Run, int]:
         from sparse_kernels import decode
 
         q, k, v = draw(rows, hq, d), draw(rows, hk, tokens, d), draw(rows, hk, tokens, d)
         new, made = draw(rows, hk, d), decode.buffers(q, hk, tokens - 1)
-        return lambda: decode.attend(q, k, v, new, new, **made, tokens=tokens), _size(q, k, v)
+        return lambda: decode.attend(q, k, v, new, new, made["out"], made["parts"], made["sums"], tokens=tokens), _size(
+            q, k, v
+        )
 
     found: dict[str, Maker] = {"torch SDPA": sdpa, "torch SDPA, cuDNN": partial(sdpa, SDPBackend.CUDNN_ATTENTION)}
     if what == "decode":

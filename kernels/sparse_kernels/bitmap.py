@@ -15,6 +15,7 @@ References
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -23,6 +24,8 @@ TILE = 64
 PAD = 8
 
 Axis = Literal["tokens", "channels"]
+AXES: Mapping[str, Axis] = {"k": "tokens", "v": "channels"}
+"""Along what the tiles of keys and of values run."""
 
 
 def capacity(tokens: int, d: int, kept: int) -> int:

@@ -73,6 +73,8 @@ class Built:
 
 def job(launch: Launch) -> Job:
     """What Triton would specialise `launch` to: constants, types, ones, and multiples of 16."""
+    import torch
+
     signature, constants, divisible = [], [], []
     declared = launch.constants
     for i, name in enumerate(launch.kernel.arg_names):
@@ -80,7 +82,7 @@ def job(launch: Launch) -> Job:
         if name in declared or value is None or (type(value) is int and value == 1):
             signature.append((name, "constexpr"))
             constants.append((name, value))
-        elif hasattr(value, "data_ptr"):
+        elif isinstance(value, torch.Tensor):
             signature.append((name, "*" + _TYPES[str(value.dtype)]))
             if value.data_ptr() % DIVISIBLE == 0:
                 divisible.append(i)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from simulator.ops.granularity import moved_bytes
 from simulator.ops.ops import Op
 from simulator.ops.traffic import Operand
 from sparse_kernels.recorder import LINE_BYTES, SECTOR_BYTES, Record, Touched, recorded
-from sparse_kernels.registry import Case, Kernel, kernels
+from sparse_kernels.registry import Case, Kernel, Way, kernels
 from sparse_kernels.tensors import clone, poison, tensors_of
 
 MOST_EXPLAINED = 3
@@ -44,7 +44,7 @@ class Row:
     op: str
     case: str
     operand: str
-    direction: Literal["read", "write"]
+    direction: Way
     predicted_bytes: float
     explained_bytes: float
     recorded_bytes: int
@@ -133,7 +133,8 @@ def explained_kernels() -> list[Kernel]:
 def _rows(kernel: Kernel, case: Case, inputs: Mapping[str, Any], ops: Sequence[Op], got: Record) -> list[Row]:
     shapes = tensors_of({**inputs, **kernel.buffers(**inputs)})
     rows = []
-    for way, side in (("read", got.reads), ("write", got.writes)):
+    sides: dict[Way, Mapping[str, Touched]] = {"read": got.reads, "write": got.writes}
+    for way, side in sides.items():
         for operand in Operand:
             names = [n for n in side if getattr(kernel.operands[n], way) == operand]
             mine = [side[n] for n in names]
@@ -147,7 +148,7 @@ def _rows(kernel: Kernel, case: Case, inputs: Mapping[str, Any], ops: Sequence[O
                     op=kernel.name,
                     case=case.name,
                     operand=str(operand),
-                    direction=way,  # type: ignore[arg-type]
+                    direction=way,
                     predicted_bytes=useful,
                     explained_bytes=sum(added),
                     recorded_bytes=sum(t.compulsory_bytes for t in mine),

@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 
 from sparse_kernels import online_softmax
-from sparse_kernels.launch import launch
+from sparse_kernels.launch import cdiv, launch, power_of_2
 from sparse_kernels.online_softmax import FLOOR, LOG2E, finish, update, update_one
 from sparse_kernels.registry import ACTIVATION, KV, WORKSPACE, Flow
 from sparse_kernels.split_k import splits_for
@@ -43,14 +43,14 @@ def over_rows(
     """State after rows [start, end) of one KV head: qt (G, D), k_rows and v_rows point at row 0."""
     n = tl.arange(0, BLOCK_N)
     c = tl.arange(0, BLOCK_D)
-    for block in tl.range(start, end, BLOCK_N):
+    for block in range(start, end, BLOCK_N):
         i = block + n
         mask = (i < end)[:, None] & (c < D)[None, :]
         at = i.to(tl.int64)[:, None] * D + c[None, :]
         k = tl.load(k_rows + at, mask=mask, other=0.0)
         v = tl.load(v_rows + at, mask=mask, other=0.0)
         score = tl.dot(qt, tl.trans(k)) * scale
-        m, l, acc = update(score, (i < end)[None, :], v, m, l, acc)
+        m, l, acc = update(score, (i < end)[None, :], v, m, l, acc)  # type: ignore[misc]  # returns when compiled
     return m, l, acc
 
 
@@ -113,7 +113,7 @@ def decode_kernel(
     span = tl.cast(entries, tl.int64) * RUN if LISTED else tl.cast(past, tl.int64)
     start = tl.program_id(1).to(tl.int64) * blocks_per_split * BLOCK_N
     end = tl.minimum(start + blocks_per_split * BLOCK_N, span)
-    for block in tl.range(start, end, BLOCK_N):
+    for block in range(start, end, BLOCK_N):
         i = block + n
         visible = i < end
         if LISTED:
@@ -162,7 +162,7 @@ def inputs(draw: Draw, q: torch.Tensor, k: torch.Tensor, dtype: str) -> dict[str
 
 def splits(batch: int, lists: int, span: int) -> int:
     """Programs that share the `span` tokens of one list [-]."""
-    return splits_for(batch * lists, triton.cdiv(span, BLOCK_N))
+    return splits_for(batch * lists, cdiv(span, BLOCK_N))
 
 
 def buffers(q: torch.Tensor, lists: int, span: int) -> dict[str, torch.Tensor]:
@@ -225,15 +225,15 @@ def attend(
         capacity=capacity,
         past=tokens - 1,
         entries=entries,
-        blocks_per_split=triton.cdiv(triton.cdiv(span, BLOCK_N), n),
+        blocks_per_split=cdiv(cdiv(span, BLOCK_N), n),
         scale=LOG2E * d**-0.5,
         HEADS=hq // lists,
         D=d,
         RUN=run,
         LISTED=runs is not None,
         PARTS=n > 1,
-        BLOCK_G=max(16, triton.next_power_of_2(hq // lists)),
+        BLOCK_G=max(16, power_of_2(hq // lists)),
         BLOCK_N=BLOCK_N,
-        BLOCK_D=max(16, triton.next_power_of_2(d)),
+        BLOCK_D=max(16, power_of_2(d)),
     )
     online_softmax.combine(parts, sums, out)

@@ -81,8 +81,8 @@ def mend() -> None:
         tensor.__index__ = lambda self: int(self.handle.data.squeeze())
 
     theirs._patch_lang_tensor = patch_lang_tensor
-    InterpreterBuilder.create_dot = create_dot
-    InterpreterBuilder.cast_impl = cast_impl
+    for name, mended in (("create_dot", create_dot), ("cast_impl", cast_impl)):
+        setattr(InterpreterBuilder, name, mended)
 
 
 def _widen(bits: np.ndarray) -> np.ndarray:

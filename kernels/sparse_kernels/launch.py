@@ -13,6 +13,17 @@ from typing import Any
 
 from sparse_kernels import interpreter
 
+
+def cdiv(n: int, block: int) -> int:
+    """Blocks of `block` that cover `n`."""
+    return -(-n // block)
+
+
+def power_of_2(n: int) -> int:
+    """The least power of two that is at least `n`."""
+    return 1 << max(n - 1, 0).bit_length()
+
+
 _captures: list[tuple[list[Launch], bool]] = []
 
 

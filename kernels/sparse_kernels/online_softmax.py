@@ -14,7 +14,7 @@ import torch
 import triton
 import triton.language as tl
 
-from sparse_kernels.launch import launch
+from sparse_kernels.launch import launch, power_of_2
 
 LOG2E = 1.4426950408889634
 FLOOR = tl.constexpr(-1.0e30)
@@ -95,6 +95,6 @@ def combine(parts: torch.Tensor, sums: torch.Tensor, out: torch.Tensor) -> None:
         out=out,
         splits=splits,
         D=d,
-        BLOCK_D=triton.next_power_of_2(d),
-        BLOCK_S=triton.next_power_of_2(splits),
+        BLOCK_D=power_of_2(d),
+        BLOCK_S=power_of_2(splits),
     )

@@ -20,6 +20,11 @@ from simulator.ops.traffic import Operand
 
 Use = Literal["test", "traffic", "compile", "hot", "quick", "full"]
 """What a case is for: correctness, byte counts, compilation, compilation where a spill fails, and timing."""
+HOT: tuple[Use, ...] = ("hot", "compile")
+FULL: tuple[Use, ...] = ("full",)
+QUICK: tuple[Use, ...] = ("quick", "full")
+Dtype = Literal["bf16", "fp16", "fp32"]
+Way = Literal["read", "write"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +37,7 @@ class Case:
         Unique within its kernel; says what is special ("gqa8 odd").
     sizes : mapping of str to int
         By name [-]: batch, tokens, hq, hk, d for attention; m, n, k for products; hidden, neurons for an MLP.
-    dtype : {'bf16', 'fp16'}
+    dtype : {'bf16', 'fp16', 'fp32'}
         Of activations, and of weights and KV where the method does not say otherwise.
     keep : float
         Share kept, 1 - sparsity [-].
@@ -42,16 +47,16 @@ class Case:
     name: str
     sizes: Mapping[str, int]
     uses: frozenset[Use]
-    dtype: Literal["bf16", "fp16"] = "bf16"
+    dtype: Dtype = "bf16"
     keep: float = 1.0
 
     def __getitem__(self, size: str) -> int:
         return self.sizes[size]
 
 
-def case(name: str, *uses: Use, dtype: str = "bf16", keep: float = 1.0, **sizes: int) -> Case:
+def case(name: str, *uses: Use, dtype: Dtype = "bf16", keep: float = 1.0, **sizes: int) -> Case:
     """A `Case` in one line of a table."""
-    return Case(name=name, sizes=sizes, uses=frozenset(uses), dtype=dtype, keep=keep)  # type: ignore[arg-type]
+    return Case(name=name, sizes=sizes, uses=frozenset(uses), dtype=dtype, keep=keep)
 
 
 @dataclass(frozen=True)
@@ -87,7 +92,7 @@ class Explained:
     """Bytes the simulator leaves out on purpose: ``extra_bytes(case, inputs)`` makes the count exact [B]."""
 
     operand: Operand
-    direction: Literal["read", "write"]
+    direction: Way
     extra_bytes: Callable[[Case, Mapping[str, Any]], float]
     reason: str
 

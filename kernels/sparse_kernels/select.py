@@ -13,7 +13,7 @@ import torch
 import triton
 import triton.language as tl
 
-from sparse_kernels.launch import launch
+from sparse_kernels.launch import launch, power_of_2
 
 BINS = tl.constexpr(256)
 CONFIG = {"num_warps": 8, "num_stages": 1}
@@ -67,5 +67,5 @@ def top_k(scores: torch.Tensor, picked: torch.Tensor) -> None:
     n, k = scores.shape[-1], picked.shape[-1]
     if not 0 < k <= n:
         raise ValueError(f"top {k} of {n} scores")
-    block = min(triton.next_power_of_2(n), 4096)
+    block = min(power_of_2(n), 4096)
     launch(top_k_kernel, (scores.numel() // n,), **CONFIG, scores=scores, picked=picked, n=n, k=k, BLOCK=block)

@@ -12,7 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
-from sparse_kernels.launch import launch
+from sparse_kernels.launch import cdiv, launch
 
 BLOCK = 256
 WARPS = 4
@@ -38,7 +38,7 @@ def reduce(partial: torch.Tensor, out: torch.Tensor) -> None:
     elements = out.numel()
     launch(
         reduce_kernel,
-        (triton.cdiv(elements, BLOCK),),
+        (cdiv(elements, BLOCK),),
         num_warps=WARPS,
         partial=partial,
         out=out,

@@ -11,12 +11,12 @@ from simulator.ops.ops import Op
 from simulator.ops.traffic import Operand
 from simulator.policies.kv_compressed import PAD_ELEMENTS, TILE
 from sparse_kernels import demand
-from sparse_kernels.bitmap import pack, spread
+from sparse_kernels.bitmap import AXES, pack, spread
 from sparse_kernels.bitmap_decode.naive import bitmap_decode as naive
 from sparse_kernels.bitmap_decode.triton import bitmap_decode as triton
 from sparse_kernels.bitmap_decode.triton import buffers
 from sparse_kernels.bitmap_pack import EVEN
-from sparse_kernels.registry import ACTIVATION, KV, WORKSPACE, Case, Explained, Kernel, Tolerance, case
+from sparse_kernels.registry import ACTIVATION, FULL, KV, QUICK, WORKSPACE, Case, Explained, Kernel, Tolerance, case
 from sparse_kernels.tensors import Draw
 
 CASES = (
@@ -53,9 +53,9 @@ CASES = (
             d=128,
         )
         for name, hk, tokens, batch, uses in (
-            ("mha-32", 32, 32768, 1, ("full",)),
-            ("mha-32", 32, 32768, 16, ("quick", "full")),
-            ("gqa-8", 8, 32768, 16, ("full",)),
+            ("mha-32", 32, 32768, 1, FULL),
+            ("mha-32", 32, 32768, 16, QUICK),
+            ("gqa-8", 8, 32768, 16, FULL),
         )
     ),
     case("llama-2-7b", "compile", "hot", keep=0.3, batch=1, tokens=2048 + 32, window=32, hq=32, hk=32, d=128),
@@ -69,14 +69,14 @@ def inputs(case: Case, seed: int, device: str) -> dict[str, Any]:
     batch, hq, hk, d, tokens = (case[n] for n in ("batch", "hq", "hk", "d", "tokens"))
     old = max(tokens - case["window"], 0) // TILE * TILE
     out: dict[str, Any] = {"q": draw.normal(batch, hq, d, dtype=dtype)}
-    for name, axis in (("k", "tokens"), ("v", "channels")):
+    for name, axis in AXES.items():
         parts = []
         for _ in range(batch):
             x = draw.normal(1, hk, old, d, dtype=dtype)
             if case.sizes.get("even"):
-                mask = spread(old, d, EVEN, axis, device)  # type: ignore[arg-type]
+                mask = spread(old, d, EVEN, axis, device)
                 x.clamp_(-1.0, 1.0).add_(4.0 * mask * x.sign())
-            parts.append(pack(x, round(case.keep * d), axis))  # type: ignore[arg-type]
+            parts.append(pack(x, round(case.keep * d), axis))
         for part in ("bits", "offset", "values"):
             out[f"{name}_{part}"] = torch.cat([p[part] for p in parts])
         out[f"{name}_window"] = draw.normal(batch, hk, tokens - old, d, dtype=dtype)

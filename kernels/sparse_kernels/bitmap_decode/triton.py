@@ -27,7 +27,7 @@ import triton.language as tl
 
 from sparse_kernels import online_softmax
 from sparse_kernels.bitmap import TILE
-from sparse_kernels.launch import launch
+from sparse_kernels.launch import cdiv, launch, power_of_2
 from sparse_kernels.online_softmax import FLOOR, LOG2E, finish, update, update_one
 from sparse_kernels.popcount import popcount
 from sparse_kernels.split_k import splits_for
@@ -115,7 +115,7 @@ def score_kernel(
         tl.store(out + at[None, :] + 32, tl.dot(qt, k) * scale, mask=rows[:, None] & (t < 32)[None, :])
     else:
         dense = k_window + kv * recent * D
-        for start in tl.range(0, recent, 32):
+        for start in range(0, recent, 32):
             i = start + t
             old = (i < recent - 1)[:, None] & (c < D)[None, :]
             new = (i == recent - 1)[:, None] & (c < D)[None, :]
@@ -165,7 +165,7 @@ def value_kernel(
     if tl.program_id(1) < tl.num_programs(1) - 1:
         start = tl.program_id(1) * blocks_per_split * BLOCK_T
         end = tl.minimum(start + blocks_per_split * BLOCK_T, old)
-        for block in tl.range(start, end, BLOCK_T):
+        for block in range(start, end, BLOCK_T):
             i = block + t
             live = (i < end)[:, None] & (w < D // 32)[None, :]
             at = (kv * old + i)[:, None] * (D // 32) + w[None, :]
@@ -179,7 +179,7 @@ def value_kernel(
             m, l, acc = update(score, seen, v, m, l, acc)
     else:
         dense = v_window + kv * recent * D
-        for block in tl.range(0, recent - 1, BLOCK_T):
+        for block in range(0, recent - 1, BLOCK_T):
             i = block + t
             mask = (i < recent - 1)[:, None] & (c < D)[None, :]
             v = tl.load(dense + i[:, None] * D + c[None, :], mask=mask, other=0.0)
@@ -237,7 +237,7 @@ def bitmap_decode(
     groups = k_offset.shape[2] // d
     n = parts.shape[1]
     shared = {"hq": hq, "hk": hk, "recent": recent, "D": d, **CONFIG}
-    shared["BLOCK_G"] = max(16, triton.next_power_of_2(hq // hk))
+    shared["BLOCK_G"] = max(16, power_of_2(hq // hk))
     launch(
         score_kernel,
         (batch * hk, groups + 1),
@@ -253,7 +253,7 @@ def bitmap_decode(
         scale=LOG2E * d**-0.5,
         **shared,
     )
-    blocks = triton.cdiv(groups * TILE, BLOCK_T)
+    blocks = cdiv(groups * TILE, BLOCK_T)
     launch(
         value_kernel,
         (batch * hk, n),
@@ -268,7 +268,7 @@ def bitmap_decode(
         sums=sums,
         old=groups * TILE,
         size=v_values.shape[2],
-        blocks_per_split=triton.cdiv(blocks, max(n - 1, 1)),
+        blocks_per_split=cdiv(blocks, max(n - 1, 1)),
         BLOCK_T=BLOCK_T,
         **shared,
     )

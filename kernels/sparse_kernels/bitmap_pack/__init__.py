@@ -8,7 +8,7 @@ from typing import Any
 from simulator.ops.ops import Op
 from simulator.ops.traffic import Operand
 from sparse_kernels import demand
-from sparse_kernels.bitmap import spread
+from sparse_kernels.bitmap import AXES, spread
 from sparse_kernels.bitmap_pack.naive import bitmap_pack as naive
 from sparse_kernels.bitmap_pack.triton import bitmap_pack as triton
 from sparse_kernels.bitmap_pack.triton import buffers
@@ -35,8 +35,8 @@ def inputs(case: Case, seed: int, device: str) -> dict[str, Any]:
     shape = tuple(case[n] for n in ("batch", "hk", "tokens", "d"))
     k, v = (draw.normal(*shape, dtype=case.dtype) for _ in range(2))
     if case.sizes.get("even"):
-        for x, axis in ((k, "tokens"), (v, "channels")):
-            mask = spread(case["tokens"], case["d"], EVEN, axis, device)  # type: ignore[arg-type]
+        for name, x in (("k", k), ("v", v)):
+            mask = spread(case["tokens"], case["d"], EVEN, AXES[name], device)
             x.clamp_(-1.0, 1.0).add_(4.0 * mask * x.sign())
     return {"k": k, "v": v, "kept": round(case.keep * case["d"])}
 

@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 
 from sparse_kernels.bitmap import PAD, TILE, capacity
-from sparse_kernels.launch import launch
+from sparse_kernels.launch import launch, power_of_2
 from sparse_kernels.popcount import popcount
 
 CONFIG = {"num_warps": 8, "num_stages": 1}
@@ -156,7 +156,7 @@ def bitmap_pack(
             num_stages=1,
             totals=totals[side],
             groups=groups,
-            BLOCK=min(triton.next_power_of_2(groups), 1024),
+            BLOCK=min(power_of_2(groups), 1024),
         )
         launch(
             fill_kernel,

@@ -20,7 +20,7 @@ import triton.language as tl
 
 from sparse_kernels import split_k
 from sparse_kernels.gathered_mlp.triton import block_m
-from sparse_kernels.launch import launch
+from sparse_kernels.launch import cdiv, launch
 
 
 @triton.jit
@@ -107,7 +107,7 @@ def bitmap_spmm(
         N=n,
         K=k,
         tiles_k=tiles_k,
-        tiles_per_split=triton.cdiv(tiles_k, splits),
+        tiles_per_split=cdiv(tiles_k, splits),
         **config(m),
     )
     if splits > 1:

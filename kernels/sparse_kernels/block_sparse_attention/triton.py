@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 
 from sparse_kernels import target
-from sparse_kernels.launch import launch
+from sparse_kernels.launch import cdiv, launch, power_of_2
 
 LOG2_E = 1.4426950408889634
 
@@ -51,9 +51,9 @@ def attend(
     """Online softmax over the listed blocks [start, end), `KEYS` keys at a time."""
     d = tl.arange(0, BLOCK_D)
     pieces: tl.constexpr = BLOCK // KEYS
-    for i in tl.range(start * pieces, end * pieces):
+    for i in range(start * pieces, end * pieces):
         j = tl.load(blocks + i // pieces, mask=i < end * pieces, other=0)
-        c = j * BLOCK + i % pieces * KEYS + tl.arange(0, KEYS)
+        c = j * BLOCK + i % pieces * KEYS + tl.arange(0, KEYS)  # type: ignore[operator]  # i is a tensor here
         at_k = at_kv + c[None, :] * kv_row + d[:, None]
         kt = tl.load(k + at_k, mask=(c < T)[None, :] & (d < D)[:, None], other=0.0)
         s = tl.dot(qt, kt) * scale
@@ -158,7 +158,7 @@ def block_sparse_attention(
     batch, tokens, hq, d = q.shape
     launch(
         block_sparse_kernel,
-        (triton.cdiv(tokens, block), hq, batch),
+        (cdiv(tokens, block), hq, batch),
         q=q,
         k=k,
         v=v,
@@ -172,7 +172,7 @@ def block_sparse_attention(
         HK=k.shape[2],
         scale=d**-0.5 * LOG2_E,
         D=d,
-        BLOCK_D=max(triton.next_power_of_2(d), 16),
+        BLOCK_D=max(power_of_2(d), 16),
         BLOCK=block,
         **config(block, d),
     )

@@ -16,7 +16,7 @@ import torch
 import triton
 import triton.language as tl
 
-from sparse_kernels.launch import launch
+from sparse_kernels.launch import cdiv, launch, power_of_2
 from sparse_kernels.teal import triton as teal
 
 
@@ -46,7 +46,7 @@ def cats_kernel(x, gate, up, h, threshold, F, K, BLOCK_N: tl.constexpr, BLOCK_K:
 
 def config(k: int) -> dict[str, int]:
     """Four neurons to a program: many programs, so that one's second pass hides behind another's first."""
-    return {"BLOCK_N": 4, "BLOCK_K": min(triton.next_power_of_2(k), 1024), "STAGES": 3, "num_warps": 4}
+    return {"BLOCK_N": 4, "BLOCK_K": min(power_of_2(k), 1024), "STAGES": 3, "num_warps": 4}
 
 
 def buffers(x: torch.Tensor, down: torch.Tensor, **_: object) -> dict[str, torch.Tensor]:
@@ -70,7 +70,7 @@ def cats(
     tile = config(k)
     launch(
         cats_kernel,
-        (triton.cdiv(neurons, tile["BLOCK_N"]),),
+        (cdiv(neurons, tile["BLOCK_N"]),),
         x=x,
         gate=gate,
         up=up,

@@ -12,7 +12,7 @@ from simulator.ops.traffic import Operand
 from sparse_kernels import decode, demand
 from sparse_kernels.double_sparsity.naive import double_sparsity as naive
 from sparse_kernels.double_sparsity.triton import double_sparsity as triton
-from sparse_kernels.registry import INDEX, KV, Case, Flow, Kernel, Tolerance, case
+from sparse_kernels.registry import FULL, INDEX, KV, QUICK, Case, Flow, Kernel, Tolerance, case
 from sparse_kernels.tensors import Draw
 
 CASES = (
@@ -49,11 +49,7 @@ CASES = (
             hk=hk,
             d=128,
         )
-        for name, hk, batch, uses in (
-            ("mha-32", 32, 1, ("quick", "full")),
-            ("mha-32", 32, 16, ("full",)),
-            ("gqa-8", 8, 16, ("full",)),
-        )
+        for name, hk, batch, uses in (("mha-32", 32, 1, QUICK), ("mha-32", 32, 16, FULL), ("gqa-8", 8, 16, FULL))
     ),
     case("llama-2-7b 4k", "compile", "hot", batch=1, tokens=4096, budget=1024, channels=16, hq=32, hk=32, d=128),
 )

@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 
 from sparse_kernels.decode import attend
-from sparse_kernels.launch import launch
+from sparse_kernels.launch import cdiv, launch, power_of_2
 from sparse_kernels.select import top_k
 
 BLOCK_T = 256
@@ -80,7 +80,7 @@ def double_sparsity(
     hk, r = channels.shape
     launch(
         score_kernel,
-        (batch * hk, triton.cdiv(tokens, BLOCK_T)),
+        (batch * hk, cdiv(tokens, BLOCK_T)),
         **CONFIG,
         q=q,
         labels=labels,
@@ -91,9 +91,9 @@ def double_sparsity(
         tokens=tokens,
         D=d,
         R=r,
-        BLOCK_G=max(16, triton.next_power_of_2(hq // hk)),
+        BLOCK_G=max(16, power_of_2(hq // hk)),
         BLOCK_T=BLOCK_T,
-        BLOCK_R=max(16, triton.next_power_of_2(r)),
+        BLOCK_R=max(16, power_of_2(r)),
     )
     top_k(scores, picked)
     attend(q, k_cache, v_cache, k_new, v_new, out, parts, sums, tokens=tokens, runs=picked)

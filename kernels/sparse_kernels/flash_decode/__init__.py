@@ -11,7 +11,7 @@ from simulator.ops.ops import Op
 from sparse_kernels import decode, demand
 from sparse_kernels.flash_decode.naive import flash_decode as naive
 from sparse_kernels.flash_decode.triton import flash_decode as triton
-from sparse_kernels.registry import Case, Kernel, Tolerance, case
+from sparse_kernels.registry import FULL, QUICK, Case, Kernel, Tolerance, case
 from sparse_kernels.tensors import Draw
 
 CASES = (
@@ -25,12 +25,12 @@ CASES = (
         case(f"{name} {tokens // 1024}k x{batch}", *uses, batch=batch, tokens=tokens, hq=32, hk=hk, d=128)
         for name, hk in (("mha-32", 32), ("gqa-8", 8))
         for tokens, batch, uses in (
-            (4096, 1, ("full",)),
-            (4096, 16, ("full",)),
-            (32768, 1, ("quick", "full")),
-            (32768, 16, ("quick", "full")),
-            (65536, 1, ("full",)),
-            (65536, 16, ("full",)),
+            (4096, 1, FULL),
+            (4096, 16, FULL),
+            (32768, 1, QUICK),
+            (32768, 16, QUICK),
+            (65536, 1, FULL),
+            (65536, 16, FULL),
         )
     ),
 )

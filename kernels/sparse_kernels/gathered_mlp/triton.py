@@ -22,7 +22,7 @@ import triton
 import triton.language as tl
 
 from sparse_kernels import split_k
-from sparse_kernels.launch import launch
+from sparse_kernels.launch import cdiv, launch, power_of_2
 
 
 @triton.jit
@@ -149,13 +149,13 @@ def columns_kernel(
 
 def block_m(m: int) -> int:
     """Rows of the tile: 1 multiplies in registers, else at least the 16 of a tensor-core tile."""
-    return 1 if m == 1 else max(16, triton.next_power_of_2(m))
+    return 1 if m == 1 else max(16, power_of_2(m))
 
 
 def rows_config(m: int, k: int, gated: bool) -> dict[str, int]:
     """Tile of `rows_kernel`: at batch 1, 8 KiB of rows a step and few registers, so that a selection is one wave."""
     if m == 1:
-        block_k = min(triton.next_power_of_2(k), 1024)
+        block_k = min(power_of_2(k), 1024)
         rows = 2 if gated else 4
         return {"BLOCK_M": 1, "BLOCK_N": rows, "BLOCK_K": block_k, "STAGES": 4, "num_warps": 4}
     return {"BLOCK_M": block_m(m), "BLOCK_N": 32, "BLOCK_K": 128, "STAGES": 3, "num_warps": 4}
@@ -164,7 +164,7 @@ def rows_config(m: int, k: int, gated: bool) -> dict[str, int]:
 def columns_config(m: int, n: int) -> dict[str, int]:
     """Tile of `columns_kernel`: at batch 1 eight pieces of 1 KiB of a row at a time."""
     if m == 1:
-        block_n = min(triton.next_power_of_2(n), 512)
+        block_n = min(power_of_2(n), 512)
         return {"BLOCK_M": 1, "BLOCK_N": block_n, "BLOCK_K": 8, "STAGES": 3, "num_warps": 4}
     return {"BLOCK_M": block_m(m), "BLOCK_N": 128, "BLOCK_K": 32, "STAGES": 4, "num_warps": 4}
 
@@ -172,7 +172,7 @@ def columns_config(m: int, n: int) -> dict[str, int]:
 def columns_splits(m: int, n: int, listed: int) -> int:
     """Programs along the list, for `split_k.workspace`."""
     tile = columns_config(m, n)
-    return split_k.splits_for(triton.cdiv(n, tile["BLOCK_N"]), triton.cdiv(listed, tile["BLOCK_K"]))
+    return split_k.splits_for(cdiv(n, tile["BLOCK_N"]), cdiv(listed, tile["BLOCK_K"]))
 
 
 def rows(
@@ -190,7 +190,7 @@ def rows(
     listed, tile = index.numel() * group, rows_config(m, k, gate is not None)
     launch(
         rows_kernel,
-        (triton.cdiv(listed, tile["BLOCK_N"]),),
+        (cdiv(listed, tile["BLOCK_N"]),),
         x=x,
         gate=weight if gate is None else gate,
         up=weight,
@@ -222,7 +222,7 @@ def columns(
     splits, step = max(partial.shape[0], 1), tile["BLOCK_K"]
     launch(
         columns_kernel,
-        (triton.cdiv(n, tile["BLOCK_N"]), splits),
+        (cdiv(n, tile["BLOCK_N"]), splits),
         h=h,
         down=weight,
         index=index,
@@ -230,7 +230,7 @@ def columns(
         M=m,
         N=n,
         listed_rows=listed,
-        rows_per_split=triton.cdiv(triton.cdiv(listed, splits), step) * step,
+        rows_per_split=cdiv(cdiv(listed, splits), step) * step,
         GROUP=group,
         **tile,
     )

@@ -17,7 +17,7 @@ import torch
 import triton
 import triton.language as tl
 
-from sparse_kernels.launch import launch
+from sparse_kernels.launch import cdiv, launch
 
 
 @triton.jit
@@ -72,7 +72,7 @@ def group_w4(
     n, tile = y.shape[1], config()
     launch(
         group_w4_kernel,
-        (triton.cdiv(n, tile["BLOCK_N"]),),
+        (cdiv(n, tile["BLOCK_N"]),),
         x=x,
         starts=starts,
         columns=columns,

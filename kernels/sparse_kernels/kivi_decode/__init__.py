@@ -11,7 +11,7 @@ from sparse_kernels.kivi_decode.naive import kivi_decode as naive
 from sparse_kernels.kivi_decode.naive import quantised
 from sparse_kernels.kivi_decode.triton import buffers
 from sparse_kernels.kivi_decode.triton import kivi_decode as triton
-from sparse_kernels.registry import ACTIVATION, KV, WORKSPACE, Case, Kernel, Tolerance, case
+from sparse_kernels.registry import ACTIVATION, FULL, KV, QUICK, WORKSPACE, Case, Kernel, Tolerance, case
 from sparse_kernels.tensors import Draw
 
 CASES = (
@@ -49,13 +49,7 @@ CASES = (
             hk=32,
             d=128,
         )
-        for bits, batch, uses in (
-            (2, 1, ("full",)),
-            (2, 16, ("full",)),
-            (4, 1, ("quick", "full")),
-            (4, 16, ("full",)),
-            (8, 16, ("full",)),
-        )
+        for bits, batch, uses in ((2, 1, FULL), (2, 16, FULL), (4, 1, QUICK), (4, 16, FULL), (8, 16, FULL))
     ),
     *(
         case(

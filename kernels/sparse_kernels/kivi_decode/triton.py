@@ -27,7 +27,7 @@ import triton.language as tl
 
 from sparse_kernels import online_softmax
 from sparse_kernels.decode import new_token, over_rows
-from sparse_kernels.launch import launch
+from sparse_kernels.launch import cdiv, launch, power_of_2
 from sparse_kernels.online_softmax import FLOOR, LOG2E, finish, update
 from sparse_kernels.split_k import splits_for
 
@@ -182,11 +182,11 @@ def kivi_decode(
         old=old,
         window=k_window.shape[2],
         recent=recent,
-        blocks_per_split=triton.cdiv(old // group, max(n - 1, 1)),
+        blocks_per_split=cdiv(old // group, max(n - 1, 1)),
         scale=LOG2E * d**-0.5,
         D=d,
         BITS=bits,
         GROUP=group,
-        BLOCK_G=max(16, triton.next_power_of_2(hq // hk)),
+        BLOCK_G=max(16, power_of_2(hq // hk)),
     )
     online_softmax.combine(parts, sums, out)

@@ -12,7 +12,7 @@ from typing import Any
 from simulator.ops.ops import Op
 from sparse_kernels import demand
 from sparse_kernels.nm24 import library, naive
-from sparse_kernels.registry import ACTIVATION, WEIGHT, Case, Kernel, Tolerance, case
+from sparse_kernels.registry import ACTIVATION, FULL, QUICK, WEIGHT, Case, Kernel, Tolerance, case
 from sparse_kernels.tensors import Draw
 
 
@@ -39,11 +39,7 @@ KERNEL = Kernel(
     citation="Mishra et al. 2021, arXiv:2104.08378; torch.sparse.to_sparse_semi_structured",
     cases=tuple(
         case(f"{m} x {n} x {k}", *uses, m=m, n=n, k=k, keep=0.5)
-        for m, n, k, uses in (
-            (16, 11008, 4096, ("quick", "full")),
-            (64, 28672, 7168, ("full",)),
-            (2048, 11008, 4096, ("full",)),
-        )
+        for m, n, k, uses in ((16, 11008, 4096, QUICK), (64, 28672, 7168, FULL), (2048, 11008, 4096, FULL))
     ),
     inputs=inputs,
     buffers=library.buffers,

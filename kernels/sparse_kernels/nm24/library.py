@@ -45,4 +45,4 @@ def buffers(*, x: torch.Tensor, weight: torch.Tensor) -> dict[str, Any]:
 
 def nm24(x: torch.Tensor, weight: torch.Tensor, packed: Packed, y: torch.Tensor) -> None:
     """y (M, n) = x (M, k) times the packed weight; the library has no output argument, and no copy is made."""
-    y.set_(torch.nn.functional.linear(x, packed.weight))
+    y.set_(torch.nn.functional.linear(x, packed.weight))  # type: ignore[arg-type]  # its stub knows storages only

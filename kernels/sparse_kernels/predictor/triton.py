@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 
 from sparse_kernels.gathered_mlp.triton import activate, block_m
-from sparse_kernels.launch import launch
+from sparse_kernels.launch import cdiv, launch, power_of_2
 
 MOST_SCORES = 2**20 - 1
 """Scores of a row: a count has 20 bits [-]."""
@@ -86,7 +86,7 @@ def top_k_kernel(scores, index, N, keep, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     threshold = tl.cast(keep, tl.int32) * 0
     # Two bits of the k-th largest score at a time: the three counts of a pass share one 64-bit sum.
-    for i in tl.static_range(8):
+    for i in tl.static_range(8):  # type: ignore[misc]  # iterates when compiled
         step = 1 << (14 - 2 * i)
         seen = tl.zeros((BLOCK,), tl.int64)
         for start in tl.range(0, N, BLOCK):
@@ -117,14 +117,14 @@ def top_k_kernel(scores, index, N, keep, BLOCK: tl.constexpr):
 def skinny_config(m: int, k: int) -> dict[str, int]:
     """At batch 1 four rows of up to 2 KiB at a time."""
     if m == 1:
-        block_k = min(triton.next_power_of_2(k), 1024)
+        block_k = min(power_of_2(k), 1024)
         return {"BLOCK_M": 1, "BLOCK_N": 4, "BLOCK_K": block_k, "STAGES": 3, "num_warps": 4}
     return {"BLOCK_M": block_m(m), "BLOCK_N": 64, "BLOCK_K": 64, "STAGES": 4, "num_warps": 4}
 
 
 def top_k_config(n: int) -> dict[str, int]:
     """Sixteen warps with 16 B of scores per thread, or fewer for a short row."""
-    block = min(max(triton.next_power_of_2(n), 256), 4096)
+    block = min(max(power_of_2(n), 256), 4096)
     return {"BLOCK": block, "num_warps": block // 256}
 
 
@@ -133,16 +133,7 @@ def skinny(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor, activation:
     (m, k), n = x.shape, weight.shape[0]
     tile = skinny_config(m, k)
     launch(
-        skinny_kernel,
-        (triton.cdiv(n, tile["BLOCK_N"]),),
-        x=x,
-        weight=weight,
-        out=out,
-        M=m,
-        K=k,
-        N=n,
-        ACT=activation,
-        **tile,
+        skinny_kernel, (cdiv(n, tile["BLOCK_N"]),), x=x, weight=weight, out=out, M=m, K=k, N=n, ACT=activation, **tile
     )
 
 

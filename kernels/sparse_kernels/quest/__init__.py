@@ -12,7 +12,7 @@ from simulator.ops.traffic import Operand
 from sparse_kernels import decode, demand
 from sparse_kernels.quest.naive import quest as naive
 from sparse_kernels.quest.triton import quest as triton
-from sparse_kernels.registry import INDEX, KV, Case, Flow, Kernel, Tolerance, case
+from sparse_kernels.registry import FULL, INDEX, KV, QUICK, Case, Flow, Kernel, Tolerance, case
 from sparse_kernels.tensors import Draw
 
 CASES = (
@@ -27,10 +27,10 @@ CASES = (
     *(
         case(f"{name} 2k of 64k x{batch}", *uses, batch=batch, tokens=65536, budget=2048, page=16, hq=32, hk=hk, d=128)
         for name, hk, batch, uses in (
-            ("mha-32", 32, 1, ("quick", "full")),
-            ("mha-32", 32, 16, ("quick", "full")),
-            ("gqa-8", 8, 1, ("full",)),
-            ("gqa-8", 8, 16, ("full",)),
+            ("mha-32", 32, 1, QUICK),
+            ("mha-32", 32, 16, QUICK),
+            ("gqa-8", 8, 1, FULL),
+            ("gqa-8", 8, 16, FULL),
         )
     ),
     case("llama-2-7b 8k", "compile", "hot", batch=1, tokens=8192, budget=2048, page=16, hq=32, hk=32, d=128),

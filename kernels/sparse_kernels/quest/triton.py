@@ -23,7 +23,7 @@ import triton
 import triton.language as tl
 
 from sparse_kernels.decode import attend
-from sparse_kernels.launch import launch
+from sparse_kernels.launch import cdiv, launch, power_of_2
 from sparse_kernels.select import top_k
 
 BLOCK_P = 64
@@ -84,7 +84,7 @@ def quest(
     hk, n = bounds.shape[1:3]
     launch(
         estimate_kernel,
-        (batch * hk, triton.cdiv(n, BLOCK_P)),
+        (batch * hk, cdiv(n, BLOCK_P)),
         **CONFIG,
         q=q,
         bounds=bounds,
@@ -94,9 +94,9 @@ def quest(
         pages=n,
         newest=(tokens - 1) // page,
         D=d,
-        BLOCK_G=max(16, triton.next_power_of_2(hq // hk)),
+        BLOCK_G=max(16, power_of_2(hq // hk)),
         BLOCK_P=BLOCK_P,
-        BLOCK_D=max(16, triton.next_power_of_2(d)),
+        BLOCK_D=max(16, power_of_2(d)),
     )
     top_k(scores, pages)
     attend(q, k_cache, v_cache, k_new, v_new, out, parts, sums, tokens=tokens, runs=pages, run=page)

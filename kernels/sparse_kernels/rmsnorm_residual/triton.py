@@ -11,7 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
-from sparse_kernels.launch import launch
+from sparse_kernels.launch import launch, power_of_2
 
 
 @triton.jit
@@ -39,7 +39,7 @@ def rmsnorm_residual(
 ) -> None:
     """Rows of x and residual (m, hidden); `summed` is the sum that the next block adds to."""
     rows, hidden = x.shape
-    block = triton.next_power_of_2(hidden)
+    block = power_of_2(hidden)
     launch(
         rmsnorm_residual_kernel,
         (rows,),

@@ -23,7 +23,7 @@ import torch
 import triton
 import triton.language as tl
 
-from sparse_kernels.launch import launch
+from sparse_kernels.launch import cdiv, launch, power_of_2
 from sparse_kernels.rotary import rotate
 
 BLOCK_N = 64
@@ -80,7 +80,7 @@ def shadowkv_rebuild(
     tokens, chunks = factor.shape[1], picked.shape[2]
     launch(
         rebuild_kernel,
-        (batch * hk, triton.cdiv(chunks * chunk, BLOCK_N)),
+        (batch * hk, cdiv(chunks * chunk, BLOCK_N)),
         **CONFIG,
         factor=factor,
         basis=basis,
@@ -95,5 +95,5 @@ def shadowkv_rebuild(
         LOG2_THETA=math.log2(theta),
         BLOCK_N=BLOCK_N,
         BLOCK_R=BLOCK_R,
-        BLOCK_P=max(16, triton.next_power_of_2(d // 2)),
+        BLOCK_P=max(16, power_of_2(d // 2)),
     )

@@ -7,7 +7,7 @@ from typing import Any
 
 from simulator.ops.ops import Op
 from sparse_kernels import demand
-from sparse_kernels.registry import ACTIVATION, WEIGHT, WORKSPACE, Case, Kernel, Tolerance, case
+from sparse_kernels.registry import ACTIVATION, FULL, HOT, QUICK, WEIGHT, WORKSPACE, Case, Kernel, Tolerance, case
 from sparse_kernels.skinny_gemm.naive import skinny_gemm as naive
 from sparse_kernels.skinny_gemm.triton import buffers
 from sparse_kernels.skinny_gemm.triton import skinny_gemm as triton
@@ -23,12 +23,7 @@ CASES = (
     *(
         case(f"{name} x{rows}", *uses, batch=rows, hidden=hidden, neurons=neurons)
         for name, hidden, neurons in (("4096 to 11008", 4096, 11008), ("7168 to 28672", 7168, 28672))
-        for rows, uses in (
-            (1, ("hot", "compile", "quick", "full")),
-            (4, ("full",)),
-            (16, ("hot", "compile", "full")),
-            (64, ("hot", "compile", "full")),
-        )
+        for rows, uses in ((1, (*HOT, *QUICK)), (4, FULL), (16, (*HOT, *FULL)), (64, (*HOT, *FULL)))
     ),
 )
 

@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 
 from sparse_kernels import split_k
-from sparse_kernels.launch import launch
+from sparse_kernels.launch import cdiv, launch, power_of_2
 
 MOST_ROWS = 64
 
@@ -69,7 +69,7 @@ def tile(m: int) -> dict[str, int]:
 def splits(m: int, n: int, k: int) -> int:
     """Programs that share the k of one tile [-]."""
     t = tile(m)
-    return split_k.splits_for(triton.cdiv(n, t["BLOCK_N"]), triton.cdiv(k, t["BLOCK_K"]))
+    return split_k.splits_for(cdiv(n, t["BLOCK_N"]), cdiv(k, t["BLOCK_K"]))
 
 
 def buffers(*, x: torch.Tensor, weight: torch.Tensor, **_: Any) -> dict[str, torch.Tensor]:
@@ -88,8 +88,8 @@ def skinny_gemm(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor, partia
         raise ValueError(f"{m} rows; this kernel takes 1 to {MOST_ROWS}")
     t, s = tile(m), splits(m, n, k)
     into = out if s == 1 else partial
-    grid = (triton.cdiv(n, t["BLOCK_N"]), s)
-    steps = triton.cdiv(triton.cdiv(k, t["BLOCK_K"]), s)
+    grid = (cdiv(n, t["BLOCK_N"]), s)
+    steps = cdiv(cdiv(k, t["BLOCK_K"]), s)
     if m == 1:
         launch(gemv_kernel, grid, x=x, weight=weight, out=into, n=n, k=k, steps=steps, **t)
     else:
@@ -103,7 +103,7 @@ def skinny_gemm(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor, partia
             n=n,
             k=k,
             steps=steps,
-            BLOCK_M=max(16, triton.next_power_of_2(m)),
+            BLOCK_M=max(16, power_of_2(m)),
             **t,
         )
     if s > 1:

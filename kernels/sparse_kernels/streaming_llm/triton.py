@@ -25,7 +25,7 @@ import triton.language as tl
 
 from sparse_kernels import online_softmax
 from sparse_kernels.decode import BLOCK_N, CONFIG
-from sparse_kernels.launch import launch
+from sparse_kernels.launch import cdiv, launch, power_of_2
 from sparse_kernels.online_softmax import FLOOR, LOG2E, finish, update
 from sparse_kernels.rotary import rotate
 from sparse_kernels.split_k import splits_for
@@ -122,7 +122,7 @@ def ring_kernel(
 def buffers(*, q: torch.Tensor, k_cache: torch.Tensor, kept: int, **_: Any) -> dict[str, torch.Tensor]:
     """Output (batch, hq, d), rotated keys and the states of the splits."""
     batch, hq, d = q.shape
-    n = splits_for(batch * k_cache.shape[1], triton.cdiv(kept, BLOCK_N))
+    n = splits_for(batch * k_cache.shape[1], cdiv(kept, BLOCK_N))
     return {
         "out": torch.empty_like(q),
         "k_rotated": torch.empty_like(k_cache),
@@ -148,7 +148,7 @@ def streaming_llm(
     """Attend to the `kept` tokens of the cache; the new one is written to `slot`."""
     batch, hq, d = q.shape
     hk, slots = k_cache.shape[1:3]
-    blocks = triton.cdiv(kept, BLOCK_N)
+    blocks = cdiv(kept, BLOCK_N)
     launch(
         rotate_kernel,
         (batch * hk, blocks),
@@ -164,7 +164,7 @@ def streaming_llm(
         D=d,
         LOG2_THETA=math.log2(theta),
         BLOCK_N=BLOCK_N,
-        BLOCK_P=triton.next_power_of_2(d // 2),
+        BLOCK_P=power_of_2(d // 2),
     )
     n = splits_for(batch * hk, blocks)
     launch(
@@ -183,12 +183,12 @@ def streaming_llm(
         slots=slots,
         kept=kept,
         slot=slot,
-        blocks_per_split=triton.cdiv(blocks, n),
+        blocks_per_split=cdiv(blocks, n),
         scale=LOG2E * d**-0.5,
         D=d,
         PARTS=n > 1,
-        BLOCK_G=max(16, triton.next_power_of_2(hq // hk)),
+        BLOCK_G=max(16, power_of_2(hq // hk)),
         BLOCK_N=BLOCK_N,
-        BLOCK_D=max(16, triton.next_power_of_2(d)),
+        BLOCK_D=max(16, power_of_2(d)),
     )
     online_softmax.combine(parts, sums, out)

@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 
 from sparse_kernels import split_k
-from sparse_kernels.launch import launch
+from sparse_kernels.launch import cdiv, launch, power_of_2
 
 
 @triton.jit
@@ -42,14 +42,14 @@ def teal_kernel(
 
 def config(n: int) -> dict[str, int]:
     """Runs of 512 B, sixteen rows at a time."""
-    block_n = min(triton.next_power_of_2(n), 256)
+    block_n = min(power_of_2(n), 256)
     return {"BLOCK_N": block_n, "BLOCK_K": 16, "STAGES": 3, "num_warps": 4}
 
 
 def splits_for(k: int, n: int) -> int:
     """Programs along K, for `split_k.workspace`."""
     tile = config(n)
-    return split_k.splits_for(triton.cdiv(n, tile["BLOCK_N"]), triton.cdiv(k, tile["BLOCK_K"]))
+    return split_k.splits_for(cdiv(n, tile["BLOCK_N"]), cdiv(k, tile["BLOCK_K"]))
 
 
 def buffers(x: torch.Tensor, weight: torch.Tensor, **_: object) -> dict[str, torch.Tensor]:
@@ -68,14 +68,14 @@ def teal(x: torch.Tensor, weight: torch.Tensor, threshold: float, y: torch.Tenso
     splits, step = max(partial.shape[0], 1), tile["BLOCK_K"]
     launch(
         teal_kernel,
-        (triton.cdiv(n, tile["BLOCK_N"]), splits),
+        (cdiv(n, tile["BLOCK_N"]), splits),
         x=x,
         weight=weight,
         out=y if splits == 1 else partial,
         threshold=threshold,
         K=k,
         N=n,
-        rows_per_split=triton.cdiv(triton.cdiv(k, splits), step) * step,
+        rows_per_split=cdiv(cdiv(k, splits), step) * step,
         **tile,
     )
     if splits > 1:
