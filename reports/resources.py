@@ -157,7 +157,7 @@ def bottlenecks(a: Answer) -> list[Block]:
         groups = sweep.groups("policy", where=timed)
     names = [", ".join(k) for k in groups][:MOST_BARS]
     parts = {
-        bound: np.array([float(np.mean(sweep.is_("bound", bound)[r])) for r in list(groups.values())[:MOST_BARS]])
+        str(bound): np.array([float(np.mean(sweep.is_("bound", bound)[r])) for r in list(groups.values())[:MOST_BARS]])
         for bound in Bound
     }
     whole = {b: float(np.mean(sweep.is_("bound", b)[timed])) for b in Bound}
