@@ -12,7 +12,7 @@ from simulator.device.catalogue import list_devices
 from simulator.model.hub import list_models
 from simulator.roofline.engine import load_engines
 from simulator.scenario.catalogue import CATALOGUE
-from simulator.scenario.scenario import MAX_BATCH, MAX_TOKENS, Scenario
+from simulator.scenario.fields import FIELDS, MAX_BATCH, MAX_TOKENS
 
 BATCHES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 1024)
 PROMPTS = tuple(round(16 * 2 ** (i / 2)) for i in range(33))
@@ -35,7 +35,7 @@ def draw() -> None:
 
 
 def _about(field: str) -> str:
-    text = Scenario.model_fields[field].description or field
+    text = FIELDS[field].about.help
     return text[0].upper() + text[1:] + "."
 
 
@@ -83,14 +83,7 @@ def _fetch(name: str) -> None:
 def _size(key: str, label: str, stops: tuple[int, ...], most: int, about: str) -> None:
     """A number with a slider over usual values beneath; the number is the truth."""
     st.number_input(
-        label,
-        1,
-        most,
-        1 if key == "batch" else Scenario.model_fields[key].default,
-        1,
-        key=key,
-        bind="query-params",
-        help=about,
+        label, 1, most, 1 if key == "batch" else FIELDS[key].default, 1, key=key, bind="query-params", help=about
     )
     slider, value = f"{key}.slider", st.session_state[key]
     st.session_state[slider] = value

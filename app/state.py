@@ -12,9 +12,9 @@ import streamlit as st
 from simulator.base.errors import ShadowlineError, suggest
 from simulator.inference.group import group_of
 from simulator.model import hub
+from simulator.scenario.fields import FIELDS
 from simulator.scenario.scenario import Scenario
 
-FIELDS = tuple(Scenario.model_fields)
 EXAMPLE = Scenario.of(
     model="llama-3-8b", device="h100-sxm", policy="teal(keep=0.5)", prompt_tokens=2048, output_tokens=256
 )

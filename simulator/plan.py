@@ -5,60 +5,49 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from math import isfinite
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from simulator.base import console
-from simulator.base.dtypes import AUTO
-from simulator.base.errors import EXIT_NOTHING_FEASIBLE, InputError, UnknownNameError
+from simulator.base.errors import EXIT_NOTHING_FEASIBLE, InputError
+from simulator.scenario.fields import LOAD, flag
+from simulator.scenario.options import scenario_options, with_options
 from simulator.serving import options
 
 if TYPE_CHECKING:
-    from simulator.serving.deployment import Deployment
     from simulator.serving.search import Plan
     from simulator.serving.slo import Promise
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 DEVICES = "a100-sxm-80g,h100-sxm,h200,b200,l40s,h20,mi300x"
-CONTRADICTS = "contradicts a flag that is given"
-"""Why a policy is left out before anything is asked of it."""
 
 
 @app.command()
+@with_options(
+    given=scenario_options(
+        without=(*LOAD, "block_size", "trace", "trace_transfer"),
+        lists=("device", "dtype", "kv_cache_dtype", "tp", "pp", "ep"),
+        repeated=("policy",),
+        defaults={"model": None, "device": DEVICES, "tp": "1,2,4,8"},
+        more={"policy": "a list [a,b] is several, free is every registered one at its defaults; dense is searched too"},
+    ),
+    arriving=options.traffic_options(5000, "requests simulated per fleet"),
+)
 def command(
-    model: options.Model = None,
+    given: dict[str, Any],
+    arriving: dict[str, Any],
+    *,
     slo: options.Slo = None,
-    device: Annotated[str, typer.Option(help="device names, commas between")] = DEVICES,
-    requests: options.RequestsFile = None,
-    rate: options.Rate = None,
-    arrivals: options.Arrivals = "poisson",
-    prompt_tokens: options.Prompt = None,
-    output_tokens: options.Output = None,
-    count: Annotated[int, typer.Option(help="requests simulated per fleet")] = 5000,
-    seed: options.Seed = 0,
-    skip_invalid: options.SkipInvalid = False,
-    policy: Annotated[
-        list[str] | None, typer.Option(help="policies beside dense, or free: every registered one at its defaults")
-    ] = None,
     max_loss: Annotated[
         float | None, typer.Option(help="points: only policies whose published quality of the model loses at most this")
     ] = None,
-    engine: options.Engine = "vllm",
-    dtype: Annotated[str, typer.Option(help="weight formats, commas between")] = AUTO,
-    kv_cache_dtype: Annotated[str, typer.Option(help="KV formats, commas between")] = AUTO,
-    tp: Annotated[str, typer.Option(help="tensor-parallel GPUs")] = "1,2,4,8",
-    pp: Annotated[str, typer.Option(help="pipeline stages")] = "1",
-    ep: Annotated[str, typer.Option(help="expert groups within tp")] = "1",
     scheduler: Annotated[str, typer.Option(help="commas between")] = "chunked",
     max_num_seqs: Annotated[str, typer.Option(help="sequences running at once")] = "256",
     max_num_batched_tokens: Annotated[str, typer.Option(help="tokens of one step")] = "2048,8192",
     router: options.Router = "least-loaded",
     prefix_cache: options.PrefixCache = False,
-    gpu_memory_utilization: options.Utilization = 0.9,
-    ignore_context_limit: options.IgnoreContext = False,
     objective: Annotated[str, typer.Option(help="cheapest, fastest or energy")] = "cheapest",
     max_gpus: Annotated[int, typer.Option(help="GPUs of the whole fleet")] = 64,
     workers: options.Workers = 1,
@@ -71,70 +60,46 @@ def command(
     Candidates are pruned in closed form and the survivors simulated. Exit 0; 2 bad input; 3 when nothing keeps the
     promises, with the nearest miss.
     """
+    from itertools import product
     from time import perf_counter
 
-    from simulator.serving.search import OBJECTIVES, search
-    from simulator.serving.slo import parse_slo
+    from simulator.scenario.grid import Grid, axis, names, whole_numbers
+    from simulator.serving.planning import plan, policies_of
+    from simulator.serving.scheduler import Scheduler
+    from simulator.serving.traffic import traffic
 
-    for name, value in (("--model", model), ("--slo", slo)):
+    for name, value in (("--model", given["model"]), ("--slo", slo)):
         if value is None:
             raise InputError("is needed, e.g. --model llama-3.1-70b --slo 'ttft:p99<2s;tpot:p99<60ms'", where=name)
-    if objective not in OBJECTIVES:
-        raise UnknownNameError("objective", objective, OBJECTIVES, where="--objective")
-    if max_gpus < 1:
-        raise InputError("must be 1 or more", where="--max-gpus")
     if max_loss is not None and not isfinite(max_loss):
         raise InputError(f"{max_loss} is not a number of points", where="--max-loss")
-    promises = parse_slo(slo or "")
-    arrived = options.load(
-        requests,
-        rate=rate,
-        count=count,
-        arrivals=arrivals,
-        prompt=prompt_tokens,
-        output=output_tokens,
-        seed=seed,
-        skip_invalid=skip_invalid,
-    )
-    if not isfinite(arrived.rate):
-        raise InputError("all requests arrive at once, there is no rate to plan for", where="--requests")
-    axes = {
-        "device": device,
-        "dtype": dtype,
-        "kv_cache_dtype": kv_cache_dtype,
-        "tp": tp,
-        "pp": pp,
-        "ep": ep,
-        "scheduler": scheduler,
-        "max_num_seqs": max_num_seqs,
-        "max_num_batched_tokens": max_num_batched_tokens,
-    }
-    fixed = {
-        "model": model,
-        "engine": engine,
-        "gpu_memory_utilization": gpu_memory_utilization,
-        "ignore_context_limit": ignore_context_limit,
-    }
+    arrived = traffic(**arriving)
     began = perf_counter()
-    chosen = _policies(policy or [], model or "", max_loss)
+    model = given["model"]
+    chosen = policies_of(given["policy"] or (), model, max_loss)
     if max_loss is not None and len(chosen) == 1:
         console.say(f"no policy given has a published loss of at most {max_loss:g} points on {model}; dense alone")
-    candidates, refused = _candidates(axes, fixed, chosen, router, prefix_cache)
-    found = search(
-        candidates,
+    axes = {k: axis(k, v, flag(k)) for k, v in given.items() if k not in ("model", "policy")}
+    grid = Grid(model=(model,), policy=chosen, **axes)
+    settings = product(
+        names([scheduler], "--scheduler"),
+        whole_numbers(max_num_seqs, "--max-num-seqs"),
+        whole_numbers(max_num_batched_tokens, "--max-num-batched-tokens"),
+    )
+    found = plan(
+        grid,
         arrived,
-        promises,
+        slo or "",
+        schedulers=[Scheduler(*s) for s in settings],
+        router=router,
+        prefix_cache=prefix_cache,
         objective=objective,
         max_gpus=max_gpus,
         workers=workers,
         cluster=cluster,
         quiet=quiet,
     )
-    if refused:
-        kinds = found.rejected | {CONTRADICTS: (len(refused), refused[-1])}
-        found = replace(found, rejected=kinds, points=found.points + len(refused))
     seconds = perf_counter() - began
-    _launch(found, fixed, prefix_cache)
     line = "python -m simulator.plan " + shlex.join(sys.argv[1:])
     if json_:
         costs = {k: [vars(p) for p in getattr(found, k)] for k in ("by_policy", "by_device")}
@@ -143,91 +108,6 @@ def command(
         show(found, arrived.name, slo or "", objective, seconds)
     if not found.rows:
         raise typer.Exit(EXIT_NOTHING_FEASIBLE)
-
-
-def _policies(given: Sequence[str], model: str, max_loss: float | None) -> list[str]:
-    """Dense and the policies to search; with `max_loss` those of known and small enough loss, `free` at every setting
-    that was published for the model.
-    """
-    from simulator.policies import FREE, expand, free_names
-    from simulator.results.published_quality import load_series, published
-    from simulator.scenario.catalogue import CATALOGUE
-
-    names: list[str] = []
-    for text in given:
-        if text != FREE:
-            names += [p.spelling for p in expand(text)]
-        elif max_loss is None:
-            names += free_names()
-        else:
-            series = [s for s in load_series() if s.model == CATALOGUE.model(model).name]
-            names += [p.spelling for s in series if s.unit == "points" for p in s.settings(max_loss)]
-    names = [n for n in dict.fromkeys(names) if n != "dense"]
-    if max_loss is not None:
-        names = [
-            n
-            for n in names
-            if (known := [s.loss(q) for s, q in published(model, n) if s.unit == "points"])
-            and max(known) <= max_loss + 1e-9
-        ]
-    return ["dense", *names]
-
-
-def _candidates(
-    axes: dict[str, str], fixed: dict[str, Any], policies: Sequence[str], router: str, prefix: bool
-) -> tuple[list[Deployment], list[str]]:
-    """Deployments of one replica, the product of the axes; and why others contradict themselves, one line each."""
-    from itertools import product
-
-    from simulator.scenario.grid import names, whole_numbers
-    from simulator.scenario.scenario import Scenario
-    from simulator.serving.deployment import Deployment
-    from simulator.serving.scheduler import Scheduler
-
-    whole = ("tp", "pp", "ep", "max_num_seqs", "max_num_batched_tokens")
-    values = {
-        key: whole_numbers(text, _flag(key)) if key in whole else names([text], _flag(key))
-        for key, text in axes.items()
-    }
-    settings = [
-        Scheduler(str(name), int(seqs), int(tokens))
-        for name, seqs, tokens in product(
-            *(values.pop(k) for k in ("scheduler", "max_num_seqs", "max_num_batched_tokens"))
-        )
-    ]
-    deployments: list[Deployment] = []
-    refused: list[str] = []
-    # Schedulers vary fastest: what a scenario was understood as is at hand for all of them.
-    for policy in policies:
-        for combination in product(*values.values()):
-            at = dict(zip(values, combination, strict=True))
-            try:
-                scenario = Scenario.of(**fixed, **at, policy=policy)
-            except InputError as error:
-                # A policy may set a format that is also given; what is wrong without one is wrong everywhere.
-                if policy == "dense":
-                    raise
-                refused += [str(error)] * len(settings)
-                continue
-            deployments += [Deployment(scenario, s, router=router, prefix_cache=prefix) for s in settings]
-    return deployments, refused
-
-
-def _flag(key: str) -> str:
-    return "--" + key.replace("_", "-")
-
-
-def _launch(found: Plan, fixed: dict[str, Any], prefix_cache: bool) -> None:
-    """Add the launch command to every row."""
-    from simulator.scenario.scenario import Scenario
-    from simulator.serving.launch import launch_command
-
-    for row in found.rows:
-        keys = ("device", "policy", "tp", "pp", "ep")
-        scenario = Scenario.of(
-            **fixed, **{k: row[k] for k in keys}, dtype=row["given_dtype"], kv_cache_dtype=row["given_kv_dtype"]
-        )
-        row["launch"], row["launch_note"] = launch_command(scenario, row, prefix_cache=prefix_cache)
 
 
 def show(found: Plan, name: str, slo: str, objective: str, seconds: float) -> None:

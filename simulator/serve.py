@@ -12,45 +12,39 @@ from typing import Annotated, Any
 import typer
 
 from simulator.base import console
-from simulator.base.dtypes import AUTO
 from simulator.base.errors import EXIT_NOTHING_FEASIBLE, InputError
+from simulator.scenario.fields import LOAD, flag
+from simulator.scenario.options import scenario_options, with_options
 from simulator.serving import options
 
 TABLE_ERROR = 0.02
 """Error of the step table above which a run says so [-]."""
 JUDGES = ("judge", "workers", "cluster", "json_", "quiet")
 """Parameters that go with --judge."""
+NO_TRACE = {"trace": "", "trace_transfer": False}
+"""What the dense model has of a trace."""
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 
 @app.command()
+@with_options(
+    given=scenario_options(
+        without=LOAD,
+        lists=("device",),
+        repeated=("policy",),
+        defaults={"model": None, "device": None},
+        more={"policy": "repeat the flag for another run"},
+    ),
+    arriving=options.traffic_options(None, "first N requests; synthetic: how many"),
+)
 def command(
     context: typer.Context,
-    model: options.Model = None,
-    device: Annotated[str | None, typer.Option(help="device names, commas between")] = None,
-    requests: options.RequestsFile = None,
-    rate: options.Rate = None,
-    arrivals: options.Arrivals = "poisson",
-    prompt_tokens: options.Prompt = None,
-    output_tokens: options.Output = None,
-    count: Annotated[int | None, typer.Option(help="first N requests; synthetic: how many")] = None,
-    seed: options.Seed = 0,
-    skip_invalid: options.SkipInvalid = False,
+    given: dict[str, Any],
+    arriving: dict[str, Any],
+    *,
     rate_scale: Annotated[
         str, typer.Option(help="factors on the rate, e.g. 0.5,1,2: timestamps are divided, lengths kept")
     ] = "1",
-    policy: Annotated[list[str] | None, typer.Option(help="'name(key=value)' joined by +; repeat the flag")] = None,
-    engine: options.Engine = "vllm",
-    dtype: Annotated[str, typer.Option(help="weight format of the dense model")] = AUTO,
-    kv_cache_dtype: Annotated[str, typer.Option(help="KV format of the dense model")] = AUTO,
-    tp: Annotated[int, typer.Option(help="tensor-parallel GPUs of a replica")] = 1,
-    pp: Annotated[int, typer.Option(help="pipeline stages of a replica")] = 1,
-    ep: Annotated[int, typer.Option(help="expert groups within tp")] = 1,
-    gpu_memory_utilization: options.Utilization = 0.9,
-    block_size: Annotated[int, typer.Option(help="tokens per KV block")] = 16,
-    ignore_context_limit: options.IgnoreContext = False,
-    trace: Annotated[str, typer.Option(help="folder of a measured trace of the policy")] = "",
-    trace_transfer: Annotated[bool, typer.Option("--trace-transfer", help="a trace of another model")] = False,
     scheduler: Annotated[
         str, typer.Option(help="chunked, prefill-first, prefill-first-chunked; commas between")
     ] = "chunked",
@@ -105,41 +99,18 @@ def command(
     from simulator.serving.scaleout import compute
     from simulator.serving.scheduler import Scheduler
     from simulator.serving.slo import parse_slo
+    from simulator.serving.traffic import traffic
 
-    if model is None or device is None:
-        missing = "--model" if model is None else "--device"
-        raise InputError("is needed, e.g. --model llama-3.1-8b --device h100-sxm", where=missing)
-    arrived = options.load(
-        requests,
-        rate=rate,
-        count=count,
-        arrivals=arrivals,
-        prompt=prompt_tokens,
-        output=output_tokens,
-        seed=seed,
-        skip_invalid=skip_invalid,
-    )
+    for name in ("model", "device"):
+        if given[name] is None:
+            raise InputError("is needed, e.g. --model llama-3.1-8b --device h100-sxm", where=flag(name))
+    arrived = traffic(**arriving)
     if out is not None and out.suffix not in RECORD_FILES:
         raise InputError(f"{out.name!r} must end in {' or '.join(RECORD_FILES)}", where="--out")
     promises = parse_slo(slo) if slo is not None else ()
     deployments = [
         Deployment(
-            Scenario.of(
-                model=model,
-                device=d.strip(),
-                policy=p,
-                engine=engine,
-                dtype=dtype,
-                kv_cache_dtype=kv_cache_dtype,
-                tp=tp,
-                pp=pp,
-                ep=ep,
-                gpu_memory_utilization=gpu_memory_utilization,
-                block_size=block_size,
-                ignore_context_limit=ignore_context_limit,
-                trace=trace if p != "dense" else "",
-                trace_transfer=trace_transfer and p != "dense",
-            ),
+            Scenario.of(**given | {"device": d.strip(), "policy": p} | (NO_TRACE if p == "dense" else {})),
             Scheduler(s.strip(), max_num_seqs, max_num_batched_tokens, preemption),
             replicas,
             prefill_replicas,
@@ -147,9 +118,9 @@ def command(
             prefix_cache,
             None if kv_transfer is None else parse_quantity(kv_transfer, "B/s"),
         )
-        for d in device.split(",")
+        for d in given["device"].split(",")
         for s in scheduler.split(",")
-        for p in policy or ["dense"]
+        for p in given["policy"] or ["dense"]
     ]
     if kv_transfer is not None and not prefill_replicas:
         raise InputError("nothing is handed over without --prefill-replicas; drop it", where="--kv-transfer")
@@ -157,20 +128,20 @@ def command(
     for deployment in deployments:
         deployment.check()
     # What is bad is refused here, not by a worker.
-    left = arrived if reuse is None else apply_reuse(arrived, reuse, seed).requests
+    left = arrived if reuse is None else apply_reuse(arrived, reuse, arriving["seed"]).requests
     if not isfinite(left.rate) and (capacity or scales != [1.0]):
         raise InputError(
             "all requests arrive at once, there is no rate to change; drop it",
             where="--capacity" if capacity else "--rate-scale",
         )
-    for path, flag in ((out, "--out"), (timeline, "--timeline"), (load_over_time, "--load")):
+    for path, where in ((out, "--out"), (timeline, "--timeline"), (load_over_time, "--load")):
         if path is not None:
-            refuse_unwritable(path, flag)
+            refuse_unwritable(path, where)
     keep = any(path is not None for path in (out, timeline, load_over_time))
     if keep and timeline is not None and len(deployments) * len(scales) > 1:
         raise InputError("shows one run; give one --rate-scale, --policy, --device", where="--timeline")
     tasks = [
-        Task(d, arrived, s, promises, reuse, search=capacity, interval=interval, keep=keep, seed=seed)
+        Task(d, arrived, s, promises, reuse, search=capacity, interval=interval, keep=keep, seed=arriving["seed"])
         for d in deployments
         for s in scales
     ]
@@ -208,8 +179,8 @@ def _alone(context: typer.Context) -> None:
     for name in context.params:
         source = context.get_parameter_source(name)
         if name not in JUDGES and source is not None and source.name != "DEFAULT":
-            flag = next(p.opts[0] for p in context.command.params if p.name == name)
-            raise InputError("has no place beside --judge, which serves what was measured", where=flag)
+            where = next(p.opts[0] for p in context.command.params if p.name == name)
+            raise InputError("has no place beside --judge, which serves what was measured", where=where)
 
 
 def show(rows: Sequence[dict[str, Any]], name: str, *, searched: bool = False) -> None:

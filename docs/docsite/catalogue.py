@@ -135,12 +135,13 @@ def engines() -> str:
 
 def scenario() -> str:
     """Fields of a scenario: flags of predict, parameters of a link, arguments in Python."""
-    from simulator.scenario.scenario import Scenario
+    from simulator.scenario.fields import FIELDS, REQUIRED
 
     body = []
-    for name, field in Scenario.model_fields.items():
-        default = "required" if field.is_required() else code(field.default)
-        body.append([code(name), code("--" + name.replace("_", "-")), default, field.description])
+    for f in FIELDS.values():
+        default = "required" if f.default is REQUIRED else code(f.default)
+        flags = ", ".join(code(flag) for flag in (f.flag, f.about.short) if flag)
+        body.append([code(f.name), flags, default, f.about.help])
     return table(["field", "flag", "default", "meaning"], body)
 
 

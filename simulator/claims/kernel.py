@@ -21,7 +21,8 @@ from simulator.ops.traffic import Operand
 from simulator.policies import parse
 from simulator.roofline.timing import time_op
 from simulator.scenario.catalogue import CATALOGUE
-from simulator.scenario.scenario import MAX_TOKENS, Scenario
+from simulator.scenario.fields import MAX_TOKENS
+from simulator.scenario.scenario import Scenario
 
 
 class Shape(BaseModel):

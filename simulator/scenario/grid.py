@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from simulator.base.dtypes import AUTO
 from simulator.base.errors import InputError, suggest
 from simulator.base.files import parse_toml, read_limited
 from simulator.policies import FREE, expand, free_names
-from simulator.scenario.scenario import MAX_BATCH, MAX_TOKENS, Scenario
+from simulator.scenario.fields import FIELDS, LOAD, flag
+from simulator.scenario.scenario import Scenario
 
 MAX_AXIS = 100_000
 MAX_POINTS = 1_000_000_000
@@ -21,6 +21,10 @@ MOST_BYTES = 2**20
 """Size of a grid file [B]."""
 MAX_WHOLE = 10**12
 """Above any axis; ranges up to here are exact in floats."""
+
+
+def _one(name: str) -> tuple[Any, ...]:
+    return (FIELDS[name].default,)
 
 
 @dataclass(frozen=True)
@@ -33,18 +37,18 @@ class Grid:
 
     model: tuple[str, ...]
     device: tuple[str, ...]
-    policy: tuple[str, ...] = ("dense",)
-    engine: tuple[str, ...] = ("vllm",)
-    dtype: tuple[str, ...] = (AUTO,)
-    kv_cache_dtype: tuple[str, ...] = (AUTO,)
-    tp: tuple[int, ...] = (1,)
-    pp: tuple[int, ...] = (1,)
-    ep: tuple[int, ...] = (1,)
-    batch: tuple[int, ...] = (1,)
-    prompt_tokens: tuple[int, ...] = (512,)
-    output_tokens: tuple[int, ...] = (128,)
-    gpu_memory_utilization: float = 0.9
-    block_size: int = 16
+    policy: tuple[str, ...] = _one("policy")
+    engine: tuple[str, ...] = _one("engine")
+    dtype: tuple[str, ...] = _one("dtype")
+    kv_cache_dtype: tuple[str, ...] = _one("kv_cache_dtype")
+    tp: tuple[int, ...] = _one("tp")
+    pp: tuple[int, ...] = _one("pp")
+    ep: tuple[int, ...] = _one("ep")
+    batch: tuple[int, ...] = _one("batch")
+    prompt_tokens: tuple[int, ...] = _one("prompt_tokens")
+    output_tokens: tuple[int, ...] = _one("output_tokens")
+    gpu_memory_utilization: float = FIELDS["gpu_memory_utilization"].default
+    block_size: int = FIELDS["block_size"].default
     ignore_context_limit: bool = False
     trace: tuple[str, ...] = ()
     trace_transfer: bool = False
@@ -52,10 +56,11 @@ class Grid:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "sizes", (len(self.batch), len(self.prompt_tokens), len(self.output_tokens)))
-        for name, most in LARGEST.items():
-            if max(getattr(self, name)) > most:
-                flag = "--" + name.replace("_", "-")
-                raise InputError(f"{max(getattr(self, name))} is above {most}", where=flag)
+        # The scenario of a group holds, and checks, only their first value.
+        for name in LOAD:
+            largest, most = max(getattr(self, name)), FIELDS[name].about.bounds["le"]
+            if largest > most:
+                raise InputError(f"{largest} is above {most}", where=flag(name))
         if self.trace_transfer and not self.trace:
             raise InputError("there is no trace to transfer; add --trace DIR", where="--trace-transfer")
         if len(self) > MAX_POINTS:
@@ -70,12 +75,8 @@ class Grid:
         for values in itertools.product(*(getattr(self, axis) for axis in OUTER)):
             yield Scenario.of(
                 **dict(zip(OUTER, values, strict=True)),
-                batch=self.batch[0],
-                prompt_tokens=self.prompt_tokens[0],
-                output_tokens=self.output_tokens[0],
-                gpu_memory_utilization=self.gpu_memory_utilization,
-                block_size=self.block_size,
-                ignore_context_limit=self.ignore_context_limit,
+                **{k: getattr(self, k)[0] for k in LOAD},
+                **{k: getattr(self, k) for k in SETTINGS},
                 trace=traces[values[0]],
                 trace_transfer=bool(traces[values[0]]) and self.trace_transfer,
             )
@@ -96,11 +97,11 @@ class Grid:
 OUTER = ("model", "device", "engine", "dtype", "kv_cache_dtype", "tp", "pp", "ep", "policy")
 """Axes whose values change the ops; the policy varies fastest so that its dense twin is at hand."""
 SIZES = ("tp", "pp", "ep", "batch", "prompt_tokens", "output_tokens")
-LARGEST = {"batch": MAX_BATCH, "prompt_tokens": MAX_TOKENS, "output_tokens": MAX_TOKENS}
-"""Bounds of the axes a `Scenario` of the group does not check, because it holds their first value."""
+SETTINGS = ("gpu_memory_utilization", "block_size", "ignore_context_limit")
+"""Fields of one value."""
 
 
-def whole_numbers(text: str, flag: str) -> tuple[int, ...]:
+def whole_numbers(text: str, where: str) -> tuple[int, ...]:
     """Whole numbers of an inline range.
 
     ``1,4,16``; ``512:131072:x4`` multiplies; ``64:512:+64`` adds; ``1:9:5`` spaces five points evenly.
@@ -108,78 +109,78 @@ def whole_numbers(text: str, flag: str) -> tuple[int, ...]:
     """
     out: list[int] = []
     for part in str(text).split(","):
-        out += _range(part.strip(), flag)
+        out += _range(part.strip(), where)
     if len(out) > MAX_AXIS:
-        raise InputError(f"{len(out):,} values; at most {MAX_AXIS:,}", where=flag)
+        raise InputError(f"{len(out):,} values; at most {MAX_AXIS:,}", where=where)
     return tuple(dict.fromkeys(out))
 
 
-def _range(part: str, flag: str) -> list[int]:
+def _range(part: str, where: str) -> list[int]:
     bounds = part.split(":")
     if len(bounds) == 1:
-        return [_whole(part, flag)]
+        return [_whole(part, where)]
     if len(bounds) != 3:
-        raise InputError(f"cannot read {part!r}; write 1,4,16 or first:last:x2 or first:last:+64", where=flag)
-    first, last = _whole(bounds[0], flag), _whole(bounds[1], flag)
+        raise InputError(f"cannot read {part!r}; write 1,4,16 or first:last:x2 or first:last:+64", where=where)
+    first, last = _whole(bounds[0], where), _whole(bounds[1], where)
     if last < first:
-        raise InputError(f"{part!r} runs backwards; the first value must be the smaller", where=flag)
+        raise InputError(f"{part!r} runs backwards; the first value must be the smaller", where=where)
     how = bounds[2]
     if how.startswith("x"):
-        factor = _number(how[1:], part, flag)
+        factor = _number(how[1:], part, where)
         if factor <= 1.0:
-            raise InputError(f"{part!r}: the factor must be above 1", where=flag)
+            raise InputError(f"{part!r}: the factor must be above 1", where=where)
         count = int(math.log(last / first) / math.log(factor) + 1e-9) + 1
         if count > MAX_AXIS:
-            raise InputError(f"{part!r} has too many values; at most {MAX_AXIS:,}", where=flag)
+            raise InputError(f"{part!r} has too many values; at most {MAX_AXIS:,}", where=where)
         values = [round(first * factor**i) for i in range(count)]
     elif how.startswith("+"):
-        step = _whole(how[1:], flag)
+        step = _whole(how[1:], where)
         if (last - first) // step >= MAX_AXIS:
-            raise InputError(f"{part!r} has too many values; at most {MAX_AXIS:,}", where=flag)
+            raise InputError(f"{part!r} has too many values; at most {MAX_AXIS:,}", where=where)
         values = list(range(first, last + 1, step))
     else:
-        count = _whole(how, flag)
+        count = _whole(how, where)
         if count > MAX_AXIS:
-            raise InputError(f"{part!r} has too many values; at most {MAX_AXIS:,}", where=flag)
+            raise InputError(f"{part!r} has too many values; at most {MAX_AXIS:,}", where=where)
         if count < 2 and last > first:
             raise InputError(
-                f"{part!r} is a range of one value; write {first}:{last}:+{count} for steps of {count}", where=flag
+                f"{part!r} is a range of one value; write {first}:{last}:+{count} for steps of {count}", where=where
             )
         span = max(count - 1, 1)
         values = [round(first + (last - first) * i / span) for i in range(count)]
     return list(dict.fromkeys(values))
 
 
-def _whole(text: str, flag: str) -> int:
+def _whole(text: str, where: str) -> int:
     try:
         value = float(text) if "e" in text.lower() else int(text)
         whole = int(value)
     except (ValueError, OverflowError):
-        raise InputError(f"{text!r} is not a whole number", where=flag) from None
+        raise InputError(f"{text!r} is not a whole number", where=where) from None
     if value != whole:
-        raise InputError(f"{text!r} is not a whole number", where=flag)
+        raise InputError(f"{text!r} is not a whole number", where=where)
     if whole < 1:
-        raise InputError(f"{text} must be 1 or more", where=flag)
+        raise InputError(f"{text} must be 1 or more", where=where)
     if whole > MAX_WHOLE:
-        raise InputError(f"{text} is above {MAX_WHOLE:,}", where=flag)
+        raise InputError(f"{text} is above {MAX_WHOLE:,}", where=where)
     return whole
 
 
-def _number(text: str, part: str, flag: str) -> float:
+def _number(text: str, part: str, where: str) -> float:
     try:
         value = float(text)
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise InputError(f"cannot read {part!r}; write first:last:x2", where=flag)
+        raise InputError(f"cannot read {part!r}; write first:last:x2", where=where)
     return value
 
 
-def names(values: Sequence[str], flag: str) -> tuple[str, ...]:
+def names(values: Sequence[str], where: str) -> tuple[str, ...]:
     """Names from a repeated flag whose values may hold commas."""
     out = [n.strip() for value in values for n in str(value).split(",")]
     if not out or not all(out):
-        raise InputError("an empty name", where=flag)
+        raise InputError("an empty name", where=where)
     return tuple(dict.fromkeys(out))
 
 
@@ -218,19 +219,33 @@ def _table(table: dict[str, Any], where: str) -> Grid:
             near = suggest(key, known)
             hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(known))}"
             raise InputError(f"unknown key {raw!r}; {hint}", where=where)
-        items = value if isinstance(value, list) else [value]
-        if key in SIZES:
-            values[key] = whole_numbers(",".join(str(v) for v in items), f"{where}: {raw}")
-        elif key == "policy":
-            try:
-                values[key] = policies([str(v) for v in items])
-            except InputError as error:
-                raise InputError(error.message, where=f"{where}: {raw}") from None
-        elif key in OUTER or key == "trace":
-            values[key] = names([str(v) for v in items], f"{where}: {raw}")
-        else:
-            values[key] = value
+        values[key] = axis(key, value, f"{where}: {raw}")
     for key in ("model", "device"):
         if key not in values:
             raise InputError(f"a [[grid]] needs {key!r}", where=where)
     return Grid(**values)
+
+
+def axis(name: str, value: Any, where: str) -> Any:
+    """Values of the axis `name` as a person writes them: one or a list, names with commas, numbers as ranges."""
+    if name in SETTINGS or name == "trace_transfer":
+        return value
+    items = [str(v) for v in (value if isinstance(value, list) else [value])]
+    if name in SIZES:
+        return whole_numbers(",".join(items), where)
+    if name != "policy":
+        return names(items, where)
+    try:
+        return policies(items)
+    except InputError as error:
+        raise InputError(error.message, where=where) from None
+
+
+def grid_of(given: Mapping[str, Any]) -> Grid:
+    """Grid of the flags of a verb."""
+    for name in ("model", "device"):
+        if not given[name]:
+            raise InputError("is needed, e.g. --model llama-2-7b --device h100-sxm", where=flag(name))
+    # A folder's name may hold a comma.
+    trace = tuple(dict.fromkeys(given["trace"] or ()))
+    return Grid(**{k: axis(k, v, flag(k)) for k, v in given.items() if k != "trace" and v is not None}, trace=trace)

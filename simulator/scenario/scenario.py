@@ -9,19 +9,15 @@ from collections.abc import Mapping
 from typing import Any, Self
 from urllib.parse import parse_qsl, urlencode
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError, field_validator, model_validator
 
 from simulator.base.dtypes import AUTO, FORMATS, KV_FORMATS
 from simulator.base.errors import InputError, UnknownNameError, suggest
 from simulator.policies import Aspect, Policies, parse
-
-MAX_TOKENS = 100_000_000
-MAX_BATCH = 1_000_000
-LOAD = ("batch", "prompt_tokens", "output_tokens")
-"""Fields that vary within a group."""
+from simulator.scenario.fields import FIELDS, LOAD, Fields, flag
 
 
-class Scenario(BaseModel):
+class Scenario(Fields, BaseModel):
     """A model on devices under a load and a policy; every field has one flag of the same name.
 
     Names are kept as written; `simulator.scenario.catalogue` resolves them.
@@ -29,25 +25,6 @@ class Scenario(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    model: str = Field(min_length=1, max_length=500, description="model name, folder, config.json or hub id")
-    device: str = Field(min_length=1, max_length=500, description="device name or profile file")
-    policy: str = Field("dense", description="sparsity policy, e.g. 'mustafar(keep=0.3)'")
-    engine: str = Field("vllm", description="serving engine whose kernels and host side are assumed")
-    dtype: str = Field(AUTO, description="format of the dense weights; auto = as published")
-    kv_cache_dtype: str = Field(AUTO, description="format of the dense KV cache; auto = 16 bit")
-    tp: int = Field(1, ge=1, le=1024, description="tensor-parallel GPUs")
-    pp: int = Field(1, ge=1, le=1024, description="pipeline stages")
-    ep: int = Field(1, ge=1, le=1024, description="groups the experts are split between, within tp")
-    batch: int = Field(1, ge=1, le=MAX_BATCH, description="sequences in the static batch")
-    prompt_tokens: int = Field(512, ge=1, le=MAX_TOKENS, description="prompt tokens per sequence")
-    output_tokens: int = Field(128, ge=1, le=MAX_TOKENS, description="output tokens per sequence")
-    gpu_memory_utilization: float = Field(
-        0.9, gt=0.0, le=1.0, description="share of the driver's total memory the engine may use"
-    )
-    block_size: int = Field(16, ge=1, le=1024, description="tokens per KV page")
-    ignore_context_limit: bool = Field(False, description="predict beyond the model's context")
-    trace: str = Field("", max_length=500, description="folder of a measured trace the policy takes its curves from")
-    trace_transfer: bool = Field(False, description="use a trace of another model, layers mapped by relative depth")
     _policies: Policies = PrivateAttr()
 
     def model_post_init(self, context: Any) -> None:
@@ -153,8 +130,7 @@ class Scenario(BaseModel):
         """Arguments of ``python -m simulator.predict`` that mean this scenario."""
         out: list[str] = []
         for key, value in self.to_dict().items():
-            flag = "--" + key.replace("_", "-")
-            out += [flag] if value is True else [flag, _flag_text(value)]
+            out += [flag(key)] if value is True else [flag(key), _flag_text(value)]
         return out
 
     @classmethod
@@ -163,17 +139,16 @@ class Scenario(BaseModel):
         values: dict[str, Any] = {}
         rest = list(arguments)
         while rest:
-            flag = rest.pop(0)
-            key = flag.removeprefix("--").replace("-", "_")
-            if not flag.startswith("--") or key not in cls.model_fields:
-                known = ["--" + name.replace("_", "-") for name in cls.model_fields]
-                raise UnknownNameError("flag", flag, known)
-            if cls.model_fields[key].annotation is bool:
-                values[key] = True
+            given = rest.pop(0)
+            known = next((f for f in FIELDS.values() if given in (f.flag, f.about.short or f.flag)), None)
+            if known is None:
+                raise UnknownNameError("flag", given, [f.flag for f in FIELDS.values()])
+            if known.kind is bool:
+                values[known.name] = True
             elif rest:
-                values[key] = rest.pop(0)
+                values[known.name] = rest.pop(0)
             else:
-                raise InputError("a value is missing", where=flag)
+                raise InputError("a value is missing", where=given)
         return cls.of(**values)
 
     @property
@@ -199,7 +174,6 @@ def _flag_text(value: object) -> str:
 def _explain(error: ValidationError, cls: type[BaseModel]) -> tuple[str]:
     first = error.errors()[0]
     key = str(first["loc"][0]) if first["loc"] else ""
-    flag = "--" + key.replace("_", "-")
     if first["type"] == "extra_forbidden":
         near = suggest(key, cls.model_fields)
         hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(cls.model_fields)}"
@@ -207,4 +181,4 @@ def _explain(error: ValidationError, cls: type[BaseModel]) -> tuple[str]:
     message = first["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
     given = first.get("input")
     shown = f" {given!r}" if isinstance(given, str | int | float) else ""
-    return (f"{flag}{shown}: {message}",)
+    return (f"{flag(key)}{shown}: {message}",)

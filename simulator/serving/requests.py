@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from simulator.base.errors import InputError
+from simulator.scenario.fields import MAX_TOKENS
 
 MAX_REQUESTS = 10_000_000
 MAX_SECONDS = 1e11
 """Latest arrival; clocks in seconds since 1970 are at 2e9, in milliseconds at 2e12 [s]."""
-MAX_TOKENS = 100_000_000
 
 
 @dataclass(frozen=True, eq=False)

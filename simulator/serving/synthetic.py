@@ -7,8 +7,9 @@ import math
 import numpy as np
 
 from simulator.base.errors import InputError
+from simulator.scenario.fields import MAX_TOKENS
 from simulator.serving.calls import parse_call
-from simulator.serving.requests import MAX_TOKENS, Requests
+from simulator.serving.requests import Requests
 
 ARRIVALS = {"poisson": {}, "gamma": {"cv": None}, "fixed": {}}
 """Times between arrivals: exponential; gamma of a coefficient of variation (bursts above 1); constant."""

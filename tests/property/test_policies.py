@@ -21,11 +21,11 @@ from simulator.ops.ops import Elementwise
 from simulator.ops.step import Step, decode_step, prefill_step
 from simulator.ops.traffic import Operand, Traffic
 from simulator.ops.transfers import HostCompute, Transfer
-from simulator.plan import _policies
 from simulator.policies import POLICIES, Policies, parse
 from simulator.results.result import COLUMNS, rows
 from simulator.results.summary import row_at
 from simulator.scenario.scenario import Scenario
+from simulator.serving.planning import policies_of
 
 NAMES = sorted(POLICIES)
 MODELS = ("llama-3.1-8b", "opt-6.7b", "deepseek-v3")
@@ -71,7 +71,7 @@ def test_every_policy_tells_what_it_is(name: str) -> None:
 def test_designs_for_other_hardware_are_no_free_choice() -> None:
     """`plan --policy free` searches what runs on GPUs: an FPGA's design is left out."""
     assert {n for n in NAMES if POLICIES[n].hardware != "gpu"} == {"flightllm"}
-    free = _policies(["free"], "llama-3.1-8b", None)
+    free = policies_of(["free"], "llama-3.1-8b", None)
     assert "flightllm" not in free
     assert {"quest", "gqsa", "w4a16"} < set(free)
 

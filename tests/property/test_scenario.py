@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from simulator.base.dtypes import FORMATS, KV_FORMATS
 from simulator.base.errors import InputError
-from simulator.scenario.scenario import MAX_BATCH, MAX_TOKENS, Scenario
+from simulator.scenario.fields import MAX_BATCH, MAX_TOKENS
+from simulator.scenario.scenario import Scenario
 
 names = st.text(st.characters(exclude_categories=("Cc", "Cs", "Cn")), min_size=1, max_size=40)
 floats = st.floats(0.001, 1.0).map(lambda x: float(f"{x:.6g}"))

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from simulator.base.errors import InputError
-from simulator.serving.options import load
 from simulator.serving.readers import read_requests
 from simulator.serving.requests import Requests
 from simulator.serving.reuse import apply_reuse
 from simulator.serving.slo import parse_slo
 from simulator.serving.synthetic import arrival_times, lengths, synthetic
+from simulator.serving.traffic import traffic
 
 AZURE = "TIMESTAMP,ContextTokens,GeneratedTokens\n"
 BURST = "Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type\n"
@@ -167,29 +167,29 @@ def test_the_same_seed_gives_the_same_traffic():
         ({"count": 0}, "--count: must be 1 to"),
         ({"arrivals": "posson"}, "did you mean 'poisson'"),
         ({"arrivals": "gamma"}, "--arrivals: gamma needs 'cv'"),
-        ({"prompt": "lognormal(meen=3)"}, "did you mean 'mean'"),
-        ({"prompt": "fixed(tokens=x)"}, "'x' is not a number"),
-        ({"output": "uniform(low=9,high=3)"}, "--output-tokens: "),
-        ({"output": "5 tokens"}, "write name(key=number,...)"),
-        ({"prompt": None}, "--prompt-tokens: --rate needs it"),
-        ({"output": None}, "--output-tokens: --rate needs it"),
+        ({"prompt_tokens": "lognormal(meen=3)"}, "did you mean 'mean'"),
+        ({"prompt_tokens": "fixed(tokens=x)"}, "'x' is not a number"),
+        ({"output_tokens": "uniform(low=9,high=3)"}, "--output-tokens: "),
+        ({"output_tokens": "5 tokens"}, "write name(key=number,...)"),
+        ({"prompt_tokens": None}, "--prompt-tokens: --rate needs it"),
+        ({"output_tokens": None}, "--output-tokens: --rate needs it"),
         ({"rate": None}, "give --requests FILE, or --rate"),
     ],
 )
 def test_bad_synthetic_traffic_is_one_line(arguments, words):
-    given = {"rate": 1.0, "count": 5, "arrivals": "poisson", "prompt": "5", "output": "5"} | arguments
+    given = {"rate": 1.0, "count": 5, "arrivals": "poisson", "prompt_tokens": "5", "output_tokens": "5"} | arguments
     with pytest.raises(InputError) as caught:
-        load(None, seed=0, skip_invalid=False, **given)
+        traffic(**given)
     assert words in str(caught.value)
 
 
 def test_lengths_of_a_file_at_another_rate(tmp_path):
     path = written(tmp_path, "o.csv", OWN + "0,1,1\n1,2,2\n100,3,3\n")
-    found = load(path, rate=4.0, count=2, arrivals="fixed", prompt=None, output=None, seed=0, skip_invalid=False)
+    found = traffic(path, rate=4.0, count=2, arrivals="fixed")
     assert found.arrival_s.tolist() == [0.0, 0.25]
     assert found.prompt.tolist() == [1, 2]
     with pytest.raises(InputError, match="--prompt-tokens: the lengths are those of"):
-        load(path, rate=4.0, count=2, arrivals="fixed", prompt="3", output=None, seed=0, skip_invalid=False)
+        traffic(path, rate=4.0, count=2, arrivals="fixed", prompt_tokens="3")
 
 
 def test_promises_are_read():

@@ -1,0 +1,82 @@
+"""What arrives: requests of a file, of a file's lengths at a rate, or synthetic."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from simulator.base.errors import InputError
+from simulator.serving.readers import read_requests
+from simulator.serving.requests import Requests
+from simulator.serving.synthetic import arrival_times, synthetic
+
+SYNTHETIC = 2000
+"""Synthetic requests where nobody says how many [-]."""
+
+
+def traffic(
+    requests: str | Path | None = None,
+    *,
+    rate: float | None = None,
+    prompt_tokens: str | int | None = None,
+    output_tokens: str | int | None = None,
+    arrivals: str = "poisson",
+    count: int | None = None,
+    seed: int = 0,
+    skip_invalid: bool = False,
+) -> Requests:
+    """Requests of a file, of a file's lengths at a rate, or synthetic.
+
+    Parameters
+    ----------
+    requests : path, optional
+        Azure, BurstGPT or own CSV or Parquet, or Mooncake's JSON lines.
+    rate : float, optional
+        Mean arrivals; with `requests` its lengths at this rate [1/s].
+    prompt_tokens, output_tokens : str or int, optional
+        Lengths of synthetic requests: ``512``, ``lognormal(mean=,cv=)``, ``uniform(low=,high=)``,
+        ``exponential(mean=)`` [tokens].
+    arrivals : str
+        ``poisson``, ``gamma(cv=2)`` or ``fixed``.
+    count : int, optional
+        The first so many requests; of synthetic ones how many, `SYNTHETIC` by default [-].
+    skip_invalid : bool
+        Leave out rows of zero tokens.
+
+    Raises
+    ------
+    InputError
+        Values that contradict each other, or a bad file.
+
+    Examples
+    --------
+    >>> from simulator.api import traffic
+    >>> arriving = traffic(rate=4, prompt_tokens="lognormal(mean=800,cv=1)", output_tokens=200, count=100)
+    >>> len(arriving)
+    100
+    """
+    lengths = {"--prompt-tokens": prompt_tokens, "--output-tokens": output_tokens}
+    if requests is None:
+        if rate is None:
+            raise InputError(
+                "give --requests FILE, or --rate with --prompt-tokens and --output-tokens", where="--requests"
+            )
+        for flag, value in lengths.items():
+            if value is None:
+                text = f"--rate needs it, e.g. {flag} 512 or 'lognormal(mean=512,cv=1)'; or give --requests FILE"
+                raise InputError(text, where=flag)
+        prompt, output = (str(value) for value in lengths.values())
+        n = SYNTHETIC if count is None else count
+        return synthetic(n, rate, arrivals=arrivals, prompt=prompt, output=output, seed=seed)
+    for flag, value in lengths.items():
+        if value is not None:
+            raise InputError(f"the lengths are those of {requests}; drop it", where=flag)
+    if count is not None and count < 1:
+        raise InputError("must be 1 or more", where="--count")
+    found = read_requests(requests, skip_invalid=skip_invalid).first(count)
+    if rate is None:
+        return found
+    times = arrival_times(len(found), rate, arrivals, np.random.default_rng(seed))
+    return replace(found, arrival_s=times, name=f"{requests} at {rate:g}/s")
