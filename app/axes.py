@@ -144,9 +144,4 @@ def snippet(found: Grid) -> str:
     default = {f.name: f.default for f in fields(Grid)}
     told = {f.name: getattr(found, f.name) for f in fields(Grid) if f.init}
     lines = ",\n    ".join(f"{k}={v!r}" for k, v in told.items() if v != default[k])
-    return (
-        "import pyarrow as pa\n\nfrom simulator.scenario.grid import Grid\n"
-        "from simulator.results.swept import sweep\n\n"
-        f"grid = Grid(\n    {lines},\n)\ntable = pa.concat_tables(b.to_arrow() for b in sweep([grid]))\n"
-        "print(table.to_pandas())"
-    )
+    return f"from simulator.api import Grid, sweep\n\ngrid = Grid(\n    {lines},\n)\nprint(sweep(grid).to_pandas())"

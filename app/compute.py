@@ -111,16 +111,10 @@ def swept(grid: Grid) -> Swept:
 
 @st.cache_resource(max_entries=32, show_spinner="Sweeping ...")
 def _swept(text: str, _grid: Grid) -> Swept:
-    import pyarrow as pa
-
-    from simulator.results.summary import Summary
     from simulator.results.swept import sweep
 
-    blocks = list(sweep([_grid]))
-    summary = Summary()
-    for block in blocks:
-        summary.add(block)
-    return Swept(pa.concat_tables(b.to_arrow() for b in blocks).to_pandas(), summary.to_dict())
+    found = sweep(_grid)
+    return Swept(found.to_pandas(), found.summary.to_dict())
 
 
 def report(grid: Grid, command: str, kind: str) -> bytes:

@@ -158,7 +158,7 @@ def snippet(scenario: Scenario) -> str:
     """Python that prints this prediction."""
     fields = ",\n    ".join(f"{k}={v!r}" for k, v in scenario.to_dict().items())
     return (
-        "from simulator.results.prediction import predict\nfrom simulator.scenario.scenario import Scenario\n\n"
+        "from simulator.api import Scenario, predict\n\n"
         f"scenario = Scenario.of(\n    {fields},\n)\nanswer = predict(scenario)\n"
         "print(answer.sentence)\nprint(answer.to_pandas())"
     )

@@ -49,7 +49,7 @@ def command(
 
     Exit 0; 2 bad input; 3 when no row is feasible; 130 interrupted.
     """
-    from simulator.results.swept import sweep, write
+    from simulator.results.swept import blocks, write
     from simulator.scenario.grid import grid_of, read_grids
 
     if grid is not None:
@@ -68,8 +68,7 @@ def command(
     else:
         summary = _collect(grids, quiet or json_, kept if json_ else None)
     if json_:
-        blocks = kept or sweep(grids)
-        console.out_json({"rows": _json_rows(blocks), "summary": summary.to_dict()})
+        console.out_json({"rows": _json_rows(kept or blocks(grids)), "summary": summary.to_dict()})
     else:
         from simulator.results.summary import show
 
@@ -95,11 +94,11 @@ def _repeatable(arguments: Sequence[str]) -> list[str]:
 
 def _collect(grids: Sequence[Grid], quiet: bool, kept: list[Block] | None) -> Summary:
     from simulator.results.summary import Summary
-    from simulator.results.swept import chunks, sweep
+    from simulator.results.swept import blocks, chunks
 
     summary = Summary()
     total = sum(1 for _ in chunks(grids))
-    for block in console.progress(sweep(grids), total, "sweep", quiet=quiet):
+    for block in console.progress(blocks(grids), total, "sweep", quiet=quiet):
         summary.add(block)
         if kept is not None:
             kept.append(block)

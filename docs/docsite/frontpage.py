@@ -36,7 +36,7 @@ def _rows() -> list[dict]:
         prompt_tokens=PROMPTS,
         output_tokens=(128,),
     )
-    return [row for block in sweep([grid]) for row in block.to_arrow().to_pylist()]
+    return sweep(grid).to_arrow().to_pylist()
 
 
 def _paint(canvas, rows: list[dict], shape: tuple[int, int]) -> None:

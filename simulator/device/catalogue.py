@@ -54,6 +54,12 @@ def edited(device: Device, values: Mapping[str, str], source: str = "user-edit")
     ----------
     values : mapping
         Path as in `Device.facts` to text with a unit: ``{"price": "2.1 USD/h"}``.
+
+    Examples
+    --------
+    >>> from simulator.api import device, edited
+    >>> edited(device("l40s"), {"memory.hbm.bandwidth": "1 TB/s"}).hbm_bytes_per_s
+    1000000000000.0
     """
     from simulator.device.file import ProfileError, build
 

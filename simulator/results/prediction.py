@@ -105,6 +105,13 @@ def predict(scenario: Scenario) -> Prediction:
     ------
     ShadowlineError
         Unknown names. A scenario that cannot run is a `Prediction` whose status says so.
+
+    Examples
+    --------
+    >>> from simulator.api import Scenario, predict
+    >>> prediction = predict(Scenario(model="llama-2-7b", device="h100-sxm", batch=16))
+    >>> prediction.row["ttft_lo_s"] < prediction.row["ttft_s"] < prediction.row["ttft_hi_s"]
+    True
     """
     import numpy as np
 

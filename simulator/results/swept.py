@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING, Any
 from simulator.base import console
 
 if TYPE_CHECKING:
+    import pandas as pd
+    import pyarrow as pa
+
     from simulator.inference.evaluate import Points
     from simulator.results.result import Block
     from simulator.results.summary import Summary
@@ -90,11 +93,53 @@ class Evaluator:
         return block
 
 
-def sweep(grids: Sequence[Grid]) -> Iterator[Block]:
+def blocks(grids: Sequence[Grid]) -> Iterator[Block]:
     """Rows of `grids`, block by block, in memory that does not grow with the grid."""
     evaluator = Evaluator()
     for chunk in chunks(grids):
         yield evaluator.block(chunk)
+
+
+@dataclass(frozen=True, eq=False)
+class Swept:
+    """Rows of a sweep in the order of its grids, and what they say together."""
+
+    blocks: tuple[Block, ...]
+    summary: Summary
+
+    def to_arrow(self) -> pa.Table:
+        """Arrow table with the columns of a sweep's file."""
+        import pyarrow as pa
+
+        return pa.concat_tables([b.to_arrow() for b in self.blocks])
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Data frame with the columns of a sweep's file."""
+        return self.to_arrow().to_pandas()
+
+
+def sweep(*grids: Grid) -> Swept:
+    """Predict every scenario of `grids`, in memory; `write` is for what does not fit there.
+
+    Raises
+    ------
+    InputError
+        Unknown names, values out of range. A scenario that cannot run is a row whose status says why.
+
+    Examples
+    --------
+    >>> from simulator.api import Grid, sweep
+    >>> grid = Grid(model=("opt-125m",), device=("l40s",), policy=("dense", "w4a16"), batch=(1, 8, 64))
+    >>> table = sweep(grid).to_pandas()
+    >>> len(table), set(table["status"])
+    (6, {'ok'})
+    """
+    from simulator.results.summary import Summary
+
+    summary, found = Summary(), tuple(blocks(grids))
+    for block in found:
+        summary.add(block)
+    return Swept(found, summary)
 
 
 def plan_of(grids: Sequence[Grid]) -> dict[str, Any]:

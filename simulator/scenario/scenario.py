@@ -6,7 +6,7 @@ import hashlib
 import json
 import shlex
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import parse_qsl, urlencode
 
 from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError, field_validator, model_validator
@@ -85,13 +85,19 @@ class Scenario(Fields, BaseModel):
     def __hash__(self) -> int:
         return hash(tuple(self.__dict__.values()))
 
+    # Hidden from type checkers, which take the arguments from the fields.
+    if not TYPE_CHECKING:
+
+        def __init__(self, **values: Any):
+            try:
+                super().__init__(**values)
+            except ValidationError as error:
+                raise InputError(*_explain(error, type(self))) from None
+
     @classmethod
     def of(cls, **values: Any) -> Self:
-        """Scenario of `values`; a bad one is an `InputError` that names the flag."""
-        try:
-            return cls(**values)
-        except ValidationError as error:
-            raise InputError(*_explain(error, cls)) from None
+        """Scenario of values of any type, which are read as a flag's would be."""
+        return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
         """Fields that differ from their default, model and device always."""
@@ -172,7 +178,9 @@ def _flag_text(value: object) -> str:
 
 
 def _explain(error: ValidationError, cls: type[BaseModel]) -> tuple[str]:
-    first = error.errors()[0]
+    # A misspelt field explains why another one is missing.
+    errors = error.errors()
+    first = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
     key = str(first["loc"][0]) if first["loc"] else ""
     if first["type"] == "extra_forbidden":
         near = suggest(key, cls.model_fields)

@@ -67,6 +67,14 @@ def plan(
     ------
     InputError
         What cannot be read or planned for. A search that finds nothing is a `Plan` without rows.
+
+    Examples
+    --------
+    >>> from simulator.api import Grid, plan, traffic
+    >>> grid = Grid(model=("llama-3.1-8b",), device=("l40s",), policy=("dense", "w4a16"))
+    >>> found = plan(grid, traffic(rate=4, prompt_tokens=400, output_tokens=32, count=100), "tpot:p99<40ms")
+    >>> [r["meets_slo"] for r in found.rows]
+    [True, True, True, True]
     """
     if objective not in OBJECTIVES:
         raise UnknownNameError("objective", objective, OBJECTIVES, where="--objective")

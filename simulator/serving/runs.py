@@ -7,13 +7,15 @@ from typing import Any
 
 import numpy as np
 
+from simulator.scenario.scenario import Scenario
 from simulator.serving.capacity import capacity
 from simulator.serving.deployment import Deployment
 from simulator.serving.fleet import Outcome, simulate
 from simulator.serving.metrics import statistic, status, summary, values_of
 from simulator.serving.requests import Requests
 from simulator.serving.reuse import apply_reuse
-from simulator.serving.slo import METRICS, Promise
+from simulator.serving.scheduler import Scheduler
+from simulator.serving.slo import METRICS, Promise, parse_slo
 from simulator.serving.tabulate import check
 
 
@@ -81,6 +83,72 @@ def run(task: Task) -> Run:
     if task.interval:
         row |= interval(task.deployment, requests)
     return Run(row, outcome if task.keep else None)
+
+
+def serve(
+    scenario: Scenario,
+    traffic: Requests,
+    *,
+    slo: str = "",
+    scheduler: Scheduler | None = None,
+    replicas: int = 1,
+    prefill_replicas: int = 0,
+    router: str = "round-robin",
+    prefix_cache: bool = False,
+    transfer_bytes_per_s: float | None = None,
+    rate_scale: float = 1.0,
+    reuse: str | None = None,
+    capacity: bool = False,
+    interval: bool = False,
+    seed: int = 0,
+) -> Run:
+    """Serve `traffic` with a deployment, step by step.
+
+    Parameters
+    ----------
+    scenario : Scenario
+        What one replica is; its batch and lengths are not used.
+    traffic : Requests
+        As `simulator.serving.traffic.traffic` makes them.
+    slo : str
+        Promises, e.g. ``ttft:p99<2s;tpot:p99<60ms``; the row's ``meets_slo`` says whether they are kept.
+    scheduler : Scheduler, optional
+        Chunked prefill, 256 sequences, 8192 tokens by default.
+    replicas, prefill_replicas, router, prefix_cache, transfer_bytes_per_s
+        As in `Deployment`.
+    rate_scale : float
+        Factor on the rate of `traffic`; with `capacity` on the capacity that is found [-].
+    reuse : str, optional
+        What need not be computed, e.g. ``semantic-cache(hit=0.3,lookup_ms=5)``.
+    capacity : bool
+        Look for the highest rate that keeps up first.
+    interval : bool
+        Also serve with all steps at either end of their 90 % interval.
+
+    Returns
+    -------
+    Run
+        ``row``: latency percentiles, goodput, load, energy and cost; ``outcome``: every request.
+
+    Raises
+    ------
+    UnsupportedError
+        What cannot run, with what would work.
+
+    Examples
+    --------
+    >>> from simulator.api import Scenario, serve, traffic
+    >>> arriving = traffic(rate=4, prompt_tokens=512, output_tokens=64, count=200)
+    >>> served = serve(Scenario(model="llama-3.1-8b", device="h100-sxm"), arriving, slo="ttft:p99<1s")
+    >>> served.row["status"], served.row["meets_slo"], served.row["requests"]
+    ('STABLE', True, 200)
+    """
+    deployment = Deployment(
+        scenario, scheduler or Scheduler(), replicas, prefill_replicas, router, prefix_cache, transfer_bytes_per_s
+    )
+    deployment.check()
+    promises = parse_slo(slo) if slo else ()
+    return run(Task(deployment, traffic, rate_scale, promises, reuse, capacity, interval, keep=True, seed=seed))
 
 
 def interval(deployment: Deployment, requests: Requests) -> dict[str, Any]:

@@ -75,7 +75,7 @@ def own_speed(points: list[Row], limit_s: float) -> list[Row]:
     from simulator.ops.step import decode_step
     from simulator.results.prediction import predict
     from simulator.results.scatter import scattered
-    from simulator.results.swept import sweep
+    from simulator.results.swept import blocks
     from simulator.scenario.grid import Grid
     from simulator.scenario.scenario import Scenario
 
@@ -102,7 +102,7 @@ def own_speed(points: list[Row], limit_s: float) -> list[Row]:
         return len(singles)
 
     def product() -> int:
-        return sum(block.rows for block in sweep([grid]))
+        return sum(block.rows for block in blocks([grid]))
 
     def shuffled() -> int:
         return scattered({**names, **columns}).rows
@@ -111,7 +111,7 @@ def own_speed(points: list[Row], limit_s: float) -> list[Row]:
         return int(np.size(step_time(group, decode_step(batch, context)).total_s))
 
     works: tuple[tuple[str, str, Callable[[], int]], ...] = (
-        ("answer", "sweep([Grid]): product grid, memory, cost and intervals", product),
+        ("answer", "blocks([Grid]): product grid, memory, cost and intervals", product),
         ("answer", "scattered(columns): the points in shuffled order", shuffled),
         ("answer", "predict(Scenario): one point per call", one_by_one),
         ("step", "step_time(group, decode_step(batch, context)): arrays", steps),

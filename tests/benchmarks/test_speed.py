@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from simulator.results.scatter import scattered
-from simulator.results.swept import sweep
+from simulator.results.swept import blocks
 from simulator.scenario.grid import Grid
 from simulator.scenario.scenario import Scenario
 
@@ -33,7 +33,7 @@ def product_grid(policy: str, models: tuple[str, ...] = MODELS) -> Grid:
 
 
 def count(grid: Grid) -> int:
-    return sum(block.rows for block in sweep([grid]))
+    return sum(block.rows for block in blocks([grid]))
 
 
 def timed(benchmark, points: int, work) -> None:

@@ -355,5 +355,5 @@ def test_the_example_of_a_sweep_reads_back_as_its_command():
     grid = axes.grid(state.EXAMPLE, {"batch": x.values})
     assert "--batch 1,2" in axes.command(grid)
     scope: dict[str, object] = {}
-    exec(axes.snippet(grid).replace("print(table", "result = (table"), scope)
+    exec(axes.snippet(grid).replace("print(", "result = ("), scope)
     assert list(scope["result"]["batch"]) == [1, 2]
