@@ -19,6 +19,7 @@ extensions = [
     "docsite.docstrings",  # equations of module docstrings
     "docsite.mathml",  # equations without a script
     "docsite.generated",  # pages written from code at build time
+    "docsite.offline",  # nothing is asked of the network
 ]
 exclude_patterns = ["docsite", "howto/strided_kv"]
 default_role = "literal"  # `name` in a docstring is code

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fuzz_case import Case, ended
+from fuzz_targets import TARGETS
+from fuzz_valid import AZURE, BURST, CLAIMS, GRID, MEASURED, MOONCAKE, OWN, SERVED, config_trees, profile_texts, split
+from fuzz_verbs import VERBS
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE))
-
-from fuzz_case import Case, ended  # noqa: E402
-from fuzz_targets import TARGETS  # noqa: E402
-from fuzz_valid import AZURE, BURST, CLAIMS, GRID, MEASURED, MOONCAKE, OWN, SERVED, config_trees, profile_texts, split  # noqa: E402
-from fuzz_verbs import VERBS  # noqa: E402
-
 CASES = [
     pytest.param(entry, id=f"{path.stem}-{i}")
     for path in sorted((HERE / "corpus").glob("*.json"))

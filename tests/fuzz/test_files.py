@@ -12,17 +12,13 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from fuzz_case import Case, Ended, ended
+from fuzz_valid import MEASURED, SMALL, split
+from fuzz_verbs import VERBS
 
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE))
-
-from fuzz_case import Case, Ended, ended  # noqa: E402
-from fuzz_valid import MEASURED, SMALL, split  # noqa: E402
-from fuzz_verbs import VERBS  # noqa: E402
-
-from simulator.base import files  # noqa: E402
-from simulator.base.errors import InputError  # noqa: E402
-from simulator.base.files import replaced  # noqa: E402
+from simulator.base import files
+from simulator.base.errors import InputError
+from simulator.base.files import replaced
 
 TRAFFIC = split("--rate 5 --count 20 --prompt-tokens 100 --output-tokens 20 --quiet")
 WRITERS = {

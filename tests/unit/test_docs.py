@@ -2,31 +2,23 @@
 
 from __future__ import annotations
 
-import importlib.util
+import atexit
 import re
-import subprocess
-import sys
+import tempfile
 from functools import cache
-from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
 
+from docsite.transcripts import PAGES, Example, Guide, differs, examples, lacking
 from simulator.__main__ import verbs
-from simulator.base.extras import requirements
 from simulator.device.catalogue import list_devices
 from simulator.policies import POLICIES
 
 DOCS = Path(__file__).parents[2] / "docs"
 COMMAND = re.compile(r"python -m ((?:simulator|traces|reports|sparse_kernels)(?:\.\w+)*)([^\n`|;)>]*)")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _importable():
-    sys.path.insert(0, str(DOCS))
-    yield
-    sys.path.remove(str(DOCS))
 
 
 def pages() -> list[Path]:
@@ -149,7 +141,7 @@ def test_tables_set_numbers_right():
 
 
 def test_a_transcript_that_says_something_else_is_found():
-    from docsite.transcripts import cut, differs
+    from docsite.transcripts import cut
 
     assert differs("TTFT 10.0 ms, 3x", "TTFT  10.1 ms, 3x") == ""
     assert "printed" in differs("TTFT 10.0 ms", "TTFT 10.3 ms")
@@ -160,60 +152,48 @@ def test_a_transcript_that_says_something_else_is_found():
 
 def test_every_fence_of_a_guide_is_read():
     """A fence the pattern missed would be neither run nor excused."""
-    from docsite.transcripts import PAGES, examples
-
     for name in PAGES:
         text = (DOCS / name).read_text(encoding="utf-8")
         assert len(list(examples(text))) == len(re.findall(r"^```(?:sh|python)$", text, re.MULTILINE)), name
         assert text.count("<!-- output") == sum(e.shown is not None for e in examples(text)), name
 
 
-def _guides() -> list[str]:
-    return ["tutorial.md", *(f"howto/{p.name}" for p in sorted((DOCS / "howto").glob("*.md")))]
+@cache
+def guide(name: str) -> Guide:
+    """A guide of which this process runs each fence once, in a folder that goes with it."""
+    folder = tempfile.TemporaryDirectory()
+    atexit.register(folder.cleanup)
+    return Guide((DOCS / name).read_text(encoding="utf-8"), Path(folder.name))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", _guides())
-def test_commands_of_the_guides_print_what_is_shown(name: str, tmp_path: Path):
+def fences() -> list[Any]:
+    """Fences that are run; one worker takes a page where pytest-xdist is told to heed groups, as `make test` does."""
+    return [
+        pytest.param(name, i, id=f"{name}-{i + 1}", marks=pytest.mark.xdist_group(name))
+        for name in PAGES
+        for i, example in enumerate(examples((DOCS / name).read_text(encoding="utf-8")))
+        if example.why_not is None
+    ]
+
+
+@pytest.mark.parametrize(("name", "index"), fences())
+def test_commands_of_the_guides_print_what_is_shown(name: str, index: int):
     """Run anew with `python docs/docsite/transcripts.py --update` where a prediction was meant to move."""
-    from docsite.transcripts import cut, differs, environment, examples, prepare, run
-
-    work, env = prepare(tmp_path), environment(tmp_path)
-    lacking: set[str] = set()
-    for example in examples((DOCS / name).read_text(encoding="utf-8")):
-        lacking |= (absent := _absent(example.code))
-        if example.why_not is None and not absent:
-            printed = run(example, work, env)
-            if example.shown is not None:
-                problem = differs(example.shown, cut(printed, example.lines))
-                assert not problem, f"{example.code}\n{problem}"
-    if lacking:
-        pytest.skip(f"{', '.join(sorted(lacking))} not installed")
+    example: Example = guide(name).examples[index]
+    if absent := lacking(example):
+        pytest.skip(f"{', '.join(sorted(absent))} not installed")
+    printed = guide(name).printed(index)
+    problem = "" if example.shown is None else differs(example.shown, printed)
+    assert not problem, f"{example.code}\n{problem}"
 
 
-def _absent(code: str) -> set[str]:
-    """Libraries that commands of a guide need and that are not here."""
-    from docsite.commands import EXTRA
+def test_a_page_that_asks_the_network_is_found(tmp_path: Path):
+    """`make docs` asks this of every page it built."""
+    from docsite.offline import asked
 
-    extras = {EXTRA.get(module.partition(".")[0]) for module, _ in COMMAND.findall(code)}
-    wanted = {r.name for r in requirements() if r.extra in extras}
-    return {name for name in wanted if not list(metadata.distributions(name=name))}
-
-
-@pytest.mark.slow
-def test_the_site_builds_offline_without_a_warning(tmp_path: Path):
-    if importlib.util.find_spec("sphinx") is None or importlib.util.find_spec("furo") is None:
-        pytest.skip("sphinx not installed")
-    done = subprocess.run(
-        [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-d", tmp_path / "trees", DOCS, tmp_path / "site"],
-        capture_output=True,
-        text=True,
-        check=False,
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "page.html").write_text(
+        '<img alt="" src="https://a.example/x.png"><a href="https://b.example">'
     )
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
-    built = list((tmp_path / "site").rglob("*.html"))
-    assert len(built) > 50
-    for page in built:
-        asked = re.findall(r'<(?:script|link|img)[^>]*(?:src|href)="(https?:[^"]+)"', page.read_text("utf-8"))
-        assert asked == [], f"{page.name} asks {asked}"
+    (tmp_path / "index.html").write_text('<script src="_static/x.js"></script>')
+    assert asked(tmp_path) == ["sub/page.html asks https://a.example/x.png"]
