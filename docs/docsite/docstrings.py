@@ -1,6 +1,7 @@
 """Docstrings as the site shows them: equations that are set off by indentation stay as they are written."""
 
 import re
+from types import GenericAlias
 
 
 def _process(app, what, name, obj, options, lines):
@@ -34,8 +35,12 @@ def _continues(out: list[str]) -> bool:
 
 
 def _skip(app, what, name, obj, skip, options):
-    """A named tuple's fields, whose text is "Alias for field number 0", are told in its own docstring."""
-    return True if type(obj).__name__ == "_tuplegetter" else None
+    """Whether to leave out a member.
+
+    A named tuple's fields, whose text is "Alias for field number 0", are told in its own docstring; an alias of a
+    built-in type would get the signature of that type from numpydoc.
+    """
+    return True if type(obj).__name__ == "_tuplegetter" or isinstance(obj, GenericAlias) else None
 
 
 def setup(app):

@@ -1,8 +1,12 @@
-"""Synthetic traces of known truth, for every test that reads one."""
+"""What several unit tests share: synthetic traces of known truth, and an interpreter of one's own."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -121,3 +125,53 @@ def synthetic() -> SimpleNamespace:
         quality=QUALITY,
         make=make,
     )
+
+
+OBEY = """
+import json, sys
+for line in sys.stdin:
+    exec(json.loads(line), space := {})
+    print(json.dumps(space.get("answer")), flush=True)
+"""
+
+
+class Child:
+    """Another interpreter that runs what it is told, so that heavy imports are paid once and may run ahead."""
+
+    def __init__(self, environment: dict[str, str]):
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", OBEY], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
+
+    def tell(self, code: str) -> None:
+        """Have it run `code`, without waiting."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps(code) + "\n")
+        self.process.stdin.flush()
+
+    def answer(self) -> Any:
+        """What the next code it was told bound to ``answer``; None also where it died."""
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        return json.loads(line) if line else None
+
+    def ask(self, code: str) -> Any:
+        """Run `code` and return what it bound to ``answer``."""
+        self.tell(code)
+        return self.answer()
+
+
+@pytest.fixture(scope="module")
+def child() -> Iterator[Callable[..., Child]]:
+    """Start interpreters that end with the module: ``child(NAME=value)``; None takes NAME out of the environment."""
+    started: list[Child] = []
+
+    def start(**changes: str | None) -> Child:
+        merged = {**os.environ, **changes}
+        started.append(Child({k: v for k, v in merged.items() if v is not None}))
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.process.kill()
+        one.process.communicate()

@@ -90,21 +90,33 @@ def test_a_link_shows_what_predict_says_of_it():
     assert not told(at)
 
 
-def test_numbers_follow_every_widget_of_the_sidebar():
-    at = opened(LINK)
-    wanted = Scenario.from_query(LINK).model_dump()
+class Sidebar:
+    """The what-if page, whose numbers agree with the simulator's after every change."""
 
-    def set_to(widget, **changes):
+    def __init__(self):
+        self.at = opened(LINK)
+        self.wanted = Scenario.from_query(LINK).model_dump()
+
+    def set_to(self, widget, **changes):
         widget.run()
-        assert not at.exception
-        wanted.update(changes)
-        agrees(at, Scenario.of(**wanted))
+        assert not self.at.exception
+        self.wanted.update(changes)
+        agrees(self.at, Scenario.of(**self.wanted))
 
+
+def test_numbers_follow_model_device_and_load():
+    page = Sidebar()
+    at, set_to = page.at, page.set_to
     set_to(at.selectbox(key="model").set_value("llama-3.1-8b"), model="llama-3.1-8b")
     set_to(at.selectbox(key="device").set_value("h100-sxm"), device="h100-sxm")
     set_to(at.number_input(key="batch").set_value(8), batch=8)
     set_to(at.select_slider(key="batch.slider").set_value(16), batch=16)
     set_to(at.number_input(key="output_tokens").set_value(64), output_tokens=64)
+
+
+def test_numbers_follow_a_policy_and_its_parameters():
+    page = Sidebar()
+    at, set_to = page.at, page.set_to
     set_to(at.slider(key="policy.mustafar.keep").set_value(50.0), policy="mustafar(keep=0.5)")
     set_to(at.number_input(key="policy.mustafar.window").set_value(64), policy="mustafar(keep=0.5,window=64)")
     depth = "mixed_sparsity(keep=0.5,depth=0.6:0.4)"
@@ -113,6 +125,12 @@ def test_numbers_follow_every_widget_of_the_sidebar():
     set_to(at.text_input(key="policy.mixed_sparsity.depth").set_value("0.6:0.4"), policy=depth)
     set_to(at.text_input(key="policy").set_value("nm24"), policy="nm24")
     set_to(at.multiselect(key="composer.names").set_value(["nm24", "quest"]), policy="nm24+quest(budget=2048)")
+
+
+def test_numbers_follow_engine_and_memory():
+    page = Sidebar()
+    at, set_to = page.at, page.set_to
+    set_to(at.text_input(key="policy").set_value("nm24+quest"), policy="nm24+quest(budget=2048)")
     set_to(at.number_input(key="tp").set_value(2), tp=2)
     set_to(at.selectbox(key="engine").set_value("sglang"), engine="sglang")
     set_to(at.selectbox(key="kv_cache_dtype").set_value("fp8"), kv_cache_dtype="fp8")

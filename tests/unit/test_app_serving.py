@@ -107,15 +107,25 @@ def test_a_bad_upload_names_its_line(content, part):
     assert not at.main.dataframe
 
 
-def test_plans_and_promises_nothing_keeps():
-    at = opened(LINK + "&q.what=the cheapest")
+PLAN = LINK + "&q.what=the cheapest"
+
+
+def test_a_plan_names_the_cheapest_and_how_to_start_it():
+    at = opened(PLAN)
     finished(at, "Search")
     assert "The cheapest is 1 x h100-sxm, dense" in texts(at)
     assert "vllm serve" in texts(at)
-    ran(at.number_input(key="q.ttft").set_value(0.5))
+
+
+def test_a_promise_nothing_keeps_is_said():
+    at = opened(PLAN + "&q.ttft=0.5")
     finished(at, "Search")
     assert "Nothing keeps TTFT p99 below 0.5 ms" in told(at)
     assert "ttft is at least" in told(at)
+
+
+def test_a_plan_without_a_promise_asks_for_one():
+    at = opened(PLAN)
     ran(at.selectbox(key="q.ttft.at").set_value("no promise"))
     assert "tpot:p99<60ms" in at.main.code[0].value
     assert "ttft" not in at.main.code[0].value

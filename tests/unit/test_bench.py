@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import os
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -14,7 +13,7 @@ from simulator.device.catalogue import load
 from simulator.ops.ops import Elementwise
 from simulator.ops.traffic import Operand
 from simulator.roofline.bandwidth import DRAM_LATENCY_S, bytes_in_flight
-from sparse_kernels import baselines, bench, bench_rows, machine, predictions
+from sparse_kernels import baselines, bench, bench_rows, calibrate, machine, predictions
 from sparse_kernels.bench_cpu import CpuBench
 from sparse_kernels.cpu.registry import kernel
 from sparse_kernels.registry import case
@@ -356,13 +355,12 @@ def test_bad_input_is_one_line(name, arguments, says, tmp_path, monkeypatch):
 
 @pytest.mark.torch
 @pytest.mark.parametrize("name", ["bench", "calibrate"])
-def test_cuda_without_a_gpu_is_one_line(name):
+def test_cuda_without_a_gpu_is_one_line(name, call):
     torch = pytest.importorskip("torch", reason="torch not installed")
     if torch.cuda.is_available():
         pytest.skip("a GPU is here")
-    done = verb(name, "--device", "cuda")
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "error: --device: no GPU that torch can use; --device cpu needs none\n"
+    told = "error: --device: no GPU that torch can use; --device cpu needs none\n"
+    assert call({"bench": bench, "calibrate": calibrate}[name].app, "--device", "cuda") == (2, "", told)
 
 
 @pytest.mark.parametrize("name", ["bench", "calibrate"])
@@ -516,50 +514,39 @@ def test_predicting_a_librarys_kernel_runs_nothing_of_it(monkeypatch):
     assert plan.ops
 
 
-GPU_PATH = """
-import torch
-from simulator.device.catalogue import load
-from sparse_kernels import bench_cuda, bench_rows, timing_cuda
-from sparse_kernels.registry import kernel
-from sparse_kernels.timing import Timing
-
-def once(runs, budget_s, *, flush=None):
-    for run in runs:
-        run()
-    return Timing(1e-3, 1e-3, 1e-3, 7, 0.0, "graph")
-
-torch.set_num_threads(1)
-timing_cuda.time_runs, timing_cuda.flusher, timing_cuda.sets_for = once, lambda l2: None, lambda *a: 2
-torch.cuda.mem_get_info = lambda *a: (10**9, 10**9)
-bench = bench_cuda.CudaBench(load("h100-sxm"), False, {}, "cpu")
-points = [
-    bench_rows.Point(kernel(name), next(kernel(name).cases_for(use)))
-    for name, use in (("teal", "test"), ("skinny_gemm", "test"), ("nm24", "quick"))
-]
-bench.judged.update(teal="", skinny_gemm="")
-for point, row in zip(points, list(bench.predict(points)), strict=True):
-    out = bench.run(point, row) if row["status"] != "failed" else row
-    print(out["op"], out["status"], out["launched"], out["baseline"], out["reason"], sep="|")
-"""
-
-
 @pytest.mark.torch
-def test_the_gpu_path_runs_but_for_the_clock_in_the_interpreter():
+def test_the_gpu_path_runs_but_for_the_clock_in_the_interpreter(monkeypatch):
+    torch = pytest.importorskip("torch", reason="torch not installed")
     pytest.importorskip("triton", reason="triton not installed")
-    done = subprocess.run(
-        [sys.executable, "-c", GPU_PATH],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "TRITON_INTERPRET": "1"},
+    from sparse_kernels import bench_cuda, timing_cuda
+    from sparse_kernels.registry import kernel
+
+    def once(runs, budget_s, *, flush=None):
+        for run in runs:
+            run()
+        return Timing(1e-3, 1e-3, 1e-3, 7, 0.0, "graph")
+
+    monkeypatch.setattr(timing_cuda, "time_runs", once)
+    monkeypatch.setattr(timing_cuda, "flusher", lambda l2: None)
+    monkeypatch.setattr(timing_cuda, "sets_for", lambda *a: 2)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *a: (10**9, 10**9))
+    bench = bench_cuda.CudaBench(load("h100-sxm"), False, {}, "cpu")
+    points = [
+        bench_rows.Point(kernel(name), next(kernel(name).cases_for(use)))
+        for name, use in (("teal", "test"), ("skinny_gemm", "test"), ("nm24", "quick"))
+    ]
+    bench.judged.update(teal="", skinny_gemm="")
+    predicted = list(bench.predict(points))
+    teal, dense, nm24 = (
+        bench.run(point, row) if row["status"] != "failed" else row
+        for point, row in zip(points, predicted, strict=True)
     )
-    assert done.returncode == 0, done.stderr
-    teal, dense, nm24 = (line.split("|") for line in done.stdout.splitlines())
-    assert teal[:4] == ["teal", "ok", "2", "cuBLAS (torch linear)"]
+    columns = ("op", "status", "launched", "baseline")
+    assert [teal[c] for c in columns] == ["teal", "ok", 2, "cuBLAS (torch linear)"]
     # Ours is no baseline of itself.
-    assert dense[:4] == ["skinny_gemm", "ok", "1", "cuBLAS (torch linear)"]
-    assert nm24[:2] == ["nm24", "failed"]
-    assert "no CUDA device" in nm24[4]
+    assert [dense[c] for c in columns] == ["skinny_gemm", "ok", 1, "cuBLAS (torch linear)"]
+    assert (nm24["op"], nm24["status"]) == ("nm24", "failed")
+    assert "no CUDA device" in nm24["reason"]
 
 
 @pytest.mark.gpu

@@ -250,8 +250,6 @@ def test_starting_a_verb_imports_no_heavy_library() -> None:
 
 
 SWEEP = (
-    "-m",
-    "simulator.sweep",
     *BASE,
     "--policy",
     "mustafar(keep=[0.1,0.2,0.3,0.4,0.5,0.6,0.7,0.8])",
@@ -269,15 +267,14 @@ SWEEP = (
 )
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL on this system")
-def test_a_killed_sweep_resumes_to_the_same_file(tmp_path: Path, repo: Path) -> None:
+def test_a_killed_sweep_resumes_to_the_same_file(run: Run, tmp_path: Path, repo: Path, monkeypatch) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     for folder in (whole, broken):
         folder.mkdir()
-    env = environment(repo)
-    subprocess.run([sys.executable, *SWEEP], cwd=whole, env=env, check=True, capture_output=True)
-    child = subprocess.Popen([sys.executable, *SWEEP], cwd=broken, env=env, stdout=subprocess.DEVNULL)
+    child = subprocess.Popen(
+        [sys.executable, "-m", "simulator.sweep", *SWEEP], cwd=broken, env=environment(repo), stdout=subprocess.DEVNULL
+    )
     parts = broken / "o.parquet.parts"
     try:
         deadline = time.monotonic() + 60.0
@@ -290,10 +287,10 @@ def test_a_killed_sweep_resumes_to_the_same_file(tmp_path: Path, repo: Path) -> 
         child.wait()
     assert not (broken / "o.parquet").exists()
     assert 3 <= len(list(parts.glob("part-*"))) < 13
-    done = subprocess.run(
-        [sys.executable, *SWEEP, "--resume"], cwd=broken, env=env, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
+    for folder, more in ((whole, ()), (broken, ("--resume",))):
+        monkeypatch.chdir(folder)
+        code, _, err = run("sweep", *SWEEP, *more)
+        assert code == 0, err
     assert (broken / "o.parquet").read_bytes() == (whole / "o.parquet").read_bytes()
     assert [p.name for p in broken.iterdir()] == ["o.parquet"]
 

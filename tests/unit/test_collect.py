@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +79,15 @@ def options(model: Path, text: Path, out: Path, **changed: Any) -> dict[str, Any
 
 
 @pytest.fixture(scope="module")
-def trace(model: Path, text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def victim(child: Callable[..., Any]) -> Any:
+    """An interpreter that imports while other tests run, because the one that is killed cannot be this one."""
+    started = child()
+    started.tell("from transformers import OPTForCausalLM; import traces.rows, traces.loading")
+    return started
+
+
+@pytest.fixture(scope="module")
+def trace(victim: Any, model: Path, text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("trace") / "first"
     collect.main(**options(model, text, out))
     return out
@@ -116,50 +124,6 @@ def test_the_trace_describes_the_run(trace: Path) -> None:
     assert len(p) == 48
     assert float(p.mean()) == pytest.approx(float(curve.value[0]), abs=0.05)
     assert len(found.curves["x"]) > 1000
-
-
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-from traces import collect
-collect.SAVE_EVERY_S = 0.0
-saves = 0
-replace = os.replace
-def fatal(source, target):
-    global saves
-    if Path(target).name == "state.safetensors":
-        saves += 1
-        if saves == 4:
-            os.kill(os.getpid(), signal.SIGKILL)
-    return replace(source, target)
-os.replace = fatal
-values = OPTIONS
-collect.main(**values | {"text": Path(values["text"]), "out": Path(values["out"])})
-"""
-
-
-def test_kill_nine_and_resume_give_the_same_files(
-    model: Path, text: Path, trace: Path, tmp_path: Path, repo: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    out = tmp_path / "killed"
-    values = options(model, text, out) | {"text": str(text), "out": str(out)}
-    script = KILLED.replace("OPTIONS", repr(values))
-    # Killed after the fourth state is written and before it is renamed: the third one stands.
-    ended = subprocess.run([sys.executable, "-c", script], cwd=repo, check=False, env=os.environ)
-    assert ended.returncode == -signal.SIGKILL
-    assert not out.exists()
-    left = {p.name for p in (tmp_path / "killed.parts").iterdir()}
-    assert {"plan.json", "state.safetensors"} <= left
-    assert any(name.startswith(".state.safetensors.") for name in left)
-    seen: list[int] = []
-    monkeypatch.setattr(collect, "_progress", lambda done, n, quiet: seen.append(done) or range(done, n))
-    with pytest.raises(InputError, match="belongs to a run with other arguments"):
-        collect.main(**options(model, text, out, seed=5, resume=True))
-    collect.main(**options(model, text, out, resume=True))
-    assert seen == [3]
-    for name in FILES:
-        assert (out / name).read_bytes() == (trace / name).read_bytes()
-    assert not (tmp_path / "killed.parts").exists()
 
 
 def test_a_second_writer_is_refused(model: Path, text: Path, tmp_path: Path) -> None:
@@ -281,3 +245,46 @@ def test_show_json_holds_every_curve(trace: Path, capsys: pytest.CaptureFixture[
     answer = json.loads(capsys.readouterr().out)
     assert len(answer["rows"]) == len(read_trace(trace).curves["x"])
     assert answer["manifest"]["model"] == "tiny-opt"
+
+
+KILLED = """
+import os, signal
+from pathlib import Path
+from traces import collect
+collect.SAVE_EVERY_S = 0.0
+saves = 0
+replace = os.replace
+def fatal(source, target):
+    global saves
+    if Path(target).name == "state.safetensors":
+        saves += 1
+        if saves == 4:
+            os.kill(os.getpid(), signal.SIGKILL)
+    return replace(source, target)
+os.replace = fatal
+values = OPTIONS
+collect.main(**values | {"text": Path(values["text"]), "out": Path(values["out"])})
+"""
+
+
+def test_kill_nine_and_resume_give_the_same_files(
+    model: Path, text: Path, trace: Path, victim: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "killed"
+    values = options(model, text, out) | {"text": str(text), "out": str(out)}
+    # Killed after the fourth state is written and before it is renamed: the third one stands.
+    victim.tell(KILLED.replace("OPTIONS", repr(values)))
+    assert victim.process.wait() == -signal.SIGKILL
+    assert not out.exists()
+    left = {p.name for p in (tmp_path / "killed.parts").iterdir()}
+    assert {"plan.json", "state.safetensors"} <= left
+    assert any(name.startswith(".state.safetensors.") for name in left)
+    seen: list[int] = []
+    monkeypatch.setattr(collect, "_progress", lambda done, n, quiet: seen.append(done) or range(done, n))
+    with pytest.raises(InputError, match="belongs to a run with other arguments"):
+        collect.main(**options(model, text, out, seed=5, resume=True))
+    collect.main(**options(model, text, out, resume=True))
+    assert seen == [3]
+    for name in FILES:
+        assert (out / name).read_bytes() == (trace / name).read_bytes()
+    assert not (tmp_path / "killed.parts").exists()

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
-import json
+import itertools
 import os
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+import sparse_kernels
+from sparse_kernels.compile import write
 from sparse_kernels.occupancy import MULTIPROCESSORS, occupancy
 from sparse_kernels.sass import read, spilled_bytes
 
@@ -145,24 +147,63 @@ driver.set_active(build._Absent(90))
 later = launch.kernel.warmup(
     **launch.arguments, grid=launch.grid, num_warps=launch.num_warps, num_stages=launch.num_stages
 )
-print(ahead.hash == later.hash)
+same = ahead.hash == later.hash
 one = warm.Plan(plan.ops, ((job, programs),))
-print(warm.in_flight_bytes(one, {(job, 90): build.compile_job(job, 90)}, load("h100-sxm")))
-print(warm.in_flight_bytes(one, {(job, 90): "failed"}, load("h100-sxm")))
+in_flight = warm.in_flight_bytes(one, {(job, 90): build.compile_job(job, 90)}, load("h100-sxm"))
+answer = [same, float(in_flight), float(warm.in_flight_bytes(one, {(job, 90): "failed"}, load("h100-sxm")))]
 """
 
 
+KERNELS = sorted(p.parent.name for p in Path(sparse_kernels.__path__[0]).glob("*/triton.py"))
+STREAMING = {
+    "gathered_mlp": "rows_kernel",
+    "head_projection": "rows_kernel",
+    "teal": "teal_kernel",
+    "cats": "cats_kernel",
+}
+"""Launches that stream weights: rows are read 16 B per thread, past the registers."""
+TARGETS = (80, 86, 89, 90, 100, 120)
+
+
+@pytest.fixture(scope="module")
+def compiler(child):
+    """An interpreter in which kernels are compiled: in this one they are interpreted."""
+    pytest.importorskip("triton", reason="triton not installed")
+    started = child(TRITON_INTERPRET=None)
+    started.ask("from sparse_kernels import build, warm; from sparse_kernels.registry import kernels; kernels()")
+    return started
+
+
 @pytest.mark.torch
-@pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton not installed")
-def test_what_is_compiled_ahead_is_what_a_launch_looks_for():
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    done = subprocess.run([sys.executable, "-c", AHEAD], capture_output=True, text=True, check=False, env=environment)
-    assert done.returncode == 0, done.stderr
-    same, in_flight, unknown = done.stdout.split()
-    assert same == "True"
-    assert 0.0 < float(in_flight) < 132 * 228 * 1024 * 2
-    assert unknown == "inf"
+@pytest.mark.xdist_group("compiler")
+def test_what_is_compiled_ahead_is_what_a_launch_looks_for(compiler):
+    same, in_flight, unknown = compiler.ask(AHEAD)
+    assert same
+    assert 0.0 < in_flight < 132 * 228 * 1024 * 2
+    assert unknown == float("inf")
+
+
+@pytest.mark.torch
+@pytest.mark.xdist_group("compiler")
+@pytest.mark.parametrize(("name", "cc"), list(zip(KERNELS, itertools.cycle(TARGETS), strict=False)))
+def test_every_kernel_compiles_on_one_target(compiler, tmp_path, name, cc):
+    """The whole table is the verb's; here the first hot case of each, all generations in turn."""
+    code = "from sparse_kernels.compile import sampled, table\nfrom sparse_kernels.registry import kernel\n"
+    rows = compiler.ask(code + f"answer = table(sampled([kernel({name!r})], [{cc}]), 1)")
+    assert rows
+    for row in rows:
+        assert row["cc"] == cc
+        assert not row["error"]
+        assert not row["spilled_bytes"]
+        assert row["blocks_per_sm"] > 0
+    made = {row["kernel"]: row for row in rows}
+    if name in STREAMING:
+        assert made[STREAMING[name]]["wide_loads"]
+        assert made[STREAMING[name]]["async_loads"]
+    if name == "block_sparse_attention":
+        assert made["block_sparse_kernel"]["tensor_instructions"]
+    write(rows, tmp_path / "compiled.csv")
+    assert len((tmp_path / "compiled.csv").read_text().splitlines()) == len(rows) + 1
 
 
 def compile_verb(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -182,25 +223,3 @@ def test_bad_compute_capability_is_one_line():
     assert done.returncode == 2
     assert "--cc" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
-
-
-@pytest.mark.torch
-@pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton not installed")
-def test_every_kernel_compiles_on_one_target(tmp_path):
-    """The whole table is the verb's; here each kernel once, all generations in turn."""
-    path = tmp_path / "compiled.csv"
-    done = compile_verb("--sample", "--jobs", "1", "--json", "--out", str(path))
-    assert done.returncode == 0, done.stderr
-    rows = json.loads(done.stdout)["rows"]
-    assert not [r for r in rows if r["error"] or r["spilled_bytes"]]
-    assert {r["cc"] for r in rows} == {80, 86, 89, 90, 100, 120}
-    assert all(r["blocks_per_sm"] > 0 for r in rows)
-    # Rows are read 16 B per thread, past the registers, wherever a kernel streams weights.
-    streaming = [r for r in rows if r["kernel"] in ("rows_kernel", "teal_kernel", "cats_kernel")]
-    assert streaming
-    assert all(r["wide_loads"] and r["async_loads"] for r in streaming)
-    multiplied = [r for r in rows if r["kernel"] == "block_sparse_kernel"]
-    assert multiplied
-    assert all(r["tensor_instructions"] for r in multiplied)
-    assert len(path.read_text().splitlines()) == len(rows) + 1

@@ -113,15 +113,14 @@ def check_anchors(page: str) -> None:
     assert all(link.startswith(("#", "https://")) for link in links)
 
 
-def test_the_same_sweep_gives_the_same_bytes(run: Run, small_sweep: Path, report: Report, tmp_path: Path) -> None:
-    files = tmp_path / "new" / "a.html", tmp_path / "new" / "a.pdf"
-    code, out, err = run(small_sweep, "-o", files[0], "-o", files[1], "--json", "--with-data")
+def test_the_same_sweep_gives_the_same_page(run: Run, small_sweep: Path, report: Report, tmp_path: Path) -> None:
+    file = tmp_path / "new" / "a.html"
+    code, out, err = run(small_sweep, "-o", file, "--json", "--with-data")
     assert code == 0, err
-    assert {str(p) for p in files} <= {row["file"] for row in json.loads(out)["rows"]}
-    assert files[0].read_bytes() == html.render(report)
-    assert files[1].read_bytes() == pdf.render(report)
+    assert str(file) in {row["file"] for row in json.loads(out)["rows"]}
+    page = file.read_bytes()
+    assert page == html.render(report)
 
-    page = files[0].read_bytes()
     strict(page)
     check_anchors(page.decode())
     for other in ('http-equiv="refresh', 'src="http', "url(http", "@import"):
@@ -133,13 +132,20 @@ def test_the_same_sweep_gives_the_same_bytes(run: Run, small_sweep: Path, report
     data = (tmp_path / "new" / "a.tab-recommended.csv").read_text().splitlines()
     assert data[0].startswith("model,device,policy")
     assert len(data) == 3
+
+
+def test_the_same_sweep_gives_the_same_pdf(run: Run, small_sweep: Path, report: Report, tmp_path: Path) -> None:
+    file = tmp_path / "new" / "a.pdf"
+    code, out, err = run(small_sweep, "-o", file, "--json")
+    assert code == 0, err
+    assert [row["file"] for row in json.loads(out)["rows"]] == [str(file)]
+    assert file.read_bytes() == pdf.render(report)
     if shutil.which("qpdf"):
-        done = subprocess.run(["qpdf", "--check", files[1]], capture_output=True, text=True)
+        done = subprocess.run(["qpdf", "--check", file], capture_output=True, text=True)
         assert done.returncode == 0, done.stdout
     if shutil.which("pdftotext"):
-        told = subprocess.run(["pdftotext", "-l", "1", files[1], "-"], capture_output=True, text=True).stdout
+        told = subprocess.run(["pdftotext", "-l", "1", file, "-"], capture_output=True, text=True).stdout
         assert "The question and the answer" in told
-        assert "The exact command" in told
 
 
 def test_the_answer_is_the_files_own(small_sweep: Path) -> None:

@@ -110,7 +110,6 @@ def test_a_source_is_only_crossed_where_another_measured_the_format() -> None:
 
 
 @pytest.mark.data
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "devices"), [("gemm", ("H800-SXM", "H20", "RTX-5090")), ("attention", ("H20", "H800-SXM", "RTX-4090"))]
 )
