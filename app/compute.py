@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pandas as pd
 import streamlit as st
 
 from simulator.base.errors import ShadowlineError
 from simulator.inference.group import group_of
-from simulator.inference.status import Status
 from simulator.results.prediction import Prediction, predict
 from simulator.scenario.catalogue import CATALOGUE
 from simulator.scenario.grid import Grid
 from simulator.scenario.scenario import Scenario
+
+if TYPE_CHECKING:
+    from simulator.results.break_even import BreakEven
+    from simulator.results.published_quality import Choice
+    from simulator.results.summary import Summary
 
 REMEMBERED = 256
 """Answers kept per function."""
@@ -37,38 +40,16 @@ def dense_of(scenario: Scenario) -> Scenario:
     return scenario.model_copy(update={"policy": "dense", "trace": "", "trace_transfer": False})
 
 
-@dataclass(frozen=True, eq=False)
-class Curve:
-    """Speed-up over dense along one axis; NaN where the scenario cannot run."""
-
-    axis: str
-    values: np.ndarray
-    speedup: np.ndarray
-    fits: np.ndarray
-
-
-def curve(scenario: Scenario, axis: str) -> Curve:
-    """Throughput over dense along 'batch' or 'prompt_tokens', all else as in the scenario."""
-    fixed = scenario.model_copy(update={axis: 1})
-    return _curve(fixed.to_json(), axis, CATALOGUE.content(fixed))
+def over_load(scenario: Scenario) -> list[BreakEven]:
+    """`simulator.results.break_even.over_load`, remembered."""
+    return _over_load(scenario.to_json(), CATALOGUE.content(scenario))
 
 
 @st.cache_resource(max_entries=REMEMBERED, show_spinner=False)
-def _curve(text: str, axis: str, content: str) -> Curve:
-    from simulator.results.result import rows
+def _over_load(text: str, content: str) -> list[BreakEven]:
+    from simulator.results.break_even import over_load
 
-    s = Scenario.from_json(text)
-    group = group_of(s)
-    if axis == "batch":
-        values = np.unique(np.rint(np.geomspace(1, 1024, 41)))
-    else:
-        last = max(group.model.max_context - s.output_tokens, 32)
-        values = np.unique(np.rint(np.geomspace(16, last, 33)))
-    at = {k: np.full(len(values), float(getattr(s, k))) for k in ("batch", "prompt_tokens", "output_tokens")}
-    at[axis] = values
-    block, _ = rows(group, at["batch"], at["prompt_tokens"], at["output_tokens"])
-    speedup = np.asarray(block.columns["throughput_speedup_same_batch"], float)
-    return Curve(axis, values, speedup, np.asarray(block.columns["status"][0]) == Status.OK)
+    return over_load(Scenario.from_json(text))
 
 
 @dataclass(frozen=True)
@@ -96,10 +77,10 @@ def frame(prediction: Prediction) -> pd.DataFrame:
 
 @dataclass(frozen=True, eq=False)
 class Swept:
-    """Rows of a grid and what they say together, as `simulator.results.summary.Summary`."""
+    """Rows of a grid and what they say together."""
 
     rows: pd.DataFrame
-    summary: dict[str, Any]
+    summary: Summary
 
 
 def swept(grid: Grid) -> Swept:
@@ -114,7 +95,7 @@ def _swept(text: str, _grid: Grid) -> Swept:
     from simulator.results.swept import sweep
 
     found = sweep(_grid)
-    return Swept(found.to_pandas(), found.summary.to_dict())
+    return Swept(found.to_pandas(), found.summary)
 
 
 def report(grid: Grid, command: str, kind: str) -> bytes:
@@ -137,7 +118,7 @@ def report(grid: Grid, command: str, kind: str) -> bytes:
 class Published:
     """Policies with published quality for a model, those that cannot run here and why, or why there are none."""
 
-    choices: tuple[Any, ...]
+    choices: tuple[Choice, ...]
     skipped: dict[str, str]
     problem: str = ""
 
@@ -166,7 +147,7 @@ def parquet(table: pd.DataFrame, metadata: dict[str, str]) -> bytes:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from simulator.results.result import COLUMNS
+    from simulator.results.columns import COLUMNS
 
     arrow = pa.Table.from_pandas(table, preserve_index=False)
     fields: list[Any] = []

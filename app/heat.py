@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from app.figures import FIT, GREY, Rows, Spec, channel
-from simulator.results.summary import WIN
+from simulator.base.interval import Interval
+from simulator.results.verdict import Verdict, verdict
 
 
 def heat_map(
@@ -93,7 +94,8 @@ def _on_cell(ratio: bool, edge: float, known: Rows) -> dict[str, Any]:
 
 def _borders(rows: Rows, at_x: Spec, at_y: Spec, xs: Sequence[Any], ys: Sequence[Any]) -> list[Spec]:
     """Lines between neighbouring cells of which one wins and the other does not."""
-    wins = {(r["x"], r["y"]): r["value"] >= WIN for r in rows if r["value"] is not None}
+    known = [r for r in rows if r["value"] is not None]
+    wins = {(r["x"], r["y"]): verdict(Interval.exact(r["value"])) is Verdict.WINS for r in known}
     right = [
         {"x": a, "y": y}
         for y in ys

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Sequence
+from math import isfinite
 
 import numpy as np
 
-from app.compute import Curve
-from simulator.base.console import milliseconds, number
+from simulator.base.console import number
+from simulator.base.interval import Interval
+from simulator.inference.status import Status
+from simulator.results.answer import Row
+from simulator.results.break_even import BreakEven
 from simulator.results.prediction import Prediction
-from simulator.results.result import rate_interval
-from simulator.results.summary import WIN
+from simulator.results.verdict import along, verdict
 from simulator.scenario.scenario import Scenario
 
 _MARKUP = re.compile(r"([\\`*_{}\[\]<>#|~$!:])")
+
+
+NOUN = {"batch": "batch", "prompt_tokens": "prompt"}
 
 
 def plain(text: str) -> str:
@@ -25,56 +30,45 @@ def plain(text: str) -> str:
 
 def answer(p: Prediction, dense: Prediction) -> str:
     """The answer in one or two sentences, in markdown."""
-    row = p.row
-    where = f"{_gpus(row)}**{row['device']}**"
-    if row["status"] != "ok":
-        return refusal(row)
-    rate = f"**{number(row['tokens_per_s'])} tokens/s**"
-    speedup = row["throughput_speedup_same_batch"]
-    if row["policy"] == "dense":
-        return f"Dense **{row['model']}** puts out {rate} on {where} at batch {row['batch']:,}. {_bound(p)}"
-    word = verdict(speedup)
-    if dense.row["status"] != "ok":
+    a = p.answer
+    if a.status != Status.OK.word:
+        return refusal(a)
+    where, rate = f"{_gpus(a)}**{a.device}**", f"**{number(a.tokens_per_s.mid)} tokens/s**"
+    if a.policy == "dense":
+        return f"Dense **{a.model}** puts out {rate} on {where} at batch {a.batch:,.0f}. {_bound(p)}"
+    if dense.answer.status != Status.OK.word:
         return (
-            f"**{row['policy']}** lets **{row['model']}** run on {where}: {rate} at batch {row['batch']:,}, where dense"
-            f" cannot ({dense.row['reason']}). {_bound(p)}"
+            f"**{a.policy}** lets **{a.model}** run on {where}: {rate} at batch {a.batch:,.0f}, where dense cannot"
+            f" ({dense.answer.reason}). {_bound(p)}"
         )
     return (
-        f"**{row['policy']}** {word} **{row['model']}** on {where}: {rate} instead of"
-        f" {number(dense.row['tokens_per_s'])}, **{speedup:.2f}x**, at batch {row['batch']:,}. {_bound(p)}"
+        f"**{a.policy}** {verdict(a.speedup).verb} on **{a.model}** and {where}: {rate} instead of"
+        f" {number(dense.answer.tokens_per_s.mid)}, **{a.speedup.mid:.2f}x**, at batch {a.batch:,.0f}. {_bound(p)}"
     )
 
 
 def told(p: Prediction) -> str:
     """One line that names a scenario and its speed."""
-    row = p.row
-    rate = "" if row["tokens_per_s"] is None else f", {number(row['tokens_per_s'])} tokens/s"
-    load = f"batch {row['batch']:,}, {row['prompt_tokens']:,} + {row['output_tokens']:,} tokens"
-    return f"{row['model']} on {_gpus(row)}{row['device']}, {row['policy']}, {load}{rate}"
+    a = p.answer
+    rate = f", {number(a.tokens_per_s.mid)} tokens/s" if isfinite(a.tokens_per_s.mid) else ""
+    load = f"batch {a.batch:,.0f}, {a.prompt_tokens:,.0f} + {a.output_tokens:,.0f} tokens"
+    return f"{a.model} on {_gpus(a)}{a.device}, {a.policy}, {load}{rate}"
 
 
-def refusal(row: Mapping[str, Any]) -> str:
+def refusal(a: Row) -> str:
     """Why a scenario has no answer, and what would work."""
     words = {
-        "does_not_fit": "does not fit",
-        "exceeds_context": "is too long for the model",
-        "not_applicable": "cannot be used here",
-        "unsupported_dtype": "has a format the device cannot compute",
+        Status.DOES_NOT_FIT: "does not fit",
+        Status.EXCEEDS_CONTEXT: "is too long for the model",
+        Status.NOT_APPLICABLE: "cannot be used here",
+        Status.UNSUPPORTED_DTYPE: "has a format the device cannot compute",
     }
-    what = f"**{row['model']}** with **{row['policy']}**" if row["policy"] != "dense" else f"**{row['model']}**"
-    return f"{what} on {_gpus(row)}**{row['device']}** {words[row['status']]}: {row['reason']}."
+    what = f"**{a.model}** with **{a.policy}**" if a.policy != "dense" else f"**{a.model}**"
+    return f"{what} on {_gpus(a)}**{a.device}** {words[Status[a.status.upper()]]}: {a.reason}."
 
 
-def verdict(speedup: float) -> str:
-    """What a policy does to the speed; inside `WIN` it is neither."""
-    if speedup >= WIN:
-        return "speeds up"
-    return "slows down" if speedup <= 1.0 / WIN else "neither speeds up nor slows down"
-
-
-def _gpus(row: Mapping[str, Any]) -> str:
-    gpus = row["tp"] * row["pp"]
-    return f"{gpus} x " if gpus > 1 else "one "
+def _gpus(a: Row) -> str:
+    return f"{a.gpus:.0f} x " if a.gpus > 1 else "one "
 
 
 def _bound(p: Prediction) -> str:
@@ -86,70 +80,38 @@ def _bound(p: Prediction) -> str:
     return f"{first[0].upper()}{first[1:]} {verb} most of the time ({p.shares[first]:.0%}{more})."
 
 
-def where_it_wins(curves: list[Curve], scenario: Scenario) -> str:
-    """Ranges of batch and prompt in which the policy wins, all else as it stands."""
-    parts = [_range(c) for c in curves]
-    return f"{scenario.policy} " + " and ".join(parts) + "."
+def where_it_wins(found: Sequence[BreakEven], scenario: Scenario) -> str:
+    """Where along batch and prompt the policy wins among the loads that fit, all else as it stands."""
+    parts = []
+    for b in found:
+        noun, use = NOUN[b.axis], b.fits & np.isfinite(b.speedup.mid)
+        values = b.values[use]
+        if not use.any():
+            parts.append(f"fits at no {noun}")
+            continue
+        words = along(noun, values, b.speedup.each(lambda end, use=use: end[use]))
+        parts.append(f"{words} ({noun} {values[0]:,.0f} to {values[-1]:,.0f})")
+    return f"{scenario.policy}: {'; '.join(parts)}."
 
 
-def _range(c: Curve) -> str:
-    noun, many = ("batch", "every batch") if c.axis == "batch" else ("prompt", "every prompt")
-    use = c.fits & np.isfinite(c.speedup)
-    if not use.any():
-        return f"fits at no {noun}"
-    values, wins = c.values[use], c.speedup[use] >= WIN
-    ends = f"from {values[0]:,.0f} to {values[-1]:,.0f}"
-    if wins.all():
-        return f"wins at {many} {ends}"
-    if not wins.any():
-        return f"wins at no {noun} {ends} (at best {c.speedup[use].max():.2f}x)"
-    edges = np.flatnonzero(np.diff(np.r_[False, wins, False].astype(int)))
-    runs = [(a, b - 1) for a, b in zip(edges[::2], edges[1::2], strict=True)]
-    told = [_run(float(values[a]), float(values[b]), a == 0, b == len(values) - 1) for a, b in runs]
-    return f"wins at {noun} {' and '.join(told)}"
+def interval(figure: Interval[float], show: Callable[[float], str] = number, unit: str = "") -> str:
+    """``90 %: 37-60 ms``; nothing where there is no figure."""
+    return f"90 %: {show(figure.lo)} – {show(figure.hi)}{unit}" if isfinite(figure.mid) else ""
 
 
-def _run(first: float, last: float, opens: bool, closes: bool) -> str:
-    if opens:
-        return f"{first:,.0f}" if first == last else f"up to {last:,.0f}"
-    if closes:
-        return f"from {first:,.0f}"
-    return f"{first:,.0f}" if first == last else f"{first:,.0f} to {last:,.0f}"
+def shown(value: float, text: str) -> str:
+    """`text`, or a dash where the value is not known."""
+    return text if isfinite(value) else "–"
 
 
-def interval_ms(mid: float | None, lo: float | None, hi: float | None) -> str:
-    """``90 %: 37-60 ms``."""
-    if mid is None:
-        return "no decode step" if lo is None else ""
-    return f"90 %: {milliseconds(lo)} – {milliseconds(hi)} ms"
-
-
-def interval_rate(row: Mapping[str, Any]) -> str:
-    """``90 %: 140-220``."""
-    if row["tokens_per_s"] is None:
-        return ""
-    lo, hi = rate_interval(row)
-    return f"90 %: {number(lo)} – {number(hi)}"
-
-
-def num(value: float | None) -> str:
-    """Three digits, or a dash."""
-    return "–" if value is None else number(value)
-
-
-def ms(value: float | None) -> str:
-    """Milliseconds with their unit, or a dash."""
-    return "–" if value is None else f"{milliseconds(value)} ms"
-
-
-def gb(value: float | None) -> str:
+def gb(value: float) -> str:
     """``141 GB (131 GiB)``."""
-    return "–" if value is None else f"{number(value / 1e9)} GB ({number(value / 2**30)} GiB)"
+    return shown(value, f"{number(value / 1e9)} GB ({number(value / 2**30)} GiB)")
 
 
-def relative(value: float | None, base: float | None) -> str | None:
+def relative(value: float, base: float) -> str | None:
     """Change against the baseline, signed."""
-    if value is None or not base:
+    if not isfinite(value) or not isfinite(base) or not base:
         return None
     return f"{value / base - 1.0:+.1%}"
 

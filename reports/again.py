@@ -12,6 +12,7 @@ from simulator.model.hub import needs_network
 if TYPE_CHECKING:
     from reports.rows import Sweep
     from simulator.inference.group import Group
+    from simulator.results.answer import Row
     from simulator.results.prediction import Prediction
     from simulator.scenario.grid import Grid
     from simulator.scenario.scenario import Scenario
@@ -41,31 +42,28 @@ def inside(sweep: Sweep, row: int) -> Inside | str:
     """The row's breakdown, or why there is none."""
     from simulator.results.prediction import predict
 
-    problem = "the sweep's plan does not name its scenario"
-    for scenario in _scenarios(sweep, row):
+    problem, written = "the sweep's plan does not name its scenario", sweep.rows.at(row)
+    for scenario in _scenarios(sweep, written):
         try:
             prediction = predict(scenario)
             dense = predict(scenario.model_copy(update={"policy": "dense", "trace": "", "trace_transfer": False}))
         except ShadowlineError as error:
             problem = str(error)
             continue
-        e2e = prediction.row["e2e_s"]
-        if prediction.row["device"] != sweep.text("device", row) or e2e is None:
+        now = prediction.answer
+        if now.device != written.device or not now.timed:
             continue
-        steps = sweep.number("output_tokens", row) - 1.0
-        written = sweep.number("ttft_s", row) + (steps * sweep.number("tpot_s", row) if steps else 0.0)
-        if abs(written / e2e - 1.0) <= SAME:
+        if abs(written.e2e_s.mid / now.e2e_s.mid - 1.0) <= SAME:
             return Inside(row, scenario, prediction, dense)
         problem = "profiles or fits have changed since the sweep was written; sweep again to see inside"
     return problem
 
 
-def _scenarios(sweep: Sweep, row: int) -> Iterator[Scenario]:
+def _scenarios(sweep: Sweep, row: Row) -> Iterator[Scenario]:
     """Scenarios of the plan that may have made the row, at its load."""
-    wanted = {k: sweep.text(k, row) for k in ("policy", "engine")}
-    wanted |= {k: int(sweep.number(k, row)) for k in ("tp", "pp", "ep")}
-    load = {k: int(sweep.number(k, row)) for k in ("batch", "prompt_tokens", "output_tokens")}
-    model, device = sweep.text("model", row), sweep.text("device", row)
+    cut = {"tp": int(row.tp), "pp": int(row.pp), "ep": int(row.ep)}
+    wanted: dict[str, str | int] = {"policy": row.policy, "engine": row.engine, **cut}
+    load = {"batch": int(row.batch), "prompt_tokens": int(row.prompt_tokens), "output_tokens": int(row.output_tokens)}
     for grid in _grids(sweep):
         if load["batch"] not in grid.batch or load["prompt_tokens"] not in grid.prompt_tokens:
             continue
@@ -75,7 +73,7 @@ def _scenarios(sweep: Sweep, row: int) -> Iterator[Scenario]:
         local = tuple(m for m in grid.model if isinstance(m, str) and not needs_network(m))
         try:
             for s in replace(grid, model=local, **{k: (v,) for k, v in wanted.items()}).groups():
-                if _named(s) == (model, device):
+                if _named(s) == (row.model, row.device):
                     yield s.model_copy(update=load)
         except ShadowlineError:
             continue

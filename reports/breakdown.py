@@ -40,22 +40,22 @@ def _steps(insides: Sequence[Inside]) -> Figure:
     """Decode step by part of the model, dense beside the policy."""
     names, sums = [], []
     for i in insides:
-        row = i.prediction.row
-        where = f"{row['model']}, {row['device']}, batch {row['batch']}"
+        row = i.prediction.answer
+        where = f"{row.model}, {row.device}, batch {row.batch:.0f}"
         for prediction in (i.dense, i.prediction):
-            if prediction.ops and (prediction is i.dense or row["policy"] != "dense"):
-                names.append(f"{where}: {prediction.row['policy']}")
+            if prediction.ops and (prediction is i.dense or row.policy != "dense"):
+                names.append(f"{where}: {prediction.answer.policy}")
                 sums.append(_sum(prediction.ops, "decode"))
     groups = ("attention projections", "attention", "FFN", "LM head", "communication", "other", "added by the policy")
     parts = {g: np.array([1e3 * s.get(g, 0.0) for s in sums]) for g in groups}
     first = insides[0].prediction
     total = _sum(first.ops, "decode")
     largest = max(total, key=lambda k: total[k])
-    row = first.row
+    row = first.answer
     title = (
         f"{upper(largest)} take{'s' if not largest.endswith('s') else ''}"
         f" {share(total[largest] / sum(total.values()))} of"
-        f" a decode step's kernels with {row['policy']} on {row['device']}"
+        f" a decode step's kernels with {row.policy} on {row.device}"
     )
     return Figure(
         "fig-steps",
@@ -68,12 +68,12 @@ def _steps(insides: Sequence[Inside]) -> Figure:
 
 def _ops(i: Inside, n: int) -> Table:
     p = i.prediction
-    steps = max(p.row["output_tokens"] - 1, 1)
+    steps = max(p.answer.output_tokens - 1, 1)
     ops = sorted(p.ops, key=lambda o: -o.total_s * (steps if o.phase == "decode" else 1))[:14]
     whole = sum(o.total_s * (steps if o.phase == "decode" else 1) for o in p.ops)
     return Table(
         f"tab-ops-{n}",
-        f"{p.row['model']} on {p.row['device']}, {p.row['policy']}: the ops that take most of the time",
+        f"{p.answer.model} on {p.answer.device}, {p.answer.policy}: the ops that take most of the time",
         (
             Column("op"),
             Column("phase"),
@@ -113,7 +113,7 @@ def roofline_section(insides: Sequence[Inside]) -> Section | None:
     if not insides:
         return None
     i = insides[0]
-    device, row = i.group.device, i.prediction.row
+    device, row = i.group.device, i.prediction.answer
     roof = charts.Roof(
         {str(d): device.peak_flop_per_s(d) for d in (DType.BF16, DType.FP8, DType.FP32) if device.has(d)},
         device.hbm_bytes_per_s,
@@ -122,13 +122,13 @@ def roofline_section(insides: Sequence[Inside]) -> Section | None:
     mean: dict[str, float] = {}
     for phase in ("decode", "prefill"):
         for p in (i.dense, i.prediction):
-            if p is i.prediction and row["policy"] == "dense":
+            if p is i.prediction and row.policy == "dense":
                 continue
             ops = [o for o in p.ops if o.phase == phase and o.flop > 0 and o.moved_bytes > 0]
             if not ops:
                 continue
             whole = sum(o.total_s for o in p.ops if o.phase == phase)
-            name = f"{phase}, {p.row['policy']}"
+            name = f"{phase}, {p.answer.policy}"
             points[name] = (
                 np.array([o.flop / o.moved_bytes for o in ops]),
                 np.array([o.flop / o.total_s for o in ops]),
@@ -143,8 +143,8 @@ def roofline_section(insides: Sequence[Inside]) -> Section | None:
     side = "left of" if mean[name] < ridge else "right of"
     why = "memory, not arithmetic, is its roof" if mean[name] < ridge else "arithmetic is its roof"
     title = (
-        f"{upper(name)} of {row['model']} at batch {row['batch']} does {number(mean[name])} flop/B, {side} the"
-        f" {row['device']}'s ridge at {number(ridge)}: {why}"
+        f"{upper(name)} of {row.model} at batch {row.batch:.0f} does {number(mean[name])} flop/B, {side} the"
+        f" {row.device}'s ridge at {number(ridge)}: {why}"
     )
     return section(
         "roofline",

@@ -169,15 +169,15 @@ def _policies(served: Served) -> list[Mapping]:
 
 def _loss(model: str, policy: str) -> Cell:
     """The largest loss in points that was published for the model."""
-    from simulator.results.published_quality import published
+    from simulator.results.published_quality import points_lost
 
     if policy == "dense":
         return Cell(DASH)
     try:
-        known = [s.loss(q) for s, q in published(model, policy) if s.unit == "points"]
+        lost = points_lost(model, policy)
     except ShadowlineError:
-        known = []
-    return Cell(f"{max(known):+.1f} points", max(known)) if known else Cell("not published", tone="quiet")
+        lost = None
+    return Cell("not published", tone="quiet") if lost is None else Cell(f"{lost:+.1f} points", lost)
 
 
 def nearest_miss(served: Served) -> Section | None:

@@ -7,18 +7,20 @@ from collections.abc import Iterator
 import numpy as np
 
 from reports import charts
-from reports.answer import Answer
+from reports.advice import Advice
 from reports.content import Block, Cell, Column, Figure, Paragraph, Section, Table, section
 from reports.rows import Sweep
 from reports.text import count, gb, listed, num, percent, ranged, share, speedup, times, upper
-from simulator.base.console import number
+from simulator.base.console import milliseconds, number
 from simulator.inference.step import Bound
+from simulator.results.answer import Row
+from simulator.results.quality import front
 
 MOST_BARS = 26
 MOST_MODELS = 6
 
 
-def memory_fit(a: Answer) -> Section:
+def memory_fit(a: Advice) -> Section:
     """Parts of the memory against the capacities, what fits, and what would work where it does not."""
     sweep = a.sweep
     blocks: list[Block] = []
@@ -31,30 +33,31 @@ def memory_fit(a: Answer) -> Section:
 
 def _bars(sweep: Sweep, model: str, i: int) -> Iterator[Figure]:
     """Weights, KV cache and the rest per GPU and policy at the heaviest load of the fewest GPUs."""
-    here = sweep.is_("model", model) & np.isfinite(sweep["total_bytes"])
+    all_ = sweep.rows
+    here = all_.model.is_(model) & np.isfinite(all_.total_bytes)
     if not here.any():
         return
     at = {}
     here &= sweep.gpus == sweep.gpus[here].min()
-    for name in ("prompt_tokens", "batch", "output_tokens"):
-        at[name] = sweep[name][here].max()
-        here &= sweep[name] == at[name]
+    for name, size in (("prompt", all_.prompt_tokens), ("batch", all_.batch), ("output", all_.output_tokens)):
+        at[name] = size[here].max()
+        here &= size == at[name]
     rows = {p: r[0] for (p,), r in sweep.groups("policy", where=here).items()}
     if not rows:
         return
     policies = list(rows)[:MOST_BARS]
     index = np.array([rows[p] for p in policies])
     parts = {
-        label: sweep[name][index].astype(float) / 1e9
-        for label, name in (("weights", "weights_bytes"), ("KV cache", "kv_bytes"), ("other", "other_bytes"))
+        label: held[index].astype(float) / 1e9
+        for label, held in (("weights", all_.weights_bytes), ("KV cache", all_.kv_bytes), ("other", all_.other_bytes))
     }
     marks = {
-        d: float(sweep["capacity_bytes"][r[0]]) / 1e9
-        for (d,), r in sweep.groups("device", where=sweep.is_("model", model)).items()
+        d: float(all_.capacity_bytes[r[0]]) / 1e9
+        for (d,), r in sweep.groups("device", where=all_.model.is_(model)).items()
     }
     total = np.sum(list(parts.values()), axis=0)
     gpus = int(sweep.gpus[index[0]])
-    load = f"batch {at['batch']:,.0f}, prompt {at['prompt_tokens']:,.0f}"
+    load = f"batch {at['batch']:,.0f}, prompt {at['prompt']:,.0f}"
     least = int(np.argmin(total))
     dense = policies.index("dense") if "dense" in policies else least
     fit = [d for d, c in marks.items() if total[least] <= c]
@@ -71,34 +74,34 @@ def _bars(sweep: Sweep, model: str, i: int) -> Iterator[Figure]:
     )
 
 
-def _fit_table(a: Answer) -> Table:
+def _fit_table(a: Advice) -> Table:
     sweep = a.sweep
     rows = []
     for (model, device), r in sweep.groups("model", "device").items():
         ok = sweep.ok[r]
         dense = r[sweep.dense[r]]
-        largest = sweep["max_batch"]
+        largest = sweep.rows.max_batch
 
         def most(part: np.ndarray, longest: bool, largest: np.ndarray = largest) -> float:
             part = part[np.isfinite(largest[part])]
             if not len(part):
                 return np.nan
-            prompt = sweep["prompt_tokens"][part]
+            prompt = sweep.rows.prompt_tokens[part]
             return float(largest[part[prompt == (prompt.max() if longest else prompt.min())]].max())
 
         def who(longest: bool, r: np.ndarray = r, largest: np.ndarray = largest) -> str:
             part = r[np.isfinite(largest[r])]
             if not len(part):
                 return ""
-            prompt = sweep["prompt_tokens"][part]
+            prompt = sweep.rows.prompt_tokens[part]
             part = part[prompt == (prompt.max() if longest else prompt.min())]
-            return sweep.text("policy", int(part[np.argmax(largest[part])]))
+            return sweep.rows.policy[part[np.argmax(largest[part])]]
 
         rows.append(
             (
                 Cell(model),
                 Cell(device),
-                gb(float(sweep["capacity_bytes"][r[0]])),
+                gb(float(sweep.rows.capacity_bytes[r[0]])),
                 percent(float(ok.mean())),
                 count(most(dense, False)),
                 count(most(r, False)),
@@ -126,7 +129,7 @@ def _fit_table(a: Answer) -> Table:
     )
 
 
-def _fit_title(a: Answer) -> str:
+def _fit_title(a: Advice) -> str:
     ok = int(a.sweep.ok.sum())
     title = f"{share(ok / a.sweep.n)} of the {a.sweep.n:,} rows fit and run"
     groups = a.sweep.groups("model", "device")
@@ -134,7 +137,7 @@ def _fit_title(a: Answer) -> str:
     return title + (f"; none of {listed(none, 3)}" if none else "")
 
 
-def _reasons(a: Answer) -> Iterator[Block]:
+def _reasons(a: Advice) -> Iterator[Block]:
     if not a.reasons:
         return
     yield Table(
@@ -146,10 +149,10 @@ def _reasons(a: Answer) -> Iterator[Block]:
     )
 
 
-def bottlenecks(a: Answer) -> list[Block]:
+def bottlenecks(a: Advice) -> list[Block]:
     """Share of the rows by what binds them, per device and policy."""
     sweep = a.sweep
-    timed = sweep["bound"] >= 0
+    timed, binds = sweep.rows.timed, sweep.rows.bound
     if not timed.any():
         return [Paragraph("No row has a time, so nothing binds it.")]
     groups = sweep.groups("policy", "device", where=timed)
@@ -157,10 +160,10 @@ def bottlenecks(a: Answer) -> list[Block]:
         groups = sweep.groups("policy", where=timed)
     names = [", ".join(k) for k in groups][:MOST_BARS]
     parts = {
-        str(bound): np.array([float(np.mean(sweep.is_("bound", bound)[r])) for r in list(groups.values())[:MOST_BARS]])
+        str(bound): np.array([float(np.mean(binds.is_(bound)[r])) for r in list(groups.values())[:MOST_BARS]])
         for bound in Bound
     }
-    whole = {b: float(np.mean(sweep.is_("bound", b)[timed])) for b in Bound}
+    whole = {b: float(np.mean(binds.is_(b)[timed])) for b in Bound}
     first, second = sorted(whole, key=lambda b: -whole[b])[:2]
     title = (
         f"{upper(first)} bind {share(whole[first])} of the rows"
@@ -175,15 +178,16 @@ def bottlenecks(a: Answer) -> list[Block]:
     ]
 
 
-def cost(a: Answer) -> Section:
+def cost(a: Advice) -> Section:
     """Price and energy per token, dense against the cheapest policy."""
     sweep = a.sweep
     rows, names, dense_price, best_price = [], [], [], []
-    price = sweep["usd_per_mtoken"]
+    price = sweep.rows.usd_per_mtoken
     for (model, device), r in sweep.groups("model", "device", where=sweep.ok & np.isfinite(price)).items():
         best = int(r[np.argmin(price[r])])
         dense = r[sweep.dense[r]]
         base = int(dense[np.argmin(price[dense])]) if len(dense) else -1
+        row = sweep.rows.at(best)
         names.append(f"{model}, {device}")
         best_price.append(float(price[best]))
         dense_price.append(float(price[base]) if base >= 0 else np.nan)
@@ -192,12 +196,12 @@ def cost(a: Answer) -> Section:
                 Cell(model),
                 Cell(device),
                 num(dense_price[-1]),
-                Cell(sweep.text("policy", best)),
+                Cell(row.policy),
                 num(best_price[-1]),
                 speedup(dense_price[-1] / best_price[-1]),
-                count(sweep.number("batch", best)),
-                count(sweep.number("prompt_tokens", best)),
-                num(sweep.number("energy_j_per_token", best)),
+                count(row.batch),
+                count(row.prompt_tokens),
+                num(row.energy_j_per_token),
             )
         )
     if not rows:
@@ -248,11 +252,11 @@ def cost(a: Answer) -> Section:
     )
 
 
-def quality(a: Answer) -> Section:
+def quality(a: Advice) -> Section:
     """Pareto of speed and quality where a trace measured it; else what is missing."""
     sweep = a.sweep
-    ratio = sweep["quality_perplexity_ratio"]
-    good = np.isfinite(ratio) & sweep.ok & np.isfinite(sweep["throughput_speedup_same_batch"])
+    ratio, gain = sweep.rows.quality_perplexity_ratio, sweep.rows.speedup.mid
+    good = np.isfinite(ratio) & sweep.ok & np.isfinite(gain)
     title = "Speed against quality"
     if not good.any():
         text = (
@@ -264,24 +268,24 @@ def quality(a: Answer) -> Section:
     for (model, device, policy), r in sweep.groups("model", "device", "policy", where=good).items():
         if policy == "dense":
             continue
-        s = float(np.median(sweep["throughput_speedup_same_batch"][r]))
+        s = float(np.median(gain[r]))
         points.append((model, device, policy, s, float(ratio[r[0]]), r[0]))
     if not points:
         return section("quality", title, [Paragraph("Only the dense model has a measured quality.")])
     for m, d, p, s, q, r in points:
-        front = not any(
-            (m2, d2) == (m, d) and s2 >= s and q2 <= q and (s2 > s or q2 < q) for m2, d2, _, s2, q2, _ in points
-        )
+        of = [pt for pt in points if pt[:2] == (m, d)]
+        first = bool(front([pt[3] for pt in of], [pt[4] for pt in of])[[pt[2] for pt in of].index(p)])
+        row = sweep.rows.at(r)
         rows.append(
             (
                 Cell(m),
                 Cell(d),
                 Cell(p),
-                Cell("yes" if front else "no", int(front)),
+                Cell("yes" if first else "no", int(first)),
                 speedup(s),
                 Cell(f"{q:.3f}", q),
-                percent(sweep.number("quality_agreement", r), 1),
-                Cell(sweep.text("quality_source", r)),
+                percent(row.quality_agreement, 1),
+                Cell(row.quality_source),
             )
         )
     names = list(dict.fromkeys((m, d) for m, d, *_ in points))[:7]
@@ -328,13 +332,13 @@ def quality(a: Answer) -> Section:
     )
 
 
-def best_table(a: Answer) -> Table:
+def best_table(a: Advice) -> Table:
     """The row with most tokens per GPU for every model and device, whatever the load."""
     sweep = a.sweep
-    rows = []
+    rows, rates = [], sweep.rows.tokens_per_s_per_gpu.mid
     for (model, device), r in sweep.groups("model", "device", where=sweep.ok).items():
-        i = int(r[np.argmax(sweep["tokens_per_s_per_gpu"][r])])
-        rows.append((Cell(model), Cell(device), Cell(sweep.text("policy", i)), *operating_point(sweep, i)))
+        best = sweep.rows.at(int(r[np.argmax(rates[r])]))
+        rows.append((Cell(model), Cell(device), Cell(best.policy), *operating_point(best)))
     return Table(
         "tab-best",
         "Most tokens/s per GPU of every model and device, whatever the policy and load",
@@ -355,16 +359,15 @@ OPERATING = (
 )
 
 
-def operating_point(sweep: Sweep, i: int) -> tuple[Cell, ...]:
+def operating_point(a: Row) -> tuple[Cell, ...]:
     """Cells of `OPERATING` for one row."""
-    n = sweep.number
     return (
-        count(float(sweep.gpus[i])),
-        count(n("batch", i)),
-        count(n("prompt_tokens", i)),
-        ranged(*sweep.rate_interval(i)),
-        ranged(n("ttft_s", i), n("ttft_lo_s", i), n("ttft_hi_s", i), in_ms=True),
-        ranged(n("tpot_s", i), n("tpot_lo_s", i), n("tpot_hi_s", i), in_ms=True),
-        num(n("usd_per_mtoken", i)),
-        Cell(sweep.text("basis", i).lower()),
+        count(a.gpus),
+        count(a.batch),
+        count(a.prompt_tokens),
+        ranged(a.tokens_per_s_per_gpu),
+        ranged(a.ttft_s, milliseconds),
+        ranged(a.tpot_s, milliseconds),
+        num(a.usd_per_mtoken),
+        Cell(a.basis.lower()),
     )

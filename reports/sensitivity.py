@@ -8,12 +8,13 @@ from dataclasses import replace
 import numpy as np
 
 from reports import charts
+from reports.advice import Advice
 from reports.again import Inside
-from reports.answer import Answer
 from reports.content import Block, Cell, Column, Figure, Paragraph, Section, Table, section
 from reports.rows import Sweep
 from reports.text import listed, num, share, times, upper
 from simulator.base.errors import ShadowlineError
+from simulator.results.answer import Words
 from simulator.results.prediction import Prediction
 
 STEP = 0.2
@@ -22,10 +23,10 @@ IDLE = 5e-4
 """Effect below which an input is said to have none [-]."""
 
 
-def sensitivity(a: Answer, insides: Sequence[Inside]) -> Section:
+def sensitivity(a: Advice, insides: Sequence[Inside]) -> Section:
     """Which axis of the sweep, and which input of the recommended row, moves the answer most."""
     blocks: list[Block] = [b for b in (_axes(a.sweep),) if b is not None]
-    chosen = next((i for i in insides if i.prediction.row["policy"] != "dense"), insides[0] if insides else None)
+    chosen = next((i for i in insides if i.prediction.answer.policy != "dense"), insides[0] if insides else None)
     if chosen is not None:
         blocks += _inputs(chosen)
     if not blocks:
@@ -35,16 +36,18 @@ def sensitivity(a: Answer, insides: Sequence[Inside]) -> Section:
 
 def _axes(sweep: Sweep) -> Figure | None:
     """Share of the variance of ln(speed-up) that each axis explains alone (eta squared)."""
-    use = sweep.ok & ~sweep.dense & (sweep["throughput_speedup_same_batch"] > 0)
+    gain = sweep.rows.speedup.mid
+    use = sweep.ok & ~sweep.dense & (gain > 0)
     if use.sum() < 3:
         return None
-    y = np.log(sweep["throughput_speedup_same_batch"][use].astype(float))
+    y = np.log(gain[use].astype(float))
     total = float(np.var(y))
     if total <= 0.0:
         return None
     found: dict[str, float] = {}
     for name in ("policy", "model", "device", "batch", "prompt_tokens", "output_tokens", "tp", "pp", "engine"):
-        values, index = np.unique(sweep[name][use], return_inverse=True)
+        column = getattr(sweep.rows, name)
+        values, index = np.unique((column.codes if isinstance(column, Words) else column)[use], return_inverse=True)
         if len(values) < 2:
             continue
         n = np.bincount(index)
@@ -97,7 +100,7 @@ def _inputs(i: Inside) -> list[Block]:
             changed[name] = less, more
     if not changed or speed is None:
         return []
-    row = i.prediction.row
+    row = i.prediction.answer
     effect = {k: (lo[0] / speed - 1.0, hi[0] / speed - 1.0) for k, (lo, hi) in changed.items()}
     order = sorted(effect, key=lambda k: -max(abs(v) for v in effect[k]))
     idle = [k for k in order if max(abs(v) for v in effect[k]) < IDLE]
@@ -105,7 +108,7 @@ def _inputs(i: Inside) -> list[Block]:
     if not order:
         return []
     low, high = (np.array([effect[k][s] for k in order]) for s in (0, 1))
-    where = f"{row['model']} on {row['device']}, {row['policy']}, batch {row['batch']}, prompt {row['prompt_tokens']}"
+    where = f"{row.model} on {row.device}, {row.policy}, batch {row.batch:.0f}, prompt {row.prompt_tokens:.0f}"
     strongest = max(abs(v) for v in effect[order[0]])
     step = share(STEP)
     title = f"{upper(order[0])} moves tokens/s most: a change of {step} moves it by up to {share(strongest, '.1')}"
@@ -120,12 +123,12 @@ def _inputs(i: Inside) -> list[Block]:
             + " Rent moves the cost in proportion and the speed not at all.",
         )
     ]
-    if row["policy"] != "dense" and gain is not None:
+    if row.policy != "dense" and gain is not None:
         gains = sorted(order, key=lambda k: -max(abs(v[1] - gain) for v in changed[k]))
         blocks.append(
             Table(
                 "tab-inputs",
-                f"The speed-up of {row['policy']} when an input changes; {times(gain)} as it stands",
+                f"The speed-up of {row.policy} when an input changes; {times(gain)} as it stands",
                 (
                     Column("input"),
                     Column(f"-{step}", True, "speed-up"),
@@ -151,8 +154,8 @@ def _inputs(i: Inside) -> list[Block]:
 
 def _speed(p: Prediction) -> float | None:
     """tokens/s, whether it fits or not."""
-    e2e = p.row["e2e_s"]
-    return None if e2e is None else p.row["batch"] * p.row["output_tokens"] / e2e
+    a = p.answer
+    return a.batch * a.output_tokens / a.e2e_s.mid if a.timed else None
 
 
 def _gain(p: Prediction, dense: Prediction) -> float | None:

@@ -7,20 +7,19 @@ from pathlib import Path
 import numpy as np
 
 from reports import provenance, published
+from reports.advice import Advice, Choice, advise
 from reports.again import Inside, inside
-from reports.answer import Answer, Choice, answer
 from reports.breakdown import inside_section, roofline_section
 from reports.content import Block, Bullets, Cell, Column, Paragraph, Report, Section, Subheading, Table, section
 from reports.resources import OPERATING, best_table, bottlenecks, cost, memory_fit, operating_point, quality
 from reports.rows import Sweep, read
 from reports.sensitivity import sensitivity
-from reports.text import DASH, listed, plural, share, span, speedup, times
+from reports.text import DASH, listed, plural, share, span, speedup, times, tone
 from reports.validation import validation
 from reports.winning import policy_table, where_sparsity_wins
 from simulator.base.console import number
 from simulator.base.errors import ShadowlineError
 from simulator.device.catalogue import Device
-from simulator.results.summary import WIN
 from simulator.scenario.catalogue import CATALOGUE
 
 FIRST_PAGE_ROWS = 20
@@ -41,8 +40,9 @@ def compose(path: Path, trace: Path | None = None, data: Path | None = None) -> 
     """
     measured = _trace_section(trace)
     sweep = read(path)
-    a = answer(sweep)
-    order = sorted(a.choices.values(), key=lambda c: -float(sweep["tokens_per_s_per_gpu"][c.row]))
+    a = advise(sweep)
+    rates = sweep.rows.tokens_per_s_per_gpu.mid
+    order = sorted(a.choices.values(), key=lambda c: -float(rates[c.row]))
     found = [inside(sweep, c.row) for c in _one_per_model(order)[:MOST_INSIDE]]
     insides = [f for f in found if isinstance(f, Inside)]
     fit_names = [s for i in insides for s in i.prediction.sources]
@@ -86,7 +86,7 @@ def _per_model(found: list, insides: list[Inside]) -> list:
     """Problems, and the best inside of up to five models."""
     chosen: dict[str, Inside] = {}
     for i in insides:
-        chosen.setdefault(i.prediction.row["model"], i)
+        chosen.setdefault(i.prediction.answer.model, i)
     return [*list(chosen.values())[:5], *(f for f in found if isinstance(f, str))]
 
 
@@ -101,7 +101,7 @@ def _devices(sweep: Sweep) -> tuple[list[Device], list[str]]:
     return devices, missing
 
 
-def _first_page(a: Answer) -> Section:
+def _first_page(a: Advice) -> Section:
     blocks: list[Block | None] = [
         Paragraph(_question(a)),
         Paragraph(_conclusion(a), "lead"),
@@ -114,18 +114,18 @@ def _first_page(a: Answer) -> Section:
     return section("answer", "The question and the answer", blocks)
 
 
-def _question(a: Answer) -> str:
+def _question(a: Advice) -> str:
     s = a.sweep
     what = listed(a.policies, 8) if a.policies else "the dense model"
     gpus = span(s.gpus)
     return (
         f"What {'do' if len(a.policies) > 1 else 'does'} {what} buy {listed(s.names('model'))} on"
-        f" {listed(s.names('device'), 8)}, at batches of {span(s['batch'])}, prompts of {span(s['prompt_tokens'])} and"
-        f" outputs of {span(s['output_tokens'])} tokens, with {gpus} GPU{'' if gpus == '1' else 's'} per replica?"
+        f" {listed(s.names('device'), 8)}, at batches of {span(s.rows.batch)}, prompts of {span(s.rows.prompt_tokens)}"
+        f" and outputs of {span(s.rows.output_tokens)} tokens, with {gpus} GPU{'' if gpus == '1' else 's'} per replica?"
     )
 
 
-def _conclusion(a: Answer) -> str:
+def _conclusion(a: Advice) -> str:
     s = a.sweep
     if not a.choices:
         reason = a.reasons.most_common(1)
@@ -134,19 +134,19 @@ def _conclusion(a: Answer) -> str:
     return f"{_first_sentence(a)} {_second_sentence(a)}"
 
 
-def _first_sentence(a: Answer) -> str:
+def _first_sentence(a: Advice) -> str:
     if not a.ranking:
         return "No policy beside dense runs here, so there is nothing to win."
     best, worst = a.ranking[0], a.ranking[-1]
     pairs = len(a.of_policy(best[0]))
-    if best[1] < WIN:
+    if tone(best[1]) != "win":
         text = f"Hardly anything: {best[0]} comes nearest with a median throughput of {times(best[1])} over dense"
     else:
         text = (
             f"{best[0]} pays best: a median throughput of {times(best[1])} over dense at the same batch, a win on"
             f" {round(best[2] * pairs)} of {plural(pairs, 'model-device pair')}"
         )
-    losing = [r for r in a.ranking if r[1] <= 1.0 / WIN]
+    losing = [r for r in a.ranking if tone(r[1]) == "lose"]
     if losing:
         text += f"; {listed([f'{p} ({times(m)})' for p, m, _, _ in losing[::-1]], 3)} lose" + (
             "s" if len(losing) == 1 else ""
@@ -156,33 +156,32 @@ def _first_sentence(a: Answer) -> str:
     return text + "."
 
 
-def _second_sentence(a: Answer) -> str:
+def _second_sentence(a: Advice) -> str:
     s = a.sweep
     fastest = a.fastest
     assert fastest is not None
-    row = fastest.row
-    mid, lo, hi = s.rate_interval(row)
+    row = s.rows.at(fastest.row)
+    mid, lo, hi = row.tokens_per_s_per_gpu
     text = (
-        f"Of the recommended choices {s.text('model', row)} with {s.text('policy', row)} on {s.text('device', row)} is"
-        f" the fastest, {number(mid)} output tokens/s per GPU ({number(lo)}{DASH}{number(hi)}) at batch"
-        f" {s.number('batch', row):,.0f}"
+        f"Of the recommended choices {row.model} with {row.policy} on {row.device} is the fastest, {number(mid)} output"
+        f" tokens/s per GPU ({number(lo)}{DASH}{number(hi)}) at batch {row.batch:,.0f}"
     )
     if a.cheapest is not None:
-        c = a.cheapest
+        c = s.rows.at(a.cheapest)
         text += (
-            f"; the cheapest row of all is {s.text('model', c)} with {s.text('policy', c)} on {s.text('device', c)} at"
-            f" {number(s.number('usd_per_mtoken', c))} USD per million tokens"
+            f"; the cheapest row of all is {c.model} with {c.policy} on {c.device} at {number(c.usd_per_mtoken)} USD"
+            " per million tokens"
         )
     return text + "."
 
 
-def _recommendation(a: Answer) -> Table:
+def _recommendation(a: Advice) -> Table:
     """The policy with the best median on every model and device; the best device of each model where there are many."""
     s = a.sweep
     chosen = list(a.choices.values())
     title = "Recommended policy for every model and device"
     if len(chosen) > FIRST_PAGE_ROWS:
-        rates = s["tokens_per_s_per_gpu"]
+        rates = s.rows.tokens_per_s_per_gpu.mid
         by_model: dict[str, list[Choice]] = {}
         for c in sorted(chosen, key=lambda c: -float(rates[c.row])):
             by_model.setdefault(c.tally.model, []).append(c)
@@ -210,10 +209,10 @@ def _recommendation(a: Answer) -> Table:
 def _recommended(s: Sweep, c: Choice) -> tuple[Cell, ...]:
     t = c.tally
     gain = Cell("1.00x", 1.0) if t.policy == "dense" else speedup(t.median, t.worst, t.best)
-    return (Cell(t.model), Cell(t.device), Cell(t.policy), gain, *operating_point(s, c.row))
+    return (Cell(t.model), Cell(t.device), Cell(t.policy), gain, *operating_point(s.rows.at(c.row)))
 
 
-def _speed(a: Answer) -> Section:
+def _speed(a: Advice) -> Section:
     if not a.choices:
         return section("speed", "Speed", [Paragraph("No row runs, so there is no speed to show.")])
     s = a.sweep
@@ -234,9 +233,9 @@ def _speed(a: Answer) -> Section:
     return section("speed", "Speed", blocks)
 
 
-def _assumptions(a: Answer) -> tuple[str, ...]:
+def _assumptions(a: Advice) -> tuple[str, ...]:
     s = a.sweep
-    bases = {b: float(np.mean(s.is_("basis", b)[s.ok])) for b in s.names("basis")} if s.ok.any() else {}
+    bases = {b: float(np.mean(s.rows.basis.is_(b)[s.ok])) for b in s.names("basis")} if s.ok.any() else {}
     grids = s.plan.get("grids", [])
     shares = sorted({g.get("gpu_memory_utilization", 0.9) for g in grids})
     beyond = any(g.get("ignore_context_limit") for g in grids)
@@ -252,7 +251,7 @@ def _assumptions(a: Answer) -> tuple[str, ...]:
         "Speed-ups compare the same model, device, engine and batch; errors common to both cancel, so a speed-up is"
         " surer than the times behind it.",
         "Prices are list prices of the profiles; quality is "
-        + ("as the trace measured it." if np.isfinite(s["quality_perplexity_ratio"]).any() else "not judged here."),
+        + ("as the trace measured it." if np.isfinite(s.rows.quality_perplexity_ratio).any() else "not judged here."),
     ]
     if beyond:
         texts.append("Lengths beyond a model's context are predicted on, as extrapolated.")

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 
 from reports.content import Cell, Tone
-from simulator.base.console import milliseconds, number
-from simulator.results.summary import WIN
+from simulator.base.console import milliseconds, number, spread
+from simulator.base.interval import Interval
+from simulator.results.verdict import Verdict, verdict
 
 DASH = "–"
+TONES: Mapping[Verdict, Tone] = {Verdict.WINS: "win", Verdict.LOSES: "lose"}
 
 
 def known(value: float | None) -> bool:
@@ -35,12 +37,9 @@ def ms(value: float | None) -> Cell:
     return Cell(milliseconds(value), value) if known(value) else Cell(DASH, math.nan)
 
 
-def ranged(mid: float | None, lo: float | None, hi: float | None, in_ms: bool = False) -> Cell:
+def ranged(figure: Interval[float], show: Callable[[float], str] = number) -> Cell:
     """A number with its interval."""
-    if not known(mid):
-        return Cell(DASH, math.nan)
-    show = milliseconds if in_ms else number
-    return Cell(f"{show(mid)} ({show(lo)}{DASH}{show(hi)})", mid)
+    return Cell(spread(figure, show, DASH), figure.mid) if known(figure.mid) else Cell(DASH, math.nan)
 
 
 def share(value: float, form: str = ".0") -> str:
@@ -62,7 +61,7 @@ def tone(value: float | None) -> Tone:
     """Whether a speed-up wins or loses."""
     if value is None or not known(value):
         return ""
-    return "win" if value >= WIN else "lose" if value <= 1.0 / WIN else ""
+    return TONES.get(verdict(Interval.exact(value)), "")
 
 
 def speedup(value: float | None, worst: float | None = None, best: float | None = None) -> Cell:

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 import numpy as np
 
 from reports import charts
-from reports.answer import Answer, Tally
+from reports.advice import Advice
 from reports.charts.heat import MOST_CELLS
 from reports.content import Block, Cell, Column, Figure, Paragraph, Section, Subheading, Table, section
 from reports.rows import Sweep, medians
-from reports.text import DASH, listed, percent, plural, share, speedup, times, tone
-from simulator.results.summary import WIN
+from reports.text import DASH, listed, percent, plural, share, speedup, times, tone, upper
+from simulator.results.verdict import RULE, WIN, Tally
 
 MOST_ROWS = 32
 """Rows of the overview heat map; a longer one would not fit a page."""
@@ -22,7 +22,7 @@ MOST_MODELS = 6
 DEVICES_ACROSS = 5
 
 
-def where_sparsity_wins(a: Answer) -> Section:
+def where_sparsity_wins(a: Advice) -> Section:
     """Overview, one figure per model over its loads, and the table of break-evens."""
     if not a.policies:
         text = "The sweep holds the dense model only, so there is no sparsity to judge; add --policy to the sweep."
@@ -34,8 +34,8 @@ def where_sparsity_wins(a: Answer) -> Section:
         )
         return section("wins", "Where sparsity wins and loses", [Paragraph(text)])
     intro = Paragraph(
-        f"Throughput over the dense model in the same scenario and at the same batch. A win is {WIN:g}x or more, a loss"
-        f" {1 / WIN:.2f}x or less. Only rows that fit the device are counted."
+        f"Throughput over the dense model in the same scenario and at the same batch. {upper(RULE)}. Only rows that fit"
+        " the device are counted."
     )
     return section(
         "wins",
@@ -44,7 +44,7 @@ def where_sparsity_wins(a: Answer) -> Section:
     )
 
 
-def _overview(a: Answer) -> Figure:
+def _overview(a: Advice) -> Figure:
     devices = a.sweep.names("device")
     pairs = [(m, p) for m in a.sweep.names("model") for p in a.policies]
     values = np.array([[_median(a, m, d, p) for d in devices] for m, p in pairs], float).reshape(-1, len(devices))
@@ -65,7 +65,7 @@ def _overview(a: Answer) -> Figure:
     return Figure("fig-overview", _overview_title(a), charts.heat_map(panel), "Median speed-ups. " + alt, caption)
 
 
-def _overview_title(a: Answer) -> str:
+def _overview_title(a: Advice) -> str:
     best, worst = a.ranking[0], a.ranking[-1]
     first = f"{best[0]} wins on {share(best[2])} of model-device pairs (median {times(best[1])})"
     if best[2] == 0.0:
@@ -78,12 +78,12 @@ def _overview_title(a: Answer) -> str:
     return f"{first}, {second}"
 
 
-def _median(a: Answer, model: str, device: str, policy: str) -> float:
+def _median(a: Advice, model: str, device: str, policy: str) -> float:
     t = a.tallies.get((model, device, policy))
     return np.nan if t is None else t.median
 
 
-def _by_load(a: Answer) -> Iterator[Block]:
+def _by_load(a: Advice) -> Iterator[Block]:
     """One figure per model: speed-ups over batch and prompt, on the device with most rows that fit."""
     sweep = a.sweep
     models = sweep.names("model")
@@ -116,14 +116,14 @@ def _by_load(a: Answer) -> Iterator[Block]:
 
 def _map(sweep: Sweep, t: Tally) -> charts.Panel | None:
     """Speed-up over batch (down) and prompt (across); None where the load does not vary."""
-    here = sweep.ok & sweep.is_("model", t.model) & sweep.is_("device", t.device) & sweep.is_("policy", t.policy)
-    rows = np.flatnonzero(here & np.isfinite(sweep["throughput_speedup_same_batch"]))
-    batch, prompt = sweep["batch"], sweep["prompt_tokens"]
-    whole = sweep.is_("model", t.model) & sweep.is_("device", t.device)
+    of = sweep.rows
+    whole = of.model.is_(t.model) & of.device.is_(t.device)
+    rows = np.flatnonzero(sweep.ok & whole & of.policy.is_(t.policy) & np.isfinite(of.speedup.mid))
+    batch, prompt = of.batch, of.prompt_tokens
     batches, prompts = np.unique(batch[whole]), np.unique(prompt[whole])
     if len(batches) * len(prompts) < 2 or not len(rows):
         return None
-    (b, p), middle = medians(sweep["throughput_speedup_same_batch"][rows].astype(float), batch[rows], prompt[rows])
+    (b, p), middle = medians(of.speedup.mid[rows].astype(float), batch[rows], prompt[rows])
     values = np.full((len(batches), len(prompts)), np.nan)
     values[np.searchsorted(batches, b), np.searchsorted(prompts, p)] = middle
     return charts.Panel(t.policy, values, [f"{v:.0f}" for v in batches], [_tokens(v) for v in prompts])
@@ -138,11 +138,11 @@ def _tokens(n: float) -> str:
 
 def _load_words(tallies: list[Tally]) -> str:
     best = max(tallies, key=lambda t: t.median)
-    words = f"{best.policy} {best.words or 'is even'}"
+    words = f"{best.policy} {best.words}"
     others = [t for t in tallies if t is not best]
     if others:
-        never = [t.policy for t in others if t.words.startswith("never")]
-        part = [t for t in others if not t.words.startswith(("never", "wins everywhere"))]
+        never = [t.policy for t in others if not t.wins]
+        part = [t for t in others if 0.0 < t.wins < 1.0]
         if never:
             words += f", {listed(never, 3)} never"
         elif part:
@@ -150,7 +150,7 @@ def _load_words(tallies: list[Tally]) -> str:
     return words
 
 
-def _tables(a: Answer) -> Iterator[Table]:
+def _tables(a: Advice) -> Iterator[Table]:
     """Models and policies against devices, a few devices at a time."""
     sweep = a.sweep
     devices, models = sweep.names("device"), sweep.names("model")
@@ -175,15 +175,10 @@ def _tables(a: Answer) -> Iterator[Table]:
 def _cell(t: Tally | None) -> Cell:
     if t is None:
         return Cell(DASH, np.nan)
-    if not t.rows:
-        return Cell("does not apply" if "short by" not in t.reason else "no row fits", np.nan, "quiet")
-    if not np.isfinite(t.median):
-        return Cell(DASH, np.nan)
-    words = t.words.removeprefix("wins ")
-    return Cell(f"{times(t.median)} ({t.worst:.2f}{DASH}{t.best:.2f}) {words}", t.median, tone(t.median))
+    return Cell(t.told(DASH), t.median, tone(t.median) if t.rows else "quiet")
 
 
-def policy_table(a: Answer) -> Table:
+def policy_table(a: Advice) -> Table:
     """One line per policy over everything in the sweep."""
     rows = []
     for policy, middle, wins, loses in a.ranking:

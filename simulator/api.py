@@ -6,11 +6,11 @@ Units are SI and part of the name, names and values are checked, and what cannot
 
 Examples
 --------
->>> from simulator.api import Grid, Scenario, predict, sweep
+>>> from simulator.api import Grid, Scenario, predict, sweep, verdict
 >>> scenario = Scenario(model="llama-3.1-8b", device="h100-sxm", policy="kv_quant(bits=4)", batch=16)
 >>> prediction = predict(scenario)
->>> prediction.status, str(prediction.row["bound"])
-('ok', 'weight reads')
+>>> prediction.answer.status, prediction.answer.bound, str(verdict(prediction.answer.speedup))
+('ok', 'weight reads', 'as fast as dense')
 >>> table = sweep(Grid(model=("llama-3.1-8b",), device=("l40s", "h100-sxm"), batch=(1, 16))).to_pandas()
 >>> table[["device", "batch", "tokens_per_s"]].shape
 (4, 3)
@@ -23,8 +23,10 @@ from simulator.device.catalogue import Device, edited, list_devices
 from simulator.model.hub import list_models
 from simulator.model.spec import ModelSpec
 from simulator.policies import POLICIES, Policy
+from simulator.results.answer import Answer
 from simulator.results.prediction import Prediction, predict
 from simulator.results.swept import Swept, sweep
+from simulator.results.verdict import Verdict, verdict
 from simulator.scenario.catalogue import CATALOGUE
 from simulator.scenario.grid import Grid
 from simulator.scenario.scenario import Scenario
@@ -36,6 +38,7 @@ from simulator.serving.search import Plan
 from simulator.serving.traffic import traffic
 
 __all__ = [
+    "Answer",
     "Device",
     "Grid",
     "InputError",
@@ -50,6 +53,7 @@ __all__ = [
     "Scheduler",
     "ShadowlineError",
     "Swept",
+    "Verdict",
     "device",
     "devices",
     "edited",
@@ -62,6 +66,7 @@ __all__ = [
     "serve",
     "sweep",
     "traffic",
+    "verdict",
 ]
 
 

@@ -180,13 +180,13 @@ def _how_sure(best: dict[str, Any], promises: Sequence[Promise]) -> str:
 
 def _savings(found: Plan) -> None:
     """What each policy costs, simulated where it could win, else at least; with its published loss of quality."""
-    from simulator.results.published_quality import published
+    from simulator.results.published_quality import points_lost
 
     model = found.rows[0]["model"]
     dense = next((p.usd_per_h for p in found.by_policy if p.policy == "dense"), None)
     body = []
     for p in sorted(found.by_policy, key=lambda p: p.usd_per_h):
-        known = [s.loss(q) for s, q in published(model, p.policy) if s.unit == "points"]
+        lost = points_lost(model, p.policy)
         saved = "-" if dense is None else f"{'' if p.simulated else 'at most '}{dense - p.usd_per_h:,.2f}"
         body.append(
             [
@@ -194,7 +194,7 @@ def _savings(found: Plan) -> None:
                 p.where,
                 f"{'' if p.simulated else '>= '}{p.usd_per_h:.2f}",
                 saved,
-                f"{max(known):+.1f} points" if known else "-" if p.policy == "dense" else "not published",
+                "-" if p.policy == "dense" else "not published" if lost is None else f"{lost:+.1f} points",
             ]
         )
     console.table(

@@ -73,7 +73,7 @@ def command(
         console.out_json(prediction.to_dict())
     else:
         questions.show(prediction)
-    if prediction.status != "ok":
+    if prediction.answer.status != "ok":
         raise typer.Exit(EXIT_NOTHING_FEASIBLE)
 
 

@@ -17,7 +17,7 @@ from simulator.scenario.options import scenario_options, with_options
 
 # `--help` answers before numpy, pydantic and the policies are needed.
 if TYPE_CHECKING:
-    from simulator.results.result import Block
+    from simulator.results.answer import Rows
     from simulator.results.summary import Summary
     from simulator.scenario.grid import Grid
 
@@ -61,7 +61,7 @@ def command(
     if resume and out is None:
         raise InputError("nothing to resume without --out", where="--resume")
     _check(grids)
-    kept: list[Block] = []
+    kept: list[Rows] = []
     if out is not None:
         line = "python -m simulator.sweep " + shlex.join(_repeatable(sys.argv[1:]))
         summary = write(grids, out, command=line, resume=resume, quiet=quiet or json_)
@@ -92,7 +92,7 @@ def _repeatable(arguments: Sequence[str]) -> list[str]:
     return [a for a in arguments if a not in ("--resume", "--quiet", "--json")]
 
 
-def _collect(grids: Sequence[Grid], quiet: bool, kept: list[Block] | None) -> Summary:
+def _collect(grids: Sequence[Grid], quiet: bool, kept: list[Rows] | None) -> Summary:
     from simulator.results.summary import Summary
     from simulator.results.swept import blocks, chunks
 
@@ -105,10 +105,8 @@ def _collect(grids: Sequence[Grid], quiet: bool, kept: list[Block] | None) -> Su
     return summary
 
 
-def _json_rows(blocks: Iterable[Block]) -> list[dict[str, Any]]:
-    from simulator.results.summary import row_at
-
-    return [row_at(block, i) for block in blocks for i in range(block.rows)]
+def _json_rows(blocks: Iterable[Rows]) -> list[dict[str, Any]]:
+    return [rows.at(i).to_dict() for rows in blocks for i in range(rows.n)]
 
 
 if __name__ == "__main__":

@@ -13,6 +13,8 @@ from app.axes import Axis
 from simulator.base.console import number
 from simulator.base.errors import InputError
 from simulator.device.catalogue import list_devices
+from simulator.results.summary import Summary, fastest
+from simulator.results.verdict import WIN
 from simulator.scenario.scenario import Scenario
 
 CELLS_WITH_NUMBERS = 200
@@ -116,26 +118,22 @@ def _axis(name: str, scenario: Scenario) -> tuple[Axis, dict[str, int]]:
     return axes.read(name, text, scenario)
 
 
-def tell(summary: dict[str, Any]) -> None:
+def tell(summary: Summary) -> None:
     """What the sweep says in words."""
     lines = []
-    best = summary["best_per_device"]
+    best = summary.best
     if best:
-        top = max(best, key=lambda r: r["tokens_per_s_per_gpu"])
-        speedup = top["throughput_speedup_same_batch"]
-        against = "" if top["policy"] == "dense" else f" ({speedup:.2f}x dense)"
+        top = fastest(best)
+        against = "" if top.policy == "dense" else f" ({top.speedup.mid:.2f}x dense)"
         lines.append(
-            f"Most tokens/s per GPU: **{number(top['tokens_per_s_per_gpu'])}** with **{top['policy']}**{against} on"
-            f" **{top['device']}**, batch {top['batch']:,}, prompt {top['prompt_tokens']:,}."
+            f"Most tokens/s per GPU: **{number(top.tokens_per_s_per_gpu.mid)}** with **{top.policy}**{against} on"
+            f" **{top.device}**, batch {top.batch:,.0f}, prompt {top.prompt_tokens:,.0f}."
         )
-    tallies = [t for t in summary["policies"] if t["rows"]]
-    for t in sorted(tallies, key=lambda t: -t["median"])[:4]:
-        lines.append(
-            f"{t['policy']} on {t['device']}: {t['median']:.2f}x ({t['worst']:.2f}–{t['best']:.2f}),"
-            f" {t['break_even'].removesuffix(' here')}."
-        )
-    refused = [t for t in summary["policies"] if not t["rows"] and t["reason"]]
-    lines += [f"{t['policy']} on {t['device']}: {t['reason']}." for t in refused[:3]]
+    tallies = summary.tallies()
+    timed = sorted((t for t in tallies if t.rows), key=lambda t: -t.median)
+    lines += [f"{t.policy} on {t.device}: {t.told('–')}." for t in timed[:4]]
+    refused = [t for t in tallies if t.reason]
+    lines += [f"{t.policy} on {t.device}: {t.reason}." for t in refused[:3]]
     if not best:
         lines.append("Nothing fits: every cell says why, and what would work.")
     st.markdown("  \n".join(lines))
@@ -174,7 +172,7 @@ def draw(rows: pd.DataFrame, x: Axis, y: Axis, measure: str, view: str, spelled:
         spec = heat.heat_map(
             cells, x.label, y.label, xs, ys, m.unit, ratio=ratio, numbers=len(cells) <= CELLS_WITH_NUMBERS
         )
-        caption = "Black line: break-even, 1.02x." if ratio else "Grey: no answer; point at it to see why."
+        caption = f"Black line: break-even, {WIN:g}x." if ratio else "Grey: no answer; point at it to see why."
     else:
         if not x.numeric:
             st.info("Curves need numbers across; choose batch, a length, tp or sparsity there.")
@@ -189,23 +187,24 @@ def draw(rows: pd.DataFrame, x: Axis, y: Axis, measure: str, view: str, spelled:
             rule=1.0 if ratio else None,
             series_title=y.label,
         )
-        caption = "Above the dashed line the policy wins." if ratio else ""
+        caption = f"Dashed: dense; a policy wins from {WIN:g}x." if ratio else ""
     blocks.chart(spec, alt, "sweep", caption)
 
 
-def quality(scenario: Scenario, summary: dict[str, Any]) -> None:
+def quality(scenario: Scenario, summary: Summary) -> None:
     """Speed against published quality, and against a trace's where there is one."""
     blocks.heading("Speed against quality", "Pareto front")
-    if summary["quality"]:
+    measured = summary.quality()
+    if measured:
         rows = [
             {
-                "x": r["quality_perplexity_ratio"],
-                "y": r["throughput_speedup_same_batch"],
-                "name": r["policy"],
-                "front": r["front"],
-                "told": r["quality_source"],
+                "x": r.quality_perplexity_ratio,
+                "y": r.speedup.mid,
+                "name": r.policy,
+                "front": front,
+                "told": r.quality_source,
             }
-            for r in summary["quality"]
+            for r, front in measured
         ]
         blocks.chart(
             figures.front(rows, "perplexity over dense", "tokens/s over dense"),
@@ -233,14 +232,15 @@ def quality(scenario: Scenario, summary: dict[str, Any]) -> None:
     winner = best(list(found.choices), most)
     unit = "point" if most == 1.0 else "points"
     if winner is None:
-        st.markdown(f"No policy with published quality loses at most {most:g} {unit} and is faster here.")
+        st.markdown(f"No policy with published quality loses at most {most:g} {unit} and wins here.")
     else:
         st.markdown(
-            f"Fastest that loses at most {most:g} {unit}: **{winner.policy}**, **{winner.speedup:.2f}x** dense,"
-            f" {winner.loss:+.2f} points ({'; '.join(winner.sources)})."
+            f"Fastest that loses at most {most:g} {unit}: **{winner.policy}**, **{winner.answer.speedup.mid:.2f}x**"
+            f" dense, {winner.loss:+.2f} points ({'; '.join(winner.sources)})."
         )
     rows = [
-        {"x": c.loss, "y": c.speedup, "name": c.policy, "front": c.front, "told": "; ".join(c.sources)} for c in points
+        {"x": c.loss, "y": c.answer.speedup.mid, "name": c.policy, "front": c.front, "told": "; ".join(c.sources)}
+        for c in points
     ]
     blocks.chart(
         figures.front(rows, "points lost against dense", "tokens/s over dense", most),

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from math import isfinite, nan
 from typing import Any
 
 import streamlit as st
 
 from app import axes, blocks, compute, figures, state, words
-from simulator.base.console import number
+from simulator.base.console import milliseconds, number
 from simulator.inference.group import group_of
+from simulator.results.answer import Row
 from simulator.results.prediction import PARTS, Prediction
+from simulator.results.verdict import WIN
 from simulator.scenario.scenario import Scenario
 
 REPORT_BATCHES = (1, 4, 16, 64)
@@ -47,86 +51,38 @@ def page() -> None:
 
 def metrics(p: Prediction, base: Prediction | None) -> None:
     """One tile per number, with its interval, and its change against the baseline."""
-    row = p.row
-    old: dict[str, Any] = base.row if base else {}
+    a, old = p.answer, base.answer if base else None
+    ms = milliseconds
 
-    def tile(label: str, key: str, text: str, term: str, below: str = "", less: bool = False) -> None:
+    def tile(label: str, of: Callable[[Row], float], text: str, term: str, below: str = "", less: bool = False) -> None:
         with st.container(border=True, width=166, gap=None):
             st.metric(
                 label,
-                text,
-                words.relative(row[key], old.get(key)),
+                words.shown(of(a), text),
+                words.relative(of(a), nan if old is None else of(old)),
                 help=blocks.tip(term),
                 delta_color="inverse" if less else "normal",
             )
             st.caption(below or "&nbsp;")
 
     with st.container(horizontal=True, gap="small"):
-        speedup = row["throughput_speedup_same_batch"]
-        tile("tokens/s", "tokens_per_s", words.num(row["tokens_per_s"]), "tokens/s", words.interval_rate(row))
-        tile(
-            "speed-up over dense",
-            "throughput_speedup_same_batch",
-            "–" if speedup is None else f"{speedup:.2f}x",
-            "speed-up",
-            _largest(row),
-        )
-        tile(
-            "TTFT",
-            "ttft_s",
-            words.ms(row["ttft_s"]),
-            "TTFT",
-            words.interval_ms(row["ttft_s"], row["ttft_lo_s"], row["ttft_hi_s"]),
-            less=True,
-        )
-        tile(
-            "TPOT",
-            "tpot_s",
-            words.ms(row["tpot_s"]),
-            "TPOT",
-            words.interval_ms(row["tpot_s"], row["tpot_lo_s"], row["tpot_hi_s"]),
-            less=True,
-        )
-        total, capacity = row["total_bytes"], row["capacity_bytes"]
-        tile(
-            "memory per GPU",
-            "total_bytes",
-            f"{number(total / 1e9)} GB" if total else "–",
-            "GB",
-            f"of {words.gb(capacity)}",
-            less=True,
-        )
-        tile(
-            "max batch",
-            "max_batch",
-            "–" if row["max_batch"] is None else f"{row['max_batch']:,}",
-            "max batch",
-            "at this length",
-        )
-        cost = row["usd_per_mtoken"]
-        tile(
-            "$ per M tokens",
-            "usd_per_mtoken",
-            "–" if cost is None else f"${number(cost)}",
-            "assumed",
-            "profile's price",
-            less=True,
-        )
-        energy = row["energy_j_per_token"]
-        tile(
-            "energy per token",
-            "energy_j_per_token",
-            "–" if energy is None else f"{number(energy)} J",
-            "assumed",
-            "estimate",
-            less=True,
-        )
-    blocks.badge(row["basis"])
-
-
-def _largest(row: dict[str, Any]) -> str:
-    best = row["throughput_speedup_at_max_batch"]
-    return "" if best is None else f"{best:.2f}x at max batch"
+        rate, gain, largest = a.tokens_per_s, a.speedup, a.speedup_at_max_batch.mid
+        at_max = f"; {largest:.2f}x at max batch" if isfinite(largest) else ""
+        tile("tokens/s", lambda r: r.tokens_per_s.mid, number(rate.mid), "tokens/s", words.interval(rate))
+        between = words.interval(gain, "{:.2f}".format)
+        tile("speed-up over dense", lambda r: r.speedup.mid, f"{gain.mid:.2f}x", "speed-up", between + at_max)
+        between = words.interval(a.ttft_s, ms, " ms")
+        tile("TTFT", lambda r: r.ttft_s.mid, f"{ms(a.ttft_s.mid)} ms", "TTFT", between, less=True)
+        between = words.interval(a.tpot_s, ms, " ms") or ("no decode step" if a.timed else "")
+        tile("TPOT", lambda r: r.tpot_s.mid, f"{ms(a.tpot_s.mid)} ms", "TPOT", between, less=True)
+        held = f"{number(a.total_bytes / 1e9)} GB"
+        tile("memory per GPU", lambda r: r.total_bytes, held, "GB", f"of {words.gb(a.capacity_bytes)}", less=True)
+        tile("max batch", lambda r: r.max_batch, f"{a.max_batch:,.0f}", "max batch", "at this length")
+        cost = f"${number(a.usd_per_mtoken)}"
+        tile("$ per M tokens", lambda r: r.usd_per_mtoken, cost, "assumed", "profile's price", less=True)
+        energy = f"{number(a.energy_j_per_token)} J"
+        tile("energy per token", lambda r: r.energy_j_per_token, energy, "assumed", "estimate", less=True)
+    blocks.badge(a.basis)
 
 
 def time(shown: dict[str, Prediction]) -> None:
@@ -172,7 +128,7 @@ def roofline(scenario: Scenario, answer: Prediction, dense: Prediction) -> None:
                     "intensity": o.flop / o.moved_bytes,
                     "rate": o.flop / o.total_s / 1e12,
                     "share": o.total_s / whole,
-                    "series": f"{phase}, {p.row['policy']}",
+                    "series": f"{phase}, {p.answer.policy}",
                     "op": o.role,
                 }
                 for o in ops
@@ -198,10 +154,14 @@ def memory(scenario: Scenario, shown: dict[str, Prediction]) -> None:
     """What fills the GPU, against what the engine may use and what the driver reports."""
     blocks.heading("Does it fit")
     rows = [
-        {"name": name, "part": part, "value": p.row[key] / 1e9}
+        {"name": name, "part": part, "value": value / 1e9}
         for name, p in shown.items()
-        for part, key in (("weights", "weights_bytes"), ("KV cache", "kv_bytes"), ("other", "other_bytes"))
-        if p.row[key] is not None
+        for part, value in (
+            ("weights", p.answer.weights_bytes),
+            ("KV cache", p.answer.kv_bytes),
+            ("other", p.answer.other_bytes),
+        )
+        if isfinite(value)
     ]
     if not rows:
         st.caption("Nothing can be said about the memory of this combination.")
@@ -213,7 +173,7 @@ def memory(scenario: Scenario, shown: dict[str, Prediction]) -> None:
         {"name": "", "value": device.capacity_bytes / 1e9},
     ]
     alt = "; ".join(
-        f"{n}: {p.row['total_bytes'] / 1e9:.3g} GB" for n, p in shown.items() if p.row["total_bytes"] is not None
+        f"{n}: {p.answer.total_bytes / 1e9:.3g} GB" for n, p in shown.items() if isfinite(p.answer.total_bytes)
     )
     blocks.chart(
         figures.stacked(rows, ("weights", "KV cache", "other"), "memory of the fullest GPU [GB]", marks=marks),
@@ -225,24 +185,24 @@ def memory(scenario: Scenario, shown: dict[str, Prediction]) -> None:
 
 def win_curves(scenario: Scenario, place: Any) -> None:
     """Speed-up along batch and prompt; the sentence goes to `place`, beneath the answer."""
-    found = [compute.curve(scenario, axis) for axis in ("batch", "prompt_tokens")]
-    if not any(c.fits.any() for c in found):
+    found = compute.over_load(scenario)
+    if not any(b.fits.any() for b in found):
         return
     place.markdown(words.where_it_wins(found, scenario))
     blocks.heading("Where it wins", "break-even")
-    for column, c in zip(st.columns(2, gap="medium"), found, strict=True):
+    for column, b in zip(st.columns(2, gap="medium"), found, strict=True):
         rows = [
             {"x": float(x), "y": float(y), "series": scenario.policy}
-            for x, y, fits in zip(c.values, c.speedup, c.fits, strict=True)
+            for x, y, fits in zip(b.values, b.speedup.mid, b.fits, strict=True)
             if fits and y == y
         ]
-        title = {"batch": "batch [sequences]", "prompt_tokens": "prompt [tokens]"}[c.axis]
+        title = {"batch": "batch [sequences]", "prompt_tokens": "prompt [tokens]"}[b.axis]
         with column:
             blocks.chart(
-                figures.curves(rows, title, "tokens/s over dense", rule=1.0, here=float(getattr(scenario, c.axis))),
-                words.where_it_wins([c], scenario),
-                f"speedup_{c.axis}",
-                "Above the dashed line the policy wins; the grey line is this scenario.",
+                figures.curves(rows, title, "tokens/s over dense", rule=1.0, here=float(getattr(scenario, b.axis))),
+                words.where_it_wins([b], scenario),
+                f"speedup_{b.axis}",
+                f"Dashed: dense; a policy wins from {WIN:g}x. The grey line is this scenario.",
             )
 
 

@@ -147,7 +147,7 @@ def scenario() -> str:
 
 def sweep_columns() -> str:
     """Columns of a sweep's file."""
-    from simulator.results.result import COLUMNS
+    from simulator.results.columns import COLUMNS
 
     body = [[code(k), c.kind, c.unit, c.meaning] for k, c in COLUMNS.items()]
     return table(["column", "kind", "unit", "meaning"], body)

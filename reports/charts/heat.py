@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from reports.style import INK, MUTED, PAPER, draw
-from simulator.results.summary import WIN
+from simulator.base.interval import Interval
+from simulator.results.verdict import WIN, wins
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -59,13 +60,14 @@ def _shade(ax: Axes, panel: Panel, *, size: float, numbers: bool) -> Any:
     _labels(ax.set_xticks, panel.columns, n_columns if numbers else 4)
     _labels(ax.set_yticks, panel.rows, n_rows if numbers else 9)
     if numbers:
+        won = wins(Interval.exact(panel.values))
         for (i, j), value in np.ndenumerate(panel.values):
             if not np.isfinite(value):
                 ax.text(j + 0.5, i + 0.5, "–", ha="center", va="center", color=MUTED, size=size, in_layout=False)
                 continue
             r, g, b = to_rgb(colours(norm(np.log(value))))
             dark = 0.299 * r + 0.587 * g + 0.114 * b < 0.5
-            weight = "bold" if value >= WIN else "normal"
+            weight = "bold" if won[i, j] else "normal"
             ax.text(
                 j + 0.5,
                 i + 0.5,

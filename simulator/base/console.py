@@ -7,9 +7,12 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from simulator.base.errors import EXIT_INTERRUPTED, InputError, ShadowlineError, UnknownNameError, reason
+
+if TYPE_CHECKING:
+    from simulator.base.interval import Interval
 
 T = TypeVar("T")
 
@@ -196,3 +199,8 @@ def number(value: float | None, digits: int = 3) -> str:
     if abs(value) >= 10 ** (digits - 1):
         return f"{value:,.0f}"
     return f"{value:.{digits}g}"
+
+
+def spread(figure: Interval[float], show: Callable[[float], str] = number, dash: str = "-") -> str:
+    """A figure with its interval: ``11 (7.97-17.9)``."""
+    return f"{show(figure.mid)} ({show(figure.lo)}{dash}{show(figure.hi)})"

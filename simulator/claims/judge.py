@@ -10,15 +10,16 @@ from typing import Any
 import numpy as np
 
 from simulator.base.errors import ShadowlineError, UnsupportedError
+from simulator.base.interval import Interval
 from simulator.claims.eligibility import why_not
 from simulator.claims.kernel import KernelScenario, kernel_time
 from simulator.claims.metrics import RATES, Value, base, compare, e2e_values
 from simulator.claims.rows import MISSES, Claim, PaperClaims
+from simulator.results.answer import rate
 
 WITHIN = 0.2
 """A prediction reproduces a claim within this relative error [-]."""
 TARGETS = {"geometric_mean": (0.9, 1.1), "within_20": 0.75, "rank_correlation": 0.9}
-TIMES = ("ttft_s", "tpot_s", "ttft_lo_s", "ttft_hi_s", "tpot_lo_s", "tpot_hi_s")
 STATUSES = ("judged", "not eligible", "not predicted", "incomplete")
 
 
@@ -120,7 +121,7 @@ def _judged(claim: Claim, paper: PaperClaims, seen: dict[str, Mapping[str, Value
         return Judged(*label, "not predicted", str(error), **extra)
     speedups = None
     if baseline is not None:
-        predicted = compare(f"{base(claim.metric)}_speedup", value, baseline)[0]
+        predicted = compare(f"{base(claim.metric)}_speedup", value, baseline).mid
         published = _published_speedup(claim)
         speedups = None if published is None else (published, predicted)
         if claim.metric != base(claim.metric):
@@ -156,10 +157,12 @@ def _quantity(scenario: dict[str, Any], claim: Claim, seen: dict[str, Mapping[st
 
 def _kernel(scenario: Mapping[str, Any]) -> dict[str, Value]:
     t = kernel_time(KernelScenario.of(scenario))
-    time = (t.time_s, t.lo_s, t.hi_s)
-    exact = (t.kv_read_bytes, t.kv_read_bytes, t.kv_read_bytes)
-    rate = (t.dense_flop / t.time_s, t.dense_flop / t.hi_s, t.dense_flop / t.lo_s)
-    return {"time_s": time, "dense_flop_per_s": rate, "kv_read_bytes": exact}
+    time = Interval(t.time_s, t.lo_s, t.hi_s)
+    return {
+        "time_s": time,
+        "dense_flop_per_s": rate(t.dense_flop, time),
+        "kv_read_bytes": Interval.exact(t.kv_read_bytes),
+    }
 
 
 def _whole(scenario: Mapping[str, Any]) -> dict[str, Value]:
@@ -167,6 +170,7 @@ def _whole(scenario: Mapping[str, Any]) -> dict[str, Value]:
     from simulator.inference.group import group_of
     from simulator.inference.status import TIMED
     from simulator.results.prediction import predict
+    from simulator.results.rows import times
     from simulator.scenario.scenario import Scenario
 
     s = Scenario.of(**scenario)
@@ -175,16 +179,9 @@ def _whole(scenario: Mapping[str, Any]) -> dict[str, Value]:
     points = None if group.problem else evaluate(group, *(np.array([v]) for v in load.values()))
     # No comparison with dense is asked for, so `predict` need not make one.
     if points is None or points.status.ravel()[0] not in TIMED:
-        row = predict(s).row
-        raise UnsupportedError(f"{row['status']}: {row['reason']}")
-    row = {**load, "tp": group.tp, "pp": group.pp, "total_bytes": _one(points.footprint.total_bytes)}
-    return e2e_values(row | {k: _one(getattr(points, k)) for k in TIMES})
-
-
-def _one(value: Any) -> float | None:
-    """The only element; None where it is not a number."""
-    number = float(np.asarray(value, float).ravel()[0])
-    return number if math.isfinite(number) else None
+        raise UnsupportedError(predict(s).sentence)
+    ttft, tpot, _ = (figure.each(lambda end: float(end[0])) for figure in times(points))
+    return e2e_values(load, group.gpus, ttft, tpot, float(np.ravel(points.footprint.total_bytes)[0]))
 
 
 def weights(papers: Sequence[str]) -> np.ndarray:

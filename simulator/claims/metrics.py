@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from typing import Any
 
 from simulator.base.errors import InputError, UnknownNameError
+from simulator.base.interval import Interval, ratio
+from simulator.results.answer import rate, whole_s
 
 E2E: Mapping[str, str] = {
     "ttft_s": "one prefill of the whole batch",
@@ -47,8 +49,7 @@ NEEDS_OUTPUT = (
 )
 """Quantities that depend on how many tokens are generated."""
 
-Value = tuple[float, float, float]
-"""Middle, low and high end of the 90 % interval."""
+Value = Interval[float]
 
 
 def base(metric: str) -> str:
@@ -68,55 +69,30 @@ def check_metric(metric: str, kind: str, has_baseline: bool, where: str) -> None
         raise InputError(f"{metric} needs a baseline_scenario", where=where)
 
 
-def e2e_values(row: Mapping[str, Any]) -> dict[str, Value]:
-    """All whole-model quantities of one predicted row (the sweep's columns)."""
-    batch, prompt, output = (float(row[k]) for k in ("batch", "prompt_tokens", "output_tokens"))
-    gpus = float(row["tp"] * row["pp"])
-    ttft: Value = (row["ttft_s"], row["ttft_lo_s"], row["ttft_hi_s"])
-    out: dict[str, Value] = {
+def e2e_values(load: Mapping[str, float], gpus: int, ttft: Value, tpot: Value, total_bytes: float) -> dict[str, Value]:
+    """All whole-model quantities of one predicted point; `total_bytes` is of one GPU [B]."""
+    batch, prompt, output = (load[k] for k in ("batch", "prompt_tokens", "output_tokens"))
+    out = {
         "ttft_s": ttft,
-        "prefill_tokens_per_s": _rate(batch * prompt, ttft),
-        "memory_bytes": (row["total_bytes"] * gpus,) * 3,
+        "prefill_tokens_per_s": rate(batch * prompt, ttft),
+        "memory_bytes": Interval.exact(total_bytes * gpus),
     }
-    if row["tpot_s"] is None:
+    if not math.isfinite(tpot.mid):
         return out
-    tpot: Value = (row["tpot_s"], row["tpot_lo_s"], row["tpot_hi_s"])
-    decode: Value = tuple(t * (output - 1.0) for t in tpot)  # type: ignore[assignment]
-    e2e: Value = tuple(a + b for a, b in zip(ttft, decode, strict=True))  # type: ignore[assignment]
+    decode, e2e = tpot.each(lambda t: t * (output - 1.0)), whole_s(ttft, tpot, output)
     return out | {
         "tpot_s": tpot,
         "decode_s": decode,
         "e2e_s": e2e,
-        "tokens_per_s": _rate(batch * output, e2e),
-        "tokens_per_s_per_gpu": _rate(batch * output / gpus, e2e),
-        "total_tokens_per_s": _rate(batch * (prompt + output), e2e),
-        "decode_tokens_per_s": _rate(batch, tpot),
-        "decode_phase_tokens_per_s": _rate(batch * (output - 1.0), decode),
+        "tokens_per_s": rate(batch * output, e2e),
+        "tokens_per_s_per_gpu": rate(batch * output / gpus, e2e),
+        "total_tokens_per_s": rate(batch * (prompt + output), e2e),
+        "decode_tokens_per_s": rate(batch, tpot),
+        "decode_phase_tokens_per_s": rate(batch * (output - 1.0), decode),
     }
 
 
-def _rate(amount: float, time: Value) -> Value:
-    mid, lo, hi = time
-    return amount / mid, amount / hi, amount / max(lo, 1e-30)
-
-
 def compare(metric: str, value: Value, baseline: Value) -> Value:
-    """`metric` of a scenario against its baseline; the two intervals are taken as independent.
-
-    In log space the half widths add in squares.
-    """
+    """`metric` of a scenario against its baseline; the two intervals are taken as independent."""
     up = metric.endswith("_ratio") or base(metric) in RATES
-    mid = value[0] / baseline[0] if up else baseline[0] / value[0]
-    low, high = (value[1] / value[0], value[2] / value[0])
-    low_b, high_b = (baseline[1] / baseline[0], baseline[2] / baseline[0])
-    if up:
-        return mid, mid * _add(low, 1.0 / high_b), mid * _add(high, 1.0 / low_b)
-    return mid, mid * _add(low_b, 1.0 / high), mid * _add(high_b, 1.0 / low)
-
-
-def _add(a: float, b: float) -> float:
-    """Factor of two independent factors on the same side of 1 [-]."""
-    import math
-
-    sign = 1.0 if a * b >= 1.0 else -1.0
-    return math.exp(sign * math.hypot(math.log(a), math.log(b)))
+    return ratio(value, baseline) if up else ratio(baseline, value)

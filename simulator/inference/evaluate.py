@@ -53,9 +53,7 @@ class Points:
     @cached_property
     def e2e_s(self) -> np.ndarray:
         """``TTFT + (output - 1) TPOT`` [s]."""
-        steps = np.asarray(self.output, float) - 1.0
-        decode = steps * self.tpot_s
-        return self.ttft_s + (decode if np.all(steps > 0) else np.where(steps > 0, decode, 0.0))
+        return end_to_end(self.ttft_s, self.tpot_s, self.output)
 
     @cached_property
     def tokens_per_s(self) -> np.ndarray:
@@ -139,6 +137,13 @@ class Points:
         if not self.group.ignore_context:
             code = np.where(over, Status.EXCEEDS_CONTEXT, code)
         return np.broadcast_to(code, np.shape(self.ttft_s))
+
+
+def end_to_end(ttft_s: np.ndarray, tpot_s: np.ndarray, output: Array) -> np.ndarray:
+    """``TTFT + (output - 1) TPOT``; of one token only TTFT [s]."""
+    steps = np.asarray(output, float) - 1.0
+    decode = steps * tpot_s
+    return ttft_s + (decode if np.all(steps > 0) else np.where(steps > 0, decode, 0.0))
 
 
 def evaluate(group: Group, batch: Array, prompt: Array, output: Array) -> Points:

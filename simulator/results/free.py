@@ -8,11 +8,13 @@ from typing import Any
 from simulator.base import console
 from simulator.base.errors import ShadowlineError
 from simulator.inference.group import runnable
+from simulator.inference.status import Status
 from simulator.policies import FREE, POLICIES, free_names
 from simulator.policies.software import Software, software
+from simulator.results.answer import Row
 from simulator.results.prediction import predict
 from simulator.results.published_quality import losses
-from simulator.results.result import rate_interval
+from simulator.results.verdict import Verdict, verdict
 from simulator.scenario.scenario import Scenario
 
 
@@ -22,37 +24,37 @@ class Option:
 
     Attributes
     ----------
-    row : dict
-        The sweep's columns.
-    tokens_per_s_lo, tokens_per_s_hi : float
-        90 % interval of the speed [1/s].
     loss : str
         Published loss of quality in words, of the model or one of its shape; empty where nobody published it.
     """
 
-    policy: str
-    row: dict[str, Any]
-    tokens_per_s_lo: float
-    tokens_per_s_hi: float
+    answer: Row
     software: Software = field(default_factory=Software)
     loss: str = ""
 
     @property
-    def fits(self) -> bool:
-        """It runs in the memory there is."""
-        return self.row["status"] == "ok"
+    def policy(self) -> str:
+        """Its spelling."""
+        return self.answer.policy
 
     @property
-    def speedup(self) -> float:
-        """Throughput over dense's in the same scenario [-]."""
-        return self.row["throughput_speedup_same_batch"] or 1.0
+    def fits(self) -> bool:
+        """It runs in the memory there is."""
+        return self.answer.status == Status.OK.word
+
+    @property
+    def verdict(self) -> Verdict:
+        """Against dense in the same scenario."""
+        return verdict(self.answer.speedup)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for ``--json``."""
+        speed = self.answer.tokens_per_s
         return {
-            **self.row,
-            "tokens_per_s_lo": self.tokens_per_s_lo,
-            "tokens_per_s_hi": self.tokens_per_s_hi,
+            **self.answer.to_dict(),
+            "tokens_per_s_lo": speed.lo,
+            "tokens_per_s_hi": speed.hi,
+            "verdict": self.verdict,
             **self.software.model_dump(),
             "published_loss": self.loss,
         }
@@ -72,21 +74,16 @@ def options(scenario: Scenario) -> tuple[list[Option], dict[str, str]]:
     for name in ("dense", *free_names()):
         at = scenario.model_copy(update={"policy": POLICIES[name]().spelling})
         try:
-            row = predict(at).row
+            answer = predict(at).answer
         except ShadowlineError as error:
             others[name] = error.message
             continue
-        if row["ttft_s"] is None:
-            others[name] = row["reason"]
+        if not answer.timed:
+            others[name] = answer.reason
             continue
-        lo, hi = rate_interval(row)
         words = "" if name == "dense" else losses(scenario.model, at.policy)
-        found.append(Option(at.policy, row, lo, hi, software().get(name, Software()), words))
-    return sorted(found, key=lambda o: (not o.fits, _e2e(o.row))), others
-
-
-def _e2e(row: dict[str, Any]) -> float:
-    return row["ttft_s"] + (row["output_tokens"] - 1) * (row["tpot_s"] or 0.0)
+        found.append(Option(answer, software().get(name, Software()), words))
+    return sorted(found, key=lambda o: (not o.fits, o.answer.e2e_s.mid)), others
 
 
 def show(scenario: Scenario, *, as_json: bool) -> None:
@@ -99,10 +96,10 @@ def show(scenario: Scenario, *, as_json: bool) -> None:
     for line in sentences(found):
         console.out(line)
     console.out()
-    num, ms = console.number, console.milliseconds
-    same = [o for o in found if o.fits and o.policy != "dense" and abs(o.speedup - 1.0) < SAME]
+    ms = console.milliseconds
+    same = [o for o in found if o.fits and o.policy != "dense" and o.verdict is Verdict.EVEN]
     console.table(
-        f"{found[0].row['model']} on {found[0].row['device']}, batch {scenario.batch}, {scenario.prompt_tokens:,} +"
+        f"{found[0].answer.model} on {found[0].answer.device}, batch {scenario.batch}, {scenario.prompt_tokens:,} +"
         f" {scenario.output_tokens:,} tokens: every policy at its defaults",
         [
             "policy",
@@ -121,11 +118,11 @@ def show(scenario: Scenario, *, as_json: bool) -> None:
                 "-" if o.policy == "dense" else o.software.words,
                 o.software.needs or "-",
                 o.loss or "-",
-                f"{num(o.row['tokens_per_s'])} ({num(o.tokens_per_s_lo)}-{num(o.tokens_per_s_hi)})",
-                "-" if o.policy == "dense" else f"{o.speedup:.2f}x",
-                ms(o.row["ttft_s"]),
-                ms(o.row["tpot_s"]),
-                f"{o.row['max_batch']:,}",
+                console.spread(o.answer.tokens_per_s),
+                "-" if o.policy == "dense" else f"{o.answer.speedup.mid:.2f}x",
+                ms(o.answer.ttft_s.mid),
+                ms(o.answer.tpot_s.mid),
+                f"{o.answer.max_batch:,.0f}",
             ]
             for o in found
             if o.fits and o not in same
@@ -135,11 +132,11 @@ def show(scenario: Scenario, *, as_json: bool) -> None:
         f" speed: a method and dense err together.{_dense_note(found)}",
     )
     if same:
-        console.out(f"as fast as dense here: {', '.join(o.policy for o in same)}")
+        console.out(f"{Verdict.EVEN} here: {', '.join(o.policy for o in same)}")
     short: dict[str, list[str]] = {}
     for o in found:
         if not o.fits:
-            short.setdefault(o.row["reason"].split(";")[0], []).append(o.policy)
+            short.setdefault(o.answer.reason.split(";")[0], []).append(o.policy)
     for name, reason in others.items():
         short.setdefault(reason, []).append(name)
     for reason, names in short.items():
@@ -158,14 +155,14 @@ def sentences(found: list[Option]) -> list[str]:
     alone = not any(o.policy == "dense" for o in fitting)
     if not fitting:
         return [f"nothing fits: neither dense nor any one policy at its defaults; {TOGETHER}"]
-    gains = [o for o in fitting if o.policy != "dense" and (alone or o.speedup >= GAIN)]
+    gains = [o for o in fitting if o.policy != "dense" and (alone or o.verdict is Verdict.WINS)]
     served = next((o for o in gains if o.software.serves), None)
     if served is not None:
         lines = [f"worth installing: {_named(served)}; {served.software.engine}, needs {served.software.needs}"]
     elif alone:
         lines = [f"nothing that a serving engine runs today fits by itself; {TOGETHER}"]
     else:
-        lines = [f"nothing that a serving engine runs today is {GAIN - 1.0:.0%} faster than dense here"]
+        lines = ["nothing that a serving engine runs today wins over dense here"]
     best = gains[0] if gains else None
     if best is not None and best is not served:
         code = f" ({best.software.code})" if best.software.code else ""
@@ -173,14 +170,13 @@ def sentences(found: list[Option]) -> list[str]:
     return lines
 
 
-GAIN, SAME = 1.05, 0.02
-"""Speed-up from which a policy is worth installing, and change below which it counts as none [-]."""
 TOGETHER = "two together may, e.g. --policy 'w4a16+kv_quant(bits=4)'"
 
 
 def _named(o: Option) -> str:
     lost = f"published loss {o.loss}" if o.loss else "no published loss on this model"
     return (
-        f"{o.policy}, {console.number(o.row['tokens_per_s'])} tokens/s"
-        f" ({console.number(o.tokens_per_s_lo)}-{console.number(o.tokens_per_s_hi)}), {o.speedup:.2f}x dense, {lost}"
+        f"{o.policy}, {console.number(o.answer.tokens_per_s.mid)} tokens/s"
+        f" ({console.number(o.answer.tokens_per_s.lo)}-{console.number(o.answer.tokens_per_s.hi)}),"
+        f" {o.answer.speedup.mid:.2f}x dense, {lost}"
     )

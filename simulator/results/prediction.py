@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from simulator.base import console
@@ -12,6 +14,7 @@ from simulator.ops.part import OpPart
 if TYPE_CHECKING:
     from simulator.inference.evaluate import Points
     from simulator.inference.group import Group
+    from simulator.results.answer import Row
     from simulator.roofline.optime import OpTime
     from simulator.scenario.scenario import Scenario
 
@@ -49,8 +52,8 @@ class Prediction:
 
     Attributes
     ----------
-    row : dict
-        The sweep's columns for this scenario.
+    answer : Answer
+        Its figures, as a row of a sweep has them.
     ops : tuple of OpRow
         Breakdown of one prefill and of one mean decode step.
     shares : dict
@@ -62,16 +65,16 @@ class Prediction:
     """
 
     scenario: Scenario
-    row: dict[str, Any]
+    answer: Row
     ops: tuple[OpRow, ...] = ()
     shares: dict[str, float] = field(default_factory=dict)
     sentence: str = ""
     trace: dict[str, str] | None = None
 
-    @property
-    def status(self) -> str:
-        """As in the sweep."""
-        return self.row["status"]
+    @cached_property
+    def row(self) -> dict[str, str | float | int | None]:
+        """The sweep's columns for this scenario, as plain values."""
+        return self.answer.to_dict()
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -116,20 +119,17 @@ def predict(scenario: Scenario) -> Prediction:
     import numpy as np
 
     from simulator.inference.group import group_of
-    from simulator.results.result import rows
-    from simulator.results.summary import row_at
+    from simulator.results.rows import rows
 
     group = group_of(scenario)
-    batch, prompt, output = (
-        np.array([v], float) for v in (scenario.batch, scenario.prompt_tokens, scenario.output_tokens)
-    )
-    block, points = rows(group, batch, prompt, output)
-    row = row_at(block, 0)
-    if points is None or row["ttft_s"] is None:
-        return Prediction(scenario, row, sentence=f"{row['status']}: {row['reason']}", trace=_named(group))
+    load = (np.array([float(v)]) for v in (scenario.batch, scenario.prompt_tokens, scenario.output_tokens))
+    found, points = rows(group, *load)
+    answer = found.at(0)
+    if points is None or not answer.timed:
+        return Prediction(scenario, answer, sentence=f"{answer.status}: {answer.reason}", trace=_named(group))
     ops = (*_op_rows("prefill", points.prefill.ops), *_op_rows("decode", points.decode.ops))
     shares = _shares(points)
-    return Prediction(scenario, row, ops, shares, _sentence(row, shares), _named(group))
+    return Prediction(scenario, answer, ops, shares, _sentence(answer, shares), _named(group))
 
 
 def _named(group: Group) -> dict[str, str] | None:
@@ -173,24 +173,21 @@ def _shares(points: Points) -> dict[str, float]:
     return {str(bound): t / whole for bound, t in total.items()}
 
 
-def _sentence(row: dict[str, Any], shares: dict[str, float]) -> str:
+def _sentence(a: Row, shares: dict[str, float]) -> str:
+    from simulator.results.verdict import told
+
     ms = console.milliseconds
     parts = [
-        f"{row['model']} on {row['tp'] * row['pp']} x {row['device']}, {row['policy']}, batch {row['batch']},"
-        f" {row['prompt_tokens']} + {row['output_tokens']} tokens:"
-        f" TTFT {ms(row['ttft_s'])} ms ({ms(row['ttft_lo_s'])}-{ms(row['ttft_hi_s'])})"
+        f"{a.model} on {a.gpus:.0f} x {a.device}, {a.policy}, batch {a.batch:.0f}, {a.prompt_tokens:.0f} +"
+        f" {a.output_tokens:.0f} tokens: TTFT {ms(a.ttft_s.mid)} ms ({ms(a.ttft_s.lo)}-{ms(a.ttft_s.hi)})"
     ]
-    if row["tpot_s"] is not None:
-        parts.append(f"TPOT {ms(row['tpot_s'])} ms ({ms(row['tpot_lo_s'])}-{ms(row['tpot_hi_s'])})")
-    if row["tokens_per_s"] is not None:
-        parts.append(f"{console.number(row['tokens_per_s'])} tokens/s")
-    text = ", ".join(parts) + f"; bound by {row['bound']} ({max(shares.values()):.0%} of the time)"
-    if row["policy"] != "dense" and row["throughput_speedup_same_batch"] is not None:
-        speedup = row["throughput_speedup_same_batch"]
-        word = "faster" if speedup >= 1.0 else "slower"
-        ratio = f"{max(speedup, 1 / speedup):.2f}x"
-        text += "; as fast as dense" if ratio == "1.00x" else f"; {ratio} {word} than dense"
-        largest = row["dense_max_batch"] or 0
-        if largest < row["batch"]:
-            text += f" would be, which does not fit (largest batch {largest:,})"
+    if math.isfinite(a.tpot_s.mid):
+        parts.append(f"TPOT {ms(a.tpot_s.mid)} ms ({ms(a.tpot_s.lo)}-{ms(a.tpot_s.hi)})")
+    if math.isfinite(a.tokens_per_s.mid):
+        parts.append(f"{console.number(a.tokens_per_s.mid)} tokens/s")
+    text = ", ".join(parts) + f"; bound by {a.bound} ({max(shares.values()):.0%} of the time)"
+    if a.policy != "dense":
+        text += f"; {told(a.speedup)}"
+        if a.dense_max_batch < a.batch:
+            text += f", but dense does not fit (largest batch {a.dense_max_batch:,.0f})"
     return text

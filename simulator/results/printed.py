@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, replace
+from math import isfinite
 from typing import TYPE_CHECKING, cast
 
 from simulator.base import console
@@ -18,28 +19,28 @@ def show(prediction: Prediction) -> None:
     from simulator.base.units import format_bytes
     from simulator.results.prediction import TERMS
 
-    row = prediction.row
+    answer = prediction.answer
     console.out(prediction.sentence)
     if prediction.ops:
         console.out(how_sure(prediction))
-    if row["reason"]:
-        console.out(f"status: {row['status']} ({row['reason']})")
+    if answer.reason:
+        console.out(f"status: {answer.status} ({answer.reason})")
     console.out()
-    if row["total_bytes"] is not None:
+    if isfinite(answer.total_bytes):
         console.table(
             "Memory per GPU",
             ["", "bytes"],
             [
-                [name, format_bytes(row[key])]
-                for name, key in (
-                    ("weights", "weights_bytes"),
-                    ("KV cache", "kv_bytes"),
-                    ("other", "other_bytes"),
-                    ("total", "total_bytes"),
-                    ("capacity", "capacity_bytes"),
+                [name, format_bytes(value)]
+                for name, value in (
+                    ("weights", answer.weights_bytes),
+                    ("KV cache", answer.kv_bytes),
+                    ("other", answer.other_bytes),
+                    ("total", answer.total_bytes),
+                    ("capacity", answer.capacity_bytes),
                 )
             ],
-            note=f"largest batch at this length: {row['max_batch']}" if row["max_batch"] is not None else "",
+            note=f"largest batch at this length: {answer.max_batch:.0f}" if isfinite(answer.max_batch) else "",
         )
     for phase, title in (("prefill", "One prefill of the batch"), ("decode", "One mean decode step")):
         ops = sorted((o for o in prediction.ops if o.phase == phase), key=lambda o: -o.total_s)
@@ -76,12 +77,12 @@ def how_sure(prediction: Prediction) -> str:
     from simulator.device.fits import Basis
     from simulator.inference.group import group_of
 
-    group, row = group_of(prediction.scenario), prediction.row
+    group, answer = group_of(prediction.scenario), prediction.answer
     phase = "decode" if any(o.phase == "decode" for o in prediction.ops) else "prefill"
     ops = [o for o in prediction.ops if o.phase == phase]
     known = sum(o.total_s for o in ops if o.basis == str(Basis.CALIBRATED)) / sum(o.total_s for o in ops)
-    text = f"how sure: {row['basis'].lower()}, {known:.0%} of the kernels' time in {phase} is calibrated on"
-    text += f" {row['device']}"
+    text = f"how sure: {answer.basis.lower()}, {known:.0%} of the kernels' time in {phase} is calibrated on"
+    text += f" {answer.device}"
     if group.engine.archs and group.device.arch not in group.engine.archs:
         text += f"; {group.engine.name} was never measured on {group.device.arch}, which widens the interval"
     return text

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import tomllib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib import resources
 from typing import Any, Literal
@@ -17,8 +17,12 @@ from simulator.base import console
 from simulator.base.errors import InputError, ShadowlineError, UnsupportedError
 from simulator.inference.evaluate import evaluate
 from simulator.inference.group import group_of, runnable
+from simulator.inference.status import Status
 from simulator.policies import Policy, parse
-from simulator.results.result import ENDS, rate_interval
+from simulator.results.answer import Row
+from simulator.results.quality import front
+from simulator.results.rows import rows
+from simulator.results.verdict import Verdict, told, verdict
 from simulator.scenario.catalogue import CATALOGUE
 from simulator.scenario.scenario import Scenario
 
@@ -103,28 +107,49 @@ class Choice:
     loss : float
         The largest of the published losses in `unit` [points, or perplexity ratio minus 1].
     front : bool
-        No other policy of the same unit is faster and loses less.
-    tokens_per_s_lo, tokens_per_s_hi : float
-        90 % interval of the speed [1/s].
-    fits : bool
-        The batch fits into memory at these lengths.
+        It wins, and no other policy of the same unit is faster and loses less.
     """
 
-    policy: str
+    answer: Row
     unit: str
     loss: float
     measures: tuple[str, ...]
-    tokens_per_s: float
-    speedup: float
     sources: tuple[str, ...]
     front: bool = False
-    tokens_per_s_lo: float = 0.0
-    tokens_per_s_hi: float = float("inf")
-    fits: bool = True
+
+    @property
+    def policy(self) -> str:
+        """Its spelling."""
+        return self.answer.policy
+
+    @property
+    def fits(self) -> bool:
+        """It runs in the memory there is."""
+        return self.answer.status == Status.OK.word
+
+    @property
+    def wins(self) -> bool:
+        """It fits and wins over dense."""
+        return self.fits and verdict(self.answer.speedup) is Verdict.WINS
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for ``--json``."""
-        return dict(vars(self))
+        speed, speedup = self.answer.tokens_per_s, self.answer.speedup
+        return {
+            "policy": self.policy,
+            "unit": self.unit,
+            "loss": self.loss,
+            "measures": self.measures,
+            "tokens_per_s": speed.mid,
+            "speedup": speedup.mid,
+            "sources": self.sources,
+            "front": self.front,
+            "tokens_per_s_lo": speed.lo,
+            "tokens_per_s_hi": speed.hi,
+            "fits": self.fits,
+            "speedup_lo": speedup.lo,
+            "speedup_hi": speedup.hi,
+        }
 
 
 @lru_cache(maxsize=1)
@@ -148,6 +173,11 @@ def siblings(model: str) -> list[Series]:
     """Series of other models of the same shape (Llama-3-8B for Llama-3.1-8B): another training, so only a hint."""
     mine = CATALOGUE.model(model)
     return [s for s in load_series() if s.model != mine.name and CATALOGUE.model(s.model).layers == mine.layers]
+
+
+def points_lost(model: str, policy: str) -> float | None:
+    """The largest published loss of `policy` on `model` [points]; None where nobody published one in points."""
+    return max((s.loss(q) for s, q in published(model, policy) if s.unit == "points"), default=None)
 
 
 def losses(model: str, policy: str) -> str:
@@ -184,61 +214,41 @@ def choices(scenario: Scenario, most: float) -> tuple[list[Choice], dict[str, st
         )
     dense = runnable(scenario.model_copy(update={"policy": "dense"}))
     at = [np.array([float(v)]) for v in (scenario.batch, scenario.prompt_tokens, scenario.output_tokens)]
-    base = float(evaluate(dense, *at).tokens_per_s[0])
+    base = evaluate(dense, *at)
     found: list[Choice] = []
     skipped: dict[str, str] = {}
     spellings = dict.fromkeys((p.spelling, s.unit) for s in mine for p in s.settings(most))
     for spelling, unit in spellings:
         group = group_of(scenario.model_copy(update={"policy": spelling}))
         covering = [(s, q) for s, q in published(name, spelling) if s.unit == unit]
-        if group.problem is not None:
-            skipped[spelling] = group.problem[1]
-            continue
         try:
-            points = evaluate(group, *at)
+            answer = rows(group, *at, base)[0].at(0)
         except ShadowlineError as error:
             skipped[spelling] = error.message
             continue
-        rate = float(points.tokens_per_s[0])
-        ends = {name: float(getattr(points, name)[0]) for name in ENDS}
-        lo, hi = rate_interval({"batch": scenario.batch, "output_tokens": scenario.output_tokens, **ends})
-        found.append(
-            Choice(
-                spelling,
-                unit,
-                max(s.loss(q) for s, q in covering),
-                tuple(s.measure for s, _ in covering),
-                rate,
-                rate / base,
-                tuple(dict.fromkeys(s.source for s, _ in covering)),
-                tokens_per_s_lo=lo,
-                tokens_per_s_hi=hi,
-                fits=bool(points.max_batch[0] >= scenario.batch),
-            )
-        )
-    return sorted(_fronts(found), key=lambda c: -c.tokens_per_s), skipped
+        if not answer.timed:
+            skipped[spelling] = answer.reason
+            continue
+        sources = tuple(dict.fromkeys(s.source for s, _ in covering))
+        measures = tuple(s.measure for s, _ in covering)
+        found.append(Choice(answer, unit, max(s.loss(q) for s, q in covering), measures, sources))
+    return sorted(_fronts(found), key=lambda c: c.answer.e2e_s.mid), skipped
 
 
 def _fronts(found: list[Choice]) -> list[Choice]:
-    out = []
-    for c in found:
-        rivals = [o for o in found if o.unit == c.unit and o is not c and o.fits]
-        beaten = (
-            not c.fits
-            or c.speedup <= 1.0
-            or any(
-                o.speedup >= c.speedup and o.loss <= c.loss and (o.speedup, -o.loss) != (c.speedup, -c.loss)
-                for o in rivals
-            )
-        )
-        out.append(Choice(**{**vars(c), "front": not beaten}))
+    out = list(found)
+    for unit in {c.unit for c in found}:
+        those = [i for i, c in enumerate(found) if c.unit == unit and c.wins]
+        speeds, lost = ([f(found[i]) for i in those] for f in (lambda c: c.answer.speedup.mid, lambda c: c.loss))
+        for i, first in zip(those, front(speeds, lost), strict=True):
+            out[i] = replace(found[i], front=bool(first))
     return out
 
 
 def best(found: list[Choice], most: float) -> Choice | None:
-    """The fastest that fits, loses at most `most` points and is faster than dense."""
-    good = [c for c in found if c.fits and c.unit == "points" and c.loss <= most + 1e-9 and c.speedup > 1.0]
-    return max(good, key=lambda c: c.tokens_per_s, default=None)
+    """The fastest that wins and loses at most `most` points."""
+    good = [c for c in found if c.wins and c.unit == "points" and c.loss <= most + 1e-9]
+    return min(good, key=lambda c: c.answer.e2e_s.mid, default=None)
 
 
 def show(scenario: Scenario, most: float, *, as_json: bool) -> None:
@@ -260,21 +270,22 @@ def show(scenario: Scenario, most: float, *, as_json: bool) -> None:
                 "; ".join(c.measures),
                 "yes" if c.front else "" if c.fits else "no fit",
                 f"{c.loss:+.2f} points" if c.unit == "points" else f"{c.loss:+.1%} perplexity",
-                *(console.number(v) for v in (c.tokens_per_s, c.tokens_per_s_lo, c.tokens_per_s_hi)),
-                f"{c.speedup:.2f}x",
+                *map(console.number, c.answer.tokens_per_s),
+                f"{c.answer.speedup.mid:.2f}x",
             ]
             for c in found
         ],
         left=3,
-        note="front: none of the same unit is faster and loses less; worst published measure; unknown elsewhere",
+        note="front: it wins, and none of the same unit is faster and loses less; worst published measure; unknown"
+        " elsewhere",
     )
     for policy, reason in skipped.items():
         console.out(f"not considered: {policy}: {reason}")
     if chosen is None:
         unit = "point" if most == 1 else "points"
-        console.out(f"no policy with published quality fits, loses at most {most:g} {unit} and is faster than dense")
+        console.out(f"no policy with published quality fits, loses at most {most:g} {unit} and wins over dense")
     else:
         console.out(
-            f"fastest that loses at most {most:g} points: {chosen.policy}, {chosen.speedup:.2f}x dense,"
+            f"fastest that loses at most {most:g} points: {chosen.policy}, {told(chosen.answer.speedup)},"
             f" {chosen.loss:+.2f} points ({'; '.join(chosen.sources)})"
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -165,3 +165,10 @@ def _words(policy: Policy) -> tuple[object, ...]:
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def front(speed: Sequence[float], loss: Sequence[float]) -> np.ndarray:
+    """Which of n are on the front of speed and quality: none is as fast and as good and better in one; shape (n,)."""
+    v, q = np.asarray(speed, float), np.asarray(loss, float)
+    as_good = (v[None, :] >= v[:, None]) & (q[None, :] <= q[:, None])
+    return ~(as_good & ((v[None, :] > v[:, None]) | (q[None, :] < q[:, None]))).any(1)

@@ -8,16 +8,17 @@ from typing import Any
 import numpy as np
 
 from simulator.base.errors import InputError
-from simulator.inference.evaluate import evaluate
 from simulator.inference.group import group_of
-from simulator.results.result import COLUMNS, Block, rows
+from simulator.results.answer import Rows, joined
+from simulator.results.rows import rows
 from simulator.scenario.grid import OUTER, SIZES
 from simulator.scenario.scenario import Scenario
 
 POINT_AXES = ("batch", "prompt_tokens", "output_tokens")
+DEFAULT = {axis: Scenario.model_fields[axis].default for axis in POINT_AXES}
 
 
-def scattered(columns: Mapping[str, Sequence[Any] | np.ndarray], **settings: Any) -> Block:
+def scattered(columns: Mapping[str, Sequence[Any] | np.ndarray], **settings: Any) -> Rows:
     """Rows for scenarios given as columns, in their order.
 
     Parameters
@@ -44,16 +45,10 @@ def scattered(columns: Mapping[str, Sequence[Any] | np.ndarray], **settings: Any
         place = order[start:stop]
         fixed = {c: columns[c][place[0]] for c in outer}
         fixed = {c: int(v) if c in SIZES else str(v) for c, v in fixed.items()}
-        batch, prompt, output = (
-            sizes[a][place] if a in sizes else np.array([float(Scenario.model_fields[a].default)]) for a in POINT_AXES
-        )
-        group = group_of(Scenario.of(**fixed, **settings))
-        dense = None
-        if group.policies.members and group.problem is None:
-            dense = evaluate(group.dense, batch, prompt, output)
-        blocks.append(rows(group, batch, prompt, output, dense)[0])
+        load = (sizes[a][place] if a in sizes else np.full(len(place), float(DEFAULT[a])) for a in POINT_AXES)
+        blocks.append(rows(group_of(Scenario.of(**fixed, **settings)), *load)[0])
         places.append(place)
-    return _gather(blocks, np.concatenate(places))
+    return joined(blocks).take(np.argsort(np.concatenate(places)))
 
 
 def _length(columns: Mapping[str, Any]) -> int:
@@ -87,23 +82,3 @@ def _whole(values: Any, name: str) -> np.ndarray:
     if not np.all(np.isfinite(array) & (array >= 1) & (array == np.floor(array))):
         raise InputError("every value must be a whole number of 1 or more", where=name)
     return array
-
-
-def _gather(blocks: Sequence[Block], places: np.ndarray) -> Block:
-    """Blocks as one, rows put back where they came from."""
-    total = len(places)
-    back = np.empty(total, np.int64)
-    back[places] = np.arange(total)
-    out: dict[str, Any] = {}
-    for name, column in COLUMNS.items():
-        if column.kind != "text":
-            out[name] = np.concatenate([b.columns[name] for b in blocks]).take(back)
-            continue
-        words: dict[str, int] = {}
-        parts = []
-        for block in blocks:
-            codes, names = block.columns[name]
-            new = np.array([words.setdefault(w, len(words)) for w in names] + [-1])
-            parts.append(new[np.asarray(codes, np.int64)])
-        out[name] = (np.concatenate(parts).take(back), list(words))
-    return Block(out, total)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from simulator.inference.evaluate import Points
-    from simulator.results.result import Block
+    from simulator.results.answer import Rows
     from simulator.results.summary import Summary
     from simulator.scenario.grid import Grid
     from simulator.scenario.scenario import Scenario
@@ -70,13 +70,13 @@ class Evaluator:
     def __init__(self) -> None:
         self._dense: tuple[object, Points | None] = (None, None)
 
-    def block(self, chunk: Chunk) -> Block:
+    def rows(self, chunk: Chunk) -> Rows:
         """Rows of one chunk."""
         import numpy as np
 
         from simulator.inference.evaluate import evaluate
         from simulator.inference.group import group_of
-        from simulator.results.result import rows
+        from simulator.results.rows import rows
 
         group = group_of(chunk.scenario)
         batch = np.asarray(chunk.batch, float)[:, None, None]
@@ -86,25 +86,25 @@ class Evaluator:
         dense = self._dense[1] if self._dense[0] == key else None
         if dense is None and group.policies.members and group.problem is None:
             dense = evaluate(group.dense, batch, prompt, output)
-        block, points = rows(group, batch, prompt, output, dense)
+        found, points = rows(group, batch, prompt, output, dense)
         if not group.policies.members:
             dense = points
         self._dense = (key, dense)
-        return block
+        return found
 
 
-def blocks(grids: Sequence[Grid]) -> Iterator[Block]:
+def blocks(grids: Sequence[Grid]) -> Iterator[Rows]:
     """Rows of `grids`, block by block, in memory that does not grow with the grid."""
     evaluator = Evaluator()
     for chunk in chunks(grids):
-        yield evaluator.block(chunk)
+        yield evaluator.rows(chunk)
 
 
 @dataclass(frozen=True, eq=False)
 class Swept:
     """Rows of a sweep in the order of its grids, and what they say together."""
 
-    blocks: tuple[Block, ...]
+    blocks: tuple[Rows, ...]
     summary: Summary
 
     def to_arrow(self) -> pa.Table:
@@ -144,7 +144,7 @@ def sweep(*grids: Grid) -> Swept:
 
 def plan_of(grids: Sequence[Grid]) -> dict[str, Any]:
     """Everything that decides the rows: axes, settings, and by content profiles, models, fits and engines."""
-    from simulator.results.result import SCHEMA_VERSION
+    from simulator.results.columns import SCHEMA_VERSION
     from simulator.roofline.engine import engines_digest
     from simulator.scenario.catalogue import CATALOGUE
     from simulator.trace import read_manifest
@@ -170,7 +170,8 @@ def _digest(value: object) -> str:
 def write(grids: Sequence[Grid], out: Path, *, command: str, resume: bool = False, quiet: bool = False) -> Summary:
     """Sweep into `out` (Parquet, CSV or JSON by suffix), resumable, and return the answer."""
     from simulator.base.parts import PartStore
-    from simulator.results.result import SCHEMA_VERSION, Block, arrow_schema
+    from simulator.results.answer import from_arrow
+    from simulator.results.columns import SCHEMA_VERSION, arrow_schema
     from simulator.results.summary import Summary
 
     plan = plan_of(grids)
@@ -180,11 +181,11 @@ def write(grids: Sequence[Grid], out: Path, *, command: str, resume: bool = Fals
     try:
         for chunk in console.progress(work, len(work), "sweep", quiet=quiet):
             if store.has(chunk.number):
-                summary.add(Block.from_arrow(store.read(chunk.number)))
+                summary.add(from_arrow(store.read(chunk.number)))
                 continue
-            block = evaluator.block(chunk)
-            summary.add(block)
-            store.write(chunk.number, block.to_arrow())
+            found = evaluator.rows(chunk)
+            summary.add(found)
+            store.write(chunk.number, found.to_arrow())
         metadata = {
             "shadowline.schema": str(SCHEMA_VERSION),
             "shadowline.command": command,

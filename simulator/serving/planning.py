@@ -10,7 +10,7 @@ from typing import Any
 
 from simulator.base.errors import InputError, UnknownNameError
 from simulator.policies import FREE, expand, free_names
-from simulator.results.published_quality import load_series, published
+from simulator.results.published_quality import load_series, points_lost
 from simulator.scenario.catalogue import CATALOGUE
 from simulator.scenario.grid import OUTER, SETTINGS, Grid
 from simulator.scenario.scenario import Scenario
@@ -120,13 +120,9 @@ def policies_of(given: Sequence[str], model: str, max_loss: float | None) -> tup
             series = [s for s in load_series() if s.model == CATALOGUE.model(model).name]
             names += [p.spelling for s in series if s.unit == "points" for p in s.settings(max_loss)]
     if max_loss is not None:
-        names = [n for n in names if n != "dense" and _loses_at_most(n, model, max_loss)]
+        lost = {n: points_lost(model, n) for n in names if n != "dense"}
+        names = [n for n, points in lost.items() if points is not None and points <= max_loss + 1e-9]
     return tuple(dict.fromkeys(("dense", *names)))
-
-
-def _loses_at_most(policy: str, model: str, points: float) -> bool:
-    known = [s.loss(q) for s, q in published(model, policy) if s.unit == "points"]
-    return bool(known) and max(known) <= points + 1e-9
 
 
 def _scenarios(grid: Grid) -> tuple[list[Scenario], list[str]]:

@@ -11,8 +11,7 @@ import pytest
 
 pytest.importorskip("streamlit", reason="streamlit not installed")
 
-from app import words
-from simulator.base.console import number
+from simulator.base.console import milliseconds, number
 from simulator.results.prediction import predict
 from simulator.scenario.scenario import Scenario
 
@@ -38,7 +37,7 @@ def test_a_change_is_in_the_address_and_the_address_brings_it_back(visit):
     second.page.goto(link)
     second.settled()
     assert second.value("tokens/s") == number(row["tokens_per_s"])
-    assert second.value("TPOT") == words.ms(row["tpot_s"])
+    assert second.value("TPOT") == f"{milliseconds(row['tpot_s'])} ms"
     assert second.number("Batch [sequences]").input_value() == "24"
     assert not first.errors + second.errors
 

@@ -14,6 +14,8 @@ from fuzz_inputs import NUMBERS, WORDS, as_json, edited, edited_table, edited_tr
 from fuzz_valid import LINKS, PAGES, PARAMETERS, TRACE, made, trace_table, trace_tables
 from hypothesis import strategies as st
 
+from simulator.results.columns import SCHEMA_VERSION
+
 
 @st.composite
 def traces(draw: Any) -> Case:
@@ -71,7 +73,7 @@ def traces(draw: Any) -> Case:
 def _metadata(draw: Any, told: dict[str, bytes]) -> dict[str, bytes]:
     """Metadata with one value edited as text, or as the JSON it holds."""
     if not told:
-        return {"shadowline.schema": b"1"}
+        return {"shadowline.schema": str(SCHEMA_VERSION).encode()}
     key = draw(st.sampled_from(sorted(told)))
     text = told[key].decode("utf-8", "replace")
     if text[:1] in "[{" and draw(st.booleans()):

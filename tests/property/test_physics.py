@@ -23,8 +23,8 @@ from simulator.ops.ops import Attention, Linear, Moe
 from simulator.ops.step import decode_step, prefill_step
 from simulator.ops.traffic import Operand, Traffic
 from simulator.policies import parse
-from simulator.results.result import COLUMNS, rows
-from simulator.results.summary import row_at
+from simulator.results.columns import COLUMNS
+from simulator.results.rows import rows
 from simulator.roofline import timing
 from simulator.scenario.scenario import Scenario
 
@@ -201,7 +201,7 @@ def test_a_grid_cell_equals_the_scalar_call(policy: str, extra: dict[str, int]) 
     for index in range(0, grid.rows, 4):
         i, j, k = np.unravel_index(index, (3, 3, 3))
         cell, _ = rows(g, batch[i : i + 1], prompt[j : j + 1], output[k : k + 1])
-        left, right = row_at(grid, index), row_at(cell, 0)
+        left, right = grid.at(index).to_dict(), cell.at(0).to_dict()
         # numpy's vector and scalar exp may differ in the last place.
         for name in COLUMNS:
             if isinstance(left[name], float):

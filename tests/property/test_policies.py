@@ -22,8 +22,8 @@ from simulator.ops.step import Step, decode_step, prefill_step
 from simulator.ops.traffic import Operand, Traffic
 from simulator.ops.transfers import HostCompute, Transfer
 from simulator.policies import POLICIES, Policies, parse
-from simulator.results.result import COLUMNS, rows
-from simulator.results.summary import row_at
+from simulator.results.columns import COLUMNS
+from simulator.results.rows import rows
 from simulator.scenario.scenario import Scenario
 from simulator.serving.planning import policies_of
 
@@ -314,7 +314,7 @@ def test_a_grid_cell_equals_the_scalar_call(name: str) -> None:
     for index in (0, 3, 6):
         i, j, k = np.unravel_index(index, (2, 2, 2))
         cell, _ = rows(g, batch[i : i + 1], prompt[j : j + 1], output[k : k + 1])
-        left, right = row_at(grid, index), row_at(cell, 0)
+        left, right = grid.at(index).to_dict(), cell.at(0).to_dict()
         for column in COLUMNS:
             if isinstance(left[column], float):
                 assert left[column] == pytest.approx(right[column], rel=1e-12), column

@@ -14,8 +14,8 @@ pytest.importorskip("streamlit", reason="streamlit not installed")
 from streamlit.testing.v1 import AppTest
 
 import app
-from app import state, words
-from simulator.base.console import number
+from app import state
+from simulator.base.console import milliseconds, number
 from simulator.results.prediction import predict
 from simulator.scenario.scenario import Scenario
 
@@ -63,16 +63,16 @@ def agrees(at: AppTest, scenario: Scenario) -> None:
     row, values = predict(scenario).row, shown(at)
     assert values["tokens/s"] == number(row["tokens_per_s"])
     assert values["speed-up over dense"] == f"{row['throughput_speedup_same_batch']:.2f}x"
-    assert values["TTFT"] == words.ms(row["ttft_s"])
-    assert values["TPOT"] == words.ms(row["tpot_s"])
+    assert values["TTFT"] == f"{milliseconds(row['ttft_s'])} ms"
+    assert values["TPOT"] == f"{milliseconds(row['tpot_s'])} ms"
     assert values["memory per GPU"] == f"{number(row['total_bytes'] / 1e9)} GB"
     assert values["max batch"] == f"{row['max_batch']:,}"
     assert values["$ per M tokens"] == f"${number(row['usd_per_mtoken'])}"
     assert values["energy per token"] == f"{number(row['energy_j_per_token'])} J"
     captions = [c.value for c in at.caption]
     for key in ("ttft", "tpot"):
-        band = words.interval_ms(*(row[f"{key}{end}_s"] for end in ("", "_lo", "_hi")))
-        assert band in captions
+        lo, hi = (milliseconds(row[f"{key}_{end}_s"]) for end in ("lo", "hi"))
+        assert f"90 %: {lo} – {hi} ms" in captions
     assert any(f"[{row['basis']}]" in m.value for m in at.markdown)
 
 

@@ -11,9 +11,11 @@ import pytest
 pytest.importorskip("streamlit", reason="streamlit not installed")
 
 from app import axes, compute, figures, heat, planning, words
-from app.compute import Curve
 from app.planning import Targets
 from simulator.base.errors import InputError
+from simulator.base.interval import Interval
+from simulator.results.answer import rate, whole_s
+from simulator.results.break_even import BreakEven
 from simulator.results.prediction import PARTS, predict
 from simulator.scenario.grid import Grid
 from simulator.scenario.scenario import Scenario
@@ -21,44 +23,42 @@ from simulator.scenario.scenario import Scenario
 BASE = Scenario.of(model="llama-2-7b", device="h100-sxm", policy="teal(keep=0.5)", prompt_tokens=512)
 
 
-def curve(speedup, values=(1, 2, 4, 8), fits=(True,) * 4, axis="batch") -> Curve:
-    return Curve(axis, np.array(values, float), np.array(speedup, float), np.array(fits))
+def curve(speedup, values=(1, 2, 4, 8), fits=(True,) * 4, axis="batch") -> BreakEven:
+    return BreakEven(axis, np.array(values, float), Interval.exact(np.array(speedup, float)), np.array(fits))
 
 
 @pytest.mark.parametrize(
     ("found", "sentence"),
     [
-        (curve([1.5, 1.2, 1.1, 1.02]), "wins at every batch from 1 to 8"),
-        (curve([0.5, 1.0, 1.01, 0.9]), "wins at no batch from 1 to 8 (at best 1.01x)"),
-        (curve([1.5, 1.2, 0.9, 0.8]), "wins at batch up to 2"),
-        (curve([0.9, 0.9, 1.1, 1.2]), "wins at batch from 4"),
-        (curve([1.1, 0.9, 0.9, 1.2]), "wins at batch 1 and from 8"),
-        (curve([0.9, 1.1, 1.1, 0.9]), "wins at batch 2 to 4"),
-        (curve([1.1] * 4, fits=(True, True, False, False)), "wins at every batch from 1 to 2"),
+        (curve([1.5, 1.2, 1.1, 1.02]), "wins everywhere (batch 1 to 8)"),
+        (curve([0.5, 1.0, 1.01, 0.9]), "never wins (batch 1 to 8)"),
+        (curve([1.5, 1.2, 0.9, 0.8]), "wins up to batch 2 (batch 1 to 8)"),
+        (curve([0.9, 0.9, 1.1, 1.2]), "wins from batch 4 (batch 1 to 8)"),
+        (curve([1.1, 0.9, 0.9, 1.2]), "wins at batch 1 and from 8 (batch 1 to 8)"),
+        (curve([0.9, 1.1, 1.1, 0.9]), "wins at batch 2 to 4 (batch 1 to 8)"),
+        (curve([1.1] * 4, fits=(True, True, False, False)), "wins everywhere (batch 1 to 2)"),
         (curve([np.nan] * 4), "fits at no batch"),
-        (curve([0.9, 1.1, 0.9, 0.9], axis="prompt_tokens"), "wins at prompt 2"),
+        (curve([0.9, 1.1, 0.9, 0.9], axis="prompt_tokens"), "wins only at prompt 2 (prompt 1 to 8)"),
     ],
 )
 def test_where_it_wins_in_words(found, sentence):
-    assert words.where_it_wins([found], BASE) == f"teal(keep=0.5) {sentence}."
+    assert words.where_it_wins([found], BASE) == f"teal(keep=0.5): {sentence}."
 
 
 def test_the_curve_is_that_of_single_predictions():
-    found = compute.curve(BASE, "batch")
-    for i in (0, 7, 20):
-        row = predict(BASE.model_copy(update={"batch": int(found.values[i])})).row
-        assert bool(found.fits[i]) == (row["status"] == "ok")
-        assert found.speedup[i] == pytest.approx(row["throughput_speedup_same_batch"], rel=1e-9)
+    batch, _ = compute.over_load(BASE)
+    for i in (0, 7, len(batch.values) - 1):
+        answer = predict(BASE.model_copy(update={"batch": int(batch.values[i])})).answer
+        assert bool(batch.fits[i]) == (answer.status == "ok")
+        assert batch.speedup.mid[i] == pytest.approx(answer.speedup.mid, rel=1e-9)
 
 
 def test_the_answer_names_the_verdict_the_rates_and_the_bound():
     answer, dense = (predict(s) for s in (BASE, compute.dense_of(BASE)))
     text = words.answer(answer, dense)
-    assert "speeds up" in text
-    assert f"**{answer.row['throughput_speedup_same_batch']:.2f}x**" in text
+    assert text.startswith("**teal(keep=0.5)** wins on **llama-2-7b** and one **h100-sxm**: ")
+    assert f"**{answer.answer.speedup.mid:.2f}x**" in text
     assert max(answer.shares, key=answer.shares.get) in text.lower()
-    assert words.verdict(1.019) == "neither speeds up nor slows down"
-    assert words.verdict(0.98) == "slows down"
 
 
 def test_no_speed_up_is_claimed_over_a_dense_model_that_does_not_fit():
@@ -68,25 +68,18 @@ def test_no_speed_up_is_claimed_over_a_dense_model_that_does_not_fit():
     text = words.answer(answer, dense)
     assert "lets **llama-3.1-70b** run" in text
     assert "where dense cannot (short by" in text
-    assert "speeds up" not in text
+    assert " wins on " not in text
     assert answer.row["dense_max_batch"] == 0
-    assert "than dense would be, which does not fit (largest batch 0)" in answer.sentence
+    assert ", but dense does not fit (largest batch 0)" in answer.sentence
 
 
 def test_the_interval_of_a_rate_is_that_of_its_times():
-    row = {
-        "batch": 4,
-        "output_tokens": 11,
-        "tokens_per_s": 44.0,
-        "ttft_lo_s": 0.4,
-        "ttft_hi_s": 1.0,
-        "tpot_lo_s": 0.04,
-        "tpot_hi_s": 0.1,
-    }
-    assert words.interval_rate(row) == "90 %: 22 – 55"  # 44 tokens in 2.0 and in 0.8 s
-    one = {**row, "output_tokens": 1, "tpot_lo_s": None, "tpot_hi_s": None}
-    assert words.interval_rate(one) == "90 %: 4 – 10"  # 4 tokens in 1.0 and in 0.4 s
-    assert words.interval_rate({**row, "tokens_per_s": None}) == ""
+    ttft, tpot = Interval(0.6, 0.4, 1.0), Interval(0.05, 0.04, 0.1)
+    eleven = rate(4.0 * 11.0, whole_s(ttft, tpot, 11.0))
+    assert words.interval(eleven) == "90 %: 22 – 55"  # 44 tokens in 2.0 and in 0.8 s
+    one = rate(4.0, whole_s(ttft, Interval.exact(np.nan), 1.0))
+    assert words.interval(one) == "90 %: 4 – 10"  # 4 tokens in 1.0 and in 0.4 s
+    assert words.interval(Interval.exact(np.nan)) == ""
 
 
 def test_parts_of_the_model_cover_every_operation_once():

@@ -12,29 +12,33 @@ import pytest
 from simulator import predict
 from simulator.base import console
 from simulator.base.errors import InputError, NothingFeasibleError
+from simulator.base.interval import Interval
 from simulator.policies import POLICIES, parse
 from simulator.results import break_even as module
 from simulator.results import prediction
 from simulator.results.break_even import BreakEven, break_even
+from simulator.results.verdict import runs
 from simulator.scenario.scenario import Scenario
 
 BASE = {"model": "llama-3-8b", "device": "h100-sxm", "prompt_tokens": 4096, "batch": 8}
 
 
 def test_a_crossing_is_found_to_the_whole_number() -> None:
-    values, found = module._searched(lambda v: np.tile(np.where(v >= 137, 1.5, 0.5), (3, 1)), module._whole(1, 4096))
-    at = {int(v): float(s) for v, s in zip(values, found[0], strict=True)}
-    assert (at[136], at[137]) == (0.5, 1.5)
+    def rising(v: np.ndarray) -> Interval:
+        return Interval.exact(np.where(v >= 137, 1.5, 0.5))
+
+    values = module._crossed(rising, module._whole(1, 4096))
+    assert {136.0, 137.0} <= set(values)
     assert np.all(np.diff(values) > 0)
-    falling, _ = module._searched(lambda v: np.tile(np.where(v <= 20, 1.5, 0.5), (3, 1)), module._whole(1, 100))
+    falling = module._crossed(lambda v: Interval.exact(np.where(v <= 20, 1.5, 0.5)), module._whole(1, 100))
     assert {20.0, 21.0} <= set(falling)
 
 
 def test_a_hair_more_is_not_a_win() -> None:
-    speedup = np.array([1.005, np.nan, 1.02])
-    one = BreakEven("batch", np.array([1.0, 2.0, 4.0]), speedup, speedup, speedup, "")
+    speedup = Interval.exact(np.array([1.019, np.nan, 1.02]))
+    one = BreakEven("batch", np.array([1.0, 2.0, 4.0]), speedup, np.ones(3, bool))
     assert one.wins == [(4.0, 4.0)]
-    assert module._runs(np.array([True, False, True, True])) == [(0, 0), (2, 3)]
+    assert runs(np.array([True, False, True, True])) == [(0, 0), (2, 3)]
 
 
 def test_the_axes_of_quest_agree_with_single_predictions() -> None:
@@ -42,22 +46,23 @@ def test_the_axes_of_quest_agree_with_single_predictions() -> None:
     batch, prompt, budget = break_even(scenario)
     assert [b.axis for b in (batch, prompt, budget)] == ["batch", "prompt_tokens", "budget"]
     for b in (batch, prompt):
-        at = int(np.argmax(b.speedup))
+        mid, lo, hi = b.speedup
+        at = int(np.argmax(mid))
         one = prediction.predict(scenario.model_copy(update={b.axis: int(b.values[at])}))
-        assert one.row["throughput_speedup_same_batch"] == pytest.approx(b.speedup[at], rel=1e-9)
-        assert f"{b.speedup[at]:.2f}x" in b.sentence
-        assert np.all((b.lo <= b.speedup) & (b.speedup <= b.hi))
+        assert one.row["throughput_speedup_same_batch"] == pytest.approx(mid[at], rel=1e-9)
+        assert f"{mid[at]:.2f}x" in b.sentence
+        assert np.all((lo <= mid) & (mid <= hi))
     assert batch.values[-1] == prediction.predict(scenario).row["max_batch"]
     # Contexts inside the budget run dense, and a smaller budget never reads more.
-    assert prompt.speedup[0] == pytest.approx(1.0, rel=1e-3)
-    assert budget.speedup[0] >= budget.speedup[-1]
+    assert prompt.speedup.mid[0] == pytest.approx(1.0, rel=1e-3)
+    assert budget.speedup.mid[0] >= budget.speedup.mid[-1]
 
 
 def test_sparsity_is_an_axis_of_a_share() -> None:
     scenario = Scenario.of(model="opt-30b", device="a100-sxm-80g", tp=4, policy="shadowllm(keep=0.5)")
     keep = break_even(scenario)[-1]
     assert keep.axis == "keep"
-    here = keep.speedup[np.flatnonzero(keep.values == 0.5)[0]]
+    here = keep.speedup.mid[np.flatnonzero(keep.values == 0.5)[0]]
     row = prediction.predict(scenario).row
     assert here == pytest.approx(row["throughput_speedup_same_batch"], rel=1e-9)
     assert re.search(r"at \d+% sparsity \(shadowllm\)", keep.sentence)

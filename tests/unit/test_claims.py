@@ -15,6 +15,7 @@ import pytest
 
 from simulator.base import console
 from simulator.base.errors import InputError
+from simulator.base.interval import Interval
 from simulator.claims import __main__ as verb
 from simulator.claims import judge as judging
 from simulator.claims import tables
@@ -172,38 +173,24 @@ def test_a_bad_kernel_is_one_line(changes: dict[str, object], message: str) -> N
 
 
 def test_whole_model_quantities_by_hand() -> None:
-    v = e2e_values(
-        {
-            "batch": 4,
-            "prompt_tokens": 100,
-            "output_tokens": 11,
-            "tp": 2,
-            "pp": 1,
-            "total_bytes": 5.0,
-            "ttft_s": 1.0,
-            "ttft_lo_s": 0.5,
-            "ttft_hi_s": 2.0,
-            "tpot_s": 0.1,
-            "tpot_lo_s": 0.05,
-            "tpot_hi_s": 0.2,
-        }
-    )
-    assert v["e2e_s"] == (2.0, 1.0, 4.0)
-    assert v["tokens_per_s"] == (22.0, 11.0, 44.0)
-    assert v["tokens_per_s_per_gpu"][0] == 11.0
-    assert v["total_tokens_per_s"][0] == 222.0
-    assert v["decode_tokens_per_s"][0] == pytest.approx(40.0)
-    assert v["decode_phase_tokens_per_s"][0] == pytest.approx(40.0)
-    assert v["prefill_tokens_per_s"][0] == 400.0
-    assert v["memory_bytes"][0] == 10.0
+    load = {"batch": 4.0, "prompt_tokens": 100.0, "output_tokens": 11.0}
+    v = e2e_values(load, 2, Interval(1.0, 0.5, 2.0), Interval(0.1, 0.05, 0.2), 5.0)
+    assert tuple(v["e2e_s"]) == (2.0, 1.0, 4.0)
+    assert tuple(v["tokens_per_s"]) == (22.0, 11.0, 44.0)
+    assert v["tokens_per_s_per_gpu"].mid == 11.0
+    assert v["total_tokens_per_s"].mid == 222.0
+    assert v["decode_tokens_per_s"].mid == pytest.approx(40.0)
+    assert v["decode_phase_tokens_per_s"].mid == pytest.approx(40.0)
+    assert v["prefill_tokens_per_s"].mid == 400.0
+    assert v["memory_bytes"].mid == 10.0
 
 
 def test_comparisons_by_hand() -> None:
-    fast, slow = (1.0, 0.5, 2.0), (4.0, 2.0, 8.0)
+    fast, slow = Interval(1.0, 0.5, 2.0), Interval(4.0, 2.0, 8.0)
     width = math.exp(math.hypot(math.log(2.0), math.log(2.0)))
-    assert compare("tpot_s_speedup", fast, slow) == pytest.approx((4.0, 4.0 / width, 4.0 * width))
-    assert compare("tpot_s_ratio", fast, slow)[0] == 0.25
-    assert compare("tokens_per_s_speedup", slow, fast)[0] == 4.0
+    assert tuple(compare("tpot_s_speedup", fast, slow)) == pytest.approx((4.0, 4.0 / width, 4.0 * width))
+    assert compare("tpot_s_ratio", fast, slow).mid == 0.25
+    assert compare("tokens_per_s_speedup", slow, fast).mid == 4.0
     assert base("tokens_per_s_speedup") == "tokens_per_s"
 
 

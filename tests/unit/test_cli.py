@@ -241,7 +241,7 @@ def test_a_sweep_says_the_answer_first(run: Run) -> None:
 def test_starting_a_verb_imports_no_heavy_library() -> None:
     code = (
         "import sys, simulator.sweep, simulator.predict, simulator.devices, simulator.models,"
-        " simulator.policies.__main__, simulator.inference.evaluate, simulator.results.result, simulator.base.parts;"
+        " simulator.policies.__main__, simulator.inference.evaluate, simulator.results.rows, simulator.base.parts;"
         "print(*sorted({m.partition('.')[0] for m in sys.modules}))"
     )
     done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True, check=True)

@@ -13,25 +13,28 @@ import numpy as np
 import pytest
 
 from simulator.base.errors import InputError
+from simulator.base.interval import Interval
 from simulator.base.parts import PartStore
 from simulator.inference.status import STATUSES
-from simulator.results.result import COLUMNS, Block, arrow_schema
-from simulator.results.summary import Summary, break_even, row_at
+from simulator.results.answer import Rows, Words, from_columns
+from simulator.results.columns import COLUMNS, arrow_schema
+from simulator.results.summary import Summary
+from simulator.results.verdict import over_loads
 
 PLAN = {"a": 1}
 
 
-def block(n: int = 3, **changes: Any) -> Block:
+def block(n: int = 3, **changes: Any) -> Rows:
     """Rows with every column filled; `changes` replace columns."""
     columns: dict[str, Any] = {}
     for name, column in COLUMNS.items():
         if column.kind == "text":
-            columns[name] = (np.zeros(n, np.int32), ["x"])
+            columns[name] = Words(np.zeros(n, np.int32), ["x"])
         else:
             columns[name] = np.arange(1.0, n + 1.0)
-    columns["status"] = (np.zeros(n, np.int32), list(STATUSES))
-    columns["reason"] = (np.full(n, -1), [])
-    return Block({**columns, **changes}, n)
+    columns["status"] = Words(np.zeros(n, np.int32), STATUSES)
+    columns["reason"] = Words(np.full(n, -1), [])
+    return from_columns(columns | changes)
 
 
 def fill(out: Path, *, parts: int = 2, resume: bool = False) -> PartStore:
@@ -170,20 +173,22 @@ def test_absent_numbers_are_null_everywhere() -> None:
     assert table["ttft_s"].to_pylist() == [1.0, None]
     assert table["max_batch"].to_pylist() == [None, 7]
     assert table["reason"].to_pylist() == [None, None]
-    assert row_at(b, 1)["ttft_s"] is None
-    assert row_at(b, 1)["max_batch"] == 7
+    assert b.at(1).to_dict()["ttft_s"] is None
+    assert b.at(1).to_dict()["max_batch"] == 7
 
 
-def named(policy: str, speedup: list[float], rate: list[float], status: list[int] | None = None) -> Block:
+def named(policy: str, speedup: list[float], rate: list[float], status: list[int] | None = None) -> Rows:
     n = len(speedup)
     return block(
         n,
-        policy=(np.zeros(n, np.int32), [policy]),
-        status=(np.array(status or [0] * n), list(STATUSES)),
+        policy=Words(np.zeros(n, np.int32), [policy]),
+        status=Words(np.array(status or [0] * n), STATUSES),
         batch=2.0 ** np.arange(n),
         prompt_tokens=np.full(n, 512.0),
         throughput_speedup_same_batch=np.array(speedup),
-        tokens_per_s_per_gpu=np.array(rate),
+        tokens_per_s=np.array(rate),
+        tp=np.ones(n),
+        pp=np.ones(n),
     )
 
 
@@ -202,24 +207,28 @@ def test_a_summary_finds_the_best_row_and_who_wins() -> None:
     assert quest["wins"] == quest["loses"] == pytest.approx(1 / 3)
     assert (quest["median"], quest["best"], quest["worst"]) == (1.0, 1.5, 0.5)
     assert quest["break_even"] == "wins from batch 4"
+    assert quest["verdict"] == "as fast as dense"
     assert w4["rows"] == 0
 
 
 @pytest.mark.parametrize(
     ("speedup", "words"),
     [
-        ([1.1, 1.2, 1.3], "wins everywhere here"),
-        ([0.9, 1.0, 1.019], "never wins here"),
+        ([1.1, 1.2, 1.3], "wins everywhere"),
+        ([0.9, 1.0, 1.019], "never wins"),
         ([1.5, 1.1, 0.9], "wins up to batch 2"),
         ([1.5, 0.9, 0.9], "wins only at batch 1"),
-        ([0.9, 1.5, 0.9], "wins in 33% of the points"),
+        ([0.9, 1.5, 0.9], "wins only at batch 2"),
+        ([1.5, 0.9, 1.5], "wins at batch 1 and from 4"),
+        ([0.5, 0.6, 0.98], "loses everywhere"),
+        ([0.99, 1.0, 1.019], "as fast as dense everywhere"),
     ],
 )
 def test_break_even_in_words(speedup: list[float], words: str) -> None:
     batch = np.array([1.0, 2.0, 4.0])
-    assert break_even(np.array(speedup), batch, np.full(3, 512.0)) == words
+    assert over_loads(Interval.exact(np.array(speedup)), batch, np.full(3, 512.0)) == words
 
 
 def test_break_even_falls_back_to_the_prompt() -> None:
     prompt = np.array([128.0, 1024.0])
-    assert break_even(np.array([0.8, 1.4]), np.ones(2), prompt) == "wins from prompt 1024"
+    assert over_loads(Interval.exact(np.array([0.8, 1.4])), np.ones(2), prompt) == "wins from prompt 1,024"

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 
 import pytest
 
 from simulator import predict
 from simulator.base import console
 from simulator.base.errors import UnsupportedError
+from simulator.base.interval import Interval
 from simulator.policies import parse
 from simulator.results import prediction
 from simulator.results.published_quality import (
@@ -106,7 +108,10 @@ def test_a_malformed_series_is_refused(change: dict[str, object]) -> None:
 
 def test_front_and_best_by_hand() -> None:
     def choice(name: str, loss: float, speed: float, unit: str = "points") -> Choice:
-        return Choice(name, unit, loss, (), speed, speed, ())
+        answer = replace(some, policy=name, speedup=Interval.exact(speed), e2e_s=Interval.exact(1.0 / speed))
+        return Choice(answer, unit, loss, (), ())
+
+    some = prediction.predict(Scenario.of(**HERE)).answer
 
     found = _fronts(
         [
@@ -126,11 +131,13 @@ def test_front_and_best_by_hand() -> None:
 def test_speed_beside_it_is_the_prediction() -> None:
     found, skipped = choices(Scenario.of(**HERE), 1.0)
     assert not skipped
-    assert [c.tokens_per_s for c in found] == sorted((c.tokens_per_s for c in found), reverse=True)
+    assert [c.answer.tokens_per_s.mid for c in found] == sorted(
+        (c.answer.tokens_per_s.mid for c in found), reverse=True
+    )
     h2o = next(c for c in found if c.policy.startswith("h2o"))
     row = prediction.predict(Scenario.of(**HERE, policy=h2o.policy)).row
-    assert h2o.tokens_per_s == pytest.approx(row["tokens_per_s"])
-    assert h2o.speedup == pytest.approx(row["throughput_speedup_same_batch"])
+    assert h2o.answer.tokens_per_s.mid == pytest.approx(row["tokens_per_s"])
+    assert h2o.answer.speedup.mid == pytest.approx(row["throughput_speedup_same_batch"])
     assert h2o.loss == pytest.approx(0.2)
 
 

@@ -19,7 +19,7 @@ import pytest
 pytest.importorskip("typst", reason="typst not installed")
 
 from reports import build, html, pdf
-from reports.answer import answer
+from reports.advice import advise
 from reports.content import Cell, Column, Figure, Paragraph, Report, Section, Table, Terms
 from reports.rows import read
 from reports.sweep import compose
@@ -151,7 +151,7 @@ def test_the_same_sweep_gives_the_same_pdf(run: Run, small_sweep: Path, report: 
 def test_the_answer_is_the_files_own(small_sweep: Path) -> None:
     """Medians and choices recomputed from the file with pandas."""
     frame = pq.read_table(small_sweep).to_pandas()
-    a = answer(read(small_sweep))
+    a = advise(read(small_sweep))
     ok = frame[frame["status"] == "ok"]
     medians = ok.groupby(["model", "device", "policy"], observed=True)["throughput_speedup_same_batch"].median()
     for key, tally in a.tallies.items():

@@ -23,21 +23,26 @@ POINTS = {
 
 def test_rows_are_the_single_predictions_in_order() -> None:
     block = scattered(POINTS)
-    assert block.rows == 5
+    assert block.n == 5
     for i in range(5):
         one = predict(Scenario.of(**{name: values[i] for name, values in POINTS.items()}))
         for name in ("ttft_s", "tpot_s", "tpot_lo_s", "tpot_hi_s"):
-            assert block.columns[name][i] == pytest.approx(one.row[name], rel=1e-12)
+            assert block.at(i).to_dict()[name] == pytest.approx(one.row[name], rel=1e-12)
         for name in ("model", "device", "policy", "status"):
-            codes, words = block.columns[name]
-            assert words[codes[i]] == one.row[name]
+            assert block.at(i).to_dict()[name] == one.row[name]
 
 
 def test_order_of_the_rows_changes_no_row() -> None:
     order = np.array([4, 2, 0, 3, 1])
     turned = scattered({name: [values[i] for i in order] for name, values in POINTS.items()})
     straight = scattered(POINTS)
-    np.testing.assert_allclose(turned.columns["e2e_s"], straight.columns["e2e_s"][order], rtol=1e-12)
+    np.testing.assert_allclose(turned.e2e_s.mid, straight.e2e_s.mid[order], rtol=1e-12)
+
+
+def test_sizes_that_are_no_column_take_their_default() -> None:
+    one = predict(Scenario.of(model="llama-2-7b", device="h100-sxm"))
+    both = scattered({"model": ["llama-2-7b"] * 2, "device": ["h100-sxm"] * 2})
+    assert both.tokens_per_s.mid.tolist() == [one.answer.tokens_per_s.mid] * 2
 
 
 @pytest.mark.parametrize(

@@ -11,40 +11,12 @@ import numpy as np
 
 from reports.rows import Sweep
 from reports.text import DASH
-from simulator.results.summary import WIN, break_even
+from simulator.base.interval import Interval
+from simulator.inference.status import Status
+from simulator.results.verdict import Tally, Verdict, loses, tally, wins
 
 Pair = tuple[str, str]
 _NUMBER = re.compile(r"(?<![\w.:-])\d[\d,]*(?:\.\d+)?(?![\w:])")
-
-
-@dataclass(frozen=True)
-class Tally:
-    """Speed-ups of one policy for a model on a device, over the loads that fit.
-
-    Attributes
-    ----------
-    rows : int
-        Rows with status ok; `of` all rows.
-    median, worst, best : float
-        Throughput over dense at the same batch [-].
-    wins, loses : float
-        Share of the rows [-].
-    words : str
-        Where it breaks even.
-    """
-
-    model: str
-    device: str
-    policy: str
-    rows: int
-    of: int
-    median: float = np.nan
-    worst: float = np.nan
-    best: float = np.nan
-    wins: float = np.nan
-    loses: float = np.nan
-    words: str = ""
-    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -56,7 +28,7 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class Answer:
+class Advice:
     """Tallies of every policy and the choice for every model and device that can run."""
 
     sweep: Sweep
@@ -80,28 +52,32 @@ class Answer:
             found = np.array([t.median for t in self.of_policy(policy)])
             if len(found):
                 out.append(
-                    (policy, float(np.median(found)), float(np.mean(found >= WIN)), float(np.mean(found <= 1 / WIN)))
+                    (
+                        policy,
+                        float(np.median(found)),
+                        *(float(np.mean(f(Interval.exact(found)))) for f in (wins, loses)),
+                    )
                 )
         return sorted(out, key=lambda r: -r[1])
 
     @cached_property
     def fastest(self) -> Choice | None:
         """Choice with most tokens per second and GPU."""
-        rates = self.sweep["tokens_per_s_per_gpu"]
+        rates = self.sweep.rows.tokens_per_s_per_gpu.mid
         return max(self.choices.values(), key=lambda c: float(rates[c.row]), default=None)
 
     @cached_property
     def cheapest(self) -> int | None:
         """Row with the lowest price per token."""
-        price = np.where(self.sweep.ok, self.sweep["usd_per_mtoken"], np.nan)
+        price = np.where(self.sweep.ok, self.sweep.rows.usd_per_mtoken, np.nan)
         return int(np.nanargmin(price)) if np.isfinite(price).any() else None
 
     @cached_property
     def reasons(self) -> Counter[str]:
         """Reasons of the rows that are not ok; those that differ in amounts only count as one, with their ranges."""
         bad = ~self.sweep.ok
-        codes, counts = np.unique(self.sweep["reason"][bad], return_counts=True)
-        words = self.sweep.words["reason"]
+        codes, counts = np.unique(self.sweep.rows.reason.codes[bad], return_counts=True)
+        words = self.sweep.rows.reason.words
         alike: dict[str, list[tuple[list[str], int]]] = {}
         for c, n in zip(codes, counts, strict=True):
             if c >= 0:
@@ -117,12 +93,12 @@ class Answer:
         return out
 
 
-def answer(sweep: Sweep) -> Answer:
+def advise(sweep: Sweep) -> Advice:
     """Tally every policy and choose one per model and device."""
     tallies = {}
     best_row: dict[tuple[str, str, str], int] = {}
     ok = sweep.ok
-    rates = sweep["tokens_per_s_per_gpu"]
+    rates = sweep.rows.tokens_per_s_per_gpu.mid
     for (model, device, policy), rows in sweep.groups("model", "device", "policy").items():
         key = model, device, policy
         fit = rows[ok[rows]]
@@ -137,36 +113,23 @@ def answer(sweep: Sweep) -> Answer:
         old = choices.get((model, device))
         if old is None or _value(t) > _value(old.tally):
             choices[model, device] = Choice(t, row)
-    return Answer(sweep, tallies, choices)
+    return Advice(sweep, tallies, choices)
 
 
 def _value(t: Tally) -> float:
     """Median speed-up; a policy that does not win ranks below dense."""
     if t.policy == "dense":
         return 1.0
-    return t.median if t.median >= WIN else min(t.median, 0.999)
+    return t.median if t.verdict is Verdict.WINS else min(t.median, 0.999)
 
 
 def _tally(sweep: Sweep, key: tuple[str, str, str], rows: np.ndarray, fit: np.ndarray) -> Tally:
-    model, device, policy = key
+    all_ = sweep.rows
     if not len(fit):
-        return Tally(model, device, policy, 0, len(rows), reason=sweep.text("reason", rows[0]))
-    s = sweep["throughput_speedup_same_batch"][fit].astype(float)
-    there = np.isfinite(s)
-    if not there.any():
-        return Tally(model, device, policy, len(fit), len(rows))
-    s, at = s[there], fit[there]
-    words = "" if policy == "dense" else break_even(s, sweep["batch"][at], sweep["prompt_tokens"][at])
-    return Tally(
-        model,
-        device,
-        policy,
-        len(fit),
-        len(rows),
-        float(np.median(s)),
-        float(s.min()),
-        float(s.max()),
-        float(np.mean(s >= WIN)),
-        float(np.mean(s <= 1.0 / WIN)),
-        words.removesuffix(" here"),
-    )
+        refused = all_.status[rows[0]] != Status.DOES_NOT_FIT.word
+        return Tally(*key, of=len(rows), reason=all_.reason[rows[0]] if refused else "")
+    at = fit[np.isfinite(all_.speedup.mid[fit])]
+    if not len(at):
+        return Tally(*key, len(fit), len(rows))
+    speedup = all_.speedup.each(lambda end: end[at].astype(float))
+    return tally(key, speedup, all_.batch[at], all_.prompt_tokens[at], len(rows))

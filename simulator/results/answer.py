@@ -1,0 +1,247 @@
+"""What is told of points: named figures with their intervals, of one point or of many."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
+
+import numpy as np
+
+from simulator.base.interval import Interval, N
+from simulator.inference.evaluate import end_to_end
+from simulator.inference.status import Status
+from simulator.results.columns import COLUMNS, arrow_schema
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+S = TypeVar("S")
+_OF = {name: attrgetter(column.at or name) for name, column in COLUMNS.items()}
+_AT = {column.at or name: name for name, column in COLUMNS.items()}
+
+
+@dataclass(frozen=True, eq=False)
+class Words:
+    """Text of n rows.
+
+    Attributes
+    ----------
+    codes : ndarray of int, shape (n,)
+        Index into `words`; -1 where there is no text.
+    """
+
+    codes: np.ndarray
+    words: Sequence[str]
+
+    @classmethod
+    def same(cls, word: str, n: int) -> Words:
+        """One text for all rows; "" is none."""
+        return cls(np.broadcast_to(np.int32(0 if word else -1), n), [word])
+
+    def __getitem__(self, row: int) -> str:
+        code = self.codes[row]
+        return self.words[code] if code >= 0 else ""
+
+    def is_(self, word: str) -> np.ndarray:
+        """Mask of the rows with that text."""
+        return self.codes == (self.words.index(word) if word in self.words else -2)
+
+    def take(self, rows: np.ndarray) -> Words:
+        """Some of the rows, in the order given."""
+        return Words(self.codes[rows], self.words)
+
+    def names(self) -> list[str]:
+        """Each text once, in the order of its first row."""
+        seen, first = np.unique(self.codes, return_index=True)
+        return [self.words[c] for c in seen[np.argsort(first)] if c >= 0]
+
+    @staticmethod
+    def joined(parts: Sequence[Words]) -> Words:
+        """Rows of all parts, one after another."""
+        known: dict[str, int] = {}
+        own = [
+            np.array([*(-1 if w is None else known.setdefault(w, len(known)) for w in p.words), -1], np.int32)
+            for p in parts
+        ]
+        return Words(np.concatenate([o[p.codes] for o, p in zip(own, parts, strict=True)]), list(known))
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Answer(Generic[S, N]):
+    """What is told of a policy at a load, beside dense.
+
+    A `Row` is one point, of texts and numbers; `Rows` are many, of `Words` and arrays of shape (n,). What is not
+    known or does not apply is "" and NaN. `simulator.results.columns.COLUMNS` has the unit and meaning of each.
+
+    Attributes
+    ----------
+    speedup, speedup_at_max_batch : Interval
+        tokens/s over dense's at this batch, and each at its own largest batch [-].
+    """
+
+    model: S
+    device: S
+    policy: S
+    engine: S
+    dtype: S
+    kv_dtype: S
+    tp: N
+    pp: N
+    ep: N
+    batch: N
+    prompt_tokens: N
+    output_tokens: N
+    status: S
+    reason: S
+    ttft_s: Interval[N]
+    tpot_s: Interval[N]
+    e2e_s: Interval[N]
+    tokens_per_s: Interval[N]
+    basis: S
+    bound: S
+    mode: S
+    weights_bytes: N
+    kv_bytes: N
+    other_bytes: N
+    total_bytes: N
+    capacity_bytes: N
+    max_batch: N
+    dense_max_batch: N
+    ttft_speedup: Interval[N]
+    tpot_speedup: Interval[N]
+    speedup: Interval[N]
+    speedup_at_max_batch: Interval[N]
+    energy_j_per_token: N
+    usd_per_mtoken: N
+    quality_perplexity_ratio: N
+    quality_agreement: N
+    quality_source: S
+
+    @property
+    def gpus(self) -> N:
+        """GPUs of one replica [-]."""
+        return self.tp * self.pp  # type: ignore[operator]
+
+    @property
+    def tokens_per_s_per_gpu(self) -> Interval[N]:
+        """Output tokens of the batch per second and GPU [1/s]."""
+        return self.tokens_per_s.each(lambda rate: rate / self.gpus)  # type: ignore[operator]
+
+    @property
+    def timed(self) -> Any:
+        """Whether there are times: it runs, or would in more memory."""
+        return np.isfinite(self.ttft_s.mid)  # type: ignore[call-overload]
+
+    @property
+    def n(self: Rows) -> int:
+        """Rows."""
+        return len(self.batch)
+
+    @property
+    def ok(self: Rows) -> np.ndarray:
+        """Mask of the rows that run."""
+        return self.status.is_(Status.OK.word)
+
+    def at(self: Rows, row: int) -> Row:
+        """One row."""
+        return _each([self], lambda p: p[0][row], lambda p: float(p[0][row]))
+
+    def take(self: Rows, rows: np.ndarray) -> Rows:
+        """Some of the rows, in the order given."""
+        return _each([self], lambda p: p[0].take(rows), lambda p: p[0][rows])
+
+    def to_dict(self: Row) -> dict[str, str | float | int | None]:
+        """One row as plain values; absent ones are None."""
+        out: dict[str, str | float | int | None] = {}
+        for name, column in COLUMNS.items():
+            value = _OF[name](self)
+            if column.kind == "text":
+                out[name] = value or None
+            else:
+                out[name] = None if not np.isfinite(value) else int(value) if column.kind == "whole" else value
+        return out
+
+    def to_arrow(self: Rows) -> pa.Table:
+        """Arrow table with dictionary-encoded text; absent numbers are null."""
+        import pyarrow as pa
+
+        arrays = []
+        for name, column in COLUMNS.items():
+            value = _OF[name](self)
+            if column.kind == "text":
+                index = pa.array(np.asarray(value.codes, np.int32), mask=np.asarray(value.codes) < 0)
+                arrays.append(pa.DictionaryArray.from_arrays(index, pa.array(value.words, pa.string())))
+            elif column.kind == "whole":
+                real = np.asarray(value, float)
+                missing = ~np.isfinite(real)
+                arrays.append(pa.array(np.where(missing, 0, real).astype(np.int64), mask=missing))
+            else:
+                real = np.asarray(value, float)
+                arrays.append(pa.array(real, mask=~np.isfinite(real)))
+        return pa.Table.from_arrays(arrays, schema=arrow_schema())
+
+
+Row: TypeAlias = Answer[str, float]
+Rows: TypeAlias = Answer[Words, np.ndarray]
+
+
+def joined(parts: Sequence[Rows]) -> Rows:
+    """Rows of all parts, one after another."""
+    return parts[0] if len(parts) == 1 else _each(parts, Words.joined, np.concatenate)
+
+
+def _each(parts: Sequence[Rows], text: Callable[[Any], Any], number: Callable[[Any], Any]) -> Answer[Any, Any]:
+    """An answer whose every text and number is made of those of `parts`."""
+    out: dict[str, Any] = {}
+    for f in fields(Answer):
+        values = [getattr(p, f.name) for p in parts]
+        if isinstance(values[0], Interval):
+            out[f.name] = Interval(*(number([getattr(v, end) for v in values]) for end in ("mid", "lo", "hi")))
+        else:
+            out[f.name] = (text if isinstance(values[0], Words) else number)(values)
+    return Answer(**out)
+
+
+def whole_s(ttft: Interval[np.ndarray], tpot: Interval[np.ndarray], output: Any) -> Interval[np.ndarray]:
+    """End-to-end time with TTFT and TPOT both at the same end of their intervals [s]."""
+    return Interval(*(end_to_end(first, each, output) for first, each in zip(ttft, tpot, strict=True)))
+
+
+def rate(tokens: Any, e2e: Interval[np.ndarray]) -> Interval[np.ndarray]:
+    """Tokens per second [1/s]."""
+    return Interval(tokens / e2e.mid, tokens / e2e.hi, tokens / e2e.lo)
+
+
+def from_arrow(table: pa.Table) -> Rows:
+    """Inverse of `to_arrow`."""
+    return from_columns({name: read_column(table.column(name).combine_chunks()) for name in COLUMNS})
+
+
+def read_column(column: pa.Array) -> Words | np.ndarray:
+    """One column; null numbers are NaN."""
+    import pyarrow as pa
+
+    if pa.types.is_string(column.type):
+        column = column.dictionary_encode()
+    if pa.types.is_dictionary(column.type):
+        return Words(column.indices.fill_null(-1).to_numpy(), column.dictionary.to_pylist())
+    return column.to_numpy(zero_copy_only=False).astype(float)
+
+
+def from_columns(columns: Mapping[str, Any]) -> Rows:
+    """Rows of arrays and `Words` by column; the intervals of E2E and tokens/s follow from those of TTFT and TPOT."""
+    out: dict[str, Any] = {}
+    for f in fields(Answer):
+        if f.name in _AT:
+            out[f.name] = columns[_AT[f.name]]
+        elif f"{f.name}.lo" in _AT:
+            out[f.name] = Interval(*(columns[_AT[f"{f.name}.{end}"]] for end in ("mid", "lo", "hi")))
+    e2e = whole_s(out["ttft_s"], out["tpot_s"], out["output_tokens"])
+    speed = rate(out["batch"] * out["output_tokens"], e2e)
+    known = np.isfinite(columns["tokens_per_s"])
+    lo, hi = (np.where(known, end, np.nan) for end in (speed.lo, speed.hi))
+    out["e2e_s"] = Interval(columns["e2e_s"], e2e.lo, e2e.hi)
+    out["tokens_per_s"] = Interval(columns["tokens_per_s"], lo, hi)
+    return Answer(**out)

@@ -1,0 +1,200 @@
+"""Points of one group as answers: their times, memory and quality, beside dense."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from simulator.base.errors import UnsupportedError
+from simulator.base.interval import Interval, ratio
+from simulator.device.fits import Basis
+from simulator.inference import memory
+from simulator.inference.evaluate import MAX_RUNNING_BATCH, Points, evaluate
+from simulator.inference.group import Group
+from simulator.inference.lowering import Lowering
+from simulator.inference.status import STATUSES, TIMED, Status
+from simulator.inference.step import Bound
+from simulator.policies import Policies
+from simulator.results.answer import Answer, Rows, Words, rate, whole_s
+from simulator.results.quality import quality_of
+
+MEMORY = ("weights_bytes", "kv_bytes", "other_bytes", "total_bytes")
+
+
+def rows(
+    group: Group, batch: np.ndarray, prompt: np.ndarray, output: np.ndarray, dense: Points | None = None
+) -> tuple[Rows, Points | None]:
+    """Rows of one group, and its points (None where nothing can run).
+
+    `dense` are the points of the same group without policies; None computes them where needed.
+    """
+    if group.problem is not None:
+        return _nothing(group, batch, prompt, output), None
+    points = evaluate(group, batch, prompt, output)
+    if not group.policies.members:
+        dense = points
+    elif dense is None:
+        dense = evaluate(group.dense, batch, prompt, output)
+    return _told(points, dense), points
+
+
+def times(points: Points) -> tuple[Interval[np.ndarray], Interval[np.ndarray], Interval[np.ndarray]]:
+    """TTFT, TPOT and end-to-end time [s]."""
+    ttft = Interval(points.ttft_s, points.ttft_lo_s, points.ttft_hi_s)
+    tpot = Interval(points.tpot_s, points.tpot_lo_s, points.tpot_hi_s)
+    return ttft, tpot, whole_s(ttft, tpot, points.output)
+
+
+def speedup(points: Points, dense: Points) -> Interval[np.ndarray]:
+    """Tokens/s over dense's at the same batch [-]."""
+    return ratio(times(dense)[2], times(points)[2])
+
+
+def _labels(group: Group, n: int) -> dict[str, Any]:
+    """What all rows of a group have in common."""
+    quality = quality_of(group)
+    texts = {
+        "model": group.model.name,
+        "device": group.device.name,
+        "policy": group.policies.spelling,
+        "engine": group.engine.name,
+        "dtype": group.dtype,
+        "kv_dtype": group.kv_dtype,
+        "quality_source": quality.source,
+    }
+    numbers = {
+        **{k: getattr(group, k) for k in ("tp", "pp", "ep")},
+        "capacity_bytes": group.device.capacity_bytes,
+        "quality_perplexity_ratio": quality.perplexity_ratio,
+        "quality_agreement": quality.agreement,
+    }
+    return {k: Words.same(w, n) for k, w in texts.items()} | {k: np.full(n, float(v)) for k, v in numbers.items()}
+
+
+def _told(points: Points, dense: Points) -> Rows:
+    shape = np.shape(points.ttft_s)
+    status = points.status.ravel()
+    n = len(status)
+    timed, ok = np.isin(status, TIMED), status == Status.OK
+
+    def flat(value: Any, where: np.ndarray | None = None) -> np.ndarray:
+        out = np.broadcast_to(np.asarray(value, float), shape).ravel()
+        return out if where is None or where.all() else np.where(where, out, np.nan)
+
+    def ends(value: Interval[np.ndarray], where: np.ndarray) -> Interval[np.ndarray]:
+        return value.each(lambda end: flat(end, where))
+
+    ttft, tpot, e2e = times(points)
+    speed = rate(points.batch * points.output, e2e)
+    if points is dense:
+        one = Interval.exact(np.ones(shape))
+        gains = [one, Interval.exact(np.where(np.isfinite(points.tpot_s), 1.0, np.nan)), one]
+        largest = Interval.exact(np.where(points.max_batch >= 1, 1.0, np.nan))
+    else:
+        gains = [ratio(over, under) for over, under in zip(times(dense), (ttft, tpot, e2e), strict=True)]
+        largest = ratio(best_rate(points), best_rate(dense))
+    return Answer(
+        **_labels(points.group, n),
+        batch=flat(points.batch),
+        prompt_tokens=flat(points.prompt),
+        output_tokens=flat(points.output),
+        status=Words(status, STATUSES),
+        reason=_reasons(points, status),
+        ttft_s=ends(ttft, timed),
+        tpot_s=ends(tpot, timed),
+        e2e_s=ends(e2e, timed),
+        tokens_per_s=ends(speed, ok),
+        basis=Words(np.full(n, points.basis.rank), list(Basis)),
+        bound=Words(np.where(timed, points.bound.ravel(), -1), list(Bound)),
+        mode=Words(np.where(timed, 0, -1), [points.decode.mode]),
+        max_batch=flat(points.max_batch),
+        dense_max_batch=flat(dense.max_batch),
+        ttft_speedup=ends(gains[0], timed),
+        tpot_speedup=ends(gains[1], timed),
+        speedup=ends(gains[2], timed),
+        speedup_at_max_batch=ends(largest, timed),
+        energy_j_per_token=flat(points.energy_j_per_token, ok),
+        usd_per_mtoken=flat(points.usd_per_mtoken, ok),
+        **{k: flat(getattr(points.footprint, k)) for k in MEMORY},
+    )
+
+
+@lru_cache(maxsize=4)
+def best_rate(points: Points) -> Interval[np.ndarray]:
+    """Tokens per second at the largest batch that fits, at most `MAX_RUNNING_BATCH`; NaN where none does [1/s]."""
+    p, o = np.broadcast_arrays(points.prompt, points.output)
+    shape = np.broadcast_shapes(p.shape, np.shape(points.batch))
+    largest = points.max_batch
+    if p.shape != shape:
+        # The batch axis does not change the largest batch: one evaluation serves all of it.
+        largest = largest[tuple(slice(0, 1) if a == 1 else slice(None) for a in p.shape)]
+    pairs = np.stack([largest.ravel(), p.ravel(), o.ravel()])
+    unique, back = np.unique(pairs, axis=1, return_inverse=True)
+    batch = np.clip(unique[0], 1.0, MAX_RUNNING_BATCH)
+    at = evaluate(points.group, batch, unique[1], unique[2])
+    speed = rate(np.where(unique[0] >= 1.0, batch * unique[2], np.nan), times(at)[2])
+    return speed.each(lambda end: end[back.ravel()].reshape(p.shape))
+
+
+def _reasons(points: Points, status: np.ndarray) -> Words:
+    codes = np.full(len(status), -1, np.int32)
+    words: list[str] = []
+    trace = points.group.trace
+    if trace is not None and points.group.transferred:
+        words.append(f"curves of {trace.manifest.model}, layers mapped by relative depth (--trace-transfer)")
+        codes[status == Status.OK] = 0
+    long = status == Status.EXCEEDS_CONTEXT
+    if long.any():
+        words.append(points.group.too_long)
+        codes[long] = len(words) - 1
+    short = status == Status.DOES_NOT_FIT
+    if short.any():
+        gib = np.ceil(np.broadcast_to(points.short_bytes, points.status.shape).ravel()[short] / 2**29) / 2
+        largest = points.max_batch.ravel()[short]
+        beside = np.broadcast_to(points.short_off_bytes > 0.0, points.status.shape).ravel()[short]
+        unique, back = np.unique(np.stack([gib, largest, beside]), axis=1, return_inverse=True)
+        start = len(words)
+        gpus = "more GPUs (tp), " if points.group.device.links else ""
+        for g, b, off in unique.T:
+            place = f" of {points.group.lowering.home} memory" if off else ""
+            works = (
+                f"batch {int(b)} fits"
+                if b >= 1
+                else f"not even batch 1 fits: try {gpus}a shorter prompt or a smaller dtype"
+            )
+            words.append(f"short by {g:g} GiB{place} per GPU; {works}")
+        codes[short] = start + back.ravel()
+    return Words(codes, words)
+
+
+def _nothing(group: Group, batch: np.ndarray, prompt: np.ndarray, output: np.ndarray) -> Rows:
+    """Rows of a group that cannot run: memory where the cut allows it, no times."""
+    assert group.problem is not None
+    status, reason = group.problem
+    shape = np.broadcast_shapes(batch.shape, prompt.shape, output.shape)
+    n = int(np.prod(shape))
+    absent = np.full(n, np.nan)
+    memory_bytes = dict.fromkeys(MEMORY, absent)
+    dense = Lowering(group.model, Policies(), group.fmt, group.lowering.kv_element_bytes, group.tp, group.ep)
+    if dense.why_not() is None:
+        try:
+            print_ = memory.footprint(dense, batch, prompt, output, pp=group.pp, block_tokens=group.block_tokens)
+            memory_bytes = {k: np.broadcast_to(getattr(print_, k), shape).ravel() for k in MEMORY}
+        except UnsupportedError:
+            pass
+    times = ("ttft_s", "tpot_s", "e2e_s", "tokens_per_s")
+    gains = ("ttft_speedup", "tpot_speedup", "speedup", "speedup_at_max_batch")
+    return Answer(
+        **_labels(group, n),
+        batch=np.broadcast_to(batch, shape).ravel(),
+        prompt_tokens=np.broadcast_to(prompt, shape).ravel(),
+        output_tokens=np.broadcast_to(output, shape).ravel(),
+        status=Words(np.full(n, status), STATUSES),
+        reason=Words.same(reason, n),
+        **dict.fromkeys(("basis", "bound", "mode"), Words.same("", n)),
+        **dict.fromkeys(("max_batch", "dense_max_batch", "energy_j_per_token", "usd_per_mtoken"), absent),
+        **dict.fromkeys((*times, *gains), Interval.exact(absent)),
+        **memory_bytes,
+    )

@@ -1,0 +1,196 @@
+"""Whether a policy wins over dense: one threshold, one word, one tally and one sentence for all who ask."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+import numpy as np
+
+from simulator.base.interval import Interval
+
+WIN = 1.02
+"""Speed-up from which a policy wins, and by whose inverse it loses [-]: between them lies what two runs of one
+benchmark differ by."""
+RULE = f"a win is {WIN:g}x or more, a loss {1.0 / WIN:.2f}x or less"
+MOST_RANGES = 3
+"""Ranges of an axis a sentence names; a policy with more has no break-even."""
+
+Speedups = Interval[np.ndarray]
+
+
+class Verdict(StrEnum):
+    """What a policy does against dense."""
+
+    WINS = "wins"
+    EVEN = "as fast as dense"
+    LOSES = "loses"
+
+    @property
+    def verb(self) -> str:
+        """With a policy before it."""
+        return f"is {self}" if self is Verdict.EVEN else str(self)
+
+
+def wins(speedup: Speedups) -> np.ndarray:
+    """Points where the policy wins; one without a speed-up (NaN) is none."""
+    return np.asarray(speedup.mid) >= WIN
+
+
+def loses(speedup: Speedups) -> np.ndarray:
+    """Points where it loses."""
+    return np.asarray(speedup.mid) <= 1.0 / WIN
+
+
+def verdict(speedup: Interval[float]) -> Verdict:
+    """The word for one speed-up."""
+    at = speedup.each(np.asarray)
+    return Verdict.WINS if wins(at) else Verdict.LOSES if loses(at) else Verdict.EVEN
+
+
+def told(speedup: Interval[float]) -> str:
+    """``wins, 1.35x dense (1.20-1.50)``."""
+    of = "" if (word := verdict(speedup)) is Verdict.EVEN else " dense"
+    return f"{word}, {speedup.mid:.2f}x{of} ({speedup.lo:.2f}-{speedup.hi:.2f})"
+
+
+def everywhere(speedup: Speedups) -> str:
+    """What holds for all of the points, in words; empty where some win and others do not."""
+    win, loss = wins(speedup), loses(speedup)
+    where = " everywhere" if np.size(win) > 1 else ""
+    if win.all():
+        return f"{Verdict.WINS}{where}"
+    if loss.all():
+        return f"{Verdict.LOSES}{where}"
+    if win.any():
+        return ""
+    return f"never {Verdict.WINS}" if loss.any() else f"{Verdict.EVEN}{where}"
+
+
+def count(value: float) -> str:
+    """A whole number as text."""
+    return f"{value:,.0f}"
+
+
+def along(noun: str, values: np.ndarray, speedup: Speedups, text: Callable[[float], str] = count) -> str:
+    """Where on a rising axis a policy wins: ``wins from batch 4``, ``wins at batch 1 and from 8``.
+
+    Parameters
+    ----------
+    values : ndarray, shape (n,)
+        Of the axis; all speed-ups are known there.
+    """
+    whole = everywhere(speedup)
+    if whole:
+        return whole
+    found = runs(wins(speedup))
+    last = len(values) - 1
+    if len(found) > MOST_RANGES:
+        return f"wins in {np.mean(wins(speedup)):.0%} of the points"
+    if len(found) == 1:
+        a, b = found[0]
+        if b == last:
+            return f"wins from {noun} {text(values[a])}"
+        if a == b:
+            return f"wins only at {noun} {text(values[a])}"
+        return f"wins up to {noun} {text(values[b])}" if a == 0 else f"wins at {noun} {_range(values, a, b, text)}"
+    return f"wins at {noun} {' and '.join(_range(values, a, b, text) for a, b in found)}"
+
+
+def _range(values: np.ndarray, a: int, b: int, text: Callable[[float], str]) -> str:
+    if b == len(values) - 1:
+        return f"from {text(values[a])}"
+    if a == b:
+        return text(values[a])
+    if a == 0:
+        return f"up to {text(values[b])}"
+    return f"{text(values[a])} to {text(values[b])}"
+
+
+def runs(mask: np.ndarray) -> list[tuple[int, int]]:
+    """First and last index of every run of True."""
+    edges = np.flatnonzero(np.diff(np.r_[False, mask, False].astype(int)))
+    return [(int(a), int(b) - 1) for a, b in zip(edges[::2], edges[1::2], strict=True)]
+
+
+def over_loads(speedup: Speedups, batch: np.ndarray, prompt: np.ndarray) -> str:
+    """From which batch, else from which prompt on a policy wins, in words; medians over the other axis."""
+    whole = everywhere(speedup)
+    if whole:
+        return whole
+    for noun, axis in (("batch", batch), ("prompt", prompt)):
+        values = np.unique(axis)
+        middle = speedup.each(lambda end, a=axis, of=values: np.array([np.median(end[a == v]) for v in of]))
+        if len(values) > 1 and not everywhere(middle):
+            return along(noun, values, middle)
+    return f"wins in {np.mean(wins(speedup)):.0%} of the points"
+
+
+@dataclass(frozen=True)
+class Tally:
+    """Speed-ups of one policy for one model on one device at the same batch, over the loads that fit.
+
+    Attributes
+    ----------
+    rows, of : int
+        Loads that fit, and all.
+    median, worst, best : float
+        Throughput over dense [-].
+    wins, loses : float
+        Share of the rows [-].
+    words : str
+        Where it wins.
+    reason : str
+        Why no load runs, where none can.
+    """
+
+    model: str
+    device: str
+    policy: str
+    rows: int = 0
+    of: int = 0
+    median: float = np.nan
+    worst: float = np.nan
+    best: float = np.nan
+    wins: float = np.nan
+    loses: float = np.nan
+    words: str = ""
+    reason: str = ""
+
+    @property
+    def verdict(self) -> Verdict:
+        """Of the median."""
+        return verdict(Interval.exact(self.median))
+
+    def told(self, dash: str = "-") -> str:
+        """``1.35x (0.90-1.60), wins from batch 4``, or why there is nothing to tell."""
+        if not self.rows:
+            return "not applicable" if self.reason else "no row fits"
+        if not np.isfinite(self.median):
+            return dash
+        between = "" if self.rows == 1 else f" ({self.worst:.2f}{dash}{self.best:.2f})"
+        return f"{self.median:.2f}x{between}, {self.words}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for ``--json``."""
+        of = {"model": self.model, "device": self.device, "policy": self.policy, "rows": self.rows}
+        if not self.rows:
+            return {**of, "reason": self.reason}
+        shares = {k: getattr(self, k) for k in ("wins", "loses", "median", "best", "worst")}
+        return {**of, **shares, "verdict": self.verdict, "break_even": self.words}
+
+
+def tally(of: tuple[str, str, str], speedup: Speedups, batch: np.ndarray, prompt: np.ndarray, rows: int) -> Tally:
+    """Tally of `of` (model, device, policy) from the speed-ups of the loads that fit, `rows` of all kinds."""
+    mid = np.asarray(speedup.mid)
+    return Tally(
+        *of,
+        len(mid),
+        rows,
+        *(float(f(mid)) for f in (np.median, np.min, np.max)),
+        float(np.mean(wins(speedup))),
+        float(np.mean(loses(speedup))),
+        over_loads(speedup, batch, prompt),
+    )
