@@ -81,8 +81,8 @@ class Advice:
         alike: dict[str, list[tuple[list[str], int]]] = {}
         for c, n in zip(codes, counts, strict=True):
             if c >= 0:
-                found = _NUMBER.findall(words[c])
-                alike.setdefault(_NUMBER.sub("\0", words[c]), []).append((found, int(n)))
+                found = _NUMBER.findall(words[int(c)])
+                alike.setdefault(_NUMBER.sub("\0", words[int(c)]), []).append((found, int(n)))
         out: Counter[str] = Counter()
         for text, rows in alike.items():
             told = text

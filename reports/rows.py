@@ -211,5 +211,5 @@ def _columns(file: Any) -> dict[str, Words | np.ndarray]:
             values = read_column(batch.column(name))
             # What float32 cannot hold is infinite, and refused as such.
             with np.errstate(over="ignore"):
-                parts[name].append(values.astype(np.float32) if column.kind == "real" else values)
+                parts[name].append(np.asarray(values, np.float32) if column.kind == "real" else values)
     return {n: Words.joined(p) if COLUMNS[n].kind == "text" else np.concatenate(p) for n, p in parts.items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
@@ -40,14 +40,20 @@ class Interval(Generic[N]):
         return cls(value, value, value)
 
 
-def ratio(over: Interval[np.ndarray], under: Interval[np.ndarray]) -> Interval[np.ndarray]:
-    """``over / under`` of positive figures whose errors are independent: log half widths add in squares."""
+def ratio(over: Interval[Any], under: Interval[Any]) -> Interval[Any]:
+    """``over / under`` of positive figures whose errors are independent: log half widths add in squares.
+
+    Parameters
+    ----------
+    over, under : Interval
+        Of arrays that broadcast, or of numbers, in one unit.
+    """
     mid = over.mid / under.mid
     down = _both(np.log(over.lo / over.mid), np.log(under.hi / under.mid))
     up = _both(np.log(over.hi / over.mid), np.log(under.lo / under.mid))
     return Interval(mid, mid / np.exp(down), mid * np.exp(up))
 
 
-def _both(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+def _both(a: Any, b: Any) -> Any:
     """Root of the sum of the squares; `hypot` guards against overflow that logs cannot cause, at ten times the cost."""
     return np.sqrt(a * a + b * b)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -126,11 +126,12 @@ def _judged(claim: Claim, paper: PaperClaims, seen: dict[str, Mapping[str, Value
         speedups = None if published is None else (published, predicted)
         if claim.metric != base(claim.metric):
             value = compare(claim.metric, value, baseline)
-    row = Judged(*label, "judged", "", *value, speedups=speedups, **extra)
+    mid, lo, hi = value
+    row = Judged(*label, "judged", "", mid, lo, hi, speedups=speedups, **extra)
     if row.within:
         return row
     miss, why = paper.explained.get(claim.claim_id, (MISSES[-1], "no cause found yet"))
-    return Judged(*label, "judged", f"{miss}: {why}", *value, miss=miss, speedups=speedups, **extra)
+    return replace(row, reason=f"{miss}: {why}", miss=miss)
 
 
 def _published_speedup(claim: Claim) -> float | None:
@@ -170,18 +171,17 @@ def _whole(scenario: Mapping[str, Any]) -> dict[str, Value]:
     from simulator.inference.group import group_of
     from simulator.inference.status import TIMED
     from simulator.results.prediction import predict
-    from simulator.results.rows import times
+    from simulator.results.rows import load_of, times
     from simulator.scenario.scenario import Scenario
 
     s = Scenario.of(**scenario)
     group = group_of(s)
-    load = {k: float(getattr(s, k)) for k in ("batch", "prompt_tokens", "output_tokens")}
-    points = None if group.problem else evaluate(group, *(np.array([v]) for v in load.values()))
+    points = None if group.problem else evaluate(group, *load_of(s))
     # No comparison with dense is asked for, so `predict` need not make one.
     if points is None or points.status.ravel()[0] not in TIMED:
         raise UnsupportedError(predict(s).sentence)
     ttft, tpot, _ = (figure.each(lambda end: float(end[0])) for figure in times(points))
-    return e2e_values(load, group.gpus, ttft, tpot, float(np.ravel(points.footprint.total_bytes)[0]))
+    return e2e_values(s, group.gpus, ttft, tpot, float(np.ravel(points.footprint.total_bytes)[0]))
 
 
 def weights(papers: Sequence[str]) -> np.ndarray:

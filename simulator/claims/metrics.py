@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from simulator.base.errors import InputError, UnknownNameError
 from simulator.base.interval import Interval, ratio
 from simulator.results.answer import rate, whole_s
+from simulator.scenario.scenario import Scenario
 
 E2E: Mapping[str, str] = {
     "ttft_s": "one prefill of the whole batch",
@@ -69,10 +70,10 @@ def check_metric(metric: str, kind: str, has_baseline: bool, where: str) -> None
         raise InputError(f"{metric} needs a baseline_scenario", where=where)
 
 
-def e2e_values(load: Mapping[str, float], gpus: int, ttft: Value, tpot: Value, total_bytes: float) -> dict[str, Value]:
+def e2e_values(s: Scenario, gpus: int, ttft: Value, tpot: Value, total_bytes: float) -> dict[str, Value]:
     """All whole-model quantities of one predicted point; `total_bytes` is of one GPU [B]."""
-    batch, prompt, output = (load[k] for k in ("batch", "prompt_tokens", "output_tokens"))
-    out = {
+    batch, prompt, output = float(s.batch), float(s.prompt_tokens), float(s.output_tokens)
+    out: dict[str, Value] = {
         "ttft_s": ttft,
         "prefill_tokens_per_s": rate(batch * prompt, ttft),
         "memory_bytes": Interval.exact(total_bytes * gpus),

@@ -139,7 +139,7 @@ class Points:
         return np.broadcast_to(code, np.shape(self.ttft_s))
 
 
-def end_to_end(ttft_s: np.ndarray, tpot_s: np.ndarray, output: Array) -> np.ndarray:
+def end_to_end(ttft_s: Array, tpot_s: Array, output: Array) -> np.ndarray:
     """``TTFT + (output - 1) TPOT``; of one token only TTFT [s]."""
     steps = np.asarray(output, float) - 1.0
     decode = steps * tpot_s

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from operator import attrgetter
+from operator import attrgetter, truediv
 from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 
 import numpy as np
@@ -41,7 +41,7 @@ class Words:
         return cls(np.broadcast_to(np.int32(0 if word else -1), n), [word])
 
     def __getitem__(self, row: int) -> str:
-        code = self.codes[row]
+        code = int(self.codes[row])
         return self.words[code] if code >= 0 else ""
 
     def is_(self, word: str) -> np.ndarray:
@@ -55,7 +55,7 @@ class Words:
     def names(self) -> list[str]:
         """Each text once, in the order of its first row."""
         seen, first = np.unique(self.codes, return_index=True)
-        return [self.words[c] for c in seen[np.argsort(first)] if c >= 0]
+        return [self.words[int(c)] for c in seen[np.argsort(first)] if c >= 0]
 
     @staticmethod
     def joined(parts: Sequence[Words]) -> Words:
@@ -122,17 +122,18 @@ class Answer(Generic[S, N]):
     @property
     def gpus(self) -> N:
         """GPUs of one replica [-]."""
-        return self.tp * self.pp  # type: ignore[operator]
+        tp: Any = self.tp
+        return tp * self.pp
 
     @property
     def tokens_per_s_per_gpu(self) -> Interval[N]:
         """Output tokens of the batch per second and GPU [1/s]."""
-        return self.tokens_per_s.each(lambda rate: rate / self.gpus)  # type: ignore[operator]
+        return self.tokens_per_s.each(lambda rate: truediv(rate, self.gpus))
 
     @property
     def timed(self) -> Any:
         """Whether there are times: it runs, or would in more memory."""
-        return np.isfinite(self.ttft_s.mid)  # type: ignore[call-overload]
+        return np.isfinite(np.asarray(self.ttft_s.mid))
 
     @property
     def n(self: Rows) -> int:
@@ -204,12 +205,12 @@ def _each(parts: Sequence[Rows], text: Callable[[Any], Any], number: Callable[[A
     return Answer(**out)
 
 
-def whole_s(ttft: Interval[np.ndarray], tpot: Interval[np.ndarray], output: Any) -> Interval[np.ndarray]:
+def whole_s(ttft: Interval[Any], tpot: Interval[Any], output: Any) -> Interval[Any]:
     """End-to-end time with TTFT and TPOT both at the same end of their intervals [s]."""
     return Interval(*(end_to_end(first, each, output) for first, each in zip(ttft, tpot, strict=True)))
 
 
-def rate(tokens: Any, e2e: Interval[np.ndarray]) -> Interval[np.ndarray]:
+def rate(tokens: Any, e2e: Interval[Any]) -> Interval[Any]:
     """Tokens per second [1/s]."""
     return Interval(tokens / e2e.mid, tokens / e2e.hi, tokens / e2e.lo)
 

@@ -14,7 +14,7 @@ from simulator.base.interval import Interval
 from simulator.inference.evaluate import Points, evaluate
 from simulator.inference.group import Group, group_of, runnable
 from simulator.policies import Policies
-from simulator.results.rows import speedup
+from simulator.results.rows import load_of, speedup
 from simulator.results.verdict import Speedups, along, count, runs, told, wins
 from simulator.scenario.scenario import Scenario
 
@@ -183,7 +183,7 @@ def _with(group: Group, index: int, name: str, value: float) -> Group | None:
 
 def _load(s: Scenario, **axis: np.ndarray) -> list[np.ndarray]:
     """Batch, prompt and output, one of them along an axis."""
-    fixed = {k: np.array([float(getattr(s, k))]) for k in ("batch", "prompt_tokens", "output_tokens")}
+    fixed = dict(zip(("batch", "prompt_tokens", "output_tokens"), load_of(s), strict=True))
     return list(np.broadcast_arrays(*(fixed | axis).values()))
 
 

@@ -7,13 +7,13 @@ from typing import Any
 
 from simulator.base import console
 from simulator.base.errors import ShadowlineError
-from simulator.inference.group import runnable
+from simulator.inference.group import group_of, runnable
 from simulator.inference.status import Status
 from simulator.policies import FREE, POLICIES, free_names
 from simulator.policies.software import Software, software
 from simulator.results.answer import Row
-from simulator.results.prediction import predict
 from simulator.results.published_quality import losses
+from simulator.results.rows import load_of, rows
 from simulator.results.verdict import Verdict, verdict
 from simulator.scenario.scenario import Scenario
 
@@ -74,7 +74,7 @@ def options(scenario: Scenario) -> tuple[list[Option], dict[str, str]]:
     for name in ("dense", *free_names()):
         at = scenario.model_copy(update={"policy": POLICIES[name]().spelling})
         try:
-            answer = predict(at).answer
+            answer = rows(group_of(at), *load_of(at))[0].at(0)
         except ShadowlineError as error:
             others[name] = error.message
             continue

@@ -116,14 +116,11 @@ def predict(scenario: Scenario) -> Prediction:
     >>> prediction.row["ttft_lo_s"] < prediction.row["ttft_s"] < prediction.row["ttft_hi_s"]
     True
     """
-    import numpy as np
-
     from simulator.inference.group import group_of
-    from simulator.results.rows import rows
+    from simulator.results.rows import load_of, rows
 
     group = group_of(scenario)
-    load = (np.array([float(v)]) for v in (scenario.batch, scenario.prompt_tokens, scenario.output_tokens))
-    found, points = rows(group, *load)
+    found, points = rows(group, *load_of(scenario))
     answer = found.at(0)
     if points is None or not answer.timed:
         return Prediction(scenario, answer, sentence=f"{answer.status}: {answer.reason}", trace=_named(group))

@@ -21,7 +21,7 @@ from simulator.inference.status import Status
 from simulator.policies import Policy, parse
 from simulator.results.answer import Row
 from simulator.results.quality import front
-from simulator.results.rows import rows
+from simulator.results.rows import load_of, rows
 from simulator.results.verdict import Verdict, told, verdict
 from simulator.scenario.catalogue import CATALOGUE
 from simulator.scenario.scenario import Scenario
@@ -213,7 +213,7 @@ def choices(scenario: Scenario, most: float) -> tuple[list[Choice], dict[str, st
             f"no published quality of {name}; known for {known}; --policy free ranks every policy without it"
         )
     dense = runnable(scenario.model_copy(update={"policy": "dense"}))
-    at = [np.array([float(v)]) for v in (scenario.batch, scenario.prompt_tokens, scenario.output_tokens)]
+    at = load_of(scenario)
     base = evaluate(dense, *at)
     found: list[Choice] = []
     skipped: dict[str, str] = {}

@@ -171,4 +171,5 @@ def front(speed: Sequence[float], loss: Sequence[float]) -> np.ndarray:
     """Which of n are on the front of speed and quality: none is as fast and as good and better in one; shape (n,)."""
     v, q = np.asarray(speed, float), np.asarray(loss, float)
     as_good = (v[None, :] >= v[:, None]) & (q[None, :] <= q[:, None])
-    return ~(as_good & ((v[None, :] > v[:, None]) | (q[None, :] < q[:, None]))).any(1)
+    better = (v[None, :] > v[:, None]) | (q[None, :] < q[:, None])
+    return np.count_nonzero(as_good & better, axis=1) == 0

@@ -19,7 +19,18 @@ from simulator.inference.step import Bound
 from simulator.policies import Policies
 from simulator.results.answer import Answer, Rows, Words, rate, whole_s
 from simulator.results.quality import quality_of
+from simulator.scenario.scenario import Scenario
 
+INTERVALS = (
+    "ttft_s",
+    "tpot_s",
+    "e2e_s",
+    "tokens_per_s",
+    "ttft_speedup",
+    "tpot_speedup",
+    "speedup",
+    "speedup_at_max_batch",
+)
 MEMORY = ("weights_bytes", "kv_bytes", "other_bytes", "total_bytes")
 
 
@@ -38,6 +49,12 @@ def rows(
     elif dense is None:
         dense = evaluate(group.dense, batch, prompt, output)
     return _told(points, dense), points
+
+
+def load_of(scenario: Scenario) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Batch, prompt and output of one scenario, shape (1,) [-]."""
+    s = scenario
+    return np.array([float(s.batch)]), np.array([float(s.prompt_tokens)]), np.array([float(s.output_tokens)])
 
 
 def times(points: Points) -> tuple[Interval[np.ndarray], Interval[np.ndarray], Interval[np.ndarray]]:
@@ -95,6 +112,7 @@ def _told(points: Points, dense: Points) -> Rows:
     else:
         gains = [ratio(over, under) for over, under in zip(times(dense), (ttft, tpot, e2e), strict=True)]
         largest = ratio(best_rate(points), best_rate(dense))
+    held: dict[str, Any] = {k: flat(getattr(points.footprint, k)) for k in MEMORY}
     return Answer(
         **_labels(points.group, n),
         batch=flat(points.batch),
@@ -117,7 +135,7 @@ def _told(points: Points, dense: Points) -> Rows:
         speedup_at_max_batch=ends(largest, timed),
         energy_j_per_token=flat(points.energy_j_per_token, ok),
         usd_per_mtoken=flat(points.usd_per_mtoken, ok),
-        **{k: flat(getattr(points.footprint, k)) for k in MEMORY},
+        **held,
     )
 
 
@@ -176,16 +194,17 @@ def _nothing(group: Group, batch: np.ndarray, prompt: np.ndarray, output: np.nda
     shape = np.broadcast_shapes(batch.shape, prompt.shape, output.shape)
     n = int(np.prod(shape))
     absent = np.full(n, np.nan)
-    memory_bytes = dict.fromkeys(MEMORY, absent)
+    found: dict[str, Any] = dict.fromkeys(MEMORY, absent)
     dense = Lowering(group.model, Policies(), group.fmt, group.lowering.kv_element_bytes, group.tp, group.ep)
     if dense.why_not() is None:
         try:
             print_ = memory.footprint(dense, batch, prompt, output, pp=group.pp, block_tokens=group.block_tokens)
-            memory_bytes = {k: np.broadcast_to(getattr(print_, k), shape).ravel() for k in MEMORY}
+            found = {k: np.broadcast_to(getattr(print_, k), shape).ravel() for k in MEMORY}
         except UnsupportedError:
             pass
-    times = ("ttft_s", "tpot_s", "e2e_s", "tokens_per_s")
-    gains = ("ttft_speedup", "tpot_speedup", "speedup", "speedup_at_max_batch")
+    found |= dict.fromkeys(("basis", "bound", "mode"), Words.same("", n))
+    found |= dict.fromkeys(("max_batch", "dense_max_batch", "energy_j_per_token", "usd_per_mtoken"), absent)
+    found |= dict.fromkeys(INTERVALS, Interval.exact(absent))
     return Answer(
         **_labels(group, n),
         batch=np.broadcast_to(batch, shape).ravel(),
@@ -193,8 +212,5 @@ def _nothing(group: Group, batch: np.ndarray, prompt: np.ndarray, output: np.nda
         output_tokens=np.broadcast_to(output, shape).ravel(),
         status=Words(np.full(n, status), STATUSES),
         reason=Words.same(reason, n),
-        **dict.fromkeys(("basis", "bound", "mode"), Words.same("", n)),
-        **dict.fromkeys(("max_batch", "dense_max_batch", "energy_j_per_token", "usd_per_mtoken"), absent),
-        **dict.fromkeys((*times, *gains), Interval.exact(absent)),
-        **memory_bytes,
+        **found,
     )

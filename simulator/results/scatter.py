@@ -45,8 +45,10 @@ def scattered(columns: Mapping[str, Sequence[Any] | np.ndarray], **settings: Any
         place = order[start:stop]
         fixed = {c: columns[c][place[0]] for c in outer}
         fixed = {c: int(v) if c in SIZES else str(v) for c, v in fixed.items()}
-        load = (sizes[a][place] if a in sizes else np.full(len(place), float(DEFAULT[a])) for a in POINT_AXES)
-        blocks.append(rows(group_of(Scenario.of(**fixed, **settings)), *load)[0])
+        batch, prompt, output = (
+            sizes[a][place] if a in sizes else np.full(len(place), float(DEFAULT[a])) for a in POINT_AXES
+        )
+        blocks.append(rows(group_of(Scenario.of(**fixed, **settings)), batch, prompt, output)[0])
         places.append(place)
     return joined(blocks).take(np.argsort(np.concatenate(places)))
 

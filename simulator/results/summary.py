@@ -62,7 +62,7 @@ class Summary:
         """Take in the rows of one group."""
         self.rows += rows.n
         for code, n in zip(*np.unique(rows.status.codes, return_counts=True), strict=True):
-            word = rows.status.words[code]
+            word = rows.status.words[int(code)]
             self.status[word] = self.status.get(word, 0) + int(n)
         found = self.found.setdefault((rows.model[0], rows.device[0], rows.policy[0]), _Found())
         found.rows += rows.n

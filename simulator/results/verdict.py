@@ -187,10 +187,12 @@ def tally(of: tuple[str, str, str], speedup: Speedups, batch: np.ndarray, prompt
     mid = np.asarray(speedup.mid)
     return Tally(
         *of,
-        len(mid),
-        rows,
-        *(float(f(mid)) for f in (np.median, np.min, np.max)),
-        float(np.mean(wins(speedup))),
-        float(np.mean(loses(speedup))),
-        over_loads(speedup, batch, prompt),
+        rows=len(mid),
+        of=rows,
+        median=float(np.median(mid)),
+        worst=float(mid.min()),
+        best=float(mid.max()),
+        wins=float(np.mean(wins(speedup))),
+        loses=float(np.mean(loses(speedup))),
+        words=over_loads(speedup, batch, prompt),
     )

@@ -173,7 +173,7 @@ def test_a_bad_kernel_is_one_line(changes: dict[str, object], message: str) -> N
 
 
 def test_whole_model_quantities_by_hand() -> None:
-    load = {"batch": 4.0, "prompt_tokens": 100.0, "output_tokens": 11.0}
+    load = Scenario(**E2E | {"batch": 4, "prompt_tokens": 100, "output_tokens": 11})
     v = e2e_values(load, 2, Interval(1.0, 0.5, 2.0), Interval(0.1, 0.05, 0.2), 5.0)
     assert tuple(v["e2e_s"]) == (2.0, 1.0, 4.0)
     assert tuple(v["tokens_per_s"]) == (22.0, 11.0, 44.0)
