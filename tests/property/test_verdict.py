@@ -18,7 +18,7 @@ from simulator.results.break_even import over_load
 from simulator.results.free import Option
 from simulator.results.prediction import Prediction, predict
 from simulator.results.summary import Summary
-from simulator.results.swept import sweep, write
+from simulator.results.swept import blocks, write
 from simulator.results.verdict import RULE, WIN, Verdict, along, over_loads, runs, told, verdict
 from simulator.scenario.grid import Grid
 from simulator.scenario.scenario import Scenario
@@ -62,7 +62,7 @@ def test_predict_sweep_break_even_and_free_say_one_word(s: Scenario) -> None:
     word = verdict(p.answer.speedup)
     assert f"; {word}, {p.answer.speedup.mid:.2f}x" in p.sentence
     summary = Summary()
-    for rows in sweep([grid(s)]):
+    for rows in blocks([grid(s)]):
         summary.add(rows)
     (tally,) = summary.tallies()
     assert (tally.words, tally.verdict) == (word, word)
