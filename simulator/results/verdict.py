@@ -45,7 +45,15 @@ def loses(speedup: Speedups) -> np.ndarray:
 
 
 def verdict(speedup: Interval[float]) -> Verdict:
-    """The word for one speed-up."""
+    """The word for one speed-up [-], as `Answer.speedup` has it.
+
+    Examples
+    --------
+    >>> from simulator.api import Scenario, predict, verdict
+    >>> scenario = Scenario(model="llama-3.1-8b", device="h100-sxm", policy="w4a16")
+    >>> verdict(predict(scenario).answer.speedup).value
+    'wins'
+    """
     at = speedup.each(np.asarray)
     return Verdict.WINS if wins(at) else Verdict.LOSES if loses(at) else Verdict.EVEN
 
