@@ -37,11 +37,14 @@ class Basis(StrEnum):
     @property
     def rank(self) -> int:
         """0 for the best basis, 2 for the worst."""
-        return list(Basis).index(self)
+        return _RANKS[self]
 
     def merge(self, other: Basis) -> Basis:
         """The worse of the two."""
-        return self if self.rank >= other.rank else other
+        return self if self is other or self.rank >= other.rank else other
+
+
+_RANKS = {basis: rank for rank, basis in enumerate(Basis)}
 
 
 @dataclass(frozen=True)

@@ -216,7 +216,7 @@ class Device:
 
     def has(self, dtype: DType | str, sparse24: bool = False) -> bool:
         """Whether a peak for `dtype` is known."""
-        peak = self.peaks.get(DType(dtype))
+        peak = self.peaks.get(dtype if isinstance(dtype, DType) else DType(dtype))
         return peak is not None and (peak.sparse24 is not None or not sparse24)
 
     def peak_flop_per_s(self, dtype: DType | str, sparse24: bool = False, clock: ClockName = "boost") -> float:

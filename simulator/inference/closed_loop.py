@@ -16,7 +16,7 @@ from simulator.base.arrays import Array
 from simulator.inference import memory
 from simulator.inference.group import Group
 from simulator.inference.step import StepTime, step_time
-from simulator.ops.step import Step, decode_step
+from simulator.ops.step import decode_step, mixed_step
 from simulator.roofline.engine import Engine
 
 
@@ -72,15 +72,8 @@ def cycle(group: Group, clients: Array, prompt: Array, output: Array) -> Cycle:
     )
     running = np.minimum(c, np.maximum(most, 1.0))
     context = p + o / 2.0
-    mixed = Step(
-        # Nobody else there: small enough to vanish beside a prompt token, whole tiles stay whole.
-        decode_rows=np.maximum(running - 1.0, 1e-14),
-        decode_context=context,
-        prefill_rows=1.0,
-        prefill_tokens=p,
-        prefill_context=p,
-        prefills=True,
-    )
+    # Nobody else there: small enough to vanish beside a prompt token, whole tiles stay whole.
+    mixed = mixed_step(np.maximum(running - 1.0, 1e-14), context, 1.0, p, p)
     decode = step_time(group, decode_step(running, context))
     return Cycle(decode, step_time(group, mixed), c, running, p, o)
 

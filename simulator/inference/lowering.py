@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from enum import Enum, auto
 from functools import cached_property, partial
 from typing import Any
 
@@ -23,6 +24,17 @@ ACT_BYTES = 2.0
 _projection = partial(Linear, part=OpPart.PROJECTIONS)
 _neurons = partial(Linear, part=OpPart.FFN)
 _at_the_end = partial(Linear, part=OpPart.HEAD)
+
+
+class Follows(Enum):
+    """What of a step an op depends on; a policy's ops depend on what the op they stand for does."""
+
+    TOKENS = auto()
+    """The tokens of all sequences together, `Step.rows`."""
+    SEQUENCES = auto()
+    """The sequences that sample a token, `Step.sampled_rows`."""
+    CONTEXT = auto()
+    """Which sequences the tokens belong to, and how long these are."""
 
 
 @dataclass(frozen=True)
@@ -103,39 +115,42 @@ class Lowering:
         """All ops of one forward pass on one GPU."""
         return [op for op, _ in self.lowered(step)]
 
-    def lowered(self, step: Step) -> list[tuple[Op, bool]]:
-        """All ops of one forward pass on one GPU, and whether each depends on the step's contexts."""
-        ops = [(op, False) for op in self._head(step)]
-        plain: dict[tuple[LayerSpec, int], tuple[list[Op], list[Op]]] = {}
-        for layer, indices in self.groups:
-            # Layers alike share the arrays of their ops, so that equal ones can be told and counted together.
-            shape = (layer, len(indices))
-            if shape not in plain:
-                cores = list(self._cores(layer.attention, step, float(len(indices))))
-                plain[shape] = cores, list(self._layer(layer, step, float(len(indices)), cores))
-            cores, every = plain[shape]
-            ctx = self._context(layer, indices[0], step)
-            for op in every:
-                follows = any(op is core for core in cores)
-                ops.extend((new, follows) for new in self._rewritten(op, ctx))
-        if self.by_layer:
-            ops = _folded(ops)
-        last = self._context(self.model.layers[-1], self.model.n_layers - 1, step)
-        for op in self._tail(step):
-            ops.extend((new, False) for new in self._rewritten(op, last))
+    def lowered(self, step: Step, only: Follows | None = None) -> list[tuple[Op, Follows]]:
+        """The ops of one forward pass on one GPU, or those of one kind, and what they follow."""
+        ops: list[tuple[Op, Follows]] = []
+        if only in (None, Follows.TOKENS):
+            ops += ((op, Follows.TOKENS) for op in self._head(step))
+        if only is not Follows.SEQUENCES:
+            ops += self._layers(step, only)
+        if only is not Follows.CONTEXT:
+            last = self._context(self.model.layers[-1], self.model.n_layers - 1, step)
+            for follows, end in ((Follows.TOKENS, self._final_norm), (Follows.SEQUENCES, self._tail)):
+                if only in (None, follows):
+                    ops += ((new, follows) for op in end(step) for new in self._rewritten(op, last))
         return ops
 
-    def following(self, step: Step) -> list[Op]:
-        """The ops of `lowered` that depend on the step's contexts, alone."""
-        ops: list[tuple[Op, bool]] = []
-        plain: dict[tuple[LayerSpec, int], list[Op]] = {}
+    def _layers(self, step: Step, only: Follows | None) -> list[tuple[Op, Follows]]:
+        ops: list[tuple[Op, Follows]] = []
+        plain: dict[tuple[LayerSpec, int], list[tuple[Op, Follows]]] = {}
         for layer, indices in self.groups:
-            shape = (layer, len(indices))
+            # Layers alike share the arrays of their ops, so that equal ones can be told and counted together.
+            shape = layer, len(indices)
             if shape not in plain:
-                plain[shape] = list(self._cores(layer.attention, step, float(len(indices))))
+                plain[shape] = self._layer_ops(layer, step, float(len(indices)), only)
             ctx = self._context(layer, indices[0], step)
-            ops.extend((new, True) for op in plain[shape] for new in self._rewritten(op, ctx))
-        return [op for op, _ in (_folded(ops) if self.by_layer else ops)]
+            for op, follows in plain[shape]:
+                ops += ((new, follows) for new in self._rewritten(op, ctx))
+        return _folded(ops) if self.by_layer else ops
+
+    def _layer_ops(self, layer: LayerSpec, step: Step, count: float, only: Follows | None) -> list[tuple[Op, Follows]]:
+        """The dense model's ops of `count` layers, those of one kind where `only` says so."""
+        cores = [] if only is Follows.TOKENS else list(self._cores(layer.attention, step, count))
+        if only is Follows.CONTEXT:
+            return [(core, only) for core in cores]
+        return [
+            (op, Follows.CONTEXT if any(op is core for core in cores) else Follows.TOKENS)
+            for op in self._layer(layer, step, count, cores)
+        ]
 
     @cached_property
     def one_token(self) -> tuple[Op, ...]:
@@ -183,10 +198,12 @@ class Lowering:
                 fmt=sixteen_bit(self.fmt),
             )
 
+    def _final_norm(self, step: Step) -> Iterator[Op]:
+        if self.model.final_norm:
+            yield self._norm("norm.final", step, 1.0, self.model.layers[-1].norm == "rms")
+
     def _tail(self, step: Step) -> Iterator[Op]:
         model, rows = self.model, step.sampled_rows
-        if model.final_norm:
-            yield self._norm("norm.final", step, 1.0, model.layers[-1].norm == "rms")
         width = model.embed_proj_dim or model.hidden
         if model.embed_proj_dim:
             yield _at_the_end(role="unembed.proj", m=rows, n=width, k=model.hidden / self.tp, fmt=sixteen_bit(self.fmt))
@@ -232,7 +249,7 @@ class Lowering:
         yield _projection(role="attn.o", m=step.rows, n=hidden, k=o_in, fmt=fmt, count=count)
 
     def _cores(self, a: AttentionSpec, step: Step, count: float) -> Iterator[Op]:
-        """What depends on the context in a layer: attention itself, and what MLA rebuilds for a prompt's."""
+        """Attention itself, and with MLA what a prompt rebuilds of its context and what decoding absorbs."""
         heads, mla = a.n_heads / self.tp, a.mla
         kv_heads = kv_heads_here(a, self.tp)
         math = self.fmt.math if self.fmt.math in (DType.BF16, DType.FP16, DType.FP32) else DType.BF16
@@ -262,6 +279,9 @@ class Lowering:
                 count=count,
             )
         if step.decodes:
+            absorbed = {"m": step.decode_rows, "groups": heads, "fmt": sixteen_bit(self.fmt), "count": count}
+            if mla is not None:
+                yield _projection(role="attn.absorb_k", n=mla.kv_lora_rank, k=mla.qk_nope_head_dim, **absorbed)
             yield Attention(
                 role="attn.core",
                 phase="decode",
@@ -278,6 +298,8 @@ class Lowering:
                 latent=mla is not None,
                 count=count,
             )
+            if mla is not None:
+                yield _projection(role="attn.absorb_v", n=a.v_head_dim, k=mla.kv_lora_rank, **absorbed)
 
     def _mla(self, a: AttentionSpec, mla: MlaSpec, step: Step, count: float, cores: Sequence[Op]) -> Iterator[Op]:
         """DeepSeek-V2 section 2.1: latents down, heads up; decode absorbs the up-projections."""
@@ -290,28 +312,7 @@ class Lowering:
         yield _projection(role="attn.kv_down", m=rows, n=latent, k=hidden, fmt=fmt, count=count)
         yield _projection(role="attn.q_up", m=rows, n=heads * a.head_dim, k=q_in, fmt=fmt, count=count)
         yield self._passes("attn.rope", "rope", step, (heads + 1) * mla.qk_rope_head_dim, count)
-        rank, nope = mla.kv_lora_rank, mla.qk_nope_head_dim
-        if step.decodes:
-            yield _projection(
-                role="attn.absorb_k",
-                m=step.decode_rows,
-                n=rank,
-                k=nope,
-                groups=heads,
-                fmt=sixteen_bit(fmt),
-                count=count,
-            )
         yield from cores
-        if step.decodes:
-            yield _projection(
-                role="attn.absorb_v",
-                m=step.decode_rows,
-                n=a.v_head_dim,
-                k=rank,
-                groups=heads,
-                fmt=sixteen_bit(fmt),
-                count=count,
-            )
         yield _projection(role="attn.o", m=rows, n=hidden, k=heads * a.v_head_dim, fmt=fmt, count=count)
 
     def _ffn(self, ffn: FfnSpec, step: Step, count: float, role: str) -> Iterator[Op]:
@@ -374,9 +375,9 @@ class Lowering:
         )
 
 
-def _folded(ops: list[tuple[Op, bool]]) -> list[tuple[Op, bool]]:
+def _folded(ops: list[tuple[Op, Follows]]) -> list[tuple[Op, Follows]]:
     """Ops that differ in nothing but their count as one each; arrays are equal if they are the same object."""
-    found: dict[tuple[object, ...], tuple[Any, bool]] = {}
+    found: dict[tuple[object, ...], tuple[Any, Follows]] = {}
     op: Any
     for op, follows in ops:
         values = [getattr(op, f.name) for f in fields(op) if f.name != "count"]

@@ -12,7 +12,7 @@ from simulator.base.arrays import Array, every, maximum, minimum, some
 from simulator.base.dtypes import DType
 from simulator.device.catalogue import Device
 from simulator.device.fits import Basis
-from simulator.inference.lowering import ACT_BYTES
+from simulator.inference.lowering import ACT_BYTES, Follows
 from simulator.ops.ops import Attention, Collective, Elementwise, Linear, Moe, Op
 from simulator.ops.step import Step
 from simulator.ops.transfers import HostCompute, Transfer
@@ -85,8 +85,8 @@ def step_time(group: Group, step: Step) -> StepTime:
     times = exposed(timed(group, [op for op, _ in lowered]))
     # What depends on the context goes last: those arrays are the large ones, touched once. The order is the
     # same for one point and for a grid, so both add up to the same number.
-    follows = [f for _, f in lowered]
-    in_order = [t for want in (False, True) for t, f in zip(times, follows, strict=True) if f is want]
+    late = [(follows is Follows.CONTEXT, isinstance(op, Attention)) for op, follows in lowered]
+    in_order = [t for _, t in sorted(zip(late, times, strict=True), key=lambda of: of[0])]
     if group.pp > 1:
         times = [*times, send(group, step)]
         in_order.append(times[-1])

@@ -67,3 +67,18 @@ def prefill_step(rows: Array, tokens: Array, context: Array | None = None) -> St
         decodes=False,
         prefills=True,
     )
+
+
+def mixed_step(
+    rows: Array, context: Array, prompts: Array, tokens: Array, after: Array, decode_prompt: Array | None = None
+) -> Step:
+    """`rows` sequences of `context` tokens generate one each beside `prompts` chunks of `tokens`, `after` them."""
+    return Step(
+        decode_rows=rows,
+        decode_context=context,
+        decode_prompt=decode_prompt,
+        prefill_rows=prompts,
+        prefill_tokens=tokens,
+        prefill_context=after,
+        prefills=True,
+    )

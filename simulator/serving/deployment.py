@@ -7,9 +7,9 @@ from functools import cached_property
 
 from simulator.base.errors import InputError, UnknownNameError, UnsupportedError
 from simulator.inference.group import Group, group_of
+from simulator.inference.kvpool import KvPool, kv_pool
 from simulator.policies import Aspect
 from simulator.scenario.scenario import Scenario
-from simulator.serving.kvpool import KvPool, kv_pool
 from simulator.serving.scheduler import Scheduler
 from simulator.serving.steptime import StepTable
 from simulator.serving.tabulate import tabulate

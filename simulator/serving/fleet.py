@@ -10,9 +10,9 @@ import numpy as np
 
 from simulator.base.errors import InputError, UnsupportedError
 from simulator.inference import memory
+from simulator.inference.kvpool import reserved_blocks
 from simulator.serving.book import Book
 from simulator.serving.deployment import Deployment
-from simulator.serving.kvpool import reserved_blocks
 from simulator.serving.prefix import PrefixCache
 from simulator.serving.replica import Event, Replica
 from simulator.serving.requests import Requests

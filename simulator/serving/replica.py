@@ -12,8 +12,8 @@ from collections import deque
 from heapq import heappop, heappush
 from typing import NamedTuple
 
+from simulator.inference.kvpool import KvPool
 from simulator.serving.book import Book
-from simulator.serving.kvpool import KvPool
 from simulator.serving.prefix import PrefixCache
 from simulator.serving.scheduler import Scheduler
 from simulator.serving.steptime import StepTable

@@ -12,7 +12,8 @@ from simulator.base.arrays import Array
 from simulator.device.fits import Basis
 from simulator.inference.group import Group
 from simulator.inference.step import StepTime, step_time
-from simulator.ops.step import Step, decode_step
+from simulator.ops.step import decode_step
+from simulator.ops.step import mixed_step as step_of
 from simulator.serving.steptime import PER_OCTAVE, TILE, Line, PromptGrid, StepTable
 
 NOBODY = 1e-20
@@ -43,17 +44,7 @@ def mixed_step(group: Group, n: Array, x: Array, r: Array, q: Array, c: Array) -
     """`n` decoding sequences of context `x` beside `r` chunks of `q` tokens that end at context `c`."""
     pp = float(group.pp)
     n, x, r, q, c = (np.asarray(v, float) for v in (n, x, r, q, c))
-    return step_time(
-        group,
-        Step(
-            decode_rows=n / pp,
-            decode_context=x,
-            prefill_rows=r / pp,
-            prefill_tokens=q,
-            prefill_context=c,
-            prefills=True,
-        ),
-    )
+    return step_time(group, step_of(n / pp, x, r / pp, q, c))
 
 
 def _sum(step: StepTime, places: tuple[int, ...]) -> np.ndarray:

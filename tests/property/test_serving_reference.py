@@ -11,13 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from simulator.inference.kvpool import KvPool
 from simulator.inference.step import step_time
 from simulator.ops.step import decode_step, prefill_step
 from simulator.scenario.scenario import Scenario
 from simulator.serving.book import Book
 from simulator.serving.deployment import Deployment
 from simulator.serving.fleet import simulate
-from simulator.serving.kvpool import KvPool
 from simulator.serving.prefix import PrefixCache
 from simulator.serving.replica import Replica
 from simulator.serving.scheduler import Scheduler

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from simulator.inference.kvpool import KvPool
 from simulator.scenario.scenario import Scenario
 from simulator.serving import metrics
 from simulator.serving.book import Book
 from simulator.serving.deployment import Deployment
 from simulator.serving.fleet import Outcome, simulate
-from simulator.serving.kvpool import KvPool
 from simulator.serving.replica import Replica
 from simulator.serving.requests import Requests
 from simulator.serving.scheduler import Scheduler
