@@ -20,6 +20,8 @@ from __future__ import annotations
 
 from simulator.base.errors import InputError, NothingFeasibleError, ShadowlineError
 from simulator.device.catalogue import Device, edited, list_devices
+from simulator.inference.oracle import Oracle, oracle
+from simulator.inference.step import StepTime
 from simulator.model.hub import list_models
 from simulator.model.spec import ModelSpec
 from simulator.policies import POLICIES, Policy
@@ -44,6 +46,7 @@ __all__ = [
     "InputError",
     "ModelSpec",
     "NothingFeasibleError",
+    "Oracle",
     "Plan",
     "Policy",
     "Prediction",
@@ -52,6 +55,7 @@ __all__ = [
     "Scenario",
     "Scheduler",
     "ShadowlineError",
+    "StepTime",
     "Swept",
     "Verdict",
     "device",
@@ -59,6 +63,7 @@ __all__ = [
     "edited",
     "model",
     "models",
+    "oracle",
     "plan",
     "policies",
     "policy",

@@ -63,8 +63,7 @@ class Oracle:
 
     Examples
     --------
-    >>> from simulator.inference.oracle import oracle
-    >>> from simulator.scenario.scenario import Scenario
+    >>> from simulator.api import Scenario, oracle
     >>> ask = oracle(Scenario(model="llama-3.1-8b", device="h100-sxm"))
     >>> 5e-3 < ask.decode_s(batch=16, context=1000.5) < ask.mixed_s(16, 1000.5, tokens=512) < 50e-3
     True
@@ -114,7 +113,7 @@ class Oracle:
         prompt : float, optional
             Prompt tokens among them; policies that treat generated tokens apart take all as prompt without it [-].
         """
-        self._refuse(context, batch=batch, context=context)
+        self._refuse(context, 0.0, batch=batch, context=context)
         rows = batch / min(batch, float(self.group.pp))
         return self._step(decode_step(rows, float(context), None if prompt is None else float(prompt)))
 
@@ -128,7 +127,7 @@ class Oracle:
         prompts : float
             Sequences [-]; where they are more than one, `pp` stages need ``(micro + pp - 1) / pp`` passes in all.
         """
-        self._refuse(tokens + past, tokens=tokens, prompts=prompts)
+        self._refuse(tokens + past, past, tokens=tokens, prompts=prompts)
         rows = prompts / min(prompts, float(self.group.pp))
         return self._step(prefill_step(rows, float(tokens), float(tokens + past)))
 
@@ -142,7 +141,8 @@ class Oracle:
         prompt: float | None = None,
     ) -> StepTime:
         """A step of `batch` decoding sequences as in `decode` and `prompts` chunks as in `prefill`."""
-        self._refuse(max(context, tokens + past), batch=batch, context=context, tokens=tokens, prompts=prompts)
+        longest = max(context, tokens + past)
+        self._refuse(longest, past, batch=batch, context=context, tokens=tokens, prompts=prompts)
         micro = min(batch + prompts, float(self.group.pp))
         step = mixed_step(
             batch / micro,
@@ -174,10 +174,12 @@ class Oracle:
         """Weights on the fullest GPU, predictors included [B]."""
         return memory.weights_bytes(self.group.lowering, self.group.pp)
 
-    def _refuse(self, longest: float, **least_one: float) -> None:
+    def _refuse(self, longest: float, past: float, **least_one: float) -> None:
         for name, value in least_one.items():
             if not value >= 1.0:
                 raise InputError(f"must be 1 or more, not {value!r}", where=name)
+        if not past >= 0.0:
+            raise InputError(f"must be 0 or more, not {past!r}", where="past")
         limit = self.group.model.max_context
         if not longest <= limit and not self.group.ignore_context:
             raise InputError(f"{longest:g} tokens exceed the model's {limit}", where="context")
@@ -188,8 +190,8 @@ class Oracle:
             return step_time(group, step)
         fixed = self._fixed(step)
         times = self._timed(step, Follows.CONTEXT)
-        if fixed.beside:
-            waiting = self._waits(step)
+        waiting = self._waits(step)
+        if waiting:
             after = exposed([*times, *fixed.beside])
             times = [t for i, t in enumerate(after) if i < len(times) or _beside(t.op) in waiting]
         return finished(group, step, fixed.sums + Sums.of(group, times))
@@ -224,12 +226,13 @@ class Oracle:
 
     def _part(self, step: Step, follows: Follows) -> _Part:
         group, waiting = self.group, self._waits(step)
-        times = exposed(self._timed(step, follows))
+        times = self._timed(step, follows)
         if follows is Follows.TOKENS and group.pp > 1:
             times.append(send(group, step))
         apart = [t for t in times if _beside(t.op) in waiting]
         covers = [t for t in times if not _beside(t.op) and any(t.op.role.startswith(w) for w in waiting)]
-        return _Part(Sums.of(group, [t for t in times if _beside(t.op) not in waiting]), (*apart, *covers))
+        alone = [t for t in exposed(times) if _beside(t.op) not in waiting]
+        return _Part(Sums.of(group, alone), (*apart, *covers))
 
     def _waits(self, step: Step) -> frozenset[tuple[str, ...]]:
         """The `beside` of ops whose wait depends on more than one kind of ops, in steps like `step`."""
@@ -252,5 +255,25 @@ def _mixes(lowered: Sequence[tuple[Op, Follows]], beside: tuple[str, ...]) -> bo
 
 
 def oracle(scenario: Scenario, *, max_num_seqs: int = 256, max_num_batched_tokens: int = 8192) -> Oracle:
-    """Oracle of a scenario's deployment; its batch and lengths are not used."""
+    """Times of single steps and memory of a scenario's deployment; its batch and lengths are not used.
+
+    Parameters
+    ----------
+    scenario : Scenario
+        Model, device, policy, engine, formats and parallelism.
+    max_num_seqs, max_num_batched_tokens : int
+        As the engine is started: sequences at once and tokens per step [-].
+
+    Raises
+    ------
+    NothingFeasibleError
+        It cannot run; the message says what would work.
+
+    Examples
+    --------
+    >>> from simulator.api import Scenario, oracle
+    >>> ask = oracle(Scenario(model="llama-3.1-8b", device="h100-sxm"))
+    >>> ask.decode_s(batch=16, context=1000.5) < ask.mixed_s(16, 1000.5, tokens=512)
+    True
+    """
     return Oracle(group_of(scenario), max_num_seqs=max_num_seqs, max_num_batched_tokens=max_num_batched_tokens)
