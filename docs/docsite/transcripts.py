@@ -74,9 +74,9 @@ def examples(text: str) -> Iterator[Example]:
         )
 
 
-def lacking(example: Example) -> set[str]:
-    """Libraries that the fence's commands need and that are not installed."""
-    modules = re.findall(r"python -m (\w+)", example.code)
+def lacking(code: str) -> set[str]:
+    """Libraries that the commands in `code` need and that are not installed."""
+    modules = re.findall(r"python -m (\w+)", code)
     extras = {EXTRA[module] for module in modules if module in EXTRA}
     wanted = {r.name for r in requirements() if r.extra in extras}
     return {name for name in wanted if not list(metadata.distributions(name=name))}

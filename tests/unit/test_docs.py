@@ -19,12 +19,6 @@ from simulator.device.catalogue import list_devices
 from simulator.policies import POLICIES
 
 DOCS = Path(__file__).parents[2] / "docs"
-COMMAND = re.compile(r"python -m ((?:simulator|traces|reports|sparse_kernels)(?:\.\w+)*)([^\n`|;)>]*)")
-
-
-def pages() -> list[Path]:
-    root = DOCS.parent
-    return [*sorted(DOCS.rglob("*.md")), root / "README.md", root / "CONTRIBUTING.md"]
 
 
 @cache
@@ -97,27 +91,6 @@ def test_an_unknown_mark_fails_the_build():
         expand("<!-- generated: nonsense -->")
 
 
-@pytest.mark.parametrize("page", pages(), ids=lambda p: p.stem)
-def test_commands_on_a_page_exist_with_their_flags(page: Path):
-    """Also of commands that are not run: `--flag` must be one of the verb's."""
-    from docsite.commands import application
-
-    known = {verb.module for verb in verbs()}
-    text = page.read_text(encoding="utf-8").replace("\\\n", " ")
-    for module, rest in COMMAND.findall(text):
-        word = (rest.split() or [""])[0]
-        if module == "simulator" and f"simulator.{word}" in known:
-            module = f"simulator.{word}"
-        if module == "simulator" or module.endswith((".X", ".VERB")):  # the list, or any verb
-            continue
-        assert module in known, f"{page.name}: python -m {module}"
-        root = typer.main.get_command(application(module))
-        commands = list(getattr(root, "commands", {"": root}).values())
-        flags = {o for c in commands for p in c.params for o in (*p.opts, *p.secondary_opts)} | {"--help"}
-        used = set(re.findall(r"(?<!\S)--[a-z][a-z-]*", rest))
-        assert used <= flags, f"{page.name}: python -m {module} has no {used - flags}"
-
-
 def test_equations_of_modules_stay_as_written():
     from docsite.docstrings import literal
 
@@ -183,7 +156,7 @@ def fences() -> list[Any]:
 def test_commands_of_the_guides_print_what_is_shown(name: str, index: int):
     """Run anew with `python docs/docsite/transcripts.py --update` where a prediction was meant to move."""
     example: Example = guide(name).examples[index]
-    if absent := lacking(example):
+    if absent := lacking(example.code):
         pytest.skip(f"{', '.join(sorted(absent))} not installed")
     printed = guide(name).printed(index)
     problem = "" if example.shown is None else differs(example.shown, printed)
