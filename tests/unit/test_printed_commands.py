@@ -192,7 +192,7 @@ def test_commands_are_found_however_they_are_written(tmp_path: Path):
     page.write_text(
         "Say `python -m simulator.models` or `make\ndemo`, not `python` alone.\n\n"
         "```sh\n# a remark\nM=x\npython -m simulator.predict --model $M \\\n    --device 'a b'   # why\nls\n```\n"
-        "```text\npython -m simulator.nothing\n```\n\n"
+        "```text\npython -m simulator.sweep\n```\n\n"
         "    python -m simulator doctor > x.txt   # indented\n    t = a * b\n"
     )
     found = [(c.line, c.text) for c in printed(page)]
