@@ -10,7 +10,6 @@ import json
 import logging
 import os
 import re
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from simulator.base.errors import AmbiguousNameError, InputError, UnknownNameError, fold, suggest
-from simulator.base.files import read_limited
+from simulator.base.files import parse_toml, read_limited
 from simulator.base.memo import Memo, stamp
 from simulator.model.architectures import from_config
 from simulator.model.spec import ModelSpec
@@ -232,14 +231,20 @@ _INDICES: Memo[_Index] = Memo(1)
 
 def _indexed() -> _Index:
     names = sorted(entry.name.removesuffix(".json") for entry in _folder().iterdir() if entry.name.endswith(".json"))
-    table = tomllib.loads((_folder() / "aliases.toml").read_text("utf-8"))
+    where = "hw_profiles/models/aliases.toml"
+    table = parse_toml((_folder() / "aliases.toml").read_text("utf-8"), where)
     by_key = {fold(name): name for name in names}
     for name, spellings in table["models"].items():
         for spelling in spellings:
             known = by_key.setdefault(fold(spelling), name)
             if known != name:
-                raise InputError(f"alias {spelling!r} means both {known} and {name}", where="aliases.toml")
+                raise InputError(f"alias {spelling!r} means both {known} and {name}", where=where)
     ambiguous = {fold(key): tuple(value) for key, value in table["ambiguous"].items()}
+    for spelling, candidates in table["ambiguous"].items():
+        if len(candidates) < 2 or not set(candidates) <= set(names):
+            # What is added at the end of the file lands here.
+            wrong = f"[ambiguous] {spelling!r} must list two bundled models or more"
+            raise InputError(f"{wrong}; other spellings of one model stand under [models]", where=where)
     return _Index(tuple(names), by_key, ambiguous, {k: tuple(v) for k, v in table["models"].items()})
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import tomllib
 from functools import lru_cache
 from importlib import resources
 
 from pydantic import BaseModel, ConfigDict
+
+from simulator.base.files import parse_toml
 
 
 class Software(BaseModel):
@@ -47,4 +48,5 @@ class Software(BaseModel):
 def software() -> dict[str, Software]:
     """Software by policy name, of ``simulator/policies/software.toml``."""
     text = resources.files("simulator.policies").joinpath("software.toml").read_text("utf-8")
-    return {name: Software(**entry) for name, entry in tomllib.loads(text).items()}
+    table = parse_toml(text, "simulator/policies/software.toml")
+    return {name: Software(**entry) for name, entry in table.items()}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -15,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from simulator.base import console
 from simulator.base.errors import InputError, ShadowlineError, UnsupportedError
+from simulator.base.files import parse_toml
 from simulator.inference.evaluate import evaluate
 from simulator.inference.group import group_of, runnable
 from simulator.inference.status import Status
@@ -156,7 +156,7 @@ class Choice:
 def load_series() -> tuple[Series, ...]:
     """All series of ``simulator/results/published_quality.toml``."""
     text = resources.files("simulator.results").joinpath(FILE).read_text("utf-8")
-    return tuple(Series(**s) for s in tomllib.loads(text)["series"])
+    return tuple(Series(**s) for s in parse_toml(text, f"simulator/results/{FILE}")["series"])
 
 
 def published(model: str, policy: str) -> list[tuple[Series, float]]:

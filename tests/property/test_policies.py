@@ -41,7 +41,7 @@ def home_model(policy: str) -> str:
     for model in MODELS:
         if lowered(policy, model).why_not() is None:
             return model
-    raise AssertionError(f"{policy} applies to none of {MODELS}")
+    raise AssertionError(f"{policy} applies to none of {MODELS}; add one that it serves to MODELS of this test")
 
 
 def split(policy: str, model: str, step: Step) -> tuple[Traffic, Traffic]:
@@ -57,15 +57,12 @@ def split(policy: str, model: str, step: Step) -> tuple[Traffic, Traffic]:
 def test_every_policy_tells_what_it_is(name: str) -> None:
     """Family, citation, limits, described and bounded parameters, and a reason with each refusal."""
     cls = POLICIES[name]
-    assert cls.family
-    assert cls.summary
-    if name != "dense":
-        assert cls.citation
-        assert cls.not_modelled
-        assert cls.aspects
+    told = ("family", "summary") if name == "dense" else ("family", "summary", "citation", "not_modelled", "aspects")
+    empty = [word for word in told if not getattr(cls, word)]
+    assert not empty, f"{cls.__module__}.{cls.__name__}: {', '.join(empty)} is empty; the catalogue shows it"
     for model in MODELS:
         reason = lowered(name, model).why_not()
-        assert reason is None or len(reason) > 10
+        assert reason is None or len(reason) > 10, f"{name}: why_not says {reason!r}; write a sentence"
 
 
 def test_designs_for_other_hardware_are_no_free_choice() -> None:

@@ -56,18 +56,22 @@ def test_published_total(name: str) -> None:
     if published is None:
         pytest.skip("the publisher states no total beyond the name")
     total, exact, source = published
-    assert source
+    where = f"hw_profiles/models/{name}.json: "
+    assert source, f"{where}_published_source is empty; say where the total stands"
     counted = hub.find_model(name).n_params
+    differs = f"{where}its shape has {counted:,} parameters, _published_params says {total:,}"
     if exact:
-        assert counted == total
+        hint = "a size, a bias or tie_word_embeddings is wrong; where the total is rounded leave out _published_exact"
+        assert counted == total, f"{differs}; {hint}"
     else:
-        assert counted == pytest.approx(total, rel=ROUNDED)
+        assert counted == pytest.approx(total, rel=ROUNDED), f"{differs}, more than {ROUNDED:.1%} apart"
 
 
 @pytest.mark.parametrize("name", hub.list_models())
 def test_profile_states_its_source(name: str) -> None:
     config = facts(name)
-    assert config["_source"]
-    assert ("_published_params" in config) == ("_published_source" in config)
-    assert name == name.casefold()
-    assert "/" not in name
+    where = f"hw_profiles/models/{name}.json: "
+    assert config.get("_source"), f"{where}_source is missing; the address of the config.json"
+    both = ("_published_params" in config) == ("_published_source" in config)
+    assert both, f"{where}_published_params and _published_source go together"
+    assert name == name.casefold(), f"{where}the file's name must be in lower case"

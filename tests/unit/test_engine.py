@@ -82,11 +82,11 @@ def test_engines_file_round_trips_and_names_its_sources() -> None:
     again = parse_engines(to_toml(engines))
     assert list(again) == list(engines)
     for name, engine in engines.items():
-        assert engine.source
-        assert engine.title
-        assert again[name] == engine
-        if engine.n:
-            assert engine.date
+        where = f"hw_profiles/engines.toml: [{name}]: "
+        assert engine.source, f"{where}source is empty"
+        assert engine.title, f"{where}title is empty; what people call it"
+        assert again[name] == engine, f"{where}is not what it reads back as"
+        assert engine.date or not engine.n, f"{where}fitted to {engine.n} rows without a date"
     with pytest.raises(UnknownNameError, match="vllm"):
         get_engine("vlm")
 

@@ -34,10 +34,13 @@ def run(monkeypatch, *words: str) -> None:
 
 
 def test_software_is_of_registered_policies_and_knows_what_vllm_starts():
-    assert set(software()) <= set(POLICIES)
-    for s in software().values():
-        assert s.engine or s.code or s.needs
-        assert not s.code or s.code.startswith("github.com/")
+    where = "simulator/policies/software.toml: "
+    unknown = sorted(set(software()) - set(POLICIES))
+    assert not unknown, f"{where}{unknown}: no policy of that name; `python -m simulator.policies` lists them"
+    for name, s in software().items():
+        assert s.engine or s.code or s.needs, f"{where}[{name}] says nothing; give engine, code or needs"
+        short = s.code.startswith("github.com/") or not s.code
+        assert short, f"{where}[{name}] code = {s.code!r}; write github.com/OWNER/NAME"
     for name in VLLM_POLICIES:
         assert "vLLM" in software()[name].engine, name
     # vLLM dropped 2:4 in 0.19.1 (vllm-project/vllm#36799): code that a launch command cannot count on.

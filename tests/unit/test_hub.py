@@ -83,10 +83,26 @@ def test_every_alias_target_is_bundled() -> None:
 
     table = tomllib.loads((files("hw_profiles") / "models" / "aliases.toml").read_text("utf-8"))
     names = set(hub.list_models())
-    assert set(table["models"]) <= names
-    for candidates in table["ambiguous"].values():
-        assert len(candidates) > 1
-        assert set(candidates) <= names
+    unknown = sorted(set(table["models"]) - names)
+    assert not unknown, f"hw_profiles/models/aliases.toml: [models] {unknown}: there is no such .json beside it"
+
+
+@pytest.mark.parametrize(
+    ("added", "told"),
+    [
+        ('"smollm2" = ["HuggingFaceTB/SmolLM2-1.7B"]', "or more; other spellings of one model stand"),
+        ('"llama" = ["llama-2-7b", "llama-9-7b"]', "two bundled models or more"),
+        ('"llama" ["llama-2-7b"]', r"aliases\.toml:\d+: not valid TOML"),
+    ],
+)
+def test_a_slip_in_the_aliases_is_one_line(added: str, told: str, tmp_path: Path, monkeypatch) -> None:
+    text = (files("hw_profiles") / "models" / "aliases.toml").read_text("utf-8")
+    (tmp_path / "aliases.toml").write_text(f"{text}\n{added}\n")
+    for name in hub.list_models():
+        (tmp_path / f"{name}.json").write_text("{}")
+    monkeypatch.setattr(hub, "_folder", lambda: tmp_path)
+    with pytest.raises(InputError, match=told):
+        hub.find_model("llama-2-7b")
 
 
 def test_ambiguous_name_lists_candidates() -> None:

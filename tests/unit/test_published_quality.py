@@ -38,10 +38,12 @@ def member(text: str):
 def test_every_series_resolves_and_has_a_source() -> None:
     for s in load_series():
         assert CATALOGUE.model(s.model).name == s.model
-        assert "arXiv" in s.source or "model card" in s.source
-        assert len(parse(s.policy).members) == 1
+        where = f"simulator/results/published_quality.toml: {s.model}, {s.policy}: "
+        named = "arXiv" in s.source or "model card" in s.source
+        assert named, f"{where}source {s.source!r} names neither an arXiv number nor a model card"
+        assert len(parse(s.policy).members) == 1, f"{where}one policy per series, without +"
         for policy in s.settings(1.0):
-            assert s.quality(policy) is not None
+            assert s.quality(policy) is not None, f"{where}no quality at its own setting {policy}"
 
 
 def test_linear_between_settings_and_unknown_outside() -> None:
