@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from simulator.base.errors import InputError
-from simulator.device.catalogue import load as load_device
+from simulator.device.catalogue import Device
 from simulator.model import hub
+from simulator.model.spec import ModelSpec
+from simulator.scenario.catalogue import CATALOGUE
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -87,8 +88,11 @@ def prepare(raw: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, int]]:
         raise InputError(f"e2e rows lack the columns {missing}", where="--data")
     kept: list[dict[str, Any]] = []
     reasons: Counter[str] = Counter()
+    models = {text: _model(text) for text in raw["model"].dropna().unique()}
+    devices = {text: _device(text) for text in raw["device"].dropna().unique()}
     for row in raw.to_dict("records"):
-        setup, reason = _setup({k: (None if pd.isna(v) else v) for k, v in row.items()})
+        given = {k: (None if pd.isna(v) else v) for k, v in row.items()}
+        setup, reason = _setup(given, models.get(given["model"]), devices.get(given["device"]))
         if setup is None:
             reasons[reason] += 1
         else:
@@ -103,8 +107,8 @@ def prepare(raw: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, int]]:
     return out.reset_index(), dict(reasons.most_common())
 
 
-def _setup(row: dict[str, Any]) -> tuple[dict[str, Any] | None, str]:
-    """One row as a setup, or the reason it is none."""
+def _setup(row: dict[str, Any], model: ModelSpec | None, device: Device | None) -> tuple[dict[str, Any] | None, str]:
+    """One row of a model and device as a setup, or the reason it is none."""
     source = row["source"]
     lacking = [k for k in ("source", "model", "device", "metric", "value") if row[k] is None]
     if lacking:
@@ -131,11 +135,9 @@ def _setup(row: dict[str, Any]) -> tuple[dict[str, Any] | None, str]:
         return None, "tensor parallelism not stated (layer split)"
     if engine == "llama.cpp" and tp > 1:
         return None, "llama.cpp splits layers or rows over GPUs, not tensors"
-    model = _model(row["model"])
     if model is None:
         encoder = any(e in row["model"].casefold() for e in ENCODERS)
         return None, "encoder-decoder" if encoder else "model has no bundled config"
-    device = _device(row["device"])
     if device is None:
         return None, "device has no profile"
     dtype, reason = _dtype(row.get("quant"), source, model, device)
@@ -149,14 +151,14 @@ def _setup(row: dict[str, Any]) -> tuple[dict[str, Any] | None, str]:
         return None, f"metric {row['metric']} without what it needs"
     metric, seconds, prompt, output = timed
     # A refused request shows only in the whole latency; first-token and per-token times were really taken.
-    if metric == "e2e" and prompt + output > hub.find_model(model).max_context:
+    if metric == "e2e" and prompt + output > model.max_context:
         return None, "longer than the model's context, so cut or refused"
     return {
         "family": "step" if source in STEP_SOURCES else "serving",
         "source": source,
         "engine": engine,
-        "device": device,
-        "model": model,
+        "device": device.name,
+        "model": model.name,
         "dtype": dtype,
         "kv_dtype": "fp8" if "KV" in note and "fp8" in note.casefold() else "auto",
         "tp": int(tp),
@@ -174,37 +176,34 @@ def _engine(text: str) -> str | None:
     return next((name for pattern, name in ENGINES if re.match(pattern, text)), None)
 
 
-@lru_cache(maxsize=1024)
-def _model(text: str) -> str | None:
+def _model(text: str) -> ModelSpec | None:
     """Bundled model, never the network: a row must mean the same on every machine."""
     try:
-        return hub.resolve(MODELS.get(text, text))
+        return CATALOGUE.model(hub.resolve(MODELS.get(text, text)))
     except InputError:
         return None
 
 
-@lru_cache(maxsize=256)
-def _device(text: str) -> str | None:
+def _device(text: str) -> Device | None:
     try:
-        return load_device(text).name
+        return CATALOGUE.device(text)
     except InputError:
         return None
 
 
-def _dtype(quant: str | None, source: str, model: str, device: str) -> tuple[str | None, str]:
+def _dtype(quant: str | None, source: str, model: ModelSpec, device: Device) -> tuple[str | None, str]:
     """Our format, where the source's words name exactly one."""
     if quant in NOT_EXACT:
         return None, NOT_EXACT[quant]
-    spec = hub.find_model(model)
     if quant is None:
-        if source not in CLOSED_SOURCES or "fp8" in model:
+        if source not in CLOSED_SOURCES or "fp8" in model.name:
             return None, "quant not stated"
         return "bf16", ""
-    if model.startswith("gpt-oss"):
+    if model.name.startswith("gpt-oss"):
         return None, "quant: 4-bit experts beside 16-bit attention"
-    if model in BLOCK_FP8 and quant.startswith("gemm=fp8"):
+    if model.name in BLOCK_FP8 and quant.startswith("gemm=fp8"):
         return "fp8_block", ""
-    mla = any(layer.attention.mla is not None for layer in spec.layers)
+    mla = any(layer.attention.mla is not None for layer in model.layers)
     if mla and "nvfp4" in quant:
         return None, "quant: nvfp4 experts beside 16-bit attention"
     if quant not in DTYPES:
@@ -212,8 +211,8 @@ def _dtype(quant: str | None, source: str, model: str, device: str) -> tuple[str
     from simulator.base.dtypes import get_format
 
     dtype = DTYPES[quant]
-    if not load_device(device).has(get_format(dtype).math):
-        return None, f"quant {quant} runs on {device} only by emulation"
+    if not device.has(get_format(dtype).math):
+        return None, f"quant {quant} runs on {device.name} only by emulation"
     return dtype, ""
 
 
