@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from textwrap import shorten
 from typing import Annotated, Any
 
 import typer
@@ -9,6 +10,8 @@ import typer
 from simulator.base import console
 from simulator.base.errors import InputError
 
+MOST_SAID = 300
+"""Characters of what is wrong with a profile; asked for by name, it says all."""
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 
@@ -53,7 +56,12 @@ def command(
                 left=5,
             )
         return
-    rows = [row_of(load(known)) for known in list_devices()]
+    rows = []
+    for known in list_devices():
+        try:
+            rows.append(row_of(load(known)))
+        except InputError as error:
+            console.say(f"warning: left out: {shorten(str(error), MOST_SAID)}")
     if json_:
         console.out_json({"rows": rows})
     else:

@@ -21,7 +21,7 @@ class Stamp(NamedTuple):
     inode: int = 0
 
     @classmethod
-    def of(cls, path: Path) -> Stamp:
+    def of(cls, path: Path | str) -> Stamp:
         """Stamp of an existing file or folder."""
         found = os.stat(path)
         return cls(str(path), found.st_mtime_ns, found.st_size, found.st_ino)

@@ -18,7 +18,7 @@ from simulator.base.extras import PROJECT
 T = TypeVar("T")
 MOST_SAID = 300
 """Characters of what a plug-in raised."""
-LOGGER = logging.getLogger("shadowline.plugins")
+LOGGER = logging.getLogger("shadowline")
 """One warning per plug-in that failed; without a handler of the caller's, Python prints it on stderr."""
 
 

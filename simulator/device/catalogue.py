@@ -8,12 +8,13 @@ edited file answers anew. The types are in `simulator.device.types`, reading in 
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import lru_cache
+from functools import cache, lru_cache
 from importlib import resources
 from pathlib import Path
 
@@ -45,6 +46,7 @@ __all__ = [
 ]
 
 _MOST_BYTES = 2**20
+LOGGER = logging.getLogger("shadowline")
 
 
 def edited(device: Device, values: Mapping[str, str], source: str = "user-edit") -> Device:
@@ -184,7 +186,7 @@ def load(name_or_path: str | Path) -> Device:
         return _with(file, shown, *_fit_files(_profile(file, shown).name))
     name = resolve(text)
     path = _files()[name]
-    file, shown = _stamp(path), str(path) if _is_own(path) else path.name
+    file, shown = _stamp(path), path.name if _package_files().get(name) is path else str(path)
     found = _profile(file, shown).name
     if fold(found) != fold(name):
         raise InputError(f"name is {found!r} but the file is called {name!r}; make them equal", where=str(path))
@@ -198,14 +200,26 @@ def measured(name: str) -> Measured:
 
 def _fit_files(name: str) -> tuple[tuple[Stamp, ...], tuple[Stamp, ...]]:
     """Fit files of the device and pooled ones, the user's first."""
-    with resources.as_file(resources.files("hw_profiles") / "measured") as packaged:
-        homes = (user_data_dir() / "measured", packaged)
-    own, pooled = ([h / folder for h in homes if (h / folder).is_dir()] for folder in (name, DEFAULT))
-    return _stamps(own), _stamps(pooled)
+    homes = (os.path.join(user_data_dir(), "measured"), os.path.join(_shipped(), "measured"))
+    own, pooled = (
+        tuple(Stamp.of(path) for home in homes for path in _tomls(os.path.join(home, folder)))
+        for folder in (name, DEFAULT)
+    )
+    return own, pooled
 
 
-def _stamps(folders: list[Path]) -> tuple[Stamp, ...]:
-    return tuple(Stamp.of(p) for folder in folders for p in sorted(folder.glob("*.toml")))
+@cache
+def _shipped() -> str:
+    with resources.as_file(resources.files("hw_profiles")) as folder:
+        return str(folder)
+
+
+def _tomls(folder: str) -> list[str]:
+    """TOML files of a folder, sorted; none where it is not there."""
+    try:
+        return sorted(entry.path for entry in os.scandir(folder) if entry.name.endswith(".toml"))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
 
 
 @lru_cache(maxsize=256)
@@ -241,20 +255,13 @@ def _stamp(path: Path) -> Stamp:
 @lru_cache(maxsize=1)
 def _package_files() -> dict[str, Path]:
     """Shipped profiles by name."""
-    folder = resources.files("hw_profiles") / "devices"
-    with resources.as_file(folder) as path:
-        return {p.stem: p for p in sorted(path.glob("*.toml"))}
-
-
-def _is_own(path: Path) -> bool:
-    return path not in _package_files().values()
+    return {p.stem: p for p in map(Path, _tomls(os.path.join(_shipped(), "devices")))}
 
 
 def _files() -> dict[str, Path]:
     """Profiles by name; the user's own shadow shipped ones of the same name."""
-    own = user_data_dir() / "devices"
-    mine = {p.stem: p for p in sorted(own.glob("*.toml"))} if own.is_dir() else {}
-    return {**_package_files(), **mine}
+    mine = {p.stem: p for p in map(Path, _tomls(os.path.join(user_data_dir(), "devices")))}
+    return {**_package_files(), **mine} if mine else _package_files()
 
 
 @lru_cache(maxsize=8)
@@ -267,7 +274,9 @@ def _spellings(files: tuple[tuple[str, Stamp], ...]) -> dict[str, tuple[str, ...
         try:
             top = tomllib.loads(head)
         except tomllib.TOMLDecodeError as error:
-            raise InputError(f"not valid TOML: {error}", where=file.path) from None
+            # One of the user's own that is broken must not hide the others; asked for itself, it is refused.
+            LOGGER.warning("warning: %s: its aliases are left out, not valid TOML: %s", file.path, error)
+            continue
         for spelling in (*top.get("aliases", ()), *top.get("matches", ())):
             claims.setdefault(fold(spelling), set()).add(name)
     return {key: tuple(sorted(names)) for key, names in claims.items()}

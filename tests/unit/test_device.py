@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from simulator import devices as devices_verb
 from simulator.base.dtypes import DType
 from simulator.base.errors import AmbiguousNameError, InputError, UnknownNameError, UnsupportedError
 from simulator.device import catalogue as devices
@@ -239,12 +240,21 @@ def test_edited_refuses_like_a_file(values, says):
     assert says in str(caught.value)
 
 
-def test_a_broken_own_file_is_named_when_aliases_are_needed(own_folder):
+def test_a_broken_own_file_is_named_once_and_the_rest_works(own_folder, caplog, call):
     own_folder.mkdir()
     (own_folder / "mine.toml").write_text("name = \n")
     assert load("h200").name == "h200"  # an exact name needs no other file
-    with pytest.raises(InputError, match=r"mine\.toml: not valid TOML"):
-        resolve("4090")
+    assert caplog.messages == []
+    assert resolve("4090") == resolve("RTX 4090") == "rtx-4090"
+    (line,) = caplog.messages
+    assert line.startswith(f"warning: {own_folder / 'mine.toml'}: its aliases are left out, not valid TOML: ")
+    with pytest.raises(InputError, match=r"mine\.toml:1: not valid TOML"):
+        load("mine")
+    code, out, err = call(devices_verb.app)
+    assert code == 0
+    assert "h200" in out
+    assert err.startswith(f"warning: left out: {own_folder / 'mine.toml'}:1: not valid TOML")
+    assert len(err.splitlines()) == 1
 
 
 # --- speed and imports
