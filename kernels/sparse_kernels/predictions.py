@@ -79,8 +79,7 @@ def _gathered(t: OpTime, device: Device) -> OpTime:
     memory = next(iter(device.measured.own("memory")), None)
     if memory is None or not isinstance(t.op, Elementwise) or not np.isfinite(t.op.run_bytes):
         return t
-    factor = np.exp(1.645 * memory.residual.sigma_in)
-    return t._replace(lo_s=t.lo_s / factor, hi_s=t.hi_s * factor)
+    return t._replace(apart=np.exp(1.645 * memory.residual.sigma_in))
 
 
 def _known(op: Op) -> Op:
@@ -91,8 +90,7 @@ def _known(op: Op) -> Op:
 
 
 def _bytes_only(t: OpTime) -> OpTime:
-    share = t.memory_s / t.total_s
-    return t._replace(total_s=t.memory_s, launch_s=0.0, lo_s=t.lo_s * share, hi_s=t.hi_s * share)
+    return t._replace(total_s=t.memory_s, launch_s=0.0)
 
 
 def digest(points: Iterable[Mapping[str, Any]], device: Device) -> str:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING
 
 from simulator.base.arrays import Array, every, maximum, minimum, some
@@ -21,7 +21,7 @@ from simulator.roofline.engine import StepParts
 from simulator.roofline.hardware import hardware
 from simulator.roofline.timing import OpTime, math_of, time_op, working_set_bytes
 from simulator.roofline.transfer import exposed
-from simulator.roofline.uncertainty import Errors
+from simulator.roofline.uncertainty import Errors, Interval
 
 if TYPE_CHECKING:
     from simulator.inference.group import Group
@@ -43,36 +43,87 @@ Shares = dict[Bound, Array]
 """Seconds by what they are attributed to, every `Bound` in its order [s]."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class StepTime:
     """Time of one forward pass of the whole pipeline; arrays of the step's shape.
 
+    Everything beyond `total_s` is worked out when it is asked for.
+
     Attributes
     ----------
-    total_s, lo_s, hi_s : Array
-        Time with its 90 % interval; the lower end is never below reading weights and KV once, nor below the
-        linear layers' flop at the highest clock [s].
-    gpu_s, host_s : Array
-        Sum of the kernels, and the host's submission beside it [s].
-    shares_s : Shares
-        Time attributed to each `Bound`, none negative [s]; they add up to `total_s`.
-    mode : str
-        'graph', 'eager' or 'graph split'.
     parts : StepParts
         Stream, submission and waiting of the step.
+    sums : Sums
+        What the ops add up to.
+    mode : str
+        'graph', 'eager' or 'graph split'.
+    floor_s : Array
+        Least time to read the weights and the KV of the step once, beyond what L2 holds [s].
+    sigma, density_sigma : float
+        Log error of the whole step, and of the density of another model's trace [-].
+    ops : tuple of OpTime
+        The ops one by one, where they were asked for.
     """
 
-    total_s: Array
-    lo_s: Array
-    hi_s: Array
-    gpu_s: Array
-    host_s: Array
-    shares_s: Shares
-    busy: Array
-    mode: str
-    basis: Basis
     parts: StepParts
+    sums: Sums
+    mode: str
+    floor_s: Array
+    sigma: float
+    density_sigma: float
     ops: tuple[OpTime, ...] = ()
+
+    @property
+    def total_s(self) -> Array:
+        """Time of the step [s]."""
+        return self.parts.total_s
+
+    @cached_property
+    def _interval(self) -> Interval:
+        details = self.sums.details
+        return details.errors.interval(self.total_s, self.sigma, details.gathered_s, self.density_sigma)
+
+    @cached_property
+    def lo_s(self) -> Array:
+        """Lower end of the 90 % interval, at least `floor_s` and the linear layers' flop at the highest clock [s]."""
+        least = minimum(maximum(self.floor_s, self.sums.details.least_math_s), self.total_s)
+        return maximum(self.total_s - self._interval.below_s, least)
+
+    @cached_property
+    def hi_s(self) -> Array:
+        """Upper end of the 90 % interval [s]."""
+        return self.total_s + self._interval.above_s
+
+    @property
+    def basis(self) -> Basis:
+        """The worst of the ops."""
+        return self.sums.details.errors.basis
+
+    @property
+    def gpu_s(self) -> Array:
+        """Sum of the kernels [s]."""
+        return self.sums.gpu_s
+
+    @property
+    def host_s(self) -> Array:
+        """The host's submission beside them, and what both wait for [s]."""
+        return self.parts.submit_s + self.parts.wait_s
+
+    @cached_property
+    def busy(self) -> Array:
+        """Share of the step in which the busier of arithmetic and memory works [-]."""
+        details = self.sums.details
+        return maximum(details.math_s, details.moved_s) / maximum(self.total_s, 1e-30)
+
+    @cached_property
+    def shares_s(self) -> Shares:
+        """Time attributed to each `Bound`, none negative [s]; they add up to `total_s`."""
+        shares = dict(self.sums.details.shares_s)
+        shares[Bound.LINK] = shares[Bound.LINK] + self.sums.extra_s
+        if self.parts.gain_s is not None:
+            shares = _gained(shares, self.parts.gain_s)
+        shares[Bound.HOST] = shares[Bound.HOST] + (self.total_s - self.parts.stream_s)
+        return shares
 
 
 def step_time(group: Group, step: Step) -> StepTime:
@@ -112,70 +163,47 @@ def send(group: Group, step: Step) -> OpTime:
     return time_op(op, group.device, group.engine)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False)
 class Sums:
     """What the ops of a step add up to; sums of disjoint sets of ops add up, too.
 
     Attributes
     ----------
-    gpu_s, math_s, moved_s : Array
-        Kernels, and what arithmetic and memory alone would take [s].
-    extra_s : Array
-        `Engine.collective_extra_s` of the collectives [s].
+    gpu_s, extra_s : Array
+        Kernels, and `Engine.collective_extra_s` of the collectives [s].
     launches, copies : Array
         Kernels launched, and those among them that are no kernels of the stream [-].
     read_bytes : Array
         Weights and KV of linear layers and attention, each read once [B].
-    least_math_s : Array
-        The linear layers' flop at the peak of the highest clock; 2:4 skips half of them [s].
-    gathered_s : Array
-        Time that scales with the density of another model's trace [s].
-    shares_s : Shares
-        Time by `Bound` [s].
-    errors : Errors
-        Half widths of the ops' intervals.
     graph_safe : bool
         A CUDA graph can hold all of them.
     """
 
     gpu_s: Array
-    math_s: Array
-    moved_s: Array
     extra_s: Array
     launches: Array
     copies: Array
     read_bytes: Array
-    least_math_s: Array
-    gathered_s: Array
-    shares_s: Shares
-    errors: Errors
     graph_safe: bool
+    _details: Callable[[], Details]
 
     @classmethod
     def of(cls, group: Group, times: Sequence[OpTime]) -> Sums:
         """Sums over `times`, in their order."""
-        engine, device = group.engine, group.device
-        shares: Shares = dict.fromkeys(Bound, 0.0)
+        engine = group.engine
         gpu: Array = 0.0
-        math: Array = 0.0
-        moved: Array = 0.0
         extra: Array = 0.0
         launches: Array = 0.0
         copies: Array = 0.0
         read: Array = 0.0
-        least: Array = 0.0
-        gathered: Array = 0.0
         safe = True
         for t in times:
             op, count = t.op, t.op.count
-            gpu, math, moved = gpu + t.total_s, math + t.math_s, moved + t.memory_s
+            gpu = gpu + t.total_s
             mine = count * op.launches if isinstance(op, Elementwise) else count
             launches = launches + mine
             if isinstance(op, Linear):
                 read = read + count * op.weight_read_bytes
-                least = least + op.flop * (count / _most_flop_per_s(device, op.fmt.math, op.nm24))
-                if op.gathered is not None and not op.overhead:
-                    gathered = gathered + t.total_s
             elif isinstance(op, Attention):
                 read = read + count * op.kv_read_bytes
             elif isinstance(op, Collective):
@@ -183,24 +211,76 @@ class Sums:
             elif isinstance(op, Transfer | HostCompute):
                 copies = copies + mine
             safe = safe and op.graph_safe and not op.host_sync
-            _attribute(t, shares)
-        errors = Errors.of(_once_per_role(times) if group.lowering.by_layer else times)
-        return cls(gpu, math, moved, extra, launches, copies, read, least, gathered, shares, errors, safe)
+        return cls(gpu, extra, launches, copies, read, safe, lambda: Details.of(group, times))
 
     def __add__(self, other: Sums) -> Sums:
         return Sums(
             self.gpu_s + other.gpu_s,
-            self.math_s + other.math_s,
-            self.moved_s + other.moved_s,
             self.extra_s + other.extra_s,
             self.launches + other.launches,
             self.copies + other.copies,
             self.read_bytes + other.read_bytes,
+            self.graph_safe and other.graph_safe,
+            lambda: self.details + other.details,
+        )
+
+    @cached_property
+    def details(self) -> Details:
+        """What the interval and the breakdown are made of."""
+        return self._details()
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Details:
+    """Sums that the time of a step does not need.
+
+    Attributes
+    ----------
+    math_s, moved_s : Array
+        What arithmetic and memory alone would take [s].
+    least_math_s : Array
+        The linear layers' flop at the peak of the highest clock; 2:4 skips half of them [s].
+    gathered_s : Array
+        Time that scales with the density of another model's trace [s].
+    shares_s : Shares
+        Kernels' time by `Bound` [s].
+    errors : Errors
+        Half widths of the ops' intervals.
+    """
+
+    math_s: Array
+    moved_s: Array
+    least_math_s: Array
+    gathered_s: Array
+    shares_s: Shares
+    errors: Errors
+
+    @classmethod
+    def of(cls, group: Group, times: Sequence[OpTime]) -> Details:
+        """Details of `times`, in their order."""
+        shares: Shares = dict.fromkeys(Bound, 0.0)
+        math: Array = 0.0
+        moved: Array = 0.0
+        least: Array = 0.0
+        gathered: Array = 0.0
+        for t in times:
+            op = t.op
+            math, moved = math + t.math_s, moved + t.memory_s
+            if isinstance(op, Linear):
+                least = least + op.flop * (op.count / _most_flop_per_s(group.device, op.fmt.math, op.nm24))
+                if op.gathered is not None and not op.overhead:
+                    gathered = gathered + t.total_s
+            _attribute(t, shares)
+        return cls(math, moved, least, gathered, shares, Errors.of(times, by_role=group.lowering.by_layer))
+
+    def __add__(self, other: Details) -> Details:
+        return Details(
+            self.math_s + other.math_s,
+            self.moved_s + other.moved_s,
             self.least_math_s + other.least_math_s,
             self.gathered_s + other.gathered_s,
             {bound: mine + other.shares_s[bound] for bound, mine in self.shares_s.items()},
             self.errors + other.errors,
-            self.graph_safe and other.graph_safe,
         )
 
 
@@ -222,27 +302,8 @@ def finished(group: Group, step: Step, sums: Sums, times: tuple[OpTime, ...] = (
         floor_s=floor if engine.saves(step.prefills) else 0.0,
         copies=sums.copies,
     )
-    total = parts.total_s
-    density = (sums.gathered_s, transfer_sigma()) if group.transferred else ()
-    interval = sums.errors.interval(total, engine.spread(device, step.prefills), *density)
-    shares = dict(sums.shares_s)
-    shares[Bound.LINK] = shares[Bound.LINK] + sums.extra_s
-    if parts.gain_s is not None:
-        shares = _gained(shares, parts.gain_s)
-    shares[Bound.HOST] = shares[Bound.HOST] + (total - parts.stream_s)
-    return StepTime(
-        total,
-        maximum(total - interval.below_s, minimum(maximum(floor, sums.least_math_s), total)),
-        total + interval.above_s,
-        sums.gpu_s,
-        parts.submit_s + parts.wait_s,
-        shares,
-        maximum(sums.math_s, sums.moved_s) / maximum(total, 1e-30),
-        mode,
-        interval.basis,
-        parts,
-        times,
-    )
+    sigma = engine.spread(device, step.prefills)
+    return StepTime(parts, sums, mode, floor, sigma, transfer_sigma() if group.transferred else 0.0, times)
 
 
 @lru_cache(maxsize=1024)
@@ -250,22 +311,6 @@ def _most_flop_per_s(device: Device, math: DType, nm24: bool) -> float:
     """Peak of the highest clock [flop/s]; 2:4 skips half of the operations."""
     hw = hardware(device, math_of(device, math))
     return hw.math_flop_per_s * hw.max_clock_ratio * (2.0 if nm24 else 1.0)
-
-
-def _once_per_role(times: Iterable[OpTime]) -> list[OpTime]:
-    """The same product in every layer is one kernel: its errors add, they do not cancel."""
-    found: dict[str, OpTime] = {}
-    for t in times:
-        old = found.get(t.op.role)
-        if old is not None:
-            t = old._replace(
-                total_s=old.total_s + t.total_s,
-                lo_s=old.lo_s + t.lo_s,
-                hi_s=old.hi_s + t.hi_s,
-                basis=old.basis.merge(t.basis),
-            )
-        found[t.op.role] = t
-    return list(found.values())
 
 
 def _attribute(t: OpTime, shares: Shares) -> None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from functools import lru_cache
 from typing import NamedTuple
 
+import numpy as np
+
 from simulator.base.arrays import Array
-from simulator.device.fits import Basis, Fit
+from simulator.device.fits import Basis, Fit, Residual
 from simulator.ops.ops import Op
 
 
@@ -18,10 +22,14 @@ class OpTime(NamedTuple):
         Time on the GPU stream [s].
     math_s, memory_s, link_s, launch_s : Array
         What each resource alone would take [s]; they overlap, so they do not add up to `total_s`.
-    lo_s, hi_s : Array
-        90 % interval of this op alone [s].
+    call_s : Array
+        Time of one call, from which its error class is told [s].
     family : str
         Error family: ops of one family err together.
+    widen : float
+        Interval over that of the fit, in log width [-].
+    apart : float
+        Further factor between the figure and either end, for what no fit of calls contains [-].
     """
 
     op: Op
@@ -30,13 +38,53 @@ class OpTime(NamedTuple):
     memory_s: Array
     link_s: Array
     launch_s: Array
-    lo_s: Array
-    hi_s: Array
+    call_s: Array
     family: str
     basis: Basis
     fit: Fit
+    widen: float = 1.0
+    apart: float = 1.0
 
     @property
     def source(self) -> str:
         """The fit behind it: device, family, format and library."""
         return f"{self.fit.device}/{self.fit.family}/{self.fit.dtype}/{self.fit.library}"
+
+    @property
+    def factors(self) -> tuple[Array, Array]:
+        """Ends of the 90 % interval over `total_s` [-]."""
+        low, high = interval_factors(self.fit.residual, self.call_s, self.widen)
+        return low / self.apart, high * self.apart
+
+    @property
+    def lo_s(self) -> Array:
+        """Lower end of the interval of this op alone [s]."""
+        return self.total_s * self.factors[0]
+
+    @property
+    def hi_s(self) -> Array:
+        """Upper end of the interval of this op alone [s]."""
+        return self.total_s * self.factors[1]
+
+
+def interval_factors(residual: Residual, time_s: Array, widen: float = 1.0) -> tuple[Array, Array]:
+    """Factors of the 90 % interval on predictions of `time_s` made for another source's kernel [-]."""
+    edges, low, high = _factor_table(residual, widen)
+    if not edges:
+        return low[0], high[0]
+    if not isinstance(time_s, np.ndarray):
+        i = bisect_right(edges, time_s)
+        return low[i], high[i]
+    first, last = bisect_right(edges, time_s.min()), bisect_right(edges, time_s.max())
+    if first == last:
+        return low[first], high[first]
+    index = np.searchsorted(edges, time_s, side="right")
+    return np.take(low, index), np.take(high, index)
+
+
+@lru_cache(maxsize=4096)
+def _factor_table(residual: Residual, widen: float) -> tuple[list[float], list[float], list[float]]:
+    """Class edges [s] and the factors from each on."""
+    edges = [c[0] for c in residual.classes if c[0] > 0.0]
+    lo, hi = residual.quantiles([0.0, *edges], cross=True)
+    return edges, np.exp(lo * widen).tolist(), np.exp(hi * widen).tolist()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import lru_cache, singledispatch
@@ -60,50 +59,24 @@ def time_op(op: Op, device: Device, engine: Engine, touched_bytes: Array = 0.0) 
         The device has no rate for the arithmetic, or no 2:4 tensor cores.
     """
     raw = _time(op, device, engine, touched_bytes)
-    basis = raw.basis.merge(Basis.EXTRAPOLATED) if raw.extrapolated else raw.basis
-    lo, hi = interval_factors(raw.fit.residual, raw.total, SPARSE_WIDENING if raw.extrapolated else 1.0)
     count = op.count
-    total = raw.total * count
     return OpTime(
         op,
-        total,
+        raw.total * count,
         raw.math * count,
         raw.memory * count,
         raw.link * count,
         raw.launch * count,
-        total * lo,
-        total * hi,
+        raw.total,
         raw.family,
-        basis,
+        raw.basis.merge(Basis.EXTRAPOLATED) if raw.extrapolated else raw.basis,
         raw.fit,
+        SPARSE_WIDENING if raw.extrapolated else 1.0,
     )
 
 
 SPARSE_WIDENING = 1.5
 """Interval of a sparse kernel, in log width, over the dense fit it is carried from [-]."""
-
-
-def interval_factors(residual: Residual, time_s: Array, widen: float = 1.0) -> tuple[Array, Array]:
-    """Factors of the 90 % interval on predictions of `time_s` made for another source's kernel [-]."""
-    edges, low, high = _factor_table(residual, widen)
-    if not edges:
-        return low[0], high[0]
-    if not isinstance(time_s, np.ndarray):
-        i = bisect_right(edges, time_s)
-        return low[i], high[i]
-    first, last = bisect_right(edges, time_s.min()), bisect_right(edges, time_s.max())
-    if first == last:
-        return low[first], high[first]
-    index = np.searchsorted(edges, time_s, side="right")
-    return np.take(low, index), np.take(high, index)
-
-
-@lru_cache(maxsize=4096)
-def _factor_table(residual: Residual, widen: float) -> tuple[list[float], list[float], list[float]]:
-    """Class edges [s] and the factors from each on."""
-    edges = [c[0] for c in residual.classes if c[0] > 0.0]
-    lo, hi = residual.quantiles([0.0, *edges], cross=True)
-    return edges, np.exp(lo * widen).tolist(), np.exp(hi * widen).tolist()
 
 
 @singledispatch

@@ -69,5 +69,5 @@ def exposed(times: Sequence[T]) -> list[T]:
         share = maximum(longest - cover, 0.0) / maximum(whole, 1e-30)
         for i in members:
             t = times[i]
-            out[i] = t._replace(total_s=t.total_s * share, lo_s=t.lo_s * share, hi_s=t.hi_s * share)
+            out[i] = t._replace(total_s=t.total_s * share)
     return out

@@ -47,15 +47,23 @@ class Errors:
     basis: Basis = Basis.CALIBRATED
 
     @classmethod
-    def of(cls, times: Iterable[OpTime]) -> Errors:
-        """Errors of `times`."""
-        families: dict[str, tuple[Widths, Widths]] = {}
+    def of(cls, times: Iterable[OpTime], *, by_role: bool = False) -> Errors:
+        """Errors of `times`; `by_role` takes ops of one role as one kernel, whose errors add and do not cancel."""
+        widths: dict[object, tuple[str, Array, Array]] = {}
         basis = Basis.CALIBRATED
-        for t in times:
-            if t.basis is not basis:
-                basis = basis.merge(t.basis)
-            own = (t.total_s - t.lo_s, None), (t.hi_s - t.total_s, None)
-            families[t.family] = _joined(families[t.family], own) if t.family in families else own
+        for i, t in enumerate(times):
+            basis = basis.merge(t.basis)
+            low, high = t.factors
+            key, below, above = t.op.role if by_role else i, t.total_s * (1.0 - low), t.total_s * (high - 1.0)
+            if key in widths:
+                family, first, second = widths[key]
+                widths[key] = family, first + below, second + above
+            else:
+                widths[key] = t.family, below, above
+        families: dict[str, tuple[Widths, Widths]] = {}
+        for family, below, above in widths.values():
+            own = (below, None), (above, None)
+            families[family] = _joined(families[family], own) if family in families else own
         return cls(families, basis)
 
     def __add__(self, other: Errors) -> Errors:

@@ -102,10 +102,10 @@ def own_speed(points: list[Row], limit_s: float) -> list[Row]:
         return len(singles)
 
     def product() -> int:
-        return sum(block.rows for block in blocks([grid]))
+        return sum(block.n for block in blocks([grid]))
 
     def shuffled() -> int:
-        return scattered({**names, **columns}).rows
+        return scattered({**names, **columns}).n
 
     def steps() -> int:
         return int(np.size(step_time(group, decode_step(batch, context)).total_s))

@@ -39,7 +39,7 @@ def product_grid(policy: str, models: tuple[str, ...] = MODELS) -> Grid:
 
 
 def count(grid: Grid) -> int:
-    return sum(block.rows for block in blocks([grid]))
+    return sum(block.n for block in blocks([grid]))
 
 
 def told(benchmark, what: str, value: float, unit: str, target: float, more: str = "") -> None:
@@ -80,7 +80,7 @@ def test_shuffled_scenarios(benchmark):
         "prompt_tokens": rng.integers(1, 3000, n),
         "output_tokens": rng.integers(2, 1000, n),
     }
-    timed(benchmark, "shuffled", n, 3e5, lambda: scattered(columns).rows)
+    timed(benchmark, "shuffled", n, 3e5, lambda: scattered(columns).n)
 
 
 @IN_PROCESS

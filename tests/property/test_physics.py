@@ -198,7 +198,7 @@ def test_a_grid_cell_equals_the_scalar_call(policy: str, extra: dict[str, int]) 
     batch, prompt, output = (np.array([1.0, 5, 64]), np.array([1.0, 500, 1500]), np.array([1.0, 2, 100]))
     g = group("llama-2-7b", device("h100-sxm"), policy, **extra)
     grid, _ = rows(g, batch[:, None, None], prompt[None, :, None], output[None, None, :])
-    for index in range(0, grid.rows, 4):
+    for index in range(0, grid.n, 4):
         i, j, k = np.unravel_index(index, (3, 3, 3))
         cell, _ = rows(g, batch[i : i + 1], prompt[j : j + 1], output[k : k + 1])
         left, right = grid.at(index).to_dict(), cell.at(0).to_dict()
