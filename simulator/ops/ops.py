@@ -192,8 +192,8 @@ class Attention:
         Stored bytes per attended token over all KV heads here [B]; default dense.
     head_keep : Array
         Share of the query heads that run [-]; `kv_head_keep` of the KV heads.
-    pair_keep : Array
-        Share of the (query, key) pairs that a block-sparse mask leaves [-].
+    pair_keep : Array, optional
+        Share of the (query, key) pairs that a mask leaves, be it all of them [-]; default no mask.
     run_bytes : float
         Contiguous bytes per gathered piece [B].
     expand : Expand, optional
@@ -223,7 +223,7 @@ class Attention:
     bytes_per_token: Array | None = None
     head_keep: Array = 1.0
     kv_head_keep: Array = 1.0
-    pair_keep: Array = 1.0
+    pair_keep: Array | None = None
     run_bytes: float = STREAM
     expand: Expand | None = None
     stores: bool = True
@@ -267,7 +267,8 @@ class Attention:
     def flop(self) -> Array:
         """Both products [flop]."""
         width = 2.0 * (self.head_dim + self.v_head_dim)
-        return self.batch * self.pairs * self.pair_keep * self.n_heads * self.head_keep * width
+        pairs = self.pairs if self.pair_keep is None else self.pairs * self.pair_keep
+        return self.batch * pairs * self.n_heads * self.head_keep * width
 
     @property
     def qo_bytes(self) -> tuple[Array, Array]:

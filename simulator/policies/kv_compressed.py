@@ -153,7 +153,7 @@ class ZipVl(Policy):
         probe = scoring_pass(replace(op, q_len=rows), 1.0, role="kv.probe")
         kept = op.batch * op.kv_len * self.keep
         pick = top_k(op.batch * op.kv_len, kept, heads=1.0, rows=op.batch, count=op.count)
-        return (probe, pick, replace(op, pair_keep=self.keep**2), pack)
+        return (probe, pick, replace(op, pair_keep=self.keep**2 if self.keep < 1.0 else None), pack)
 
     def layout(self, kv: KvLayout, ctx: Context) -> KvLayout:
         """Mixed precision, no dense window."""

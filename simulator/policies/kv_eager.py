@@ -70,5 +70,6 @@ class EagerAttention(Policy):
         scores = copied("attn.scores", op, moved, moved, operand=Operand.ACTIVATION)
         if op.phase == "prefill":
             # bmm computes all pairs of the square, the masked ones too.
-            op = replace(op, pair_keep=op.pair_keep * op.q_len * op.tokens / op.pairs)
+            masked = 1.0 if op.pair_keep is None else op.pair_keep
+            op = replace(op, pair_keep=masked * op.q_len * op.tokens / op.pairs)
         return (*before, op, scores)

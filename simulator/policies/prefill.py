@@ -94,7 +94,7 @@ class SampleAttention(Policy):
             # A sampled row scores all keys, twice as many as a causal row does in the mean.
             scoring_pass(op, 2.0 * self.sample),
             top_k(units, units * self.keep, heads=op.n_heads, rows=op.batch, count=op.count),
-            replace(op, pair_keep=self.keep),
+            replace(op, pair_keep=self.keep if self.keep < 1.0 else None),
         )
 
 

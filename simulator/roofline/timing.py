@@ -124,9 +124,9 @@ def _attention(op: Attention, device: Device, engine: Engine, touched: Array) ->
     kv_format = "fp8" if op.kv_element_bytes < 2.0 else "bf16"
     phase = "decode-mla" if op.latent else op.phase
     fit, basis = lookup(device, "attention", f"{phase}.{kv_format}", engine.attention(device, phase, kv_format))
-    sparse = op.attended is not None or op.bytes_per_token is not None
+    sparse = op.attended is not None or op.bytes_per_token is not None or op.pair_keep is not None
     # An extra pass reads and writes what it says, not what a fitted kernel does.
-    changed = sparse or op.overhead or _below_one(op.head_keep) or _below_one(op.pair_keep)
+    changed = sparse or op.overhead or _below_one(op.head_keep)
     flop = op.flop
     # Fewer tokens run in the dense kernel, as a shorter context; smaller ones need a kernel of their own.
     kv_len = op.kv_len
