@@ -91,7 +91,7 @@ def prepare(raw: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, int]]:
     models = {text: _model(text) for text in raw["model"].dropna().unique()}
     devices = {text: _device(text) for text in raw["device"].dropna().unique()}
     for row in raw.to_dict("records"):
-        given = {k: (None if pd.isna(v) else v) for k, v in row.items()}
+        given = {str(k): (None if pd.isna(v) else v) for k, v in row.items()}
         setup, reason = _setup(given, models.get(given["model"]), devices.get(given["device"]))
         if setup is None:
             reasons[reason] += 1
