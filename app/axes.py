@@ -6,10 +6,10 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
-from simulator.base.errors import InputError
+from simulator.api import Grid, InputError, Scenario
 from simulator.scenario.catalogue import CATALOGUE
-from simulator.scenario.grid import Grid, policies, whole_numbers
-from simulator.scenario.scenario import Scenario
+from simulator.scenario.fields import flag
+from simulator.scenario.grid import SETTINGS, policies, whole_numbers
 
 SPARSITY = "sparsity"
 LIMIT = 20_000
@@ -112,7 +112,7 @@ def grid(scenario: Scenario, axes: Mapping[str, tuple[str | int, ...]]) -> Grid:
         More than `LIMIT` points.
     """
     known = {f.name for f in fields(Grid) if f.init}
-    single = ("gpu_memory_utilization", "block_size", "ignore_context_limit", "trace_transfer")
+    single = (*SETTINGS, "trace_transfer")
     values = {k: v if k in single else (v,) for k, v in scenario.model_dump().items() if k in known}
     values["trace"] = (scenario.trace,) if scenario.trace else ()
     found = Grid(**{**values, **axes})
@@ -129,13 +129,12 @@ def command(found: Grid, out: str = "sweep.parquet") -> str:
         value = getattr(found, name)
         if value == default[name]:
             continue
-        flag = "--" + name.replace("_", "-")
         if value is True:
-            words.append(flag)
+            words.append(flag(name))
         elif name in ("policy", "trace"):
-            words += [w for v in value for w in (flag, v)]
+            words += [w for v in value for w in (flag(name), v)]
         else:
-            words += [flag, ",".join(map(str, value)) if isinstance(value, tuple) else str(value)]
+            words += [flag(name), ",".join(map(str, value)) if isinstance(value, tuple) else str(value)]
     return shlex.join([*words, "--out", out])
 
 

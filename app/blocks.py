@@ -11,9 +11,8 @@ import pandas as pd
 import streamlit as st
 
 from app import compute, state, words
+from simulator.api import Grid, Scenario
 from simulator.base.glossary import TERMS
-from simulator.scenario.grid import Grid
-from simulator.scenario.scenario import Scenario
 
 BASIS = {"CALIBRATED": "green", "EXTRAPOLATED": "orange", "DATASHEET": "gray"}
 

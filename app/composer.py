@@ -7,8 +7,8 @@ from typing import Any, Literal, get_args, get_origin
 import streamlit as st
 
 from app import words
-from simulator.base.errors import ShadowlineError
-from simulator.policies import POLICIES, Policies, Policy, parse
+from simulator.api import Policy, ShadowlineError
+from simulator.policies import POLICIES, Policies, parse
 
 NAMES = "composer.names"
 

@@ -9,12 +9,9 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 import streamlit as st
 
-from simulator.base.errors import ShadowlineError
+from simulator.api import Grid, Prediction, Scenario, ShadowlineError, predict
 from simulator.inference.group import group_of
-from simulator.results.prediction import Prediction, predict
 from simulator.scenario.catalogue import CATALOGUE
-from simulator.scenario.grid import Grid
-from simulator.scenario.scenario import Scenario
 
 if TYPE_CHECKING:
     from simulator.results.break_even import BreakEven
@@ -92,7 +89,7 @@ def swept(grid: Grid) -> Swept:
 
 @st.cache_resource(max_entries=32, show_spinner="Sweeping ...")
 def _swept(text: str, _grid: Grid) -> Swept:
-    from simulator.results.swept import sweep
+    from simulator.api import sweep
 
     found = sweep(_grid)
     return Swept(found.to_pandas(), found.summary)

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from app.figures import FIT, GREY, Rows, Spec, channel
+from simulator.api import Verdict, verdict
 from simulator.base.interval import Interval
-from simulator.results.verdict import Verdict, verdict
 
 
 def heat_map(

@@ -11,8 +11,8 @@ from pathlib import Path
 import streamlit as st
 
 from app import state, words
-from simulator.base.errors import InputError, ShadowlineError
-from simulator.device.catalogue import Device, edited, list_devices, to_toml, user_data_dir
+from simulator.api import Device, InputError, ShadowlineError
+from simulator.device.catalogue import edited, list_devices, to_toml, user_data_dir
 from simulator.device.file import parse_profile
 from simulator.model.hub import from_file, list_models
 from simulator.scenario.catalogue import CATALOGUE

@@ -5,8 +5,8 @@ from __future__ import annotations
 import streamlit as st
 
 from app import composer, own, state
+from simulator.api import ShadowlineError
 from simulator.base.dtypes import AUTO, FORMATS, KV_FORMATS
-from simulator.base.errors import ShadowlineError
 from simulator.base.glossary import TERMS
 from simulator.device.catalogue import list_devices
 from simulator.model.hub import list_models

@@ -9,11 +9,11 @@ from urllib.parse import parse_qsl
 
 import streamlit as st
 
-from simulator.base.errors import ShadowlineError, suggest
+from simulator.api import Scenario, ShadowlineError
+from simulator.base.errors import suggest
 from simulator.inference.group import group_of
 from simulator.model import hub
 from simulator.scenario.fields import FIELDS
-from simulator.scenario.scenario import Scenario
 
 EXAMPLE = Scenario.of(
     model="llama-3-8b", device="h100-sxm", policy="teal(keep=0.5)", prompt_tokens=2048, output_tokens=256
@@ -169,7 +169,7 @@ def _sentence(error: ShadowlineError) -> str:
     """The error without the flag it came from: here it is a widget or a link."""
     text = error.message.split("\n")[0]
     for key in FIELDS:
-        text = text.replace("--" + key.replace("_", "-"), key.replace("_", " "))
+        text = text.replace(FIELDS[key].flag, key.replace("_", " "))
     return text if text.endswith(("?", ".")) else text + "."
 
 

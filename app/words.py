@@ -8,14 +8,13 @@ from math import isfinite
 
 import numpy as np
 
+from simulator.api import Prediction, Scenario, verdict
 from simulator.base.console import number
 from simulator.base.interval import Interval
 from simulator.inference.status import Status
 from simulator.results.answer import Row
 from simulator.results.break_even import BreakEven
-from simulator.results.prediction import Prediction
-from simulator.results.verdict import along, verdict
-from simulator.scenario.scenario import Scenario
+from simulator.results.verdict import along
 
 _MARKUP = re.compile(r"([\\`*_{}\[\]<>#|~$!:])")
 

@@ -11,7 +11,7 @@ import streamlit as st
 
 from app import blocks, own, state
 from reports.provenance import source_list
-from simulator.base.errors import ShadowlineError
+from simulator.api import ShadowlineError
 from simulator.base.glossary import TERMS
 from simulator.device.catalogue import list_devices, to_toml
 from simulator.devices import row_of as device_row

@@ -7,8 +7,8 @@ import streamlit as st
 
 from app import axes, blocks, compute, figures, planning, state
 from app.planning import Targets
+from simulator.api import InputError
 from simulator.base.console import number
-from simulator.base.errors import InputError
 from simulator.device.catalogue import list_devices, load
 from simulator.scenario.grid import policies, whole_numbers
 

@@ -14,10 +14,10 @@ from app import blocks, served_view, state, words
 from app.jobs import Job
 from reports.capacity import answer, recommended
 from reports.served import read
-from simulator.base.errors import InputError, ShadowlineError
+from simulator.api import InputError, Scenario, ShadowlineError
 from simulator.device.catalogue import list_devices
+from simulator.scenario.fields import flag
 from simulator.scenario.grid import policies, whole_numbers
-from simulator.scenario.scenario import Scenario
 from simulator.serving.deployment import ROUTERS
 from simulator.serving.scheduler import SCHEDULERS
 from simulator.serving.search import OBJECTIVES
@@ -249,7 +249,7 @@ def _words(verb: str, flags: Mapping[str, Any]) -> list[str]:
     out = [verb]
     for key, value in flags.items():
         if str(value) != str(default[key]):
-            out += ["--" + key.replace("_", "-"), str(value)]
+            out += [flag(key), str(value)]
     return out
 
 

@@ -10,12 +10,11 @@ import streamlit as st
 
 from app import axes, blocks, compute, figures, heat, state
 from app.axes import Axis
+from simulator.api import InputError, Scenario
 from simulator.base.console import number
-from simulator.base.errors import InputError
 from simulator.device.catalogue import list_devices
 from simulator.results.summary import Summary, fastest
 from simulator.results.verdict import WIN
-from simulator.scenario.scenario import Scenario
 
 CELLS_WITH_NUMBERS = 200
 

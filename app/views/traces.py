@@ -12,7 +12,7 @@ import pandas as pd
 import streamlit as st
 
 from app import blocks, figures, own, state
-from simulator.base.errors import ShadowlineError
+from simulator.api import ShadowlineError
 from simulator.ops.union import independent_density
 from simulator.scenario.catalogue import CATALOGUE
 from simulator.trace import TENSORS, Trace, read_manifest

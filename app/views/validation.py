@@ -15,7 +15,7 @@ import streamlit as st
 
 from app import blocks, figures, words
 from simulator.accuracy import TARGETS, golden
-from simulator.base.errors import InputError, ShadowlineError
+from simulator.api import InputError, ShadowlineError
 from simulator.device.catalogue import list_devices, measured
 from simulator.fitting.judged import KERNEL_KINDS
 

@@ -9,12 +9,12 @@ from typing import Any
 import streamlit as st
 
 from app import axes, blocks, compute, figures, state, words
+from simulator.api import Prediction, Scenario
 from simulator.base.console import milliseconds, number
 from simulator.inference.group import group_of
 from simulator.results.answer import Row
-from simulator.results.prediction import PARTS, Prediction
+from simulator.results.prediction import PARTS
 from simulator.results.verdict import WIN
-from simulator.scenario.scenario import Scenario
 
 REPORT_BATCHES = (1, 4, 16, 64)
 

@@ -19,6 +19,7 @@ import typer
 
 from docsite.commands import application
 from docsite.printed import VARIABLE, Printed, printed
+from docsite.transcripts import PAGES as GUIDES
 from docsite.transcripts import lacking
 from simulator import plan, serve, sweep
 from simulator.__main__ import app as front
@@ -177,6 +178,28 @@ def test_each_command_is_run(page: Path, index: int, stand_ins: Path, monkeypatc
             if command.target:
                 Path(command.target).write_text(text, encoding="utf-8")
             DONE.add(command)
+
+
+def python_fences() -> list[Any]:
+    """Python on pages that are no guides; those of guides are run with what they print."""
+    return [
+        pytest.param(code, id=f"{page.stem}-{i + 1}")
+        for page in PAGES
+        if str(page.relative_to(REPO)).removeprefix("docs/") not in GUIDES
+        for i, code in enumerate(
+            re.findall(r"^```python\n(.*?)^```", page.read_text("utf-8"), re.MULTILINE | re.DOTALL)
+        )
+    ]
+
+
+@pytest.mark.parametrize("code", python_fences())
+def test_python_on_a_page_runs(code: str, stand_ins: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(stand_ins)
+    if absent := lacking("python -m reports" if "reports" in code else ""):
+        pytest.skip(f"{', '.join(sorted(absent))} not installed")
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        exec(code, {"__name__": "page"})
+    assert bool(out.getvalue()) == ("print(" in code)
 
 
 def test_how_many_are_run_and_why_the_others_are_not(record_property):
