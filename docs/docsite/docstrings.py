@@ -1,7 +1,8 @@
 """Docstrings as the site shows them: equations that are set off by indentation stay as they are written."""
 
 import re
-from types import GenericAlias
+from inspect import isbuiltin
+from typing import get_origin
 
 
 def _process(app, what, name, obj, options, lines):
@@ -37,10 +38,10 @@ def _continues(out: list[str]) -> bool:
 def _skip(app, what, name, obj, skip, options):
     """Whether to leave out a member.
 
-    A named tuple's fields, whose text is "Alias for field number 0", are told in its own docstring; an alias of a
-    built-in type would get the signature of that type from numpydoc.
+    A named tuple's fields, whose text is "Alias for field number 0", are told in its own docstring; what Python brings,
+    or an alias of it, would get a signature from numpydoc that Sphinx cannot set.
     """
-    return True if type(obj).__name__ == "_tuplegetter" or isinstance(obj, GenericAlias) else None
+    return True if type(obj).__name__ == "_tuplegetter" or get_origin(obj) or isbuiltin(obj) else None
 
 
 def setup(app):

@@ -4,9 +4,10 @@ The text is put in as the page is read, so nothing generated lies in the reposit
 """
 
 import re
+from functools import partial
 from pathlib import Path
 
-from docsite import accuracy, catalogue, commands, frontpage, graph
+from docsite import accuracy, catalogue, commands, frontpage, graph, rooms
 
 ROOT = Path(__file__).parents[2]
 
@@ -48,6 +49,8 @@ PARTS = {
     "folders graph": graph.folders,
     "layers graph": graph.layers,
     "front figure": frontpage.figure,
+    "rooms": rooms.overview,
+    **{f"room {name}": partial(rooms.reference, name) for name in rooms.ROOMS},
 }
 _MARK = re.compile(r"^<!-- generated: ([\w ]+?) -->$", re.MULTILINE)
 

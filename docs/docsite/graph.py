@@ -34,16 +34,16 @@ WIDTH, CELL = 474, 25
 
 
 @cache
-def _graph() -> grimp.ImportGraph:
+def graph() -> grimp.ImportGraph:
     return grimp.build_graph(*PACKAGES, cache_dir=None)
 
 
-def _imports(depth: int) -> Counter[tuple[str, str]]:
+def imports(depth: int) -> Counter[tuple[str, str]]:
     """Pairs (importer, imported) of modules cut to `depth` names, and how many imports there are."""
     count: Counter[tuple[str, str]] = Counter()
-    graph = _graph()
-    for module in graph.modules:
-        for other in graph.find_modules_directly_imported_by(module):
+    found = graph()
+    for module in found.modules:
+        for other in found.find_modules_directly_imported_by(module):
             pair = tuple(".".join(name.split(".")[:depth]) for name in (module, other))
             if pair[0] != pair[1]:
                 count[pair] += 1
@@ -54,7 +54,7 @@ def folders() -> str:
     """The six folders; an arrow points at what is imported, with the number of import lines."""
     width, height = BOX
     parts = []
-    edges = _imports(1)
+    edges = imports(1)
     # The profiles are data: the simulator opens them, only a few modules import the package.
     edges.setdefault(("simulator", "hw_profiles"), 0)
     for (source, target), n in sorted(edges.items()):
@@ -66,7 +66,7 @@ def folders() -> str:
         parts.append(f'<path d="{path}" class="edge" marker-end="url(#arrow)"/>')
         parts.append(_text(label, *at, kind="count"))
     for name, (x, y) in BOXES.items():
-        modules = sum(m.split(".")[0] == name for m in _graph().modules)
+        modules = sum(m.split(".")[0] == name for m in graph().modules)
         parts.append(f'<rect x="{x}" y="{y}" width="{width}" height="{height}" rx="6" class="box"/>')
         parts.append(_text(name, x + width / 2, y + 20, kind="name"))
         parts.append(_text(f"{modules} modules" if modules > 1 else "data files", x + width / 2, y + 36, kind="count"))
@@ -75,8 +75,8 @@ def folders() -> str:
 
 def layers() -> str:
     """Layers inside the simulator, highest first, beside how many imports each makes of each lower one."""
-    rows = _layers()
-    fan_in = Counter(target for (_, target) in _imports(2))
+    rows = contract()
+    fan_in = Counter(target for (_, target) in imports(2))
     top = max(n for name, n in fan_in.items() if name.startswith("simulator."))
     between = _between(rows)
     most, parts, y = max(between.values()), [], 26.0
@@ -89,7 +89,7 @@ def layers() -> str:
         parts.append(_text(f"{i + 1}", 16, y + height / 2 + 4, kind="count"))
         for name, left, row, wide in chips:
             n, line = fan_in[f"simulator.{name}"], y + 10 + 25 * row
-            title = f"simulator.{name}: {_purpose(name)} Imported by {n} modules."
+            title = f"simulator.{name}: {purpose(name)} Imported by {n} modules."
             shade = f"fill-opacity:{0.08 + 0.5 * n / top:.2f}"
             parts.append(f"<g><title>{escape(title)}</title>{_rect(left, line, wide, 20, shade)}")
             parts.append(_text(name, left + wide / 2, line + 14, kind="name") + "</g>")
@@ -120,7 +120,7 @@ def _between(rows: list[list[str]]) -> Counter[tuple[int, int]]:
     """Imports that each layer makes of each other one."""
     level = {f"simulator.{name}": i for i, names in enumerate(rows) for name in names}
     count: Counter[tuple[int, int]] = Counter()
-    for (importer, imported), n in _imports(2).items():
+    for (importer, imported), n in imports(2).items():
         if importer in level and imported in level and level[importer] != level[imported]:
             count[level[importer], level[imported]] += n
     return count
@@ -130,19 +130,25 @@ def _rect(x: float, y: float, width: float, height: float, style: str) -> str:
     return f'<rect x="{x}" y="{y}" width="{width}" height="{height}" rx="4" class="chip" style="{style}"/>'
 
 
-def _layers() -> list[list[str]]:
+def contract() -> list[list[str]]:
+    """Files and rooms of the simulator, line by line as the import contract has them, highest first."""
     root = Path(__file__).parents[2]
     project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))
     contract = next(c for c in project["tool"]["importlinter"]["contracts"] if c.get("containers") == ["simulator"])
-    known = {m.split(".")[1] for m in _graph().modules if m.startswith("simulator.")}
+    known = {m.split(".")[1] for m in graph().modules if m.startswith("simulator.")}
     rows = [re.findall(r"\w+", line) for line in contract["layers"]]
     return [[name for name in row if name in known] for row in rows]
 
 
-def _purpose(name: str) -> str:
-    spec = importlib.util.find_spec(f"simulator.{name}")
-    source = Path(spec.origin).read_text(encoding="utf-8")
-    return (ast.get_docstring(ast.parse(source)) or "").partition("\n")[0].replace("``", "")
+def source(module: str) -> str:
+    """Text of a module of the simulator, or of a room's ``__init__``."""
+    spec = importlib.util.find_spec(f"simulator.{module}")
+    return Path(spec.origin).read_text(encoding="utf-8")
+
+
+def purpose(module: str) -> str:
+    """First line of a module's docstring."""
+    return (ast.get_docstring(ast.parse(source(module))) or "").partition("\n")[0].replace("``", "")
 
 
 def _text(text: str, x: float, y: float, *, kind: str) -> str:
