@@ -188,7 +188,7 @@ def with_gathers(device: str, memory: Fit | None, measured: Mapping[str, Sequenc
         return memory
     profile = devices.load(device)
     hw = hardware(profile, next(iter(profile.peaks)))
-    fit, _ = lookup(profile, "elementwise", "bf16")
+    fit = lookup(profile, "elementwise", "bf16").fit
     time = np.log([r["time_s"] for r in rows])
     moved, run = (np.array([float(r[c]) for r in rows]) for c in ("bytes", "run_bytes"))
 

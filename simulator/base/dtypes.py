@@ -55,6 +55,11 @@ class Format:
         """Bytes per activation element [B]."""
         return self.act_bits / 8.0
 
+    @property
+    def out_bytes(self) -> float:
+        """Bytes per element that a product writes: 32-bit formats write fp32, all others 16 bit [B]."""
+        return 4.0 if self.math in (DType.FP32, DType.TF32) else 2.0
+
 
 # Scale overheads: fp8_block one fp32 per 128x128 tile, nvfp4 one fp8 per 16, mxfp4 one e8m0 per 32.
 FORMATS: dict[str, Format] = {

@@ -73,7 +73,7 @@ def _fit_lines(fit: Fit) -> list[str]:
 
 
 def _g(value: float) -> str:
-    text = f"{float(value):.6g}"
+    text = f"{float(value):.5g}"
     return text if any(c in text for c in ".en") else text + ".0"
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -44,16 +44,9 @@ class Measured:
         """Fits by kernel generation, by architecture and of all devices; may be empty."""
         return self.given[family][1] if family in self.given else _read(self.pooled_files.get(family, ()))
 
-    def replaced(self, device: str, fits: Iterable[Fit]) -> Measured:
-        """A copy in which `fits` stand for all those of their families: as `own` where they are of `device`."""
-        given = dict(self.given)
-        by_family: dict[str, list[Fit]] = {}
-        for fit in fits:
-            by_family.setdefault(fit.family, []).append(fit)
-        for family, of in by_family.items():
-            mine = tuple(f for f in of if f.device == device)
-            given[family] = mine, tuple(f for f in of if f.device != device)
-        return Measured(self.own_files, self.pooled_files, given)
+    def replaced(self, family: str, own: tuple[Fit, ...], pooled: tuple[Fit, ...]) -> Measured:
+        """A copy in which these fits stand for all others of `family`."""
+        return Measured(self.own_files, self.pooled_files, {**self.given, family: (own, pooled)})
 
     @property
     def families(self) -> tuple[str, ...]:

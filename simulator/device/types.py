@@ -192,9 +192,11 @@ class Device:
     def __hash__(self) -> int:
         return hash((self.name, self.profile_hash, self.measured))
 
-    def with_fits(self, fits: Iterable[Fit]) -> Device:
-        """A copy that answers from `fits` for their families; those of other devices are its pooled ones."""
-        return replace(self, measured=self.measured.replaced(self.name, fits))
+    def with_fits(self, family: str, fits: Iterable[Fit]) -> Device:
+        """A copy that answers for `family` from `fits` alone; those of other devices are its pooled ones."""
+        of = tuple(fits)
+        own, pooled = (tuple(f for f in of if (f.device == self.name) == mine) for mine in (True, False))
+        return replace(self, measured=self.measured.replaced(family, own, pooled))
 
     @property
     def scope(self) -> str:

@@ -1,4 +1,4 @@
-"""Fit and judge the attention time model (`simulator.roofline.attention`) on measured rows.
+"""Fit the attention time model (`simulator.roofline.attention`) on measured rows.
 
 Coefficients go from the general to the special: all devices of a kernel library -> device; each
 level starts at its parent and is held near it by a prior. What is left is smoothed per device,
@@ -8,24 +8,24 @@ library and number format into a knot table (`simulator.fitting.kriging`).
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.device.fits import ANY, Fit, Residual
+from simulator.device.fits import ANY, Fit
 from simulator.device.surface import Surface
 from simulator.fitting import judge
-from simulator.fitting.attention_choose import choose
-from simulator.fitting.attention_rows import INPUTS, Table, generation_of, kernel_of, key_of, prepare
+from simulator.fitting.attention_rows import INPUTS, Table, prepare
 from simulator.fitting.kriging import Prior, krige, to_surface
+from simulator.fitting.residuals import Mask, out_of_fold, residual_of
 from simulator.roofline.attention import AXES, COEFFICIENTS
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["INPUTS", "fit", "generation_of", "kernel_of", "key_of", "learning_curve", "predict", "prepare"]
+__all__ = ["INPUTS", "fit", "prepare", "without"]
 
 Array = NDArray[np.float64]
 
@@ -117,7 +117,8 @@ SURFACE_ROWS = 6000
 """Rows that any surface is smoothed from, picked likewise: the solve takes rows^2 memory."""
 SMALLEST = 20
 SMALLEST_SURFACE = 40
-FOLDS = 5
+UNSEEN_DEVICE = 0.15
+"""Extra log standard deviation of a pooled fit on a device it has not seen."""
 BETWEEN_SOURCE = 0.18
 """Log standard deviation between two sources on one device; see docs/calibration_attention.md."""
 
@@ -193,52 +194,15 @@ def _surface(
 
 def _out_of_fold(table: Table, parent: Mapping[str, float], coef: Mapping[str, float]) -> tuple[Array, Array]:
     """ln(measured/predicted) and predicted seconds of rows left out in turn."""
-    predicted = np.full(len(table), np.nan)
-    for train, test in judge.folds(table.groups, FOLDS):
-        if not test.any() or train.sum() < SMALLEST // 2:
-            continue
+
+    def answer(train: Mask, test: Mask) -> Array:
         part = table.where(train)
         own = _solve(part, parent, coef)[0]
-        predicted[test] = table.where(test).log_model(own, _surface(part, own))
+        return table.where(test).log_model(own, _surface(part, own))
+
+    predicted = out_of_fold(table.groups, answer, np.full(len(table), np.nan), fewest=SMALLEST // 2)
     done = np.isfinite(predicted)
     return (table.log_time - predicted)[done], np.exp(predicted[done])
-
-
-def residual_of(off: Array, predicted_s: Array) -> Residual:
-    """Error statistics of out-of-fold log residuals, by class of predicted time."""
-    if len(off) < 8:
-        return Residual(0.3, 0.35, -0.5, 0.5, between_source=BETWEEN_SOURCE, n_eff=float(len(off)))
-    sigma = 1.4826 * float(np.median(np.abs(off - np.median(off))))
-    low, high = (float(q) for q in np.quantile(off, TAILS))
-    classes = []
-    edges = _class_edges(predicted_s)
-    for edge, until in zip(edges, (*edges[1:], np.inf), strict=True):
-        here = off[(predicted_s >= edge) & (predicted_s < until)]
-        a, b = (float(q) for q in np.quantile(here, TAILS))
-        classes.append((edge, a, b))
-    return Residual(
-        sigma_in=sigma,
-        sigma_cross=float(np.hypot(sigma, BETWEEN_SOURCE)),
-        q05=low,
-        q95=high,
-        bias=float(np.median(off)),
-        between_source=BETWEEN_SOURCE,
-        n_eff=float(len(off)),
-        classes=tuple(classes) if len(classes) > 1 else (),
-    )
-
-
-UNSEEN_DEVICE = 0.15
-"""Extra log standard deviation of a pooled fit on a device it has not seen."""
-TAILS = (0.05, 0.95)
-CLASS_ROWS = 45
-
-
-def _class_edges(predicted_s: Array) -> tuple[float, ...]:
-    """Lower edges of time classes with at least `CLASS_ROWS` rows each."""
-    count = int(np.clip(len(predicted_s) // CLASS_ROWS, 1, 3))
-    inner = np.quantile(predicted_s, np.arange(1, count) / count)
-    return (0.0, *(float(e) for e in inner))
 
 
 def fit(rows: pd.DataFrame, *, date: str | None = None, residuals: bool = True) -> list[Fit]:
@@ -289,18 +253,18 @@ def fit(rows: pd.DataFrame, *, date: str | None = None, residuals: bool = True) 
                 len(group),
                 sources,
                 date,
-                residual_of(off, predicted),
+                residual_of(off, predicted, BETWEEN_SOURCE),
             )
         )
     return out
 
 
-def without(rows: pd.DataFrame) -> Callable[[NDArray[np.bool_]], list[Fit]]:
+def without(rows: pd.DataFrame) -> Callable[[Mask], list[Fit]]:
     """Function from a mask of left-out rows to the fits of the rest; fits only what the mask touches."""
     base = fit(rows)
     labels = (rows["key"].astype(str) + "|" + rows["library"].astype(str)).to_numpy(str)
 
-    def rest(left_out: NDArray[np.bool_]) -> list[Fit]:
+    def rest(left_out: Mask) -> list[Fit]:
         gone = set(labels[left_out].tolist())
         kept = [f for f in base if f"{f.dtype}|{f.library}" not in gone]
         return kept + fit(rows[np.isin(labels, list(gone)) & ~left_out])
@@ -314,39 +278,7 @@ def _pooled(rows: pd.DataFrame, scope: str, coef: dict[str, float], date: str) -
     table = Table(rows.iloc[order[:POOL_ROWS]])
     surface = _surface(table, coef, COARSE_KNOTS)
     model = table.log_model(coef, surface)
-    residual = residual_of(table.log_time - model, np.exp(model)).widened(UNSEEN_DEVICE)
+    residual = residual_of(table.log_time - model, np.exp(model), BETWEEN_SOURCE).widened(UNSEEN_DEVICE)
     sources = tuple(sorted(rows["source"].unique()))
     key, library = str(rows["key"].iloc[0]), str(rows["library"].iloc[0])
     return Fit(FAMILY, scope, key, library, coef, surface, len(rows), sources, date, residual)
-
-
-def predict(rows: pd.DataFrame, fits: Sequence[Fit], *, cross: bool = False) -> tuple[Array, Array, Array]:
-    """Predicted seconds of prepared `rows` and their 90 % interval; `cross` widens between sources."""
-    from simulator.device import catalogue as devices
-
-    mid, lo, hi = (np.full(len(rows), np.nan) for _ in range(3))
-    place = np.arange(len(rows))
-    for (device, key, library), group in rows.assign(_at=place).groupby(["device", "key", "library"]):
-        scope = devices.load(str(device)).scope
-        found, stand_in = choose(fits, str(device), scope, str(key), str(library))
-        at = group["_at"].to_numpy()
-        model = Table(group).log_model(found.coefficients, found.surface)
-        low, high = found.residual.quantiles(np.exp(model), cross=cross or stand_in)
-        mid[at], lo[at], hi[at] = np.exp(model), np.exp(model + low), np.exp(model + high)
-    return mid, lo, hi
-
-
-def learning_curve(
-    rows: pd.DataFrame, shares: Iterable[float] = (0.1, 0.2, 0.4, 0.7), holdout: float = 0.3
-) -> list[dict[str, float]]:
-    """Held-out median and p90 APE against the share of shape groups fitted on."""
-    groups = judge.shape_group(rows, INPUTS)
-    test = judge.holdout(groups, holdout)
-    # The hash orders the shapes; the fitted share is taken from the other end of it.
-    order = groups.astype(np.float64) / 2.0**32
-    out = []
-    for share in shares:
-        train = rows[(order >= 1.0 - share) & ~test]
-        mid, _, _ = predict(rows[test], fit(train, residuals=False))
-        out.append({"share": share} | judge.figures(rows["time_s"].to_numpy(float)[test], mid))
-    return out

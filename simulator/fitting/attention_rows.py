@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from simulator.base.dtypes import KV_FORMATS, get_format
 from simulator.device.surface import Surface
 from simulator.fitting import judge
 from simulator.roofline.attention import attention_time, context_tokens
 from simulator.roofline.hardware import Hardware, hardware
+from simulator.roofline.lookup import attention_key
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -57,17 +59,6 @@ def kernel_of(kernel: str) -> str:
     return "other"
 
 
-def generation_of(library: str) -> str:
-    """Kernel generation of a library: ``vllm-trtllm-gen`` -> ``trtllm-gen``."""
-    return re.sub(r"^(vllm|sglang|trtllm)-", "", library)
-
-
-def key_of(phase: str, dtype: str, kv_dtype: str) -> str:
-    """`Fit.dtype` of a row: phase, KV format, and the product's format where it is fp8."""
-    kv = "fp8" if kv_dtype == "fp8" else "bf16"
-    return f"{phase}.{kv}.fp8" if dtype == "fp8" else f"{phase}.{kv}"
-
-
 def prepare(rows: pd.DataFrame) -> pd.DataFrame:
     """Unflagged rows with profile name, library and fit key, repeats to their median."""
     from simulator.device import catalogue as devices
@@ -82,7 +73,7 @@ def prepare(rows: pd.DataFrame) -> pd.DataFrame:
     rows["library"] = [kernel_of(s) for s in kernel]
     out = judge.aggregate(rows, KEYS)
     triples = zip(out["phase"], out["dtype"], out["kv_dtype"], strict=True)
-    out["key"] = [key_of(*t) for t in triples]
+    out["key"] = [attention_key(phase, get_format(d).math, KV_FORMATS[kv]) for phase, d, kv in triples]
     return out
 
 

@@ -1,4 +1,4 @@
-"""Fit and judge collectives: one fit per device, operation and communication library.
+"""Fit collectives: one fit per device, operation and communication library.
 
 Rows carry the whole call: launch, barrier and transfer. CUDA-graph and eager timings of one kernel
 are different libraries, and so are one, two and four nodes.
@@ -7,7 +7,7 @@ are different libraries, and so are one, two and four nodes.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -16,8 +16,8 @@ import numpy as np
 from simulator.device.fits import Fit
 from simulator.device.surface import Surface
 from simulator.fitting import judge
-from simulator.fitting.smooth import Array, Axis, Recipe, fit_family, predict_family
-from simulator.roofline.collective import DEFAULT, collective_floor, collective_time
+from simulator.fitting.smooth import Array, Axis, Recipe, fit_family
+from simulator.roofline.collective import DEFAULT, collective_time
 from simulator.roofline.hardware import Hardware, hardware
 
 if TYPE_CHECKING:
@@ -45,8 +45,6 @@ PATTERNS: tuple[tuple[str, str], ...] = (
     (r"vllm-.*_eager$", "vllm_eager"),
 )
 """Kernel string -> library, first match; times step at vLLM 0.19 and SGLang 0.5.12."""
-
-PREFERRED = ("vllm_graph", "sglang_graph", "nccl", "nccl_tests", "trtllm", "nccl_torch")
 
 
 def library_of(kernel: str, n_nodes: int = 1) -> str:
@@ -117,14 +115,6 @@ def coords(rows: pd.DataFrame) -> dict[str, Array]:
     return {"bytes": rows["bytes"].to_numpy(float), "ranks": rows["n_gpus"].to_numpy(float)}
 
 
-def floor_s(rows: pd.DataFrame) -> Array:
-    """Link floor of rows of one operation [s]; zero between nodes (no profile states a network)."""
-    bare = collective_floor(
-        str(rows["op"].iloc[0]), rows["bytes"].to_numpy(float), rows["n_gpus"].to_numpy(float), hw=_link(rows)
-    )
-    return np.where(rows["n_nodes"].to_numpy() == 1, bare, 0.0)
-
-
 RECIPE = Recipe(
     family=FAMILY,
     inputs=INPUTS,
@@ -133,20 +123,14 @@ RECIPE = Recipe(
     axes=(Axis("bytes", 1.0, 0.1), Axis("ranks", 1.0, 0.003)),
     start=DEFAULT,
     spread={"t0_s": 2.0, "hop_s": 2.0, "fill_s": 2.0, "link_share": 2.0, "share_slope": 1.0},
-    preferred=PREFERRED,
     between_source=0.30,
     between_device=0.30,
     signed=("share_slope",),
     smallest=6,
-    apart=lambda library: library.rpartition("_")[2] if library.endswith("nodes") else "",
+    class_rows=100,
 )
 
 
 def fit(rows: pd.DataFrame, *, date: str | None = None, residuals: bool = True) -> list[Fit]:
     """Fits of every device, operation and library of prepared `rows`, then the pooled ones."""
     return fit_family(RECIPE, rows, date=date, residuals=residuals)
-
-
-def predict(rows: pd.DataFrame, fits: Iterable[Fit], *, cross: bool = False) -> tuple[Array, Array, Array]:
-    """Predicted seconds of `rows` and their 90 % interval; `cross` widens between sources."""
-    return predict_family(RECIPE, rows, fits, floor_s, cross=cross)

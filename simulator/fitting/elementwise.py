@@ -1,4 +1,4 @@
-"""Fit and judge streaming kernels: one fit per device and library, its kinds as coefficients.
+"""Fit streaming kernels: one fit per device and library, its kinds as coefficients.
 
 All number formats share the key ``bf16``, for only bytes count. The rows name total bytes; they are
 split into reads and writes by the operands of the operation.
@@ -6,7 +6,7 @@ split into reads and writes by the operands of the operation.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -16,8 +16,8 @@ from simulator.base.errors import UnknownNameError
 from simulator.device.fits import Fit
 from simulator.device.surface import Surface
 from simulator.fitting import judge
-from simulator.fitting.smooth import Array, Axis, Recipe, fit_family, predict_family
-from simulator.roofline.elementwise import elementwise_floor, elementwise_time
+from simulator.fitting.smooth import Array, Axis, Recipe, fit_family
+from simulator.roofline.elementwise import elementwise_time
 from simulator.roofline.hardware import Hardware, hardware
 
 if TYPE_CHECKING:
@@ -113,11 +113,6 @@ def coords(rows: pd.DataFrame) -> dict[str, Array]:
     return {"bytes": rows["bytes"].to_numpy(float)}
 
 
-def floor_s(rows: pd.DataFrame) -> Array:
-    """Floor of the bytes beyond L2 [s]."""
-    return elementwise_floor(rows["read_bytes"].to_numpy(float), rows["write_bytes"].to_numpy(float), hw=_stack(rows))
-
-
 RECIPE = Recipe(
     family=FAMILY,
     inputs=INPUTS,
@@ -136,7 +131,6 @@ RECIPE = Recipe(
         **{f"passes_{kind}": 0.3 for kind in KINDS},
         **{f"start_{kind}": 0.5 for kind in KINDS},
     },
-    preferred=("vllm", "sarathi", "torch"),
     between_source=0.20,
     between_device=0.15,
     ridge=0.01,
@@ -146,8 +140,3 @@ RECIPE = Recipe(
 def fit(rows: pd.DataFrame, *, date: str | None = None, residuals: bool = True) -> list[Fit]:
     """Fits of every device and library of prepared `rows`, then the pooled ones."""
     return fit_family(RECIPE, rows, date=date, residuals=residuals)
-
-
-def predict(rows: pd.DataFrame, fits: Iterable[Fit], *, cross: bool = False) -> tuple[Array, Array, Array]:
-    """Predicted seconds of `rows` and their 90 % interval; `cross` widens between sources."""
-    return predict_family(RECIPE, rows, fits, floor_s, cross=cross)

@@ -1,4 +1,4 @@
-"""Fit and judge the GEMM time model (`simulator.roofline.gemm`) on measured rows.
+"""Fit the GEMM time model (`simulator.roofline.gemm`) on measured rows.
 
 Coefficients are fitted from the general to the special, each level starting at its parent and held
 near it by a prior: all devices -> compute capability -> device -> kernel library on the device.
@@ -8,28 +8,28 @@ What is left is smoothed by `simulator.fitting.kriging` over devices of one comp
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.base.errors import UnsupportedError
 from simulator.device import catalogue as devices
-from simulator.device.fits import ANY, VENDOR, Fit, Residual
+from simulator.device.fits import ANY, VENDOR, Fit
 from simulator.fitting import judge
+from simulator.fitting.asked import predicted
 from simulator.fitting.gemm_rows import KEYS, Table, klass, library_of, prepare
 from simulator.fitting.gemm_train import Model, estimate, libraries_of, train, within
 from simulator.fitting.kriging import knots, to_surface
+from simulator.fitting.residuals import Mask, out_of_fold, residual_of
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["INPUTS", "KEYS", "fit", "learning_curve", "library_of", "predict", "prepare"]
+__all__ = ["INPUTS", "KEYS", "fit", "learning_curve", "library_of", "prepare", "without"]
 
 Array = NDArray[np.float64]
-Mask = NDArray[np.bool_]
 
 FAMILY = "gemm"
 INPUTS: tuple[str, ...] = ("batch", "m", "n", "k")
@@ -44,10 +44,6 @@ UNSEEN_DEVICE = 0.15
 STEPS = (1.0, 1.25, 1.25)
 SCOPE_STEPS = (2.0, 2.5, 2.5)
 """Knot spacing in octaves of (m, n, k), of a device and of a pooled fit."""
-FOLDS = 5
-CLASS_EDGES_S = (0.0, 12e-6, 50e-6, 300e-6)
-"""Lower ends of the size classes with error quantiles of their own [s]."""
-SMALLEST_CLASS = 40
 NAMES = ("m", "n", "k")
 
 
@@ -149,7 +145,7 @@ def _make(
         axes = [knots(column, step) for column, step in zip(sub.x.T, steps, strict=True)]
         surface = to_surface(kriging, NAMES, axes, cards.get(device), libraries.get(library))
     names, counts = np.unique(sub.dtype, return_counts=True)
-    residual = _residual(sub.time_s, predicted_s[mask])
+    residual = residual_of(np.log(sub.time_s / predicted_s[mask]), predicted_s[mask], BETWEEN_SOURCE)
     return Fit(
         family=FAMILY,
         device=device,
@@ -164,43 +160,17 @@ def _make(
     )
 
 
-def _residual(measured_s: Array, predicted_s: Array) -> Residual:
-    """Out-of-fold quantiles of e = ln(measured/predicted), by size class where rows allow."""
-    e = np.log(measured_s / predicted_s)
-    low, high = np.quantile(e, [0.05, 0.95])
-    sigma = float((np.quantile(e, 0.84) - np.quantile(e, 0.16)) / 2.0)
-    number = np.searchsorted(CLASS_EDGES_S, predicted_s, side="right") - 1
-    classes = []
-    for i, edge in enumerate(CLASS_EDGES_S):
-        here = e[number == i]
-        if len(here) >= SMALLEST_CLASS:
-            a, b = np.quantile(here, [0.05, 0.95])
-            classes.append((edge, float(a), float(b)))
-        elif classes:
-            classes.append((edge, float(low), float(high)))
-    return Residual(
-        sigma_in=sigma,
-        sigma_cross=float(np.hypot(sigma, BETWEEN_SOURCE)),
-        q05=float(low),
-        q95=float(high),
-        bias=float(np.median(e)),
-        between_source=BETWEEN_SOURCE,
-        n_eff=float(len(e)),
-        classes=tuple(classes),
-    )
-
-
 def _out_of_fold(
     table: Table, model: Model, groups: NDArray[np.uint64], scopes: Collection[str] | None
 ) -> tuple[Array, Array]:
     """Every row by a model that never saw its shape, its library named and not named [s]."""
-    named = estimate(model, table, "library")
-    unnamed = estimate(model, table, "device")
-    for learn, test in judge.folds(groups, FOLDS):
-        if test.any() and learn.any():
-            fold = train(table.where(learn), model, scopes)
-            named[test] = estimate(fold, table.where(test), "library")
-            unnamed[test] = estimate(fold, table.where(test), "device")
+
+    def answer(learn: Mask, test: Mask) -> Array:
+        fold, part = train(table.where(learn), model, scopes), table.where(test)
+        return np.stack([estimate(fold, part, "library"), estimate(fold, part, "device")])
+
+    seen = np.stack([estimate(model, table, "library"), estimate(model, table, "device")])
+    named, unnamed = out_of_fold(groups, answer, seen)
     return named, unnamed
 
 
@@ -217,39 +187,6 @@ def _device_out(table: Table, scopes: Collection[str] | None) -> Array:
     return out
 
 
-def predict(rows: pd.DataFrame, fits: Iterable[Fit], *, cross: bool = False) -> tuple[Array, Array, Array]:
-    """Middle, 5 % and 95 % of prepared `rows` [s] by the most special fit of each.
-
-    In order: device and library; device; its scope and library; scope; all devices. A row whose
-    source the fit never saw gets the between-source term.
-    """
-    table = Table.of(rows)
-    by_key = {(f.device, klass(f.dtype), f.library): f for f in fits}
-    mid, low, high = (np.empty(len(table)) for _ in range(3))
-    label = list(zip(table.device, table.scope, table.klass, table.library, table.source, strict=True))
-    index: dict[tuple[str, ...], list[int]] = {}
-    for i, key in enumerate(label):
-        index.setdefault(tuple(map(str, key)), []).append(i)
-    for (device, scope, kind, library, source), at in index.items():
-        found = choose(by_key, device, scope, kind, library)
-        sub = table.where(np.isin(np.arange(len(table)), at))
-        mid[at] = sub.time(found.coefficients, found.surface)
-        a, b = found.residual.quantiles(mid[at], cross=cross or source not in found.sources)
-        low[at], high[at] = mid[at] * np.exp(a), mid[at] * np.exp(b)
-    return mid, low, high
-
-
-def choose(by_key: dict[tuple[str, str, str], Fit], device: str, scope: str, kind: str, library: str) -> Fit:
-    """Most special fit for a row; raises when the class was fitted nowhere."""
-    for key in ((device, kind, library), (device, kind, VENDOR), (scope, kind, library)):
-        if key in by_key:
-            return by_key[key]
-    for place in (scope, ANY):
-        if (place, kind, VENDOR) in by_key:
-            return by_key[place, kind, VENDOR]
-    raise UnsupportedError(f"no gemm fit for {kind} on {device} or its like; fit rows of that dtype")
-
-
 def learning_curve(
     rows: pd.DataFrame, device: str, dtype: str, sizes: Sequence[int], seeds: Sequence[int] = (0, 1, 2)
 ) -> list[dict[str, float]]:
@@ -258,16 +195,16 @@ def learning_curve(
     The 30 % of shapes that `judge.holdout` names are never fitted; each size is drawn per seed.
     """
     rows = rows[(rows["device"] == device) & (rows["dtype"] == dtype)].reset_index(drop=True)
-    table = Table.of(rows)
     held = judge.holdout(judge.shape_group(rows, INPUTS), 0.3)
-    test, pool = table.where(held), np.flatnonzero(~held)
+    test, pool = rows[held], np.flatnonzero(~held)
     out = []
     for size in sizes:
         if size > len(pool):
             continue
         for seed in seeds:
             drawn = np.random.default_rng(seed).choice(pool, size, replace=False)
-            learn = table.where(np.isin(np.arange(len(table)), drawn))
-            figures = judge.figures(test.time_s, estimate(train(learn), test, "library"))
+            learn = rows.iloc[np.sort(drawn)]
+            judged, _ = predicted(FAMILY, test, fit(learn, residuals=False))
+            figures = judge.figures(judged["time_s"].to_numpy(float), judged["mid_s"].to_numpy(float))
             out.append({"fit_rows": float(size), "seed": float(seed), **figures})
     return out

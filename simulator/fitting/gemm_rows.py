@@ -132,14 +132,9 @@ class Table:
             self.k,
             weight_bytes_per_element=fmt.weight_bytes,
             act_bytes=fmt.act_bytes,
-            out_bytes=out_bytes(fmt.name),
+            out_bytes=fmt.out_bytes,
             hw=self.hw,
             coef=coef,
             surface=surface,
             batch=self.batch,
         ).total_s
-
-
-def out_bytes(dtype: str) -> float:
-    """Bytes per output element: fp32 products write fp32, all others 16 bits [B]."""
-    return 4.0 if dtype in ("fp32", "tf32") else 2.0

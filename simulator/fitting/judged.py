@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from simulator.base import console
-from simulator.base.errors import AmbiguousNameError, InputError, ShadowlineError, UnknownNameError, UnsupportedError
+from simulator.base.errors import AmbiguousNameError, InputError, UnknownNameError, UnsupportedError
 from simulator.base.files import read_parquet
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class Judged:
 
 
 def module_of(kind: str) -> Any:
-    """Fitting module of a kernel family: `prepare`, `INPUTS`, `fit`, `predict`."""
+    """Fitting module of a kernel family: `FAMILY`, `INPUTS`, `prepare`, `fit`."""
     return importlib.import_module(f"simulator.fitting.{kind}")
 
 
@@ -160,20 +160,12 @@ def _numbers(column: pd.Series, path: Path) -> pd.Series:
     return found
 
 
-def committed(kind: str, devices: Iterator[str] | list[str]) -> list[Fit]:
-    """Fits of the profiles as they are committed, pooled ones included."""
-    from simulator.device.catalogue import measured
-    from simulator.device.fits import DEFAULT
-
-    return [f for name in (*dict.fromkeys(devices), DEFAULT) for f in measured(name).own(kind)]
-
-
 def judge_rows(kind: str, raw: pd.DataFrame, holdout: str | None) -> tuple[list[Judged], dict[str, int]]:
     """Predictions for the rows to be judged, and counts of the rows left out by reason."""
     module = module_of(kind)
     excluded = _excluded(raw)
     rows = _prepared(module, _known(kind, raw, excluded), excluded)
-    judged = list(_committed(kind, module, rows) if holdout is None else _splits(module, rows, holdout))
+    judged = list(_committed(kind, rows) if holdout is None else _splits(module, rows, holdout))
     for j in judged:
         for reason, n in j.unpredicted.items():
             excluded[reason] = excluded.get(reason, 0) + n
@@ -225,23 +217,22 @@ def _known(kind: str, raw: pd.DataFrame, excluded: dict[str, int]) -> pd.DataFra
     return raw[keep]
 
 
-def _committed(kind: str, module: Any, rows: pd.DataFrame) -> Iterator[Judged]:
-    """Rows by what the committed fits have seen: their source, their device, or neither."""
+def _committed(kind: str, rows: pd.DataFrame) -> Iterator[Judged]:
+    """Rows by what the devices' own fits have seen: their source, their device, or neither."""
     import numpy as np
 
-    fits = committed(kind, sorted(rows["device"].unique()))
-    seen: dict[str, set[str]] = {}
-    for fit in fits:
-        seen.setdefault(fit.device, set()).update(fit.sources)
+    from simulator.device.catalogue import load
+
+    seen = {str(d): {s for f in load(str(d)).measured.own(kind) for s in f.sources} for d in rows["device"].unique()}
     split = np.array(
         [
-            "cross_device" if d not in seen else "in_source" if s in seen[d] else "cross_source"
+            "cross_device" if not seen[d] else "in_source" if s in seen[d] else "cross_source"
             for d, s in zip(rows["device"], rows["source"], strict=True)
         ]
     )
     for name in ("in_source", "cross_source", "cross_device"):
         if (split == name).any():
-            yield _predicted(module, rows[split == name], fits, name)
+            yield _judge(kind, rows[split == name], None, name)
 
 
 def _excluded(raw: pd.DataFrame) -> dict[str, int]:
@@ -267,7 +258,7 @@ def _splits(module: Any, rows: pd.DataFrame, holdout: str) -> Iterator[Judged]:
     if not len(rows):
         raise InputError("no row is left to hold out", where="--data")
     test = judge.split(rows, module.INPUTS, holdout)
-    yield _predicted(module, rows[test], module.fit(rows[~test]), "in_source")
+    yield _judge(module.FAMILY, rows[test], module.fit(rows[~test]), "in_source")
 
 
 def _left_out(module: Any, rows: pd.DataFrame, column: str) -> Iterator[Judged]:
@@ -305,7 +296,7 @@ def _left_out(module: Any, rows: pd.DataFrame, column: str) -> Iterator[Judged]:
         known = _measured_elsewhere(rows, left_out)
         for split, here in (("cross_source", judged & known), ("cross_device", judged & ~known)):
             if here.any():
-                parts[split].append(_predicted(module, rows[here], fits, split))
+                parts[split].append(_judge(module.FAMILY, rows[here], fits, split))
     for split, found in parts.items():
         if found:
             yield _joined(found, split)
@@ -328,37 +319,12 @@ def _joined(parts: list[Judged], split: str) -> Judged:
     return Judged(pd.concat([p.rows for p in parts]), split, unpredicted)
 
 
-def _predicted(module: Any, rows: pd.DataFrame, fits: list[Fit], split: str) -> Judged:
-    """Predictions beside the rows; what nothing measured can answer for is counted, not guessed."""
-    from simulator.fitting.naive import naive_s
+def _judge(kind: str, rows: pd.DataFrame, fits: list[Fit] | None, split: str) -> Judged:
+    """What a prediction answers beside the rows; what nothing measured can answer for is counted, not guessed."""
+    from simulator.fitting.asked import predicted
 
-    cross = split != "in_source"
-    unpredicted: dict[str, int] = {}
-    try:
-        mid, lo, hi = module.predict(rows, fits, cross=cross)
-    except ShadowlineError:
-        import pandas as pd
-
-        keys = [k for k in ("device", "dtype", "kv_dtype", "phase", "op", "library") if k in rows]
-        parts = []
-        for _, group in rows.groupby(keys, dropna=False, sort=False):
-            try:
-                mid, lo, hi = module.predict(group, fits, cross=cross)
-            except ShadowlineError as error:
-                reason = error.message.split(";")[0]
-                unpredicted[reason] = unpredicted.get(reason, 0) + len(group)
-            else:
-                parts.append(group.assign(mid_s=mid, lo_s=lo, hi_s=hi))
-        nothing = rows.head(0).assign(mid_s=0.0, lo_s=0.0, hi_s=0.0)
-        rows = pd.concat(parts) if parts else nothing
-    else:
-        rows = rows.assign(mid_s=mid, lo_s=lo, hi_s=hi)
-    uncovered = rows["mid_s"].isna()
-    if uncovered.any():
-        unpredicted["no fit covers it"] = int(uncovered.sum())
-        rows = rows[~uncovered]
-    naive = naive_s(module.FAMILY, rows) if len(rows) else 0.0
-    return Judged(rows.assign(naive_s=naive), split, unpredicted)
+    found, unpredicted = predicted(kind, rows, fits)
+    return Judged(found, split, unpredicted)
 
 
 def table(kind: str, judged: Judged, by: tuple[str, ...]) -> list[dict[str, Any]]:

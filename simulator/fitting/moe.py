@@ -1,4 +1,4 @@
-"""Fit and judge fused MoE layers: one fit per device, number format and kernel library.
+"""Fit fused MoE layers: one fit per device, number format and kernel library.
 
 Rows hold the routed experts of one rank: permute, both grouped GEMMs, activation, its quantisation
 where the format has one, and the weighted sum. No router, no shared expert, no collective.
@@ -7,7 +7,7 @@ where the format has one, and the weighted sum. No router, no shared expert, no 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -17,7 +17,7 @@ from simulator.base.dtypes import get_format
 from simulator.device.fits import Fit
 from simulator.device.surface import Surface
 from simulator.fitting import judge
-from simulator.fitting.smooth import Array, Axis, Recipe, fit_family, predict_family
+from simulator.fitting.smooth import Array, Axis, Recipe, fit_family
 from simulator.roofline.hardware import Hardware, hardware
 from simulator.roofline.moe import DEFAULT, Routing, moe_time, route
 
@@ -49,8 +49,6 @@ PATTERNS: tuple[tuple[str, str], ...] = (
 )
 """Kernel string -> kind of kernel; the library is `<framework>_<kind>`."""
 
-PREFERRED = ("trtllm_cutlass", "vllm_trtllmgen", "vllm_cutlass", "vllm_triton", "sglang_triton")
-
 NONGATED: frozenset[tuple[int, int]] = frozenset({(2688, 1856), (4096, 2688), (2048, 5120), (8192, 5120), (1024, 2688)})
 """(hidden, inter) of Nemotron-3: squared ReLU, two matrices. The data names no activation."""
 
@@ -77,23 +75,27 @@ def prepare(rows: pd.DataFrame) -> pd.DataFrame:
     )
     out = judge.aggregate(rows, ["device", "source", "library", *INPUTS])
     two = [(h, i) in NONGATED for h, i in zip(out["hidden"], out["inter"], strict=True)]
-    active, pairs = np.empty(len(out)), np.empty(len(out))
-    for name, at in out.groupby("distribution").indices.items():
-        part = out.iloc[at]
-        numbers = (part[c].to_numpy(float) for c in ("num_tokens", "topk", "n_experts"))
-        load = route(*numbers, ep=part["moe_ep"].to_numpy(float), distribution=str(name))
-        active[at], pairs[at] = load.active, load.rows
+    out = with_load(out)
     every = [_hardware(d, f) for d, f in zip(out["device"], out["dtype"], strict=True)]
     return out.assign(
         key=out["dtype"],
         kernel_family=out["library"],
         gated=~np.array(two),
-        active=active,
-        rows=pairs,
         peak=[h.math_flop_per_s for h in every],
         hbm=[h.hbm_bytes_per_s for h in every],
         l2=[h.l2_bytes for h in every],
     )
+
+
+def with_load(rows: pd.DataFrame) -> pd.DataFrame:
+    """`rows` with what the busiest rank has to do beside them: experts hit (`active`) and pairs (`rows`)."""
+    active, pairs = np.empty(len(rows)), np.empty(len(rows))
+    for name, at in rows.groupby("distribution").indices.items():
+        part = rows.iloc[at]
+        tokens, k, experts, ep = (part[c].to_numpy(float) for c in ("num_tokens", "topk", "n_experts", "moe_ep"))
+        load = route(tokens, k, experts, ep=ep, distribution=str(name))
+        active[at], pairs[at] = load.active, load.rows
+    return rows.assign(active=active, rows=pairs)
 
 
 def _hardware(device: str, dtype: str) -> Hardware:
@@ -131,12 +133,6 @@ def log_model(rows: pd.DataFrame, coef: Mapping[str, float], surface: Surface | 
     return np.log(_time(rows, coef, surface).total_s)
 
 
-def floor_s(rows: pd.DataFrame) -> Array:
-    """Roofline floor of rows of one format [s]."""
-    free = dict(DEFAULT, t0_s=0.0, math_share=1e9, bw_share=1e9, act_passes=0.0, pair_passes=0.0)
-    return _time(rows, free, None).total_s
-
-
 def coords(rows: pd.DataFrame) -> dict[str, Array]:
     """Coordinates of the residual surface."""
     tokens, experts, ep, inter, tp = (
@@ -162,7 +158,6 @@ RECIPE = Recipe(
         "act_passes": 1.0,
         "pair_passes": 2.0,
     },
-    preferred=PREFERRED,
     between_source=0.10,
     between_device=0.15,
     ridge=0.01,
@@ -174,8 +169,3 @@ RECIPE = Recipe(
 def fit(rows: pd.DataFrame, *, date: str | None = None, residuals: bool = True) -> list[Fit]:
     """Fits of every device, format and library of prepared `rows`, then the pooled ones."""
     return fit_family(RECIPE, rows, date=date, residuals=residuals)
-
-
-def predict(rows: pd.DataFrame, fits: Iterable[Fit], *, cross: bool = False) -> tuple[Array, Array, Array]:
-    """Predicted seconds of `rows` and their 90 % interval; `cross` widens between sources."""
-    return predict_family(RECIPE, rows, fits, floor_s, cross=cross)

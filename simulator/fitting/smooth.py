@@ -7,25 +7,23 @@ module turns prepared rows into `Fit`s per (device, key, library), and pooled on
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.base.errors import InputError
 from simulator.device.fits import ANY, Fit, Residual
 from simulator.device.surface import Surface
 from simulator.fitting import judge
+from simulator.fitting.residuals import CLASS_ROWS, Mask, out_of_fold, residual_of
 
 if TYPE_CHECKING:
     import pandas as pd
 
 Array = NDArray[np.float64]
 Coef = dict[str, float]
-CLASS_ROWS = 45
-TAILS = (0.045, 0.955)
 
 
 @dataclass(frozen=True)
@@ -52,8 +50,8 @@ class Recipe:
         deviation of each about its parent's.
     refit : bool
         Fit the coefficients again in each fold; False refits the surface only (large groups).
-    apart : callable
-        library -> label that two libraries must share for one to stand in for the other.
+    class_rows : int
+        Rows of a class of times with error quantiles of its own.
     """
 
     family: str
@@ -63,7 +61,6 @@ class Recipe:
     axes: tuple[Axis, ...]
     start: Mapping[str, float]
     spread: Mapping[str, float]
-    preferred: tuple[str, ...]
     between_source: float
     between_device: float
     signed: tuple[str, ...] = ()
@@ -71,7 +68,7 @@ class Recipe:
     ridge: float = 1e-3
     huber: float = 0.1
     refit: bool = True
-    apart: Callable[[str], str] = lambda library: ""
+    class_rows: int = CLASS_ROWS
 
 
 def solve(recipe: Recipe, rows: pd.DataFrame, parent: Mapping[str, float], passes: int = 40) -> Coef:
@@ -148,41 +145,17 @@ def _roughness(size: int) -> Array:
     return d.T @ d
 
 
-def residual_of(off: Array, predicted_s: Array, between_source: float) -> Residual:
-    """Error statistics of out-of-fold log residuals ln(measured/predicted), by class of time."""
-    if len(off) < 8:
-        return Residual(0.2, 0.3, -0.5, 0.5, between_source=between_source, n_eff=float(len(off)))
-    sigma = 1.4826 * float(np.median(np.abs(off - np.median(off))))
-    low, high = (float(q) for q in np.quantile(off, TAILS))
-    count = int(np.clip(len(off) // CLASS_ROWS, 1, 4))
-    edges = (0.0, *(float(e) for e in np.quantile(predicted_s, np.arange(1, count) / count)))
-    classes = []
-    for edge, until in zip(edges, (*edges[1:], np.inf), strict=True):
-        here = off[(predicted_s >= edge) & (predicted_s < until)]
-        if len(here) >= 15:
-            classes.append((edge, *(float(q) for q in np.quantile(here, TAILS))))
-    return Residual(
-        sigma_in=sigma,
-        sigma_cross=float(np.hypot(sigma, between_source)),
-        q05=low,
-        q95=high,
-        bias=float(np.median(off)),
-        between_source=between_source,
-        n_eff=float(len(off)),
-        classes=tuple(classes) if len(classes) > 1 else (),
-    )
-
-
 def _out_of_fold(recipe: Recipe, rows: pd.DataFrame, coef: Coef) -> tuple[Array, Array]:
     """ln(measured/predicted) and predicted seconds of five folds by shape group."""
-    groups = judge.shape_group(rows, recipe.inputs)
-    predicted = np.full(len(rows), np.nan)
-    for train, test in judge.folds(groups):
-        if not test.any() or train.sum() < max(4, recipe.smallest // 2):
-            continue
+
+    def answer(train: Mask, test: Mask) -> Array:
         part = rows.loc[train]
         own = solve(recipe, part, coef, 12) if recipe.refit else coef
-        predicted[test] = recipe.log_model(rows.loc[test], own, surface(recipe, part, own))
+        return recipe.log_model(rows.loc[test], own, surface(recipe, part, own))
+
+    groups = judge.shape_group(rows, recipe.inputs)
+    fewest = max(4, recipe.smallest // 2)
+    predicted = out_of_fold(groups, answer, np.full(len(rows), np.nan), fewest=fewest)
     done = np.isfinite(predicted)
     measured = np.log(rows["time_s"].to_numpy(float))
     return (measured - predicted)[done], np.exp(predicted[done])
@@ -217,7 +190,7 @@ def fit_family(recipe: Recipe, rows: pd.DataFrame, *, date: str | None = None, r
             else:
                 model = recipe.log_model(part, coef, shape)
                 off, predicted = np.log(part["time_s"].to_numpy(float)) - model, np.exp(model)
-            err = residual_of(off, predicted, recipe.between_source)
+            err = residual_of(off, predicted, recipe.between_source, recipe.class_rows)
             own.append(make(part, str(device), coef, shape, err))
         out += own
         for scope, part in (*group.groupby("scope"), (ANY, group)):
@@ -225,58 +198,6 @@ def fit_family(recipe: Recipe, rows: pd.DataFrame, *, date: str | None = None, r
                 coef = solve(recipe, part, parent)
                 shape = surface(recipe, part, coef)
                 off = np.log(part["time_s"].to_numpy(float)) - recipe.log_model(part, coef, shape)
-                err = residual_of(off, np.exp(recipe.log_model(part, coef, shape)), 0.0)
+                err = residual_of(off, np.exp(recipe.log_model(part, coef, shape)), 0.0, recipe.class_rows)
                 out.append(make(part, str(scope), coef, shape, err.widened(recipe.between_device)))
     return out
-
-
-def choose(recipe: Recipe, fits: Sequence[Fit], device: str, scope: str, key: str, library: str) -> tuple[Fit, bool]:
-    """Fit that answers for a row, and whether it stands in for another library or device.
-
-    On the device itself: the library named, else its kin (the same last word), then `preferred`, then
-    the largest. Elsewhere the library named counts for more than the architecture.
-    """
-    apart = recipe.apart(library)
-    pool = [f for f in fits if f.dtype == key and recipe.apart(f.library) == apart]
-    own = [f for f in pool if f.device == device]
-    places = (device,) if own else (scope, ANY)
-    for place in places:
-        named = [f for f in pool if f.device == place and f.library == library]
-        if named:
-            return max(named, key=lambda f: f.n), place != device
-    rank = {name: i for i, name in enumerate(recipe.preferred)}
-    for place in places:
-        here = [f for f in pool if f.device == place]
-        if here:
-            kin = [f for f in here if f.library.split("_")[-1] == library.split("_")[-1]]
-            return min(kin or here, key=lambda f: (rank.get(f.library, 99), -f.n)), True
-    raise InputError(f"no {recipe.family} fit covers {key} on {device}; fit rows of that kind first")
-
-
-def predict_family(
-    recipe: Recipe,
-    rows: pd.DataFrame,
-    fits: Iterable[Fit],
-    floor: Callable[[pd.DataFrame], Array],
-    *,
-    cross: bool = False,
-) -> tuple[Array, Array, Array]:
-    """Predicted seconds of `rows` and their 90 % interval; NaN where nothing covers them."""
-    from simulator.device import catalogue as devices
-
-    fits = list(fits)
-    mid, lo, hi = (np.full(len(rows), np.nan) for _ in range(3))
-    placed = rows.assign(_at=np.arange(len(rows)))
-    for names, group in placed.groupby(["device", "key", "library"]):
-        device, key, library = cast("tuple[str, str, str]", names)
-        scope = devices.load(str(device)).arch
-        apart = recipe.apart(str(library))
-        if not any(f.dtype == key and recipe.apart(f.library) == apart for f in fits):
-            continue
-        found, stand_in = choose(recipe, fits, str(device), scope, str(key), str(library))
-        at, low = group["_at"].to_numpy(), floor(group)
-        model = recipe.log_model(group, found.coefficients, found.surface)
-        q05, q95 = found.residual.quantiles(np.exp(model), cross=cross or stand_in)
-        mid[at] = np.maximum(np.exp(model), low)
-        lo[at], hi[at] = np.exp(model + q05), np.maximum(np.exp(model + q95), low)
-    return mid, lo, hi

@@ -21,6 +21,7 @@ from simulator.device.catalogue import measured
 from simulator.device.fit_file import dump
 from simulator.device.fits import ANY, DEFAULT, Fit, Residual
 from simulator.fitting import judge, smooth
+from simulator.fitting.residuals import Mask, out_of_fold, residual_of
 from simulator.fitting.sparse_rows import INPUTS, TIMES, prepare, split
 from simulator.fitting.sparse_shares import nm24_fits
 from simulator.fitting.sparse_terms import FAMILIES, log_slopes, names, rates, total_s
@@ -124,7 +125,7 @@ def fit(rows: pd.DataFrame, *, date: str | None = None, residuals: bool = True) 
 
 def _fit(rows: pd.DataFrame, date: str) -> list[Fit]:
     out: list[Fit] = []
-    plain = smooth.residual_of(np.zeros(0), np.zeros(0), BETWEEN_SOURCE)
+    plain = residual_of(np.zeros(0), np.zeros(0), BETWEEN_SOURCE)
     for family, group in rows.groupby("family"):
         dense_chain = _chains(str(family), group, 0)
         coupled = dense_chain if family in COUPLED else None
@@ -164,7 +165,7 @@ def _recipe(family: str) -> smooth.Recipe:
     def coords(part: pd.DataFrame) -> dict[str, Array]:
         return {a.name: part[a.name].to_numpy(float) for a in AXES}
 
-    return smooth.Recipe(FAMILY, INPUTS, log_speedup, coords, AXES, {}, {}, (), 0.0, 0.0)
+    return smooth.Recipe(FAMILY, INPUTS, log_speedup, coords, AXES, {}, {}, 0.0, 0.0)
 
 
 def _surface(family: str, rows: pd.DataFrame, coef: Coef) -> smooth.Surface:
@@ -173,27 +174,25 @@ def _surface(family: str, rows: pd.DataFrame, coef: Coef) -> smooth.Surface:
 
 def _residuals(rows: pd.DataFrame, date: str) -> dict[tuple[str, str], Residual]:
     """Out-of-fold errors of ln(measured/predicted) per family, and per kernel pair of 30 rows on."""
-    judged = out_of_fold(rows, date)
+    judged = unseen(rows, date)
     out: dict[tuple[str, str], Residual] = {}
     for family, part in judged.groupby("family"):
         for pair, own in (*part.groupby(part["baseline"] + " > " + part["library"]), (ANY, part)):
             if len(own) >= 30 or pair == ANY:
                 off = np.log(own["speedup"].to_numpy() / own["mid"].to_numpy())
-                out[str(family), str(pair)] = smooth.residual_of(off, own["mid"].to_numpy(), BETWEEN_SOURCE)
+                out[str(family), str(pair)] = residual_of(off, own["mid"].to_numpy(), BETWEEN_SOURCE)
     return out
 
 
-def out_of_fold(rows: pd.DataFrame, date: str = "") -> pd.DataFrame:
+def unseen(rows: pd.DataFrame, date: str = "") -> pd.DataFrame:
     """Every row predicted by fits that have not seen its shape, column `mid`."""
-    import pandas as pd
 
-    parts = []
-    for train, test in judge.folds(judge.shape_group(rows, INPUTS), FOLDS):
-        if test.any() and train.any():
-            mid, _, _ = predict(rows[test], _fit(rows[train], date))
-            parts.append(rows[test].assign(mid=mid))
-    judged = pd.concat(parts)
-    return judged[np.isfinite(judged["mid"])]
+    def answer(train: Mask, test: Mask) -> Array:
+        return predict(rows[test], _fit(rows[train], date))[0]
+
+    groups = judge.shape_group(rows, INPUTS)
+    mid = out_of_fold(groups, answer, np.full(len(rows), np.nan), folds=FOLDS)
+    return rows.assign(mid=mid)[np.isfinite(mid)]
 
 
 def speedup(family: str, rows: pd.DataFrame, coef: Mapping[str, float]) -> Array:

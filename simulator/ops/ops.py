@@ -96,7 +96,7 @@ class Linear:
         Multiplied by 2:4 sparse tensor cores.
     expand : Expand, optional
         Decompression work inside the kernel.
-    groups : float
+    groups : Array
         Independent products of this shape in one call (batched GEMM) [-].
     resident : float
         Share of the stored weight that lies in the GPU's memory [-].
@@ -121,7 +121,7 @@ class Linear:
     bytes_per_weight: float | None = None
     nm24: bool = False
     expand: Expand | None = None
-    groups: float = 1.0
+    groups: Array = 1.0
     resident: float = 1.0
     shared: float = 1.0
     keeps_weights: bool = True
@@ -154,7 +154,8 @@ class Linear:
             {
                 Operand.WEIGHT: Access(weight, 0.0, runs),
                 Operand.ACTIVATION: Access(
-                    self.groups * self.m * self.k * keep_k * act, self.groups * self.m * self.n * keep_n * 2.0
+                    self.groups * self.m * self.k * keep_k * act,
+                    self.groups * self.m * self.n * keep_n * self.fmt.out_bytes,
                 ),
             },
             launches=1.0,
@@ -176,7 +177,7 @@ class Attention:
         Which kernel runs.
     batch, q_len, kv_len : Array
         Sequences, new tokens per sequence, context per sequence with the new tokens [-].
-    n_heads, n_kv_heads : float
+    n_heads, n_kv_heads : Array
         Heads on this GPU [-].
     head_dim, v_head_dim : float
         Width of Q/K and of V per head [-]; MLA decode runs on the latent: 576 and 512.
@@ -203,6 +204,8 @@ class Attention:
     tile_bytes : Array
         K and V that the thread blocks of a block-sparse prompt load, each for its own few queries [B]; 0 where a
         tile of queries shares them, as in a dense kernel.
+    reuse : float
+        1 where the same K and V were read just before, as a benchmark does; 0 in a step [-].
     """
 
     role: str
@@ -210,8 +213,8 @@ class Attention:
     batch: Array
     q_len: Array
     kv_len: Array
-    n_heads: float
-    n_kv_heads: float
+    n_heads: Array
+    n_kv_heads: Array
     head_dim: float
     v_head_dim: float
     math: DType
@@ -228,13 +231,14 @@ class Attention:
     expand: Expand | None = None
     stores: bool = True
     tile_bytes: Array = 0.0
+    reuse: float = 0.0
     part: OpPart = OpPart.ATTENTION
     overhead: bool = False
     graph_safe: bool = True
     host_sync: float = 0.0
 
     @property
-    def dense_bytes_per_token(self) -> float:
+    def dense_bytes_per_token(self) -> Array:
         """K and V bytes of one token over the KV heads here [B]."""
         if self.latent:
             return self.head_dim * self.kv_element_bytes
@@ -271,10 +275,15 @@ class Attention:
         return self.batch * pairs * self.n_heads * self.head_keep * width
 
     @property
+    def act_bytes(self) -> float:
+        """Bytes per element of Q and O: those of the format they are multiplied in [B]."""
+        return {DType.FP32: 4.0, DType.FP8: 1.0}.get(self.math, 2.0)
+
+    @property
     def qo_bytes(self) -> tuple[Array, Array]:
-        """Q read and O written [B]; activations are 16 bit."""
+        """Q read and O written [B]."""
         rows = self.batch * self.q_len * self.n_heads * self.head_keep
-        return rows * self.head_dim * 2.0, rows * self.v_head_dim * 2.0
+        return rows * self.head_dim * self.act_bytes, rows * self.v_head_dim * self.act_bytes
 
     @property
     def kv_write_bytes(self) -> Array:
@@ -305,24 +314,27 @@ class Moe:
     ----------
     tokens : Array
         Tokens routed in the step over all GPUs of the group [-].
-    hidden, intermediate : float
+    hidden, intermediate : Array
         Model width and width of one expert (whole expert) [-].
-    top_k, n_experts : int
+    top_k, n_experts : Array
         Experts per token, experts of the layer [-].
-    tp, ep : int
+    tp, ep : Array
         GPUs that share each expert; groups of GPUs between which the experts are split [-].
+    routing : str
+        How tokens find experts, as `simulator.roofline.moe.route` reads it; `traffic` counts uniform draws.
     """
 
     role: str
     tokens: Array
-    hidden: float
-    intermediate: float
-    top_k: int
-    n_experts: int
+    hidden: Array
+    intermediate: Array
+    top_k: Array
+    n_experts: Array
     gated: bool
     fmt: Format
-    tp: int = 1
-    ep: int = 1
+    tp: Array = 1
+    ep: Array = 1
+    routing: str = "uniform"
     count: Array = 1.0
     bytes_per_weight: float | None = None
     part: OpPart = OpPart.FFN
@@ -342,7 +354,7 @@ class Moe:
         return here * -expm1(self.tokens * log1p(-self.top_k / self.n_experts + 1e-15))
 
     @property
-    def expert_elements(self) -> float:
+    def expert_elements(self) -> Array:
         """Weights of one expert on one GPU [-]."""
         return self.matrices * self.hidden * self.intermediate / self.tp
 
@@ -357,7 +369,7 @@ class Moe:
                 Operand.WEIGHT: Access(self.active_experts * self.expert_elements * per),
                 Operand.ACTIVATION: Access(
                     routed * (self.hidden + self.intermediate / self.tp) * act,
-                    routed * (self.hidden + self.intermediate * (self.matrices - 1) / self.tp) * 2.0,
+                    routed * (self.hidden + self.intermediate * (self.matrices - 1) / self.tp) * self.fmt.out_bytes,
                 ),
             },
             launches=4.0,
@@ -432,12 +444,15 @@ class Collective:
         Full buffer as NCCL counts it [B].
     n_ranks : int
         GPUs in the group [-].
+    nodes : int
+        Machines it spans, where that is known: between them other libraries and another network work [-].
     """
 
     role: str
     op: str
     message_bytes: Array
     n_ranks: int
+    nodes: int = 1
     count: Array = 1.0
     part: OpPart = OpPart.COMMUNICATION
     overhead: bool = False

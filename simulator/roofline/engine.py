@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import tomllib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from importlib import resources
 from typing import Any
@@ -14,7 +14,6 @@ from simulator.base.arrays import Array, maximum
 from simulator.base.dtypes import Format
 from simulator.base.errors import UnknownNameError
 from simulator.device.catalogue import Device
-from simulator.roofline.lookup import TWINS
 
 ASSUMED_SPREAD = 0.10
 """Step error assumed for an engine whose own was never measured [-]."""
@@ -197,50 +196,27 @@ class Engine:
             return self.kv[fmt.name]
         return fmt.name if fmt.name in ("fp16", "fp32") else "bf16"
 
-    def _kernel(self, device: Device, *keys: str) -> str | None:
-        for key in keys:
-            for full in (f"{key}.{device.arch}", key):
+    def kernel(self, device: Device, family: str, key: str) -> str | None:
+        """Library it calls for ops of `family` and format or operation `key`, the most special entry first; or None."""
+        parts = [family, *key.split(".")]
+        for end in range(len(parts), 0, -1):
+            name = ".".join(parts[:end])
+            for full in (f"{name}.{device.arch}", name):
                 if full in self.kernels:
                     return self.kernels[full]
         return None
+
+    def calling(self, family: str, library: str) -> Engine:
+        """The same engine, every op of `family` done by `library`."""
+        others = {k: v for k, v in self.kernels.items() if k.partition(".")[0] != family}
+        return replace(self, kernels={**others, family: library})
 
     def unfused(self, kind: str) -> tuple[float, float]:
         """Bytes and kernels of an elementwise op of `kind` over those of a fused kernel [-]."""
         return self.eager.get(kind, (1.0, 1.0))
 
-    def gemm(self, device: Device, fmt: Format) -> str | None:
-        """Library of the linear layers where it was measured, on the device or else on its like; else None."""
-        name = self._kernel(device, f"gemm.{fmt.name}", "gemm")
-        return name if name and _measured(device, fmt.name, name) else None
-
-    def attention(self, device: Device, phase: str, kv_format: str) -> str | None:
-        """Kernel generation of attention."""
-        return self._kernel(device, f"attention.{phase}.{kv_format}", f"attention.{phase}", "attention")
-
-    def moe(self, device: Device, fmt: Format) -> str | None:
-        """Fused expert kernel."""
-        return self._kernel(device, f"moe.{fmt.name}", "moe")
-
-    def elementwise(self, device: Device) -> str | None:
-        """Norms and activations."""
-        return self._kernel(device, "elementwise")
-
-    def collective(self, device: Device, op: str) -> str | None:
-        """Communication library."""
-        return self._kernel(device, f"collective.{op}", "collective")
-
     def __hash__(self) -> int:
         return hash(self.name)
-
-
-@lru_cache(maxsize=4096)
-def _measured(device: Device, dtype: str, library: str) -> bool:
-    """Whether `library` has a GEMM fit for `dtype` (or its twin) on `device`, or on its like where it has none."""
-    names = (dtype, TWINS.get(dtype))
-    found = [f for f in device.measured.own("gemm") if f.dtype in names] or [
-        f for f in device.measured.pooled("gemm") if f.dtype in names and f.device in (device.scope, device.arch)
-    ]
-    return any(f.library == library for f in found)
 
 
 def parse_engines(text: str) -> dict[str, Engine]:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
+from simulator.base.dtypes import DType
 from simulator.base.errors import UnsupportedError
 from simulator.device.fits import ANY, LOCAL, VENDOR, Basis, Fit
 from simulator.device.types import Device
+from simulator.ops.ops import Attention, Collective, Elementwise, Linear, Moe
 
 NEAR_DTYPES: Mapping[str, tuple[str, ...]] = {
     "fp8": ("fp8_static", "fp8_block", "int8"),
@@ -26,6 +29,7 @@ NEAR_DTYPES: Mapping[str, tuple[str, ...]] = {
     "prefill.fp8.fp8": ("prefill.fp8", "prefill.bf16"),
     "decode.bf16": ("decode.fp8",),
     "decode.fp8": ("decode.bf16",),
+    "decode.fp8.fp8": ("decode.fp8", "decode.bf16"),
 }
 """Formats whose kernels behave alike, nearest first; used when a device has no fit of its own."""
 
@@ -33,59 +37,132 @@ NEAR_DTYPES: Mapping[str, tuple[str, ...]] = {
 TWINS: Mapping[str, str] = {"bf16": "fp16", "fp16": "bf16"}
 """Formats that run the same kernels at the same rate: a fit of one answers for the other."""
 
+PREFERRED: Mapping[str, tuple[str, ...]] = {
+    "attention": (
+        "vllm-fa3",
+        "vllm-trtllm-gen",
+        "vllm-fa2",
+        "vllm-flashinfer",
+        "vllm",
+        "fa3",
+        "sglang-fa3",
+        "sglang-trtllm-gen",
+        "sglang-flashinfer",
+        "sglang-fa2",
+        "trtllm",
+    ),
+    "moe": ("trtllm_cutlass", "vllm_trtllmgen", "vllm_cutlass", "vllm_triton", "sglang_triton"),
+    "collective": ("vllm_graph", "sglang_graph", "nccl", "nccl_tests", "trtllm", "nccl_torch"),
+    "elementwise": ("vllm", "sarathi", "torch"),
+}
+"""Library assumed where nobody names one, best first; families that pool their libraries have a ``vendor`` fit."""
 
-@lru_cache(maxsize=4096)
-def lookup(device: Device, family: str, dtype: str, library: str | None = None) -> tuple[Fit, Basis]:
-    """The fit that answers for `device`, and how good an answer it is.
+LEGACY_MATH: Mapping[tuple[str, str], float] = {("fa2", "sm90"): 0.55, ("fa2", "sm100"): 0.27}
+"""Ampere kernels on newer tensor cores: share of the efficiency they reach on Ampere [-].
 
-    In order: the device's own fit of this dtype (or its twin) and library (None: the `LOCAL` fit, else
-    ``vendor``, else its largest), or its `LOCAL` fit -> CALIBRATED; its fit of another library or a near dtype ->
-    EXTRAPOLATED; the pooled fit of its `Device.scope`, then architecture, -> EXTRAPOLATED; the family's
-    pooled fit -> DATASHEET.
+FlashAttention-2 issues mma.sync: median 34 % of an H100's peak and 17 % of a B200's (data/README.md)
+against 62 % of an A100's. Added after H100 rows were seen to miss; the B200 value is untested.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The fit that answers, how good an answer it is, and whether it was made for another kernel or device."""
+
+    fit: Fit
+    basis: Basis
+    stands_in: bool
+
+
+def key_of(op: Linear | Attention | Moe | Collective | Elementwise) -> tuple[str, str]:
+    """(family, format or operation) under which the kernels of `op` are fitted."""
+    if isinstance(op, Linear):
+        return "gemm", op.fmt.name
+    if isinstance(op, Attention):
+        return "attention", attention_key("decode-mla" if op.latent else op.phase, op.math, op.kv_element_bytes)
+    if isinstance(op, Moe):
+        return "moe", op.fmt.name
+    # Of a streaming kernel only the bytes count, whatever their format.
+    return ("collective", op.op) if isinstance(op, Collective) else ("elementwise", "bf16")
+
+
+def attention_key(phase: str, math: DType, kv_element_bytes: float) -> str:
+    """Key of attention fits: phase, format of the KV cache, and of the products where they are fp8."""
+    cache = "fp8" if kv_element_bytes < 2.0 else "bf16"
+    return f"{phase}.{cache}.fp8" if math is DType.FP8 else f"{phase}.{cache}"
+
+
+def generation_of(library: str) -> str:
+    """Kernel of a library, whoever ships it: ``trtllm-gen`` of ``vllm-trtllm-gen``, ``graph`` of ``vllm_old_graph``."""
+    return re.sub(r"^(vllm|sglang|trtllm|aiter)[-_](?!gen$)", "", library).rpartition("_")[2]
+
+
+@lru_cache(maxsize=8192)
+def lookup(device: Device, family: str, key: str, library: str | None = None) -> Found:
+    """The fit that answers for `key` of `family` on `device`, where `library` (None: whichever) does the work.
+
+    Best first: the same kernel before another; the same format (or its twin) before a near one; the device itself
+    before its `Device.scope`, its architecture and all devices; then the library named, a `LOCAL` fit, the kernel
+    another framework ships, ``vendor``, `PREFERRED`, most rows. The same kernel is the library named, one of its
+    generation, ``vendor`` (a pool of a place's libraries) and `LOCAL`. Libraries between machines (``..._2nodes``)
+    answer for themselves only. The order is the measured one, see docs/calibration.md.
+
+    CALIBRATED is the device's own fit of the format and of the library named (or ``vendor``, `LOCAL`, or any where
+    none is named); DATASHEET where neither the device nor its like was measured; EXTRAPOLATED what is between.
+
+    Raises
+    ------
+    UnsupportedError
+        No fit of the family has this format or a near one.
     """
-    own = device.measured.own(family)
-    same = [f for f in own if f.dtype == dtype] or [f for f in own if f.dtype == TWINS.get(dtype)]
-    exact = [f for f in same if library is None or f.library == library]
-    exact = exact or [f for f in same if f.library == LOCAL]
+    measured, span = device.measured, _span(library)
+    formats = (key, TWINS.get(key, key)), *((n,) for n in NEAR_DTYPES.get(key, ()))
+    near = {name: i for i, names in reversed(list(enumerate(formats))) for name in names}
+    places = {ANY: 4, device.arch: 3, device.scope: 2}
+    preferred = {name: i for i, name in enumerate(PREFERRED.get(family, ()))}
+    generation = generation_of(library) if library else ""
+
+    def order(at: tuple[Fit, int]) -> tuple[float, ...]:
+        fit, place = at
+        named, kin = fit.library == library, generation_of(fit.library) == generation
+        local, vendor = fit.library == LOCAL, fit.library == VENDOR
+        other = library is not None and not (named or kin or local or vendor)
+        rank = preferred.get(fit.library, len(preferred))
+        return other, near[fit.dtype], place, not named, not local, not kin, not vendor, rank, fit.dtype != key, -fit.n
+
+    found = [(f, 1) for f in measured.own(family)]
+    found += [(f, places[f.device]) for f in measured.pooled(family) if f.device in places]
+    known = sorted({f.dtype for f, _ in found})
+    found = [(f, place) for f, place in found if f.dtype in near and _span(f.library) == span]
+    if not found:
+        raise UnsupportedError(
+            f"no {family} fit for {key} on {device.name} or its like; "
+            f"fitted: {', '.join(known) or 'none'}; "
+            "measure it with `python -m sparse_kernels.calibrate`"
+        )
+    fit, place = min(found, key=order)
+    exact = place == 1 and near[fit.dtype] == 0 and (library is None or fit.library in (library, LOCAL, VENDOR))
+    share = LEGACY_MATH.get((generation, device.scope), 1.0) if place == places[ANY] and family == "attention" else 1.0
+    if share != 1.0:
+        fit = _on_newer_cores(fit, share)
+    if near[fit.dtype]:
+        fit = replace(fit, residual=fit.residual.widened(NEAR_SIGMA))
     if exact:
-        return _largest(exact), Basis.CALIBRATED
-    if same:
-        return _wider(_largest(same)), Basis.EXTRAPOLATED
-    near = _near(own, dtype)
-    if near is not None:
-        return _wider(near), Basis.EXTRAPOLATED
-    pooled = device.measured.pooled(family)
-    scopes = (device.scope, device.arch)
-    for scope, basis in (*((s, Basis.EXTRAPOLATED) for s in scopes), (ANY, Basis.DATASHEET)):
-        here = [f for f in pooled if f.device == scope]
-        best = [f for f in here if f.dtype in (dtype, TWINS.get(dtype))]
-        if best:
-            named = [f for f in best if f.library == library]
-            return _largest(named or best), basis
-        near = _near(here, dtype)
-        if near is not None:
-            return _wider(near), basis
-    known = sorted({f.dtype for f in own} | {f.dtype for f in pooled})
-    raise UnsupportedError(
-        f"no {family} fit for {dtype} on {device.name} or its like; "
-        f"fitted: {', '.join(known) or 'none'}; "
-        "measure it with `python -m sparse_kernels.calibrate`"
-    )
+        return Found(fit, Basis.CALIBRATED, stands_in=False)
+    alone = min(at for _, at in found) == places[ANY]
+    return Found(fit, Basis.DATASHEET if alone else Basis.EXTRAPOLATED, stands_in=True)
 
 
-def _largest(fits: Sequence[Fit]) -> Fit:
-    return max(fits, key=lambda f: (f.library == LOCAL, f.library == VENDOR, f.n))
+NEAR_SIGMA = 0.10
+"""Log standard deviation added to a fit that stands in for another number format [-]."""
 
 
-def _near(fits: Sequence[Fit], dtype: str) -> Fit | None:
-    for other in NEAR_DTYPES.get(dtype, ()):
-        hits = [f for f in fits if f.dtype == other]
-        if hits:
-            return _largest(hits)
-    return None
+def _on_newer_cores(fit: Fit, share: float) -> Fit:
+    """`fit` of an older kernel generation where it draws `share` of the tensor rate it drew before."""
+    coef = dict(fit.coefficients, math_eff=fit.coefficients["math_eff"] * share)
+    return replace(fit, coefficients=coef, surface=None, residual=fit.residual.widened(0.15))
 
 
-def _wider(fit: Fit) -> Fit:
-    """`fit` standing in for another library or dtype: two sources' distance, at least 10 %."""
-    extra = max(fit.residual.between_source, 0.10)
-    return replace(fit, residual=fit.residual.widened(extra))
+def _span(library: str | None) -> str:
+    """Machines that a communication library works between; "" for one."""
+    return library.rpartition("_")[2] if library and library.endswith("nodes") else ""

@@ -30,6 +30,8 @@ class OpTime(NamedTuple):
         Interval over that of the fit, in log width [-].
     apart : float
         Further factor between the figure and either end, for what no fit of calls contains [-].
+    stands_in : bool
+        The fit was made for another kernel or device, so that the spread between sources is added.
     """
 
     op: Op
@@ -44,6 +46,7 @@ class OpTime(NamedTuple):
     fit: Fit
     widen: float = 1.0
     apart: float = 1.0
+    stands_in: bool = False
 
     @property
     def source(self) -> str:
@@ -53,7 +56,7 @@ class OpTime(NamedTuple):
     @property
     def factors(self) -> tuple[Array, Array]:
         """Ends of the 90 % interval over `total_s` [-]."""
-        low, high = interval_factors(self.fit.residual, self.call_s, self.widen)
+        low, high = interval_factors(self.fit.residual, self.call_s, self.widen, self.stands_in)
         return low / self.apart, high * self.apart
 
     @property
@@ -67,9 +70,9 @@ class OpTime(NamedTuple):
         return self.total_s * self.factors[1]
 
 
-def interval_factors(residual: Residual, time_s: Array, widen: float = 1.0) -> tuple[Array, Array]:
-    """Factors of the 90 % interval on predictions of `time_s` made for another source's kernel [-]."""
-    edges, low, high = _factor_table(residual, widen)
+def interval_factors(residual: Residual, time_s: Array, widen: float = 1.0, cross: bool = False) -> tuple[Array, Array]:
+    """Factors of the 90 % interval on predictions of `time_s` [-]; `cross` for another kernel or device than fitted."""
+    edges, low, high = _factor_table(residual, widen, cross)
     if not edges:
         return low[0], high[0]
     if not isinstance(time_s, np.ndarray):
@@ -83,8 +86,8 @@ def interval_factors(residual: Residual, time_s: Array, widen: float = 1.0) -> t
 
 
 @lru_cache(maxsize=4096)
-def _factor_table(residual: Residual, widen: float) -> tuple[list[float], list[float], list[float]]:
+def _factor_table(residual: Residual, widen: float, cross: bool) -> tuple[list[float], list[float], list[float]]:
     """Class edges [s] and the factors from each on."""
     edges = [c[0] for c in residual.classes if c[0] > 0.0]
-    lo, hi = residual.quantiles([0.0, *edges], cross=True)
+    lo, hi = residual.quantiles([0.0, *edges], cross=cross)
     return edges, np.exp(lo * widen).tolist(), np.exp(hi * widen).tolist()

@@ -23,7 +23,7 @@ from simulator.roofline.elementwise import DEFAULT, elementwise_time
 from simulator.roofline.engine import Engine
 from simulator.roofline.gemm import gemm_time
 from simulator.roofline.hardware import Hardware, hardware
-from simulator.roofline.lookup import lookup
+from simulator.roofline.lookup import Found, key_of, lookup
 from simulator.roofline.moe import moe_time
 from simulator.roofline.optime import OpTime
 from simulator.roofline.sparse import expand_s, gathered_bytes, nm24_shares, pack_s, select_s, tile_s
@@ -39,8 +39,7 @@ class _Raw(NamedTuple):
     memory: Array
     link: Array
     launch: Array
-    fit: Fit
-    basis: Basis
+    found: Found
     family: str
     extrapolated: bool = False
 
@@ -59,7 +58,7 @@ def time_op(op: Op, device: Device, engine: Engine, touched_bytes: Array = 0.0) 
         The device has no rate for the arithmetic, or no 2:4 tensor cores.
     """
     raw = _time(op, device, engine, touched_bytes)
-    count = op.count
+    count, found = op.count, raw.found
     return OpTime(
         op,
         raw.total * count,
@@ -69,14 +68,24 @@ def time_op(op: Op, device: Device, engine: Engine, touched_bytes: Array = 0.0) 
         raw.launch * count,
         raw.total,
         raw.family,
-        raw.basis.merge(Basis.EXTRAPOLATED) if raw.extrapolated else raw.basis,
-        raw.fit,
+        found.basis.merge(Basis.EXTRAPOLATED) if raw.extrapolated else found.basis,
+        found.fit,
         SPARSE_WIDENING if raw.extrapolated else 1.0,
+        stands_in=found.stands_in,
     )
 
 
 SPARSE_WIDENING = 1.5
 """Interval of a sparse kernel, in log width, over the dense fit it is carried from [-]."""
+
+
+def _answer(op: Linear | Attention | Moe | Collective | Elementwise, device: Device, engine: Engine) -> Found:
+    """The fit of `engine`'s kernel for `op`."""
+    family, key = key_of(op)
+    library = engine.kernel(device, family, key)
+    if isinstance(op, Collective) and op.nodes > 1:
+        library = f"{library}_{op.nodes}nodes"
+    return lookup(device, family, key, library)
 
 
 @singledispatch
@@ -87,7 +96,8 @@ def _time(op: Op, device: Device, engine: Engine, touched: Array) -> _Raw:
 @_time.register
 def _linear(op: Linear, device: Device, engine: Engine, touched: Array) -> _Raw:
     hw = _among(hardware(device, math_of(device, op.fmt.math)), touched)
-    fit, basis = lookup(device, "gemm", op.fmt.name, engine.gemm(device, op.fmt))
+    found = _answer(op, device, engine)
+    fit = found.fit
     weight = gathered_bytes(op.weight_read_bytes, op.run_bytes, hw)
     flop = op.flop
     fewer = _below_one(op.flop_keep)
@@ -105,7 +115,7 @@ def _linear(op: Linear, device: Device, engine: Engine, touched: Array) -> _Raw:
         k,
         weight_bytes_per_element=op.fmt.weight_bytes,
         act_bytes=op.fmt.act_bytes,
-        out_bytes=2.0,
+        out_bytes=op.fmt.out_bytes,
         hw=hw,
         coef=fit.coefficients,
         surface=fit.surface,
@@ -113,17 +123,17 @@ def _linear(op: Linear, device: Device, engine: Engine, touched: Array) -> _Raw:
         weight_read_bytes=weight if sparse or op.bytes_per_weight is not None else None,
         flop=flop if sparse else None,
     )
-    total = maximum(t.total_s, expand_s(op.expand, hw) + t.launch_s)
+    total = t.total_s if op.expand is None else maximum(t.total_s, expand_s(op.expand, hw) + t.launch_s)
     family = f"gemm.{op.fmt.name}"
-    return _Raw(total, t.math_s, t.memory_s, 0.0, t.launch_s, fit, basis, family, sparse)
+    return _Raw(total, t.math_s, t.memory_s, 0.0, t.launch_s, found, family, sparse)
 
 
 @_time.register
 def _attention(op: Attention, device: Device, engine: Engine, touched: Array) -> _Raw:
     hw = _among(hardware(device, math_of(device, op.math)), touched)
-    kv_format = "fp8" if op.kv_element_bytes < 2.0 else "bf16"
     phase = "decode-mla" if op.latent else op.phase
-    fit, basis = lookup(device, "attention", f"{phase}.{kv_format}", engine.attention(device, phase, kv_format))
+    found = _answer(op, device, engine)
+    fit = found.fit
     sparse = op.attended is not None or op.bytes_per_token is not None or op.pair_keep is not None
     # An extra pass reads and writes what it says, not what a fitted kernel does.
     changed = sparse or op.overhead or _below_one(op.head_keep)
@@ -133,7 +143,7 @@ def _attention(op: Attention, device: Device, engine: Engine, touched: Array) ->
     if op.attended is not None:
         fewer = op.tokens < replace(op, attended=None).tokens
         kv_len = where(fewer, maximum(op.tokens, op.q_len), kv_len)
-    gemv = op.bytes_per_token is not None or basis is not Basis.CALIBRATED
+    gemv = op.bytes_per_token is not None or found.basis is not Basis.CALIBRATED
     t = attention_time(
         phase=phase,
         batch=op.batch,
@@ -144,22 +154,23 @@ def _attention(op: Attention, device: Device, engine: Engine, touched: Array) ->
         head_dim=op.head_dim,
         window=0 if op.window is None else op.window,
         kv_bytes_per_element=op.kv_element_bytes,
-        act_bytes=2.0,
+        act_bytes=op.act_bytes,
         hw=hw,
         coef=_decode_tiles(fit.coefficients) if phase != "prefill" and gemv else fit.coefficients,
         surface=fit.surface,
         kv_read_bytes=gathered_bytes(op.kv_read_bytes, op.run_bytes, hw) if changed else None,
         flop=flop if changed or op.head_dim != op.v_head_dim else None,
         io_bytes=sum(op.qo_bytes) + op.kv_write_bytes if op.overhead else None,
+        reuse=op.reuse,
     )
-    total = maximum(t.total_s, expand_s(op.expand, hw) + t.launch_s)
+    total = t.total_s if op.expand is None else maximum(t.total_s, expand_s(op.expand, hw) + t.launch_s)
     if some(op.tile_bytes):
         # Loads overlap the products as far as in a dense kernel, whose terms combine alike.
         loads2, total2 = tile_s(op.tile_bytes, hw) ** 2, total * total
         total = sqrt(sqrt(total2 * total2 + loads2 * loads2))
     # Decode pads query rows on the tensor cores; what binds it is told from the useful flop.
     math = t.math_s if phase == "prefill" else flop / hw.math_flop_per_s
-    return _Raw(total, math, t.memory_s, 0.0, t.launch_s, fit, basis, f"attention.{phase}", extrapolated=bool(changed))
+    return _Raw(total, math, t.memory_s, 0.0, t.launch_s, found, f"attention.{phase}", bool(changed))
 
 
 def _below_one(share: Array) -> bool:
@@ -182,7 +193,8 @@ def _decode_tiles(coefficients: Mapping[str, float]) -> Mapping[str, float]:
 @_time.register
 def _moe(op: Moe, device: Device, engine: Engine, touched: Array) -> _Raw:
     hw = hardware(device, op.fmt.math)
-    fit, basis = lookup(device, "moe", op.fmt.name, engine.moe(device, op.fmt))
+    found = _answer(op, device, engine)
+    fit = found.fit
     per = op.fmt.weight_bytes if op.bytes_per_weight is None else op.bytes_per_weight
     t = moe_time(
         op.tokens,
@@ -198,14 +210,16 @@ def _moe(op: Moe, device: Device, engine: Engine, touched: Array) -> _Raw:
         coef=fit.coefficients,
         surface=fit.surface,
         act_bytes=op.fmt.act_bytes,
+        distribution=op.routing,
     )
-    return _Raw(t.total_s, t.math_s, t.memory_s, 0.0, t.launch_s, fit, basis, "moe")
+    return _Raw(t.total_s, t.math_s, t.memory_s, 0.0, t.launch_s, found, "moe")
 
 
 @_time.register
 def _elementwise(op: Elementwise, device: Device, engine: Engine, touched: Array) -> _Raw:
     hw = _among(hardware(device, _vector_dtype(device)), touched)
-    fit, basis = lookup(device, "elementwise", "bf16", engine.elementwise(device))
+    found = _answer(op, device, engine)
+    fit = found.fit
     factor, kernels = engine.unfused(op.kind)
     t = elementwise_time(
         gathered_bytes(op.read_bytes, op.run_bytes, hw) * factor,
@@ -226,36 +240,37 @@ def _elementwise(op: Elementwise, device: Device, engine: Engine, touched: Array
         share = min(fit.coefficients["bw_share"], DEFAULT["bw_share"])
         cold = gathered_bytes(op.read_bytes, op.run_bytes, hw) / (share * hw.hbm_bytes_per_s)
         total = maximum(total, cold + t.launch_s)
-    return _Raw(total, lanes, t.memory_s, 0.0, t.launch_s, fit, basis, "elementwise")
+    return _Raw(total, lanes, t.memory_s, 0.0, t.launch_s, found, "elementwise")
 
 
 @_time.register
 def _collective(op: Collective, device: Device, engine: Engine, touched: Array) -> _Raw:
     if not device.links:
         raise UnsupportedError(f"{device.name} has no link to other GPUs in its profile; use tp=1")
-    link, fastest = device.link_for(op.n_ranks), device.link
+    # Between machines there is a network that no profile describes: fits of such groups carry it in their share.
+    link, fastest = device.link_for(op.n_ranks) if op.nodes == 1 else device.link, device.link
     hw = hardware(device, _vector_dtype(device))
     if link is not fastest:
         share = link.bandwidth_bytes_per_s / fastest.bandwidth_bytes_per_s
         hw = replace(hw, link_bytes_per_s=hw.link_bytes_per_s * share)
-    fit, basis = lookup(device, "collective", op.op, engine.collective(device, op.op))
+    found = _answer(op, device, engine)
+    fit = found.fit
     t = collective_time(op.op, op.message_bytes, op.n_ranks, hw=hw, coef=fit.coefficients, surface=fit.surface)
-    # Beyond the link's domain there is a network that no profile describes.
-    beyond = op.n_ranks > link.max_ranks
-    return _Raw(t.total_s, 0.0, 0.0, t.link_s, t.latency_s, fit, basis, "collective", beyond)
+    beyond = op.nodes == 1 and op.n_ranks > link.max_ranks
+    return _Raw(t.total_s, 0.0, 0.0, t.link_s, t.latency_s, found, "collective", beyond)
 
 
 @_time.register
 def _transfer(op: Transfer, device: Device, engine: Engine, touched: Array) -> _Raw:
     tier = device.tier(op.tier)
     time = transfer_s(op.read_bytes, op.write_bytes, op.chunk_bytes, op.in_flight, tier)
-    return _Raw(time, 0.0, 0.0, time, tier.latency_s, _unfitted(device), Basis.DATASHEET, "link")
+    return _Raw(time, 0.0, 0.0, time, tier.latency_s, _unfitted(device), "link")
 
 
 @_time.register
 def _host(op: HostCompute, device: Device, engine: Engine, touched: Array) -> _Raw:
     time = host_s(op.read_bytes, device.tier(op.tier))
-    return _Raw(time, 0.0, time, 0.0, 0.0, _unfitted(device), Basis.DATASHEET, "host")
+    return _Raw(time, 0.0, time, 0.0, 0.0, _unfitted(device), "host")
 
 
 LINK_RESIDUAL = Residual(sigma_in=0.2, sigma_cross=0.3, q05=-0.5, q95=0.5)
@@ -263,8 +278,9 @@ LINK_RESIDUAL = Residual(sigma_in=0.2, sigma_cross=0.3, q05=-0.5, q95=0.5)
 
 
 @lru_cache(maxsize=256)
-def _unfitted(device: Device) -> Fit:
-    return Fit("link", device.name, "any", "datasheet", {}, None, 0, (), "", LINK_RESIDUAL)
+def _unfitted(device: Device) -> Found:
+    fit = Fit("link", device.name, "any", "datasheet", {}, None, 0, (), "", LINK_RESIDUAL)
+    return Found(fit, Basis.DATASHEET, stands_in=False)
 
 
 def working_set_bytes(ops: Iterable[Op], device: Device) -> Array | None:

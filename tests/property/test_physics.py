@@ -242,12 +242,12 @@ def test_time_scales_with_the_unit_of_time(policy: str, monkeypatch: pytest.Monk
         return dataclasses.replace(hw, **rates, link_latency_s=hw.link_latency_s * unit)
 
     def lookup(*args: Any) -> Any:
-        fit, basis = real_lookup(*args)
+        found = real_lookup(*args)
         coefficients = {
             k: v * unit if k.endswith("_s") and not k.endswith("_per_s") else v / unit if k.endswith("_per_s") else v
-            for k, v in fit.coefficients.items()
+            for k, v in found.fit.coefficients.items()
         }
-        return dataclasses.replace(fit, coefficients=coefficients), basis
+        return dataclasses.replace(found, fit=dataclasses.replace(found.fit, coefficients=coefficients))
 
     monkeypatch.setattr(timing, "hardware", hardware)
     monkeypatch.setattr(timing, "lookup", lookup)

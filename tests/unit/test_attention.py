@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from simulator.base.errors import InputError
-from simulator.device.fits import ANY, Fit, Residual
 from simulator.device.surface import Surface
-from simulator.fitting.attention import START, generation_of, kernel_of, key_of, residual_of
-from simulator.fitting.attention_choose import LEGACY_MATH, choose
+from simulator.fitting.attention import START
+from simulator.fitting.attention_rows import kernel_of
 from simulator.roofline.attention import AXES, attention_time, causal_pairs, context_tokens
 from simulator.roofline.bandwidth import DRAM_LATENCY_S, bytes_in_flight, latency_floor_s
 from simulator.roofline.hardware import Hardware
+from simulator.roofline.lookup import generation_of
 
 H100 = Hardware(
     sm_count=132.0,
@@ -162,49 +162,9 @@ def test_kernel_strings_map_to_libraries(kernel, library, generation):
     assert generation_of(library) == generation
 
 
-def test_fit_keys():
-    assert key_of("decode", "bf16", "fp8") == "decode.fp8"
-    assert key_of("prefill", "fp8", "fp8") == "prefill.fp8.fp8"
-    assert key_of("prefill", "fp16", "fp16") == "prefill.bf16"
-
-
 def test_bytes_in_flight_bound_the_rate_by_hand():
     """10 blocks of 100 B on 4 SMs of 2 blocks: 800 B on their way; 3 blocks: 300 B. 8 MB wait 10,000 times."""
     assert bytes_in_flight(10.0, 4.0, 2.0, 100.0) == 800.0
     assert bytes_in_flight(3.0, 4.0, 2.0, 100.0) == 300.0
     assert latency_floor_s(8e6, 800.0) == pytest.approx(1e4 * DRAM_LATENCY_S)
     assert latency_floor_s(1.0, 0.0, 2e-6) == pytest.approx(2e-6)
-
-
-def some_fit(device, library, key="prefill.bf16", n=100):
-    residual = Residual(0.05, 0.2, -0.1, 0.1)
-    return Fit("attention", device, key, library, START["prefill"], None, n, ("x",), "2026-01-01", residual)
-
-
-def test_the_named_library_then_its_generation_then_vllm_answers():
-    fits = [some_fit("h200", "vllm-fa3"), some_fit("h200", "trtllm", n=900), some_fit(ANY, "vllm-fa2")]
-    assert choose(fits, "h200", "sm90", "prefill.bf16", "trtllm") == (fits[1], False)
-    assert choose(fits, "h200", "sm90", "prefill.bf16", "sglang-fa3") == (fits[0], True)
-    assert choose(fits, "h200", "sm90", "prefill.bf16", "other") == (fits[0], True)
-    with pytest.raises(InputError, match="no attention fit covers"):
-        choose(fits, "h200", "sm90", "decode.bf16", "other")
-
-
-def test_ampere_kernels_reach_less_of_a_hopper_peak():
-    fits = [some_fit("h200", "vllm-fa3"), some_fit(ANY, "vllm-fa2")]
-    found, stand_in = choose(fits, "h200", "sm90", "prefill.bf16", "fa2")
-    share = LEGACY_MATH["fa2", "sm90"]
-    assert stand_in
-    assert found.coefficients["math_eff"] == pytest.approx(share * START["prefill"]["math_eff"])
-    assert choose(fits[:1], "h200", "sm90", "prefill.bf16", "fa2")[0] is fits[0]
-
-
-def test_residual_quantiles_cover_their_rows():
-    rng = np.random.default_rng(0)
-    seconds = np.exp(rng.uniform(-12, -4, 600))
-    off = rng.normal(0.0, np.where(seconds < 1e-4, 0.3, 0.05))
-    residual = residual_of(off, seconds)
-    low, high = residual.quantiles(seconds)
-    assert 0.85 <= np.mean((off >= low) & (off <= high)) <= 0.95
-    assert len(residual.classes) == 3
-    assert (high - low)[seconds > 1e-2].max() < (high - low)[seconds < 2e-5].min()

@@ -85,8 +85,8 @@ def test_profile_passes_its_own_reader_and_says_where_numbers_come_from(home, he
 )
 def test_every_family_is_calibrated_whatever_the_engine_asks_for(here, family, dtype):
     for library in (None, "vllm-fa3", "sarathi"):
-        fit, basis = lookup(here, family, dtype, library)
-        assert (fit.library, basis) == (LOCAL, Basis.CALIBRATED)
+        found = lookup(here, family, dtype, library)
+        assert (found.fit.library, found.basis) == (LOCAL, Basis.CALIBRATED)
 
 
 def test_the_law_comes_back(here):

@@ -7,7 +7,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from simulator.base.dtypes import get_format
 from simulator.base.errors import UnknownNameError
 from simulator.device.catalogue import load
 from simulator.fitting.e2e_fit import to_toml
@@ -65,9 +64,19 @@ def test_large_messages_cost_more_only_beyond_two_ranks() -> None:
 
 def test_kernel_of_an_architecture_wins() -> None:
     engine = plain(kernels={"attention": "a", "attention.hopper": "b", "gemm": "nobody"})
-    assert engine.attention(load("h100-sxm"), "decode", "bf16") == "b"
-    assert engine.attention(load("a100-sxm-80g"), "decode", "bf16") == "a"
-    assert engine.gemm(load("h100-sxm"), get_format("bf16")) is None
+    h100, a100 = load("h100-sxm"), load("a100-sxm-80g")
+    assert engine.kernel(h100, "attention", "decode.bf16") == "b"
+    assert engine.kernel(a100, "attention", "decode.bf16") == "a"
+    assert engine.kernel(h100, "moe", "bf16") is None
+
+
+def test_the_most_special_kernel_entry_wins_and_calling_replaces_them_all() -> None:
+    names = {"moe": "a", "moe.fp8": "b", "moe.fp8.hopper": "c", "moe.hopper": "d", "gemm": "e"}
+    engine, h100, a100 = plain(kernels=names), load("h100-sxm"), load("a100-sxm-80g")
+    assert [engine.kernel(d, "moe", k) for d in (h100, a100) for k in ("fp8", "bf16")] == ["c", "d", "b", "a"]
+    mine = engine.calling("moe", "x")
+    assert [mine.kernel(d, "moe", k) for d in (h100, a100) for k in ("fp8", "bf16")] == ["x"] * 4
+    assert mine.kernel(h100, "gemm", "bf16") == "e"
 
 
 def test_spread_is_wider_where_never_measured() -> None:

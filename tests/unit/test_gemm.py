@@ -7,10 +7,10 @@ import math
 import numpy as np
 import pytest
 
-from simulator.base.errors import UnsupportedError
 from simulator.device import catalogue as devices
 from simulator.device import fits as cal
 from simulator.fitting import gemm as fitting
+from simulator.fitting.asked import predicted
 from simulator.roofline.gemm import DEFAULTS, SPLITS, TILES, floor_s, gemm_time
 from simulator.roofline.hardware import Hardware, hardware
 
@@ -186,7 +186,8 @@ def test_fit_finds_the_truth_and_covers(made_rows):
     (own,) = [f for f in fits if f.device == "h100-sxm" and f.library == cal.VENDOR]
     assert own.coefficients["memory"] == pytest.approx(0.75, rel=0.1)
     assert own.n == len(rows) <= len(made_rows) - 1
-    mid, low, high = fitting.predict(rows, fits)
+    judged, _ = predicted("gemm", rows, fits)
+    mid, low, high = judged["mid_s"], judged["lo_s"], judged["hi_s"]
     assert np.median(np.abs(mid / rows["time_s"] - 1)) < 0.05
     inside = (rows["time_s"] >= low) & (rows["time_s"] <= high)
     assert 0.85 <= inside.mean() <= 1.0
@@ -195,8 +196,9 @@ def test_fit_finds_the_truth_and_covers(made_rows):
 def test_unknown_class_is_refused(made_rows):
     rows = fitting.prepare(made_rows)
     fits = fitting.fit(rows, date="2026-01-01", residuals=False)
-    with pytest.raises(UnsupportedError, match="nvfp4"):
-        fitting.predict(rows.assign(dtype="nvfp4", device="b200"), fits)
+    judged, without = predicted("gemm", rows.assign(dtype="nvfp4", device="b200"), fits)
+    assert len(judged) == 0
+    assert without == {"no gemm fit for nvfp4 on b200 or its like": len(rows)}
 
 
 def test_learning_curve_draws_what_it_says(made_rows):

@@ -35,7 +35,7 @@ def measured() -> Device:
     """A device whose memory was measured."""
     coefficients = {"gather_run_bytes": 64.0, "gather_share": 0.5, "nonzeros_per_cycle": 2.0, "x": 1.0}
     fit = Fit("memory", "measured-toy", "any", "any", coefficients, CACHED, 1, (), "", Residual(0.1, 0.1, -0.1, 0.1))
-    return renamed("measured-toy").with_fits([fit])
+    return renamed("measured-toy").with_fits("memory", [fit])
 
 
 def test_what_was_measured_of_a_memory_replaces_the_assumed(measured: Device) -> None:
@@ -103,7 +103,7 @@ def test_intervals_of_short_and_of_long_times() -> None:
     assert low[0] < -0.5 < low[1] <= -0.1
     for times in (np.array([1e-6, 1.0]), np.array([1e-6]), np.array([1.0])):
         rows = (times > 1e-3).astype(int)
-        got = interval_factors(residual, times)
+        got = interval_factors(residual, times, cross=True)
         np.testing.assert_allclose(np.broadcast_to(got[0], times.shape), np.exp(low[rows]))
         np.testing.assert_allclose(np.broadcast_to(got[1], times.shape), np.exp(high[rows]))
 

@@ -1,0 +1,153 @@
+"""Measured rows as the simulator's own ops: what is judged is what a prediction would answer."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from simulator.base.arrays import Array
+from simulator.base.dtypes import KV_FORMATS, get_format
+from simulator.base.errors import ShadowlineError
+from simulator.device.catalogue import load
+from simulator.device.fits import Fit
+from simulator.device.types import Device
+from simulator.ops.ops import Attention, Collective, Elementwise, Linear, Moe
+from simulator.roofline.collective import link_bytes
+from simulator.roofline.engine import get_engine
+from simulator.roofline.timing import math_of, time_op
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+ROLE = "measured"
+Asked = Linear | Attention | Moe | Collective | Elementwise
+
+
+def _column(rows: pd.DataFrame, name: str) -> np.ndarray:
+    return rows[name].to_numpy(float)
+
+
+def _one(rows: pd.DataFrame, name: str) -> str:
+    return str(rows[name].iloc[0])
+
+
+def _gemm(rows: pd.DataFrame) -> Linear:
+    m, n, k, batch = (_column(rows, c) for c in ("m", "n", "k", "batch"))
+    return Linear(role=ROLE, m=m, n=n, k=k, groups=batch, fmt=get_format(_one(rows, "dtype")))
+
+
+def _attention(rows: pd.DataFrame) -> Attention:
+    """One phase, head size and window; the same K and V were read again and again."""
+    phase, head_dim = _one(rows, "phase"), float(rows["head_dim"].iloc[0])
+    latent = phase == "decode-mla"
+    batch, q_len, kv_len, heads, kv_heads = (
+        _column(rows, c) for c in ("batch", "q_len", "kv_len", "n_heads", "n_kv_heads")
+    )
+    return Attention(
+        role=ROLE,
+        phase="prefill" if phase == "prefill" else "decode",
+        batch=batch,
+        q_len=q_len,
+        kv_len=kv_len,
+        n_heads=heads,
+        n_kv_heads=kv_heads,
+        head_dim=head_dim,
+        v_head_dim=MLA_VALUE if latent else head_dim,
+        math=get_format(_one(rows, "dtype")).math,
+        kv_element_bytes=KV_FORMATS[_one(rows, "kv_dtype")],
+        window=int(rows["window"].iloc[0]) or None,
+        latent=latent,
+        reuse=1.0,
+    )
+
+
+def _moe(rows: pd.DataFrame) -> Moe:
+    tokens, hidden, inter, top_k, experts, tp, ep = (
+        _column(rows, c) for c in ("num_tokens", "hidden", "inter", "topk", "n_experts", "moe_tp", "moe_ep")
+    )
+    return Moe(
+        role=ROLE,
+        tokens=tokens,
+        hidden=hidden,
+        intermediate=inter,
+        top_k=top_k,
+        n_experts=experts,
+        tp=tp,
+        ep=ep,
+        gated=bool(rows["gated"].iloc[0]),
+        fmt=get_format(_one(rows, "dtype")),
+        routing=_one(rows, "distribution"),
+    )
+
+
+def _collective(rows: pd.DataFrame) -> Collective:
+    ranks, nodes = int(rows["n_gpus"].iloc[0]), int(rows["n_nodes"].iloc[0])
+    return Collective(role=ROLE, op=_one(rows, "op"), message_bytes=_column(rows, "bytes"), n_ranks=ranks, nodes=nodes)
+
+
+def _elementwise(rows: pd.DataFrame) -> Elementwise:
+    read, write = _column(rows, "read_bytes"), _column(rows, "write_bytes")
+    return Elementwise(role=ROLE, kind=_one(rows, "kind"), read_bytes=read, write_bytes=write)
+
+
+def _bare_s(op: Asked, device: Device) -> Array:
+    """The yardstick: ``max(flop/peak, bytes/bandwidth)``, of a collective its bytes over the link [s]."""
+    if isinstance(op, Collective):
+        return link_bytes(op.op, op.message_bytes, op.n_ranks) / device.link.bandwidth_bytes_per_s
+    demand = op.traffic()
+    least: Array = demand.total_bytes / device.hbm_bytes_per_s
+    for dtype, flop in demand.flop.items():
+        math = math_of(device, dtype)
+        if device.has(math):
+            least = np.maximum(least, flop / device.peak_flop_per_s(math))
+    return least
+
+
+MLA_VALUE = 512.0
+"""Value width of absorbed MLA decode, whose rows state that of Q and K [-]."""
+OPS: Mapping[str, tuple[tuple[str, ...], Callable[[pd.DataFrame], Asked]]] = {
+    "gemm": (("dtype",), _gemm),
+    "attention": (("phase", "dtype", "kv_dtype", "head_dim", "window"), _attention),
+    "moe": (("dtype", "gated", "distribution"), _moe),
+    "collective": (("op", "n_gpus", "n_nodes"), _collective),
+    "elementwise": (("kind",), _elementwise),
+}
+"""Family -> columns that one op holds fixed, and the op of prepared rows that share them."""
+
+
+def predicted(family: str, rows: pd.DataFrame, fits: Sequence[Fit] | None) -> tuple[pd.DataFrame, dict[str, int]]:
+    """Prepared rows with ``mid_s``, ``lo_s``, ``hi_s``, ``naive_s`` beside them, and counts of those without a fit.
+
+    Every row is an op of its kind, timed by `time_op` with the row's library as the engine's kernel.
+
+    Parameters
+    ----------
+    fits : sequence of Fit or None
+        What devices answer from in place of their own fits of the family; None: those.
+    """
+    fixed, op_of = OPS[family]
+    kernels = get_engine("kernels")
+    names = ("mid_s", "lo_s", "hi_s", "naive_s")
+    columns = {name: np.full(len(rows), np.nan) for name in names}
+    basis = np.full(len(rows), "", dtype=object)
+    devices: dict[str, Device] = {}
+    unpredicted: dict[str, int] = {}
+    for (name, library, *_), at in rows.groupby(["device", "library", *fixed], sort=False).indices.items():
+        if name not in devices:
+            devices[name] = load(name) if fits is None else load(name).with_fits(family, fits)
+        op = op_of(rows.iloc[at])
+        # Between machines the op says how many, and the look-up names the library.
+        engine = kernels.calling(family, re.sub(r"_\d+nodes$", "", library))
+        try:
+            t = time_op(op, devices[name], engine)
+        except ShadowlineError as error:
+            reason = error.message.split(";")[0]
+            unpredicted[reason] = unpredicted.get(reason, 0) + len(at)
+            continue
+        for column, value in zip(names, (t.total_s, t.lo_s, t.hi_s, _bare_s(op, devices[name])), strict=True):
+            columns[column][at] = value
+        basis[at] = str(t.basis)
+    return rows.assign(**columns, basis=basis)[np.isfinite(columns["mid_s"])], unpredicted
