@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
@@ -135,7 +135,8 @@ def predicted(family: str, rows: pd.DataFrame, fits: Sequence[Fit] | None) -> tu
     basis = np.full(len(rows), "", dtype=object)
     devices: dict[str, Device] = {}
     unpredicted: dict[str, int] = {}
-    for (name, library, *_), at in rows.groupby(["device", "library", *fixed], sort=False).indices.items():
+    for key, at in rows.groupby(["device", "library", *fixed], sort=False).indices.items():
+        name, library = (str(part) for part in cast("tuple[object, ...]", key)[:2])
         if name not in devices:
             devices[name] = load(name) if fits is None else load(name).with_fits(family, fits)
         op = op_of(rows.iloc[at])

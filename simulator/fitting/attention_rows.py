@@ -124,7 +124,7 @@ class Table:
             phase=self.phase,
             **self.shape,
             kv_bytes_per_element=self.kv,
-            act_bytes=self.act,  # type: ignore[arg-type]
+            act_bytes=self.act,
             hw=self.hw,
             coef=coef,
             surface=surface,

@@ -94,7 +94,7 @@ def _link_bytes_per_s(device: str, n_ranks: int) -> float:
 def _link(rows: pd.DataFrame) -> Hardware:
     """Hardware whose link rate is an array, one value per row (groups mix devices when pooled)."""
     rate = rows["link_bytes_per_s"].to_numpy(float)
-    return replace(_hardware(str(rows["device"].iloc[0])), link_bytes_per_s=rate)  # type: ignore[arg-type]
+    return replace(_hardware(str(rows["device"].iloc[0])), link_bytes_per_s=rate)
 
 
 def log_model(rows: pd.DataFrame, coef: Mapping[str, float], surface: Surface | None) -> Array:

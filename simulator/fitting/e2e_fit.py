@@ -183,7 +183,7 @@ def with_figures(engine: Engine, names: tuple[str, ...], values: np.ndarray) -> 
     for name, value in zip(names, values, strict=True):
         if "." in name:
             host[name.partition(".")[2]] = float(value)
-    return replace(engine, **plain, host=host)  # type: ignore[arg-type]
+    return replace(engine, **plain, host=host)
 
 
 def _figure(engine: Engine, name: str) -> float:
@@ -241,9 +241,9 @@ def fit(rows: pd.DataFrame, engines: Mapping[str, Engine]) -> dict[str, Engine]:
         fitted = fit_engine(engines[name], blocks(usable, engines), FREE[name])
         fitted = _foreign_hosts(fitted, mine[runs & ~own], engines)
         sure = {f"spread_{k}": (0.0, 999) for k in ("decode", "prefill", "queue")}
-        alone = predict(usable, {**engines, name: replace(fitted, **sure)})  # type: ignore[arg-type]
+        alone = predict(usable, {**engines, name: replace(fitted, **sure)})
         archs = tuple(sorted({CATALOGUE.device(d).arch for d in usable["device"].unique()}))
-        out[name] = replace(fitted, n=len(usable), archs=archs, **spreads(alone))  # type: ignore[arg-type]
+        out[name] = replace(fitted, n=len(usable), archs=archs, **spreads(alone))
     return out
 
 

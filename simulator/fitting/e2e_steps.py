@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
@@ -34,24 +34,24 @@ FITS, NO_FIT, NOT_APPLICABLE = "", "does not fit in memory", "not applicable"
 NO_LINK, IMPOSSIBLE = "tensor parallelism over several nodes", "faster than the bare roofline"
 
 
-def group_of(row: Mapping[str, object], engine: Engine) -> Group:
+def group_of(row: Mapping[str, str], engine: Engine) -> Group:
     """Group of a prepared row."""
-    device = CATALOGUE.device(str(row["device"]))
-    fmt = get_format(str(row["dtype"]))
+    device = CATALOGUE.device(row["device"])
+    fmt = get_format(row["dtype"])
     if fmt.name in ("bf16", "fp16") and not device.has(fmt.math):
         fmt = get_format("fp16" if fmt.name == "bf16" else "bf16")
-    kv = str(row["kv_dtype"])
+    kv = row["kv_dtype"]
     if kv == "auto":
         kv = engine.kv_dtype(fmt)
     return Group(
-        CATALOGUE.model(str(row["model"])),
+        CATALOGUE.model(row["model"]),
         device,
         Policies(),
         engine,
         fmt,
         kv,
-        tp=int(row["tp"]),  # type: ignore[call-overload]
-        ep=int(row["ep"]),  # type: ignore[call-overload]
+        tp=int(row["tp"]),
+        ep=int(row["ep"]),
         utilisation=STATIC_UTILISATION if row["loop"] == "static" else 0.9,
         ignore_context=True,
     )
@@ -60,7 +60,7 @@ def group_of(row: Mapping[str, object], engine: Engine) -> Group:
 def groups(rows: pd.DataFrame, engines: Mapping[str, Engine]) -> Iterator[tuple[Group, pd.DataFrame, str]]:
     """(group, its rows, why they cannot be judged or '')."""
     for key, part in rows.groupby(list(GROUP), sort=True):
-        row = dict(zip(GROUP, key, strict=True))
+        row = dict(zip(map(str, GROUP), map(str, cast("tuple[object, ...]", key)), strict=True))
         group = group_of(row, engines[row["engine"]])
         links = group.device.links
         if group.tp > 1 and links and group.tp > max(link.max_ranks for link in links):
@@ -120,7 +120,7 @@ def _closed(group: Group, part: pd.DataFrame) -> pd.DataFrame:
 
 
 def _points(part: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    return tuple(part[k].to_numpy(float) for k in ("batch", "prompt", "output"))  # type: ignore[return-value]
+    return part["batch"].to_numpy(float), part["prompt"].to_numpy(float), part["output"].to_numpy(float)
 
 
 def _pick(metric: np.ndarray, ttft: Array, tpot: Array, more: np.ndarray) -> np.ndarray:

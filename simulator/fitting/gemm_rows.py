@@ -126,7 +126,7 @@ class Table:
     def time(self, coef: Mapping[str, float], surface: Surface | None = None) -> Array:
         """Model time of each row [s]; rows of one dtype class share their operand sizes."""
         fmt = get_format(str(self.dtype[0]))
-        return gemm_time(
+        found = gemm_time(
             self.m,
             self.n,
             self.k,
@@ -137,4 +137,5 @@ class Table:
             coef=coef,
             surface=surface,
             batch=self.batch,
-        ).total_s
+        )
+        return np.asarray(found.total_s)

@@ -75,14 +75,14 @@ def _share(
     prior: Prior, device: int | Codes | None, library: int | Codes | None, to_device: Codes, to_library: Codes
 ) -> Array:
     """Variance two rows share, by what they have in common."""
-    share = np.full((1, len(to_device)), prior.shared**2)
+    share: Array = np.full((1, len(to_device)), prior.shared**2)
     if library is not None:
         share = share + prior.library**2 * _same(library, to_library)
     if device is not None:
         share = share + prior.device**2 * _same(device, to_device)
         if library is not None:
             share = share + prior.own**2 * (_same(device, to_device) & _same(library, to_library))
-    return share
+    return np.asarray(share)
 
 
 def krige(x: Array, y: Array, device: Codes, library: Codes, prior: Prior) -> Kriging:

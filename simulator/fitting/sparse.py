@@ -11,7 +11,7 @@ import datetime as dt
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -69,7 +69,11 @@ def _solve(family: str, side: int, rows: pd.DataFrame, centre: Coef, spread: Arr
         prior = 0.7 * (p - start) / spread
         return (np.concatenate([soft, prior]), np.concatenate([(bend / 0.15)[:, None] * slopes, np.diag(0.7 / spread)]))
 
-    found = least_squares(lambda p: evaluate(p)[0], start, jac=lambda p: evaluate(p)[1], method="lm", max_nfev=60)
+    def slopes(p: Array) -> Any:
+        return evaluate(p)[1]
+
+    # scipy's stubs take the name of a difference scheme only.
+    found = least_squares(lambda p: evaluate(p)[0], start, jac=cast("Any", slopes), method="lm", max_nfev=60)
     return dict(zip(keys, (float(v) for v in np.exp(found.x)), strict=True))
 
 
@@ -87,13 +91,14 @@ def _chains(
     keys = [column, "arch", "device"]
     for depth, (_, rate, fixed) in enumerate(LEVELS):
         groups = rows.groupby(keys[:depth]) if depth else [((), rows)]
-        for key, part in groups:
-            parent = found[tuple(key)[:-1]] if depth else start
+        for names_, part in groups:
+            key = tuple(map(str, cast("tuple[object, ...]", names_)))
+            parent = found[key[:-1]] if depth else start
             if dense is not None and depth:
                 here, above = (_of(dense, part, d) for d in (depth, depth - 1))
                 parent = {n: c * here[n] / above[n] for n, c in parent.items()}
             spread = np.array([fixed if n.startswith(FIXED) else rate for n in parent])
-            found[tuple(key)] = _solve(family, side, part, parent, spread) if len(part) > 1 else parent
+            found[key] = _solve(family, side, part, parent, spread) if len(part) > 1 else parent
     return found
 
 
@@ -147,14 +152,14 @@ def _fit(rows: pd.DataFrame, date: str) -> list[Fit]:
             return Fit(FAMILY, device, family, pair, coef, surface, len(part), sources, date, plain)
 
         out.append(make(group, ANY, ANY, [(), ()]))
-        for (dense, sparse), pair_rows in group.groupby(["baseline", "library"]):
+        for names_, pair_rows in group.groupby(["baseline", "library"]):
+            dense, sparse = (str(n) for n in cast("tuple[object, ...]", names_))
             pair = f"{dense} > {sparse}"
             out.append(make(pair_rows, ANY, pair, [(dense,), (sparse,)]))
-            for arch, part in pair_rows.groupby("arch"):
-                out.append(make(part, str(arch), pair, [(dense, arch), (sparse, arch)]))
-                for device, own in part.groupby("device"):
-                    keys = [(dense, arch, device), (sparse, arch, device)]
-                    out.append(make(own, str(device), pair, keys))
+            for arch, part in ((str(a), p) for a, p in pair_rows.groupby("arch")):
+                out.append(make(part, arch, pair, [(dense, arch), (sparse, arch)]))
+                for device, own in ((str(d), p) for d, p in part.groupby("device")):
+                    out.append(make(own, device, pair, [(dense, arch, device), (sparse, arch, device)]))
     return out
 
 

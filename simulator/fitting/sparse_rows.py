@@ -60,7 +60,7 @@ def split(raw: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, int]]:
     good = pd.Series(reason == "", index=rows.index)
     count = rows[good].groupby(["family", "library"])["source"].transform("size")
     reason[count.index[count < FEWEST]] = f"fewer than {FEWEST} rows of the kernel"
-    excluded = {k: int(v) for k, v in pd.Series(reason[reason != ""]).value_counts().items()}
+    excluded = {str(k): int(v) for k, v in pd.Series(reason[reason != ""]).value_counts().items()}
     rows = rows[reason == ""].copy()
     dtype = rows["dtype"]
     rows["weight"] = dtype.str.extract(r"gemm=(\w+)", expand=False).fillna("bfloat16")

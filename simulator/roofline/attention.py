@@ -100,8 +100,8 @@ def attention_time(
     n_kv_heads: Array,
     head_dim: Array,
     window: Array = 0,
-    kv_bytes_per_element: float,
-    act_bytes: float,
+    kv_bytes_per_element: Array,
+    act_bytes: Array,
     hw: Hardware,
     coef: Mapping[str, float],
     surface: Surface | None = None,
@@ -123,7 +123,7 @@ def attention_time(
         Heads per GPU; `head_dim` of MLA is 576.
     window : array_like
         Sliding window in tokens, 0 = none.
-    kv_bytes_per_element, act_bytes : float
+    kv_bytes_per_element, act_bytes : array_like
         Bytes per stored KV element and per activation element [B].
     hw : Hardware
         Peaks of the device for the dtype of the product.
