@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import tempfile
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -91,6 +92,28 @@ def parse_toml(text: str, where: str) -> dict[str, Any]:
     except (ValueError, RecursionError):
         # A number of thousands of digits, or brackets beyond the stack.
         raise InputError("not valid TOML: a number too long or nested too deeply", where=f"{where}:1") from None
+
+
+def toml_value(value: Any, digits: int | None = None) -> str:
+    """TOML text of a string, a number, a truth, or of lists and tables of them; `digits` of a float where given."""
+    if isinstance(value, Mapping):
+        items = (f"{_toml_key(str(k))} = {toml_value(v, digits)}" for k, v in value.items())
+        return "{ " + ", ".join(items) + " }"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(toml_value(v, digits) for v in value) + "]"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int):
+        return str(value)
+    if isinstance(value, float):
+        text = repr(value) if digits is None else f"{value:.{digits}g}"
+        return text if any(c in text for c in ".en") else text + ".0"
+    # JSON strings are TOML basic strings, except that TOML also wants DEL escaped.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def _toml_key(key: str) -> str:
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else toml_value(key)
 
 
 def read_parquet(path: Path, most_rows: int) -> pa.Table:

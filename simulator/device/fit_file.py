@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Iterable, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from simulator.base.errors import InputError
-from simulator.base.files import replaced
+from simulator.base.files import replaced, toml_value
 from simulator.device.fits import DEFAULT, Fit, Residual
 from simulator.device.surface import Surface
 
 SCHEMA = 1
 STEP_LN = 8e-3
 """Resolution of stored surfaces: 0.8 %, a fraction of any median error, keeps a device under 200 kB."""
+DIGITS = 5
+"""Of stored coefficients."""
 
 
 def dump(path: Path, fits: Iterable[Fit]) -> None:
@@ -38,43 +41,17 @@ def dump(path: Path, fits: Iterable[Fit]) -> None:
 
 
 def _fit_lines(fit: Fit) -> list[str]:
-    r = fit.residual
-    numbers = {
-        key: getattr(r, key) for key in ("sigma_in", "sigma_cross", "q05", "q95", "bias", "between_source", "n_eff")
-    }
-    lines = [
-        "",
-        "[[fit]]",
-        f'device = "{fit.device}"',
-        f'dtype = "{fit.dtype}"',
-        f'library = "{fit.library}"',
-        f"n = {fit.n}",
-        "sources = [" + ", ".join(f'"{s}"' for s in fit.sources) + "]",
-        "coefficients = { " + ", ".join(f"{k} = {_g(v)}" for k, v in fit.coefficients.items()) + " }",
-        "residual = { "
-        + ", ".join(f"{k} = {_g(v)}" for k, v in numbers.items())
-        + ", classes = ["
-        + ", ".join(f"[{_g(t)}, {_g(a)}, {_g(b)}]" for t, a, b in r.classes)
-        + "] }",
-    ]
+    head = {"device": fit.device, "dtype": fit.dtype, "library": fit.library, "n": fit.n, "sources": list(fit.sources)}
+    told = {f.name: getattr(fit.residual, f.name) for f in fields(fit.residual)}
+    head |= {"coefficients": dict(fit.coefficients), "residual": told}
+    lines = ["", "[[fit]]", *(f"{key} = {toml_value(value, DIGITS)}" for key, value in head.items())]
     if fit.surface is not None:
-        lines.append("[fit.surface]")
-        axes = (
-            f'{{ name = "{name}", knots = [{", ".join(_g(k) for k in knots)}] }}' for name, knots in fit.surface.axes
-        )
-        lines.append("axes = [" + ", ".join(axes) + "]")
+        axes = [{"name": name, "knots": list(knots)} for name, knots in fit.surface.axes]
         # One string, not a TOML array: tomllib needs a second per megabyte of integers.
         milli = np.rint(fit.surface.values / STEP_LN).astype(int)
-        rows = milli.reshape(-1, milli.shape[-1])
-        lines.append('values = """')
-        lines += [" ".join(str(v) for v in row) for row in rows]
-        lines.append('"""')
+        rows = (" ".join(map(str, row)) for row in milli.reshape(-1, milli.shape[-1]))
+        lines += ["[fit.surface]", f"axes = {toml_value(axes, DIGITS)}", 'values = """', *rows, '"""']
     return lines
-
-
-def _g(value: float) -> str:
-    text = f"{float(value):.5g}"
-    return text if any(c in text for c in ".en") else text + ".0"
 
 
 def parse(text: str, where: str) -> tuple[Fit, ...]:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Mapping
 from typing import Any
 
+from simulator.base.files import toml_value
 from simulator.device.types import Device, Sourced
 
 SCHEMA = 1
@@ -85,15 +84,4 @@ def table_of(document: dict[str, Any], path: str) -> tuple[dict[str, Any], str]:
 
 
 def _entry(key: str, value: Any) -> str:
-    return f"{key} = {_toml(value)}"
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, dict):
-        return "{ " + ", ".join(f"{k} = {_toml(v)}" for k, v in value.items()) + " }"
-    if isinstance(value, (list, tuple)):
-        return "[" + ", ".join(_toml(v) for v in value) + "]"
-    if isinstance(value, bool) or (isinstance(value, (int, float)) and math.isfinite(value)):
-        return str(value).lower()
-    # JSON strings are TOML basic strings, except that TOML also wants DEL escaped.
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    return f"{key} = {toml_value(value)}"

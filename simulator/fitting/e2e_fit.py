@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from simulator.base.files import toml_value
 from simulator.fitting.e2e_steps import FITS, Sums, bare, closed_sums, groups, predict, static_sums
 from simulator.inference.closed_loop import Cycle, solve
 from simulator.inference.group import Group
@@ -283,37 +284,16 @@ def spreads(judged: pd.DataFrame) -> dict[str, tuple[float, int]]:
 
 def to_toml(engines: Mapping[str, Engine]) -> str:
     """Text of ``engines.toml``: what differs from an engine's defaults, three digits."""
-    from dataclasses import MISSING, fields
+    from dataclasses import fields
 
     out = ["# What serving engines add to their kernels; times in seconds. n = measured setups behind the figures"]
     out += ["# (0: assumed). Fitted by simulator.fitting.e2e_fit; see docs/calibration_engine.md.", ""]
     for name, engine in engines.items():
-        key = name if name.replace("-", "").replace("_", "").isalnum() else f'"{name}"'
-        out.append(f"[{key}]")
-        tables = []
-        for f in fields(engine):
-            value = getattr(engine, f.name)
-            if f.name == "name" or value == f.default:
-                continue
-            if isinstance(value, dict):
-                if value:
-                    items = ", ".join(f'"{k}" = {_text(v)}' for k, v in value.items())
-                    tables.append(f"{f.name} = {{ {items} }}")
-                continue
-            assert f.default is not MISSING or value is not None
-            out.append(f"{f.name} = {_text(value)}")
-        out += [*tables, ""]
+        out.append(f"[{name}]" if name.replace("-", "").replace("_", "").isalnum() else f"[{toml_value(name)}]")
+        values = {f.name: getattr(engine, f.name) for f in fields(engine) if f.name != "name"}
+        plain = {f.name: f.default for f in fields(engine)}
+        told = {k: v for k, v in values.items() if v != plain[k] and v != {}}
+        # Tables go last.
+        lines = sorted(told.items(), key=lambda item: isinstance(item[1], dict))
+        out += [*(f"{k} = {toml_value(v, 3)}" for k, v in lines), ""]
     return "\n".join(out)
-
-
-def _text(value: object) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, str):
-        return '"' + value.replace('"', "'") + '"'
-    if isinstance(value, tuple):
-        return "[" + ", ".join(_text(v) for v in value) + "]"
-    if isinstance(value, int):
-        return str(value)
-    text = f"{value:.3g}"
-    return text if any(c in text for c in ".en") else f"{text}.0"

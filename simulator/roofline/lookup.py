@@ -105,7 +105,7 @@ def lookup(device: Device, family: str, key: str, library: str | None = None) ->
     before its `Device.scope`, its architecture and all devices; then the library named, a `LOCAL` fit, the kernel
     another framework ships, ``vendor``, `PREFERRED`, most rows. The same kernel is the library named, one of its
     generation, ``vendor`` (a pool of a place's libraries) and `LOCAL`. Libraries between machines (``..._2nodes``)
-    answer for themselves only. The order is the measured one, see docs/calibration.md.
+    answer for themselves only. The order is the measured one, see docs/validation.md.
 
     CALIBRATED is the device's own fit of the format and of the library named (or ``vendor``, `LOCAL`, or any where
     none is named); DATASHEET where neither the device nor its like was measured; EXTRAPOLATED what is between.
