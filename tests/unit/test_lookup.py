@@ -23,7 +23,8 @@ from simulator.roofline.collective import OPS as COLLECTIVES
 from simulator.roofline.elementwise import KINDS
 from simulator.roofline.engine import get_engine, load_engines
 from simulator.roofline.lookup import LEGACY_MATH, attention_key, generation_of, key_of, lookup
-from simulator.roofline.timing import interval_factors, time_op
+from simulator.roofline.optime import interval_factors
+from simulator.roofline.timing import time_op
 
 # --- the order
 
