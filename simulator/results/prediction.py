@@ -140,7 +140,7 @@ def _op_rows(phase: str, times: Sequence[OpTime]) -> list[OpRow]:
     import numpy as np
 
     def mean(x: Any) -> float:
-        return float(np.mean(x))
+        return float(x.mean()) if isinstance(x, np.ndarray) else float(x)
 
     # With a trace every layer is lowered apart; its ops are still one row of the breakdown.
     together: dict[tuple[str, str, bool, str, str], np.ndarray] = {}
