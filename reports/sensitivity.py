@@ -183,7 +183,7 @@ def _scaled(i: Inside, key: str, factor: float) -> tuple[float, float] | None:
     try:
         group = replace(i.group, device=scaled(i.group.device, **{key: factor}))
         one = [np.array([float(v)]) for v in (s.batch, s.prompt_tokens, s.output_tokens)]
-        e2e, dense = (float(evaluate(g, *one).e2e_s[0]) for g in (group, group.dense))
+        e2e, dense = (float(evaluate(g, *one).e2e_s.mid[0]) for g in (group, group.dense))
     except ShadowlineError:
         return None
     return s.batch * s.output_tokens / e2e, dense / e2e

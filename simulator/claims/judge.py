@@ -15,7 +15,7 @@ from simulator.claims.eligibility import why_not
 from simulator.claims.kernel import KernelScenario, kernel_time
 from simulator.claims.metrics import RATES, Value, base, compare, e2e_values
 from simulator.claims.rows import MISSES, Claim, PaperClaims
-from simulator.results.answer import rate
+from simulator.inference.evaluate import evaluate, rate
 
 WITHIN = 0.2
 """A prediction reproduces a claim within this relative error [-]."""
@@ -167,11 +167,10 @@ def _kernel(scenario: Mapping[str, Any]) -> dict[str, Value]:
 
 
 def _whole(scenario: Mapping[str, Any]) -> dict[str, Value]:
-    from simulator.inference.evaluate import evaluate
     from simulator.inference.group import group_of
     from simulator.inference.status import TIMED
     from simulator.results.prediction import predict
-    from simulator.results.rows import load_of, times
+    from simulator.results.rows import load_of
     from simulator.scenario.scenario import Scenario
 
     s = Scenario.of(**scenario)
@@ -180,7 +179,7 @@ def _whole(scenario: Mapping[str, Any]) -> dict[str, Value]:
     # No comparison with dense is asked for, so `predict` need not make one.
     if points is None or points.status.ravel()[0] not in TIMED:
         raise UnsupportedError(predict(s).sentence)
-    ttft, tpot, _ = (figure.each(lambda end: float(end[0])) for figure in times(points))
+    ttft, tpot = (figure.each(lambda end: float(end[0])) for figure in (points.ttft_s, points.tpot_s))
     return e2e_values(s, group.gpus, ttft, tpot, float(np.ravel(points.footprint.total_bytes)[0]))
 
 

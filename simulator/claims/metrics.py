@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from simulator.base.errors import InputError, UnknownNameError
 from simulator.base.interval import Interval, ratio
-from simulator.results.answer import rate, whole_s
+from simulator.inference.evaluate import end_to_end, rate
 from simulator.scenario.scenario import Scenario
 
 E2E: Mapping[str, str] = {
@@ -80,7 +80,7 @@ def e2e_values(s: Scenario, gpus: int, ttft: Value, tpot: Value, total_bytes: fl
     }
     if not math.isfinite(tpot.mid):
         return out
-    decode, e2e = tpot.each(lambda t: t * (output - 1.0)), whole_s(ttft, tpot, output)
+    decode, e2e = tpot.each(lambda t: t * (output - 1.0)), end_to_end(ttft, tpot, output)
     return out | {
         "tpot_s": tpot,
         "decode_s": decode,

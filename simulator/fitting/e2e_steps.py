@@ -92,9 +92,7 @@ def _static(group: Group, part: pd.DataFrame) -> pd.DataFrame:
     metric = part["metric"].to_numpy()
     columns = {}
     for name, ttft, tpot in (
-        ("mid_s", points.ttft_s, points.tpot_s),
-        ("lo_s", points.ttft_lo_s, points.tpot_lo_s),
-        ("hi_s", points.ttft_hi_s, points.tpot_hi_s),
+        *zip(("mid_s", "lo_s", "hi_s"), points.ttft_s, points.tpot_s, strict=True),
         ("naive_s", *_naive(group, b, p, o)),
     ):
         columns[name] = _pick(metric, ttft, np.nan_to_num(tpot), more)

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
 from simulator.base.arrays import Array
+from simulator.base.interval import Interval
 from simulator.device.fits import Basis
 from simulator.inference import memory
 from simulator.inference.group import Group
@@ -34,12 +36,8 @@ class Points:
     output: Array
     prefill: StepTime
     decode: StepTime
-    ttft_s: np.ndarray
-    tpot_s: np.ndarray
-    ttft_lo_s: np.ndarray
-    ttft_hi_s: np.ndarray
-    tpot_lo_s: np.ndarray
-    tpot_hi_s: np.ndarray
+    ttft_s: Interval[np.ndarray]
+    tpot_s: Interval[np.ndarray]
     footprint: memory.Footprint
     max_batch: np.ndarray
 
@@ -51,14 +49,28 @@ class Points:
         return basis.merge(Basis.EXTRAPOLATED) if beyond else basis
 
     @cached_property
-    def e2e_s(self) -> np.ndarray:
+    def e2e_s(self) -> Interval[np.ndarray]:
         """``TTFT + (output - 1) TPOT`` [s]."""
         return end_to_end(self.ttft_s, self.tpot_s, self.output)
 
     @cached_property
-    def tokens_per_s(self) -> np.ndarray:
+    def tokens_per_s(self) -> Interval[np.ndarray]:
         """Output tokens of the batch per second [1/s]."""
-        return self.batch * self.output / self.e2e_s
+        return rate(self.batch * self.output, self.e2e_s)
+
+    @cached_property
+    def most_tokens_per_s(self) -> Interval[np.ndarray]:
+        """The same at the largest batch that fits, at most `MAX_RUNNING_BATCH`; NaN where none does [1/s]."""
+        p, o = np.broadcast_arrays(self.prompt, self.output)
+        largest = self.max_batch
+        if p.shape != largest.shape:
+            # The batch axis does not change the largest batch: one evaluation serves all of it.
+            largest = largest[tuple(slice(0, 1) if a == 1 else slice(None) for a in p.shape)]
+        pairs = np.stack([largest.ravel(), p.ravel(), o.ravel()])
+        unique, back = np.unique(pairs, axis=1, return_inverse=True)
+        at = evaluate(self.group, np.clip(unique[0], 1.0, MAX_RUNNING_BATCH), unique[1], unique[2])
+        fits = unique[0] >= 1.0
+        return at.tokens_per_s.each(lambda end: np.where(fits, end, np.nan)[back.ravel()].reshape(p.shape))
 
     @cached_property
     def bound(self) -> np.ndarray:
@@ -66,7 +78,7 @@ class Points:
         steps = np.asarray(self.output, float) - 1.0
         scale = self._passes
         most: np.ndarray | None = None
-        code = np.zeros(np.shape(self.ttft_s), np.int8)
+        code = np.zeros(self.ttft_s.mid.shape, np.int8)
         for i, bound in enumerate(Bound):
             p, d = self.prefill.shares_s[bound], self.decode.shares_s[bound]
             share = np.asarray(p * scale + steps * _mean_nodes(d, self._ndim))
@@ -81,7 +93,7 @@ class Points:
 
     @property
     def _ndim(self) -> int:
-        return np.ndim(self.ttft_s)
+        return self.ttft_s.mid.ndim
 
     @property
     def _passes(self) -> Array:
@@ -93,7 +105,7 @@ class Points:
     def power_w(self) -> np.ndarray:
         """Board power of all GPUs, an estimate from the busiest resource [W]."""
         prefill, decode = self.prefill.busy, _mean_nodes(self.decode.busy, self._ndim)
-        share = self.ttft_s / self.e2e_s
+        share = self.ttft_s.mid / self.e2e_s.mid
         busy = np.minimum(decode + share * (prefill - decode), 1.0)
         watts = self.group.device.power_w * self.group.gpus
         return (watts * BUSY_SHARE) * busy + watts * IDLE_SHARE
@@ -101,13 +113,13 @@ class Points:
     @property
     def energy_j_per_token(self) -> np.ndarray:
         """Estimated energy per output token [J]."""
-        return self.power_w / self.tokens_per_s
+        return self.power_w / self.tokens_per_s.mid
 
     @property
     def usd_per_mtoken(self) -> np.ndarray:
         """Rent of the GPUs per million output tokens, from the profile's list price [USD]."""
         per_s = self.group.device.price_usd_per_h.value * self.group.gpus / 3600.0
-        return per_s / self.tokens_per_s * 1e6
+        return per_s / self.tokens_per_s.mid * 1e6
 
     @property
     def fits(self) -> np.ndarray:
@@ -136,14 +148,21 @@ class Points:
         code = np.where(self.fits, Status.OK, Status.DOES_NOT_FIT)
         if not self.group.ignore_context:
             code = np.where(over, Status.EXCEEDS_CONTEXT, code)
-        return np.broadcast_to(code, np.shape(self.ttft_s))
+        return np.broadcast_to(code, self.ttft_s.mid.shape)
 
 
-def end_to_end(ttft_s: Array, tpot_s: Array, output: Array) -> np.ndarray:
-    """``TTFT + (output - 1) TPOT``; of one token only TTFT [s]."""
+def end_to_end(ttft_s: Interval[Any], tpot_s: Interval[Any], output: Array) -> Interval[Any]:
+    """``TTFT + (output - 1) TPOT``, both at the same end of their intervals; of one token only TTFT [s]."""
     steps = np.asarray(output, float) - 1.0
-    decode = steps * tpot_s
-    return ttft_s + (decode if np.all(steps > 0) else np.where(steps > 0, decode, 0.0))
+    several = steps > 0
+    if np.all(several):
+        return Interval(*(first + steps * each for first, each in zip(ttft_s, tpot_s, strict=True)))
+    return Interval(*(first + np.where(several, steps * each, 0.0) for first, each in zip(ttft_s, tpot_s, strict=True)))
+
+
+def rate(tokens: Array, time_s: Interval[Any]) -> Interval[Any]:
+    """Tokens per second [1/s]."""
+    return Interval(tokens / time_s.mid, tokens / time_s.hi, tokens / time_s.lo)
 
 
 def evaluate(group: Group, batch: Array, prompt: Array, output: Array) -> Points:
@@ -182,6 +201,7 @@ def evaluate(group: Group, batch: Array, prompt: Array, output: Array) -> Points
         mean = np.broadcast_to(_mean_nodes(step, len(shape)), shape)
         return mean if several else np.where(one_token, np.nan, mean)
 
+    first, each = (Interval(step.total_s, step.lo_s, step.hi_s) for step in (prefill, decode))
     return Points(
         group,
         b,
@@ -189,12 +209,8 @@ def evaluate(group: Group, batch: Array, prompt: Array, output: Array) -> Points
         o,
         prefill,
         decode,
-        ttft_s=np.broadcast_to(prefill.total_s * passes, shape),
-        tpot_s=tpot(decode.total_s),
-        ttft_lo_s=np.broadcast_to(prefill.lo_s * passes, shape),
-        ttft_hi_s=np.broadcast_to(prefill.hi_s * passes, shape),
-        tpot_lo_s=tpot(decode.lo_s),
-        tpot_hi_s=tpot(decode.hi_s),
+        ttft_s=first.each(lambda end: np.broadcast_to(end * passes, shape)),
+        tpot_s=each.each(tpot),
         footprint=memory.footprint(group.lowering, b, p, o, pp=group.pp, block_tokens=group.block_tokens),
         max_batch=np.broadcast_to(
             memory.max_batch(

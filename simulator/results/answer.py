@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 import numpy as np
 
 from simulator.base.interval import Interval, N
-from simulator.inference.evaluate import end_to_end
+from simulator.inference.evaluate import end_to_end, rate
 from simulator.inference.status import Status
 from simulator.results.columns import COLUMNS, arrow_schema
 
@@ -205,16 +205,6 @@ def _each(parts: Sequence[Rows], text: Callable[[Any], Any], number: Callable[[A
     return Answer(**out)
 
 
-def whole_s(ttft: Interval[Any], tpot: Interval[Any], output: Any) -> Interval[Any]:
-    """End-to-end time with TTFT and TPOT both at the same end of their intervals [s]."""
-    return Interval(*(end_to_end(first, each, output) for first, each in zip(ttft, tpot, strict=True)))
-
-
-def rate(tokens: Any, e2e: Interval[Any]) -> Interval[Any]:
-    """Tokens per second [1/s]."""
-    return Interval(tokens / e2e.mid, tokens / e2e.hi, tokens / e2e.lo)
-
-
 def from_arrow(table: pa.Table) -> Rows:
     """Inverse of `to_arrow`."""
     return from_columns({name: read_column(table.column(name).combine_chunks()) for name in COLUMNS})
@@ -239,7 +229,7 @@ def from_columns(columns: Mapping[str, Any]) -> Rows:
             out[f.name] = columns[_AT[f.name]]
         elif f"{f.name}.lo" in _AT:
             out[f.name] = Interval(*(columns[_AT[f"{f.name}.{end}"]] for end in ("mid", "lo", "hi")))
-    e2e = whole_s(out["ttft_s"], out["tpot_s"], out["output_tokens"])
+    e2e = end_to_end(out["ttft_s"], out["tpot_s"], out["output_tokens"])
     speed = rate(out["batch"] * out["output_tokens"], e2e)
     known = np.isfinite(columns["tokens_per_s"])
     lo, hi = (np.where(known, end, np.nan) for end in (speed.lo, speed.hi))

@@ -163,7 +163,7 @@ def _shares(points: Points) -> dict[str, float]:
     from simulator.inference.step import Bound
 
     steps = float(np.ravel(points.output)[0]) - 1.0
-    scale = float(np.ravel(points.ttft_s)[0]) / float(np.mean(points.prefill.total_s))
+    scale = float(np.ravel(points.ttft_s.mid)[0]) / float(np.mean(points.prefill.total_s))
     prefill, decode = points.prefill.shares_s, points.decode.shares_s
     total = {b: float(np.mean(prefill[b])) * scale + steps * float(np.mean(decode[b])) for b in Bound}
     whole = sum(total.values()) or 1.0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -11,13 +10,13 @@ from simulator.base.errors import UnsupportedError
 from simulator.base.interval import Interval, ratio
 from simulator.device.fits import Basis
 from simulator.inference import memory
-from simulator.inference.evaluate import MAX_RUNNING_BATCH, Points, evaluate
+from simulator.inference.evaluate import Points, evaluate
 from simulator.inference.group import Group
 from simulator.inference.lowering import Lowering
 from simulator.inference.status import STATUSES, TIMED, Status
 from simulator.inference.step import Bound
 from simulator.policies import Policies
-from simulator.results.answer import Answer, Rows, Words, rate, whole_s
+from simulator.results.answer import Answer, Rows, Words
 from simulator.results.quality import quality_of
 from simulator.scenario.scenario import Scenario
 
@@ -57,16 +56,9 @@ def load_of(scenario: Scenario) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return np.array([float(s.batch)]), np.array([float(s.prompt_tokens)]), np.array([float(s.output_tokens)])
 
 
-def times(points: Points) -> tuple[Interval[np.ndarray], Interval[np.ndarray], Interval[np.ndarray]]:
-    """TTFT, TPOT and end-to-end time [s]."""
-    ttft = Interval(points.ttft_s, points.ttft_lo_s, points.ttft_hi_s)
-    tpot = Interval(points.tpot_s, points.tpot_lo_s, points.tpot_hi_s)
-    return ttft, tpot, whole_s(ttft, tpot, points.output)
-
-
 def speedup(points: Points, dense: Points) -> Interval[np.ndarray]:
     """Tokens/s over dense's at the same batch [-]."""
-    return ratio(times(dense)[2], times(points)[2])
+    return ratio(dense.e2e_s, points.e2e_s)
 
 
 def _labels(group: Group, n: int) -> dict[str, Any]:
@@ -91,7 +83,7 @@ def _labels(group: Group, n: int) -> dict[str, Any]:
 
 
 def _told(points: Points, dense: Points) -> Rows:
-    shape = np.shape(points.ttft_s)
+    shape = points.ttft_s.mid.shape
     status = points.status.ravel()
     n = len(status)
     timed, ok = np.isin(status, TIMED), status == Status.OK
@@ -103,15 +95,15 @@ def _told(points: Points, dense: Points) -> Rows:
     def ends(value: Interval[np.ndarray], where: np.ndarray) -> Interval[np.ndarray]:
         return value.each(lambda end: flat(end, where))
 
-    ttft, tpot, e2e = times(points)
-    speed = rate(points.batch * points.output, e2e)
     if points is dense:
         one = Interval.exact(np.ones(shape))
-        gains = [one, Interval.exact(np.where(np.isfinite(points.tpot_s), 1.0, np.nan)), one]
+        first, whole = one, one
+        each = Interval.exact(np.where(np.isfinite(points.tpot_s.mid), 1.0, np.nan))
         largest = Interval.exact(np.where(points.max_batch >= 1, 1.0, np.nan))
     else:
-        gains = [ratio(over, under) for over, under in zip(times(dense), (ttft, tpot, e2e), strict=True)]
-        largest = ratio(best_rate(points), best_rate(dense))
+        first, each = ratio(dense.ttft_s, points.ttft_s), ratio(dense.tpot_s, points.tpot_s)
+        whole = speedup(points, dense)
+        largest = ratio(points.most_tokens_per_s, dense.most_tokens_per_s)
     held: dict[str, Any] = {k: flat(getattr(points.footprint, k)) for k in MEMORY}
     return Answer(
         **_labels(points.group, n),
@@ -120,40 +112,23 @@ def _told(points: Points, dense: Points) -> Rows:
         output_tokens=flat(points.output),
         status=Words(status, STATUSES),
         reason=_reasons(points, status),
-        ttft_s=ends(ttft, timed),
-        tpot_s=ends(tpot, timed),
-        e2e_s=ends(e2e, timed),
-        tokens_per_s=ends(speed, ok),
+        ttft_s=ends(points.ttft_s, timed),
+        tpot_s=ends(points.tpot_s, timed),
+        e2e_s=ends(points.e2e_s, timed),
+        tokens_per_s=ends(points.tokens_per_s, ok),
         basis=Words(np.full(n, points.basis.rank), list(map(str, Basis))),
         bound=Words(np.where(timed, points.bound.ravel(), -1), list(map(str, Bound))),
         mode=Words(np.where(timed, 0, -1), [points.decode.mode]),
         max_batch=flat(points.max_batch),
         dense_max_batch=flat(dense.max_batch),
-        ttft_speedup=ends(gains[0], timed),
-        tpot_speedup=ends(gains[1], timed),
-        speedup=ends(gains[2], timed),
+        ttft_speedup=ends(first, timed),
+        tpot_speedup=ends(each, timed),
+        speedup=ends(whole, timed),
         speedup_at_max_batch=ends(largest, timed),
         energy_j_per_token=flat(points.energy_j_per_token, ok),
         usd_per_mtoken=flat(points.usd_per_mtoken, ok),
         **held,
     )
-
-
-@lru_cache(maxsize=4)
-def best_rate(points: Points) -> Interval[np.ndarray]:
-    """Tokens per second at the largest batch that fits, at most `MAX_RUNNING_BATCH`; NaN where none does [1/s]."""
-    p, o = np.broadcast_arrays(points.prompt, points.output)
-    shape = np.broadcast_shapes(p.shape, np.shape(points.batch))
-    largest = points.max_batch
-    if p.shape != shape:
-        # The batch axis does not change the largest batch: one evaluation serves all of it.
-        largest = largest[tuple(slice(0, 1) if a == 1 else slice(None) for a in p.shape)]
-    pairs = np.stack([largest.ravel(), p.ravel(), o.ravel()])
-    unique, back = np.unique(pairs, axis=1, return_inverse=True)
-    batch = np.clip(unique[0], 1.0, MAX_RUNNING_BATCH)
-    at = evaluate(points.group, batch, unique[1], unique[2])
-    speed = rate(np.where(unique[0] >= 1.0, batch * unique[2], np.nan), times(at)[2])
-    return speed.each(lambda end: end[back.ravel()].reshape(p.shape))
 
 
 def _reasons(points: Points, status: np.ndarray) -> Words:

@@ -182,8 +182,8 @@ def best_of(scenario: Scenario, trials: tuple[int, ...], solve_rate: float | Non
         flop, read = (float(np.ravel(x)[0]) * scenario.tp for x in (work.flop, work.read_bytes))
         waves = -(-n // most)
         points = evaluate(group, np.array([np.ceil(n / waves)]), *lengths)
-        tpot = float(np.nan_to_num(np.ravel(points.tpot_s)[0]))
-        time = float(np.ravel(one.ttft_s)[0]) + waves * steps * tpot
+        tpot = float(np.nan_to_num(np.ravel(points.tpot_s.mid)[0]))
+        time = float(np.ravel(one.ttft_s.mid)[0]) + waves * steps * tpot
         gpu = time * group.gpus
         row = Trials(n, flop, read, flop + per_byte * read, time, gpu, gpu * usd_per_s)
         if solve_rate is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from functools import lru_cache
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -92,7 +93,7 @@ def test_more_bandwidth_or_more_math_is_never_slower(
     for kind in ("bandwidth", "math"):
         after = points(group(model, device(name, **{kind: factor}), policy), batch, prompt, output)
         for name_ in ("ttft_s", "tpot_s"):
-            was, now = getattr(before, name_), getattr(after, name_)
+            was, now = getattr(before, name_).mid, getattr(after, name_).mid
             assert np.all(now <= was * (1 + 1e-9)), (kind, name_, was, now)
 
 
@@ -102,8 +103,8 @@ def test_a_faster_link_is_never_slower(model: str, name: str, batch: int, prompt
     slow, fast = (
         points(group(model, device(name, link=f), "dense", tp=4), batch, prompt, 16) for f in (1.0, round(factor, 2))
     )
-    assert np.all(fast.ttft_s <= slow.ttft_s * (1 + 1e-9))
-    assert np.all(fast.tpot_s <= slow.tpot_s * (1 + 1e-9))
+    assert np.all(fast.ttft_s.mid <= slow.ttft_s.mid * (1 + 1e-9))
+    assert np.all(fast.tpot_s.mid <= slow.tpot_s.mid * (1 + 1e-9))
 
 
 def split(policy: str, model: str, batch: float, context: float) -> tuple[Traffic, Traffic]:
@@ -156,8 +157,8 @@ def test_a_bitmap_at_keep_one_costs_its_metadata_and_nothing_else() -> None:
 def test_with_fallback_dense_keep_one_is_dense_exactly(model: str, policy: str) -> None:
     dev = device("a100-sxm-80g")
     dense, sparse = (points(group(model, dev, p), [1, 16], 512, 64) for p in ("dense", policy))
-    for name in ("ttft_s", "tpot_s", "tpot_lo_s", "tpot_hi_s", "max_batch"):
-        np.testing.assert_array_equal(getattr(dense, name), getattr(sparse, name), err_msg=name)
+    for name in ("ttft_s.mid", "tpot_s.mid", "tpot_s.lo", "tpot_s.hi", "max_batch"):
+        np.testing.assert_array_equal(*map(attrgetter(name), (dense, sparse)), err_msg=name)
     np.testing.assert_array_equal(dense.footprint.total_bytes, sparse.footprint.total_bytes)
 
 
@@ -295,13 +296,13 @@ def test_intervals_hold_the_answer_and_shares_add_up(
     if not runs(g):
         return
     p = points(g, batch, prompt, output)
-    assert 0.0 <= p.ttft_lo_s <= p.ttft_s <= p.ttft_hi_s < np.inf
+    assert 0.0 <= p.ttft_s.lo <= p.ttft_s.mid <= p.ttft_s.hi < np.inf
     if output > 1:
-        assert 0.0 <= p.tpot_lo_s <= p.tpot_s <= p.tpot_hi_s < np.inf
-        assert p.e2e_s == pytest.approx(p.ttft_s + (output - 1) * p.tpot_s)
+        assert 0.0 <= p.tpot_s.lo <= p.tpot_s.mid <= p.tpot_s.hi < np.inf
+        assert p.e2e_s.mid == pytest.approx(p.ttft_s.mid + (output - 1) * p.tpot_s.mid)
     else:
-        assert np.isnan(p.tpot_s).all()
-        assert p.e2e_s == p.ttft_s
+        assert np.isnan(p.tpot_s.mid).all()
+        assert p.e2e_s.mid == p.ttft_s.mid
     for step in (p.prefill, p.decode):
         total = sum(np.asarray(s, float) for s in step.shares_s.values())
         np.testing.assert_allclose(total, np.broadcast_to(step.total_s, np.shape(total)), rtol=1e-9)
@@ -322,7 +323,7 @@ def test_tpot_is_the_mean_of_the_decode_steps(model: str, policy: str, batch: in
         np.broadcast_to(step_time(g, decode_step(float(batch), contexts, float(prompt))).total_s, contexts.shape)
     )
     kinked = any(word in policy for word in ("quest", "streaming", "nsa"))
-    tpot = float(points(g, batch, prompt, output).tpot_s[0])
+    tpot = float(points(g, batch, prompt, output).tpot_s.mid[0])
     assert tpot == pytest.approx(every, rel=0.06 if kinked else 0.02)
 
 

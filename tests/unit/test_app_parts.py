@@ -14,7 +14,7 @@ from app import axes, compute, figures, heat, planning, words
 from app.planning import Targets
 from simulator.base.errors import InputError
 from simulator.base.interval import Interval
-from simulator.results.answer import rate, whole_s
+from simulator.inference.evaluate import end_to_end, rate
 from simulator.results.break_even import BreakEven
 from simulator.results.prediction import PARTS, predict
 from simulator.scenario.grid import Grid
@@ -75,9 +75,9 @@ def test_no_speed_up_is_claimed_over_a_dense_model_that_does_not_fit():
 
 def test_the_interval_of_a_rate_is_that_of_its_times():
     ttft, tpot = Interval(0.6, 0.4, 1.0), Interval(0.05, 0.04, 0.1)
-    eleven = rate(4.0 * 11.0, whole_s(ttft, tpot, 11.0))
+    eleven = rate(4.0 * 11.0, end_to_end(ttft, tpot, 11.0))
     assert words.interval(eleven) == "90 %: 22 – 55"  # 44 tokens in 2.0 and in 0.8 s
-    one = rate(4.0, whole_s(ttft, Interval.exact(np.nan), 1.0))
+    one = rate(4.0, end_to_end(ttft, Interval.exact(np.nan), 1.0))
     assert words.interval(one) == "90 %: 4 – 10"  # 4 tokens in 1.0 and in 0.4 s
     assert words.interval(Interval.exact(np.nan)) == ""
 

@@ -246,9 +246,9 @@ def test_transfer_widens_the_interval(opt: Path) -> None:
     other = dataclasses.replace(own)
     object.__setattr__(other, "transferred", True)
     wide = evaluate(other, *point)
-    assert wide.tpot_s[0] == narrow.tpot_s[0]
-    assert wide.tpot_hi_s[0] - wide.tpot_lo_s[0] > narrow.tpot_hi_s[0] - narrow.tpot_lo_s[0]
-    assert wide.ttft_hi_s[0] == narrow.ttft_hi_s[0]  # the prompt runs dense
+    assert wide.tpot_s.mid[0] == narrow.tpot_s.mid[0]
+    assert wide.tpot_s.hi[0] - wide.tpot_s.lo[0] > narrow.tpot_s.hi[0] - narrow.tpot_s.lo[0]
+    assert wide.ttft_s.hi[0] == narrow.ttft_s.hi[0]  # the prompt runs dense
     assert wide.basis == "EXTRAPOLATED"
 
 
