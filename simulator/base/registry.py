@@ -102,8 +102,16 @@ class Registry(Mapping[str, T], Generic[T]):
             self._members.update(before)
             LOGGER.warning("warning: %s; mend it or uninstall %s", found, package)
 
+    def _own(self, name: str) -> None:
+        """Load our module of that very name alone: a plain dense prediction needs none of the others."""
+        for point in metadata.entry_points(group=self.group, name=name):
+            if point.dist is not None and point.dist.name == PROJECT:
+                point.load()
+
     def __getitem__(self, name: str) -> T:
-        members = self._load()
+        if not self._began:
+            self._own(name)
+        members = self._members if name in self._members else self._load()
         for known, member in members.items():
             if fold(known) == fold(name):
                 return member

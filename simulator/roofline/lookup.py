@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -130,14 +130,19 @@ def lookup(device: Device, family: str, key: str, library: str | None = None) ->
         rank = preferred.get(fit.library, len(preferred))
         return other, near[fit.dtype], place, not named, not local, not kin, not vendor, rank, fit.dtype != key, -fit.n
 
-    found = [(f, 1) for f in measured.own(family)]
-    found += [(f, places[f.device]) for f in measured.pooled(family) if f.device in places]
-    known = sorted({f.dtype for f, _ in found})
-    found = [(f, place) for f, place in found if f.dtype in near and _span(f.library) == span]
+    def usable(fits: Iterable[tuple[Fit, int]]) -> list[tuple[Fit, int]]:
+        return [(f, place) for f, place in fits if f.dtype in near and _span(f.library) == span]
+
+    own = [(f, 1) for f in measured.own(family)]
+    found, known = usable(own), {f.dtype for f, _ in own}
+    # The device's own fit of the same kernel and format comes before all pooled ones: these need not be read.
+    if not found or min(map(order, found))[:2] != (False, 0):
+        pooled = [(f, places[f.device]) for f in measured.pooled(family) if f.device in places]
+        found, known = found + usable(pooled), known | {f.dtype for f, _ in pooled}
     if not found:
         raise UnsupportedError(
             f"no {family} fit for {key} on {device.name} or its like; "
-            f"fitted: {', '.join(known) or 'none'}; "
+            f"fitted: {', '.join(sorted(known)) or 'none'}; "
             "measure it with `python -m sparse_kernels.calibrate`"
         )
     fit, place = min(found, key=order)
