@@ -195,7 +195,7 @@ class Guide:
         while len(self._printed) <= index:
             example = self.examples[len(self._printed)]
             self._printed.append("")
-            if example.why_not is None and not lacking(example):
+            if example.why_not is None and not lacking(example.code):
                 self._printed[-1] = cut(run(example, self._work, self._env), example.lines)
         return self._printed[index]
 

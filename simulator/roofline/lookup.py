@@ -94,7 +94,16 @@ def attention_key(phase: str, math: DType, kv_element_bytes: float) -> str:
 
 def generation_of(library: str) -> str:
     """Kernel of a library, whoever ships it: ``trtllm-gen`` of ``vllm-trtllm-gen``, ``graph`` of ``vllm_old_graph``."""
+    if library == "sarathi":
+        # Sarathi-Serve is a fork of vLLM, whose norms and activations it runs.
+        return "vllm"
     return re.sub(r"^(vllm|sglang|trtllm|aiter)[-_](?!gen$)", "", library).rpartition("_")[2]
+
+
+def same_kernel(fitted: str, library: str) -> bool:
+    """Whether two libraries call one kernel; rows of ``vllm`` name none, and ran what it picks on their device."""
+    default = fitted == "vllm" and library.startswith("vllm-")
+    return default or generation_of(fitted) == generation_of(library)
 
 
 @lru_cache(maxsize=8192)
@@ -124,7 +133,7 @@ def lookup(device: Device, family: str, key: str, library: str | None = None) ->
 
     def order(at: tuple[Fit, int]) -> tuple[float, ...]:
         fit, place = at
-        named, kin = fit.library == library, generation_of(fit.library) == generation
+        named, kin = fit.library == library, library is not None and same_kernel(fit.library, library)
         local, vendor = fit.library == LOCAL, fit.library == VENDOR
         other = library is not None and not (named or kin or local or vendor)
         rank = preferred.get(fit.library, len(preferred))

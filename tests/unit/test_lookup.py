@@ -97,8 +97,16 @@ def test_kernels_of_several_frameworks_are_one_generation() -> None:
         ("vllm_mx_marlin", "marlin"),
         ("trtllm", "trtllm"),
         ("nccl", "nccl"),
+        ("sarathi", "vllm"),
     ):
         assert generation_of(library) == kernel
+
+
+def test_what_vllm_picks_on_the_device_is_its_kernel_there() -> None:
+    """RTX 4090: vLLM was measured, the rows do not say with which kernel; FlashAttention-2 elsewhere is further off."""
+    fits = [some_fit("h200", "vllm"), some_fit(ANY, "vllm-fa2")]
+    assert found(fits, "vllm-fa2")[:3] == ("h200", "prefill.bf16", "vllm")
+    assert found(fits, "sglang-fa2")[:3] == (ANY, "prefill.bf16", "vllm-fa2")
 
 
 def test_attention_keys_name_the_cache_and_fp8_products() -> None:
