@@ -10,8 +10,9 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from app import compute, state, words
+from app import compute, figures, state, words
 from simulator.api import Grid, Scenario
+from simulator.base.drawing import Picture
 from simulator.base.glossary import TERMS
 
 BASIS = {"CALIBRATED": "green", "EXTRAPOLATED": "orange", "DATASHEET": "gray"}
@@ -61,6 +62,15 @@ def chart(spec: dict[str, Any], alt: str, name: str, caption: str = "") -> None:
             download(kind.upper(), lambda kind=kind: drawn(spec, kind), f"{name}.{kind}", mime, f"chart.{name}.{kind}")
         table = pd.DataFrame(spec["data"]["values"])
         download("CSV", lambda: csv(table), f"{name}.csv", "text/csv", f"chart.{name}.csv")
+
+
+def picture(found: Picture | None, missing: str = "This trace has none.") -> None:
+    """Curves that the report draws too, under what they say; `missing` where there are none."""
+    if found is None:
+        st.caption(missing)
+        return
+    st.markdown(words.plain(found.said) + ".")
+    chart(figures.curves(found.drawn), found.alt, found.id, found.caption)
 
 
 def drawn(spec: Mapping[str, Any], kind: str) -> bytes:

@@ -5,10 +5,11 @@ Colours are Okabe and Ito's, legible on white and on near-black; axes and text f
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from reports.style import COLOURS
+from simulator.base.drawing import Lines
 
 Spec = dict[str, Any]
 Rows = Sequence[Mapping[str, Any]]
@@ -16,6 +17,9 @@ GREY = "#8C8C8C"
 RULE = "#D55E00"
 SPARSE = {"tickCount": 5, "format": ",~g"}
 """Few lines on a logarithmic axis."""
+PERCENT = {"format": ".3~%"}
+MOST_POINTS = 40
+"""Points of a curve that are marked."""
 MOST_LETTERS = 40
 """Letters of two names side by side in a legend, at 390 pixels."""
 FIT: Spec = {"autosize": {"type": "fit-x", "contains": "padding"}}
@@ -28,8 +32,13 @@ def channel(name: str, kind: str, title: str | None = None, **more: Any) -> dict
 
 def _colour(names: Sequence[str], title: str | None = None, **more: Any) -> dict[str, Any]:
     """Fixed colours by name, in the order given; the legend is below, where a narrow page has room."""
-    scale = {"domain": list(names), "range": [COLOURS[i % len(COLOURS)] for i in range(len(names))]}
-    return {"type": "nominal", "scale": scale, "legend": _legend(title, names), **more}
+    return {"type": "nominal", "scale": _scale(names), "legend": _legend(title, names), **more}
+
+
+def _scale(names: Sequence[str], aside: Collection[str] = ()) -> dict[str, Any]:
+    """Colours by name; what stands `aside` is grey."""
+    own = iter(COLOURS * (len(names) // len(COLOURS) + 1))
+    return {"domain": list(names), "range": [GREY if n in aside else next(own) for n in names]}
 
 
 def _legend(title: str | None, names: Sequence[str]) -> dict[str, Any]:
@@ -130,54 +139,63 @@ def roofline(points: Rows, roofs: Mapping[str, float], bytes_per_s: float) -> Sp
 
 
 def curves(
-    rows: Rows,
-    x_title: str,
-    y_title: str,
-    *,
-    x_log: bool = True,
-    y_log: bool = False,
-    rule: float | None = None,
-    here: float | None = None,
-    series_title: str | None = None,
+    drawn: Lines, *, rule: float | None = None, here: float | None = None, series_title: str | None = None
 ) -> Spec:
-    """Lines of `rows` (x, y, series); a dashed rule across at `rule`, one upright at `here`."""
-    names = list(dict.fromkeys(str(r["series"]) for r in rows))
-    x = channel(
-        "x",
-        "quantitative",
-        x_title,
-        axis=SPARSE if x_log else {"tickMinStep": 1},
-        scale={"type": "log" if x_log else "linear", "nice": False},
-    )
-    y = channel("y", "quantitative", y_title, scale={"type": "log", "nice": False} if y_log else {"zero": False})
+    """Curves, their bands and what they are compared with; a dashed rule across at `rule`, one upright at `here`."""
+    names = [line.name for line in drawn.lines]
+    scale = _scale(names, {line.name for line in drawn.lines if line.aside})
+    ends = [v for line in drawn.lines for v in (line.x.min(), line.x.max())]
+    across = {"type": "log" if drawn.x_log else "linear", "nice": False, "domain": [min(ends), max(ends)]}
+    x_axis = SPARSE if drawn.x_log else PERCENT if drawn.x_share else {"tickMinStep": 1}
+    x = channel("x", "quantitative", drawn.x_label, axis=x_axis, scale=across)
+    up: dict[str, Any] = {"type": "log", "nice": False} if drawn.y_log else {"zero": drawn.share}
+    if drawn.most is not None:
+        up |= {"domainMax": drawn.most}
+    y = channel("y", "quantitative", drawn.y_label, scale=up, axis=PERCENT if drawn.share else {})
+    colour = {"field": "series", "type": "nominal", "scale": scale}
+    dashes = {"field": "series", "type": "nominal", "scale": {"domain": names}}
+    # Strokes, dashed as the lines are: a dashed outline of a disc reads as a star.
+    legend = {**_legend(series_title, names), "symbolType": "stroke", "symbolSize": 400} if len(names) > 1 else None
+    rows = [
+        {"series": line.name, "x": float(a), "y": float(b)}
+        for line in drawn.lines
+        for a, b in zip(line.x, line.y, strict=True)
+        if b == b
+    ]
+    few = max((len(line.x) for line in drawn.lines), default=0) <= MOST_POINTS
     lines: Spec = {
-        "mark": {"type": "line", "point": {"size": 18}, "strokeWidth": 2},
+        "mark": {"type": "line", "point": {"size": 18} if few else False, "strokeWidth": 2, "clip": True},
         "encoding": {
             "x": x,
             "y": y,
-            "color": {"field": "series", **_colour(names, series_title)},
+            "color": {**colour, "legend": legend},
+            **({"strokeDash": {**dashes, "legend": legend}} if len(names) > 1 else {}),
             "tooltip": [
                 {"field": "series", "title": series_title or ""},
-                {"field": "x", "title": x_title, "format": ",.6~g"},
-                {"field": "y", "title": y_title, "format": ",.4~g"},
+                {"field": "x", "title": drawn.x_label, "format": ".3~%" if drawn.x_share else ",.6~g"},
+                {"field": "y", "title": drawn.y_label, "format": ".3~%" if drawn.share else ",.4~g"},
             ],
         },
     }
-    if len(names) > 1:
-        # Strokes, dashed as the lines are: a dashed outline of a disc reads as a star.
-        legend = {**_legend(series_title, names), "symbolType": "stroke", "symbolSize": 400}
-        dashes = {"field": "series", "type": "nominal", "scale": {"domain": names}}
-        lines["encoding"]["strokeDash"] = {**dashes, "legend": legend}
-        lines["encoding"]["color"]["legend"] = legend
-    else:
-        lines["encoding"]["color"]["legend"] = None
     layers = [lines]
+    for line, shade in zip(drawn.lines, scale["range"], strict=True):
+        if line.low is not None and line.high is not None:
+            values = [
+                {"x": float(a), "y": float(low), "high": float(high)}
+                for a, low, high in zip(line.x, line.low, line.high, strict=True)
+            ]
+            mark = {"type": "area", "opacity": 0.13, "clip": True, "color": shade}
+            encoding = {"x": x, "y": y, "y2": {"field": "high"}}
+            layers.insert(0, {"data": {"values": values}, "mark": mark, "encoding": encoding})
+        if line.beside is not None:
+            values = [{"x": float(a), "y": float(b)} for a, b in zip(line.x, line.beside, strict=True)]
+            mark = {"type": "line", "strokeDash": [1, 3], "strokeWidth": 1.5, "clip": True, "color": shade}
+            layers.append({"data": {"values": values}, "mark": mark, "encoding": {"x": x, "y": y}})
     for way, value in (("y", rule), ("x", here)):
         if value is not None:
             mark = {"type": "rule", "strokeDash": [5, 3], "color": RULE if way == "y" else GREY}
-            at = {way: {"datum": value}}
-            layers.append({"data": {"values": [{}]}, "mark": mark, "encoding": at})
-    return {**FIT, "data": {"values": list(rows)}, "height": 220, "layer": layers}
+            layers.append({"data": {"values": [{}]}, "mark": mark, "encoding": {way: {"datum": value}}})
+    return {**FIT, "data": {"values": rows}, "height": 220, "layer": layers}
 
 
 def front(rows: Rows, x_title: str, y_title: str, most: float | None = None) -> Spec:

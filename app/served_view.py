@@ -7,13 +7,9 @@ import pandas as pd
 import streamlit as st
 
 from app import blocks, figures, words
-from reports.capacity import keeps
-from reports.deployments import fleet, labels
+from reports import load
+from reports.deployments import fleet, keeps
 from reports.served import Row, Served
-
-MOST_RUNS = 6
-SHARES = np.array([1, 5, 10, 20, 30, 40, 50, 60, 70, 80, 85, 90, 93, 95, 96, 97, 98, 99, 99.5, 99.9])
-"""Where a run's distribution is read [%]."""
 
 
 def _table(rows: list[Row], alt: str, name: str) -> None:
@@ -63,51 +59,15 @@ def _table(rows: list[Row], alt: str, name: str) -> None:
     blocks.table(found, alt, name, {**shown, "$/h": number("$/h", format="%.2f")})
 
 
-def runs(served: Served) -> None:
+def runs(served: Served, best: Row | None) -> None:
     """Latencies of every run against the promises, then queue and KV cache over time."""
-    names = labels(served.rows)
     _table(list(served.rows), "latency, load and cost of every run", "serving-runs")
-    shown = range(min(len(names), MOST_RUNS))
-    left, right = st.columns(2)
-    for column, metric in ((left, "ttft"), (right, "tpot")):
-        rows = []
-        for i in shown:
-            values = served.requests[i][f"{metric}_s"]
-            values = values[np.isfinite(values)]
-            if len(values) and served.rows[i]["status"] != "OVERLOADED":
-                at = 1e3 * np.quantile(values, SHARES / 100.0)
-                rows += [{"x": float(s), "y": float(v), "series": names[i]} for s, v in zip(SHARES, at, strict=True)]
-        limit = next((1e3 * p.limit_s for p in served.slo if p.metric == metric), None)
-        name = metric.upper()
-        with column:
-            if rows:
-                blocks.heading(f"{name}: what a share of the requests stays below", name)
-                blocks.chart(
-                    figures.curves(rows, "share of requests [%]", f"{name} [ms]", x_log=False, y_log=True, rule=limit),
-                    f"{name} over the share of requests; dashed: the promise",
-                    f"serving-{metric}",
-                    "Dashed: the promise." if limit is not None else "",
-                )
-            else:
-                st.info("Every run is overloaded: percentiles would measure how long the traffic is.")
-    left, right = st.columns(2)
-    for column, key, title, scale in (
-        (left, "waiting", "requests waiting", 1.0),
-        (right, "kv_share", "KV cache in use [%]", 100.0),
-    ):
-        rows = [
-            {"x": float(t), "y": scale * float(v), "series": names[i]}
-            for i in shown
-            for t, v in zip(served.loads[i]["time_s"], served.loads[i][key], strict=True)
-        ]
-        with column:
-            blocks.heading("The queue over time" if key == "waiting" else "The KV cache over time")
-            peak = max(r["y"] for r in rows)
-            spec = figures.curves(rows, "time [s]", title, x_log=False)
-            spec["layer"][0]["mark"]["point"] = False
-            blocks.chart(
-                spec, f"{title} over time, at most {peak:.3g}", f"serving-{key}", "Means of 120 equal intervals."
-            )
+    for keys, draw in ((("ttft", "tpot"), load.distribution), (("waiting", "kv_share"), load.over_time)):
+        for column, key in zip(st.columns(2), keys, strict=True):
+            with column:
+                found = draw(served, key, best)
+                blocks.heading(found.title if found else load.NAMES[key], load.NAMES.get(key, ""))
+                blocks.picture(found, "Every run is overloaded: percentiles would measure how long the traffic is.")
 
 
 def planned(served: Served) -> None:

@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 
 from reports import charts, provenance
-from reports.content import Block, Bullets, Cell, Column, Figure, Paragraph, Report, Section, Subheading, Table, section
+from reports.content import Block, Bullets, Cell, Column, Paragraph, Report, Section, Subheading, Table, section
 from reports.text import DASH, count, listed, percent, plural, share
 from reports.validation import FAMILIES, band, validation
+from simulator.base.drawing import Line, Lines, Picture
 from simulator.base.dtypes import get_format
 from simulator.base.errors import ShadowlineError
 from simulator.device.catalogue import Device
@@ -138,7 +139,8 @@ def _kernels(device: Device) -> Section | None:
 
     engine = load_engines()["vllm"]
     n, k = GEMM_NK
-    lines, bands, best = {}, {}, 0.0
+    lines: list[Line] = []
+    best = 0.0
     half = get_format("bf16" if device.has("bf16") else "fp16")
     for fmt in (half, *map(get_format, ("fp8", "w8a16", "w4a16"))):
         op = Linear(role="gemm", m=ROWS, n=n, k=k, fmt=fmt)
@@ -148,23 +150,22 @@ def _kernels(device: Device) -> Section | None:
             continue
         rate = 1e-12 * np.asarray(op.flop) / np.asarray(t.total_s)
         peak = fmt.math if device.has(fmt.math) else half.math
-        lines[f"{fmt.name} ({t.basis.lower()})"] = (ROWS, rate)
-        bands[f"{fmt.name} ({t.basis.lower()})"] = (rate * t.total_s / t.hi_s, rate * t.total_s / t.lo_s)
+        low, high = rate * t.total_s / t.hi_s, rate * t.total_s / t.lo_s
+        lines.append(Line(f"{fmt.name} ({t.basis.lower()})", ROWS, rate, low, high))
         best = max(best, float(rate[-1]) / (1e-12 * device.peak_flop_per_s(peak)))
     if not lines:
         return None
-    few = {name: y[0] for name, (_, y) in lines.items()}
-    first = max(few, key=lambda f: few[f])
-    title = f"At one row {first} is the fastest format"
-    title += f"; at {ROWS[-1]:,.0f} rows the best reaches {share(best)} of its peak"
-    figure = Figure(
-        "fig-gemm",
-        title,
-        charts.lines(lines, "rows m [tokens]", "speed [Tflop/s]", log_x=True, log_y=True, percent=False, bands=bands),
-        "; ".join(f"{name} {y[-1]:,.0f} Tflop/s at {ROWS[-1]:,.0f} rows" for name, (_, y) in lines.items()),
+    first = max(lines, key=lambda line: line.y[0])
+    picture = Picture(
+        "gemm",
+        "Speed of a GEMM",
+        f"At one row {first.name} is the fastest format; at {ROWS[-1]:,.0f} rows the best reaches {share(best)} of its"
+        " peak",
+        Lines(tuple(lines), "rows m [tokens]", "speed [Tflop/s]", x_log=True, y_log=True, share=False),
+        "; ".join(f"{line.name} {line.y[-1]:,.0f} Tflop/s at {ROWS[-1]:,.0f} rows" for line in lines),
         f"C[m, {n}] = A[m, {k}] B under vLLM, predicted; band: 90 % interval.",
     )
-    return section("kernels", "What it reaches", [figure])
+    return section("kernels", "What it reaches", [charts.figure(picture)])
 
 
 def _fits(fits: dict[str, tuple[Fit, ...]]) -> Section | None:

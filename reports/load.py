@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
 
 from reports import charts
-from reports.content import Block, Cell, Column, Figure, Section, Table, section
+from reports.content import Block, Cell, Column, Section, Table, section
 from reports.deployments import keeps, labels
 from reports.served import Row, Served
 from reports.text import DASH, count, ms, num, percent, share
 from simulator.base.console import milliseconds, number
+from simulator.base.drawing import Line, Lines, Picture
 
 MOST_CURVES = 6
 POINTS = (50.0, 90.0, 95.0, 99.0)
@@ -48,7 +47,8 @@ def latency(served: Served, best: Row | None) -> Section | None:
     if not rows:
         return None
     names = dict(zip(map(id, served.rows), labels(served.rows), strict=True))
-    blocks: list[Block | None] = [_distribution(served, m, best, names) for m in ("ttft", "tpot")]
+    drawn = (distribution(served, m, best) for m in ("ttft", "tpot"))
+    blocks: list[Block | None] = [charts.figure(p) for p in drawn if p is not None]
     body = [(Cell(names[id(r)]), *(ms(r[f"{m}_{q}_s"]) for m, qs in LISTED.items() for q in qs)) for r in rows]
     columns = (
         Column("run, times in ms"),
@@ -60,9 +60,10 @@ def latency(served: Served, best: Row | None) -> Section | None:
     return section("latency", "How long requests take", [*blocks, table])
 
 
-def _distribution(served: Served, metric: str, best: Row | None, names: Mapping[int, str]) -> Figure | None:
-    """Time that a share of the requests stays below."""
-    groups: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+def distribution(served: Served, metric: str, best: Row | None) -> Picture | None:
+    """Time that a share of the requests stays below, run by run, and what is promised."""
+    names = labels(served.rows)
+    lines: list[Line] = []
     for i in _chosen(served, best):
         row = served.rows[i]
         if row[f"{metric}_p50_s"] is None:
@@ -70,40 +71,59 @@ def _distribution(served: Served, metric: str, best: Row | None, names: Mapping[
         if served.requests:
             values = served.requests[i][f"{metric}_s"]
             values = values[np.isfinite(values)]
-            groups[names[id(row)]] = (SHARES, 1e3 * np.quantile(values, SHARES / 100.0))
+            lines.append(Line(names[i], SHARES / 100.0, 1e3 * np.quantile(values, SHARES / 100.0)))
         else:
             at = [row[f"{metric}_p{p:.0f}_s"] for p in POINTS]
-            groups[names[id(row)]] = (np.array(POINTS), 1e3 * np.array(at, dtype=float))
-    if not groups:
+            lines.append(Line(names[i], np.array(POINTS) / 100.0, 1e3 * np.array(at, dtype=float)))
+    if not lines:
         return None
     name = NAMES[metric]
-    ends = np.array([min(x[0] for x, _ in groups.values()), max(x[-1] for x, _ in groups.values())])
-    for p in served.slo:
-        if p.metric == metric:
-            groups[f"promised {p.statistic}"] = (ends, np.full(2, 1e3 * p.limit_s))
-    promise = next((p for p in served.slo if p.metric == metric), None)
+    alt = f"{name} over the share of requests that stay below it; " + "; ".join(
+        f"{line.name}: p50 {milliseconds(float(np.interp(0.5, line.x, line.y)) / 1e3)} ms, p99"
+        f" {milliseconds(float(np.interp(0.99, line.x, line.y)) / 1e3)} ms"
+        for line in lines
+    )
+    ends = np.array([min(line.x[0] for line in lines), max(line.x[-1] for line in lines)])
+    promises = [p for p in served.slo if p.metric == metric]
+    lines += [Line(f"promised {p.statistic}", ends, np.full(2, 1e3 * p.limit_s), aside=True) for p in promises]
     shown = best if best is not None else served.rows[_chosen(served, best)[0]]
-    statistic = promise.statistic if promise else "p99"
+    statistic = promises[0].statistic if promises else "p99"
     found = shown[f"{metric}_{statistic}_s"]
-    who = names[id(shown)]
     if found is None:
         title = f"{name} of every run that keeps up"
     else:
+        who = next(n for n, r in zip(names, served.rows, strict=True) if r is shown)
         title = f"{name}: {statistic} of {who} is {milliseconds(found)} ms"
-        if promise:
-            below = "below" if found < promise.limit_s else "above"
-            title += f", {below} the promised {milliseconds(promise.limit_s)} ms"
-    alt = f"{name} over the share of requests that stay below it; " + "; ".join(
-        f"{n}: p50 {milliseconds(float(np.interp(50.0, x, y)) / 1e3)} ms, p99"
-        f" {milliseconds(float(np.interp(99.0, x, y)) / 1e3)} ms"
-        for n, (x, y) in groups.items()
-        if not n.startswith("promised")
-    )
-    svg = charts.lines(groups, "share of requests that stay below [%]", f"{name} [ms]", log_y=True, percent=False)
+        if promises:
+            below = "below" if found < promises[0].limit_s else "above"
+            title += f", {below} the promised {milliseconds(promises[0].limit_s)} ms"
     caption = "" if served.requests else "Read at p50, p90, p95 and p99, joined by straight lines."
     if len(served.rows) > MOST_CURVES:
         caption += f" {MOST_CURVES} of {len(served.rows)} runs; the table has all."
-    return Figure(f"fig-{metric}", title, svg, alt, caption.strip())
+    drawn = Lines(
+        tuple(lines), "share of requests that stay below", f"{name} [ms]", y_log=True, share=False, x_share=True
+    )
+    return Picture(metric, name, title, drawn, alt, caption.strip())
+
+
+def over_time(served: Served, key: str, best: Row | None) -> Picture:
+    """Requests that wait ("waiting") or the share of the KV cache in use ("kv_share"), run by run."""
+    names, chosen = labels(served.rows), _chosen(served, best)
+    is_share = key == "kv_share"
+    what = "KV cache in use" if is_share else "requests waiting"
+    most = {i: float(np.max(served.loads[i][key], initial=0.0)) for i in chosen}
+    said = {i: share(v) if is_share else number(v) for i, v in most.items()}
+    lead = next((i for i in chosen if served.rows[i] is best), chosen[0])
+    if is_share:
+        title = f"The KV cache of {names[lead]} is at most {said[lead]} full"
+    else:
+        title = f"At most {said[lead]} requests wait at {names[lead]}"
+    worst = max(chosen, key=lambda i: most[i])
+    title += f", {said[worst]} at {names[worst]}" if worst != lead else ""
+    alt = f"{what} over time; largest mean of an interval: " + "; ".join(f"{names[i]} {said[i]}" for i in chosen)
+    lines = tuple(Line(names[i], served.loads[i]["time_s"], served.loads[i][key]) for i in chosen)
+    drawn = Lines(lines, "time [s]", what, share=is_share)
+    return Picture(key.replace("_", "-"), what, title, drawn, alt, "Means of 120 equal intervals.")
 
 
 def load(served: Served, best: Row | None) -> Section | None:
@@ -111,26 +131,7 @@ def load(served: Served, best: Row | None) -> Section | None:
     names = labels(served.rows)
     blocks: list[Block | None] = []
     if served.loads:
-        chosen = _chosen(served, best)
-        lead = next((i for i in chosen if served.rows[i] is best), chosen[0])
-        for key, what, share_ in (("waiting", "requests waiting", False), ("kv_share", "KV cache in use", True)):
-            groups = {names[i]: (served.loads[i]["time_s"], served.loads[i][key]) for i in chosen}
-            peak = float(np.max(groups[names[lead]][1], initial=0.0))
-            said = share(peak) if share_ else number(peak)
-            title = (
-                f"The KV cache of {names[lead]} is at most {said} full"
-                if share_
-                else f"At most {said} requests wait at {names[lead]}"
-            )
-            worst = max(chosen, key=lambda i: float(np.max(served.loads[i][key], initial=0.0)))
-            if worst != lead:
-                top = float(np.max(served.loads[worst][key]))
-                title += f", {share(top) if share_ else number(top)} at {names[worst]}"
-            alt = f"{what} over time; largest mean of an interval: " + "; ".join(
-                f"{n} {share(float(np.max(y))) if share_ else number(float(np.max(y)))}" for n, (_, y) in groups.items()
-            )
-            svg = charts.lines(groups, "time [s]", what, percent=share_)
-            blocks.append(Figure(f"fig-{key.replace('_', '-')}", title, svg, alt, "Means of 120 equal intervals."))
+        blocks += [charts.figure(over_time(served, key, best)) for key in ("waiting", "kv_share")]
     columns = (
         Column("run", wide=1),
         Column("status"),

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 import numpy as np
 
 from reports.content import Cell, Tone
-from simulator.base.console import milliseconds, number, spread
+from simulator.base.console import milliseconds, number, share, spread
 from simulator.base.interval import Interval
 from simulator.results.verdict import Verdict, verdict
 
@@ -40,11 +40,6 @@ def ms(value: float | None) -> Cell:
 def ranged(figure: Interval[float], show: Callable[[float], str] = number) -> Cell:
     """A number with its interval."""
     return Cell(spread(figure, show, DASH), figure.mid) if known(figure.mid) else Cell(DASH, math.nan)
-
-
-def share(value: float, form: str = ".0") -> str:
-    """``0.5`` -> ``50 %``, kept on one line; `form` as in a format: ``.1``, ``+.0``."""
-    return f"{value:{form}%}"[:-1] + "\u202f%"
 
 
 def percent(value: float | None, digits: int = 0) -> Cell:

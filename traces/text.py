@@ -80,7 +80,7 @@ def read_sequences(
 
     files = text_files(path)
     first = [tokenizer.bos_token_id] if _starts_with_bos(tokenizer) else []
-    end = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
+    end = [eos] if isinstance(eos := tokenizer.eos_token_id, int) else []
     wanted = max_tokens // length * (length - len(first))
     digest = hashlib.sha256()
     found: list[int] = []

@@ -275,7 +275,7 @@ def _show(job: Job, scenario: Scenario) -> None:
     if served.search is not None:
         served_view.planned(served)
     else:
-        served_view.runs(served)
+        served_view.runs(served, best)
     blocks.heading("Take it along")
     kind = "application/vnd.apache.parquet" if path.suffix == ".parquet" else "application/json"
     with st.container(horizontal=True):

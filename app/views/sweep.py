@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import streamlit as st
 
@@ -12,6 +13,7 @@ from app import axes, blocks, compute, figures, heat, state
 from app.axes import Axis
 from simulator.api import InputError, Scenario
 from simulator.base.console import number
+from simulator.base.drawing import Line, Lines
 from simulator.device.catalogue import list_devices
 from simulator.results.summary import Summary, fastest
 from simulator.results.verdict import WIN
@@ -176,16 +178,15 @@ def draw(rows: pd.DataFrame, x: Axis, y: Axis, measure: str, view: str, spelled:
         if not x.numeric:
             st.info("Curves need numbers across; choose batch, a length, tp or sparsity there.")
             return
-        lines = [{"x": c["x"], "y": c["value"], "series": str(c["y"])} for c in cells if c["value"] is not None]
-        spec = figures.curves(
-            lines,
-            x.label,
-            f"{measure} [{m.unit}]",
-            x_log=x.name != axes.SPARSITY,
-            y_log=not ratio,
-            rule=1.0 if ratio else None,
-            series_title=y.label,
+        lines = []
+        for name in ys:
+            told = [(c["x"], c["value"]) for c in cells if c["y"] == name and c["value"] is not None]
+            if told:
+                lines.append(Line(str(name), *np.array(told, float).T))
+        drawn = Lines(
+            tuple(lines), x.label, f"{measure} [{m.unit}]", x_log=x.name != axes.SPARSITY, y_log=not ratio, share=False
         )
+        spec = figures.curves(drawn, rule=1.0 if ratio else None, series_title=y.label)
         caption = f"Dashed: dense; a policy wins from {WIN:g}x." if ratio else ""
     blocks.chart(spec, alt, "sweep", caption)
 

@@ -6,11 +6,13 @@ from collections.abc import Callable
 from math import isfinite, nan
 from typing import Any
 
+import numpy as np
 import streamlit as st
 
 from app import axes, blocks, compute, figures, state, words
 from simulator.api import Prediction, Scenario
 from simulator.base.console import milliseconds, number
+from simulator.base.drawing import Line, Lines
 from simulator.inference.group import group_of
 from simulator.results.answer import Row
 from simulator.results.prediction import PARTS
@@ -191,18 +193,20 @@ def win_curves(scenario: Scenario, place: Any) -> None:
     place.markdown(words.where_it_wins(found, scenario))
     blocks.heading("Where it wins", "break-even")
     for column, b in zip(st.columns(2, gap="medium"), found, strict=True):
-        rows = [
-            {"x": float(x), "y": float(y), "series": scenario.policy}
-            for x, y, fits in zip(b.values, b.speedup.mid, b.fits, strict=True)
-            if fits and y == y
-        ]
+        use = b.fits & np.isfinite(b.speedup.mid)
+        s = b.speedup
+        line = Line(scenario.policy, b.values[use], s.mid[use], s.lo[use], s.hi[use])
         title = {"batch": "batch [sequences]", "prompt_tokens": "prompt [tokens]"}[b.axis]
         with column:
             blocks.chart(
-                figures.curves(rows, title, "tokens/s over dense", rule=1.0, here=float(getattr(scenario, b.axis))),
+                figures.curves(
+                    Lines((line,), title, "tokens/s over dense", x_log=True, share=False),
+                    rule=1.0,
+                    here=float(getattr(scenario, b.axis)),
+                ),
                 words.where_it_wins([b], scenario),
                 f"speedup_{b.axis}",
-                f"Dashed: dense; a policy wins from {WIN:g}x. The grey line is this scenario.",
+                f"Dashed: dense; a policy wins from {WIN:g}x. The grey line is this scenario; band: 90 % interval.",
             )
 
 

@@ -2,6 +2,18 @@
 
 from reports.charts.bars import intervals, stacked, tornado
 from reports.charts.heat import Panel, heat_map, heat_maps
-from reports.charts.points import Roof, lines, roofline, scatter
+from reports.charts.points import Roof, figure, lines, roofline, scatter
 
-__all__ = ["Panel", "Roof", "heat_map", "heat_maps", "intervals", "lines", "roofline", "scatter", "stacked", "tornado"]
+__all__ = [
+    "Panel",
+    "Roof",
+    "figure",
+    "heat_map",
+    "heat_maps",
+    "intervals",
+    "lines",
+    "roofline",
+    "scatter",
+    "stacked",
+    "tornado",
+]

@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from reports.charts.axes import plain_log
+from reports.content import Figure
 from reports.style import COLOURS, INK, LINES, MARKERS, MUTED, WIDTH_IN, draw
 from reports.text import share
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas
+
+    from simulator.base.drawing import Lines, Picture
 
 
 def scatter(
@@ -142,42 +145,50 @@ def roofline(roof: Roof, points: Mapping[str, tuple[np.ndarray, np.ndarray, np.n
     return draw(3.4, paint)
 
 
-def lines(
-    groups: Mapping[str, tuple[np.ndarray, np.ndarray]],
-    x_label: str,
-    y_label: str,
-    *,
-    log_x: bool = False,
-    log_y: bool = False,
-    percent: bool = True,
-    height_in: float = 2.6,
-    bands: Mapping[str, tuple[np.ndarray, np.ndarray]] | None = None,
-) -> str:
-    """Curves told apart by colour, dash and marker."""
+def lines(drawn: Lines, height_in: float = 2.6) -> str:
+    """Curves told apart by colour, dash and marker; yardsticks are grey and dotted."""
 
     def paint(canvas: Canvas) -> None:
         ax = canvas.subplots()
-        for i, (name, (x, y)) in enumerate(groups.items()):
-            mark = MARKERS[i % 7] if len(x) <= 24 else None
-            ax.plot(x, y, color=COLOURS[i % 7], linestyle=LINES[i % 7], marker=mark, markersize=3.5, label=name)
-            if bands and name in bands:
-                ax.fill_between(x, *bands[name], color=COLOURS[i % 7], alpha=0.15, linewidth=0)
-        if log_x:
+        own = [line for line in drawn.lines if not line.aside]
+        aside = [line for line in drawn.lines if line.aside]
+        for i, line in enumerate((*own, *aside)):
+            colour = MUTED if line.aside else COLOURS[i % 7]
+            style = ":" if line.aside else LINES[(i + i // 7) % 7]
+            mark = MARKERS[i % 7] if len(line.x) <= 24 else None
+            ax.plot(line.x, line.y, color=colour, linestyle=style, marker=mark, markersize=3.5, label=line.name)
+            if line.low is not None and line.high is not None:
+                ax.fill_between(line.x, line.low, line.high, color=colour, alpha=0.15, linewidth=0)
+            if line.beside is not None:
+                ax.plot(line.x, line.beside, ":", color=colour, linewidth=1.0)
+        if drawn.beside:
+            ax.plot([], [], ":", color=MUTED, linewidth=1.0, label=drawn.beside)
+        if drawn.most is not None:
+            least = min(float(np.nanmin(line.y)) for line in drawn.lines)
+            ax.set_ylim(0.95 * min(least, drawn.most), drawn.most)
+        if drawn.x_log:
             ax.set_xscale("log", base=2)
-            shown = sorted({float(v) for x, _ in groups.values() for v in x if float(np.log2(v)).is_integer()})
+            shown = sorted({float(v) for line in own for v in line.x if float(np.log2(v)).is_integer()})
             from matplotlib.ticker import NullLocator
 
             ax.set_xticks(shown, [f"{v:,.0f}" for v in shown])
             ax.xaxis.set_minor_locator(NullLocator())
-        if log_y:
+        if drawn.y_log:
             ax.set_yscale("log")
             plain_log(ax, "y")
-        if percent:
+        if drawn.x_share:
+            ax.xaxis.set_major_formatter(lambda v, _: share(v))
+        if drawn.share:
             ax.set_ylim(bottom=0.0)
             ax.yaxis.set_major_formatter(lambda v, _: share(v))
-        ax.set_xlabel(x_label)
-        ax.set_ylabel(y_label)
-        if len(groups) > 1:
+        ax.set_xlabel(drawn.x_label)
+        ax.set_ylabel(drawn.y_label)
+        if len(drawn.lines) > 1 or drawn.beside:
             canvas.legend(*ax.get_legend_handles_labels(), loc="outside right upper", handlelength=3.0)
 
     return draw(height_in, paint)
+
+
+def figure(picture: Picture) -> Figure:
+    """A picture in a report: its title is what it says."""
+    return Figure(f"fig-{picture.id}", picture.said, lines(picture.drawn), picture.alt, picture.caption)

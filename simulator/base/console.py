@@ -41,6 +41,11 @@ def visible(text: str) -> str:
     return _UNSEEN.sub(lambda m: f"\\u{ord(m[0]):04x}", text)
 
 
+def share(value: float, form: str = ".0") -> str:
+    """``0.5`` -> ``50 %``, kept on one line; `form` as in a format: ``.1``, ``+.0``."""
+    return f"{value:{form}%}"[:-1] + "\u202f%"
+
+
 def out_json(value: Mapping[str, Any]) -> None:
     """One JSON object on stdout; absent numbers are null."""
     out(as_json(value))

@@ -12,6 +12,8 @@ pytest.importorskip("streamlit", reason="streamlit not installed")
 
 from app import axes, compute, figures, heat, planning, words
 from app.planning import Targets
+from reports.style import COLOURS
+from simulator.base.drawing import Line, Lines
 from simulator.base.errors import InputError
 from simulator.base.interval import Interval
 from simulator.inference.evaluate import end_to_end, rate
@@ -181,6 +183,17 @@ CELLS = [
     {"x": x, "y": y, "value": v, "text": "1", "told": "t"}
     for x, y, v in ((1, 1, 1.5), (2, 1, 0.8), (1, 2, 1.1), (2, 2, None))
 ]
+TWO = Lines(
+    (
+        Line("a", *(np.array([1.0, 2.0]),) * 2, np.array([0.5, 1.5]), np.array([2.0, 3.0]), np.array([1.0, 4.0])),
+        Line("b", np.array([1.0, 2.0]), np.array([3.0, np.nan]), aside=True),
+    ),
+    "x",
+    "y",
+    x_log=True,
+    most=4.0,
+    beside="if independent",
+)
 XY = [{"x": 1.0, "y": 2.0, "series": s, "name": s, "told": "t", "front": s == "a", "good": "meets"} for s in "ab"]
 SPECS = {
     "stacked": figures.stacked(
@@ -189,7 +202,7 @@ SPECS = {
     "roofline": figures.roofline(
         [{"intensity": 1.0, "rate": 1.0, "share": 0.5, "series": "s", "op": "o"}], {"bf16": 1e15}, 3e12
     ),
-    "curves": figures.curves(XY, "x", "y", rule=1.0, here=1.0),
+    "curves": figures.curves(TWO, rule=1.0, here=1.0),
     "map": heat.heat_map(CELLS, "x", "y", [1, 2], [1, 2], "x dense", ratio=True),
     "plain map": heat.heat_map(CELLS, "x", "y", [1, 2], [1, 2], "tokens/s", numbers=False),
     "empty map": heat.heat_map([{**c, "value": None} for c in CELLS], "x", "y", [1, 2], [1, 2], "x", ratio=True),
@@ -204,6 +217,19 @@ SPECS = {
 def test_charts_are_valid_vega_lite(name):
     altair = pytest.importorskip("altair", reason="altair not installed")
     altair.Chart.from_dict(SPECS[name], validate=True)
+
+
+def test_curves_have_bands_dotted_comparisons_and_grey_yardsticks():
+    spec = SPECS["curves"]
+    assert spec["data"]["values"] == [
+        {"series": "a", "x": 1.0, "y": 1.0},
+        {"series": "a", "x": 2.0, "y": 2.0},
+        {"series": "b", "x": 1.0, "y": 3.0},
+    ]
+    kinds = [layer["mark"]["type"] for layer in spec["layer"]]
+    assert kinds == ["area", "line", "line", "rule", "rule"]
+    assert spec["layer"][1]["encoding"]["color"]["scale"]["range"] == [COLOURS[0], figures.GREY]
+    assert [v["y"] for v in spec["layer"][2]["data"]["values"]] == [1.0, 4.0]
 
 
 def test_a_chart_becomes_svg_and_png():

@@ -227,7 +227,7 @@ def test_show_prints_and_draws(trace: Path, tmp_path: Path, capsys: pytest.Captu
     show.main(trace, plot=picture, dark=False, json=False)
     printed = capsys.readouterr().out
     assert "tiny-opt: 2 layers, hidden 32, 4 heads" in printed
-    for title in ("FFN neurons by layer", "FFN: share used by B rows", "attention mass", "KV cache"):
+    for title in ("share of the FFN neurons", "that a step needs", "holds the attention", "KV cache"):
         assert title in printed
     svg = picture.read_text()
     assert svg.count("<svg") == 1

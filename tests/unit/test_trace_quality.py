@@ -138,7 +138,7 @@ def test_masks_per_token_go_before_masks_per_sequence(tmp_path: Path, synthetic:
 
 
 def test_show_tells_the_variant_that_is_best_at_half_sparsity(tmp_path: Path, synthetic: SimpleNamespace) -> None:
-    from traces.summary import judged
+    from simulator.trace.judged import judged
 
     rows = synthetic.quality_rows(
         {"criterion": "plainact", "perplexity": 16.0},
