@@ -233,6 +233,7 @@ def test_curves_have_bands_dotted_comparisons_and_grey_yardsticks():
 
 
 def test_a_chart_becomes_svg_and_png():
+    pytest.importorskip("vl_convert", reason="vl-convert-python not installed")
     from app import blocks
 
     assert blocks.drawn(SPECS["map"], "svg").startswith(b"<svg")

@@ -129,7 +129,7 @@ def run(app: typer.Typer, *words: object) -> str:
 
 
 STAND_FOR = {"CONV": "CONV.csv", "MOONCAKE": "MOONCAKE.jsonl", "A,B": "opt-6.7b", "DIR_A": "DIR"}
-NAMES = {"simulator.devices": "l40s", "simulator.policies": "quest"}
+NAMES = {"simulator.devices": "l40s", "simulator.models": "opt-125m", "simulator.policies": "quest"}
 
 
 def arguments(command: Printed, variables: dict[str, str]) -> list[str]:
