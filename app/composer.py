@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, get_args
 
 import streamlit as st
 
 from app import words
 from simulator.api import Policy, ShadowlineError
 from simulator.policies import POLICIES, Policies, parse
+from simulator.policies.card import Parameter
 
 NAMES = "composer.names"
 
@@ -123,7 +124,7 @@ def _parameter(member: Policy, name: str) -> None:
     about = f"{info.description or name}; {name}={value} on the command line, default {info.default}"
     kinds = [a for a in get_args(info.annotation) if a is not type(None)] or [info.annotation]
     optional = type(None) in get_args(info.annotation)
-    low, high = _bounds(info.metadata)
+    own = Parameter.of(name, info)
     label = name.replace("_", " ")
     common = {"key": key, "help": about, "on_change": _parameter_changed}
     if name.endswith("keep") and float in kinds and not optional:
@@ -134,23 +135,14 @@ def _parameter(member: Policy, name: str) -> None:
         return
     common["args"] = (member.name, name, key, False)
     st.session_state[key] = value
-    if get_origin(info.annotation) is Literal:
-        st.selectbox(label, list(get_args(info.annotation)), **common)
+    if own.choices:
+        st.selectbox(label, own.choices, **common)
     elif info.annotation is bool:
         st.toggle(label, **common)
     elif info.annotation is str:
         st.text_input(label, **common)
     elif int in kinds:
-        least, most = (None if bound is None else int(bound) for bound in (low, high))
+        least, most = (None if bound is None else int(bound) for bound in (own.low, own.high))
         st.number_input(label, least, most, None, 1, **common)
     else:
-        st.number_input(label, low, high, None, 0.05, format="%g", **common)
-
-
-def _bounds(metadata: list[Any]) -> tuple[float | None, float | None]:
-    """Smallest and largest value that pydantic takes."""
-    low = high = None
-    for rule in metadata:
-        low = getattr(rule, "ge", getattr(rule, "gt", low))
-        high = getattr(rule, "le", getattr(rule, "lt", high))
-    return (None if low is None else float(low)), (None if high is None else float(high))
+        st.number_input(label, own.low, own.high, None, 0.05, format="%g", **common)

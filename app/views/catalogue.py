@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from inspect import cleandoc
-from typing import Any
 
 import pandas as pd
 import streamlit as st
@@ -18,7 +16,7 @@ from simulator.devices import row_of as device_row
 from simulator.model.hub import list_models
 from simulator.models import row_of as model_row
 from simulator.policies import POLICIES
-from simulator.policies.__main__ import row_of as policy_row
+from simulator.policies.card import Card
 from simulator.scenario.catalogue import CATALOGUE
 
 
@@ -157,34 +155,30 @@ def _save_upload(name: str, text: str) -> None:
     st.session_state["own.upload_note"] = st.session_state.pop("own.device_note")
 
 
-@st.cache_data(show_spinner=False)
-def _policies() -> list[dict[str, Any]]:
-    return [policy_row(POLICIES[name]) for name in POLICIES]
-
-
 def policies() -> None:
     """All policies, and one with its parameters, mechanism and limits."""
-    rows = _policies()
-    columns = ("policy", "family", "summary", "citation", "alias_of")
-    found = pd.DataFrame([{k: r[k] for k in columns} for r in rows]).sort_values("family", kind="stable")
+    columns = ("family", "summary", "citation", "alias_of")
+    rows = ({"policy": name, **{k: getattr(POLICIES[name], k) for k in columns}} for name in POLICIES)
+    found = pd.DataFrame(rows).sort_values("family", kind="stable")
     families = st.pills("Families", sorted(set(found["family"])), selection_mode="multi", key="c.family")
     if families:
         found = found[found["family"].isin(families)]
     blocks.table(found, f"{len(found)} policies", "policies", height=320)
-    names = list(found["policy"])
-    chosen = st.selectbox("Policy in full", names)
-    r = next(r for r in rows if r["policy"] == chosen)
-    blocks.heading(f"{r['policy']}: {r['summary']}")
-    st.caption(r["citation"] + (f". Same mechanism as {r['alias_of']}, other defaults." if r["alias_of"] else ""))
-    st.markdown(cleandoc(r["mechanism"]).split("References\n")[0].replace("[1]_", "").strip())
-    if r["parameters"]:
-        told = [{k: str(v) for k, v in p.items()} for p in r["parameters"]]
-        st.dataframe(pd.DataFrame(told), hide_index=True, alt=f"parameters of {r['policy']}")
-    goes = {k.replace("_", " "): v if isinstance(v, str) else "yes" if v else "no" for k, v in r["compatible"].items()}
-    st.markdown("Goes with: " + "; ".join(f"{k}: {v}" for k, v in goes.items()) + ".")
-    st.markdown(f"Not modelled: {r['not_modelled'] or 'nothing that is known'}.")
-    st.code(f"python -m simulator.policies {r['policy']}", language="bash")
-    st.button("Use in the scenario", on_click=partial(state.put, policy=r["policy"]), key="c.use_policy")
+    chosen = st.selectbox("Policy in full", list(found["policy"]))
+    if chosen is None:
+        return
+    card = Card.of(chosen)
+    p = card.policy
+    blocks.heading(f"{p.name}: {p.summary}")
+    st.caption(p.citation + (f". Same mechanism as {p.alias_of}, other defaults." if p.alias_of else ""))
+    st.markdown(card.mechanism.replace("[1]_", "").strip())
+    if card.parameters:
+        told = [{k: str(getattr(x, k)) for k in ("name", "default", "range", "meaning")} for x in card.parameters]
+        st.dataframe(pd.DataFrame(told), hide_index=True, alt=f"parameters of {p.name}")
+    st.markdown("Goes with: " + "; ".join(f"{k}: {v}" for k, v in card.goes_with.items()) + ".")
+    st.markdown(f"Not modelled: {p.not_modelled or 'nothing that is known'}. Software: {card.runs_in}.")
+    st.code(f"python -m simulator.policies {p.name}", language="bash")
+    st.button("Use in the scenario", on_click=partial(state.put, policy=p.name), key="c.use_policy")
 
 
 def _models(names: tuple[str, ...]) -> pd.DataFrame:

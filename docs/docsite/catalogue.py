@@ -1,27 +1,25 @@
 """Tables of what ships: policies, devices, models, engines, columns, terms."""
 
-import inspect
 import re
 from dataclasses import fields
 
 from docsite.markdown import cell, code, number, table
 from simulator.base import glossary as terms
 from simulator.policies import POLICIES
-from simulator.policies.__main__ import row_of as policy_row
+from simulator.policies.card import Card
 
 
 def policies() -> str:
     """A table per family, then every policy with parameters, mechanism and limits."""
-    families: dict[str, list[dict]] = {}
+    families: dict[str, list[Card]] = {}
     for name in POLICIES:
-        row = policy_row(POLICIES[name])
-        families.setdefault(row["family"], []).append(row)
+        families.setdefault(POLICIES[name].family, []).append(Card.of(name))
     out = [f"{len(POLICIES)} policies in {len(families)} families.\n"]
-    for family, rows in families.items():
+    for family, cards in families.items():
         out += [f"## {family[:1].upper() + family[1:]}\n"]
-        listed = [[f"[`{r['policy']}`](#policy-{_slug(r['policy'])})", r["summary"]] for r in rows]
+        listed = [[f"[`{c.policy.name}`](#policy-{_slug(c.policy.name)})", c.policy.summary] for c in cards]
         out += [table(["policy", "what it does"], listed)]
-        out += [_policy(r) for r in rows]
+        out += [_policy(c) for c in cards]
     return "\n".join(out)
 
 
@@ -29,34 +27,29 @@ def _slug(name: str) -> str:
     return name.replace("_", "-")
 
 
-def _policy(row: dict) -> str:
-    out = [f"(policy-{_slug(row['policy'])})=", f"### `{row['policy']}`", "", _sentence(row["summary"]), ""]
-    if row["alias_of"]:
-        link = f"[`{row['alias_of']}`](#policy-{_slug(row['alias_of'])})"
-        out += [f"Same mechanism as {link}, other defaults.", ""]
+def _policy(card: Card) -> str:
+    p = card.policy
+    out = [f"(policy-{_slug(p.name)})=", f"### `{p.name}`", "", _sentence(p.summary), ""]
+    if p.alias_of:
+        out += [f"Same mechanism as [`{p.alias_of}`](#policy-{_slug(p.alias_of)}), other defaults.", ""]
     else:
-        out += [_mechanism(row["mechanism"]), ""]
-    out += [row["citation"], ""]
-    if row["parameters"]:
-        listed = [[code(p["name"]), code(p["default"]), p["range"], p["meaning"]] for p in row["parameters"]]
+        out += [_mechanism(card.mechanism), ""]
+    out += [p.citation, ""]
+    if card.parameters:
+        listed = [[code(x.name), code(x.default), x.range, x.meaning] for x in card.parameters]
         out += [table(["parameter", "default", "range", "meaning"], listed)]
-    rewrites = ", ".join(row["rewrites"]) or "nothing"
-    goes = "; ".join(
-        f"{k.replace('_', ' ')}: {v if isinstance(v, str) else 'yes' if v else 'no'}"
-        for k, v in row["compatible"].items()
-    )
+    rewrites = ", ".join(sorted(p.aspects)) or "nothing"
+    goes = "; ".join(f"{k}: {v}" for k, v in card.goes_with.items())
     out += [f"Rewrites: {rewrites}. Goes with: {goes}.", ""]
-    known = [f"{k}: {v}" if k != "note" else v for k, v in row["software"].items() if v]
-    if row["policy"] != "dense":
-        out += [f"Software: {_sentence('; '.join(known) or 'none known', capital=False)}", ""]
-    if row["not_modelled"]:
-        out += [f"Not modelled: {_sentence(row['not_modelled'], capital=False)}", ""]
+    if p.name != "dense":
+        out += [f"Software: {_sentence(card.runs_in, capital=False)}", ""]
+    if p.not_modelled:
+        out += [f"Not modelled: {_sentence(p.not_modelled, capital=False)}", ""]
     return "\n".join(out)
 
 
-def _mechanism(docstring: str) -> str:
-    """A policy's own docstring as Markdown, without the references that its citation repeats."""
-    text = inspect.cleandoc(docstring).partition("\nReferences\n---")[0]
+def _mechanism(text: str) -> str:
+    """How a policy works, as Markdown."""
     pieces = re.split(r"(``?[^`]+``?)", re.sub(r" ?\[\d+\]_", "", text))
     plain = [re.sub(r"([*_<])", r"\\\1", piece) for piece in pieces[::2]]
     pieces[::2] = plain

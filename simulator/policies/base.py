@@ -49,7 +49,7 @@ class Compatibility:
         Works with the engine feature of that name.
     needs_scores : bool
         Reads attention probabilities, which a flash kernel does not write: an extra pass.
-    extra_layout : bool
+    extra_weight_layout : bool
         Keeps a second copy of weights in another layout.
     mla : bool
         Works where all heads share one latent per token; else it needs K and V of single heads.
@@ -62,7 +62,7 @@ class Compatibility:
     chunked_prefill: bool = True
     speculative: bool = True
     needs_scores: bool = False
-    extra_layout: bool = False
+    extra_weight_layout: bool = False
     mla: bool = True
     gqa: str = "no change"
 
