@@ -17,7 +17,7 @@ from simulator.device.fits import Basis
 from simulator.inference import memory
 from simulator.inference.group import Group
 from simulator.inference.status import Status
-from simulator.inference.step import Bound, StepTime, step_time
+from simulator.inference.step import Bound, StepTime, repeated, step_time
 from simulator.ops.step import decode_step, prefill_step
 
 MAX_RUNNING_BATCH = 4096
@@ -165,6 +165,10 @@ def rate(tokens: Array, time_s: Interval[Any]) -> Interval[Any]:
     return Interval(tokens / time_s.mid, tokens / time_s.hi, tokens / time_s.lo)
 
 
+FEWER = 4
+"""Points per batch from which a batch is timed once, where they form no grid [-]."""
+
+
 def evaluate(group: Group, batch: Array, prompt: Array, output: Array) -> Points:
     """TTFT, TPOT, memory and intervals of a static batch.
 
@@ -192,7 +196,12 @@ def evaluate(group: Group, batch: Array, prompt: Array, output: Array) -> Points
     centre = p + o / 2.0
     spread = np.sqrt(np.maximum(steps * steps - 1.0, 0.0) / 12.0)
     nodes = np.stack(np.broadcast_arrays(centre - spread, centre + spread))
-    decode = step_time(group, decode_step(_plain(rows), np.maximum(nodes, p + 1.0), _plain(p)))
+    step = decode_step(_plain(rows), np.maximum(nodes, p + 1.0), _plain(p))
+    few, back = np.unique(rows, return_inverse=True) if rows.ndim == 1 else (rows, None)
+    if back is not None and FEWER * few.size <= rows.size:
+        decode = repeated(group, step, decode_step(few, 1.0), back)
+    else:
+        decode = step_time(group, step)
     shape = np.broadcast_shapes(b.shape, p.shape, o.shape)
     one_token = np.broadcast_to(steps < 1.0, shape)
     several = not one_token.any()

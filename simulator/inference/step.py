@@ -8,6 +8,8 @@ from enum import StrEnum
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from simulator.base.arrays import Array, every, maximum, minimum, some
 from simulator.base.dtypes import DType
 from simulator.device.catalogue import Device
@@ -144,6 +146,28 @@ def step_time(group: Group, step: Step) -> StepTime:
     return finished(group, step, Sums.of(group, in_order), tuple(times))
 
 
+def repeated(group: Group, step: Step, few: Step, back: np.ndarray) -> StepTime:
+    """`step_time` of many flat points with few numbers of tokens among them.
+
+    Parameters
+    ----------
+    step : Step
+        Without prompts, its last axis the points.
+    few : Step
+        Each number of tokens once.
+    back : ndarray of int
+        Which of `few` each point is [-].
+    """
+    apart, moving = ([], []) if group.pp == 1 else ([send(group, few)], [])
+    for follows in Follows:
+        of = step if follows is Follows.CONTEXT else few
+        (moving if of is step else apart).extend(timed(group, [op for op, _ in group.lowering.lowered(of, follows)]))
+    # Where ops wait for others, or share caches with them, no part of a step can be timed alone.
+    if any(getattr(t.op, "beside", ()) for t in (*apart, *moving)) or working_set_bytes((), group.device) is not None:
+        return step_time(group, step)
+    return finished(group, step, Sums.of(group, apart).taken(back) + Sums.of(group, moving))
+
+
 def timed(group: Group, ops: Sequence[Op]) -> list[OpTime]:
     """Times of the ops of one step, each as if it ran alone but among what the others read."""
     touched = working_set_bytes(ops, group.device)
@@ -224,6 +248,11 @@ class Sums:
             lambda: self.details + other.details,
         )
 
+    def taken(self, back: np.ndarray) -> Sums:
+        """The sums of many points that are `back` of these."""
+        numbers = (self.gpu_s, self.extra_s, self.launches, self.copies, self.read_bytes)
+        return Sums(*(_taken(x, back) for x in numbers), self.graph_safe, lambda: self.details.taken(back))
+
     @cached_property
     def details(self) -> Details:
         """What the interval and the breakdown are made of."""
@@ -273,6 +302,14 @@ class Details:
             _attribute(t, shares)
         return cls(math, moved, least, gathered, shares, Errors.of(times, by_role=group.lowering.by_layer))
 
+    def taken(self, back: np.ndarray) -> Details:
+        """The details of many points that are `back` of these."""
+        return Details(
+            *(_taken(x, back) for x in (self.math_s, self.moved_s, self.least_math_s, self.gathered_s)),
+            {bound: _taken(x, back) for bound, x in self.shares_s.items()},
+            self.errors.each(lambda width: _taken(width, back)),
+        )
+
     def __add__(self, other: Details) -> Details:
         return Details(
             self.math_s + other.math_s,
@@ -282,6 +319,10 @@ class Details:
             {bound: mine + other.shares_s[bound] for bound, mine in self.shares_s.items()},
             self.errors + other.errors,
         )
+
+
+def _taken(x: Array, back: np.ndarray) -> Array:
+    return x[..., back] if isinstance(x, np.ndarray) else x
 
 
 def finished(group: Group, step: Step, sums: Sums, times: tuple[OpTime, ...] = ()) -> StepTime:

@@ -207,7 +207,11 @@ class Policy(BaseModel):
         return None
 
     def rewrite(self, op: Op, ctx: Context) -> tuple[Op, ...]:
-        """The ops really run in place of `op`."""
+        """The ops really run in place of `op`.
+
+        They follow what `op` follows (`simulator.inference.lowering.Follows`): of the step's contexts they know what
+        an attention op says of them, and of its tokens `ctx.step.rows`. All else is timed once for many contexts.
+        """
         return (op,)
 
     def layout(self, kv: KvLayout, ctx: Context) -> KvLayout:

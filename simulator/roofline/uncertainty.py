@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from simulator.base.arrays import Array, sqrt
@@ -71,6 +71,14 @@ class Errors:
         for family, own in other.families.items():
             families[family] = _joined(families[family], own) if family in families else own
         return Errors(families, self.basis.merge(other.basis))
+
+    def each(self, f: Callable[[Array], Array]) -> Errors:
+        """`f` of every width and sum of squares."""
+
+        def both(widths: Widths) -> Widths:
+            return f(widths[0]), None if widths[1] is None else f(widths[1])
+
+        return Errors({family: (both(lo), both(hi)) for family, (lo, hi) in self.families.items()}, self.basis)
 
     def interval(self, step_s: Array, sigma: float, density_s: Array = 0.0, density_sigma: float = 0.0) -> Interval:
         """Interval of a step of `step_s` seconds that runs the ops.

@@ -12,6 +12,7 @@ import pytest
 from simulator.base.errors import InputError, NothingFeasibleError
 from simulator.device.fits import Fit, Residual
 from simulator.device.surface import Surface
+from simulator.inference.evaluate import evaluate
 from simulator.inference.group import group_of
 from simulator.inference.oracle import Oracle, oracle
 from simulator.inference.step import StepTime, step_time
@@ -97,6 +98,26 @@ def test_a_device_whose_caches_were_measured() -> None:
     memory = Fit("memory", "h100-sxm", "any", "local", {}, curve, 1, (), "2026-11-30", residual)
     group = group_of(Scenario(model="llama-3.1-8b", device="h100-sxm", ignore_context_limit=True))
     ask_all(Oracle(replace(group, device=group.device.with_fits([memory]))), seed=3)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{}, {"policy": "quest(budget=256)"}, {"policy": "dejavu", "model": "opt-6.7b", "tp": 2}, {"tp": 2, "pp": 2}],
+    ids=["dense", "attention follows", "predictors run beside all-reduces", "two stages"],
+)
+def test_points_that_share_their_batch(changed: dict[str, object]) -> None:
+    """Flat points with few batches among them: each answers as if it were alone."""
+    group = made(**changed).group
+    drawn = np.random.default_rng(0)
+    batch, prompt, output = (drawn.integers(1, most, 48).astype(float) for most in (5, 3000, 400))
+    together = evaluate(group, batch, prompt, output)
+    for i in (0, 17, 47):
+        alone = evaluate(group, batch[i : i + 1], prompt[i : i + 1], output[i : i + 1])
+        for name in ("ttft_s", "tpot_s", "e2e_s"):
+            for one, all_ in zip(getattr(alone, name), getattr(together, name), strict=True):
+                np.testing.assert_allclose(one[0], all_[i], rtol=SAME, err_msg=name)
+        np.testing.assert_allclose(alone.power_w[0], together.power_w[i], rtol=SAME)
+        assert alone.bound[0] == together.bound[i]
 
 
 def test_it_is_the_prediction_of_two_tokens() -> None:
