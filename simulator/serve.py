@@ -14,7 +14,7 @@ import typer
 from simulator.base import console
 from simulator.base.errors import EXIT_NOTHING_FEASIBLE, InputError
 from simulator.scenario.fields import LOAD, flag
-from simulator.scenario.options import scenario_options, with_options
+from simulator.scenario.options import refuse_beside, scenario_options, with_options
 from simulator.serving import options
 
 TABLE_ERROR = 0.02
@@ -86,7 +86,7 @@ def command(
     if judge is not None:
         from simulator.serving.reality import judge_file, show_judged
 
-        _alone(context)
+        refuse_beside(context, JUDGES, "has no place beside --judge, which serves what was measured")
         found = judge_file(judge, workers=workers, cluster=cluster, quiet=quiet)
         console.out_json(found) if json_ else show_judged(found)
         return
@@ -172,15 +172,6 @@ def command(
         show(rows, arrived.name, searched=capacity)
     if all(r["status"] == "OVERLOADED" or r["meets_slo"] is False for r in rows):
         raise typer.Exit(EXIT_NOTHING_FEASIBLE)
-
-
-def _alone(context: typer.Context) -> None:
-    """Refuse flags that --judge does not look at."""
-    for name in context.params:
-        source = context.get_parameter_source(name)
-        if name not in JUDGES and source is not None and source.name != "DEFAULT":
-            where = next(p.opts[0] for p in context.command.params if p.name == name)
-            raise InputError("has no place beside --judge, which serves what was measured", where=where)
 
 
 def show(rows: Sequence[dict[str, Any]], name: str, *, searched: bool = False) -> None:

@@ -13,7 +13,7 @@ import typer
 from simulator.base import console
 from simulator.base.errors import EXIT_NOTHING_FEASIBLE, InputError
 from simulator.scenario.fields import LOAD
-from simulator.scenario.options import scenario_options, with_options
+from simulator.scenario.options import refuse_beside, scenario_options, with_options
 
 # `--help` answers before numpy, pydantic and the policies are needed.
 if TYPE_CHECKING:
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from simulator.results.summary import Summary
     from simulator.scenario.grid import Grid
 
+OF_A_GRID = ("grid", "out", "resume", "json_", "quiet")
+"""Parameters that go with --grid."""
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 
@@ -37,6 +39,7 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions
     )
 )
 def command(
+    context: typer.Context,
     given: dict[str, Any],
     *,
     grid: Annotated[Path | None, typer.Option(help="TOML file of [[grid]] tables instead of the axes")] = None,
@@ -53,8 +56,7 @@ def command(
     from simulator.scenario.grid import grid_of, read_grids
 
     if grid is not None:
-        if any(given[name] for name in ("model", "device", "policy", "trace")):
-            raise InputError("--grid holds all axes; drop --model, --device, --policy and --trace", where="--grid")
+        refuse_beside(context, OF_A_GRID, "--grid holds all axes; drop it")
         grids = read_grids(grid)
     else:
         grids = [grid_of(given)]

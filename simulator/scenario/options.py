@@ -8,6 +8,7 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
+from simulator.base.errors import InputError
 from simulator.scenario.fields import FIELDS, REQUIRED, Known
 
 
@@ -39,6 +40,14 @@ def option(name: str, kind: Any, default: Any, meaning: str, *spellings: str, **
         default = inspect.Parameter.empty
     annotation = Annotated[kind | None if default is None else kind, typer.Option(*spellings, help=meaning, **more)]
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def refuse_beside(context: typer.Context, allowed: Collection[str], why: str) -> None:
+    """Refuse what is given beside a flag that does not look at it: all but the parameters `allowed`."""
+    for name in context.params:
+        source = context.get_parameter_source(name)
+        if name not in allowed and source is not None and source.name != "DEFAULT":
+            raise InputError(why, where=next(p.opts[0] for p in context.command.params if p.name == name))
 
 
 def scenario_options(
