@@ -128,7 +128,7 @@ def cache_fit(device: str, measured: Mapping[str, Sequence[Row]], date: str) -> 
     octave of bytes gives the median of its products. None with fewer than two octaves.
     """
     from simulator.device import catalogue as devices
-    from simulator.device.fits import LOCAL, Fit, Residual
+    from simulator.device.fits import LOCAL, Fit
     from simulator.device.surface import Surface
 
     rows = [r for r in measured.get("gemm", ()) if r["m"] == 1]
@@ -162,7 +162,7 @@ def cache_fit(device: str, measured: Mapping[str, Sequence[Row]], date: str) -> 
         len(rows),
         _sources(rows),
         date,
-        _residual(off, Residual),
+        _residual(off),
     )
 
 
@@ -176,7 +176,7 @@ def with_gathers(device: str, memory: Fit | None, measured: Mapping[str, Sequenc
     from scipy.optimize import least_squares
 
     from simulator.device import catalogue as devices
-    from simulator.device.fits import LOCAL, Fit, Residual
+    from simulator.device.fits import LOCAL, Fit
     from simulator.roofline.elementwise import elementwise_time
     from simulator.roofline.hardware import hardware
     from simulator.roofline.lookup import lookup
@@ -219,7 +219,7 @@ def with_gathers(device: str, memory: Fit | None, measured: Mapping[str, Sequenc
     off = np.empty_like(time)
     for length in lengths:
         off[run == length] = (time - predicted(best(run != length)))[run == length]
-    residual = _residual(off, Residual)
+    residual = _residual(off)
     surface = memory.surface if memory is not None else None
     return Fit("memory", device, "any", LOCAL, coefficients, surface, len(rows), _sources(rows), date, residual)
 
@@ -228,11 +228,11 @@ def _sources(rows: Sequence[Row]) -> tuple[str, ...]:
     return tuple(sorted({str(r["source"]) for r in rows}))
 
 
-def _residual(off: np.ndarray, kind: type[Residual]) -> Residual:
-    """Spread of ln(measured/predicted) of rows that their own fit did not see."""
-    sigma = float(1.4826 * np.median(np.abs(off - np.median(off))))
-    low, high = (float(q) for q in np.quantile(off, [0.05, 0.95]))
-    return kind(sigma, sigma, low, high, float(np.median(off)), 0.0, float(len(off)))
+def _residual(off: np.ndarray) -> Residual:
+    """Spread of ln(measured/predicted) of rows that their own fit did not see, whatever they take."""
+    from simulator.fitting.residuals import residual_of
+
+    return residual_of(off, np.ones_like(off), 0.0)
 
 
 def _install(fresh: Path, out: Path) -> list[Path]:

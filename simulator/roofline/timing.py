@@ -80,7 +80,8 @@ def _timed(op: Op, device: Device, engine: Engine, touched_bytes: Array = 0.0) -
         found.basis.merge(Basis.EXTRAPOLATED) if raw.extrapolated else found.basis,
         found.fit,
         SPARSE_WIDENING if raw.extrapolated else 1.0,
-        stands_in=found.stands_in,
+        # A sparse kernel is another one than the dense kernel that was fitted.
+        stands_in=found.stands_in or raw.extrapolated,
     )
 
 

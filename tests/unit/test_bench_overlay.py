@@ -189,7 +189,7 @@ def residuals(monkeypatch, fit):
     found = []
     keep = overlay._residual
     with monkeypatch.context() as patch:
-        patch.setattr(overlay, "_residual", lambda off, kind: found.append(off) or keep(off, kind))
+        patch.setattr(overlay, "_residual", lambda off: found.append(off) or keep(off))
         fit()
     return found[0]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -119,7 +120,7 @@ def test_attention_keys_name_the_cache_and_fp8_products() -> None:
 
 
 def test_the_spread_between_sources_is_added_only_where_a_fit_stands_in() -> None:
-    """Half widths 0.1 within, hypot(0.1, 1.645 * 0.2) where another kernel was fitted."""
+    """Half widths 0.1 within, hypot(0.1, 1.645 * 0.2) where another kernel was fitted, half as much again if sparse."""
     device = load("h200").with_fits("attention", [some_fit("h200", "vllm-fa3")])
     rows = one_row("attention", "h200", "vllm-fa3", phase="prefill", kv_len=4096, q_len=4096)
     for library, half in (("vllm-fa3", 0.1), ("trtllm", float(np.hypot(0.1, 1.645 * 0.2)))):
@@ -127,6 +128,9 @@ def test_the_spread_between_sources_is_added_only_where_a_fit_stands_in() -> Non
         t = time_op(op, device, get_engine("kernels").calling("attention", library))
         assert np.log(float(t.hi_s[0] / t.total_s[0])) == pytest.approx(half)
         assert np.log(float(t.total_s[0] / t.lo_s[0])) == pytest.approx(half)
+    sparse = replace(OPS["attention"][1](rows), pair_keep=0.5)
+    t = time_op(sparse, device, get_engine("kernels").calling("attention", "vllm-fa3"))
+    assert np.log(float(t.hi_s[0] / t.total_s[0])) == pytest.approx(1.5 * np.hypot(0.1, 1.645 * 0.2))
     residual = device.measured.own("attention")[0].residual
     assert interval_factors(residual, 1.0)[1] == pytest.approx(np.exp(0.1))
 
