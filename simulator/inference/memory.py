@@ -70,7 +70,7 @@ def stored_bytes(op: Op) -> float:
         return float(op.groups * op.n * op.k) * per * count * op.resident * op.shared
     if isinstance(op, Moe):
         per = op.fmt.weight_bytes if op.bytes_per_weight is None else op.bytes_per_weight
-        return op.expert_elements * op.n_experts / op.ep * per * count
+        return float(op.expert_elements * op.n_experts / op.ep * per * count)
     return 0.0
 
 
@@ -111,7 +111,7 @@ def _bias_elements(lowering: Lowering) -> float:
         if isinstance(op, Linear):
             matrices += float(op.groups * op.n * op.k) * float(np.max(op.count))
         elif isinstance(op, Moe):
-            matrices += op.expert_elements * op.n_experts * float(np.max(op.count))
+            matrices += float(op.expert_elements * op.n_experts) * float(np.max(op.count))
     parts = ("attention", "ffn", "router", "projection", "lm_head")
     total = float(sum(model.params(part) for part in parts))
     if model.tied_embeddings:
@@ -158,7 +158,7 @@ def activation_token_bytes(lowering: Lowering) -> float:
         if isinstance(op, Linear) and op.part not in (OpPart.HEAD, OpPart.PREDICTOR):
             widest = max(widest, float(op.n))
         elif isinstance(op, Moe):
-            widest = max(widest, op.top_k * op.intermediate / op.tp * (op.matrices - 1))
+            widest = max(widest, float(op.top_k * op.intermediate / op.tp * (op.matrices - 1)))
     return (2.0 * model.hidden + 2.0 * widest) * 2.0
 
 

@@ -80,9 +80,9 @@ def score(
     op: Attention,
     units: Array,
     *,
-    unit_bytes: float,
-    unit_flop: float,
-    heads: float,
+    unit_bytes: Array,
+    unit_flop: Array,
+    heads: Array,
     count: Array,
     role: str = "kv.estimate",
 ) -> Elementwise:
@@ -104,7 +104,7 @@ def score(
 
 
 def top_k(
-    units: Array, picked: Array, *, heads: float, rows: Array, count: Array, role: str = "kv.top_k"
+    units: Array, picked: Array, *, heads: Array, rows: Array, count: Array, role: str = "kv.top_k"
 ) -> Elementwise:
     """The best `picked` of `units` per head, both over the whole batch: fp32 scores in, 32-bit indices out.
 
@@ -129,13 +129,13 @@ def select(
     budget: Array,
     read: Array,
     unit: float,
-    unit_bytes: float,
-    unit_flop: float,
+    unit_bytes: Array,
+    unit_flop: Array,
     run_bytes: float,
-    heads: float | None = None,
-    picked: float | None = None,
-    scored: float | None = None,
-    searched: float | None = None,
+    heads: Array | None = None,
+    picked: Array | None = None,
+    scored: Array | None = None,
+    searched: Array | None = None,
 ) -> tuple[Op, ...]:
     """Score, top-k and a gathered attention over `read` tokens, where the context exceeds `budget`.
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import ClassVar, Literal
 
-import numpy as np
 from pydantic import Field
 
 from simulator.base.arrays import Array, maximum, minimum
@@ -18,7 +17,7 @@ from simulator.policies.grammar import POLICIES
 _SCALE_BYTES = 4.0  # fp16 scale and fp16 zero of one group
 
 
-def mean_token_bytes(tokens: Array, dense_bytes: float, small_bytes: float, window: float) -> np.ndarray:
+def mean_token_bytes(tokens: Array, dense_bytes: Array, small_bytes: Array, window: float) -> Array:
     """Bytes per token when the newest `window` tokens stay dense [B].
 
     ``(dense * min(S, w) + small * max(S - w, 0)) / S``.

@@ -98,7 +98,7 @@ class ShadowKv(Policy):
             m=max(missed, 1e-9),
             n=width,
             k=float(self.rank),
-            groups=op.batch,  # type: ignore[arg-type]
+            groups=op.batch,
             fmt=sixteen_bit(ctx.fmt),
             count=count,
             overhead=True,
@@ -297,7 +297,7 @@ class Alisa(Policy):
                     tier="host",
                     read_bytes=far * self.host * op.dense_bytes_per_token,
                     write_bytes=self.host * op.batch * op.dense_bytes_per_token,
-                    chunk_bytes=op.dense_bytes_per_token,
+                    chunk_bytes=float(op.dense_bytes_per_token),
                     count=op.count,
                 )
             )

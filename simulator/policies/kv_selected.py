@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
+from simulator.base.arrays import Array
 from simulator.ops.ops import Attention, Op
 from simulator.ops.transfers import Transfer
 from simulator.policies.base import Aspect, Compatibility, Context, KvLayout, Policy, Swept, alias
@@ -130,7 +131,7 @@ class DoubleSparsity(Policy):
     )
     offload: bool = Field(False, description="full KV in host memory, picked tokens fetched")
 
-    def _label_bytes(self, kv_heads: float) -> float:
+    def _label_bytes(self, kv_heads: Array) -> Array:
         return kv_heads * self.channels * int(self.label_bits) / 8.0
 
     def rewrite(self, op: Op, ctx: Context) -> tuple[Op, ...]:

@@ -20,13 +20,12 @@ Not modelled: fused epilogues, power throttling over time, clocks below boost.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import lru_cache, reduce
 from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from simulator.base.arrays import Array, ceil, exp, maximum, minimum, real
 from simulator.device.surface import Surface
@@ -73,9 +72,9 @@ class GemmTime(NamedTuple):
 
 
 def gemm_time(
-    m: ArrayLike,
-    n: ArrayLike,
-    k: ArrayLike,
+    m: Array,
+    n: Array,
+    k: Array,
     *,
     weight_bytes_per_element: float,
     act_bytes: float,
@@ -83,9 +82,9 @@ def gemm_time(
     hw: Hardware,
     coef: Mapping[str, float],
     surface: Surface | None = None,
-    weight_read_bytes: ArrayLike | None = None,
-    flop: ArrayLike | None = None,
-    batch: ArrayLike = 1.0,
+    weight_read_bytes: Array | None = None,
+    flop: Array | None = None,
+    batch: Array = 1.0,
 ) -> GemmTime:
     """Time of `batch` products [m,k] x [k,n].
 
@@ -145,7 +144,7 @@ def _tile_s(
 ) -> Array:
     """Fastest candidate's time on the SMs [s]."""
     shape = (n, k, batch, weight_bytes, act_bytes, hw.sm_count, hw.math_flop_per_s, hw.hbm_bytes_per_s)
-    terms = (*shape, *(coef[c] for c in ("compute", "tile_load", "ramp_s", "split_s", "split_io")))
+    terms: list[Array] = [*shape, *(coef[c] for c in ("compute", "tile_load", "ramp_s", "split_s", "split_io"))]
     tiles = CPU_TILES if hw.arch.startswith(("cpu-", "fpga-")) else TILES
     quant = coef["quant"]
     fixed = all(not isinstance(x, np.ndarray) for x in shape)
@@ -154,9 +153,9 @@ def _tile_s(
     if at_once:
         axes = (-1, *(1,) * max(map(np.ndim, (m, *shape))))
         choices = [x.reshape(axes) for x in _choices(tiles)]
-        found = [[x.reshape(axes) for x in _fixed(tiles, *terms)[0]] if fixed else _candidate(*choices, *terms)]
+        found = [[x.reshape(axes) for x in _fixed(tiles, tuple(terms))[0]] if fixed else _candidate(choices, terms)]
     else:
-        found = _fixed(tiles, *terms)[1] if fixed else [_candidate(*c, *terms) for c in _choices(tiles).T.tolist()]
+        found = _fixed(tiles, tuple(terms))[1] if fixed else [_candidate(c, terms) for c in _choices(tiles).T.tolist()]
     larger, up = (max, math.ceil) if alone else (np.maximum, np.ceil)
     times = [
         ((1.0 - quant) * larger(waves, 1.0) + quant * up(waves)) * wave_s + (split_s + row_s * m)
@@ -165,7 +164,7 @@ def _tile_s(
     ]
     if alone:
         return min(times)
-    return times[0].min(axis=0) if at_once else reduce(np.minimum, times)
+    return np.min(times[0], axis=0) if at_once else reduce(np.minimum, times)
 
 
 FEW = 4096
@@ -179,32 +178,18 @@ def _choices(tiles: tuple[tuple[int, int], ...]) -> np.ndarray:
 
 
 @lru_cache(maxsize=4096)
-def _fixed(tiles: tuple[tuple[int, int], ...], *terms: float) -> tuple[np.ndarray, list[list[float]]]:
+def _fixed(tiles: tuple[tuple[int, int], ...], terms: tuple[Array, ...]) -> tuple[np.ndarray, list[list[float]]]:
     """`_candidate` of every candidate where nothing but m varies: of shape (5, candidates), and as rows."""
     choices = _choices(tiles)
-    found = np.stack([np.broadcast_to(x, choices.shape[1:]) for x in _candidate(*choices, *terms)])
+    found = np.stack([np.broadcast_to(x, choices.shape[1:]) for x in _candidate(choices, terms)])
     return found, found.T.tolist()
 
 
-def _candidate(
-    tm: Array,
-    tn: Array,
-    split: Array,
-    n: Array,
-    k: Array,
-    batch: Array,
-    weight_bytes: float,
-    act_bytes: float,
-    sm_count: float,
-    flop_per_s: float,
-    hbm_bytes_per_s: float,
-    compute: float,
-    tile_load: float,
-    ramp_s: float,
-    split_s: float,
-    split_io: float,
-) -> tuple[Array, ...]:
+def _candidate(choice: Iterable[Array], terms: Iterable[Array]) -> tuple[Array, ...]:
     """Rows of a tile, its waves [-], seconds of a wave, and those of the split, fixed and per row of m."""
+    tm, tn, split = choice
+    n, k, batch, weight_bytes, act_bytes, sm_count, flop_per_s, hbm_bytes_per_s, *coefficients = terms
+    compute, tile_load, ramp_s, split_s, split_io = coefficients
     step_s = 2.0 * tm * tn * (sm_count / (compute * flop_per_s))
     step_s = step_s + (tm * act_bytes + tn * weight_bytes) * (tile_load * sm_count / hbm_bytes_per_s)
     waves = ceil(n / tn) * batch / sm_count * split
