@@ -97,7 +97,7 @@ def test_a_device_whose_caches_were_measured() -> None:
     residual = Residual(0.1, 0.1, -0.2, 0.2)
     memory = Fit("memory", "h100-sxm", "any", "local", {}, curve, 1, (), "2026-11-30", residual)
     group = group_of(Scenario(model="llama-3.1-8b", device="h100-sxm", ignore_context_limit=True))
-    ask_all(Oracle(replace(group, device=group.device.with_fits([memory]))), seed=3)
+    ask_all(Oracle(replace(group, device=group.device.with_fits("memory", [memory]))), seed=3)
 
 
 @pytest.mark.parametrize(
