@@ -63,7 +63,13 @@ class Surface:
         """Log residual at `coords` (natural values, they broadcast), clamped at the ends."""
         if coords.keys() != self._tables.keys():
             raise InputError(f"surface needs coordinates {self.names}, got {tuple(coords)}")
-        at = [real(coords[name]) for name in self._tables]
+        at = [coords[name] for name in self._tables]
+        for x in at:
+            if not isinstance(x, float):
+                break
+        else:
+            return self._at_point(at)
+        at = [real(x) for x in at]
         if not any(isinstance(x, np.ndarray) for x in at):
             return self._at_point(at)
         # Plain numbers are contracted first and kept: with n and k fixed only a line in m is left.

@@ -20,8 +20,9 @@ Not modelled: fused epilogues, power throttling over time, clocks below boost.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache, reduce
+from operator import itemgetter
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -143,19 +144,25 @@ def _tile_s(
     coef: Mapping[str, float],
 ) -> Array:
     """Fastest candidate's time on the SMs [s]."""
-    shape = (n, k, batch, weight_bytes, act_bytes, hw.sm_count, hw.math_flop_per_s, hw.hbm_bytes_per_s)
-    terms: list[Array] = [*shape, *(coef[c] for c in ("compute", "tile_load", "ramp_s", "split_s", "split_io"))]
+    terms = (n, k, batch, weight_bytes, act_bytes, hw.sm_count, hw.math_flop_per_s, hw.hbm_bytes_per_s)
+    terms += _OF_A_TILE(coef)
     tiles = CPU_TILES if hw.arch.startswith(("cpu-", "fpga-")) else TILES
     quant = coef["quant"]
-    fixed = all(not isinstance(x, np.ndarray) for x in shape)
-    alone = fixed and not isinstance(m, np.ndarray)
+    found: Sequence[Sequence[Array]] = ()
+    try:
+        stacked, found = _fixed(tiles, terms)
+    except TypeError:  # arrays have no hash
+        stacked = None
+    alone = stacked is not None and not isinstance(m, np.ndarray)
     at_once = not alone and max(map(np.size, (m, n, k, batch))) <= FEW
     if at_once:
-        axes = (-1, *(1,) * max(map(np.ndim, (m, *shape))))
-        choices = [x.reshape(axes) for x in _choices(tiles)]
-        found = [[x.reshape(axes) for x in _fixed(tiles, tuple(terms))[0]] if fixed else _candidate(choices, terms)]
-    else:
-        found = _fixed(tiles, tuple(terms))[1] if fixed else [_candidate(c, terms) for c in _choices(tiles).T.tolist()]
+        axes = (-1, *(1,) * max(map(np.ndim, (m, *terms))))
+        if stacked is None:
+            found = [_candidate([x.reshape(axes) for x in _choices(tiles)], terms)]
+        else:
+            found = [[x.reshape(axes) for x in stacked]]
+    elif stacked is None:
+        found = [_candidate(c, terms) for c in _choices(tiles).T.tolist()]
     larger, up = (max, math.ceil) if alone else (np.maximum, np.ceil)
     times = [
         ((1.0 - quant) * larger(waves, 1.0) + quant * up(waves)) * wave_s + (split_s + row_s * m)
@@ -167,6 +174,7 @@ def _tile_s(
     return np.min(times[0], axis=0) if at_once else reduce(np.minimum, times)
 
 
+_OF_A_TILE = itemgetter("compute", "tile_load", "ramp_s", "split_s", "split_io")
 FEW = 4096
 """Products up to which all candidates are timed in one array: numpy's calls then cost more than its passes [-]."""
 
