@@ -30,12 +30,12 @@ def plain(text: str) -> str:
 def answer(p: Prediction, dense: Prediction) -> str:
     """The answer in one or two sentences, in markdown."""
     a = p.answer
-    if a.status != Status.OK.word:
+    if not a.ok:
         return refusal(a)
     where, rate = f"{_gpus(a)}**{a.device}**", f"**{number(a.tokens_per_s.mid)} tokens/s**"
     if a.policy == "dense":
         return f"Dense **{a.model}** puts out {rate} on {where} at batch {a.batch:,.0f}. {_bound(p)}"
-    if dense.answer.status != Status.OK.word:
+    if not dense.answer.ok:
         return (
             f"**{a.policy}** lets **{a.model}** run on {where}: {rate} at batch {a.batch:,.0f}, where dense cannot"
             f" ({dense.answer.reason}). {_bound(p)}"

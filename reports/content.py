@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 Tone = Literal["", "win", "lose", "quiet"]
@@ -170,10 +170,6 @@ class Report:
                     yield from (cell.text for row in block.rows[:3] for cell in row)
                 case _:
                     pass
-
-    def with_sections(self, *sections: Section) -> Report:
-        """The same report with `sections` behind its own."""
-        return replace(self, sections=(*self.sections, *sections))
 
 
 def section(id_: str, title: str, blocks: Sequence[Block | None]) -> Section:

@@ -73,7 +73,7 @@ def command(
         console.out_json(prediction.to_dict())
     else:
         questions.show(prediction)
-    if prediction.answer.status != "ok":
+    if not prediction.answer.ok:
         raise typer.Exit(EXIT_NOTHING_FEASIBLE)
 
 

@@ -141,9 +141,10 @@ class Answer(Generic[S, N]):
         return len(self.batch)
 
     @property
-    def ok(self: Rows) -> np.ndarray:
-        """Mask of the rows that run."""
-        return self.status.is_(Status.OK.word)
+    def ok(self) -> Any:
+        """Whether it runs; a mask of many rows."""
+        word = Status.OK.word
+        return self.status.is_(word) if isinstance(self.status, Words) else self.status == word
 
     def at(self: Rows, row: int) -> Row:
         """One row."""
@@ -186,6 +187,13 @@ class Answer(Generic[S, N]):
 
 Row: TypeAlias = Answer[str, float]
 Rows: TypeAlias = Answer[Words, np.ndarray]
+
+
+def absent(n: int) -> Rows:
+    """Rows of which nothing is known."""
+    nan = np.full(n, np.nan)
+    empty = {"S": Words.same("", n), "N": nan, "Interval[N]": Interval.exact(nan)}
+    return Answer(**{f.name: empty[str(f.type)] for f in fields(Answer)})
 
 
 def joined(parts: Sequence[Rows]) -> Rows:

@@ -8,7 +8,6 @@ from typing import Any
 from simulator.base import console
 from simulator.base.errors import ShadowlineError
 from simulator.inference.group import group_of, runnable
-from simulator.inference.status import Status
 from simulator.policies import FREE, POLICIES, free_names
 from simulator.policies.software import Software, software
 from simulator.results.answer import Row
@@ -36,11 +35,6 @@ class Option:
     def policy(self) -> str:
         """Its spelling."""
         return self.answer.policy
-
-    @property
-    def fits(self) -> bool:
-        """It runs in the memory there is."""
-        return self.answer.status == Status.OK.word
 
     @property
     def verdict(self) -> Verdict:
@@ -83,7 +77,7 @@ def options(scenario: Scenario) -> tuple[list[Option], dict[str, str]]:
             continue
         words = "" if name == "dense" else losses(scenario.model, at.policy)
         found.append(Option(answer, software().get(name, Software()), words))
-    return sorted(found, key=lambda o: (not o.fits, o.answer.e2e_s.mid)), others
+    return sorted(found, key=lambda o: (not o.answer.ok, o.answer.e2e_s.mid)), others
 
 
 def show(scenario: Scenario, *, as_json: bool) -> None:
@@ -97,7 +91,7 @@ def show(scenario: Scenario, *, as_json: bool) -> None:
         console.out(line)
     console.out()
     ms = console.milliseconds
-    same = [o for o in found if o.fits and o.policy != "dense" and o.verdict is Verdict.EVEN]
+    same = [o for o in found if o.answer.ok and o.policy != "dense" and o.verdict is Verdict.EVEN]
     console.table(
         f"{found[0].answer.model} on {found[0].answer.device}, batch {scenario.batch}, {scenario.prompt_tokens:,} +"
         f" {scenario.output_tokens:,} tokens: every policy at its defaults",
@@ -125,7 +119,7 @@ def show(scenario: Scenario, *, as_json: bool) -> None:
                 f"{o.answer.max_batch:,.0f}",
             ]
             for o in found
-            if o.fits and o not in same
+            if o.answer.ok and o not in same
         ],
         left=4,
         note="loss: the worst published measure against dense; '-' is not known, not none. The intervals are of the"
@@ -135,7 +129,7 @@ def show(scenario: Scenario, *, as_json: bool) -> None:
         console.out(f"{Verdict.EVEN} here: {', '.join(o.policy for o in same)}")
     short: dict[str, list[str]] = {}
     for o in found:
-        if not o.fits:
+        if not o.answer.ok:
             short.setdefault(o.answer.reason.split(";")[0], []).append(o.policy)
     for name, reason in others.items():
         short.setdefault(reason, []).append(name)
@@ -146,12 +140,12 @@ def show(scenario: Scenario, *, as_json: bool) -> None:
 
 def _dense_note(found: list[Option]) -> str:
     dense = next((o for o in found if o.policy == "dense"), None)
-    return "" if dense is None or dense.fits else " Dense does not fit; it is timed as if it did."
+    return "" if dense is None or dense.answer.ok else " Dense does not fit; it is timed as if it did."
 
 
 def sentences(found: list[Option]) -> list[str]:
     """The answer in words: what an engine serves today, and what would be faster."""
-    fitting = [o for o in found if o.fits]
+    fitting = [o for o in found if o.answer.ok]
     alone = not any(o.policy == "dense" for o in fitting)
     if not fitting:
         return [f"nothing fits: neither dense nor any one policy at its defaults; {TOGETHER}"]

@@ -17,7 +17,6 @@ from simulator.base.errors import InputError, ShadowlineError, UnsupportedError
 from simulator.base.files import parse_toml
 from simulator.inference.evaluate import evaluate
 from simulator.inference.group import group_of, runnable
-from simulator.inference.status import Status
 from simulator.policies import Policy, parse
 from simulator.results.answer import Row
 from simulator.results.quality import front
@@ -123,14 +122,9 @@ class Choice:
         return self.answer.policy
 
     @property
-    def fits(self) -> bool:
-        """It runs in the memory there is."""
-        return self.answer.status == Status.OK.word
-
-    @property
     def wins(self) -> bool:
         """It fits and wins over dense."""
-        return self.fits and verdict(self.answer.speedup) is Verdict.WINS
+        return self.answer.ok and verdict(self.answer.speedup) is Verdict.WINS
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for ``--json``."""
@@ -146,7 +140,7 @@ class Choice:
             "front": self.front,
             "tokens_per_s_lo": speed.lo,
             "tokens_per_s_hi": speed.hi,
-            "fits": self.fits,
+            "fits": self.answer.ok,
             "speedup_lo": speedup.lo,
             "speedup_hi": speedup.hi,
         }
@@ -268,7 +262,7 @@ def show(scenario: Scenario, most: float, *, as_json: bool) -> None:
             [
                 c.policy,
                 "; ".join(c.measures),
-                "yes" if c.front else "" if c.fits else "no fit",
+                "yes" if c.front else "" if c.answer.ok else "no fit",
                 f"{c.loss:+.2f} points" if c.unit == "points" else f"{c.loss:+.1%} perplexity",
                 *map(console.number, c.answer.tokens_per_s),
                 f"{c.answer.speedup.mid:.2f}x",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,20 +17,10 @@ from simulator.inference.lowering import Lowering
 from simulator.inference.status import STATUSES, TIMED, Status
 from simulator.inference.step import Bound
 from simulator.policies import Policies
-from simulator.results.answer import Answer, Rows, Words
+from simulator.results.answer import Answer, Rows, Words, absent
 from simulator.results.quality import quality_of
 from simulator.scenario.scenario import Scenario
 
-INTERVALS = (
-    "ttft_s",
-    "tpot_s",
-    "e2e_s",
-    "tokens_per_s",
-    "ttft_speedup",
-    "tpot_speedup",
-    "speedup",
-    "speedup_at_max_batch",
-)
 MEMORY = ("weights_bytes", "kv_bytes", "other_bytes", "total_bytes")
 
 
@@ -168,24 +159,21 @@ def _nothing(group: Group, batch: np.ndarray, prompt: np.ndarray, output: np.nda
     status, reason = group.problem
     shape = np.broadcast_shapes(batch.shape, prompt.shape, output.shape)
     n = int(np.prod(shape))
-    absent = np.full(n, np.nan)
-    found: dict[str, Any] = dict.fromkeys(MEMORY, absent)
+    held: dict[str, Any] = {}
     dense = Lowering(group.model, Policies(), group.fmt, group.lowering.kv_element_bytes, group.tp, group.ep)
     if dense.why_not() is None:
         try:
             print_ = memory.footprint(dense, batch, prompt, output, pp=group.pp, block_tokens=group.block_tokens)
-            found = {k: np.broadcast_to(getattr(print_, k), shape).ravel() for k in MEMORY}
+            held = {k: np.broadcast_to(getattr(print_, k), shape).ravel() for k in MEMORY}
         except UnsupportedError:
             pass
-    found |= dict.fromkeys(("basis", "bound", "mode"), Words.same("", n))
-    found |= dict.fromkeys(("max_batch", "dense_max_batch", "energy_j_per_token", "usd_per_mtoken"), absent)
-    found |= dict.fromkeys(INTERVALS, Interval.exact(absent))
-    return Answer(
+    return replace(
+        absent(n),
         **_labels(group, n),
         batch=np.broadcast_to(batch, shape).ravel(),
         prompt_tokens=np.broadcast_to(prompt, shape).ravel(),
         output_tokens=np.broadcast_to(output, shape).ravel(),
         status=Words(np.full(n, status), STATUSES),
         reason=Words.same(reason, n),
-        **found,
+        **held,
     )

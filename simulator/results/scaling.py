@@ -12,7 +12,7 @@ References
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -187,8 +187,10 @@ def best_of(scenario: Scenario, trials: tuple[int, ...], solve_rate: float | Non
         gpu = time * group.gpus
         row = Trials(n, flop, read, flop + per_byte * read, time, gpu, gpu * usd_per_s)
         if solve_rate is not None:
-            solved = float(solved_share(solve_rate, n))
-            costs = {f"{k}_per_solved": getattr(row, k) / solved for k in ("eflop", "gpu_s", "usd")}
-            row = Trials(**{**asdict(row), **costs, "solved": solved})
+            costs = {
+                f"{k}_per_solved": float(cost_per_solved(getattr(row, k), solve_rate, n))
+                for k in ("eflop", "gpu_s", "usd")
+            }
+            row = replace(row, solved=float(solved_share(solve_rate, n)), **costs)
         out.append(row)
     return out
