@@ -12,8 +12,9 @@ import numpy as np
 from reports.rows import Sweep
 from reports.text import DASH
 from simulator.base.interval import Interval
-from simulator.inference.status import Status
-from simulator.results.verdict import Tally, Verdict, loses, tally, wins
+from simulator.results.answer import Row
+from simulator.results.summary import Summary
+from simulator.results.verdict import Tally, Verdict, loses, wins
 
 Pair = tuple[str, str]
 _NUMBER = re.compile(r"(?<![\w.:-])\d[\d,]*(?:\.\d+)?(?![\w:])")
@@ -24,7 +25,7 @@ class Choice:
     """The policy to run a model with on a device, and the row where it puts out most tokens per GPU."""
 
     tally: Tally
-    row: int
+    row: Row
 
 
 @dataclass(frozen=True)
@@ -63,14 +64,13 @@ class Advice:
     @cached_property
     def fastest(self) -> Choice | None:
         """Choice with most tokens per second and GPU."""
-        rates = self.sweep.rows.tokens_per_s_per_gpu.mid
-        return max(self.choices.values(), key=lambda c: float(rates[c.row]), default=None)
+        return max(self.choices.values(), key=lambda c: c.row.tokens_per_s_per_gpu.mid, default=None)
 
     @cached_property
-    def cheapest(self) -> int | None:
+    def cheapest(self) -> Row | None:
         """Row with the lowest price per token."""
         price = np.where(self.sweep.ok, self.sweep.rows.usd_per_mtoken, np.nan)
-        return int(np.nanargmin(price)) if np.isfinite(price).any() else None
+        return self.sweep.rows.at(int(np.nanargmin(price))) if np.isfinite(price).any() else None
 
     @cached_property
     def reasons(self) -> Counter[str]:
@@ -95,24 +95,15 @@ class Advice:
 
 def advise(sweep: Sweep) -> Advice:
     """Tally every policy and choose one per model and device."""
-    tallies = {}
-    best_row: dict[tuple[str, str, str], int] = {}
-    ok = sweep.ok
-    rates = sweep.rows.tokens_per_s_per_gpu.mid
-    for (model, device, policy), rows in sweep.groups("model", "device", "policy").items():
-        key = model, device, policy
-        fit = rows[ok[rows]]
-        tallies[key] = _tally(sweep, key, rows, fit)
-        if len(fit):
-            best_row[key] = int(fit[np.argmax(rates[fit])])
+    summary = Summary()
+    for index in sweep.groups("model", "device", "policy").values():
+        summary.add(sweep.rows.take(index))
+    tallies = {key: found.tally(key) for key, found in summary.found.items()}
     choices: dict[Pair, Choice] = {}
-    for (model, device, policy), t in tallies.items():
-        row = best_row.get((model, device, policy))
-        if row is None:
-            continue
-        old = choices.get((model, device))
-        if old is None or _value(t) > _value(old.tally):
-            choices[model, device] = Choice(t, row)
+    for (model, device, policy), found in summary.found.items():
+        t, old = tallies[model, device, policy], choices.get((model, device))
+        if found.best is not None and (old is None or _value(t) > _value(old.tally)):
+            choices[model, device] = Choice(t, found.best)
     return Advice(sweep, tallies, choices)
 
 
@@ -121,15 +112,3 @@ def _value(t: Tally) -> float:
     if t.policy == "dense":
         return 1.0
     return t.median if t.verdict is Verdict.WINS else min(t.median, 0.999)
-
-
-def _tally(sweep: Sweep, key: tuple[str, str, str], rows: np.ndarray, fit: np.ndarray) -> Tally:
-    all_ = sweep.rows
-    if not len(fit):
-        refused = all_.status[rows[0]] != Status.DOES_NOT_FIT.word
-        return Tally(*key, of=len(rows), reason=all_.reason[rows[0]] if refused else "")
-    at = fit[np.isfinite(all_.speedup.mid[fit])]
-    if not len(at):
-        return Tally(*key, len(fit), len(rows))
-    speedup = all_.speedup.each(lambda end: end[at].astype(float))
-    return tally(key, speedup, all_.batch[at], all_.prompt_tokens[at], len(rows))

@@ -25,7 +25,6 @@ SAME = 1e-4
 class Inside:
     """A row with its breakdown, and the same scenario without policies."""
 
-    row: int
     scenario: Scenario
     prediction: Prediction
     dense: Prediction
@@ -38,11 +37,11 @@ class Inside:
         return group_of(self.scenario)
 
 
-def inside(sweep: Sweep, row: int) -> Inside | str:
+def inside(sweep: Sweep, written: Row) -> Inside | str:
     """The row's breakdown, or why there is none."""
     from simulator.results.prediction import predict
 
-    problem, written = "the sweep's plan does not name its scenario", sweep.rows.at(row)
+    problem = "the sweep's plan does not name its scenario"
     for scenario in _scenarios(sweep, written):
         try:
             prediction = predict(scenario)
@@ -54,7 +53,7 @@ def inside(sweep: Sweep, row: int) -> Inside | str:
         if now.device != written.device or not now.timed:
             continue
         if abs(written.e2e_s.mid / now.e2e_s.mid - 1.0) <= SAME:
-            return Inside(row, scenario, prediction, dense)
+            return Inside(scenario, prediction, dense)
         problem = "profiles or fits have changed since the sweep was written; sweep again to see inside"
     return problem
 

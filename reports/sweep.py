@@ -24,6 +24,13 @@ from simulator.scenario.catalogue import CATALOGUE
 
 FIRST_PAGE_ROWS = 20
 """Rows of the recommendation that leave room for the rest of page one."""
+RECOMMENDED = (
+    Column("model"),
+    Column("device"),
+    Column("policy", term="policy"),
+    Column("over dense (loads)", True, "speed-up"),
+    *OPERATING,
+)
 MOST_INSIDE = 24
 """Recommended rows that are predicted again for their sources."""
 
@@ -41,8 +48,7 @@ def compose(path: Path, trace: Path | None = None, data: Path | None = None) -> 
     measured = _trace_section(trace)
     sweep = read(path)
     a = advise(sweep)
-    rates = sweep.rows.tokens_per_s_per_gpu.mid
-    order = sorted(a.choices.values(), key=lambda c: -float(rates[c.row]))
+    order = _fastest_first(a)
     found = [inside(sweep, c.row) for c in _one_per_model(order)[:MOST_INSIDE]]
     insides = [f for f in found if isinstance(f, Inside)]
     fit_names = [s for i in insides for s in i.prediction.sources]
@@ -72,6 +78,10 @@ def compose(path: Path, trace: Path | None = None, data: Path | None = None) -> 
         tuple(s for s in sections if s is not None),
     )
     return provenance.with_glossary(report, "sources")
+
+
+def _fastest_first(a: Advice) -> list[Choice]:
+    return sorted(a.choices.values(), key=lambda c: -c.row.tokens_per_s_per_gpu.mid)
 
 
 def _one_per_model(order: list[Choice]) -> list[Choice]:
@@ -157,17 +167,16 @@ def _first_sentence(a: Advice) -> str:
 
 
 def _second_sentence(a: Advice) -> str:
-    s = a.sweep
     fastest = a.fastest
     assert fastest is not None
-    row = s.rows.at(fastest.row)
+    row = fastest.row
     mid, lo, hi = row.tokens_per_s_per_gpu
     text = (
         f"Of the recommended choices {row.model} with {row.policy} on {row.device} is the fastest, {number(mid)} output"
         f" tokens/s per GPU ({number(lo)}{DASH}{number(hi)}) at batch {row.batch:,.0f}"
     )
     if a.cheapest is not None:
-        c = s.rows.at(a.cheapest)
+        c = a.cheapest
         text += (
             f"; the cheapest row of all is {c.model} with {c.policy} on {c.device} at {number(c.usd_per_mtoken)} USD"
             " per million tokens"
@@ -177,58 +186,41 @@ def _second_sentence(a: Advice) -> str:
 
 def _recommendation(a: Advice) -> Table:
     """The policy with the best median on every model and device; the best device of each model where there are many."""
-    s = a.sweep
     chosen = list(a.choices.values())
     title = "Recommended policy for every model and device"
     if len(chosen) > FIRST_PAGE_ROWS:
-        rates = s.rows.tokens_per_s_per_gpu.mid
         by_model: dict[str, list[Choice]] = {}
-        for c in sorted(chosen, key=lambda c: -float(rates[c.row])):
+        for c in _fastest_first(a):
             by_model.setdefault(c.tally.model, []).append(c)
         each = max(1, FIRST_PAGE_ROWS // len(by_model))
         chosen = [c for of in by_model.values() for c in of[:each]][:FIRST_PAGE_ROWS]
         few = plural(each, "fastest device") if each > 1 else "fastest device"
         title = f"Recommended policy on the {few} of every model"
-    rows = tuple(_recommended(s, c) for c in chosen)
-    columns = (
-        Column("model"),
-        Column("device"),
-        Column("policy", term="policy"),
-        Column("over dense (loads)", True, "speed-up"),
-        *OPERATING,
-    )
+    rows = tuple(_recommended(c) for c in chosen)
     note = (
         "Policy with the highest median throughput over dense across the loads, dense where none wins; in brackets the"
         " worst and best load. Times: at the load with most tokens/s per GPU, with the 90 % interval."
     )
     if len(chosen) < len(a.choices):
         note += f" All {len(a.choices)} pairs stand in the section on speed."
-    return Table("tab-recommended", title, columns, rows, note=note)
+    return Table("tab-recommended", title, RECOMMENDED, rows, note=note)
 
 
-def _recommended(s: Sweep, c: Choice) -> tuple[Cell, ...]:
+def _recommended(c: Choice) -> tuple[Cell, ...]:
     t = c.tally
     gain = Cell("1.00x", 1.0) if t.policy == "dense" else speedup(t.median, t.worst, t.best)
-    return (Cell(t.model), Cell(t.device), Cell(t.policy), gain, *operating_point(s.rows.at(c.row)))
+    return (Cell(t.model), Cell(t.device), Cell(t.policy), gain, *operating_point(c.row))
 
 
 def _speed(a: Advice) -> Section:
     if not a.choices:
         return section("speed", "Speed", [Paragraph("No row runs, so there is no speed to show.")])
-    s = a.sweep
-    rows = tuple(_recommended(s, c) for c in a.choices.values())
-    columns = (
-        Column("model"),
-        Column("device"),
-        Column("policy", term="policy"),
-        Column("over dense (loads)", True, "speed-up"),
-        *OPERATING,
-    )
+    rows = tuple(_recommended(c) for c in a.choices.values())
     blocks: list[Block] = []
     if a.ranking:
         blocks.append(policy_table(a))
     if len(rows) > FIRST_PAGE_ROWS:
-        blocks.append(Table("tab-choices", "Recommended policy for every model and device", columns, rows))
+        blocks.append(Table("tab-choices", "Recommended policy for every model and device", RECOMMENDED, rows))
     blocks.append(best_table(a))
     return section("speed", "Speed", blocks)
 

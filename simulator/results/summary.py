@@ -44,7 +44,7 @@ class _Found:
 
     def tally(self, key: Key) -> Tally:
         """What the policy does against dense, over the loads that fit."""
-        if not self.speedups:
+        if not any(map(len, self.batches)):
             return Tally(*key, of=self.rows, reason=self.reason)
         speedup = Interval(*map(np.concatenate, zip(*self.speedups, strict=True)))
         return tally(key, speedup, np.concatenate(self.batches), np.concatenate(self.prompts), self.rows)
@@ -71,9 +71,10 @@ class Summary:
             if rows.status[0] in (Status.NOT_APPLICABLE.word, Status.UNSUPPORTED_DTYPE.word):
                 found.reason = rows.reason[0]
             return
-        found.speedups.append(rows.speedup.each(lambda end: end[ok]))
-        found.batches.append(rows.batch[ok])
-        found.prompts.append(rows.prompt_tokens[ok])
+        known = ok & np.isfinite(rows.speedup.mid)
+        found.speedups.append(rows.speedup.each(lambda end: end[known]))
+        found.batches.append(rows.batch[known])
+        found.prompts.append(rows.prompt_tokens[known])
         best = rows.at(int(np.nanargmax(rows.tokens_per_s_per_gpu.mid)))
         found.best = fastest([b for b in (found.best, best) if b is not None])
 
