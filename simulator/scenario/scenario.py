@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shlex
 from collections.abc import Mapping
@@ -14,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError, field_
 from simulator.base.dtypes import AUTO, FORMATS, KV_FORMATS
 from simulator.base.errors import InputError, UnknownNameError, suggest
 from simulator.policies import Aspect, Policies, parse
-from simulator.scenario.fields import FIELDS, LOAD, Fields, flag
+from simulator.scenario.fields import LOAD, Fields, flag
 
 
 class Scenario(Fields, BaseModel):
@@ -139,24 +138,6 @@ class Scenario(Fields, BaseModel):
             out += [flag(key)] if value is True else [flag(key), _flag_text(value)]
         return out
 
-    @classmethod
-    def from_cli(cls, arguments: list[str]) -> Self:
-        """Inverse of `to_cli`."""
-        values: dict[str, Any] = {}
-        rest = list(arguments)
-        while rest:
-            given = rest.pop(0)
-            known = next((f for f in FIELDS.values() if given in (f.flag, f.about.short or f.flag)), None)
-            if known is None:
-                raise UnknownNameError("flag", given, [f.flag for f in FIELDS.values()])
-            if known.kind is bool:
-                values[known.name] = True
-            elif rest:
-                values[known.name] = rest.pop(0)
-            else:
-                raise InputError("a value is missing", where=given)
-        return cls.of(**values)
-
     @property
     def fixed(self) -> tuple[Any, ...]:
         """Every field but the load: what scenarios of one group share."""
@@ -166,11 +147,6 @@ class Scenario(Fields, BaseModel):
     def command(self) -> str:
         """Command line that prints this prediction."""
         return "python -m simulator.predict " + shlex.join(self.to_cli())
-
-    @property
-    def hash(self) -> str:
-        """12 hex digits that name this scenario."""
-        return hashlib.sha256(self.to_json().encode()).hexdigest()[:12]
 
 
 def _flag_text(value: object) -> str:

@@ -106,7 +106,6 @@ def scenario_json(text: str) -> None:
 
     found = Scenario.from_json(text)
     assert Scenario.from_query(found.to_query()) == found
-    assert Scenario.from_cli(found.to_cli()) == found
 
 
 def own_model(name: str, path: str) -> None:

@@ -11,12 +11,15 @@ import pytest
 
 pytest.importorskip("streamlit", reason="streamlit not installed")
 
+import typer
 from streamlit.testing.v1 import AppTest
 
 import app
 from app import state
+from simulator import predict as predict_verb
 from simulator.base.console import milliseconds, number
 from simulator.results.prediction import predict
+from simulator.scenario.fields import FIELDS
 from simulator.scenario.scenario import Scenario
 
 MAIN = Path(app.__file__).with_name("main.py")
@@ -217,6 +220,7 @@ def test_a_pinned_baseline_shows_changes_and_travels_in_the_link():
 def test_the_python_snippet_runs_and_the_command_is_the_scenarios(capsys):
     at = opened(LINK)
     command, snippet = (c.value for c in at.code)
-    assert Scenario.from_cli(shlex.split(command)[3:]) == Scenario.from_query(LINK)
+    context = typer.main.get_command(predict_verb.app).make_context("predict", shlex.split(command)[3:])
+    assert Scenario(**{k: context.params[k] for k in FIELDS}) == Scenario.from_query(LINK)
     exec(snippet, {})
     assert predict(Scenario.from_query(LINK)).sentence in capsys.readouterr().out

@@ -51,13 +51,6 @@ def test_a_scenario_has_these_fields_and_bounds():
                 Scenario.of(**base | {name: bad})
 
 
-def test_short_spellings_are_read_as_the_long_ones():
-    base = ["--model", "opt-125m", "--device", "l40s"]
-    assert Scenario.from_cli([*base, "--isl", "7", "--osl", "8"]) == Scenario.from_cli(
-        [*base, "--prompt-tokens", "7", "--output-tokens", "8"]
-    )
-
-
 def test_a_group_is_handed_over_as_one(call):
     seen = []
     app = typer.Typer(add_completion=False)
