@@ -101,7 +101,7 @@ def test_the_report_says_it_too(tmp_path_factory: pytest.TempPathFactory, s: Sce
 @settings(max_examples=6, deadline=None)
 @given(scenarios())
 def test_the_page_says_it_too(s: Scenario) -> None:
-    pytest.importorskip("streamlit", reason="the dashboard's extra is not installed")
+    pytest.importorskip("streamlit", reason="streamlit not installed")
     from app import words
 
     p = that_runs(s)
