@@ -14,7 +14,7 @@ from simulator.inference.kvpool import reserved_blocks
 from simulator.serving.book import Book
 from simulator.serving.deployment import Deployment
 from simulator.serving.prefix import PrefixCache
-from simulator.serving.replica import Event, Replica
+from simulator.serving.replica import EVENT, Replica
 from simulator.serving.requests import Requests
 from simulator.serving.steptime import StepTable
 from simulator.serving.tabulate import busy_shares
@@ -39,8 +39,8 @@ class Outcome:
         where the two differ [s].
     preemptions, hits : ndarray of int
         Times it was preempted; prompt tokens found in the prefix cache [-].
-    events : tuple of ndarray, shape (events, 9)
-        Steps of every replica, columns as `Event`.
+    events : tuple of ndarray of `EVENT`, shape (events,)
+        Steps of every replica.
     gaps : ndarray
         Times between a token and the next of sequences that were preempted in between [s].
     seconds : float
@@ -214,7 +214,7 @@ def _collect(
         queues=((requests.arrival_s, np.array(book.admitted)),),
         preemptions=np.array(book.preemptions),
         hits=np.array(book.hits),
-        events=tuple(np.array(r.events, float).reshape(-1, len(Event._fields)) for r in replicas),
+        events=tuple(np.array(r.events, EVENT) for r in replicas),
         gaps=np.array([g for r in replicas for g in r.gaps]),
         seconds=0.0,
     )

@@ -54,7 +54,7 @@ def inter_token_s(outcome: Outcome) -> tuple[np.ndarray, np.ndarray]:
     """
     times, counts = [outcome.gaps], [np.ones(len(outcome.gaps))]
     for events in outcome.events:
-        duration, steps, sequences = events[:, 1], events[:, 2], events[:, 3]
+        duration, steps, sequences = (events[name] for name in ("duration_s", "steps", "sequences"))
         mean = duration / np.maximum(steps, 1.0)
         stalled = np.where((steps == 0) & (sequences > 0), duration, 0.0)
         runs = np.flatnonzero(steps > 0)
@@ -123,13 +123,13 @@ def over_time(outcome: Outcome, bins: int = 120) -> dict[str, np.ndarray]:
     pool, deployment = outcome.deployment.pool, outcome.deployment
     running, blocks, tokens, prompts, busy = (np.zeros(bins) for _ in range(5))
     for events, share in zip(outcome.events, outcome.busy, strict=True):
-        start, duration = events[:, 0], events[:, 1]
+        start, duration = events["start_s"], events["duration_s"]
         used = _blocks(outcome, events)
         for values, sums in (
-            (events[:, 3] * duration, running),
+            (events["sequences"] * duration, running),
             (used * duration, blocks),
-            (events[:, 2] * events[:, 3] + events[:, 5], tokens),
-            (events[:, 6], prompts),
+            (events["steps"] * events["sequences"] + events["chunks"], tokens),
+            (events["tokens"], prompts),
             (share * duration, busy),
         ):
             _spread(start, duration, values, edges, sums)
@@ -149,7 +149,7 @@ def over_time(outcome: Outcome, bins: int = 120) -> dict[str, np.ndarray]:
 
 def _kv_share(outcome: Outcome) -> float:
     replicas = len(outcome.events)
-    used = sum(float(np.sum(_blocks(outcome, e) * e[:, 1])) for e in outcome.events)
+    used = sum(float(np.sum(_blocks(outcome, e) * e["duration_s"])) for e in outcome.events)
     return used / (outcome.makespan_s * replicas * outcome.deployment.pool.blocks)
 
 
@@ -157,9 +157,10 @@ def _blocks(outcome: Outcome, events: np.ndarray) -> np.ndarray:
     """Mean blocks in use during each event: whole ones on average half a block above the tokens."""
     pool = outcome.deployment.pool
     if not pool.grows:
-        return events[:, 8]
-    sequences, context = events[:, 3], events[:, 4] + events[:, 3] * events[:, 2] / 2.0
-    return events[:, 8] + (context + sequences * (pool.block_tokens - 1) / 2.0) / pool.block_tokens
+        return events["held"]
+    sequences = events["sequences"]
+    context = events["context"] + sequences * events["steps"] / 2.0
+    return events["held"] + (context + sequences * (pool.block_tokens - 1) / 2.0) / pool.block_tokens
 
 
 def _spread(start: np.ndarray, duration: np.ndarray, values: np.ndarray, edges: np.ndarray, out: np.ndarray) -> None:
@@ -193,7 +194,7 @@ def energy_j(outcome: Outcome) -> float:
     per_replica = deployment.group.device.power_w * deployment.group.gpus
     total = 0.0
     for events, share in zip(outcome.events, outcome.busy, strict=True):
-        busy = float(np.sum(share * events[:, 1]))
+        busy = float(np.sum(share * events["duration_s"]))
         total += per_replica * (IDLE_SHARE * outcome.makespan_s + BUSY_SHARE * busy)
     return total
 

@@ -12,6 +12,8 @@ from collections import deque
 from heapq import heappop, heappush
 from typing import NamedTuple
 
+import numpy as np
+
 from simulator.inference.kvpool import KvPool
 from simulator.serving.book import Book
 from simulator.serving.prefix import PrefixCache
@@ -50,6 +52,10 @@ class Event(NamedTuple):
     tokens: int
     pairs: int
     held: int
+
+
+EVENT = np.dtype([(name, float) for name in Event._fields])
+"""A record of an array of events."""
 
 
 class Replica:

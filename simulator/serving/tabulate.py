@@ -242,11 +242,11 @@ def busy_shares(group: Group, events: np.ndarray) -> np.ndarray:
 
     Parameters
     ----------
-    events : ndarray, shape (events, 9)
-        Columns as `simulator.serving.replica.Event`.
+    events : ndarray of `simulator.serving.replica.EVENT`, shape (events,)
     """
     out = np.zeros(len(events))
-    steps, n, context, chunks, tokens, pairs = events[:, 2:8].T
+    told = ("steps", "sequences", "context", "chunks", "tokens", "pairs")
+    steps, n, context, chunks, tokens, pairs = (events[name] for name in told)
     x = np.maximum(context / np.maximum(n, 1.0) + (steps - 1.0) / 2.0, 1.0)
     prompt = chunks > 0
     if prompt.any():

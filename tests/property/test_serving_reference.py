@@ -19,7 +19,7 @@ from simulator.serving.book import Book
 from simulator.serving.deployment import Deployment
 from simulator.serving.fleet import simulate
 from simulator.serving.prefix import PrefixCache
-from simulator.serving.replica import Replica
+from simulator.serving.replica import EVENT, Replica
 from simulator.serving.scheduler import Scheduler
 from simulator.serving.steptime import Line, StepTable, linear_table
 from simulator.serving.synthetic import synthetic
@@ -352,9 +352,9 @@ def test_stopping_in_between_changes_nothing_and_never_overfills(case, stops):
 def test_no_token_is_lost(case):
     replica, book, _ = serve_both(case)
     replica.run()
-    events = np.array(replica.events)
-    steps, sequences, chunks, tokens = (events[:, k].astype(int) for k in (2, 3, 5, 6))
-    assert np.all(np.diff(events[:, 0]) > 0.0)
+    events = np.array(replica.events, EVENT)
+    steps, sequences, chunks, tokens = (events[name].astype(int) for name in ("steps", "sequences", "chunks", "tokens"))
+    assert np.all(np.diff(events["start_s"]) > 0.0)
     # Every prompt that ends gives a token: the first, and one more each time it is computed again.
     assert int(np.sum(steps * sequences)) + len(book.prompt) + len(replica.gaps) == sum(book.output)
     computed, needed = int(tokens.sum()), sum(book.prompt) - sum(book.hits)

@@ -150,7 +150,7 @@ def test_chunks_at_hand_are_no_prefix_hits():
         plain = simulate(fleet, conversations())
         reused = simulate(fleet, requests)
         assert reused.hits.sum() == plain.hits.sum()
-        computed = [sum(float(e[:, 6].sum()) for e in o.events) for o in (reused, plain)]
+        computed = [sum(float(e["tokens"].sum()) for e in o.events) for o in (reused, plain)]
         assert computed[0] < computed[1]
 
 
@@ -243,7 +243,7 @@ def test_swapping_keeps_what_recomputing_drops():
     swap = replace(SMALL, preemption="swap")
     again = simulate(deployment(scenario=scenario), requests)
     moved = simulate(deployment(swap, scenario), requests)
-    prompt = [sum(float(e[:, 6].sum()) for e in o.events) for o in (again, moved)]
+    prompt = [sum(float(e["tokens"].sum()) for e in o.events) for o in (again, moved)]
     assert moved.preemptions.sum() > 0
     assert prompt[1] == float(requests.prompt.sum()) < prompt[0]
 

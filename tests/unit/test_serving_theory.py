@@ -88,7 +88,7 @@ def test_tokens_are_conserved(outcome):
     requests = outcome.requests
     made = float(np.sum(load["output_tokens_per_s"])) * width
     # A request's first token comes with its prompt; prompts cut into chunks make one event more per cut.
-    cuts = sum(float(e[:, 5].sum()) for e in outcome.events) - len(requests)
+    cuts = sum(float(e["chunks"].sum()) for e in outcome.events) - len(requests)
     assert made == pytest.approx(float(requests.output.sum()) + cuts, rel=1e-9)
     read = float(np.sum(load["prompt_tokens_per_s"])) * width
     assert read == pytest.approx(float(requests.prompt.sum()), rel=1e-9)
