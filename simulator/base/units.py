@@ -120,28 +120,7 @@ def format_bytes(size_bytes: float, digits: int = 3) -> str:
     return f"{decimal} ({binary})"
 
 
-def format_seconds(time_s: float, digits: int = 3) -> str:
-    """Time with the prefix that keeps it readable: ``"12.3 ms"``."""
-    return _engineering(time_s, "s", _TIME, digits)
-
-
-def format_rate(rate: float, unit: str, digits: int = 3) -> str:
-    """Rate or other quantity in `unit` with a decimal prefix: ``"4.8 TB/s"``, ``"989 TFLOP/s"``."""
-    _known(unit)
-    if unit == "USD/h":
-        return f"{_significant(rate, digits)} USD/h"
-    return _engineering(rate, "FLOP/s" if unit == "flop/s" else unit, _UP, digits)
-
-
-def format_count(count: float, digits: int = 3) -> str:
-    """Count, with a decimal prefix from 10,000 on: ``"132"``, ``"1.23 M"``."""
-    if math.isfinite(count) and abs(count) < 10_000:
-        return _significant(count, max(digits, 4))
-    return _engineering(count, "", _UP, digits)
-
-
 _UP = [(p, float(s)) for p, s in _DECIMAL.items() if p != "K"]
-_TIME = [("n", 1e-9), ("µ", 1e-6), ("m", 1e-3), ("", 1.0)]
 _WRITTEN = {
     f"{prefix}{unit}"
     for unit in ("B", "B/s", "FLOP/s", "Hz", "W")

@@ -45,10 +45,6 @@ class KvPool:
         """Tokens that fit in whole blocks [-]."""
         return self.blocks * self.block_tokens
 
-    def blocks_of(self, tokens: int) -> int:
-        """Blocks of `tokens` of one sequence where KV grows with it [-]."""
-        return -(-tokens // self.block_tokens)
-
 
 def kv_pool(group: Group, sequences: int, step_tokens: int) -> KvPool:
     """Blocks left when weights, runtime, and the activations of the widest step are placed.

@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 
 PHASES = ("prefill", "decode", "decode-mla")
 MLA_LATENT = 512
-MLA_ROPE = 64
 
 COEFFICIENTS = (
     "launch_s",

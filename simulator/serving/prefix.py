@@ -33,11 +33,6 @@ class PrefixCache:
         """KV blocks in use [-]."""
         return len(self._pins) * self.blocks
 
-    @property
-    def idle_blocks(self) -> int:
-        """KV blocks kept for reuse alone [-]."""
-        return len(self._idle) * self.blocks
-
     def match(self, ids: Sequence[int]) -> tuple[int, int]:
         """Leading ids that are held, and how many of those are idle [-]."""
         pins, idle = self._pins, self._idle
