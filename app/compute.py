@@ -10,7 +10,6 @@ import pandas as pd
 import streamlit as st
 
 from simulator.api import Grid, Prediction, Scenario, ShadowlineError, predict
-from simulator.inference.group import group_of
 from simulator.scenario.catalogue import CATALOGUE
 
 if TYPE_CHECKING:
@@ -47,24 +46,6 @@ def _over_load(text: str, content: str) -> list[BreakEven]:
     from simulator.results.break_even import over_load
 
     return over_load(Scenario.from_json(text))
-
-
-@dataclass(frozen=True)
-class Roof:
-    """Datasheet peaks of a device: {format: flop/s}, memory bandwidth [B/s], arithmetic of the weights' format."""
-
-    flop_per_s: dict[str, float]
-    bytes_per_s: float
-    math: str
-
-
-def roof(scenario: Scenario) -> Roof:
-    """Roof of the device of a scenario."""
-    group = group_of(scenario)
-    device = group.device
-    math = str(group.fmt.math)
-    formats = [d for d in type(group.fmt.math) if device.has(d) and str(d) in {math, "fp8", "bf16"}]
-    return Roof({str(d): device.peak_flop_per_s(d) for d in formats}, device.hbm_bytes_per_s, math)
 
 
 def frame(prediction: Prediction) -> pd.DataFrame:

@@ -6,8 +6,10 @@ Colours are Okabe and Ito's, legible on white and on near-black; axes and text f
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
+from reports.roofline import Roofline
 from reports.style import COLOURS
 from simulator.base.drawing import Lines
 
@@ -85,16 +87,17 @@ def stacked(rows: Rows, parts: Sequence[str], unit: str, *, marks: Rows = (), fo
     return {**spec, "layer": [bars, line, text]}
 
 
-def roofline(points: Rows, roofs: Mapping[str, float], bytes_per_s: float) -> Spec:
-    """Ops (intensity, rate, share, series, op) under the datasheet's roofs {name: flop/s}."""
-    xs = [p["intensity"] for p in points]
+def roofline(drawn: Roofline) -> Spec:
+    """Ops under the datasheet's roofs, each mark's area its share of the step."""
+    roofs, bytes_per_s, series = drawn.flop_per_s, drawn.bytes_per_s, list(drawn.means)
+    points = [{**asdict(m), "rate": m.flop_per_s / 1e12} for m in drawn.marks]
+    xs = [m.intensity for m in drawn.marks]
     low, high = min([*xs, 0.5]) / 1.5, max([*xs, 2 * max(roofs.values()) / bytes_per_s]) * 1.2
     lines = []
     for name, peak in roofs.items():
         ridge = peak / bytes_per_s
         knots = sorted({low, ridge, high}) if low < ridge < high else [low, high]
         lines += [{"roof": name, "x": x, "y": min(peak, x * bytes_per_s) / 1e12} for x in knots]
-    series = list(dict.fromkeys(p["series"] for p in points))
     log = {"type": "log"}
     across = {**log, "domain": [low, high]}
     x_title, y_title = "arithmetic intensity [flop/B]", "speed [TFLOP/s]"
@@ -135,7 +138,7 @@ def roofline(points: Rows, roofs: Mapping[str, float], bytes_per_s: float) -> Sp
         "mark": {"type": "text", "align": "right", "baseline": "bottom", "dx": -6, "color": GREY},
         "encoding": {"x": x, "y": y, "text": {"field": "roof"}},
     }
-    return {**FIT, "data": {"values": list(points)}, "height": 240, "layer": [roof, label, dots]}
+    return {**FIT, "data": {"values": points}, "height": 240, "layer": [roof, label, dots]}
 
 
 def curves(

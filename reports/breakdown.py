@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
 from reports import charts
 from reports.again import Inside
 from reports.content import Block, Cell, Column, Figure, Paragraph, Section, Subheading, Table, section
+from reports.roofline import Roofline
 from reports.text import count, ms, num, percent, share, upper
-from simulator.base.console import number
-from simulator.base.dtypes import DType
-from simulator.results.prediction import OpRow
+from simulator.results.prediction import PARTS, Prediction
 
 
 def inside_section(found: Sequence[Inside | str], binds: Sequence[Block]) -> Section:
@@ -28,11 +26,12 @@ def inside_section(found: Sequence[Inside | str], binds: Sequence[Block]) -> Sec
     return section("bound", "What takes the time", blocks)
 
 
-def _sum(ops: Iterable[OpRow], phase: str) -> dict[str, float]:
-    out: dict[str, float] = {}
-    for op in ops:
+def by_part(prediction: Prediction, phase: str) -> dict[str, float]:
+    """Time of one step's kernels by part of the model, every one of `PARTS` [s]."""
+    out: dict[str, float] = dict.fromkeys(PARTS, 0.0)
+    for op in prediction.ops:
         if op.phase == phase:
-            out[op.part] = out.get(op.part, 0.0) + op.total_s
+            out[op.part] += op.total_s
     return out
 
 
@@ -45,11 +44,10 @@ def _steps(insides: Sequence[Inside]) -> Figure:
         for prediction in (i.dense, i.prediction):
             if prediction.ops and (prediction is i.dense or row.policy != "dense"):
                 names.append(f"{where}: {prediction.answer.policy}")
-                sums.append(_sum(prediction.ops, "decode"))
-    groups = ("attention projections", "attention", "FFN", "LM head", "communication", "other", "added by the policy")
-    parts = {g: np.array([1e3 * s.get(g, 0.0) for s in sums]) for g in groups}
+                sums.append(by_part(prediction, "decode"))
+    parts = {part: np.array([1e3 * s[part] for s in sums]) for part in PARTS}
     first = insides[0].prediction
-    total = _sum(first.ops, "decode")
+    total = by_part(first, "decode")
     largest = max(total, key=lambda k: total[k])
     row = first.answer
     title = (
@@ -113,50 +111,10 @@ def roofline_section(insides: Sequence[Inside]) -> Section | None:
     if not insides:
         return None
     i = insides[0]
-    device, row = i.group.device, i.prediction.answer
-    roof = charts.Roof(
-        {str(d): device.peak_flop_per_s(d) for d in (DType.BF16, DType.FP8, DType.FP32) if device.has(d)},
-        device.hbm_bytes_per_s,
-    )
-    points: dict[str, Any] = {}
-    mean: dict[str, float] = {}
-    for phase in ("decode", "prefill"):
-        for p in (i.dense, i.prediction):
-            if p is i.prediction and row.policy == "dense":
-                continue
-            ops = [o for o in p.ops if o.phase == phase and o.flop > 0 and o.moved_bytes > 0]
-            if not ops:
-                continue
-            whole = sum(o.total_s for o in p.ops if o.phase == phase)
-            name = f"{phase}, {p.answer.policy}"
-            points[name] = (
-                np.array([o.flop / o.moved_bytes for o in ops]),
-                np.array([o.flop / o.total_s for o in ops]),
-                np.array([o.total_s / whole for o in ops]),
-            )
-            mean[name] = sum(o.flop for o in ops) / sum(o.moved_bytes for o in ops)
-    if not points:
+    row = i.prediction.answer
+    drawn = Roofline.of(i.group, (i.dense, i.prediction) if row.policy != "dense" else (i.prediction,))
+    if not drawn.marks:
         return None
-    peak = roof.flop_per_s.get("bf16", max(roof.flop_per_s.values()))
-    ridge = peak / roof.bytes_per_s
-    name = next(iter(mean))
-    side = "left of" if mean[name] < ridge else "right of"
-    why = "memory, not arithmetic, is its roof" if mean[name] < ridge else "arithmetic is its roof"
-    title = (
-        f"{upper(name)} of {row.model} at batch {row.batch:.0f} does {number(mean[name])} flop/B, {side} the"
-        f" {row.device}'s ridge at {number(ridge)}: {why}"
-    )
-    return section(
-        "roofline",
-        "Roofline",
-        [
-            Figure(
-                "fig-roofline",
-                title,
-                charts.roofline(roof, points),
-                "; ".join(f"{k}: {number(v)} flop per byte" for k, v in mean.items()),
-                "One mark per op, its area the share of the step's time; lines are the datasheet's peaks, dense and"
-                " without 2:4. What stands below the roof waits for launches, ramps or partly filled tiles.",
-            )
-        ],
-    )
+    title = drawn.said(f"{row.model} at batch {row.batch:.0f}", row.device)
+    figure = Figure("fig-roofline", title, charts.roofline(drawn), drawn.alt, drawn.caption)
+    return section("roofline", "Roofline", [figure])

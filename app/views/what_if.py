@@ -10,6 +10,8 @@ import numpy as np
 import streamlit as st
 
 from app import axes, blocks, compute, figures, state, words
+from reports.breakdown import by_part
+from reports.roofline import Roofline
 from simulator.api import Prediction, Scenario
 from simulator.base.console import milliseconds, number
 from simulator.base.drawing import Line, Lines
@@ -101,11 +103,7 @@ def time(shown: dict[str, Prediction]) -> None:
     )
     rows = []
     for name, p in shown.items():
-        parts: dict[str, float] = dict.fromkeys(PARTS, 0.0)
-        for op in p.ops:
-            if op.phase == phase:
-                parts[op.part] += 1e3 * op.total_s
-        rows += [{"name": name, "part": k, "value": v} for k, v in parts.items()]
+        rows += [{"name": name, "part": k, "value": 1e3 * v} for k, v in by_part(p, phase).items()]
     totals = {n: sum(r["value"] for r in rows if r["name"] == n) for n in shown}
     alt = f"Kernels of one {phase} step: " + "; ".join(f"{n} {v:.3g} ms" for n, v in totals.items())
     blocks.chart(
@@ -119,37 +117,8 @@ def time(shown: dict[str, Prediction]) -> None:
 def roofline(scenario: Scenario, answer: Prediction, dense: Prediction) -> None:
     """Ops under the device's roof."""
     blocks.heading("Under the roof", "roofline")
-    roof = compute.roof(scenario)
-    points = []
-    for p in (dense, answer) if scenario.policy != "dense" else (answer,):
-        for phase in ("decode", "prefill"):
-            ops = [o for o in p.ops if o.phase == phase]
-            whole = sum(o.total_s for o in ops)
-            points += [
-                {
-                    "intensity": o.flop / o.moved_bytes,
-                    "rate": o.flop / o.total_s / 1e12,
-                    "share": o.total_s / whole,
-                    "series": f"{phase}, {p.answer.policy}",
-                    "op": o.role,
-                }
-                for o in ops
-                if o.flop > 0 and o.moved_bytes > 0
-            ]
-    ridge = roof.flop_per_s[roof.math] / roof.bytes_per_s
-    mean = {s: _mean([p for p in points if p["series"] == s]) for s in dict.fromkeys(p["series"] for p in points)}
-    alt = "; ".join(f"{s}: {v:.3g} flop per byte" for s, v in mean.items()) + f"; ridge at {ridge:.3g}"
-    blocks.chart(
-        figures.roofline(points, roof.flop_per_s, roof.bytes_per_s),
-        alt,
-        "roofline",
-        f"One mark per op, its area the share of its step. Left of {ridge:,.0f} flop/B memory is the roof.",
-    )
-
-
-def _mean(points: list[dict[str, Any]]) -> float:
-    weight = sum(p["share"] for p in points) or 1.0
-    return sum(p["intensity"] * p["share"] for p in points) / weight
+    drawn = Roofline.of(group_of(scenario), (dense, answer) if scenario.policy != "dense" else (answer,))
+    blocks.chart(figures.roofline(drawn), drawn.alt, "roofline", drawn.caption)
 
 
 def memory(scenario: Scenario, shown: dict[str, Prediction]) -> None:

@@ -2,11 +2,10 @@
 
 from reports.charts.bars import intervals, stacked, tornado
 from reports.charts.heat import Panel, heat_map, heat_maps
-from reports.charts.points import Roof, figure, lines, roofline, scatter
+from reports.charts.points import figure, lines, roofline, scatter
 
 __all__ = [
     "Panel",
-    "Roof",
     "figure",
     "heat_map",
     "heat_maps",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,6 +15,7 @@ from reports.text import share
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas
 
+    from reports.roofline import Roofline
     from simulator.base.drawing import Lines, Picture
 
 
@@ -73,30 +73,19 @@ def scatter(
     return draw(height_in, paint, WIDTH_IN if len(groups) > 1 else width_in)
 
 
-@dataclass(frozen=True)
-class Roof:
-    """Peaks of one device."""
-
-    flop_per_s: Mapping[str, float]
-    bytes_per_s: float
-
-
-def roofline(roof: Roof, points: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]]) -> str:
-    """Ops under the roof: (flop/B, flop/s, share of the step's time) per group."""
+def roofline(drawn: Roofline) -> str:
+    """Ops under the roof, one mark each."""
     from matplotlib.collections import PathCollection
 
     def paint(canvas: Canvas) -> None:
         ax = canvas.subplots()
-        peak = max(roof.flop_per_s.values())
-        ai = [a for x, _, _ in points.values() for a in x]
-        rates = [r for _, y, _ in points.values() for r in y]
-        ridge = peak / roof.bytes_per_s
-        low, high = min([0.3, *(a / 3 for a in ai)]), max([10 * ridge, *(a * 3 for a in ai)])
+        peak, speed = max(drawn.flop_per_s.values()), drawn.bytes_per_s
+        ridge = peak / speed
+        low = min([0.3, *(m.intensity / 3 for m in drawn.marks)])
+        high = max([10 * ridge, *(m.intensity * 3 for m in drawn.marks)])
         x = np.geomspace(low, high, 200)
-        for i, (name, flop) in enumerate(sorted(roof.flop_per_s.items(), key=lambda kv: -kv[1])):
-            ax.plot(
-                x, np.minimum(flop, x * roof.bytes_per_s) / 1e12, color=MUTED, linewidth=1.1, linestyle=LINES[i % 7]
-            )
+        for i, (name, flop) in enumerate(sorted(drawn.flop_per_s.items(), key=lambda kv: -kv[1])):
+            ax.plot(x, np.minimum(flop, x * speed) / 1e12, color=MUTED, linewidth=1.1, linestyle=LINES[i % 7])
             ax.annotate(
                 f"{name}: {flop / 1e12:,.0f} Tflop/s",
                 (high, flop / 1e12),
@@ -109,19 +98,20 @@ def roofline(roof: Roof, points: Mapping[str, tuple[np.ndarray, np.ndarray, np.n
             )
         middle = float(np.sqrt(low * ridge))
         ax.annotate(
-            f"memory: {roof.bytes_per_s / 1e12:.3g} TB/s",
-            (middle, middle * roof.bytes_per_s / 1e12),
+            f"memory: {speed / 1e12:.3g} TB/s",
+            (middle, middle * speed / 1e12),
             xytext=(7, -4),
             textcoords="offset points",
             va="top",
             size=6.3,
             color=MUTED,
         )
-        for i, (name, (intensity, rate, part)) in enumerate(points.items()):
+        for i, name in enumerate(drawn.means):
+            marks = [m for m in drawn.marks if m.series == name]
             ax.scatter(
-                intensity,
-                rate / 1e12,
-                s=8 + 150 * part,
+                [m.intensity for m in marks],
+                [m.flop_per_s / 1e12 for m in marks],
+                s=[8 + 150 * m.share for m in marks],
                 marker=MARKERS[i % 7],
                 color=COLOURS[i % 7],
                 label=name,
@@ -131,12 +121,12 @@ def roofline(roof: Roof, points: Mapping[str, tuple[np.ndarray, np.ndarray, np.n
         ax.set_xscale("log")
         ax.set_yscale("log")
         ax.set_xlim(low, high)
-        ax.set_ylim(min([low * roof.bytes_per_s / 1e12, *(r / 2e12 for r in rates)]), 2.2 * peak / 1e12)
+        ax.set_ylim(min([low * speed / 1e12, *(m.flop_per_s / 2e12 for m in drawn.marks)]), 2.2 * peak / 1e12)
         ax.set_xlabel("arithmetic intensity [flop/B]")
         ax.set_ylabel("speed [Tflop/s]")
         plain_log(ax, "x")
         plain_log(ax, "y")
-        if points:
+        if drawn.marks:
             legend = canvas.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=4)
             for handle in legend.legend_handles:
                 if isinstance(handle, PathCollection):

@@ -12,6 +12,7 @@ pytest.importorskip("streamlit", reason="streamlit not installed")
 
 from app import axes, compute, figures, heat, planning, words
 from app.planning import Targets
+from reports.roofline import Mark, Roofline
 from reports.style import COLOURS
 from simulator.base.drawing import Line, Lines
 from simulator.base.errors import InputError
@@ -200,7 +201,7 @@ SPECS = {
         [{"name": "a", "part": "FFN", "value": 1.0}], PARTS, "ms", marks=[{"name": "limit", "value": 2.0}]
     ),
     "roofline": figures.roofline(
-        [{"intensity": 1.0, "rate": 1.0, "share": 0.5, "series": "s", "op": "o"}], {"bf16": 1e15}, 3e12
+        Roofline({"bf16": 1e15}, 3e12, 333.0, (Mark("s", "o", intensity=1.0, flop_per_s=1e12, share=0.5),), {"s": 1.0})
     ),
     "curves": figures.curves(TWO, rule=1.0, here=1.0),
     "map": heat.heat_map(CELLS, "x", "y", [1, 2], [1, 2], "x dense", ratio=True),
