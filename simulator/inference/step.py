@@ -250,8 +250,15 @@ class Sums:
 
     def taken(self, back: np.ndarray) -> Sums:
         """The sums of many points that are `back` of these."""
-        numbers = (self.gpu_s, self.extra_s, self.launches, self.copies, self.read_bytes)
-        return Sums(*(_taken(x, back) for x in numbers), self.graph_safe, lambda: self.details.taken(back))
+        return Sums(
+            _taken(self.gpu_s, back),
+            _taken(self.extra_s, back),
+            _taken(self.launches, back),
+            _taken(self.copies, back),
+            _taken(self.read_bytes, back),
+            self.graph_safe,
+            lambda: self.details.taken(back),
+        )
 
     @cached_property
     def details(self) -> Details:
@@ -305,7 +312,10 @@ class Details:
     def taken(self, back: np.ndarray) -> Details:
         """The details of many points that are `back` of these."""
         return Details(
-            *(_taken(x, back) for x in (self.math_s, self.moved_s, self.least_math_s, self.gathered_s)),
+            _taken(self.math_s, back),
+            _taken(self.moved_s, back),
+            _taken(self.least_math_s, back),
+            _taken(self.gathered_s, back),
             {bound: _taken(x, back) for bound, x in self.shares_s.items()},
             self.errors.each(lambda width: _taken(width, back)),
         )
