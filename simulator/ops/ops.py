@@ -317,7 +317,7 @@ class Moe:
     hidden, intermediate : Array
         Model width and width of one expert (whole expert) [-].
     top_k, n_experts : Array
-        Experts per token, experts of the layer [-].
+        Experts per token (a mean where some are skipped), experts of the layer [-].
     tp, ep : Array
         GPUs that share each expert; groups of GPUs between which the experts are split [-].
     routing : str

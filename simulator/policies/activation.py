@@ -113,11 +113,13 @@ class Teal(Policy):
     """Every linear layer skips the columns that meet a small input: magnitude thresholds per matrix [1]_.
 
     Weight bytes ``sum params (union of keep) b``, stored by column; one program reads `block` rows of a live
-    column. The mask test is inside the kernel. The output matrix stays dense; the prompt runs dense.
+    column. The mask test is inside the kernel. The output matrix stays dense; the prompt runs dense. With `rank` r the
+    skipped inputs pass two factors of rank ``r min(n, k)`` instead of none: two more products [2]_.
 
     References
     ----------
     .. [1] Liu et al., "TEAL", arXiv:2408.14690.
+    .. [2] Zhang et al., "R-Sparse", arXiv:2504.19449.
     """
 
     name: ClassVar[str] = "teal"
@@ -136,6 +138,7 @@ class Teal(Policy):
     up_keep: float | None = Field(None, gt=0.0, le=1.0, description="inputs of gate and up")
     down_keep: float | None = Field(None, gt=0.0, le=1.0, description="inputs of down")
     block: int = Field(512, ge=8, le=4096, description="rows of a column one program reads, tuned up to 512")
+    rank: float = Field(0.0, ge=0.0, le=1.0, description="rank of the skipped inputs' factors over a matrix's own")
 
     def why_not(self, model: ModelSpec, fmt: Format) -> str | None:
         """Ordinary matrices of at least 8 bits."""
@@ -161,7 +164,31 @@ class Teal(Policy):
         own = shares[op.role]
         union = measured_union(ctx, _INPUT[op.role], self.keep if own is None else own)
         run = self.block * op.fmt.weight_bytes
-        return (replace(gathered(op, union, ctx, "k"), run_bytes=run),)
+        sparse = replace(gathered(op, union, ctx, "k"), run_bytes=run)
+        return (sparse, *self._factors(op)) if self.rank else (sparse,)
+
+    def _factors(self, op: Linear) -> tuple[Linear, Linear]:
+        rank = self.rank * min(float(op.n), float(op.k))
+        low = replace(op, part=OpPart.PREDICTOR, overhead=True)
+        return replace(low, role=f"{op.role}.low_in", n=rank), replace(low, role=f"{op.role}.low_out", k=rank)
+
+
+for _name, _summary, _citation, _defaults in (
+    (
+        "wina",
+        "inputs times the norm of their column thresholded, in every linear layer",
+        "Chen et al. 2025, arXiv:2505.19427",
+        {},
+    ),
+    (
+        "r_sparse",
+        "large inputs meet the matrix, the others a low-rank copy of it; half a square matrix's bytes",
+        "Zhang et al. 2025, arXiv:2504.19449",
+        # keep + 2 rank = 0.5; its search sets the split matrix by matrix, this one is assumed.
+        {"keep": 0.4, "rank": 0.05},
+    ),
+):
+    POLICIES.register(_name)(alias(Teal, _name, _summary, _citation, **_defaults))
 
 
 @POLICIES.register("relu")

@@ -123,6 +123,14 @@ def top_k(
     )
 
 
+def partial_outputs(op: Attention, rows: Array, blocks: float, count: Array) -> Elementwise:
+    """fp32 outputs of a kernel that walks blocks: one per query row and block, written and added up."""
+    partial = rows * op.n_heads * op.head_dim * 4.0 * blocks
+    return Elementwise(
+        role="attn.reduce", kind="add", read_bytes=partial, write_bytes=partial, count=count, overhead=True
+    )
+
+
 def select(
     op: Attention,
     *,

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import replace
 from typing import ClassVar, Literal
 
 from pydantic import Field
 
 from simulator.base.arrays import Array, maximum, minimum
-from simulator.ops.ops import Attention, Elementwise, Expand, Op
+from simulator.base.dtypes import sixteen_bit
+from simulator.ops.ops import Attention, Elementwise, Expand, Linear, Op
 from simulator.ops.traffic import Operand
 from simulator.policies.base import Aspect, Compatibility, Context, KvLayout, Policy, Swept, alias
 from simulator.policies.common import copied, scoring_pass, top_k
 from simulator.policies.grammar import POLICIES
 
-_SCALE_BYTES = 4.0  # fp16 scale and fp16 zero of one group
+_SCALE_BYTES = 4.0
+"""16-bit scale and 16-bit zero of one group [B]."""
 
 
 def mean_token_bytes(tokens: Array, dense_bytes: Array, small_bytes: Array, window: float) -> Array:
@@ -52,14 +55,17 @@ def quantise(op: Attention, share: float) -> Elementwise:
 
 @POLICIES.register("kv_quant")
 class KvQuant(Policy):
-    """K and V in `bits` bits with a 16-bit scale and zero per group; the newest tokens stay 16 bit.
+    """K and V in `bits` bits with a scale (and zero) per group; the newest tokens stay 16 bit.
 
-    Bytes per element ``bits / 8 + 4 / group`` [1]_; dequantisation is fused into the attention kernel and
-    costs one expanded element each. New tokens are quantised as the window slides, a prompt in one pass.
+    Bytes per element ``bits / 8 + scale_bytes / group``, KIVI's ``bits / 8 + 4 / group`` by default [1]_;
+    dequantisation is fused into the attention kernel and costs one expanded element each. New tokens are quantised as
+    the window slides, a prompt in one pass. With ``rotate`` queries and new keys pass a head_dim x head_dim rotation
+    first [2]_; ``dense_ends`` first and last layers are left as they are.
 
     References
     ----------
     .. [1] Liu et al., "KIVI", arXiv:2402.02750, whose layout this is.
+    .. [2] Zandieh et al., "TurboQuant", arXiv:2504.19874; vLLM, turboquant/config.py.
     """
 
     name: ClassVar[str] = "kv_quant"
@@ -71,38 +77,77 @@ class KvQuant(Policy):
     not_modelled: ClassVar[str] = "accuracy"
     always_shown: ClassVar[tuple[str, ...]] = ("bits",)
 
-    bits: Literal["2", "4", "8"] = Field("4", description="bits per stored element")
+    bits: Literal["2", "3", "4", "8"] = Field("4", description="bits per stored element, of K where V differs")
+    v_bits: Literal["2", "3", "4", "8"] | None = Field(None, description="bits per element of V; default bits")
     group: int = Field(64, ge=16, le=1024, description="elements that share a scale and a zero")
+    scale_bytes: float = Field(_SCALE_BYTES, ge=0.0, le=16.0, description="bytes of a group's scale and zero")
     window: int = Field(128, ge=0, le=8192, description="newest tokens kept in 16 bit")
+    rotate: bool = Field(False, description="queries and new keys are rotated")
+    dense_ends: int = Field(0, ge=0, le=1000, description="first and last layers that stay in 16 bit")
+
+    def layer_key(self, index: int, n_layers: int) -> Hashable:
+        """The ends are dense."""
+        return self._dense(index, n_layers)
+
+    def _dense(self, index: int, n_layers: int) -> bool:
+        return not self.dense_ends <= index < n_layers - self.dense_ends
 
     def _share(self, dense_element_bytes: float) -> float:
-        return (int(self.bits) / 8.0 + _SCALE_BYTES / self.group) / dense_element_bytes
+        bits = 0.5 * (int(self.bits) + int(self.v_bits or self.bits))
+        return (bits / 8.0 + self.scale_bytes / self.group) / dense_element_bytes
 
     def rewrite(self, op: Op, ctx: Context) -> tuple[Op, ...]:
-        """Smaller tokens in decode, one quantising pass over what is new."""
-        if not isinstance(op, Attention):
+        """Smaller tokens in decode, one quantising pass over what is new, and its rotation."""
+        if not isinstance(op, Attention) or self._dense(ctx.index, ctx.model.n_layers):
             return (op,)
         share = self._share(op.kv_element_bytes)
-        new = quantise(op, share)
-        return (op if op.phase == "prefill" else quantised(op, share, self.window), new)
+        extra: tuple[Op, ...] = (quantise(op, share),)
+        if self.rotate:
+            rows = op.batch * op.q_len * (op.n_heads + op.n_kv_heads)
+            rotation = Linear(
+                role="kv.rotate",
+                m=rows,
+                n=op.head_dim,
+                k=op.head_dim,
+                fmt=sixteen_bit(ctx.fmt),
+                count=op.count,
+                keeps_weights=False,
+                overhead=True,
+            )
+            extra = (rotation, *extra)
+        return (op if op.phase == "prefill" else quantised(op, share, self.window), *extra)
 
     def layout(self, kv: KvLayout, ctx: Context) -> KvLayout:
         """Groups of small elements behind a dense window."""
+        if self._dense(ctx.index, ctx.model.n_layers):
+            return kv
         return replace(
             kv, token_bytes=kv.token_bytes * self._share(ctx.kv_element_bytes), dense_tokens=float(self.window)
         )
 
 
-POLICIES.register("kivi")(
-    alias(
-        KvQuant,
+for _name, _summary, _citation, _defaults in (
+    (
         "kivi",
         "K per channel and V per token in 2 bits, groups of 32, newest tokens in 16 bit",
         "Liu et al. 2024, arXiv:2402.02750",
-        bits="2",
-        group=32,
-    )
-)
+        {"bits": "2", "group": 32},
+    ),
+    (
+        "turboquant",
+        "rotated keys by codebook and values uniformly, in 4 bits by head vector, as vLLM's turboquant_4bit_nc",
+        "Zandieh et al. 2025, arXiv:2504.19874; vLLM, turboquant/config.py",
+        # 2 B of norm per vector of K, 4 B of scale and zero per vector of V, both of 128 elements.
+        {"group": 128, "scale_bytes": 3.0, "window": 0, "rotate": True, "dense_ends": 2},
+    ),
+    (
+        "fp4_kv",
+        "K and V in FP4 with an FP8 scale per 16 elements (NVFP4)",
+        "NVIDIA, TensorRT-LLM documentation, Quantization: NVFP4 KV cache",
+        {"group": 16, "scale_bytes": 1.0, "window": 0},
+    ),
+):
+    POLICIES.register(_name)(alias(KvQuant, _name, _summary, _citation, **_defaults))
 
 
 @POLICIES.register("zipvl")

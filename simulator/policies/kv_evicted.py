@@ -15,6 +15,7 @@ from simulator.ops.traffic import Operand
 from simulator.policies.base import Aspect, Compatibility, Context, KvLayout, Policy, Swept, alias
 from simulator.policies.common import band, band_depth, copied, generated, prompt_of, scoring_pass, top_k
 from simulator.policies.grammar import POLICIES
+from simulator.policies.tokens import OUTSIDE, thinned
 
 
 @POLICIES.register("streaming_llm")
@@ -279,3 +280,77 @@ POLICIES.register("uncomp")(
         head_groups=2,
     )
 )
+POLICIES.register("ada_kv")(
+    alias(
+        SnapKv,
+        "ada_kv",
+        "SnapKV's selection with budgets that differ by head, flattened into one varlen kernel",
+        "Feng et al. 2024, arXiv:2407.11550",
+    )
+)
+
+
+@POLICIES.register("kvzip")
+class KvZip(Policy):
+    """The context is passed through the model once more to see which KV rebuilds it; a share `keep` stays [1]_.
+
+    After the prompt every chunk of it is read again behind the whole cache, so every product runs a second time and
+    attention over ``P^2 + P chunk / 2`` pairs, twice the causal ones and more; the chunk's rows score the chunk's keys
+    (``P chunk`` pairs, materialised in 16 bit), the best of all heads stay and are gathered. Decode reads ``keep P``
+    and what is generated. What is kept serves any later question on the same context.
+
+    References
+    ----------
+    .. [1] Kim et al., "KVzip", NeurIPS 2025, arXiv:2505.23416.
+    """
+
+    name: ClassVar[str] = "kvzip"
+    family: ClassVar[str] = "kv evicted"
+    summary: ClassVar[str] = "prompt tokens that rebuild the context stay, found by a second pass"
+    aspects: ClassVar[frozenset[Aspect]] = frozenset({Aspect.KV_TOKENS})
+    compatibility: ClassVar[Compatibility] = Compatibility(
+        mla=False, paged_kv=False, chunked_prefill=False, needs_scores=True, gqa="one set per KV head, of unlike sizes"
+    )
+    citation: ClassVar[str] = "Kim et al. 2025, arXiv:2505.23416"
+    not_modelled: ClassVar[str] = (
+        "accuracy; the pass shared by several questions; its variant by heads (duo_attention); the few repeated tokens"
+        " that open a chunk"
+    )
+    always_shown: ClassVar[tuple[str, ...]] = ("keep",)
+    swept: ClassVar[Swept | None] = ("keep", "share")
+
+    keep: float = Field(0.3, gt=0.0, le=1.0, description="share of the prompt's KV kept, over all heads")
+    chunk: int = Field(2048, ge=16, le=1_000_000, description="tokens rebuilt at a time")
+
+    def rewrite(self, op: Op, ctx: Context) -> tuple[Op, ...]:
+        """Bounded decode reads; the prompt's ops once more, scores and a gather."""
+        if isinstance(op, Attention):
+            if op.phase == "decode":
+                kept = prompt_of(op, ctx) * self.keep + generated(op, ctx)
+                return (replace(op, attended=np.minimum(np.maximum(kept, 1.0), op.tokens)),)
+            return (op, *self._scored(op))
+        if not ctx.step.prefills or op.role.startswith(OUTSIDE):
+            return (op,)
+        prompt = ctx.step.prefill_rows * ctx.step.prefill_tokens / ctx.step.rows
+        return (op, replace(thinned(op, prompt), role=f"rebuild.{op.role}", overhead=True))  # type: ignore[type-var]
+
+    def _scored(self, op: Attention) -> tuple[Op, ...]:
+        chunk = np.minimum(float(self.chunk), op.q_len)
+        pairs = op.q_len * (op.kv_len + 0.5 * chunk)
+        again = replace(op, role="rebuild.attn.core.prefill", pair_keep=pairs / op.pairs, stores=False, overhead=True)
+        score = scoring_pass(op, op.q_len * chunk / op.pairs)
+        written = 2.0 * op.batch * op.q_len * chunk * op.n_heads
+        kept = op.batch * op.q_len * self.keep
+        kept_bytes = kept * op.dense_bytes_per_token
+        run = op.head_dim * op.kv_element_bytes
+        return (
+            again,
+            score,
+            replace(copied("kv.scores", op, written, written, operand=Operand.ACTIVATION), kind="softmax"),
+            top_k(op.batch * op.q_len, kept, heads=op.n_kv_heads, rows=op.batch, count=op.count),
+            copied("kv.compact", op, kept_bytes, kept_bytes, run_bytes=run),
+        )
+
+    def layout(self, kv: KvLayout, ctx: Context) -> KvLayout:
+        """The share of the prompt that stays, and every generated token."""
+        return replace(kv, keep=self.keep, grows=bool(np.isinf(kv.max_tokens)))

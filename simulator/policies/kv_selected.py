@@ -97,6 +97,21 @@ POLICIES.register("kinetics")(
 )
 
 
+POLICIES.register("seer_attention_r")(
+    alias(
+        Quest,
+        "seer_attention_r",
+        "per-step blocks by learned gates over one pooled key each, shared by a group",
+        "Gao et al. 2025, arXiv:2506.08889",
+        budget=4096,
+        page=64,
+        dense_layers=0,
+        gqa="shared",
+        score="mean",
+    )
+)
+
+
 @POLICIES.register("double_sparsity")
 class DoubleSparsity(Policy):
     """Tokens are scored on `channels` of the head's channels, fixed offline; the best `budget` are read [1]_.
@@ -184,3 +199,58 @@ POLICIES.register("double_sparsity_offload")(
         offload=True,
     )
 )
+
+
+@POLICIES.register("sparq")
+class Sparq(Policy):
+    """The query's largest `channels` score all tokens from K alone; the best `budget` are read [1]_.
+
+    Per step and KV head ``channels S`` elements of K, a top-k over all S tokens, ``budget`` tokens of K and V one by
+    one, and the running mean of V that stands for the rest. Channels differ from step to step, so K is kept a second
+    time with channels outermost: half a cache more. The heads of a group share channels and tokens.
+
+    References
+    ----------
+    .. [1] Ribar et al., "SparQ Attention", ICML 2024, arXiv:2312.04985.
+    """
+
+    name: ClassVar[str] = "sparq"
+    family: ClassVar[str] = "kv selected"
+    summary: ClassVar[str] = "per-step top-k tokens by the query's largest channels"
+    aspects: ClassVar[frozenset[Aspect]] = frozenset({Aspect.KV_READS})
+    compatibility: ClassVar[Compatibility] = Compatibility(
+        mla=False, paged_kv=False, gqa="the heads of a group share channels and tokens"
+    )
+    citation: ClassVar[str] = "Ribar et al. 2023, arXiv:2312.04985"
+    not_modelled: ClassVar[str] = "accuracy; the choice of the channels, a top-k over one head's width"
+    always_shown: ClassVar[tuple[str, ...]] = ("budget",)
+    swept: ClassVar[Swept | None] = ("budget", "tokens")
+
+    budget: int = Field(128, ge=1, le=10_000_000, description="tokens read per KV head")
+    channels: int = Field(32, ge=1, le=1024, description="channels of K read for every token")
+
+    def rewrite(self, op: Op, ctx: Context) -> tuple[Op, ...]:
+        """Scores from a few channels, top-k, single tokens; the second copy of new keys."""
+        if not isinstance(op, Attention):
+            return (op,)
+        new = op.batch * op.q_len * op.n_kv_heads * op.head_dim * op.kv_element_bytes
+        again = copied("kv.transpose", op, new, new)
+        if op.phase == "prefill":
+            return (op, again)
+        return (
+            *select(
+                op,
+                budget=float(self.budget),
+                read=float(self.budget),
+                unit=1.0,
+                unit_bytes=op.n_kv_heads * self.channels * op.kv_element_bytes,
+                unit_flop=2.0 * op.n_heads * self.channels,
+                run_bytes=op.head_dim * op.kv_element_bytes,
+                heads=op.n_kv_heads,
+            ),
+            again,
+        )
+
+    def layout(self, kv: KvLayout, ctx: Context) -> KvLayout:
+        """K once more."""
+        return replace(kv, meta_bytes=kv.meta_bytes + kv.dense_bytes / 2.0)

@@ -10,10 +10,10 @@ from pydantic import Field
 from simulator.base.arrays import Array, minimum, where
 from simulator.base.dtypes import DType, Format
 from simulator.model.spec import ModelSpec
-from simulator.ops.ops import Attention, Elementwise, Linear, Op
+from simulator.ops.ops import Attention, Linear, Op
 from simulator.ops.traffic import Operand
 from simulator.policies.base import Aspect, Compatibility, Context, KvLayout, Policy, Swept, alias
-from simulator.policies.common import bounded_pairs, copied, scoring_pass, select, top_k
+from simulator.policies.common import bounded_pairs, copied, partial_outputs, scoring_pass, select, top_k
 from simulator.policies.grammar import POLICIES
 
 TILE_ROWS = 16.0
@@ -107,10 +107,7 @@ class Nsa(Policy):
             waste = where(active, max(TILE_ROWS / group, 1.0), 1.0)
             loaded = where(active, _loaded_per_query(op, share), 0.0)
             return (compressed, kept, pick, replace(op, pair_keep=share * waste, tile_bytes=loaded))
-        partial = rows * op.n_heads * op.head_dim * 4.0 * self.blocks
-        reduce = Elementwise(
-            role="attn.reduce", kind="add", read_bytes=partial, write_bytes=partial, count=count, overhead=True
-        )
+        reduce = partial_outputs(op, rows, self.blocks, count)
         return (compressed, kept, pick, replace(op, pair_keep=share), reduce)
 
     def layout(self, kv: KvLayout, ctx: Context) -> KvLayout:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import replace
 from typing import ClassVar
 
@@ -9,7 +10,7 @@ from pydantic import Field
 
 from simulator.base.arrays import minimum, where
 from simulator.ops.ops import Attention, Op
-from simulator.policies.base import Aspect, Compatibility, Context, Policy, Swept
+from simulator.policies.base import Aspect, Compatibility, Context, Policy, Swept, alias
 from simulator.policies.common import bounded_pairs, copied, scoring_pass, top_k
 from simulator.policies.grammar import POLICIES
 
@@ -137,3 +138,58 @@ class Dhsa(Policy):
         )
         scores = scoring_pass(op, 1.0 / self.chunk**2, keys=1.0 / self.chunk)
         return (pool, replace(scores, count=count), pick, replace(op, pair_keep=bounded_pairs(op, float(self.budget))))
+
+
+@POLICIES.register("trianglemix")
+class TriangleMix(Policy):
+    """Layers from `from_layer` on see the first tokens and a window; their last query rows see everything [1]_.
+
+    No choice at run time: ``sinks + window`` keys per query and ``last`` rows over the whole prompt, about
+    ``last / P`` of the causal pairs twice over. Layers before stay dense, or run another mask of the prompt.
+
+    References
+    ----------
+    .. [1] He et al., "TriangleMix", arXiv:2507.21526; defaults of its repository for Llama-3.1-8B.
+    """
+
+    name: ClassVar[str] = "trianglemix"
+    family: ClassVar[str] = "prefill"
+    summary: ClassVar[str] = "deep layers skip the middle of the prompt but for its last rows"
+    aspects: ClassVar[frozenset[Aspect]] = frozenset({Aspect.PREFILL_MASK})
+    compatibility: ClassVar[Compatibility] = Compatibility(mla=False, chunked_prefill=False)
+    citation: ClassVar[str] = "He et al. 2025, arXiv:2507.21526"
+    not_modelled: ClassVar[str] = "accuracy; a mask of the shallow layers (its combination with MInference)"
+    always_shown: ClassVar[tuple[str, ...]] = ("from_layer",)
+
+    from_layer: int = Field(16, ge=0, le=1000, description="first layer with the triangle")
+    sinks: int = Field(8, ge=0, le=65536, description="first tokens every query sees")
+    window: int = Field(512, ge=1, le=10_000_000, description="newest tokens every query sees")
+    last: int = Field(128, ge=0, le=65536, description="last query rows that see everything")
+
+    def layer_key(self, index: int, n_layers: int) -> Hashable:
+        """Shallow layers are dense."""
+        return index >= self.from_layer
+
+    def rewrite(self, op: Op, ctx: Context) -> tuple[Op, ...]:
+        """Pairs of the sinks, the window and the last rows."""
+        if not isinstance(op, Attention) or op.phase == "decode" or ctx.index < self.from_layer:
+            return (op,)
+        seen = float(self.sinks + self.window)
+        rows = np.minimum(float(self.last), op.q_len)
+        tail = replace(op, q_len=rows)
+        more = tail.pairs * (1.0 - bounded_pairs(tail, seen)) if self.last else 0.0
+        return (replace(op, pair_keep=bounded_pairs(op, seen) + more / op.pairs),)
+
+
+POLICIES.register("tri_shape")(
+    alias(
+        TriangleMix,
+        "tri_shape",
+        "the triangle in every layer: sinks, a window and the last rows",
+        "Li et al. 2024, SCBench, arXiv:2412.10319",
+        from_layer=0,
+        sinks=128,
+        window=1920,
+        last=100,
+    )
+)

@@ -11,11 +11,12 @@ from pydantic import Field
 
 from simulator.base.arrays import Array, expm1, log1p, minimum
 from simulator.ops.ops import Attention, Collective, Elementwise, Linear, Moe, Op
-from simulator.policies.base import Aspect, Compatibility, Context, KvLayout, Policy, Swept
+from simulator.policies.base import Aspect, Compatibility, Context, KvLayout, Policy, Swept, alias
 from simulator.policies.common import generated, prompt_of, scoring_pass, top_k
 from simulator.policies.grammar import POLICIES
 
-_OUTSIDE = ("lm_head", "norm.final", "sample", "unembed", "embed")
+OUTSIDE = ("lm_head", "norm.final", "sample", "unembed", "embed")
+"""Ops that belong to no block."""
 
 
 def thinned(op: Op, share: Array) -> Op:
@@ -57,7 +58,7 @@ class Ftp(Policy):
 
     def rewrite(self, op: Op, ctx: Context) -> tuple[Op, ...]:
         """Fewer rows, fewer keys."""
-        if op.role.startswith(_OUTSIDE):
+        if op.role.startswith(OUTSIDE):
             return (op,)
         if isinstance(op, Attention):
             if op.phase == "prefill":
@@ -73,6 +74,17 @@ class Ftp(Policy):
     def layout(self, kv: KvLayout, ctx: Context) -> KvLayout:
         """K and V of the tokens that entered."""
         return replace(kv, keep=self.keep)
+
+
+POLICIES.register("mixture_of_depths")(
+    alias(
+        Ftp,
+        "mixture_of_depths",
+        "trained routers let all but an eighth of the tokens skip every other block",
+        "Raposo et al. 2024, arXiv:2404.02258",
+        keep=0.5625,
+    )
+)
 
 
 @POLICIES.register("vision_tokens")
@@ -111,7 +123,7 @@ class VisionTokens(Policy):
 
     def rewrite(self, op: Op, ctx: Context) -> tuple[Op, ...]:
         """Fewer prompt tokens in the later layers."""
-        if ctx.index < self.from_layer or op.role.startswith(_OUTSIDE):
+        if ctx.index < self.from_layer or op.role.startswith(OUTSIDE):
             return (op,)
         if isinstance(op, Attention):
             if op.phase == "prefill":

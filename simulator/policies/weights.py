@@ -95,3 +95,46 @@ class W4A16(Policy):
         if not is_weight(op):
             return (op,)
         return (replace(op, fmt=self.weight_format(op.fmt)),)  # type: ignore[type-var]
+
+
+@POLICIES.register("bitnet")
+class BitNet(Policy):
+    """Weights of a model trained with three values, packed in `bits` bits, times 8-bit activations [1]_.
+
+    ``bits / 8`` bytes per weight and one scale per matrix; products at the INT8 rate, activations quantised per token.
+    Embedding and output matrix stay in 16 bit.
+
+    References
+    ----------
+    .. [1] Ma et al., "The Era of 1-bit LLMs", arXiv:2402.17764; the W2A8 kernel of BitNet b1.58 2B4T, arXiv:2504.12285.
+    """
+
+    name: ClassVar[str] = "bitnet"
+    family: ClassVar[str] = "weights"
+    summary: ClassVar[str] = "ternary weights in 2 bits, 8-bit activations"
+    aspects: ClassVar[frozenset[Aspect]] = frozenset({Aspect.WEIGHT_FORMAT})
+    citation: ClassVar[str] = "Ma et al. 2024, arXiv:2402.17764"
+    not_modelled: ClassVar[str] = (
+        "accuracy, which comes from training so; activations' quantising pass, fused with the norm"
+    )
+    always_shown: ClassVar[tuple[str, ...]] = ("bits",)
+
+    bits: float = Field(2.0, ge=1.58, le=8.0, description="stored bits per weight; 1.67 where five share a byte")
+
+    def why_not(self, model: ModelSpec, fmt: Format) -> str | None:
+        """It sets the weight format itself, for linear layers."""
+        if fmt.math not in (DType.BF16, DType.FP16) or fmt.weight_bits < 16:
+            return f"bitnet sets the weight format itself; use --dtype bf16 or fp16, not {fmt.name}"
+        if model.is_moe:
+            return "no published ternary kernel for fused experts"
+        return None
+
+    def weight_format(self, fmt: Format) -> Format:
+        """8-bit arithmetic on 2-bit weights."""
+        return Format("int8", DType.INT8, self.bits, 8.0)
+
+    def rewrite(self, op: Op, ctx: Context) -> tuple[Op, ...]:
+        """An eighth of the bytes, 8-bit products."""
+        if not is_weight(op) or not isinstance(op, Linear):
+            return (op,)
+        return (replace(op, fmt=self.weight_format(op.fmt), bytes_per_weight=self.bits / 8.0),)

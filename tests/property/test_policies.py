@@ -28,7 +28,7 @@ from simulator.scenario.scenario import Scenario
 from simulator.serving.planning import policies_of
 
 NAMES = sorted(POLICIES)
-MODELS = ("llama-3.1-8b", "opt-6.7b", "deepseek-v3")
+MODELS = ("llama-3.1-8b", "opt-6.7b", "qwen3-30b-a3b", "deepseek-v3")
 
 
 @lru_cache(maxsize=512)
@@ -141,7 +141,7 @@ WHOLE = {
     "nsa(blocks=4096,block=1024)": MODELS[0],
     "fsa(blocks=4096,block=1024)": MODELS[0],
     "infllm_v2(blocks=65536)": MODELS[0],
-    "dsa(budget=1000000)": MODELS[2],
+    "dsa(budget=1000000)": MODELS[3],
     "minference(vertical=1000000)": MODELS[0],
     "sample_attention(keep=1)": MODELS[0],
     "dhsa(budget=1000000)": MODELS[0],
@@ -152,6 +152,27 @@ WHOLE = {
     "alisa(keep=1)": MODELS[0],
     "contiguous_kv": MODELS[0],
     "vattention": MODELS[0],
+    "xattention(keep=1)": MODELS[0],
+    "sparge_attention(keep=1)": MODELS[0],
+    "flexprefill(keep=1)": MODELS[0],
+    "seer_attention(keep=1)": MODELS[0],
+    "moba(block=1000000)": MODELS[0],
+    "flash_moba(block=1000000)": MODELS[0],
+    "trianglemix(window=1000000)": MODELS[0],
+    "tri_shape(window=1000000)": MODELS[0],
+    "duo_attention(keep=1)": MODELS[0],
+    "lserve(keep=1,budget=1000000)": MODELS[0],
+    "seer_attention_r(budget=1000000)": MODELS[0],
+    "sparq(budget=1000000)": MODELS[0],
+    "ada_kv(budget=1000000)": MODELS[0],
+    "kvzip(keep=1)": MODELS[0],
+    "mixture_of_depths(keep=1)": MODELS[0],
+    "wina(keep=1)": MODELS[0],
+    "r_sparse(keep=1)": MODELS[0],
+    "shortgpt(keep=1)": MODELS[0],
+    "expert_pruning(keep=1)": MODELS[2],
+    "reap(keep=1)": MODELS[2],
+    "expert_skipping(keep=1)": MODELS[2],
 }
 
 
@@ -191,7 +212,7 @@ def test_keeping_all_is_never_faster_than_dense(policy: str) -> None:
         for step in (decode_step(8.0, np.array([60.0, 1100.0, 7000.0]), 30.0), prefill_step(2.0, 1500.0)):
             mine, theirs = (np.asarray(step_time(g, step).total_s) for g in (sparse, dense))
             assert np.all(mine >= theirs * (1 - 1e-9)), (model, card)
-            if policy in ("moa(keep=1)", "ftp(keep=1)"):
+            if policy in ("moa(keep=1)", "ftp(keep=1)", "duo_attention(keep=1)", "shortgpt(keep=1)", "reap(keep=1)"):
                 assert not extra
                 np.testing.assert_allclose(mine, theirs, rtol=1e-9)
     assert ran or policy.startswith(("powerinfer", "dsa"))
@@ -218,6 +239,14 @@ KEPT = (
     "vision_tokens(keep={})",
     "alisa(keep={})",
     "powerinfer(keep={})",
+    "xattention(keep={})",
+    "sparge_attention(keep={})",
+    "seer_attention(keep={})",
+    "duo_attention(keep={})",
+    "lserve(keep={})",
+    "kvzip(keep={})",
+    "r_sparse(keep={})",
+    "shortgpt(keep={})",
 )
 
 
