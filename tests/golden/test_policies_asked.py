@@ -133,7 +133,7 @@ def test_duo_attention_reads_half_the_heads_whole() -> None:
 
 def test_lserve_scores_pages_once_in_four_steps() -> None:
     """16 query and 4 KV heads choose: 10,000 / 16 pages of two vectors, 2,048 B each; 4 fp32 scores per page; 4096
-    tokens of 2,048 B read, and 320 in the streaming heads. Kept: 5,160 tokens and an eighth of a token's K more per token."""
+    tokens of 2,048 B read, and 320 in the streaming heads. Kept: 5,160 tokens and an eighth of K more per token."""
     ops = decode("lserve", 10_000.0)
     the(ops, "kv.estimate", read_bytes=625 * 2_048, write_bytes=625 * 4 * 4, flop=625 * 4 * 16 * 128, count=LAYERS / 4)
     the(ops, "kv.top_k", select_elements=625 * 4, count=LAYERS / 4)
@@ -231,7 +231,7 @@ def test_r_sparse_halves_a_square_matrix() -> None:
 
 
 def test_reap_halves_the_experts() -> None:
-    """Qwen3-30B-A3B: 64 of 128 experts of 3 x 2048 x 768 weights in each of 48 layers are gone, and 64 of 128 columns of
+    """Qwen3-30B-A3B: 64 of 128 experts of 3 x 2048 x 768 weights in each of 48 layers are gone, and 64 columns of
     a router; every token still runs 8."""
     model = "qwen3-30b-a3b"
     moe = the(decode("reap", 100.0, model=model), "moe.experts", n_experts=64, top_k=8)
