@@ -98,7 +98,7 @@ class SpargeAttention(Policy):
     always_shown: ClassVar[tuple[str, ...]] = ("keep",)
     swept: ClassVar[Swept | None] = ("keep", "share")
 
-    keep: float = Field(0.46, gt=0.0, le=1.0, description="share of blocks computed; 0.46 published, Llama-3.1 128K")
+    keep: float = Field(0.46, gt=0.0, le=1.0, description="share of blocks computed; assumed")
     query_block: int = Field(128, ge=16, le=1024, description="queries per block")
     key_block: int = Field(64, ge=16, le=1024, description="keys per block")
     pools: int = Field(1, ge=1, le=3, description="vectors kept per key block: mean, or maximum and minimum too")
