@@ -219,8 +219,9 @@ def test_bitnet_reads_two_bits_and_multiplies_in_int8() -> None:
 
 
 def test_r_sparse_halves_a_square_matrix() -> None:
-    """attn.o of 4096 x 4096: 0.4 of its columns, and factors of rank 204.8: 2 x 204.8 x 4096, a tenth more."""
+    """attn.o of 4096 x 4096: 0.475 of its columns, and factors of rank 51.2: 2 x 51.2 x 4096, a fortieth more."""
     ops = decode("r_sparse", 100.0)
+    the(ops, "attn.o.low_in", n=51.2, k=4096)
     parts = [the(ops, role) for role in ("attn.o", "attn.o.low_in", "attn.o.low_out")]
     assert sum(o.weight_read_bytes for o in parts if isinstance(o, Linear)) == pytest.approx(0.5 * 4096**2 * 2)
     assert [o.overhead for o in parts] == [False, True, True]
