@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable
 from dataclasses import replace
 from math import inf
@@ -327,7 +328,7 @@ class KvZip(Policy):
         if isinstance(op, Attention):
             if op.phase == "decode":
                 kept = prompt_of(op, ctx) * self.keep + generated(op, ctx)
-                return (replace(op, attended=np.minimum(np.maximum(kept, 1.0), op.tokens)),)
+                return (replace(op, attended=minimum(maximum(kept, 1.0), op.tokens)),)
             return (op, *self._scored(op))
         if not ctx.step.prefills or op.role.startswith(OUTSIDE):
             return (op,)
@@ -335,7 +336,7 @@ class KvZip(Policy):
         return (op, replace(thinned(op, prompt), role=f"rebuild.{op.role}", overhead=True))  # type: ignore[type-var]
 
     def _scored(self, op: Attention) -> tuple[Op, ...]:
-        chunk = np.minimum(float(self.chunk), op.q_len)
+        chunk = minimum(float(self.chunk), op.q_len)
         pairs = op.q_len * (op.kv_len + 0.5 * chunk)
         again = replace(op, role="rebuild.attn.core.prefill", pair_keep=pairs / op.pairs, stores=False, overhead=True)
         score = scoring_pass(op, op.q_len * chunk / op.pairs)
@@ -353,4 +354,4 @@ class KvZip(Policy):
 
     def layout(self, kv: KvLayout, ctx: Context) -> KvLayout:
         """The share of the prompt that stays, and every generated token."""
-        return replace(kv, keep=self.keep, grows=bool(np.isinf(kv.max_tokens)))
+        return replace(kv, keep=self.keep, grows=math.isinf(kv.max_tokens))

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import ClassVar
 
-import numpy as np
 from pydantic import Field
 
+from simulator.base.arrays import minimum
 from simulator.ops.ops import Attention, Op
 from simulator.policies.base import Aspect, Compatibility, Context, KvLayout, Policy, Swept
 from simulator.policies.common import bounded_pairs, select
@@ -23,7 +23,7 @@ def streaming(op: Attention, tokens: float) -> Attention:
     """`op` with at most `tokens` keys per query: sinks and the newest."""
     if op.phase == "prefill":
         return replace(op, pair_keep=bounded_pairs(op, tokens))
-    return replace(op, attended=np.minimum(op.tokens, tokens))
+    return replace(op, attended=minimum(op.tokens, tokens))
 
 
 def few_of_the_rest(kv: KvLayout, keep: float, tokens: float) -> KvLayout:

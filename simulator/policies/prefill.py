@@ -175,7 +175,7 @@ class TriangleMix(Policy):
         if not isinstance(op, Attention) or op.phase == "decode" or ctx.index < self.from_layer:
             return (op,)
         seen = float(self.sinks + self.window)
-        rows = np.minimum(float(self.last), op.q_len)
+        rows = minimum(float(self.last), op.q_len)
         tail = replace(op, q_len=rows)
         more = tail.pairs * (1.0 - bounded_pairs(tail, seen)) if self.last else 0.0
         return (replace(op, pair_keep=bounded_pairs(op, seen) + more / op.pairs),)

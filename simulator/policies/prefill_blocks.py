@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import ClassVar, Literal
 
-import numpy as np
 from pydantic import Field
 
-from simulator.base.arrays import Array
+from simulator.base.arrays import Array, minimum, where
 from simulator.base.dtypes import sixteen_bit
 from simulator.ops.ops import Attention, Elementwise, Linear, Op
 from simulator.ops.part import OpPart
@@ -113,7 +112,7 @@ class SpargeAttention(Policy):
         pooled = op.qo_bytes[0] / self.query_block + keys * self.pools / self.key_block
         found: list[Op] = [copied("kv.pool", op, op.qo_bytes[0] + keys, pooled)]
         if self.observe:
-            rows = np.minimum(float(self.observe), op.q_len)
+            rows = minimum(float(self.observe), op.q_len)
             found.append(scoring_pass(replace(op, q_len=rows), 1.0, role="kv.observe"))
         # A gate maps the pools to one vector, so its scores are those of one.
         vectors = self.pools
@@ -195,11 +194,11 @@ class Moba(Policy):
         if not isinstance(op, Attention) or op.phase == "decode":
             return (op,)
         budget = float(self.blocks * self.block)
-        active = np.asarray(op.kv_len) > budget
-        count = np.where(active, op.count, 0.0)
+        active = op.kv_len > budget
+        count = where(active, op.count, 0.0)
         keys = op.batch * op.kv_len * op.dense_bytes_per_token / 2.0
-        rows = op.batch * op.q_len * np.where(active, 1.0, 0.0)
-        units = op.batch * op.pairs / self.block * np.where(active, 1.0, 0.0)
+        rows = op.batch * op.q_len * where(active, 1.0, 0.0)
+        units = op.batch * op.pairs / self.block * where(active, 1.0, 0.0)
         scores = replace(scoring_pass(op, 1.0 / self.block, keys=1.0 / self.block), count=count)
         found: tuple[Op, ...] = (
             copied("kv.pool", op, keys, keys / self.block, count=count),

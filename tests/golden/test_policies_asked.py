@@ -231,6 +231,19 @@ def test_r_sparse_halves_a_square_matrix() -> None:
 # --- fewer experts, fewer layers -------------------------------------------------------------------------------
 
 
+def test_expert_pruning_keeps_three_quarters() -> None:
+    """96 of 128 experts and columns of the router; a token still runs 8."""
+    ops = decode("expert_pruning(keep=0.75)", 100.0, model="qwen3-30b-a3b")
+    the(ops, "moe.experts", n_experts=96, top_k=8)
+    the(ops, "moe.router", n=96)
+
+
+def test_mixture_of_depths_lets_a_token_into_nine_blocks_of_sixteen() -> None:
+    """All of every other block, an eighth of the rest: 0.5625 of 1,000 tokens are read and kept."""
+    assert own(decode("mixture_of_depths", 1000.0), "tokens") == pytest.approx(LAYERS * 562.5)
+    assert stored("mixture_of_depths", 1600.0) == pytest.approx(LAYERS * 900 * KV)
+
+
 def test_reap_halves_the_experts() -> None:
     """Qwen3-30B-A3B: 64 of 128 experts of 3 x 2048 x 768 weights in each of 48 layers are gone, and 64 columns of
     a router; every token still runs 8."""
