@@ -308,7 +308,10 @@ def test_no_published_row_is_dropped(data_dir: Path) -> None:
     tables = [pd.read_csv(data_dir / f"claims_{k}.csv", dtype=str) for k in ("kv", "weights")]
     published = {i for t in tables for i in t["claim_id"]}
     ours = {i for p in committed() for i in (*(c.claim_id for c in p.claims), *p.incomplete)}
-    assert published == ours
+    assert published <= ours
+    # Methods added since are of papers of which the tables have no row.
+    papers = {i.split("-")[0] for i in published}
+    assert not {i for i in ours - published if i.split("-")[0] in papers}
 
 
 def test_no_coefficient_names_a_paper(repo: Path) -> None:
