@@ -162,11 +162,19 @@ def activation_token_bytes(lowering: Lowering) -> float:
     return (2.0 * model.hidden + 2.0 * widest) * 2.0
 
 
+def passing_bytes(lowering: Lowering, prompt: Array) -> Array:
+    """Full K and V of one prompt in the layer that evicts or compresses them next, one layer at a time [B]."""
+    return prompt * max((kv.passing_bytes for kv, _ in lowering.kv_layouts), default=0.0)
+
+
 def activation_bytes(lowering: Lowering, batch: Array, prompt: Array) -> np.ndarray:
-    """Peak activations of one pass of at most `MAX_BATCHED_TOKENS`, and fp32 logits per sequence [B]."""
+    """Peak activations of one pass of at most `MAX_BATCHED_TOKENS`, and fp32 logits per sequence [B].
+
+    With them a prompt's K and V before a policy evicts or compresses them.
+    """
     tokens = minimum(batch * prompt, float(MAX_BATCHED_TOKENS))
     logits = batch * lowering.model.vocab * 4.0
-    return tokens * activation_token_bytes(lowering) + logits
+    return tokens * activation_token_bytes(lowering) + logits + passing_bytes(lowering, prompt)
 
 
 def footprint(
@@ -220,7 +228,7 @@ def max_batch(
     total = prompt + output
     per_sequence = kv_bytes_per_sequence(lowering, total, prompt=prompt, pp=pp, block_tokens=block_tokens)
     runtime = runtime_bytes(lowering.tp * pp)
-    pool = budget_bytes(device, utilisation) - weights_bytes(lowering, pp) - runtime
+    pool = budget_bytes(device, utilisation) - weights_bytes(lowering, pp) - runtime - passing_bytes(lowering, prompt)
     logits = lowering.model.vocab * 4.0
     per_token = activation_token_bytes(lowering)
     few = floor(pool / (per_sequence + logits + per_token * prompt))

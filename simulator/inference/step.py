@@ -19,7 +19,7 @@ from simulator.ops.ops import Attention, Collective, Elementwise, Linear, Moe, O
 from simulator.ops.step import Step
 from simulator.ops.transfers import HostCompute, Transfer
 from simulator.ops.union import transfer_sigma
-from simulator.roofline.engine import StepParts
+from simulator.roofline.engine import Engine, StepParts
 from simulator.roofline.hardware import hardware
 from simulator.roofline.timing import OpTime, math_of, time_op, working_set_bytes
 from simulator.roofline.transfer import exposed
@@ -195,8 +195,8 @@ class Sums:
     ----------
     gpu_s, extra_s : Array
         Kernels, and `Engine.collective_extra_s` of the collectives [s].
-    launches, copies : Array
-        Kernels launched, and those among them that are no kernels of the stream [-].
+    launches, copies, alone : Array
+        Kernels launched, those among them that are no kernels of the stream, and those that meet an empty one [-].
     read_bytes : Array
         Weights and KV of linear layers and attention, each read once [B].
     graph_safe : bool
@@ -207,6 +207,7 @@ class Sums:
     extra_s: Array
     launches: Array
     copies: Array
+    alone: Array
     read_bytes: Array
     graph_safe: bool
     _details: Callable[[], Details]
@@ -219,13 +220,15 @@ class Sums:
         extra: Array = 0.0
         launches: Array = 0.0
         copies: Array = 0.0
+        alone: Array = 0.0
         read: Array = 0.0
         safe = True
         for t in times:
             op, count = t.op, t.op.count
             gpu = gpu + t.total_s
-            mine = count * op.launches if isinstance(op, Elementwise) else count
+            mine = submitted(op, engine)
             launches = launches + mine
+            alone = alone + alone_of(op, engine)
             if isinstance(op, Linear):
                 read = read + count * op.weight_read_bytes
             elif isinstance(op, Attention):
@@ -235,7 +238,7 @@ class Sums:
             elif isinstance(op, Transfer | HostCompute):
                 copies = copies + mine
             safe = safe and op.graph_safe and not op.host_sync
-        return cls(gpu, extra, launches, copies, read, safe, lambda: Details.of(group, times))
+        return cls(gpu, extra, launches, copies, alone, read, safe, lambda: Details.of(group, times))
 
     def __add__(self, other: Sums) -> Sums:
         return Sums(
@@ -243,6 +246,7 @@ class Sums:
             self.extra_s + other.extra_s,
             self.launches + other.launches,
             self.copies + other.copies,
+            self.alone + other.alone,
             self.read_bytes + other.read_bytes,
             self.graph_safe and other.graph_safe,
             lambda: self.details + other.details,
@@ -255,6 +259,7 @@ class Sums:
             _taken(self.extra_s, back),
             _taken(self.launches, back),
             _taken(self.copies, back),
+            _taken(self.alone, back),
             _taken(self.read_bytes, back),
             self.graph_safe,
             lambda: self.details.taken(back),
@@ -352,6 +357,7 @@ def finished(group: Group, step: Step, sums: Sums, times: tuple[OpTime, ...] = (
         prompt_tokens=step.prefill_rows * step.prefill_tokens if step.prefills else 0.0,
         floor_s=floor if engine.saves(step.prefills) else 0.0,
         copies=sums.copies,
+        alone=sums.alone,
     )
     sigma = engine.spread(device, step.prefills)
     return StepTime(parts, sums, mode, floor, sigma, transfer_sigma() if group.transferred else 0.0, times)
@@ -362,6 +368,19 @@ def _most_flop_per_s(device: Device, math: DType, nm24: bool) -> float:
     """Peak of the highest clock [flop/s]; 2:4 skips half of the operations."""
     hw = hardware(device, math_of(device, math))
     return hw.math_flop_per_s * hw.max_clock_ratio * (2.0 if nm24 else 1.0)
+
+
+def submitted(op: Op, engine: Engine) -> Array:
+    """Launches the host submits for `op`, in those of an op of the model [-]."""
+    if not isinstance(op, Elementwise):
+        return op.count
+    kernels = op.count * op.launches
+    return kernels * (engine.unfused(op.kind)[1] / engine.op_kernels) if op.overhead else kernels
+
+
+def alone_of(op: Op, engine: Engine) -> Array:
+    """Launches among them that meet an empty stream: small kernels around a value the host waits for [-]."""
+    return submitted(op, engine) if isinstance(op, Elementwise) and op.host_sync else 0.0
 
 
 def _attribute(t: OpTime, shares: Shares) -> None:

@@ -62,10 +62,13 @@ class Expand:
         Dense elements written to the tile per call [-].
     nonzeros : Array
         Stored values scattered per call [-].
+    instructions : Array
+        Instructions of single lanes that unpack values in registers per call [-].
     """
 
-    elements: Array
-    nonzeros: Array
+    elements: Array = 0.0
+    nonzeros: Array = 0.0
+    instructions: Array = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,6 +109,8 @@ class Linear:
         B is a weight that stays in memory; False where it is activations or cache, which others count.
     beside : tuple of str
         Prefixes of the roles it runs beside on another stream; empty: nothing.
+    instead : Linear, optional
+        The dense product that the software runs wherever it is the faster of the two.
     """
 
     role: str
@@ -126,6 +131,7 @@ class Linear:
     shared: float = 1.0
     keeps_weights: bool = True
     beside: tuple[str, ...] = ()
+    instead: Linear | None = None
     part: OpPart = OpPart.OTHER
     overhead: bool = False
     graph_safe: bool = True
@@ -394,12 +400,14 @@ class Elementwise:
         What is read.
     run_bytes : float
         Contiguous bytes per gathered piece [B].
-    pack_elements : Array
-        Elements pruned and packed by a compressor, which is bound by ALU, not by bytes [-].
     select_elements, select_rows : Array
         Elements a top-k searches, and the rows they stand in: a row is searched by one thread block [-].
     beside : tuple of str
         Prefixes of the roles it runs beside on another stream; empty: nothing.
+    launches : Array
+        Kernels of one call [-].
+    host_sync : float
+        Times the host waits for a value of one call [-]; its kernels are then submitted to an empty stream.
     """
 
     role: str
@@ -409,11 +417,10 @@ class Elementwise:
     flop: Array = 0.0
     operand: Operand = Operand.ACTIVATION
     run_bytes: float = STREAM
-    pack_elements: Array = 0.0
     select_elements: Array = 0.0
     select_rows: Array = 1.0
     beside: tuple[str, ...] = ()
-    launches: float = 1.0
+    launches: Array = 1.0
     count: Array = 1.0
     part: OpPart = OpPart.OTHER
     overhead: bool = False

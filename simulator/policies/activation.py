@@ -14,7 +14,9 @@ from simulator.model.layer import FfnSpec
 from simulator.model.spec import ModelSpec
 from simulator.ops.ops import Attention, Elementwise, Linear, Op
 from simulator.ops.part import OpPart
+from simulator.ops.traffic import Operand
 from simulator.policies.base import Aspect, Compatibility, Context, Policy, Swept, alias
+from simulator.policies.common import Fallback, or_dense
 from simulator.policies.contextual import measured_union, predictor
 from simulator.policies.grammar import POLICIES
 
@@ -26,7 +28,14 @@ _INPUT = {
     "mlp.down": "ffn.down",
 }
 """Tensor of a trace that is the input of a matrix."""
+_FALLBACK = "dense products at keep=1 and where they are faster"
 _ONE_TOKEN = Compatibility(chunked_prefill=False, speculative=False, gqa="no change")
+
+
+WAITING_KERNELS = {"index": 7.0, "split": 8.0}
+"""Kernels of CATS's ablation after the host has read how many neurons are left: the rest of ``nonzero`` (3), the gate's
+values, two gathered products, zeros under the second; one product more where up is not fused with the gate (flash_gemv,
+``flag_gemv_gemv_fuse_dejavu`` and ``flag_gemv_gemv_dejavu``)."""
 
 
 def _threshold(op: Op, ctx: Context, width: Array) -> Elementwise:
@@ -48,7 +57,9 @@ class Cats(Policy):
     """The gate is computed densely; only neurons whose |SiLU(x W_gate)| passes a threshold read up and down [1]_.
 
     Bytes of an FFN per token ``(1 + 2 keep) / 3`` of dense; rows of `hidden` elements are gathered. No predictor.
-    Rows of a batch unite. The prompt runs dense.
+    Rows of a batch unite. The prompt runs dense. ``kernel=flags`` is the paper's; in its ablation the survivors are
+    listed first, for which the host waits, and up is multiplied with the gate in its kernel (``index``) or in one of
+    its own (``split``).
 
     References
     ----------
@@ -66,6 +77,8 @@ class Cats(Policy):
     swept: ClassVar[Swept | None] = ("keep", "share")
 
     keep: float = Field(0.5, gt=0.0, le=1.0, description="share of neurons kept per token")
+    fallback: Fallback = Field("none", description=_FALLBACK)
+    kernel: Literal["flags", "index", "split"] = Field("flags", description="the paper's, or one of its ablation")
 
     def why_not(self, model: ModelSpec, fmt: Format) -> str | None:
         """It needs a gate."""
@@ -75,26 +88,53 @@ class Cats(Policy):
 
     def rewrite(self, op: Op, ctx: Context) -> tuple[Op, ...]:
         """Half of gate_up stays whole, the other half and down are gathered."""
-        if not ctx.decode_only or not isinstance(op, Linear):
+        if not ctx.decode_only or not isinstance(op, Linear) or _all_kept(self.fallback, self.keep):
             return (op,)
         union = measured_union(ctx, "ffn.gate", self.keep)
         if op.role == "mlp.gate_up":
             share = 0.5 + 0.5 * union
-            return (gathered(op, share, ctx, "n"), _threshold(op, ctx, op.n / 2.0))
+            mask = _threshold(op, ctx, op.n / 2.0)
+            up = gathered(op, share, ctx, "n", self.fallback)
+            return (up, mask) if self.kernel == "flags" else (up, mask, self._listed(op, ctx, union))
         if op.role == "mlp.down":
-            return (gathered(op, union, ctx, "k"),)
+            return (gathered(op, union, ctx, "k", self.fallback),)
         return (op,)
 
+    def _listed(self, op: Linear, ctx: Context, union: Array) -> Elementwise:
+        """Survivors' 64-bit indices and gate values; what follows is submitted after a wait."""
+        neurons, act = op.n / 2.0, op.fmt.act_bytes
+        return Elementwise(
+            role="mlp.index",
+            kind="unary",
+            read_bytes=neurons * (1.0 + act * union),
+            write_bytes=neurons * union * (16.0 + act),
+            operand=Operand.INDEX,
+            launches=WAITING_KERNELS[self.kernel],
+            host_sync=1.0,
+            count=op.count,
+            overhead=True,
+        )
 
-def gathered(op: Linear, union: Array, ctx: Context, axis: Literal["n", "k"]) -> Linear:
-    """`op` over `union` of its neurons (rows of `hidden` elements), picked one by one along `axis`."""
-    return replace(
+
+def _all_kept(fallback: Fallback, keep: float) -> bool:
+    return fallback == "dense" and keep == 1.0
+
+
+def gathered(
+    op: Linear, union: Array, ctx: Context, axis: Literal["n", "k"], fallback: Fallback = "none", run: float = 0.0
+) -> Linear:
+    """`op` over `union` of its neurons, picked one by one along `axis` in runs of `run` bytes.
+
+    A run is by default a row of `hidden` elements [B].
+    """
+    sparse = replace(
         op,
         read_keep=op.read_keep * union,
         flop_keep=op.flop_keep * union,
         gathered=axis,
-        run_bytes=ctx.model.hidden * op.fmt.weight_bytes,
+        run_bytes=run or ctx.model.hidden * op.fmt.weight_bytes,
     )
+    return or_dense(sparse, op, fallback)
 
 
 POLICIES.register("prosparse")(
@@ -113,8 +153,9 @@ class Teal(Policy):
     """Every linear layer skips the columns that meet a small input: magnitude thresholds per matrix [1]_.
 
     Weight bytes ``sum params (union of keep) b``, stored by column; one program reads `block` rows of a live
-    column. The mask test is inside the kernel. The output matrix stays dense; the prompt runs dense. With `rank` r the
-    skipped inputs pass two factors of rank ``r min(n, k)`` instead of none: two more products [2]_.
+    column. The mask test is inside the kernel. The output matrix stays dense; the prompt runs dense. The released
+    kernel takes one row, more run as a dense product: with ``fallback=dense`` each product runs the faster way. With
+    `rank` r the skipped inputs pass two factors of rank ``r min(n, k)`` instead of none: two more products [2]_.
 
     References
     ----------
@@ -139,6 +180,7 @@ class Teal(Policy):
     down_keep: float | None = Field(None, gt=0.0, le=1.0, description="inputs of down")
     block: int = Field(512, ge=8, le=4096, description="rows of a column one program reads, tuned up to 512")
     rank: float = Field(0.0, ge=0.0, le=1.0, description="rank of the skipped inputs' factors over a matrix's own")
+    fallback: Fallback = Field("dense", description=_FALLBACK)
 
     def why_not(self, model: ModelSpec, fmt: Format) -> str | None:
         """Ordinary matrices of at least 8 bits."""
@@ -162,9 +204,11 @@ class Teal(Policy):
         if not ctx.decode_only or not isinstance(op, Linear) or op.role not in shares:
             return (op,)
         own = shares[op.role]
-        union = measured_union(ctx, _INPUT[op.role], self.keep if own is None else own)
-        run = self.block * op.fmt.weight_bytes
-        sparse = replace(gathered(op, union, ctx, "k"), run_bytes=run)
+        keep = self.keep if own is None else own
+        if _all_kept(self.fallback, keep):
+            return (op,)
+        union = measured_union(ctx, _INPUT[op.role], keep)
+        sparse = gathered(op, union, ctx, "k", self.fallback, self.block * op.fmt.weight_bytes)
         return (sparse, *self._factors(op)) if self.rank else (sparse,)
 
     def _factors(self, op: Linear) -> tuple[Linear, Linear]:
@@ -185,7 +229,7 @@ for _name, _summary, _citation, _defaults in (
         "large inputs meet the matrix, the others a low-rank copy of it; half a square matrix's bytes",
         "Zhang et al. 2025, arXiv:2504.19449",
         # keep + 2 rank = 0.5; the split is assumed: a reproduction of its search left 95 % to the channels.
-        {"keep": 0.475, "rank": 0.0125},
+        {"keep": 0.475, "rank": 0.0125, "fallback": "none"},
     ),
 ):
     POLICIES.register(_name)(alias(Teal, _name, _summary, _citation, **_defaults))
@@ -216,6 +260,7 @@ class Relu(Policy):
     down_keep: float = Field(0.38, gt=0.0, le=1.0, description="non-zero inputs of down")
     up_keep: float = Field(1.0, gt=0.0, le=1.0, description="non-zero inputs of gate and up")
     qkv_keep: float = Field(1.0, gt=0.0, le=1.0, description="non-zero inputs of Q, K, V")
+    fallback: Fallback = Field("none", description=_FALLBACK)
 
     def why_not(self, model: ModelSpec, fmt: Format) -> str | None:
         """Ordinary FFNs."""
@@ -232,8 +277,7 @@ class Relu(Policy):
         if not ctx.decode_only or not isinstance(op, Linear) or shares.get(op.role, 1.0) == 1.0:
             return (op,)
         union = measured_union(ctx, _INPUT[op.role], shares[op.role])
-        run = float(op.n) * op.fmt.weight_bytes
-        return (replace(gathered(op, union, ctx, "k"), run_bytes=run),)
+        return (gathered(op, union, ctx, "k", self.fallback, float(op.n) * op.fmt.weight_bytes),)
 
 
 POLICIES.register("relu_stage2")(
@@ -277,6 +321,7 @@ class Polar(Policy):
     attn_keep: float = Field(0.5, gt=0.0, le=1.0, description="share of heads or groups kept")
     keep: float = Field(0.0955, gt=0.0, le=1.0, description="neurons per token in ReLU models; others stay dense")
     rank: int = Field(1024, ge=1, le=65536, description="width of the neuron router")
+    fallback: Fallback = Field("none", description=_FALLBACK)
 
     def why_not(self, model: ModelSpec, fmt: Format) -> str | None:
         """Ordinary FFNs."""
@@ -284,15 +329,16 @@ class Polar(Policy):
 
     def layer_key(self, index: int, n_layers: int) -> Hashable:
         """Layer 0's attention is dense."""
-        return index == 0
+        return index == 0 and not _all_kept(self.fallback, self.attn_keep)
 
     def rewrite(self, op: Op, ctx: Context) -> tuple[Op, ...]:
         """Routers, heads skipped inside the attention, gathered neurons."""
         if not ctx.decode_only or op.role == "lm_head":
             return (op,)
         ffn = ctx.layer.ffn
+        heads_kept = _all_kept(self.fallback, self.attn_keep)
         relu = isinstance(ffn, FfnSpec) and ffn.activation in ("relu", "relu2")
-        if isinstance(op, Attention) and ctx.index > 0:
+        if isinstance(op, Attention) and ctx.index > 0 and not heads_kept:
             heads = op.n_kv_heads if op.n_heads > op.n_kv_heads else op.n_heads
             router = Linear(
                 role="predictor.attn",
@@ -307,11 +353,13 @@ class Polar(Policy):
             return (router, replace(op, head_keep=self.attn_keep, kv_head_keep=self.attn_keep))
         if not relu or not isinstance(op, Linear) or not op.role.startswith("mlp."):
             return (op,)
+        if _all_kept(self.fallback, self.keep):
+            return (op,)
         assert isinstance(ffn, FfnSpec)
         union = measured_union(ctx, "ffn.down", self.keep)
         if op.role == "mlp.down":
-            return (gathered(op, union, ctx, "k"),)
+            return (gathered(op, union, ctx, "k", self.fallback),)
         router_ops = predictor(
             "predictor.mlp", ctx, rank=self.rank, outputs=ffn.intermediate, count=op.count, picked=self.keep
         )
-        return (*router_ops, gathered(op, union, ctx, "n"))
+        return (*router_ops, gathered(op, union, ctx, "n", self.fallback))

@@ -130,6 +130,8 @@ class KvLayout:
         Per kept token outside the GPU's memory, on the policy's `home` [B].
     reserved_tokens, piece_tokens : float
         Tokens reserved whatever the length, and the least piece that is allocated [tokens].
+    passing_bytes : float
+        Per prompt token of the one layer whose prompt is not yet evicted or compressed [B].
     """
 
     token_bytes: float
@@ -143,6 +145,7 @@ class KvLayout:
     off_bytes: float = 0.0
     reserved_tokens: float = 0.0
     piece_tokens: float = 1.0
+    passing_bytes: float = 0.0
 
     def kept(self, tokens: Array, prompt: Array | None = None) -> Array:
         """Tokens that are not dropped of `tokens` of context, `prompt` of them read as prompt [tokens]."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import replace
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 from pydantic import model_validator
 
 from simulator.base.arrays import Array, clip, maximum, minimum, where
-from simulator.ops.ops import STREAM, Attention, Elementwise, Op
+from simulator.ops.ops import STREAM, Attention, Elementwise, Linear, Op
 from simulator.ops.traffic import Operand
 from simulator.ops.transfers import Transfer
 from simulator.policies.base import Context, Policy, Swept
@@ -27,6 +27,15 @@ def band(index: int, n_layers: int) -> int:
 def band_depth(ctx: Context) -> float:
     """Middle of the band of the op's layer, 0 at the first layer and 1 at the last [-]."""
     return (band(ctx.index, ctx.model.n_layers) + 0.5) / BANDS
+
+
+Fallback = Literal["none", "dense"]
+"""Whether software has a dense path for a method: it then runs dense at keep=1, and each product the faster way."""
+
+
+def or_dense(sparse: Linear, dense: Linear, fallback: Fallback) -> Linear:
+    """`sparse`, or where the software has that path the `dense` product if it is faster."""
+    return replace(sparse, instead=dense) if fallback == "dense" else sparse
 
 
 def generated(op: Attention, ctx: Context) -> Array:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import replace
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import numpy as np
 from pydantic import Field
@@ -18,6 +18,7 @@ from simulator.ops.part import OpPart
 from simulator.ops.traffic import Operand
 from simulator.ops.union import union_density
 from simulator.policies.base import Aspect, Compatibility, Context, Policy, Swept
+from simulator.policies.common import Fallback, or_dense
 from simulator.policies.grammar import POLICIES
 
 _PREDICTOR = FORMATS["fp16"]
@@ -62,17 +63,23 @@ def kv_head_union(ctx: Context, keep: float) -> Array:
     return measured_union(ctx, tensor, kv_heads_kept(ctx, keep))
 
 
-def sparse_layer(op: Op, ctx: Context, *, heads: float, neurons: float, tensor: str = "ffn.down") -> Op:
+def sparse_layer(
+    op: Op, ctx: Context, *, heads: float, neurons: float, tensor: str = "ffn.down", fallback: Fallback = "none"
+) -> Op:
     """`op` with only the kept heads and neurons of a decode step.
 
-    Weights are read for the union over the rows of the step, multiply-adds done on that union, KV read per
-    sequence for the kept heads. Rows are gathered: one neuron is a row of `hidden` elements, one head `head_dim`.
-    `tensor` names what a neuron's choice is measured on in a trace.
+    One list of heads and one of neurons serves the whole batch, as the released kernels take it: weights and KV are
+    read, and multiply-adds done, for the union over the rows of the step. Rows are gathered: one neuron is a row of
+    `hidden` elements, one head `head_dim`. `tensor` names what a neuron's choice is measured on in a trace.
     """
     attention = ctx.layer.attention
     if isinstance(op, Attention):
-        kept = kv_heads_kept(ctx, heads)
-        return replace(op, head_keep=heads, kv_head_keep=kept, graph_safe=True)
+        return replace(
+            op,
+            head_keep=measured_union(ctx, "attn.head", heads),
+            kv_head_keep=kv_head_union(ctx, heads),
+            graph_safe=True,
+        )
     if not isinstance(op, Linear):
         return op
     row_bytes = ctx.model.hidden * op.fmt.weight_bytes
@@ -90,7 +97,8 @@ def sparse_layer(op: Op, ctx: Context, *, heads: float, neurons: float, tensor: 
         union, run, axis = measured_union(ctx, tensor, neurons), row_bytes, "k"
     else:
         return op
-    return replace(op, read_keep=union, flop_keep=op.flop_keep * union, gathered=axis, run_bytes=run)
+    sparse = replace(op, read_keep=union, flop_keep=op.flop_keep * union, gathered=axis, run_bytes=run)
+    return or_dense(sparse, op, fallback)
 
 
 def predictor(
@@ -211,7 +219,7 @@ class DejaVu(Policy):
     attn_keep: float = Field(0.5, gt=0.0, le=1.0, description="share of heads kept per token")
     mlp_rank: int = Field(1000, ge=1, le=65536, description="width of the MLP predictor")
     attn_rank: int = Field(512, ge=1, le=65536, description="width of the attention predictor")
-    fallback: Literal["none", "dense"] = Field("none", description="dense path at keep=1")
+    fallback: Fallback = Field("none", description="dense products at keep=1 and where they are faster")
 
     def why_not(self, model: ModelSpec, fmt: Format) -> str | None:
         """The method predicts exact zeros of ReLU."""
@@ -230,7 +238,7 @@ class DejaVu(Policy):
         """Predictors in front of the first product of each block, gathered products after."""
         if not ctx.decode_only or self._off or op.role == "lm_head":
             return (op,)
-        sparse = sparse_layer(op, ctx, heads=self.attn_keep, neurons=self.keep)
+        sparse = sparse_layer(op, ctx, heads=self.attn_keep, neurons=self.keep, fallback=self.fallback)
         if op.role == "attn.qkv":
             heads = ctx.layer.attention.n_heads
             return (
@@ -296,7 +304,7 @@ class ShadowLlm(Policy):
     keep: float = Field(0.5, gt=0.0, le=1.0, description="share of heads and of neurons kept per token")
     attn_keep: float | None = Field(None, gt=0.0, le=1.0, description="share of heads; default keep")
     rank: int = Field(2048, ge=1, le=65536, description="width of both predictors")
-    fallback: Literal["none", "dense"] = Field("none", description="dense path at keep=1")
+    fallback: Fallback = Field("none", description="dense products at keep=1 and where they are faster")
 
     def why_not(self, model: ModelSpec, fmt: Format) -> str | None:
         """Any model of ordinary heads and neurons."""
@@ -322,8 +330,9 @@ class ShadowLlm(Policy):
             if op.role.startswith("attn."):
                 return (op,)
             if op.role in ("mlp.gate_up", "mlp.up"):
-                return (*self._predictors(ctx), sparse_layer(op, ctx, heads=1.0, neurons=self.keep))
-        sparse = sparse_layer(op, ctx, heads=self._heads, neurons=self.keep)
+                sparse = sparse_layer(op, ctx, heads=1.0, neurons=self.keep, fallback=self.fallback)
+                return (*self._predictors(ctx), sparse)
+        sparse = sparse_layer(op, ctx, heads=self._heads, neurons=self.keep, fallback=self.fallback)
         return (sparse, _track(ctx, op.count)) if op.role == "attn.qkv" else (sparse,)
 
     def _predictors(self, ctx: Context) -> tuple[Op, ...]:

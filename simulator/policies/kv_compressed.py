@@ -36,14 +36,30 @@ def small_elements(op: Attention, window: float) -> Array:
     return op.batch * maximum(op.tokens - window, 0.0) * per_token
 
 
-def quantised(op: Attention, share: float, window: float) -> Attention:
-    """Decode attention over tokens of `share` of their dense bytes behind a dense `window`."""
+ELEMENT_INSTRUCTIONS, WORD_INSTRUCTIONS = 5.0, 15.0
+"""Lane instructions per quantised element (mask, shift, conversion, two multiply-adds) and per 32-bit word of them: 4
+loads (codes, scale, zero, input), 3 conversions, 8 of addresses and bounds (KIVI, quant/csrc/gemv_cuda.cu) [-]."""
+QUANTISE_KERNELS = 9.0
+"""Kernels that quantise and pack one tensor: extremes, scale (2), subtract, divide, clamp, round, convert, pack (KIVI,
+quant/new_pack.py)."""
+
+
+def unpacking(elements: Array, bits: float) -> Expand:
+    """Work of turning `elements` of `bits` bits each into numbers, in registers."""
+    return Expand(instructions=elements * (ELEMENT_INSTRUCTIONS + WORD_INSTRUCTIONS * bits / 32.0))
+
+
+def quantised(op: Attention, share: float, window: float, bits: float, readers: Array = 1.0) -> Attention:
+    """Decode attention over tokens of `share` of their dense bytes, `bits` an element, behind a dense `window`.
+
+    Each element is unpacked by `readers` thread blocks.
+    """
     dense = op.dense_bytes_per_token
     return replace(
         op,
         bytes_per_token=mean_token_bytes(op.tokens, dense, dense * share, window),
         run_bytes=op.run_bytes * share,
-        expand=Expand(elements=small_elements(op, window), nonzeros=0.0),
+        expand=unpacking(readers * small_elements(op, window), bits),
     )
 
 
@@ -53,14 +69,50 @@ def quantise(op: Attention, share: float) -> Elementwise:
     return copied("kv.quantise", op, new, new * share)
 
 
+WINDOW_KERNELS = 5.0
+"""Small kernels per layer beside those of the compressed part: K and V appended to the dense window, the window times K
+and times V, the sum of both outputs."""
+
+
+def split_scores(op: Attention, read: float, written: float, kernels: float) -> Elementwise:
+    """Scores that kernels hand to each other: bytes read and written per score, all `kernels` together."""
+    scores = op.batch * op.tokens * op.n_heads
+    return Elementwise(
+        role="kv.scores",
+        kind="softmax",
+        read_bytes=read * scores,
+        write_bytes=written * scores,
+        launches=kernels,
+        count=op.count,
+        overhead=True,
+    )
+
+
+def split_window(op: Attention, kernels: float = WINDOW_KERNELS) -> Elementwise:
+    """The dense window's own kernels; each moves outputs of fp32."""
+    outputs = 4.0 * op.batch * op.n_heads * op.head_dim
+    return Elementwise(
+        role="kv.parts",
+        kind="add",
+        read_bytes=2.0 * outputs * kernels,
+        write_bytes=outputs * kernels,
+        launches=kernels,
+        count=op.count,
+        overhead=True,
+    )
+
+
 @POLICIES.register("kv_quant")
 class KvQuant(Policy):
     """K and V in `bits` bits with a scale (and zero) per group; the newest tokens stay 16 bit.
 
-    Bytes per element ``bits / 8 + scale_bytes / group``, KIVI's ``bits / 8 + 4 / group`` by default [1]_;
-    dequantisation is fused into the attention kernel and costs one expanded element each. New tokens are quantised as
-    the window slides, a prompt in one pass. With ``rotate`` queries and new keys pass a head_dim x head_dim rotation
-    first [2]_; ``dense_ends`` first and last layers are left as they are.
+    Bytes per element ``bits / 8 + scale_bytes / group``, KIVI's ``bits / 8 + 4 / group`` by default [1]_; an element is
+    unpacked in registers by ``5 + 15 bits / 32`` lane instructions. New tokens are quantised as the window slides, a
+    prompt in one pass. With ``rotate`` queries and new keys pass a head_dim x head_dim rotation first [2]_;
+    ``dense_ends`` first and last layers are left as they are. ``kernel=fused`` does all of a decode step's attention in
+    one kernel; ``split`` is KIVI's released code: every query head unpacks for itself, scores pass through memory, the
+    window has kernels of its own, and V's codes and scales are copied whole to append a token (K's once per `window`
+    tokens).
 
     References
     ----------
@@ -84,6 +136,7 @@ class KvQuant(Policy):
     window: int = Field(128, ge=0, le=8192, description="newest tokens kept in 16 bit")
     rotate: bool = Field(False, description="queries and new keys are rotated")
     dense_ends: int = Field(0, ge=0, le=1000, description="first and last layers that stay in 16 bit")
+    kernel: Literal["fused", "split"] = Field("fused", description="one decode kernel, or as KIVI's released code")
 
     def layer_key(self, index: int, n_layers: int) -> Hashable:
         """The ends are dense."""
@@ -92,16 +145,19 @@ class KvQuant(Policy):
     def _dense(self, index: int, n_layers: int) -> bool:
         return not self.dense_ends <= index < n_layers - self.dense_ends
 
+    @property
+    def _bits(self) -> float:
+        return 0.5 * (int(self.bits) + int(self.v_bits or self.bits))
+
     def _share(self, dense_element_bytes: float) -> float:
-        bits = 0.5 * (int(self.bits) + int(self.v_bits or self.bits))
-        return (bits / 8.0 + self.scale_bytes / self.group) / dense_element_bytes
+        return (self._bits / 8.0 + self.scale_bytes / self.group) / dense_element_bytes
 
     def rewrite(self, op: Op, ctx: Context) -> tuple[Op, ...]:
         """Smaller tokens in decode, one quantising pass over what is new, and its rotation."""
         if not isinstance(op, Attention) or self._dense(ctx.index, ctx.model.n_layers):
             return (op,)
         share = self._share(op.kv_element_bytes)
-        extra: tuple[Op, ...] = (quantise(op, share),)
+        extra: tuple[Op, ...] = ()
         if self.rotate:
             rows = op.batch * op.q_len * (op.n_heads + op.n_kv_heads)
             rotation = Linear(
@@ -114,15 +170,32 @@ class KvQuant(Policy):
                 keeps_weights=False,
                 overhead=True,
             )
-            extra = (rotation, *extra)
-        return (op if op.phase == "prefill" else quantised(op, share, self.window), *extra)
+            extra = (rotation,)
+        bits, new = self._bits, quantise(op, share)
+        if self.kernel == "fused":
+            return (op if op.phase == "prefill" else quantised(op, share, self.window, bits), *extra, new)
+        if op.phase == "prefill":
+            return (op, *extra, replace(new, launches=2.0 * QUANTISE_KERNELS))
+        both = 1.0 + 1.0 / max(self.window, 1)  # V in every step, K when the window is full
+        stored = 0.5 * both * share * small_elements(op, self.window) * op.kv_element_bytes
+        return (
+            quantised(op, share, self.window, bits, op.n_heads / op.n_kv_heads),
+            split_scores(op, 12.0, 12.0, 4.0),  # from two parts to one row, scaled, softmax in fp32, rounded
+            split_window(op),
+            *extra,
+            replace(new, launches=QUANTISE_KERNELS * both),
+            replace(copied("kv.append", op, stored, stored), launches=3.0 * both),
+        )
 
     def layout(self, kv: KvLayout, ctx: Context) -> KvLayout:
         """Groups of small elements behind a dense window."""
         if self._dense(ctx.index, ctx.model.n_layers):
             return kv
         return replace(
-            kv, token_bytes=kv.token_bytes * self._share(ctx.kv_element_bytes), dense_tokens=float(self.window)
+            kv,
+            token_bytes=kv.token_bytes * self._share(ctx.kv_element_bytes),
+            dense_tokens=float(self.window),
+            passing_bytes=kv.dense_bytes,
         )
 
 
@@ -131,7 +204,7 @@ for _name, _summary, _citation, _defaults in (
         "kivi",
         "K per channel and V per token in 2 bits, groups of 32, newest tokens in 16 bit",
         "Liu et al. 2024, arXiv:2402.02750",
-        {"bits": "2", "group": 32},
+        {"bits": "2", "group": 32, "kernel": "split"},
     ),
     (
         "turboquant",
@@ -181,9 +254,12 @@ class ZipVl(Policy):
     group: int = Field(128, ge=16, le=4096, description="elements that share a scale and a zero")
     probe: int = Field(128, ge=1, le=4096, description="query rows scored in full")
 
+    @property
+    def _bits(self) -> float:
+        return self.keep * int(self.bits_high) + (1.0 - self.keep) * int(self.bits_low)
+
     def _share(self, dense_element_bytes: float) -> float:
-        bits = self.keep * int(self.bits_high) + (1.0 - self.keep) * int(self.bits_low)
-        return (bits / 8.0 + _SCALE_BYTES / self.group) / dense_element_bytes
+        return (self._bits / 8.0 + _SCALE_BYTES / self.group) / dense_element_bytes
 
     def rewrite(self, op: Op, ctx: Context) -> tuple[Op, ...]:
         """Fewer pairs in the prompt, smaller tokens in decode."""
@@ -192,7 +268,7 @@ class ZipVl(Policy):
         share = self._share(op.kv_element_bytes)
         pack = quantise(op, share)
         if op.phase == "decode":
-            return (quantised(op, share, 0.0), pack)
+            return (quantised(op, share, 0.0, self._bits), pack)
         rows = minimum(float(self.probe), op.q_len)
         probe = scoring_pass(replace(op, q_len=rows), 1.0, role="kv.probe")
         kept = op.batch * op.kv_len * self.keep
@@ -201,18 +277,47 @@ class ZipVl(Policy):
 
     def layout(self, kv: KvLayout, ctx: Context) -> KvLayout:
         """Mixed precision, no dense window."""
-        return replace(kv, token_bytes=kv.token_bytes * self._share(ctx.kv_element_bytes))
+        share = self._share(ctx.kv_element_bytes)
+        return replace(kv, token_bytes=kv.token_bytes * share, passing_bytes=kv.dense_bytes)
 
 
 TILE = 64
 """Elements per bitmap tile."""
 TILE_BYTES = 8 + 4
 """64-bit bitmap and 32-bit offset of one tile [B]."""
-PARTS = 6.0
-"""Further small kernels per layer: dense window times K and times V, one row of scores from two, sum of both outputs,
-K and V appended to the window."""
 PAD_ELEMENTS = 3.5
 """Expected padding of a tile's non-zeros to a multiple of 8."""
+PACK_GROUP = 256.0
+"""Tokens that leave the dense window together."""
+PRUNE_KERNELS, HEAD_KERNELS, LATER_KERNELS = 24.0, 6.0, 5.0
+"""Kernels per packing of K and V for all heads; and for each sequence and KV head, whose pieces and offsets a Python
+loop cuts and waits for (``.item()``), in the first packing and in later ones (kernel/compression.py)."""
+
+
+def packed(op: Attention, keep: float) -> Elementwise:
+    """Prune and pack the new tokens' K and V as released: a prompt's at once, a generated token's share of its group.
+
+    Per element 9 reads and 5 writes of eager kernels, two of masks, the kept ones read once and written twice; the
+    k-th largest magnitude of every head vector is searched.
+    """
+    b = op.kv_element_bytes
+    elements = op.batch * op.q_len * op.dense_bytes_per_token / b
+    heads = 2.0 * op.batch * op.n_kv_heads
+    first = op.phase == "prefill"
+    kernels = PRUNE_KERNELS + heads * (HEAD_KERNELS if first else LATER_KERNELS)
+    return Elementwise(
+        role="kv.pack",
+        kind="copy",
+        read_bytes=elements * (9.0 * b + 1.0 + b * keep),
+        write_bytes=elements * (5.0 * b + 1.0 + 2.0 * b * keep),
+        operand=Operand.KV,
+        select_elements=elements,
+        select_rows=elements / op.head_dim,
+        launches=kernels if first else kernels / PACK_GROUP,
+        host_sync=2.0 if first else 0.0,
+        count=op.count,
+        overhead=True,
+    )
 
 
 def bitmap_ratio(keep: float, element_bytes: float = 2.0) -> float:
@@ -231,14 +336,17 @@ def bitmap_ratio(keep: float, element_bytes: float = 2.0) -> float:
 class Mustafar(Policy):
     """K and V pruned per token to their largest magnitudes and stored as bitmap tiles [1]_.
 
-    Decode reads ``r(keep) = keep + 0.148`` of the dense bytes behind a dense window, expands in shared memory,
-    multiplies densely with the query padded to eight rows, and writes fp32 scores out once. The window has kernels
-    of its own, whose output is added. A prompt is pruned and packed after its attention; each new token as it leaves
-    the window.
+    Decode reads ``r(keep) = keep + 0.148`` of the dense bytes behind a dense window, expanded in shared memory and
+    multiplied densely. ``kernel=split`` is the released code [2]_: every query head expands for itself, padded to eight
+    rows; each step joins the heads' pieces of values into one and converts the bitmaps, both whole, and hands scores of
+    eight rows through memory. The window has kernels of its own, whose output is added. A prompt is pruned and packed
+    after its attention, head by head with a wait of the host; generated tokens in groups of 256. ``kernel=fused`` packs
+    in one pass, expands once for a group of heads and passes fp32 scores once.
 
     References
     ----------
     .. [1] "Mustafar: Promoting Unstructured Sparsity for KV Cache Pruning", arXiv:2505.22913.
+    .. [2] github.com/dhjoo98/mustafar, models/llama_mustafar_kernel.py and kernel/.
     """
 
     name: ClassVar[str] = "mustafar"
@@ -256,6 +364,7 @@ class Mustafar(Policy):
     keep: float = Field(0.3, gt=0.0, le=1.0, description="share of K elements kept per token")
     keep_v: float | None = Field(None, gt=0.0, le=1.0, description="share of V kept; default keep")
     window: int = Field(32, ge=0, le=4096, description="newest tokens kept dense")
+    kernel: Literal["split", "fused"] = Field("split", description="as the released code, or all that fits fused")
     fallback: Literal["none", "dense"] = Field("none", description="dense path at keep=1")
 
     @property
@@ -272,52 +381,42 @@ class Mustafar(Policy):
             return (op,)
         share = self._share(op.kv_element_bytes)
         dense = op.dense_bytes_per_token
-        new_elements = op.batch * op.q_len * dense / op.kv_element_bytes
-        pack = Elementwise(
-            role="kv.pack",
-            kind="copy",
-            read_bytes=new_elements * op.kv_element_bytes,
-            write_bytes=new_elements * op.kv_element_bytes * share,
-            pack_elements=new_elements,
-            operand=Operand.KV,
-            launches=2.0,
-            count=op.count,
-            overhead=True,
-        )
+        keep = 0.5 * (self.keep + (self.keep if self.keep_v is None else self.keep_v))
+        fused = self.kernel == "fused"
+        new = op.batch * op.q_len * dense
+        pack = replace(copied("kv.pack", op, new, new * share), launches=2.0) if fused else packed(op, keep)
         if op.phase == "prefill":
             return (op, pack)
         elements = small_elements(op, self.window)
-        keep_v = self.keep if self.keep_v is None else self.keep_v
-        score_bytes = 4.0 * op.batch * op.tokens * op.n_heads
-        scores = Elementwise(
-            role="kv.scores",
-            kind="softmax",
-            read_bytes=score_bytes,
-            write_bytes=score_bytes,
-            count=op.count,
-            overhead=True,
-        )
+        group = 1.0 if fused else op.n_heads / op.n_kv_heads
         attention = replace(
             op,
             bytes_per_token=mean_token_bytes(op.tokens, dense, dense * share, self.window),
             run_bytes=op.run_bytes * share,
-            expand=Expand(elements=elements, nonzeros=elements * 0.5 * (self.keep + keep_v)),
+            expand=Expand(elements=group * elements, nonzeros=group * elements * keep),
         )
-        outputs = 4.0 * op.batch * op.n_heads * op.head_dim
-        parts = Elementwise(
-            role="kv.parts",
-            kind="add",
-            read_bytes=2.0 * outputs,
-            write_bytes=outputs,
-            count=op.count * PARTS,
-            overhead=True,
+        if group > 1.0:
+            attention = replace(attention, tile_bytes=group * attention.kv_read_bytes)
+        if fused:
+            return (attention, split_scores(op, 4.0, 4.0, 1.0), pack)
+        values = elements * (op.kv_element_bytes * (keep + PAD_ELEMENTS / TILE) + 8.0 / TILE)
+        # Joined to one row, scaled, softmax in fp32, rounded, padded to eight rows: 12 B in and out for one row, 16 for
+        # eight; the K product writes eight rows over zeros, the V product reads them.
+        return (
+            attention,
+            replace(copied("kv.join", op, values, values), launches=4.0),
+            split_scores(op, 28.0, 58.0, 6.0),
+            split_window(op, WINDOW_KERNELS + 2.0),  # the query padded, zeros under the output
+            pack,
         )
-        return (attention, scores, parts, pack)
 
     def layout(self, kv: KvLayout, ctx: Context) -> KvLayout:
         """Bitmap tiles behind a dense window."""
         if self._off:
             return kv
         return replace(
-            kv, token_bytes=kv.token_bytes * self._share(ctx.kv_element_bytes), dense_tokens=float(self.window)
+            kv,
+            token_bytes=kv.token_bytes * self._share(ctx.kv_element_bytes),
+            dense_tokens=float(self.window),
+            passing_bytes=kv.dense_bytes,
         )

@@ -17,6 +17,9 @@ SCORE_BYTES = {"fp32": 24.0, "fp16": 12.0}
 """Bytes moved per score [B]: written 2, scaled 4, masked 4, softmax to fp32 6, rounded 6, read 2 (transformers);
 or written 2, masked 4, softmax in 16 bit 4, read 2 (FlexGen's pytorch_backend.py, which scales the queries)."""
 
+SCORE_KERNELS = {"fp32": 4.0, "fp16": 2.0}
+"""Kernels between the two products: scale, mask, softmax, round; or mask and softmax."""
+
 
 @POLICIES.register("eager_attention")
 class EagerAttention(Policy):
@@ -24,7 +27,8 @@ class EagerAttention(Policy):
 
     ``cache=concat`` reads and writes K and V of the whole context in every decode step. ``kernel=eager`` writes K and V
     once per query head where heads share them (g times the bytes) and reads those; moves 24 B per (query, key, head),
-    or 12 with ``scores=fp16``; and computes the masked half of a prompt too. ``kernel=flash`` does neither.
+    or 12 with ``scores=fp16``; and computes the masked half of a prompt too. ``kernel=sdpa`` repeats K and V alike but
+    keeps its scores in the kernel, ``kernel=flash`` does neither.
 
     References
     ----------
@@ -48,7 +52,7 @@ class EagerAttention(Policy):
     always_shown: ClassVar[tuple[str, ...]] = ("cache", "kernel")
 
     cache: Literal["concat", "static"] = Field("concat", description="how a token is appended")
-    kernel: Literal["eager", "flash"] = Field("eager", description="how attention is computed")
+    kernel: Literal["eager", "sdpa", "flash"] = Field("eager", description="how attention is computed")
     scores: Literal["fp32", "fp16"] = Field("fp32", description="precision of an eager softmax")
 
     def rewrite(self, op: Op, ctx: Context) -> tuple[Op, ...]:
@@ -58,16 +62,19 @@ class EagerAttention(Policy):
         before: list[Op] = []
         read = op.kv_read_bytes
         if self.cache == "concat" and op.phase == "decode":
-            before.append(copied("kv.concat", op, read, read))
+            before.append(replace(copied("kv.concat", op, read, read), launches=2.0))
         if self.kernel == "flash":
             return (*before, op)
         group = op.n_heads / op.n_kv_heads
         if group > 1.0:
             # Read once, written g times, and g - 1 reads more by the products than `op` counts.
-            before.append(copied("kv.repeat", op, read * group, read * group))
+            before.append(replace(copied("kv.repeat", op, read * group, read * group), launches=2.0))
+        if self.kernel == "sdpa":
+            return (*before, op)
         pairs = op.batch * op.n_heads * op.head_keep * op.q_len * op.tokens
         moved = 0.5 * SCORE_BYTES[self.scores] * pairs
         scores = copied("attn.scores", op, moved, moved, operand=Operand.ACTIVATION)
+        scores = replace(scores, launches=SCORE_KERNELS[self.scores])
         if op.phase == "prefill":
             # bmm computes all pairs of the square, the masked ones too.
             masked = 1.0 if op.pair_keep is None else op.pair_keep

@@ -6,7 +6,7 @@ import math
 from collections.abc import Hashable
 from dataclasses import replace
 from math import inf
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -37,7 +37,7 @@ class StreamingLlm(Policy):
     aspects: ClassVar[frozenset[Aspect]] = frozenset({Aspect.KV_TOKENS})
     compatibility: ClassVar[Compatibility] = Compatibility(mla=False, prefix_cache=False)
     citation: ClassVar[str] = "Xiao et al. 2023, arXiv:2309.17453"
-    not_modelled: ClassVar[str] = "accuracy; peak KV of the prompt before eviction is held one layer at a time"
+    not_modelled: ClassVar[str] = "accuracy"
     always_shown: ClassVar[tuple[str, ...]] = ("window",)
     swept: ClassVar[Swept | None] = ("window", "tokens")
 
@@ -67,7 +67,8 @@ class StreamingLlm(Policy):
 
     def layout(self, kv: KvLayout, ctx: Context) -> KvLayout:
         """A constant number of tokens."""
-        return replace(kv, max_tokens=min(kv.max_tokens, float(self.sinks + self.window)))
+        most = min(kv.max_tokens, float(self.sinks + self.window))
+        return replace(kv, max_tokens=most, passing_bytes=kv.dense_bytes)
 
 
 @POLICIES.register("h2o")
@@ -98,7 +99,7 @@ class H2o(Policy):
         gqa="scores of a group are added up; one set per KV head",
     )
     citation: ClassVar[str] = "Zhang et al. 2023, arXiv:2306.14048"
-    not_modelled: ClassVar[str] = "accuracy; the full cache of the layer that is being compressed"
+    not_modelled: ClassVar[str] = "accuracy"
     always_shown: ClassVar[tuple[str, ...]] = ("keep",)
     swept: ClassVar[Swept | None] = ("keep", "share")
 
@@ -162,6 +163,7 @@ class H2o(Policy):
             kv,
             keep=self.keep,
             max_tokens=min(kv.max_tokens, float(self.budget)),
+            passing_bytes=kv.dense_bytes,
             meta_bytes=kv.meta_bytes + (4.0 * heads if self.track else 0.0),
         )
 
@@ -186,13 +188,15 @@ class SnapKv(Policy):
     After the prompt: `observe` query rows against all keys, pooling, a top-k over P per KV head, and a gather of
     the kept KV. Decode reads ``min(P, budget) + generated`` tokens. With ``taper`` t the budget of a layer falls
     linearly over depth from ``(2 - 1/t) budget`` to ``budget / t`` [2]_; with ``head_groups`` heads of unlike
-    budgets (mean `budget`) run as so many kernels [3]_.
+    budgets (mean `budget`) run as so many kernels [3]_. ``gqa=repeated`` is the
+    released code [4]_: K and V are repeated for every query head before the choice, and kept so.
 
     References
     ----------
     .. [1] Li et al., "SnapKV", arXiv:2404.14469.
     .. [2] Cai et al., "PyramidKV", arXiv:2406.02069.
     .. [3] "UNComp", arXiv:2410.03090.
+    .. [4] github.com/FasterDecoding/SnapKV, snapkv/monkeypatch; also Zefan-Cai/KVCache-Factory.
     """
 
     name: ClassVar[str] = "snapkv"
@@ -204,10 +208,10 @@ class SnapKv(Policy):
         prefix_cache=False,
         chunked_prefill=False,
         needs_scores=True,
-        gqa="scores are averaged over a group; one set per KV head",
+        gqa="scores are averaged over a group, one set per KV head; or a cache per query head (repeated)",
     )
     citation: ClassVar[str] = "Li et al. 2024, arXiv:2404.14469"
-    not_modelled: ClassVar[str] = "accuracy; the full cache of the layer that is being compressed"
+    not_modelled: ClassVar[str] = "accuracy"
     always_shown: ClassVar[tuple[str, ...]] = ("budget",)
     swept: ClassVar[Swept | None] = ("budget", "tokens")
 
@@ -215,6 +219,9 @@ class SnapKv(Policy):
     observe: int = Field(32, ge=1, le=4096, description="last query rows that vote")
     taper: float = Field(1.0, ge=1.0, le=1000.0, description="mean over last layer's budget")
     head_groups: int = Field(1, ge=1, le=64, description="groups of heads with unlike budgets")
+    gqa: Literal["shared", "repeated"] = Field(
+        "shared", description="a cache per KV head, or per query head as the released code keeps it"
+    )
 
     def layer_key(self, index: int, n_layers: int) -> Hashable:
         """Budgets by depth, in bands."""
@@ -230,6 +237,8 @@ class SnapKv(Policy):
         if not isinstance(op, Attention):
             return (op,)
         budget = self._budget(ctx)
+        if self.gqa == "repeated":
+            op = replace(op, n_kv_heads=op.n_heads)
         if op.phase == "decode":
             kept = minimum(prompt_of(op, ctx), budget) + generated(op, ctx)
             kept = minimum(maximum(kept, 1.0), op.tokens)
@@ -257,7 +266,15 @@ class SnapKv(Policy):
         """The picked part of the prompt and every generated token."""
         # A sliding window bounds generated tokens too.
         most = min(kv.max_tokens, self._budget(ctx))
-        return replace(kv, max_tokens=most, grows=kv.max_tokens == inf)
+        each = ctx.layer.attention.group_size if self.gqa == "repeated" else 1.0
+        return replace(
+            kv,
+            token_bytes=kv.token_bytes * each,
+            dense_bytes=kv.dense_bytes * each,
+            max_tokens=most,
+            grows=kv.max_tokens == inf,
+            passing_bytes=kv.dense_bytes * each,
+        )
 
 
 POLICIES.register("pyramidkv")(

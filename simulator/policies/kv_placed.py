@@ -14,9 +14,9 @@ from simulator.ops.ops import Attention, Elementwise, Linear, Op
 from simulator.ops.traffic import Operand
 from simulator.ops.transfers import HostCompute, Transfer
 from simulator.policies.base import Aspect, Compatibility, Context, KvLayout, Policy, Swept, alias
-from simulator.policies.common import scoring_pass, select, store, top_k
+from simulator.policies.common import copied, scoring_pass, select, store, top_k
 from simulator.policies.grammar import POLICIES
-from simulator.policies.kv_trained import POOL
+from simulator.policies.kv_trained import POOL, pooled
 
 
 @POLICIES.register("shadowkv")
@@ -24,8 +24,9 @@ class ShadowKv(Policy):
     """K as low-rank factors and landmarks on the GPU, V in host memory; picked chunks are rebuilt and fetched [1]_.
 
     Per step and layer: landmarks (one mean key per chunk) are read and scored by every query head, softmaxed, and
-    their maximum per KV head picks the best `chunks`. Those not cached (``1 - hit``) get K from ``A [rank] B`` and V
-    over the link, the slower of both. Attention reads ``(chunks + outliers) chunk + local`` tokens.
+    their maximum per KV head picks the best `chunks`. Those not cached (``1 - hit``) get K from ``A [rank] B``, one
+    product per sequence and KV head whose rows are gathered by chunks, then a rotary pass, and V over the link, the
+    slower of both. Those cached move to new places. Attention reads ``(chunks + outliers) chunk + local`` tokens.
 
     References
     ----------
@@ -76,6 +77,7 @@ class ShadowKv(Policy):
                 overhead=True,
             )
             return (op, svd, store(op, rows * op.dense_bytes_per_token / 2.0))
+        run = self.chunk * op.head_dim * op.kv_element_bytes
         ops = select(
             op,
             budget=self._held,
@@ -83,7 +85,7 @@ class ShadowKv(Policy):
             unit=self.chunk,
             unit_bytes=op.dense_bytes_per_token / 2.0,
             unit_flop=2.0 * op.n_heads * op.head_dim,
-            run_bytes=self.chunk * op.head_dim * op.kv_element_bytes,
+            run_bytes=run,
             picked=float(self.chunks),
             heads=op.n_kv_heads,
             scored=op.n_heads,
@@ -91,28 +93,42 @@ class ShadowKv(Policy):
         active = op.tokens > self._held
         missed = (1.0 - self.hit) * self._picked
         count = where(active, op.count, 0.0)
-        width = op.n_kv_heads * op.head_dim
+        keys = op.batch * op.dense_bytes_per_token / 2.0
         rebuild = Linear(
             role="kv.rebuild",
             keeps_weights=False,
             m=max(missed, 1e-9),
-            n=width,
+            n=op.head_dim,
             k=float(self.rank),
-            groups=op.batch,
+            groups=op.batch * op.n_kv_heads,
             fmt=sixteen_bit(ctx.fmt),
             count=count,
             overhead=True,
         )
+        factors = op.batch * missed * op.n_kv_heads * self.rank * 2.0
+        rotate = Elementwise(
+            role="kv.rotate",
+            kind="copy",
+            # The product fetched its factors from memory, which its own time takes for activations in the cache.
+            read_bytes=factors + missed * keys,
+            write_bytes=missed * keys,
+            operand=Operand.KV,
+            run_bytes=self.chunk * self.rank * 2.0,
+            count=count,
+            overhead=True,
+        )
+        cached = self.hit * self._picked * 2.0 * keys
+        reorder = copied("kv.reorder", op, cached, cached, count=count, run_bytes=run)
         fetch = Transfer(
             role="kv.fetch",
             tier="host",
             read_bytes=op.batch * missed * op.dense_bytes_per_token / 2.0,
-            chunk_bytes=self.chunk * op.head_dim * op.kv_element_bytes,
-            beside=("kv.rebuild",),
+            chunk_bytes=run,
+            beside=("kv.rebuild", "kv.rotate"),
             count=count,
         )
         units = op.batch * where(active, op.tokens / self.chunk, 0.0)
-        return (ops[0], *self._united(op, units, count), ops[1], rebuild, fetch, ops[2])
+        return (ops[0], *self._united(op, units, count), ops[1], reorder, rebuild, rotate, fetch, ops[2])
 
     def _united(self, op: Attention, units: Array, count: Array) -> tuple[Elementwise, ...]:
         """Softmax of every query head's scores, and their maximum per KV head, in fp32."""
@@ -174,8 +190,9 @@ class Nosa(Policy):
         """Pooled scores, top-k, fetch of the missing blocks, attention."""
         if not isinstance(op, Attention):
             return (op,)
+        pool = pooled(op, self.stride, values=False)
         if op.phase == "prefill":
-            return (op, store(op, op.batch * op.q_len * op.dense_bytes_per_token))
+            return (op, pool, store(op, op.batch * op.q_len * op.dense_bytes_per_token))
         run = self.block * op.head_dim * op.kv_element_bytes
         ops = select(
             op,
@@ -197,7 +214,7 @@ class Nosa(Policy):
             chunk_bytes=run,
             count=where(active, op.count, 0.0),
         )
-        return (*ops[:2], fetch, ops[2])
+        return (pool, *ops[:2], fetch, ops[2])
 
     def layout(self, kv: KvLayout, ctx: Context) -> KvLayout:
         """The cache and the pooled keys; everything else elsewhere."""

@@ -21,7 +21,8 @@ class Quest(Policy):
     """Pages of the KV cache are scored by their key minima and maxima; the best `budget` tokens are read [1]_.
 
     Per step and KV head: the statistics, 1/page of the K and V bytes; a top-k over S/page scores per query head;
-    then ``budget`` tokens in runs of one page. Query heads that share a KV head each pick their own pages, so up
+    then ``budget`` tokens in runs of one page. A new token reads and writes the statistics of its page, a prompt reads
+    its keys and writes one set per page. Query heads that share a KV head each pick their own pages, so up
     to ``min(g * budget, S)`` tokens are read. Contexts inside the budget run dense, as does the prompt. With
     ``score=mean`` one mean key stands for a page: half the statistics and half their products.
 
@@ -62,17 +63,25 @@ class Quest(Policy):
 
     def rewrite(self, op: Op, ctx: Context) -> tuple[Op, ...]:
         """Estimate, top-k and a paged gather where the context exceeds the budget."""
-        if not isinstance(op, Attention) or op.phase == "prefill" or ctx.index < self.dense_layers:
+        if not isinstance(op, Attention) or ctx.index < self.dense_layers:
             return (op,)
+        keys = op.batch * op.q_len * op.dense_bytes_per_token / 2.0
+        kept = keys * self._vectors
+        if op.phase == "prefill":
+            return (op, copied("kv.statistics", op, keys, kept / self.page))
+        upkeep = copied("kv.statistics", op, kept, kept)
         group = max(op.n_heads / op.n_kv_heads, 1.0) if self.gqa == "union" else 1.0
-        return select(
-            op,
-            budget=self.budget,
-            read=group * self.budget,
-            unit=self.page,
-            unit_bytes=op.dense_bytes_per_token * self._vectors / 2.0,
-            unit_flop=2.0 * self._vectors * op.n_heads * op.head_dim,
-            run_bytes=self.page * op.head_dim * op.kv_element_bytes,
+        return (
+            upkeep,
+            *select(
+                op,
+                budget=self.budget,
+                read=group * self.budget,
+                unit=self.page,
+                unit_bytes=op.dense_bytes_per_token * self._vectors / 2.0,
+                unit_flop=2.0 * self._vectors * op.n_heads * op.head_dim,
+                run_bytes=self.page * op.head_dim * op.kv_element_bytes,
+            ),
         )
 
     def layout(self, kv: KvLayout, ctx: Context) -> KvLayout:
@@ -155,9 +164,10 @@ class DoubleSparsity(Policy):
             return (op,)
         whole = op.batch * op.q_len * op.dense_bytes_per_token
         stored = (store(op, whole),) if self.offload else ()
+        new = op.batch * op.q_len * self._label_bytes(op.n_kv_heads)
+        label = copied("kv.label", op, new, new)
         if op.phase == "prefill":
-            new = op.batch * op.q_len * self._label_bytes(op.n_kv_heads)
-            return (op, copied("kv.label", op, new, new), *stored)
+            return (op, label, *stored)
         group = max(op.n_heads / op.n_kv_heads, 1.0) if self.gqa == "union" else 1.0
         run = op.head_dim * op.kv_element_bytes
         ops = select(
@@ -170,7 +180,7 @@ class DoubleSparsity(Policy):
             run_bytes=run,
         )
         if not self.offload:
-            return ops
+            return (label, *ops)
         fetch = Transfer(
             role="kv.fetch",
             tier="host",
@@ -179,7 +189,7 @@ class DoubleSparsity(Policy):
             beside=("attn.", "mlp.", "norm", "kv."),
             count=ops[0].count,
         )
-        return (*ops, fetch, *stored)
+        return (label, *ops, fetch, *stored)
 
     def layout(self, kv: KvLayout, ctx: Context) -> KvLayout:
         """Labels beside the cache, or labels and a double buffer in place of it."""

@@ -22,6 +22,17 @@ POOL = 1.25
 """Q K^T of InfLLM-V2's selection with its coarse normalisation, over that of the pooled keys [-]."""
 
 
+POOLED_TWICE = 2.0
+"""Pooled blocks of 2 `stride` tokens that start every `stride`: each token is read for two of them [-]."""
+
+
+def pooled(op: Attention, stride: float, *, values: bool) -> Elementwise:
+    """New pooled keys (with `values` those too) of the tokens of a step; a decode step makes one in `stride`."""
+    new = op.batch * op.q_len * op.dense_bytes_per_token * (1.0 if values else 0.5)
+    steps = stride if op.phase == "decode" else 1.0
+    return copied("kv.pool", op, POOLED_TWICE * new * steps, new / stride * steps, count=op.count / steps)
+
+
 def _loaded_per_query(op: Attention, share: Array) -> Array:
     """K and V loaded where every query of a KV head picks blocks of its own [B]."""
     return op.batch * op.pairs * share * op.dense_bytes_per_token
@@ -32,14 +43,17 @@ class Nsa(Policy):
     """Three gated branches: compressed tokens, the best `blocks` of them in full, a sliding window [1]_.
 
     One compressed K and V per `stride` tokens (1/stride of the cache beside it). Decode reads ``(S - 2 stride) / stride
-    + blocks * block + window`` tokens; the heads of a group share their blocks. The prompt computes the same per query:
-    the compressed branch's scores are kept for the top-k. A kernel that walks queries pads a group to 16 rows
-    (``order=query``); one that walks blocks [2]_ writes `blocks` partial outputs per query instead (``order=block``).
+    + blocks * block + window`` tokens; the heads of a group share their blocks. The prompt computes the same per query.
+    As in the open port [3]_ the compressed branch runs causally, then Q K^T once more over the whole rectangle for the
+    top-k: fp32 scores per KV head are zeroed, written, and summed up to blocks. A kernel that walks queries pads a
+    group to 16 rows (``order=query``); one that walks blocks [2]_ writes `blocks` partial outputs per query instead
+    (``order=block``).
 
     References
     ----------
     .. [1] Yuan et al., "Native Sparse Attention", arXiv:2502.11089.
     .. [2] "Flash Sparse Attention", arXiv:2508.18224.
+    .. [3] github.com/XunhaoLai/native-sparse-attention-triton, ops/triton/compressed_attention.py.
     """
 
     name: ClassVar[str] = "nsa"
@@ -66,19 +80,23 @@ class Nsa(Policy):
         """Compressed branch, top-k, then the selected blocks and the window."""
         if not isinstance(op, Attention):
             return (op,)
+        pool = pooled(op, self.stride, values=True)
         if op.phase == "prefill":
-            return self._prompt(op)
-        return select(
-            op,
-            budget=self._budget,
-            read=self._budget,
-            unit=self.stride,
-            unit_bytes=op.dense_bytes_per_token,
-            unit_flop=4.0 * op.n_heads * op.head_dim,
-            run_bytes=self.block * op.head_dim * op.kv_element_bytes,
-            heads=op.n_kv_heads,
-            picked=float(self.blocks),
-            searched=self.block,
+            return (pool, *self._prompt(op))
+        return (
+            pool,
+            *select(
+                op,
+                budget=self._budget,
+                read=self._budget,
+                unit=self.stride,
+                unit_bytes=op.dense_bytes_per_token,
+                unit_flop=4.0 * op.n_heads * op.head_dim,
+                run_bytes=self.block * op.head_dim * op.kv_element_bytes,
+                heads=op.n_kv_heads,
+                picked=float(self.blocks),
+                searched=self.block,
+            ),
         )
 
     def _prompt(self, op: Attention) -> tuple[Op, ...]:
@@ -87,28 +105,30 @@ class Nsa(Policy):
         active = op.kv_len > self._budget
         rows = op.batch * op.q_len * where(active, 1.0, 0.0)
         count = where(active, op.count, 0.0)
-        units = rows * op.kv_len / self.stride / 2.0
-        # The branch's own attention, and Q K^T once more for the top-k, summed over the group and written.
+        units = rows * op.kv_len / self.stride
+        blocks = units * (self.stride / self.block)
         compressed = replace(
             op,
             role="kv.estimate.prefill",
-            pair_keep=1.5 / self.stride,
-            bytes_per_token=op.dense_bytes_per_token * 1.5 / self.stride,
+            pair_keep=1.0 / self.stride,
+            bytes_per_token=op.dense_bytes_per_token / self.stride,
             stores=False,
             count=count,
             overhead=True,
         )
-        scored = units * op.n_kv_heads * 4.0
-        kept = copied("kv.scores", op, 0.0, scored, operand=Operand.INDEX, count=count)
-        pick = top_k(
-            units * (self.stride / self.block), rows * self.blocks, heads=op.n_kv_heads, rows=rows, count=count
-        )
+        # Its blocks do not stop at the diagonal.
+        whole = op.q_len * op.kv_len / op.pairs / self.stride
+        again = replace(scoring_pass(op, whole, keys=1.0 / self.stride, role="kv.estimate.scores"), count=count)
+        scored, summed = units * op.n_kv_heads * 4.0, blocks * op.n_kv_heads * 4.0
+        written = 2.0 * (scored + summed)  # zeroed first
+        kept = replace(copied("kv.scores", op, scored, written, operand=Operand.INDEX, count=count), launches=4.0)
+        pick = top_k(blocks, rows * self.blocks, heads=op.n_kv_heads, rows=rows, count=count)
         if self.order == "query":
             waste = where(active, max(TILE_ROWS / group, 1.0), 1.0)
             loaded = where(active, _loaded_per_query(op, share), 0.0)
-            return (compressed, kept, pick, replace(op, pair_keep=share * waste, tile_bytes=loaded))
+            return (compressed, again, kept, pick, replace(op, pair_keep=share * waste, tile_bytes=loaded))
         reduce = partial_outputs(op, rows, self.blocks, count)
-        return (compressed, kept, pick, replace(op, pair_keep=share), reduce)
+        return (compressed, again, kept, pick, replace(op, pair_keep=share), reduce)
 
     def layout(self, kv: KvLayout, ctx: Context) -> KvLayout:
         """A compressed K and V per stride."""
@@ -153,18 +173,22 @@ class InfLlmV2(Policy):
         """Pooled scores, top-k, attention over the blocks."""
         if not isinstance(op, Attention):
             return (op,)
+        pool = pooled(op, self.stride, values=False)
         if op.phase == "decode":
-            return select(
-                op,
-                budget=self._budget,
-                read=self._budget,
-                unit=self.stride,
-                unit_bytes=op.dense_bytes_per_token / 2.0,
-                unit_flop=2.0 * POOL * op.n_heads * op.head_dim,
-                run_bytes=self.block * op.head_dim * op.kv_element_bytes,
-                heads=op.n_kv_heads,
-                picked=float(self.blocks),
-                searched=self.block,
+            return (
+                pool,
+                *select(
+                    op,
+                    budget=self._budget,
+                    read=self._budget,
+                    unit=self.stride,
+                    unit_bytes=op.dense_bytes_per_token / 2.0,
+                    unit_flop=2.0 * POOL * op.n_heads * op.head_dim,
+                    run_bytes=self.block * op.head_dim * op.kv_element_bytes,
+                    heads=op.n_kv_heads,
+                    picked=float(self.blocks),
+                    searched=self.block,
+                ),
             )
         active = op.kv_len > self._budget
         rows = op.batch * op.q_len * where(active, 1.0, 0.0)
@@ -175,7 +199,7 @@ class InfLlmV2(Policy):
         pick = top_k(units, rows * self.blocks, heads=op.n_kv_heads, rows=rows, count=count)
         share = bounded_pairs(op, self._budget)
         loaded = where(active, _loaded_per_query(op, share), 0.0)
-        return (scores, pick, replace(op, pair_keep=share, tile_bytes=loaded))
+        return (pool, scores, pick, replace(op, pair_keep=share, tile_bytes=loaded))
 
     def layout(self, kv: KvLayout, ctx: Context) -> KvLayout:
         """A pooled key per stride."""
@@ -186,9 +210,9 @@ class InfLlmV2(Policy):
 class Dsa(Policy):
     """DeepSeek's sparse attention: a small fp8 indexer scores every token, MLA reads the best `budget` [1]_.
 
-    Indexer per token: one key of `index_dim` fp8 elements and its scale, ``index_dim + 4`` bytes read per token and
-    step, ``2 index_heads index_dim`` multiply-adds; its own projections in every layer. The latents are gathered
-    one by one.
+    Indexer per token: one key of `index_dim` fp8 elements and its scale, written once, ``index_dim + 4`` bytes read per
+    token and step, ``2 index_heads index_dim`` multiply-adds; its own projections in every layer. The latents are
+    gathered one by one.
 
     References
     ----------
@@ -249,13 +273,14 @@ class Dsa(Policy):
             overhead=True,
         )
         rows = op.batch * op.q_len
+        key = copied("kv.index_key", op, rows * self.index_dim * 2.0, rows * self._key_bytes, operand=Operand.INDEX)
         pick = top_k(op.batch * op.pairs, rows * self.budget, heads=1.0, rows=rows, count=count)
         if op.phase == "prefill":
             sparse = replace(op, pair_keep=bounded_pairs(op, float(self.budget)))
         else:
             read = minimum(op.tokens, float(self.budget))
             sparse = replace(op, attended=read, run_bytes=op.dense_bytes_per_token)
-        return (index, pick, sparse)
+        return (key, index, pick, sparse)
 
     def layout(self, kv: KvLayout, ctx: Context) -> KvLayout:
         """An index key per token."""

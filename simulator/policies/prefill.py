@@ -9,13 +9,18 @@ from typing import ClassVar
 from pydantic import Field
 
 from simulator.base.arrays import minimum, where
-from simulator.ops.ops import Attention, Op
+from simulator.base.dtypes import sixteen_bit
+from simulator.ops.ops import Attention, Linear, Op
 from simulator.policies.base import Aspect, Compatibility, Context, Policy, Swept, alias
 from simulator.policies.common import bounded_pairs, copied, scoring_pass, top_k
 from simulator.policies.grammar import POLICIES
 
 QUERY_BLOCK = 64.0
 """Queries that a block of MInference's kernels computes [-]."""
+INDEX_KERNELS = 40.0
+"""Small kernels per head around the scores and the sparse kernel: mask (2), softmax, sums (4), fills (2), two top-k
+with their sorts (10), padding of Q, K and V (3), two sorts and conversions (10), sizes and the index (7), the copy of
+the output (minference_forward.py, pit_sparse_flash_attention_v2.py)."""
 _PROMPT_ONLY = Compatibility(mla=False, chunked_prefill=False, gqa="patterns are per query head")
 
 
@@ -24,11 +29,14 @@ class MInference(Policy):
     """Every head has an offline pattern; its lines or blocks are found for the prompt at hand [1]_.
 
     Vertical-slash, the commonest: the last 64 queries against all keys give column and diagonal sums, then a query
-    attends to ``vertical + slash`` tokens. The index is built between the kernels, so no graph holds the step.
+    attends to ``vertical + slash`` tokens. As released [2]_ a Python loop takes the heads one by one, K and V repeated
+    for each: `INDEX_KERNELS` small kernels and one sparse kernel per head and layer, whatever the length of the prompt,
+    and no dense path for a short one. The index is built between the kernels, so no graph holds the step.
 
     References
     ----------
     .. [1] Jiang et al., "MInference 1.0", arXiv:2407.02490.
+    .. [2] github.com/microsoft/MInference, minference/modules/minference_forward.py.
     """
 
     name: ClassVar[str] = "minference"
@@ -37,7 +45,7 @@ class MInference(Policy):
     aspects: ClassVar[frozenset[Aspect]] = frozenset({Aspect.PREFILL_MASK})
     compatibility: ClassVar[Compatibility] = _PROMPT_ONLY
     citation: ClassVar[str] = "Jiang et al. 2024, arXiv:2407.02490"
-    not_modelled: ClassVar[str] = "accuracy; the 2-3 s its unoptimised path spends on index building up to 10K tokens"
+    not_modelled: ClassVar[str] = "accuracy; compilation of the Triton kernels in the first call"
 
     vertical: int = Field(1000, ge=0, le=10_000_000, description="columns per head")
     slash: int = Field(6096, ge=0, le=10_000_000, description="diagonals per head")
@@ -47,17 +55,34 @@ class MInference(Policy):
         """Scores of the last rows, line selection, block-sparse attention."""
         if not isinstance(op, Attention) or op.phase == "decode":
             return (op,)
-        budget = float(self.vertical + self.slash)
-        count = where(op.kv_len > budget, op.count, 0.0)
+        budget = minimum(float(self.vertical + self.slash), 2.0 * op.kv_len)
+        heads = op.n_heads
+        one = replace(op, n_heads=1.0, n_kv_heads=op.n_kv_heads / heads, count=op.count * heads, graph_safe=False)
         rows = minimum(float(self.observe), op.q_len)
-        vote = scoring_pass(replace(op, q_len=rows), 1.0, role="kv.observe")
-        pick = top_k(2.0 * op.batch * op.kv_len, op.batch * budget, heads=op.n_heads, rows=2.0 * op.batch, count=count)
+        vote = Linear(
+            role="kv.observe",
+            keeps_weights=False,
+            m=op.batch * rows,
+            n=op.kv_len,
+            k=op.head_dim,
+            fmt=sixteen_bit(ctx.fmt),
+            count=one.count,
+            overhead=True,
+            graph_safe=False,
+        )
+        pick = top_k(2.0 * op.batch * op.kv_len, op.batch * budget, heads=1.0, rows=2.0 * op.batch, count=one.count)
+        # Scores masked, softmaxed to fp32, summed twice; Q, K and V copied to padded ones.
+        scores, padded = op.batch * rows * op.kv_len, 3.0 * op.batch * op.q_len * op.head_dim * 2.0
+        index = replace(
+            copied("kv.index", op, 20.0 * scores + padded, 10.0 * scores + padded, count=one.count),
+            launches=INDEX_KERNELS,
+        )
+        repeated = op.batch * op.q_len * op.dense_bytes_per_token
+        repeat = copied("kv.repeat", op, repeated, repeated * heads / op.n_kv_heads)
+        # A block of 64 queries loads lines of its own.
         share = bounded_pairs(op, budget)
-        # Each head's blocks of 64 queries load lines of their own.
-        token = op.dense_bytes_per_token / op.n_kv_heads
-        loaded = op.batch * op.pairs * share * op.n_heads * token / QUERY_BLOCK
-        sparse = replace(op, pair_keep=share, tile_bytes=where(count > 0.0, loaded, 0.0), graph_safe=False)
-        return (replace(vote, count=count), pick, sparse)
+        loaded = op.batch * op.pairs * share * (op.dense_bytes_per_token / op.n_kv_heads) / QUERY_BLOCK
+        return (repeat, vote, index, pick, replace(one, pair_keep=share, tile_bytes=loaded))
 
 
 @POLICIES.register("sample_attention")

@@ -67,7 +67,7 @@ class SparseWeights(ByDepth):
     format     bytes per dense weight                      flop                              expansion
     ========== =========================================== ================================= ==================
     tiled_csl  4 keep + 10/8192 [1]_                       dense, tensor cores               elements, non-zeros
-    bitmap     b keep + 1/8 + 4/4096 [2]_                  dense, tensor cores               elements
+    bitmap     b keep + 1/8 + 4/4096 [2]_                  dense, tensor cores               elements, non-zeros
     csr        (b + 4) keep + 4/k [3]_                     keep, ordinary fp32 lanes         none
     sparta     9/16 b, and CSR of what 2:4 cannot hold     half at 2:4, the rest as CSR      none
     ========== =========================================== ================================= ==================
@@ -87,7 +87,7 @@ class SparseWeights(ByDepth):
     aspects: ClassVar[frozenset[Aspect]] = frozenset({Aspect.WEIGHT_FORMAT})
     citation: ClassVar[str] = "Xia et al. 2023, arXiv:2309.10285"
     not_modelled: ClassVar[str] = (
-        "accuracy; uneven rows; activation reads of CSR through the cache; the scatter of a bitmap"
+        "accuracy; uneven rows; activation reads of CSR through the cache; a bitmap's cheaper counting of places"
     )
 
     keep: float = Field(0.5, gt=0.0, le=1.0, description="share of weights that are not zero")
@@ -110,11 +110,10 @@ class SparseWeights(ByDepth):
             return (op,)
         keep, b = self._keep(ctx), op.fmt.weight_bytes
         elements = op.n * op.k
+        expand = Expand(elements=elements, nonzeros=elements * keep)
         if self.format == "tiled_csl":
-            expand = Expand(elements=elements, nonzeros=elements * keep)
             return (replace(op, bytes_per_weight=tiled_csl_bytes(keep), expand=expand),)
         if self.format == "bitmap":
-            expand = Expand(elements=elements, nonzeros=0.0)
             return (replace(op, bytes_per_weight=bitmap_bytes(keep, b), expand=expand),)
         lanes = replace(op.fmt, math=DType.FP32)
         if self.format == "csr":

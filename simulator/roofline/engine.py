@@ -56,6 +56,9 @@ class Engine:
         The host waits for the GPU after every layer, so that kernels are not submitted ahead.
     launch_eager_s, launch_graph_s : float
         Host seconds per kernel launch, one by one and inside a replayed graph [s].
+    op_kernels : float
+        Kernels that `launch_eager_s` submits for an op of the model, where the engine does not fuse; those a policy
+        adds are counted one by one [-].
     schedule_s : float
         Host seconds between two steps that the GPU waits for [s].
     row_s, token_s : float
@@ -102,6 +105,7 @@ class Engine:
     schedule_s: float
     row_s: float
     waits_by_layer: bool = False
+    op_kernels: float = 1.0
     token_s: float = 0.0
     rank_s: float = 0.0
     hidden_s: float = 0.0
@@ -144,6 +148,7 @@ class Engine:
         prompt_tokens: Array,
         floor_s: Array = 0.0,
         copies: Array = 0.0,
+        alone: Array = 0.0,
     ) -> StepParts:
         """Time of one step from the sum of its kernels.
 
@@ -159,6 +164,8 @@ class Engine:
             Least time of the step's weights and KV; what the engine saves never goes below it [s].
         copies : Array
             Launches among them that are no kernels of the stream: none of their time is hidden there [-].
+        alone : Array
+            Launches among them submitted while the stream is empty, because the host waited for a value [-].
         """
         host = self.host.get(device.arch, 1.0)
         stretch = self.prefill_stretch if prefills else self.decode_stretch
@@ -175,8 +182,13 @@ class Engine:
         wait = host * self.schedule_s + (host * self.row_s) * sequences
         if prefills and self.token_s:
             wait = wait + (host * self.token_s) * prompt_tokens
-        busy = stream + submit if self.waits_by_layer else maximum(stream, submit)
+        exposed = self.exposed_s(device, alone)
+        busy = stream + submit if self.waits_by_layer else maximum(stream, submit - exposed) + exposed
         return StepParts(busy + wait, stream, submit, wait, gain)
+
+    def exposed_s(self, device: Device, launches: Array) -> Array:
+        """Host time of `launches` to an empty stream: the host has just waited for a value [s]."""
+        return launches * (self.host.get(device.arch, 1.0) * self.launch_eager_s)
 
     def saves(self, prefills: bool) -> bool:
         """Whether a step may take less than the sum of its kernels."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from functools import lru_cache
 
-from simulator.base.arrays import Array, clip, maximum
+from simulator.base.arrays import Array, clip, maximum, some
 from simulator.base.errors import UnsupportedError
 from simulator.device.fits import ANY
 from simulator.device.types import Device
@@ -19,11 +19,8 @@ EXPAND_ELEMENTS_PER_SM_CYCLE = 17.7
 This and `EXPAND_NONZEROS_PER_SM_CYCLE`: Flash-LLM's published kernels on A100 (arXiv:2309.10285), 36864 x 12288,
 B=8: t = MK/2.7e12 + NNZ/7.3e11 s with 108 SMs at 1.41 GHz; carried to other cards as EXTRAPOLATED.
 """
-PACK_ELEMENTS_PER_SM_CYCLE = 5.3e-3
-"""Elements pruned by k-th value and packed per SM and cycle [-].
-
-From Mustafar's published TTFT (arXiv:2505.22913, appendix C.3): 4.29 GB of KV in 1.14 s on 142 SMs at 2.5 GHz.
-"""
+ISSUED_PER_SM_CYCLE = 128.0
+"""Instructions of single lanes an SM can issue per cycle: four schedulers, a warp of 32 each [-]."""
 SELECT_ELEMENTS_PER_SM_CYCLE = 0.22
 """Elements a radix selection searches per SM and cycle, all its passes counted [-].
 
@@ -41,21 +38,20 @@ Triton's NSA 0.52-0.63).
 
 
 def expand_s(expand: Expand | None, hw: Hardware) -> Array:
-    """Seconds the ordinary lanes need to rebuild dense tiles [s].
+    """Seconds the ordinary lanes need to rebuild dense tiles, or to unpack values in registers [s].
 
-    ``elements / (17.7 SM f) + nonzeros / (4.8 SM f)``; 4.8 gives way to what was measured of the device.
+    ``elements / (17.7 SM f) + nonzeros / (4.8 SM f) + instructions / min(128 SM f, lanes)``; 4.8 gives way to what was
+    measured of the device, and lanes is its fp32 rate, a fused multiply-add counted twice.
     """
     if expand is None:
         return 0.0
     cycles = hw.sm_count * hw.clock_hz
-    return expand.elements / (EXPAND_ELEMENTS_PER_SM_CYCLE * cycles) + expand.nonzeros / (
+    tiles = expand.elements / (EXPAND_ELEMENTS_PER_SM_CYCLE * cycles) + expand.nonzeros / (
         hw.nonzeros_per_cycle * cycles
     )
-
-
-def pack_s(elements: Array, hw: Hardware) -> Array:
-    """Seconds to prune and pack `elements` [s]."""
-    return elements / (PACK_ELEMENTS_PER_SM_CYCLE * hw.sm_count * hw.clock_hz)
+    if not some(expand.instructions):
+        return tiles
+    return tiles + expand.instructions / min(ISSUED_PER_SM_CYCLE * cycles, hw.vector_flop_per_s or math.inf)
 
 
 def select_s(elements: Array, rows: Array, hw: Hardware) -> Array:

@@ -26,7 +26,7 @@ from simulator.roofline.hardware import Hardware, hardware
 from simulator.roofline.lookup import Found, key_of, lookup
 from simulator.roofline.moe import moe_time
 from simulator.roofline.optime import OpTime
-from simulator.roofline.sparse import expand_s, gathered_bytes, nm24_shares, pack_s, select_s, tile_s
+from simulator.roofline.sparse import expand_s, gathered_bytes, nm24_shares, select_s, tile_s
 from simulator.roofline.transfer import host_s, transfer_s
 
 # Kinds the elementwise fits know; ours in between are timed as the nearest of them.
@@ -109,6 +109,18 @@ def _time(op: Op, device: Device, engine: Engine, touched: Array) -> _Raw:
 
 @_time.register
 def _linear(op: Linear, device: Device, engine: Engine, touched: Array) -> _Raw:
+    own = _product(op, device, engine, touched)
+    return own if op.instead is None else _faster(own, _product(op.instead, device, engine, touched))
+
+
+def _faster(sparse: _Raw, dense: _Raw) -> _Raw:
+    """Point by point the faster of a sparse product and the dense one its software can run; as sure as the sparse."""
+    wins = sparse.total < dense.total
+    times = {n: where(wins, getattr(sparse, n), getattr(dense, n)) for n in ("total", "math", "memory", "launch")}
+    return sparse._replace(**times)
+
+
+def _product(op: Linear, device: Device, engine: Engine, touched: Array) -> _Raw:
     hw = _among(hardware(device, math_of(device, op.fmt.math)), touched)
     found = _answer(op, device, engine)
     fit = found.fit
@@ -243,11 +255,12 @@ def _elementwise(op: Elementwise, device: Device, engine: Engine, touched: Array
         coef=fit.coefficients,
         surface=fit.surface,
     )
-    vector = op.flop / hw.vector_flop_per_s if hw.vector_flop_per_s else 0.0
-    lanes = vector + pack_s(op.pack_elements, hw)
+    lanes = op.flop / hw.vector_flop_per_s if hw.vector_flop_per_s else 0.0
     if some(op.select_elements):
         lanes = lanes + select_s(op.select_elements, op.select_rows, hw)
-    total = maximum(t.total_s, lanes + t.launch_s) + (kernels - 1.0) * fit.coefficients["t0_s"]
+    # Where the host waits for each of them, a kernel's start is part of that wait.
+    more = 0.0 if op.host_sync else kernels * op.launches - 1.0
+    total = maximum(t.total_s, lanes + t.launch_s) + more * fit.coefficients["t0_s"]
     if hw.cached is None and op.operand in (Operand.KV, Operand.WEIGHT):
         # The kernel before did not leave these in L2, as benchmarks of activations do (shares above 1). Where
         # the caches were measured, the bytes touched in between say where operands come from.

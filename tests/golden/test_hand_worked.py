@@ -91,13 +91,13 @@ def test_mustafar_published_sizes() -> None:
 
 
 def test_mustafar_keeps_a_dense_window_and_writes_its_scores() -> None:
-    """S = 4096, w = 32: (32 + 4064 (0.3 + 19/128)) / 4096 of the bytes; scores 2 x 4 B x S x 32 heads."""
+    """S = 4096, w = 32: (32 + 4064 (0.3 + 19/128)) / 4096 of the bytes; scores (28 + 58) B x S x 32 heads."""
     ops = decode("llama-2-7b", "mustafar(keep=0.3)")
     share = (32 + 4064 * (0.3 + 19 / 128)) / 4096
     assert kv_read(ops) == pytest.approx(4096 * 524_288 * share)
     scores = next(o for o in ops if o.role == "kv.scores")
     assert isinstance(scores, Elementwise)
-    assert scores.read_bytes + scores.write_bytes == 2 * 4 * 4096 * 32
+    assert scores.read_bytes + scores.write_bytes == (28 + 58) * 4096 * 32
 
 
 PREDICTORS = [("opt-6.7b", 4096, 16384, 32, 32), ("opt-30b", 7168, 28672, 48, 56)]

@@ -241,12 +241,16 @@ def test_nsa_pads_small_groups_and_fsa_reduces_partial_outputs() -> None:
 
 
 def test_nsa_keeps_its_compressed_scores() -> None:
-    """P = 8192: 8192 x 512 / 2 causal scores for each of 8 KV heads, 4 B each, and Q K^T of the branch twice:
-    1.5 / 16 of a causal attention's products."""
+    """P = 8192: the branch computes 1/16 of a causal attention, then Q K^T over all 8192 x 512 pairs of each head. Of
+    these scores 8192 x 512 for each of 8 KV heads, 4 B each, are zeroed, written and read; a quarter as many sums are
+    zeroed and written."""
     ops = prompt("llama-3.1-8b", "nsa", 8192.0)
-    assert total(ops, "kv.scores", "write_bytes") == LAYERS * 8192 * 512 / 2 * 8 * 4
+    scores = 8192 * 512 * 8 * 4
+    assert total(ops, "kv.scores", "read_bytes") == LAYERS * scores
+    assert total(ops, "kv.scores", "write_bytes") == LAYERS * 2 * 1.25 * scores
     dense = core(prompt("llama-3.1-8b", "dense", 8192.0)).flop
-    assert total(ops, "kv.estimate.prefill", "flop") == pytest.approx(LAYERS * dense * 1.5 / 16)
+    assert total(ops, "kv.estimate.prefill", "flop") == pytest.approx(LAYERS * dense / 16)
+    assert total(ops, "kv.estimate.scores", "flop") == pytest.approx(LAYERS * 2 * 32 * 128 * 8192 * 512)
 
 
 def test_infllm_v2_attends_96_blocks() -> None:
@@ -279,11 +283,12 @@ def bounded(tokens: float, budget: float) -> float:
 
 
 def test_minference_lines_per_query() -> None:
-    """1000 vertical + 6096 slash = 7096 tokens a query at P = 100,000; 64 rows are scored in full, Q K^T only."""
+    """1000 vertical + 6096 slash = 7096 tokens a query at P = 100,000; 64 rows meet all keys, Q K^T only; 32 heads in
+    turn."""
     ops = prompt("llama-3.1-8b", "minference", 100_000.0)
-    assert core(ops).flop == pytest.approx(4 * 4096 * bounded(100_000, 7096))
-    rows = 64 * (100_000 - 64) + 64 * 65 / 2
-    assert total(ops, "kv.observe", "flop") == pytest.approx(LAYERS * 0.5 * 4 * 4096 * rows)
+    assert core(ops).flop == pytest.approx(4 * 128 * bounded(100_000, 7096))
+    assert core(ops).count == LAYERS * 32
+    assert total(ops, "kv.observe", "flop") == pytest.approx(LAYERS * 2 * 4096 * 64 * 100_000)
     assert not core(ops).graph_safe
 
 
@@ -312,22 +317,22 @@ def one(ops: list[Op], role: str) -> tuple[float, float]:
 
 def test_scoring_passes_read_keys_and_store_nothing() -> None:
     """Llama-3.1-8B, K of a token 2048 B. P = 16,384: InfLLM-V2 reads one pooled key in 16 tokens, DHSA one in 256,
-    MInference, SnapKV and the sample all of them; NSA one K and V in 16, and that K once more: 1.5 / 16 of 4096 B.
-    None writes K or V or an output but NSA's branch; Q is read."""
+    SnapKV and the sample all of them; NSA one K and V in 16 of 4096 B, and that K once more. None writes K or V or an
+    output but NSA's branch; Q is read."""
     p, key = 16_384, 2048
     for policy, role, read in (
         ("infllm_v2", "kv.estimate.prefill", p / 16 * key),
         ("dhsa", "kv.estimate.prefill", p / 256 * key),
-        ("minference", "kv.observe", p * key),
         ("snapkv", "kv.observe", p * key),
         ("sample_attention", "kv.estimate.prefill", p * key),
         ("zipvl", "kv.probe", p * key),
-        ("nsa", "kv.estimate.prefill", p * 1.5 / 16 * 2 * key),
+        ("nsa", "kv.estimate.prefill", p / 16 * 2 * key),
+        ("nsa", "kv.estimate.scores", p / 16 * key),
     ):
         ops = prompt("llama-3.1-8b", policy, float(p))
         assert one(ops, role) == (pytest.approx(read), 0.0), policy
         out = of(ops, role)[0].traffic().access[Operand.ACTIVATION].write_bytes
-        assert np.sum(out) == (p * 8192 if policy == "nsa" else 0.0), policy
+        assert np.sum(out) == (p * 8192 if (policy, role) == ("nsa", "kv.estimate.prefill") else 0.0), policy
         assert one(ops, "attn.core.prefill") == (p * GQA, p * GQA)
 
 

@@ -58,14 +58,16 @@ def roles(ops: list[Op]) -> set[str]:
 
 
 def test_mustafar_decode() -> None:
-    """Two rows: 16,384 new elements, packed to 0.3 + 19/128 = 0.4484375 of 32,768 B in two kernels. 2 x 32 x 1000 fp32
-    scores out and in; both outputs of 2 x 4096 fp32 read, one written, in six kernels. 968 tokens behind the window are
-    expanded, three in ten of their elements scattered."""
+    """Two rows of 0.3 + 19/128 = 0.4484375 of their bytes. 968 tokens behind the window are expanded, three in ten of
+    their elements scattered. 2 x 32 x 1000 scores: 28 B in, 58 out, six kernels; both outputs of 2 x 4096 fp32 read,
+    one written, in seven. Values of 968 tokens are joined, with bitmaps of 8 B in 64: 2 (0.3 + 3.5 / 64) + 1/8 B each.
+    """
     share = 0.4484375
     ops = decode("llama-2-7b", "mustafar(keep=0.3)", 1000.0)
-    the(ops, "kv.pack", read_bytes=32_768, write_bytes=32_768 * share, pack_elements=16_384, count=32, launches=2)
-    the(ops, "kv.scores", read_bytes=256_000, write_bytes=256_000, count=32, operand=Operand.ACTIVATION, overhead=True)
-    the(ops, "kv.parts", read_bytes=65_536, write_bytes=32_768, count=6 * 32, overhead=True)
+    the(ops, "kv.scores", read_bytes=28 * 64_000, write_bytes=58 * 64_000, launches=6, count=32, overhead=True)
+    the(ops, "kv.parts", read_bytes=7 * 65_536, write_bytes=7 * 32_768, launches=7, count=32, overhead=True)
+    joined = 2 * 968 * 8192 * (2 * (0.3 + 3.5 / 64) + 1 / 8)
+    the(ops, "kv.join", read_bytes=joined, write_bytes=joined, launches=4, count=32, operand=Operand.KV)
     core = the(ops, "attn.core", bytes_per_token=MHA * (32 + 968 * share) / 1000)
     assert isinstance(core, Attention)
     assert core.expand is not None
@@ -88,8 +90,8 @@ def test_mustafar_keeps_more_of_v_and_wider_elements() -> None:
 def test_mustafar_prompt() -> None:
     """Two prompts of 100 are attended densely, then packed."""
     ops = prompt("llama-2-7b", "mustafar", 100.0)
-    the(ops, "kv.pack", pack_elements=200 * 8192)
-    assert not roles(ops) & {"kv.scores", "kv.parts"}
+    the(ops, "kv.pack", select_elements=200 * 8192)
+    assert not roles(ops) & {"kv.scores", "kv.parts", "kv.join"}
     the(ops, "attn.core.prefill", bytes_per_token=None)
 
 
@@ -235,12 +237,12 @@ def test_dsa_projects_its_index() -> None:
 
 
 def test_minference_searches_lines() -> None:
-    """2 x 2 x 10,000 columns and diagonals for each of 32 heads, 7096 picked; each head's blocks of 64 queries load
-    lines of their own: 2 x pairs x 32 heads x 512 B / 64."""
+    """2 x 2 x 10,000 columns and diagonals of each head, 7096 picked; its blocks of 64 queries load lines of their own:
+    2 x pairs x 512 B / 64. 32 x 32 times."""
     ops = prompt("llama-3.1-8b", "minference", 10_000.0)
-    the(ops, "kv.top_k", read_bytes=40_000 * 128, write_bytes=2 * 7096 * 128, select_rows=4 * 32)
+    the(ops, "kv.top_k", read_bytes=40_000 * 4, write_bytes=2 * 7096 * 4, select_rows=4, count=1024)
     pairs = 7096 * 7097 / 2 + 2904 * 7096
-    the(ops, "attn.core.prefill", tile_bytes=2 * pairs * 32 * 512 / 64)
+    the(ops, "attn.core.prefill", tile_bytes=2 * pairs * 512 / 64, count=1024)
 
 
 def test_dhsa_scores_chunks() -> None:
@@ -355,12 +357,15 @@ def test_lamina_beside_the_rest_of_the_block() -> None:
 
 def test_shadowkv_ops() -> None:
     """Two rows of 1250 chunks: 2048 B of landmark and 2 x 4096 flop each, 32 heads' scores; 0.4 x 2048 tokens rebuilt
-    per row, fetched in chunks of 8 x 256 B beside that."""
+    per row and KV head from 160 factors, rotated, and fetched in chunks of 8 x 256 B beside that; 0.6 x 2048 move."""
     ops = decode("llama-3.1-8b", "shadowkv", 10_000.0)
     the(ops, "kv.estimate", read_bytes=2500 * 2048, write_bytes=2500 * 128, flop=2500 * 8192)
     the(ops, "kv.top_k", read_bytes=2500 * 32, write_bytes=2 * 256 * 32, select_rows=16)
-    the(ops, "kv.rebuild", m=819.2, n=1024, k=160, groups=2, overhead=True)
-    the(ops, "kv.fetch", read_bytes=2 * 819.2 * 2048, chunk_bytes=2048, beside=("kv.rebuild",))
+    the(ops, "kv.rebuild", m=819.2, n=128, k=160, groups=2 * 8, overhead=True)
+    keys = 2 * 819.2 * 2048
+    the(ops, "kv.rotate", read_bytes=2 * 819.2 * 8 * 320 + keys, write_bytes=keys, run_bytes=8 * 320)
+    the(ops, "kv.reorder", read_bytes=2 * 1228.8 * GQA, write_bytes=2 * 1228.8 * GQA, run_bytes=2048)
+    the(ops, "kv.fetch", read_bytes=keys, chunk_bytes=2048, beside=("kv.rebuild", "kv.rotate"))
     the(ops, "attn.core", run_bytes=2048)
 
 

@@ -53,8 +53,8 @@ def test_the_axes_of_quest_agree_with_single_predictions() -> None:
         assert f"{mid[at]:.2f}x" in b.sentence
         assert np.all((lo <= mid) & (mid <= hi))
     assert batch.values[-1] == prediction.predict(scenario).row["max_batch"]
-    # Contexts inside the budget run dense, and a smaller budget never reads more.
-    assert prompt.speedup.mid[0] == pytest.approx(1.0, rel=1e-3)
+    # Contexts inside the budget pay for the statistics alone, and a smaller budget never reads more.
+    assert 0.97 < prompt.speedup.mid[0] < 1.0
     assert budget.speedup.mid[0] >= budget.speedup.mid[-1]
 
 

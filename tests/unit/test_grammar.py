@@ -79,7 +79,7 @@ BAD = {
     "mustafar(=0.3)": "write key=value",
     "mustafar(0.3)": "write key=value",
     "mustafar(kep=0.3)": "did you mean 'keep'",
-    "mustafar(zzz=1)": "it has: keep, keep_v, window, fallback",
+    "mustafar(zzz=1)": "it has: keep, keep_v, window, kernel, fallback",
     "dense(keep=1)": "it has none",
     "mustafar(keep=0.3,keep=0.4)": "given twice",
     "mustafar(keep=1.5)": "mustafar: keep=1.5: Input should be less than or equal to 1",

@@ -85,7 +85,7 @@ def inputs(case: Case, seed: int, device: str) -> dict[str, Any]:
 
 
 def ops(case: Case, _: Mapping[str, Any]) -> tuple[Op, ...]:
-    policy = f"mustafar(keep={case.keep!r},window={case['window']})"
+    policy = f"mustafar(keep={case.keep!r},window={case['window']},kernel=fused)"
     return demand.lowered(policy, demand.layer(case), demand.decode(case), ["attn.core", "kv.scores"])
 
 

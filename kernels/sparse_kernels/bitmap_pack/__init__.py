@@ -42,7 +42,7 @@ def inputs(case: Case, seed: int, device: str) -> dict[str, Any]:
 
 
 def ops(case: Case, _: Mapping[str, Any]) -> tuple[Op, ...]:
-    policy = f"mustafar(keep={case.keep!r})"
+    policy = f"mustafar(keep={case.keep!r},kernel=fused)"
     return demand.lowered(policy, demand.layer(case), demand.prefill(case), ["kv.pack"])
 
 
