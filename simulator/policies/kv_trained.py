@@ -10,7 +10,7 @@ from pydantic import Field
 from simulator.base.arrays import Array, minimum, where
 from simulator.base.dtypes import DType, Format
 from simulator.model.spec import ModelSpec
-from simulator.ops.ops import Attention, Linear, Op
+from simulator.ops.ops import Attention, Elementwise, Linear, Op
 from simulator.ops.traffic import Operand
 from simulator.policies.base import Aspect, Compatibility, Context, KvLayout, Policy, Swept, alias
 from simulator.policies.common import bounded_pairs, copied, partial_outputs, scoring_pass, select, top_k
