@@ -58,7 +58,7 @@ class ExpertPruning(Policy):
     def rewrite(self, op: Op, ctx: Context) -> tuple[Op, ...]:
         """Fewer experts behind a narrower router."""
         if isinstance(op, Moe):
-            return (replace(op, n_experts=self._left(op.n_experts)),)
+            return (replace(op, n_experts=self._left(round(float(op.n_experts)))),)
         if isinstance(op, Linear) and op.role == "moe.router":
             return (replace(op, n=float(self._left(round(float(op.n))))),)
         return (op,)
