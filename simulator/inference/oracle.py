@@ -42,8 +42,8 @@ class _Part:
 class Oracle:
     """Step times and memory of one deployment, asked one step at a time.
 
-    Every method is one pass through the whole pipeline: with `pp` stages the sequences are cut into
-    ``min(sequences, pp)`` micro-batches that follow one another, as `evaluate` does. Contexts may be means, so
+    Every method is one pass through the whole pipeline: with `pp` stages the sequences that decode, and those that
+    read a prompt, are each cut into ``min(sequences, pp)`` micro-batches that follow one another, as `evaluate` does. Contexts may be means, so
     fractions are allowed. Answers equal those of `step_time` to rounding, whatever was asked before.
 
     Parameters
@@ -143,11 +143,12 @@ class Oracle:
         """A step of `batch` decoding sequences as in `decode` and `prompts` chunks as in `prefill`."""
         longest = max(context, tokens + past)
         self._refuse(longest, past, batch=batch, context=context, tokens=tokens, prompts=prompts)
-        micro = min(batch + prompts, float(self.group.pp))
+        pp = float(self.group.pp)
         step = mixed_step(
-            batch / micro,
+            batch / min(batch, pp),
             float(context),
-            prompts / micro,
+            # A prompt's tokens stay together: one prompt among many sequences takes as long as alone, or longer.
+            prompts / min(prompts, pp),
             float(tokens),
             float(tokens + past),
             None if prompt is None else float(prompt),

@@ -57,11 +57,18 @@ def ask_all(ask: Oracle, seed: int, count: int = 4) -> None:
         n, x = float(chosen.choice((1, 2, 3, 16, 200))), chosen.uniform(40.0, 30_000.0)
         q, past, r = float(chosen.randint(1, 4000)), float(chosen.choice((0, 512, 9000))), float(chosen.randint(1, 3))
         prompt = chosen.choice((None, round(x / 2.0)))
-        micro = min(n, pp), min(r, pp), min(n + r, pp)
+        micro = min(n, pp), min(r, pp)
         assert_same(ask.decode(n, x, prompt), step_time(group, decode_step(n / micro[0], x, prompt)))
         assert_same(ask.prefill(q, past, r), step_time(group, prefill_step(r / micro[1], q, q + past)))
-        mixed = mixed_step(n / micro[2], x, r / micro[2], q, q + past, prompt)
+        mixed = mixed_step(n / micro[0], x, r / micro[1], q, q + past, prompt)
         assert_same(ask.mixed(n, x, q, past, r, prompt), step_time(group, mixed))
+
+
+def test_a_prompt_is_not_cut_between_stages() -> None:
+    """Sequences that decode beside a prompt cannot make its step shorter, however many stages there are."""
+    for pp in (1, 2, 4):
+        ask = made(pp=pp)
+        assert ask.mixed_s(16, 1000, 1500) > ask.prefill_s(1500), f"pp={pp}"
 
 
 @pytest.mark.parametrize("name", sorted(POLICIES))
