@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -55,12 +56,21 @@ class Grid:
     sizes: tuple[int, int, int] = field(init=False)
 
     def __post_init__(self) -> None:
+        for name in (*OUTER, *LOAD, "trace"):
+            value = getattr(self, name)
+            # A name alone is one value, not its letters.
+            values = (value,) if isinstance(value, str | int) else tuple(value)
+            if not values and name != "trace":
+                raise InputError("has no value; give one or more", where=flag(name))
+            object.__setattr__(self, name, values)
         object.__setattr__(self, "sizes", (len(self.batch), len(self.prompt_tokens), len(self.output_tokens)))
         # The scenario of a group holds, and checks, only their first value.
         for name in LOAD:
-            largest, most = max(getattr(self, name)), FIELDS[name].about.bounds["le"]
-            if largest > most:
-                raise InputError(f"{largest} is above {most}", where=flag(name))
+            most = FIELDS[name].about.bounds["le"]
+            values = tuple(_given(value, flag(name)) for value in getattr(self, name))
+            if max(values) > most:
+                raise InputError(f"{max(values)} is above {most}", where=flag(name))
+            object.__setattr__(self, name, values)
         if self.trace_transfer and not self.trace:
             raise InputError("there is no trace to transfer; add --trace DIR", where="--trace-transfer")
         if len(self) > MAX_POINTS:
@@ -149,6 +159,15 @@ def _range(part: str, where: str) -> list[int]:
         span = max(count - 1, 1)
         values = [round(first + (last - first) * i / span) for i in range(count)]
     return list(dict.fromkeys(values))
+
+
+def _given(value: Any, where: str) -> int:
+    """A whole number of 1 or more that Python was given, numpy's own kinds among them."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise InputError(f"{value!r} is not a whole number", where=where)
+    if (whole := int(value)) < 1:
+        raise InputError(f"{whole} must be 1 or more", where=where)
+    return whole
 
 
 def _whole(text: str, where: str) -> int:

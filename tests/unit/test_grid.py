@@ -86,6 +86,28 @@ def test_a_bound_holds_for_every_value_not_just_the_first(axis: str, value: int)
         Grid(model=("m",), device=("d",), **{axis: (1, value)})  # type: ignore[arg-type]
 
 
+NO_AXES = {
+    "no value": ({"batch": ()}, r"^--batch: has no value"),
+    "no device": ({"device": ()}, r"^--device: has no value"),
+    "a later zero": ({"batch": (1, 0)}, r"^--batch: 0 must be 1 or more$"),
+    "a later fraction": ({"output_tokens": (1, 1.5)}, r"^--output-tokens: 1.5 is not a whole number$"),
+    "text": ({"prompt_tokens": ("512",)}, r"^--prompt-tokens: '512' is not a whole number$"),
+}
+
+
+@pytest.mark.parametrize("name", NO_AXES)
+def test_axes_from_python_are_checked_value_by_value(name: str) -> None:
+    axes, words = NO_AXES[name]
+    with pytest.raises(InputError, match=words):
+        Grid(**{"model": ("opt-125m",), "device": ("l40s",), **axes})
+
+
+def test_a_value_alone_is_an_axis_of_one() -> None:
+    assert Grid(model="opt-125m", device="l40s", batch=8) == Grid(
+        model=("opt-125m",), device=["l40s"], batch=range(8, 9)
+    )
+
+
 def test_too_many_points_are_refused_before_any_is_computed() -> None:
     many = tuple(range(1, 100_001))
     with pytest.raises(InputError, match="points; at most"):
