@@ -187,4 +187,6 @@ def _sentence(a: Row, shares: dict[str, float]) -> str:
         text += f"; {told(a.speedup)}"
         if a.dense_max_batch < a.batch:
             text += f", but dense does not fit (largest batch {a.dense_max_batch:,.0f})"
+    if not a.ok:
+        text += f"; would not fit (largest batch {a.max_batch:,.0f}), so these are times of a larger memory"
     return text
