@@ -27,11 +27,12 @@ class Verdict(StrEnum):
     WINS = "wins"
     EVEN = "as fast as dense"
     LOSES = "loses"
+    UNKNOWN = "not known"
 
     @property
     def verb(self) -> str:
         """With a policy before it."""
-        return f"is {self}" if self is Verdict.EVEN else str(self)
+        return f"is {self}" if self in (Verdict.EVEN, Verdict.UNKNOWN) else str(self)
 
 
 def wins(speedup: Speedups) -> np.ndarray:
@@ -45,7 +46,7 @@ def loses(speedup: Speedups) -> np.ndarray:
 
 
 def verdict(speedup: Interval[float]) -> Verdict:
-    """The word for one speed-up [-], as `Answer.speedup` has it.
+    """The word for one speed-up [-], as `Answer.speedup` has it; NaN is of a policy that cannot run or be compared.
 
     Examples
     --------
@@ -55,6 +56,8 @@ def verdict(speedup: Interval[float]) -> Verdict:
     'wins'
     """
     at = speedup.each(np.asarray)
+    if np.isnan(at.mid):
+        return Verdict.UNKNOWN
     return Verdict.WINS if wins(at) else Verdict.LOSES if loses(at) else Verdict.EVEN
 
 

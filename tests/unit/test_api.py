@@ -52,6 +52,11 @@ def test_a_function_and_the_verb_of_its_name_are_two_things():
     assert inspect.ismodule(predict_verb)
 
 
+def test_a_policy_that_does_not_apply_is_not_as_fast_as_dense():
+    answer = api.predict(api.Scenario(model="llama-3.1-8b", device="h100-sxm", policy="dejavu(keep=0.5)")).answer
+    assert (answer.status, api.verdict(answer.speedup)) == ("not_applicable", api.Verdict.UNKNOWN)
+
+
 def test_bad_values_are_one_line_that_names_the_field():
     with pytest.raises(InputError, match=r"^--tp 0: must be greater than or equal to 1$"):
         api.Scenario(model="opt-125m", device="l40s", tp=0)
