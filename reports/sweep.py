@@ -240,8 +240,8 @@ def _assumptions(a: Advice) -> tuple[str, ...]:
         f" {listed(s.names('kv_dtype'))}"
         + (f"; {listed([f'{share(u)}' for u in shares])} of the memory" if shares else "")
         + ".",
-        "Speed-ups compare the same model, device, engine and batch; errors common to both cancel, so a speed-up is"
-        " surer than the times behind it.",
+        "Speed-ups compare the same model, device, engine and batch; the errors of both are taken as independent, so"
+        " their intervals are as wide as those of both times together.",
         "Prices are list prices of the profiles; quality is "
         + ("as the trace measured it." if np.isfinite(s.rows.quality_perplexity_ratio).any() else "not judged here."),
     ]
