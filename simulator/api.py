@@ -152,7 +152,7 @@ def policy(name: str) -> type[Policy]:
     Examples
     --------
     >>> from simulator.api import policy
-    >>> sorted(policy("kv_quant").model_fields)
-    ['bits', 'group', 'window']
+    >>> sorted(policy("w4a16").model_fields)
+    ['group']
     """
     return POLICIES[name]

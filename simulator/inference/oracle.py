@@ -43,8 +43,9 @@ class Oracle:
     """Step times and memory of one deployment, asked one step at a time.
 
     Every method is one pass through the whole pipeline: with `pp` stages the sequences that decode, and those that
-    read a prompt, are each cut into ``min(sequences, pp)`` micro-batches that follow one another, as `evaluate` does. Contexts may be means, so
-    fractions are allowed. Answers equal those of `step_time` to rounding, whatever was asked before.
+    read a prompt, are each cut into ``min(sequences, pp)`` micro-batches that follow one another, as `evaluate` does.
+    Contexts may be means, so fractions are allowed. Answers equal those of `step_time` to rounding, whatever was asked
+    before.
 
     Parameters
     ----------

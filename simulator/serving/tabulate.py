@@ -138,6 +138,12 @@ def tabulate(group: Group, sequences: int, tokens: int, context: int, end: str =
     )
 
 
+STAGES = (
+    "with pp > 1 a step holds 1/pp of its prompts, too: throughput is that of a full pipeline, but a prompt that"
+    " comes alone is answered in less than `predict` says"
+)
+"""What a simulation of several pipeline stages does not know."""
+
 _END = {"mid": "total_s", "lo": "lo_s", "hi": "hi_s"}
 
 
