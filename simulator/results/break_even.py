@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
-from simulator.base.errors import InputError
+from simulator.base.errors import InputError, NothingFeasibleError
 from simulator.base.interval import Interval
 from simulator.inference.evaluate import Points, evaluate
 from simulator.inference.group import Group, group_of, runnable
@@ -88,6 +88,10 @@ def break_even(scenario: Scenario) -> list[BreakEven]:
     if not group_of(scenario).policies.members:
         raise InputError("dense breaks even with itself; add --policy 'name(key=value)'", where="--break-even")
     group = runnable(scenario)
+    if _largest_batch(group, scenario) < 1:
+        raise NothingFeasibleError(
+            f"{scenario.policy} fits at no batch of this length, so it breaks even nowhere; use more GPUs or fewer tokens"
+        )
     own = (
         _own(group, scenario, index, *member.swept)
         for index, member in enumerate(group.policies.members)
@@ -108,8 +112,12 @@ def over_load(scenario: Scenario) -> list[BreakEven]:
     return [_batch(group, scenario), _prompt(group, scenario)]
 
 
+def _largest_batch(group: Group, s: Scenario) -> int:
+    return int(np.ravel(evaluate(group, *_load(s)).max_batch)[0])
+
+
 def _batch(group: Group, s: Scenario) -> BreakEven:
-    policy, dense = (int(np.ravel(evaluate(g, *_load(s)).max_batch)[0]) for g in (group, group.dense))
+    policy, dense = (_largest_batch(g, s) for g in (group, group.dense))
     last = min(max(policy, s.batch), LARGEST_BATCH)
     fits = (
         f"; it fits up to batch {policy}, dense up to {dense}"

@@ -183,10 +183,10 @@ def _sentence(a: Row, shares: dict[str, float]) -> str:
     if math.isfinite(a.tokens_per_s.mid):
         parts.append(f"{console.number(a.tokens_per_s.mid)} tokens/s")
     text = ", ".join(parts) + f"; bound by {a.bound} ({max(shares.values()):.0%} of the time)"
-    if a.policy != "dense":
+    if a.policy != "dense" and a.ok:
         text += f"; {told(a.speedup)}"
         if a.dense_max_batch < a.batch:
             text += f", but dense does not fit (largest batch {a.dense_max_batch:,.0f})"
     if not a.ok:
-        text += f"; would not fit (largest batch {a.max_batch:,.0f}), so these are times of a larger memory"
+        text += f"; does not fit (largest batch {a.max_batch:,.0f}): these are times of a larger memory"
     return text

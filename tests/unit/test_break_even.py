@@ -132,3 +132,14 @@ def test_the_flag_prints_one_sentence_per_axis(
     rows = json.loads(last)["rows"]
     assert [r["axis"] for r in rows] == ["batch", "prompt_tokens"]
     assert len(rows[0]["values"]) == len(rows[0]["speedup"])
+
+
+def test_what_fits_nowhere_has_no_verdict_and_no_break_even() -> None:
+    """A sweep says 'no row fits' of it; predict and break-even must not say that it wins."""
+    scenario = Scenario.of(model="llama-3.1-70b", device="rtx-4090", policy="w4a16")
+    answer = prediction.predict(scenario)
+    assert answer.row["status"] == "does_not_fit"
+    assert "wins" not in answer.sentence
+    assert "does not fit (largest batch 0)" in answer.sentence
+    with pytest.raises(NothingFeasibleError, match="fits at no batch"):
+        break_even(scenario)
