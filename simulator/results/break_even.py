@@ -90,7 +90,7 @@ def break_even(scenario: Scenario) -> list[BreakEven]:
     group = runnable(scenario)
     if _largest_batch(group, scenario) < 1:
         raise NothingFeasibleError(
-            f"{scenario.policy} fits at no batch of this length, so there is no break-even; use more GPUs or fewer tokens"
+            f"{scenario.policy} fits at no batch of this length: nothing breaks even; use more GPUs or fewer tokens"
         )
     own = (
         _own(group, scenario, index, *member.swept)
