@@ -10,7 +10,7 @@ import typer
 
 from simulator.base import console
 from simulator.base.errors import InputError, UnknownNameError, reason
-from simulator.fitting.judged import KERNEL_KINDS, module_of, read_rows
+from simulator.fitting.judged import FAMILIES, KERNEL_KINDS, module_of, read_rows
 
 if TYPE_CHECKING:
     from simulator.device.fits import Fit
@@ -61,7 +61,7 @@ def write(kind: str, fits: list[Fit], out: Path, *, pooled: bool) -> list[Path]:
             by_folder[fit.device if own else DEFAULT].append(fit)
     paths = []
     for folder, members in sorted(by_folder.items()):
-        path = out / folder / f"{kind}.toml"
+        path = out / folder / f"{FAMILIES.get(kind, kind)}.toml"
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             dump(path, members)

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
     from simulator.device.fits import Fit
 
-KERNEL_KINDS = ("gemm", "attention", "collective", "moe", "elementwise")
+KERNEL_KINDS = ("gemm", "attention", "collective", "moe", "elementwise", "sparse_attention")
+FAMILIES = {"sparse_attention": "module"}
+"""Family, and module of `simulator.fitting`, of a kind of measured rows that is not named as it is."""
 SMALLEST = 50
 """Rows below which a split's figures are not printed, only its count."""
 
@@ -33,7 +35,7 @@ class Judged:
 
 def module_of(kind: str) -> Any:
     """Fitting module of a kernel family: `FAMILY`, `INPUTS`, `prepare`, `fit`."""
-    return importlib.import_module(f"simulator.fitting.{kind}")
+    return importlib.import_module(f"simulator.fitting.{FAMILIES.get(kind, kind)}")
 
 
 MOST_ROWS = 20_000_000
@@ -60,6 +62,11 @@ TEXTS = (
     "unit",
     "dense_kernel",
     "sparse_kernel",
+    "framework",
+    "module",
+    "mla_dtype",
+    "gemm_dtype",
+    "compress_ratio",
 )
 COUNTS = (
     "batch",
@@ -87,6 +94,7 @@ COUNTS = (
 NUMBERS = (
     *COUNTS,
     "n_gpus",
+    "past_len",
     "bytes",
     "window",
     "input_len",
@@ -165,7 +173,7 @@ def judge_rows(kind: str, raw: pd.DataFrame, holdout: str | None) -> tuple[list[
     module = module_of(kind)
     excluded = _excluded(raw)
     rows = _prepared(module, _known(kind, raw, excluded), excluded)
-    judged = list(_committed(kind, rows) if holdout is None else _splits(module, rows, holdout))
+    judged = list(_committed(module.FAMILY, rows) if holdout is None else _splits(module, rows, holdout))
     for j in judged:
         for reason, n in j.unpredicted.items():
             excluded[reason] = excluded.get(reason, 0) + n
@@ -304,7 +312,7 @@ def _left_out(module: Any, rows: pd.DataFrame, column: str) -> Iterator[Judged]:
 
 def _measured_elsewhere(rows: pd.DataFrame, left_out: Any) -> Any:
     """Whether `SMALLEST` rows of the same device and format (fp16 and bf16 are one) are left to fit on."""
-    keys = [k for k in ("device", "dtype", "kv_dtype", "phase", "op") if k in rows]
+    keys = [k for k in ("device", "dtype", "kv_dtype", "phase", "op", "module") if k in rows]
     label = rows[keys].astype(str).replace("fp16", "bf16").agg("|".join, axis=1)
     return (label.map(label[~left_out].value_counts()).fillna(0) >= SMALLEST).to_numpy()
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,11 +52,17 @@ class Recipe:
         Fit the coefficients again in each fold; False refits the surface only (large groups).
     class_rows : int
         Rows of a class of times with error quantiles of its own.
+    pool_by : {'arch', 'scope'}
+        Devices that share a pooled fit: those of an architecture, or those that run the same kernels.
+    passes : int
+        Evaluations of the model that a solve makes at most, slopes apart.
+    counted : callable, optional
+        rows -> what `log_model` takes in their place, faster: a solve asks thousands of times.
     """
 
     family: str
     inputs: tuple[str, ...]
-    log_model: Callable[[pd.DataFrame, Mapping[str, float], Surface | None], Array]
+    log_model: Callable[[Any, Mapping[str, float], Surface | None], Array]
     coords: Callable[[pd.DataFrame], dict[str, Array]]
     axes: tuple[Axis, ...]
     start: Mapping[str, float]
@@ -69,9 +75,12 @@ class Recipe:
     huber: float = 0.1
     refit: bool = True
     class_rows: int = CLASS_ROWS
+    pool_by: Literal["arch", "scope"] = "arch"
+    passes: int = 40
+    counted: Callable[[pd.DataFrame], Any] | None = None
 
 
-def solve(recipe: Recipe, rows: pd.DataFrame, parent: Mapping[str, float], passes: int = 40) -> Coef:
+def solve(recipe: Recipe, rows: pd.DataFrame, parent: Mapping[str, float], passes: int | None = None) -> Coef:
     """Robust least squares in log time, drawn towards `parent`."""
     from scipy.optimize import least_squares
 
@@ -82,16 +91,18 @@ def solve(recipe: Recipe, rows: pd.DataFrame, parent: Mapping[str, float], passe
     spread = np.array([recipe.spread[n] for n in names])
     target = np.log(rows["time_s"].to_numpy(float))
 
+    asked = rows if recipe.counted is None else recipe.counted(rows)
+
     def coefficients(p: Array) -> Coef:
         value = np.where(signed, p, np.exp(np.clip(p, -60.0, 60.0)))
         return dict(zip(names, (float(v) for v in value), strict=True))
 
     def miss(p: Array) -> Array:
-        off = (recipe.log_model(rows, coefficients(p), None) - target) / 0.15
+        off = (recipe.log_model(asked, coefficients(p), None) - target) / 0.15
         soft = np.sign(off) * np.sqrt(2.0 * (np.sqrt(1.0 + off**2) - 1.0))
         return np.concatenate([soft, 0.7 * (p - centre) / spread])
 
-    return coefficients(least_squares(miss, centre, max_nfev=passes).x)
+    return coefficients(least_squares(miss, centre, max_nfev=passes or recipe.passes).x)
 
 
 def knots(values: Array, step: float) -> tuple[float, ...]:
@@ -166,7 +177,7 @@ def fit_family(recipe: Recipe, rows: pd.DataFrame, *, date: str | None = None, r
     from simulator.device import catalogue as devices
 
     date = date or dt.date.today().isoformat()
-    scopes = {d: devices.load(d).arch for d in rows["device"].unique()}
+    scopes = {d: getattr(devices.load(d), recipe.pool_by) for d in rows["device"].unique()}
     rows = rows.assign(scope=[scopes[d] for d in rows["device"]])
     out: list[Fit] = []
 

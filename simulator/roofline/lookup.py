@@ -11,6 +11,7 @@ from simulator.base.dtypes import DType
 from simulator.base.errors import UnsupportedError
 from simulator.device.fits import ANY, LOCAL, VENDOR, Basis, Fit
 from simulator.device.types import Device
+from simulator.ops.module import AttentionModule
 from simulator.ops.ops import Attention, Collective, Elementwise, Linear, Moe
 
 NEAR_DTYPES: Mapping[str, tuple[str, ...]] = {
@@ -32,6 +33,12 @@ NEAR_DTYPES: Mapping[str, tuple[str, ...]] = {
     "decode.fp8.fp8": ("decode.fp8", "decode.bf16"),
 }
 """Formats whose kernels behave alike, nearest first; used when a device has no fit of its own."""
+
+
+def _near(key: str) -> tuple[str, ...]:
+    """Formats near `key`; those of a module's phase are those of attention."""
+    kind, _, rest = key.partition(".")
+    return NEAR_DTYPES.get(key) or tuple(f"{kind}.{near}" for near in NEAR_DTYPES.get(rest, ()))
 
 
 TWINS: Mapping[str, str] = {"bf16": "fp16", "fp16": "bf16"}
@@ -74,16 +81,27 @@ class Found:
     stands_in: bool
 
 
-def key_of(op: Linear | Attention | Moe | Collective | Elementwise) -> tuple[str, str]:
+def key_of(op: Linear | Attention | AttentionModule | Moe | Collective | Elementwise) -> tuple[str, str]:
     """(family, format or operation) under which the kernels of `op` are fitted."""
     if isinstance(op, Linear):
         return "gemm", op.fmt.name
     if isinstance(op, Attention):
         return "attention", attention_key("decode-mla" if op.latent else op.phase, op.math, op.kv_element_bytes)
+    if isinstance(op, AttentionModule):
+        return "module", module_key(op)
     if isinstance(op, Moe):
         return "moe", op.fmt.name
     # Of a streaming kernel only the bytes count, whatever their format.
     return ("collective", op.op) if isinstance(op, Collective) else ("elementwise", "bf16")
+
+
+def module_key(op: AttentionModule) -> str:
+    """Key of module fits: module (or kernel of one), phase, KV format, and that of the products where it is fp8.
+
+    A layer that takes another's choice (``dsa-reuse``) runs other kernels than one that makes it.
+    """
+    kind = op.kind if op.indexes else f"{op.kind}-reuse"
+    return f"{kind}.{attention_key(op.phase, op.math, op.kv_element_bytes)}"
 
 
 def attention_key(phase: str, math: DType, kv_element_bytes: float) -> str:
@@ -93,10 +111,16 @@ def attention_key(phase: str, math: DType, kv_element_bytes: float) -> str:
 
 
 def generation_of(library: str) -> str:
-    """Kernel of a library, whoever ships it: ``trtllm-gen`` of ``vllm-trtllm-gen``, ``graph`` of ``vllm_old_graph``."""
+    """Kernel of a library, whoever ships it: ``trtllm-gen`` of ``vllm-trtllm-gen``, ``graph`` of ``vllm_old_graph``.
+
+    A module belongs to its engine, whatever the release: ``vllm:FLASHMLA`` of ``vllm-0.25.0:FLASHMLA``.
+    """
     if library == "sarathi":
         # Sarathi-Serve is a fork of vLLM, whose norms and activations it runs.
         return "vllm"
+    engine, colon, kernel = library.partition(":")
+    if colon:
+        return f"{engine.partition('-')[0]}:{kernel}"
     return re.sub(r"^(vllm|sglang|trtllm|aiter)[-_](?!gen$)", "", library).rpartition("_")[2]
 
 
@@ -125,7 +149,7 @@ def lookup(device: Device, family: str, key: str, library: str | None = None) ->
         No fit of the family has this format or a near one.
     """
     measured, span = device.measured, _span(library)
-    formats = (key, TWINS.get(key, key)), *((n,) for n in NEAR_DTYPES.get(key, ()))
+    formats = (key, TWINS.get(key, key)), *((n,) for n in _near(key))
     near = {name: i for i, names in reversed(list(enumerate(formats))) for name in names}
     places = {ANY: 4, device.arch: 3, device.scope: 2}
     preferred = {name: i for i, name in enumerate(PREFERRED.get(family, ()))}

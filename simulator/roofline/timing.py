@@ -14,6 +14,7 @@ from simulator.base.dtypes import DType
 from simulator.base.errors import UnsupportedError
 from simulator.device.catalogue import Device
 from simulator.device.fits import Basis, Fit, Residual
+from simulator.ops.module import AttentionModule
 from simulator.ops.ops import Attention, Collective, Elementwise, Linear, Moe, Op
 from simulator.ops.traffic import Operand
 from simulator.ops.transfers import HostCompute, Transfer
@@ -24,6 +25,7 @@ from simulator.roofline.engine import Engine
 from simulator.roofline.gemm import gemm_time
 from simulator.roofline.hardware import Hardware, hardware
 from simulator.roofline.lookup import Found, key_of, lookup
+from simulator.roofline.module import module_rates, module_time
 from simulator.roofline.moe import moe_time
 from simulator.roofline.optime import OpTime
 from simulator.roofline.sparse import expand_s, gathered_bytes, nm24_shares, select_s, tile_s
@@ -93,7 +95,9 @@ SPARSE_WIDENING = 1.5
 """Interval of a sparse kernel, in log width, over the dense fit it is carried from [-]."""
 
 
-def _answer(op: Linear | Attention | Moe | Collective | Elementwise, device: Device, engine: Engine) -> Found:
+def _answer(
+    op: Linear | Attention | AttentionModule | Moe | Collective | Elementwise, device: Device, engine: Engine
+) -> Found:
     """The fit of `engine`'s kernel for `op`."""
     family, key = key_of(op)
     library = engine.kernel(device, family, key)
@@ -239,6 +243,14 @@ def _moe(op: Moe, device: Device, engine: Engine, touched: Array) -> _Raw:
         distribution=op.routing,
     )
     return _Raw(t.total_s, t.math_s, t.memory_s, 0.0, t.launch_s, found, "moe")
+
+
+@_time.register
+def _module(op: AttentionModule, device: Device, engine: Engine, touched: Array) -> _Raw:
+    found = _answer(op, device, engine)
+    rates = module_rates(device, op.fmt, op.math)
+    t = module_time(op.demand(), rates, found.fit.coefficients, found.fit.surface)
+    return _Raw(t.total_s, t.math_s, t.memory_s, 0.0, t.launch_s, found, f"module.{op.kind}.{op.phase}")
 
 
 @_time.register

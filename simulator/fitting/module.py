@@ -1,0 +1,243 @@
+"""Fit attention modules as engines run them: one fit per device, module, phase, KV format and engine.
+
+A row is one layer's attention with its projections on one GPU, or one kernel of it (``part:``). All formats of the
+projections share a fit: what they change is counted (bytes, rate) or one launch time.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from simulator.base.dtypes import DType, get_format
+from simulator.device.fits import Fit
+from simulator.device.surface import Surface
+from simulator.fitting import judge
+from simulator.fitting.smooth import Array, Axis, Recipe, fit_family
+from simulator.ops.module import (
+    AttentionModule,
+    ModuleDemand,
+    ModuleWidths,
+    block_widths,
+    compressed_widths,
+    mla_widths,
+)
+from simulator.roofline.lookup import module_key
+from simulator.roofline.module import ModuleRates, module_rates, module_time, start
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+FAMILY = "module"
+SHAPE = ("batch", "q_len", "past_len", "n_heads")
+INPUTS = ("kind", "phase", "widths", "dtype", "kv_dtype", "math", *SHAPE)
+NEEDED = ("framework", "module", "phase", "model", "mla_dtype", "kv_dtype", "gemm_dtype", "kernel", *SHAPE)
+
+FORMAT_NAMES: Mapping[str, str] = {"bfloat16": "bf16", "fp8_e4m3": "fp8"}
+"""Names of the data for our formats."""
+
+DEEPSEEK_V3 = {"hidden": 7168, "q_rank": 1536, "latent": 512, "rope": 64, "nope": 128, "value": 128, "n_heads": 128}
+GLM_5 = {"hidden": 6144, "q_rank": 2048, "latent": 512, "rope": 64, "nope": 192, "value": 256, "n_heads": 64}
+V4_FLASH = {"hidden": 4096, "q_rank": 1024, "head_dim": 512, "o_rank": 1024, "o_groups": 8, "n_heads": 64}
+V4_PRO = {"hidden": 7168, "q_rank": 1536, "head_dim": 512, "o_rank": 1024, "o_groups": 16, "n_heads": 128}
+"""Widths by the models' config.json."""
+
+WIDTHS: Mapping[str, ModuleWidths] = {
+    "v3": mla_widths(**DEEPSEEK_V3),
+    "v3.2": mla_widths(**DEEPSEEK_V3, index_heads=64, top_k=2048),
+    "glm-5": mla_widths(**GLM_5, index_heads=32, top_k=2048),
+    "v4-flash csa": compressed_widths(**V4_FLASH, compress=4, window=128, index_heads=64, top_k=512),
+    "v4-flash hca": compressed_widths(**V4_FLASH, compress=128, window=128),
+    "v4-pro csa": compressed_widths(**V4_PRO, compress=4, window=128, index_heads=64, top_k=1024),
+    "v4-pro hca": compressed_widths(**V4_PRO, compress=128, window=128),
+    "m3": block_widths(hidden=6144, n_heads=64, kv_heads=4, head_dim=128, index_dim=128, top_k=2048),
+}
+MODELS: tuple[tuple[str, str], ...] = (
+    (r"MiniMax-M3", "m3"),
+    (r"DeepSeek-V4-Flash", "v4-flash"),
+    (r"DeepSeek-V4-Pro", "v4-pro"),
+    (r"GLM-5", "glm-5"),
+    (r"DeepSeek-V3\.2", "v3.2"),
+    (r"DeepSeek-(V3|R1)", "v3"),
+)
+"""Model of a row -> key of `WIDTHS`, first match wins."""
+
+CHOSEN_BY_LENGTH: tuple[tuple[str, str], ...] = (
+    (r"(sglang-[^:]+):sglang_dsa_.*", r"\1:dsa"),
+    (r"(sglang-[^:]+):sglang_minimax_decode_.*", r"\1:minimax_decode"),
+    (r"(vllm-[^:]+):(FLASH_ATTN|FLASH_ATTN_MLA|FLASHMLA|FLASHINFER_MLA|TRTLLM_RAGGED|TRITON_MLA)", r"\1:mla_prefill"),
+)
+"""Kernels an engine picks by length and format itself: together they are the module's one library."""
+TWICE = 1.05
+"""Ratio of two times of one shape from which they are two kinds of layer, not a repeat [-]."""
+
+
+def widths_of(model: str, module: str) -> str | None:
+    """Key of `WIDTHS` of a row; None for a model we do not know."""
+    name = next((key for pattern, key in MODELS if re.search(pattern, model)), None)
+    if name is not None and name.startswith("v4"):
+        return f"{name} {'hca' if 'hca' in module else 'csa'}"
+    return name
+
+
+def library_of(kernel: str, module: str, phase: str) -> str:
+    """Engine, release and kernel: the string of the data but for kernels chosen by length."""
+    for pattern, name in CHOSEN_BY_LENGTH:
+        hit = re.fullmatch(pattern, kernel)
+        if hit and ("mla_prefill" not in name or (module == "mla-dense" and phase == "prefill")):
+            return hit.expand(name)
+    return kernel
+
+
+def prepare(rows: pd.DataFrame) -> pd.DataFrame:
+    """Usable rows with their engine as the source, repeats aggregated; adds `key`, `library`, demand and rates.
+
+    A model whose layers share a choice (GLM-5.2) is measured twice by vLLM, which names neither: of two times of one
+    shape that differ by more than `TWICE` the shorter is the layer that takes the choice of another.
+    """
+    from simulator.device import catalogue as devices
+
+    rows = judge.usable(rows, FAMILY, NEEDED).copy()
+    for column in ("framework", "module", "phase", "model", "mla_dtype", "kv_dtype", "gemm_dtype", "kernel"):
+        rows[column] = rows[column].astype(str)
+    known = {name: devices.resolve(name) for name in rows["device"].astype(str).unique()}
+    pairs = rows[["model", "module"]].drop_duplicates().itertuples(index=False)
+    of = {(m, k): widths_of(m, k) for m, k in pairs}
+    named = [of[m, k] for m, k in zip(rows["model"], rows["module"], strict=True)]
+    formats = {c: rows[c].replace(dict(FORMAT_NAMES)) for c in ("gemm_dtype", "kv_dtype", "mla_dtype")}
+    triples = rows[["kernel", "module", "phase"]].drop_duplicates().itertuples(index=False)
+    libraries = {(k, m, p): library_of(k, m, p) for k, m, p in triples}
+    rows = rows.assign(
+        device=rows["device"].astype(str).map(known),
+        source=rows["source"].astype(str) + "/" + rows["framework"],
+        kind=rows["module"].str.removeprefix("part:"),
+        widths=named,
+        dtype=formats["gemm_dtype"],
+        kv_dtype=formats["kv_dtype"],
+        math=formats["mla_dtype"],
+        library=[libraries[t] for t in zip(rows["kernel"], rows["module"], rows["phase"], strict=True)],
+        indexes=~rows["kernel"].str.contains("skip_indexer"),
+    )
+    rows = rows[rows["widths"].notna()]
+    keys = ["device", "source", "library", *INPUTS]
+    rows["indexes"] &= ~_reuses(rows, keys)
+    out = judge.aggregate(rows, [*keys, "indexes"])
+    return with_demand(out)
+
+
+def _reuses(rows: pd.DataFrame, keys: list[str]) -> Any:
+    """Rows that are the shorter of two times of one shape, where the model's layers share a choice."""
+    shared = rows["model"].str.contains(r"GLM-5\.2") & (rows["kind"] == "dsa") & rows["indexes"]
+    times = rows[shared].groupby(keys, dropna=False)["time_s"]
+    low, high = times.transform("min"), times.transform("max")
+    shorter = (rows.loc[shared, "time_s"] < np.sqrt(low * high)) & (high > TWICE * low)
+    return shorter.reindex(rows.index, fill_value=False)
+
+
+def op_of(rows: pd.DataFrame) -> AttentionModule:
+    """The op of prepared rows that agree in all that is not a size."""
+    first = rows.iloc[0]
+    batch, q_len, past_len, heads = (rows[c].to_numpy(float) for c in SHAPE)
+    return AttentionModule(
+        role="measured",
+        kind=first["kind"],
+        phase=first["phase"],
+        batch=batch,
+        q_len=q_len,
+        past_len=past_len,
+        n_heads=heads,
+        widths=WIDTHS[first["widths"]],
+        fmt=get_format(first["dtype"]),
+        math=DType.FP8 if first["math"] == "fp8" else DType.BF16,
+        kv_element_bytes=1.0 if first["kv_dtype"] == "fp8" else 2.0,
+        indexes=bool(first["indexes"]),
+    )
+
+
+FIXED = ("kind", "phase", "widths", "dtype", "kv_dtype", "math", "indexes")
+"""Columns of one op."""
+COLUMNS = (*ModuleDemand._fields, *ModuleRates._fields)
+
+
+def with_demand(rows: pd.DataFrame) -> pd.DataFrame:
+    """`rows` with `key` and what each asks of its device beside it, `COLUMNS`."""
+    from simulator.device.catalogue import load
+
+    values = {name: np.empty(len(rows)) for name in COLUMNS}
+    key = np.empty(len(rows), dtype=object)
+    for at in rows.groupby(["device", *FIXED], sort=False).indices.values():
+        part = rows.iloc[at]
+        op = op_of(part)
+        rates = module_rates(load(str(part["device"].iloc[0])), op.fmt, op.math)
+        for name, value in zip(COLUMNS, (*op.demand(), *rates), strict=True):
+            values[name][at] = value
+        key[at] = module_key(op)
+    # The op's own names of sizes stand beside the data's.
+    return rows.assign(key=key, module=rows["kind"], **{f"_{k}": v for k, v in values.items()})
+
+
+Counted = tuple[ModuleDemand, ModuleRates]
+
+
+def _counted(rows: pd.DataFrame) -> Counted:
+    """Demand and rates of prepared rows as arrays."""
+    values = rows[[f"_{c}" for c in COLUMNS]].to_numpy(float).T
+    return ModuleDemand(*values[: len(ModuleDemand._fields)]), ModuleRates(*values[len(ModuleDemand._fields) :])
+
+
+def log_model(rows: pd.DataFrame | Counted, coef: Mapping[str, float], surface: Surface | None) -> Array:
+    """Log seconds of prepared rows."""
+    demand, rates = rows if isinstance(rows, tuple) else _counted(rows)
+    return np.log(module_time(demand, rates, coef, surface).total_s)
+
+
+def coords(rows: pd.DataFrame) -> dict[str, Array]:
+    """Coordinates of the residual surface."""
+    return {name: rows[f"_{name}"].to_numpy(float) for name in ("tokens", "context", "heads")}
+
+
+def _recipe(kind: str, phase: str) -> Recipe:
+    first = start(kind, phase)
+    return Recipe(
+        family=FAMILY,
+        inputs=INPUTS,
+        log_model=log_model,
+        coords=coords,
+        axes=(Axis("tokens", 4.0, 0.3), Axis("context", 4.0, 0.3), Axis("heads", 4.0, 1.0)),
+        start=first,
+        spread=dict.fromkeys(first, 1.0),
+        between_source=0.2,
+        between_device=0.15,
+        smallest=20,
+        ridge=0.05,
+        huber=0.15,
+        refit=False,
+        pool_by="scope",
+        passes=12,
+        counted=_counted,
+    )
+
+
+def fit(rows: pd.DataFrame, *, date: str | None = None, residuals: bool = True) -> list[Fit]:
+    """Fits of every device, key and library of prepared `rows`, then the pooled ones."""
+    out: list[Fit] = []
+    for (kind, phase), part in rows.groupby(["kind", "phase"]):
+        out += fit_family(_recipe(str(kind), str(phase)), part, date=date, residuals=residuals)
+    return out
+
+
+def without(rows: pd.DataFrame) -> Callable[[Any], list[Fit]]:
+    """Function from a mask of left-out rows to the fits of the rest; fits only what the mask touches."""
+    base = fit(rows)
+    labels = (rows["key"].astype(str) + "|" + rows["library"].astype(str)).to_numpy(str)
+
+    def rest(left_out: Any) -> list[Fit]:
+        gone = set(labels[left_out].tolist())
+        kept = [f for f in base if f"{f.dtype}|{f.library}" not in gone]
+        again = rows[np.isin(labels, list(gone)) & ~left_out]
+        return kept + (fit(again) if len(again) else [])
+
+    return rest
