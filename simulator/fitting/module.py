@@ -196,7 +196,7 @@ def log_model(rows: pd.DataFrame | Counted, coef: Mapping[str, float], surface: 
 
 def coords(rows: pd.DataFrame) -> dict[str, Array]:
     """Coordinates of the residual surface."""
-    return {name: rows[f"_{name}"].to_numpy(float) for name in ("tokens", "context", "heads")}
+    return {name: rows[f"_{name}"].to_numpy(float) for name in ("tokens", "context")}
 
 
 def _recipe(kind: str, phase: str) -> Recipe:
@@ -206,7 +206,7 @@ def _recipe(kind: str, phase: str) -> Recipe:
         inputs=INPUTS,
         log_model=log_model,
         coords=coords,
-        axes=(Axis("tokens", 4.0, 0.3), Axis("context", 4.0, 0.3), Axis("heads", 4.0, 1.0)),
+        axes=(Axis("tokens", 4.0, 0.3), Axis("context", 4.0, 0.3)),
         start=first,
         spread=dict.fromkeys(first, 1.0),
         between_source=0.2,

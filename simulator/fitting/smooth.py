@@ -9,7 +9,7 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,7 +57,8 @@ class Recipe:
     passes : int
         Evaluations of the model that a solve makes at most, slopes apart.
     counted : callable, optional
-        rows -> what `log_model` takes in their place, faster: a solve asks thousands of times.
+        rows -> what `log_model` takes in their place, faster, with coefficients as columns: a solve asks for all
+        slopes at once.
     """
 
     family: str
@@ -80,6 +81,10 @@ class Recipe:
     counted: Callable[[pd.DataFrame], Any] | None = None
 
 
+STEP = 1e-6
+"""Step of a slope along the log of a coefficient [-]."""
+
+
 def solve(recipe: Recipe, rows: pd.DataFrame, parent: Mapping[str, float], passes: int | None = None) -> Coef:
     """Robust least squares in log time, drawn towards `parent`."""
     from scipy.optimize import least_squares
@@ -93,16 +98,24 @@ def solve(recipe: Recipe, rows: pd.DataFrame, parent: Mapping[str, float], passe
 
     asked = rows if recipe.counted is None else recipe.counted(rows)
 
-    def coefficients(p: Array) -> Coef:
+    def coefficients(p: Array) -> dict[str, Any]:
         value = np.where(signed, p, np.exp(np.clip(p, -60.0, 60.0)))
-        return dict(zip(names, (float(v) for v in value), strict=True))
+        return dict(zip(names, value.T[..., None] if p.ndim > 1 else map(float, value), strict=True))
+
+    def soft(p: Array) -> Array:
+        off = (recipe.log_model(asked, coefficients(p), None) - target) / 0.15
+        return np.sign(off) * np.sqrt(2.0 * (np.sqrt(1.0 + off**2) - 1.0))
 
     def miss(p: Array) -> Array:
-        off = (recipe.log_model(asked, coefficients(p), None) - target) / 0.15
-        soft = np.sign(off) * np.sqrt(2.0 * (np.sqrt(1.0 + off**2) - 1.0))
-        return np.concatenate([soft, 0.7 * (p - centre) / spread])
+        return np.concatenate([soft(p), 0.7 * (p - centre) / spread])
 
-    return coefficients(least_squares(miss, centre, max_nfev=passes or recipe.passes).x)
+    def slopes(p: Array) -> Array:
+        rise = soft(p + STEP * np.eye(len(p))) - soft(p)
+        return np.concatenate([rise.T / STEP, np.diag(0.7 / spread)])
+
+    # scipy's stubs take the name of a difference scheme only.
+    jac = cast("Any", slopes if recipe.counted is not None else "2-point")
+    return coefficients(least_squares(miss, centre, jac=jac, max_nfev=passes or recipe.passes).x)
 
 
 def knots(values: Array, step: float) -> tuple[float, ...]:

@@ -11,10 +11,11 @@ from simulator.device.catalogue import Device
 from simulator.inference.lowering import Lowering
 from simulator.inference.status import Status
 from simulator.model.spec import ModelSpec
-from simulator.ops.step import decode_step
+from simulator.ops.module import AttentionModule
+from simulator.ops.step import decode_step, prefill_step
 from simulator.policies import Policies
 from simulator.roofline.engine import Engine, get_engine
-from simulator.roofline.timing import time_op
+from simulator.roofline.timing import measured_as_module, time_op
 from simulator.scenario.catalogue import CATALOGUE, fits
 from simulator.scenario.scenario import Scenario
 from simulator.trace import Trace
@@ -38,6 +39,8 @@ class Group:
     ignore_context: bool = False
     expert_fmt: Format | None = None
     trace: Trace | None = None
+    modules: bool | None = None
+    """Whether blocks measured as a whole answer; None: where every policy and the dense model were measured."""
 
     @classmethod
     def of(cls, scenario: Scenario, model: ModelSpec, device: Device) -> Group:
@@ -90,12 +93,33 @@ class Group:
             self.ep,
             self.expert_fmt,
             self.trace,
+            self.as_modules,
         )
+
+    @cached_property
+    def as_modules(self) -> bool:
+        """Whether the engine was measured with the attention blocks of this group as a whole.
+
+        Both phases, with the policies and without: what is compared is timed alike.
+        """
+        if self.modules is not None:
+            return self.modules
+        plain = all(layer.attention.mla and layer.attention.mla.q_lora_rank for layer in self.model.layers)
+        if not plain or not all(policy.modules for policy in self.policies.members):
+            return False
+        steps = prefill_step(1.0, 2.0), decode_step(1.0, 2.0)
+        kv = KV_FORMATS[self.kv_dtype]
+        cut = (
+            Lowering(self.model, p, self.fmt, kv, self.tp, self.ep, as_modules=True)
+            for p in (self.policies, Policies())
+        )
+        blocks = [op for low in cut for step in steps for op in low.ops(step) if isinstance(op, AttentionModule)]
+        return all(measured_as_module(op, self.device, self.engine) for op in blocks)
 
     @cached_property
     def dense(self) -> Group:
         """The same group without policies."""
-        return replace(self, policies=Policies(), trace=None)
+        return replace(self, policies=Policies(), trace=None, modules=self.as_modules)
 
     @cached_property
     def transferred(self) -> bool:

@@ -12,10 +12,12 @@ from simulator.base.dtypes import DType, Format, sixteen_bit
 from simulator.base.errors import UnsupportedError
 from simulator.model.layer import AttentionSpec, FfnSpec, LayerSpec, MlaSpec, MoeSpec
 from simulator.model.spec import ModelSpec
+from simulator.ops.module import AttentionModule
 from simulator.ops.ops import Attention, Collective, Elementwise, Linear, Moe, Op
 from simulator.ops.part import OpPart
 from simulator.ops.step import Step
 from simulator.policies import Aspect, Context, KvLayout, Policies
+from simulator.policies.common import mla_module
 from simulator.trace.curves import Trace
 
 ACT_BYTES = 2.0
@@ -53,6 +55,8 @@ class Lowering:
         Format of routed experts where a checkpoint quantises only them (GPT-OSS).
     trace : Trace, optional
         Measured curves; every layer is then lowered apart, each with those of its relative depth.
+    as_modules : bool
+        MLA blocks are attention modules, as an engine was measured with them, not their single ops.
     """
 
     model: ModelSpec
@@ -63,6 +67,7 @@ class Lowering:
     ep: int = 1
     expert_fmt: Format | None = None
     trace: Trace | None = None
+    as_modules: bool = False
 
     def why_not(self) -> str | None:
         """Reason the cut or a policy does not apply, or None."""
@@ -155,7 +160,7 @@ class Lowering:
     @cached_property
     def one_token(self) -> tuple[Op, ...]:
         """Ops of a decode step of one row: what is resident and how wide it gets."""
-        return tuple(self.ops(Step(decode_rows=1.0)))
+        return tuple(replace(self, as_modules=False).ops(Step(decode_rows=1.0)))
 
     @cached_property
     def kv_layouts(self) -> tuple[tuple[KvLayout, int], ...]:
@@ -251,6 +256,9 @@ class Lowering:
     def _cores(self, a: AttentionSpec, step: Step, count: float) -> Iterator[Op]:
         """Attention itself, and with MLA what a prompt rebuilds of its context and what decoding absorbs."""
         heads, mla = a.n_heads / self.tp, a.mla
+        if mla is not None and self.as_modules:
+            yield from self._modules(a, step, count)
+            return
         kv_heads = kv_heads_here(a, self.tp)
         math = self.fmt.math if self.fmt.math in (DType.BF16, DType.FP16, DType.FP32) else DType.BF16
         if step.prefills:
@@ -301,8 +309,24 @@ class Lowering:
             if mla is not None:
                 yield _projection(role="attn.absorb_v", n=a.v_head_dim, k=mla.kv_lora_rank, **absorbed)
 
+    def _modules(self, a: AttentionSpec, step: Step, count: float) -> Iterator[Op]:
+        """The whole block of each phase; a step of both reads the projections twice, as two modules do."""
+        widths = mla_module(a, self.model.hidden)
+        common = {"kind": "mla-dense", "n_heads": a.n_heads / self.tp, "widths": widths, "fmt": self.fmt}
+        common |= {"math": DType.BF16, "kv_element_bytes": self.kv_element_bytes, "count": count}
+        if step.prefills:
+            new = step.prefill_tokens
+            sizes = {"batch": step.prefill_rows, "q_len": new, "past_len": step.prefill_context - new}
+            yield AttentionModule(role="attn.module.prefill", phase="prefill", **sizes, **common)
+        if step.decodes:
+            sizes = {"batch": step.decode_rows, "q_len": 1.0, "past_len": step.decode_context - 1.0}
+            yield AttentionModule(role="attn.module", phase="decode", **sizes, **common)
+
     def _mla(self, a: AttentionSpec, mla: MlaSpec, step: Step, count: float, cores: Sequence[Op]) -> Iterator[Op]:
         """DeepSeek-V2 section 2.1: latents down, heads up; decode absorbs the up-projections."""
+        if self.as_modules:
+            yield from cores
+            return
         hidden, fmt, rows, heads = self.model.hidden, self.fmt, step.rows, a.n_heads / self.tp
         q_in = hidden
         if mla.q_lora_rank is not None:

@@ -15,6 +15,7 @@ from simulator.base.dtypes import DType
 from simulator.device.catalogue import Device
 from simulator.device.fits import Basis
 from simulator.inference.lowering import ACT_BYTES, Follows
+from simulator.ops.module import AttentionModule
 from simulator.ops.ops import Attention, Collective, Elementwise, Linear, Moe, Op
 from simulator.ops.step import Step
 from simulator.ops.transfers import HostCompute, Transfer
@@ -138,7 +139,7 @@ def step_time(group: Group, step: Step) -> StepTime:
     times = exposed(timed(group, [op for op, _ in lowered]))
     # What depends on the context goes last: those arrays are the large ones, touched once. The order is the
     # same for one point and for a grid, so both add up to the same number.
-    late = [(follows is Follows.CONTEXT, isinstance(op, Attention)) for op, follows in lowered]
+    late = [(follows is Follows.CONTEXT, isinstance(op, Attention | AttentionModule)) for op, follows in lowered]
     in_order = [t for _, t in sorted(zip(late, times, strict=True), key=lambda of: of[0])]
     if group.pp > 1:
         times = [*times, send(group, step)]
@@ -233,6 +234,9 @@ class Sums:
                 read = read + count * op.weight_read_bytes
             elif isinstance(op, Attention):
                 read = read + count * op.kv_read_bytes
+            elif isinstance(op, AttentionModule):
+                demand = op.demand()
+                read = read + count * (demand.weight_bytes + demand.kv_bytes)
             elif isinstance(op, Collective):
                 extra = extra + count * engine.collective_extra_s(op.message_bytes, op.n_ranks)
             elif isinstance(op, Transfer | HostCompute):
@@ -311,6 +315,9 @@ class Details:
                 least = least + op.flop * (op.count / _most_flop_per_s(group.device, op.fmt.math, op.nm24))
                 if op.gathered is not None and not op.overhead:
                     gathered = gathered + t.total_s
+            elif isinstance(op, AttentionModule):
+                flop = op.demand().projection_flop
+                least = least + flop * (op.count / _most_flop_per_s(group.device, op.fmt.math, False))
             _attribute(t, shares)
         return cls(math, moved, least, gathered, shares, Errors.of(times, by_role=group.lowering.by_layer))
 
@@ -372,6 +379,8 @@ def _most_flop_per_s(device: Device, math: DType, nm24: bool) -> float:
 
 def submitted(op: Op, engine: Engine) -> Array:
     """Launches the host submits for `op`, in those of an op of the model [-]."""
+    if isinstance(op, AttentionModule):
+        return op.count * op.launches
     if not isinstance(op, Elementwise):
         return op.count
     kernels = op.count * op.launches
@@ -395,7 +404,7 @@ def _attribute(t: OpTime, shares: Shares) -> None:
     reads = Bound.ACTIVATIONS
     if isinstance(t.op, Linear | Moe):
         reads = Bound.WEIGHTS
-    elif isinstance(t.op, Attention):
+    elif isinstance(t.op, Attention | AttentionModule):
         reads = Bound.KV
     if every(t.launch_s <= t.memory_s):
         _split(t.total_s, (reads, t.memory_s), (Bound.COMPUTE, t.math_s), shares)

@@ -270,6 +270,8 @@ class AttentionModule:
         Bytes per stored element of the cache [B].
     indexes : bool
         Whether this layer chooses its tokens; False where it takes the choice of a layer before.
+    launches : float
+        Launches of one call: as many as the single ops the module stands for, latents to output [-].
     """
 
     role: str
@@ -284,6 +286,7 @@ class AttentionModule:
     math: DType
     kv_element_bytes: float
     indexes: bool = True
+    launches: float = 9.0
     count: Array = 1.0
     part: OpPart = OpPart.ATTENTION
     overhead: bool = False
@@ -394,7 +397,7 @@ class AttentionModule:
                 Operand.INDEX: Access(d.index_bytes + 4.0 * d.scores, 4.0 * d.scores),
                 Operand.ACTIVATION: Access(hidden, hidden),
             },
-            launches=1.0,
+            launches=self.launches,
             graph_safe=self.graph_safe,
             host_sync=self.host_sync,
         )

@@ -198,6 +198,8 @@ class Policy(BaseModel):
     """Policy whose mechanism this one is, with other defaults."""
     swept: ClassVar[Swept | None] = None
     """Parameter that says how sparse it is; None where no single one does."""
+    modules: ClassVar[bool] = False
+    """Rewrites attention modules, too: blocks an engine was measured with as a whole."""
     hardware: ClassVar[str] = "gpu"
     """Hardware it was designed for: ``gpu`` or ``fpga``."""
 

@@ -4,16 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 from pydantic import model_validator
 
 from simulator.base.arrays import Array, clip, maximum, minimum, where
+from simulator.model.layer import AttentionSpec
+from simulator.ops.module import ModuleWidths, mla_widths
 from simulator.ops.ops import STREAM, Attention, Elementwise, Linear, Op
 from simulator.ops.traffic import Operand
 from simulator.ops.transfers import Transfer
 from simulator.policies.base import Context, Policy, Swept
+
+
+@lru_cache(maxsize=256)
+def mla_module(attention: AttentionSpec, hidden: float, **index: float) -> ModuleWidths:
+    """Sizes of an MLA layer as one attention module; `index` as `mla_widths` takes it."""
+    mla = attention.mla
+    if mla is None or mla.q_lora_rank is None:
+        raise TypeError("only MLA with low-rank queries is measured as a module")
+    return mla_widths(
+        hidden=float(hidden),
+        q_rank=float(mla.q_lora_rank),
+        latent=float(mla.kv_lora_rank),
+        rope=float(mla.qk_rope_head_dim),
+        nope=float(mla.qk_nope_head_dim),
+        value=float(attention.v_head_dim),
+        n_heads=float(attention.n_heads),
+        **index,
+    )
+
 
 BANDS = 4
 """Bands of equal depth that a schedule over the layers is cut into; each takes its mean."""

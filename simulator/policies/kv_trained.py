@@ -10,10 +10,11 @@ from pydantic import Field
 from simulator.base.arrays import Array, minimum, where
 from simulator.base.dtypes import DType, Format
 from simulator.model.spec import ModelSpec
+from simulator.ops.module import AttentionModule
 from simulator.ops.ops import Attention, Elementwise, Linear, Op
 from simulator.ops.traffic import Operand
 from simulator.policies.base import Aspect, Compatibility, Context, KvLayout, Policy, Swept, alias
-from simulator.policies.common import bounded_pairs, copied, partial_outputs, scoring_pass, select, top_k
+from simulator.policies.common import bounded_pairs, copied, mla_module, partial_outputs, scoring_pass, select, top_k
 from simulator.policies.grammar import POLICIES
 
 TILE_ROWS = 16.0
@@ -227,6 +228,7 @@ class Dsa(Policy):
     citation: ClassVar[str] = "DeepSeek-AI 2025, arXiv:2512.02556"
     not_modelled: ClassVar[str] = "accuracy; the prompt runs unabsorbed, as the dense model does"
     swept: ClassVar[Swept | None] = ("budget", "tokens")
+    modules: ClassVar[bool] = True
 
     budget: int = Field(2048, ge=16, le=10_000_000, description="tokens attended per query")
     index_heads: int = Field(64, ge=1, le=1024, description="heads of the indexer")
@@ -243,7 +245,10 @@ class Dsa(Policy):
         return self.index_dim + 4.0
 
     def rewrite(self, op: Op, ctx: Context) -> tuple[Op, ...]:
-        """Indexer projections after the queries, its scores and top-k before the attention."""
+        """Indexer projections after the queries, its scores and top-k before the attention; or the module of both."""
+        if isinstance(op, AttentionModule):
+            index = {"index_heads": self.index_heads, "index_dim": self.index_dim, "top_k": self.budget}
+            return (replace(op, kind="dsa", widths=mla_module(ctx.layer.attention, ctx.model.hidden, **index)),)
         if op.role == "attn.q_up" and isinstance(op, Linear):
             width = float(self.index_heads * self.index_dim)
             fmt, m, count = op.fmt, op.m, op.count

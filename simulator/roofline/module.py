@@ -118,7 +118,7 @@ def module_time(
     coef : mapping
         Fitted numbers by the names of `start`; a piece the module lacks demands nothing and needs none.
     surface : Surface, optional
-        Log residual over ``tokens`` (new ones of the step), ``context`` (of a sequence) and ``heads`` (on the GPU).
+        Log residual over ``tokens`` (new ones of the step) and ``context`` (of a sequence).
     """
     hbm = rates.hbm_bytes_per_s
 
@@ -138,7 +138,7 @@ def module_time(
     search = c("score") * 8.0 * d.scores / hbm + c("row_s") * d.rows
     total = launch + search + _norm4(weights, products) + _norm4(kv, pairs) + _norm4(keys, scored)
     if surface is not None:
-        total = total * exp(surface(tokens=d.tokens, context=d.context, heads=d.heads))
+        total = total * exp(surface(tokens=d.tokens, context=d.context))
     return ModuleTime(maximum(total, _floor(d, rates)), products + pairs + scored, weights + kv + keys + search, launch)
 
 

@@ -13,7 +13,7 @@ from simulator.base.arrays import Array, maximum, some, sqrt, where
 from simulator.base.dtypes import DType
 from simulator.base.errors import UnsupportedError
 from simulator.device.catalogue import Device
-from simulator.device.fits import Basis, Fit, Residual
+from simulator.device.fits import ANY, Basis, Fit, Residual
 from simulator.ops.module import AttentionModule
 from simulator.ops.ops import Attention, Collective, Elementwise, Linear, Moe, Op
 from simulator.ops.traffic import Operand
@@ -24,7 +24,7 @@ from simulator.roofline.elementwise import DEFAULT, elementwise_time
 from simulator.roofline.engine import Engine
 from simulator.roofline.gemm import gemm_time
 from simulator.roofline.hardware import Hardware, hardware
-from simulator.roofline.lookup import Found, key_of, lookup
+from simulator.roofline.lookup import Found, generation_of, key_of, lookup
 from simulator.roofline.module import module_rates, module_time
 from simulator.roofline.moe import moe_time
 from simulator.roofline.optime import OpTime
@@ -104,6 +104,19 @@ def _answer(
     if isinstance(op, Collective) and op.nodes > 1:
         library = f"{library}_{op.nodes}nodes"
     return lookup(device, family, key, library)
+
+
+def measured_as_module(op: AttentionModule, device: Device, engine: Engine) -> bool:
+    """Whether `engine`'s own kernels for `op` were measured on `device` or its like."""
+    family, key = key_of(op)
+    library = engine.kernel(device, family, key)
+    if library is None:
+        return False
+    try:
+        fit = lookup(device, family, key, library).fit
+    except UnsupportedError:
+        return False
+    return fit.device != ANY and generation_of(fit.library) == generation_of(library)
 
 
 @singledispatch
