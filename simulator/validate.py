@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 KINDS = (*KERNEL_KINDS, "sparse", "e2e")
-GROUP = ("source", "device", "dtype", "phase", "kernel_family")
+GROUP = ("source", "device", "dtype", "module", "phase", "kernel_family")
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 
@@ -52,6 +52,7 @@ def command(
         else:
             module.show(result)
         return
+    compared = getattr(module_of(kind), "speedups", None)
     judged, excluded = judge_rows(kind, raw, holdout)
     for j in judged:
         j.rows["kernel_family"] = j.rows["library"]
@@ -59,12 +60,15 @@ def command(
         blank = dict.fromkeys(GROUP)
         rows = [{**blank, **r} for j in judged for r in table(kind, j, GROUP)]
         total = [{"family": kind, "split": j.split, **figures(j.rows)} for j in judged]
-        console.out_json({"rows": rows, "total": total, "excluded": excluded})
+        told = {"speedups": [{"split": j.split, **r} for j in judged for r in compared(j.rows)]} if compared else {}
+        console.out_json({"rows": rows, "total": total, "excluded": excluded, **told})
         return
     for j in judged:
         shown = [{"family": kind, "device": "all", "split": j.split, **figures(j.rows)}]
         shown += table(kind, j, tuple(c.strip() for c in by.split(",")))
         _print(kind, j.split, shown, excluded)
+        if compared:
+            _print_speedups(j.split, compared(j.rows))
 
 
 CURVE_SIZES = (10, 20, 40, 80, 160, 320, 640)
@@ -123,11 +127,34 @@ def _curves(kind: str, raw: pd.DataFrame, wanted: list[str], json_: bool) -> Non
     )
 
 
+def _print_speedups(split: str, rows: list[dict[str, Any]]) -> None:
+    console.table(
+        f"speed-up over the dense module of the same engine, {split}",
+        ["device", "engine", "phase", "n", "sign right", "clear", "sign right", "median APE", "p90 APE"],
+        [
+            [
+                *(r[k] for k in ("device", "engine", "phase")),
+                f"{r['n']}",
+                f"{r['sign']:.1%}",
+                f"{r['n_clear']}",
+                f"{r['clear']:.1%}",
+                f"{r['median_ape']:.1%}",
+                f"{r['p90_ape']:.1%}",
+            ]
+            for r in rows
+        ],
+        left=3,
+        note="clear: measured speed-ups beyond 5 % either way",
+    )
+
+
 def _print(kind: str, split: str, rows: list[dict[str, Any]], excluded: dict[str, int]) -> None:
     def percent(x: Any) -> str:
         return "-" if x is None else f"{x:.1%}"
 
-    labels = [k for k in ("source", "device", "dtype", "phase", "op", "kernel_family") if any(k in r for r in rows)]
+    labels = [
+        k for k in ("source", "device", "dtype", "module", "phase", "op", "kernel_family") if any(k in r for r in rows)
+    ]
     console.table(
         f"{kind}, {split}: predicted against measured",
         [*labels, "n", "> 50 us", "median APE", "> 50 us", "p90 APE", "bias", "coverage", "width", "noise", "roofline"],

@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 
 FAMILY = "module"
 SHAPE = ("batch", "q_len", "past_len", "n_heads")
-INPUTS = ("kind", "phase", "widths", "dtype", "kv_dtype", "math", *SHAPE)
+INPUTS = ("phase", "dtype", "kv_dtype", *SHAPE)
+"""A shape is held out of every module at once, so that what is compared stays on one side."""
 NEEDED = ("framework", "module", "phase", "model", "mla_dtype", "kv_dtype", "gemm_dtype", "kernel", *SHAPE)
 
 FORMAT_NAMES: Mapping[str, str] = {"bfloat16": "bf16", "fp8_e4m3": "fp8"}
@@ -122,7 +123,7 @@ def prepare(rows: pd.DataFrame) -> pd.DataFrame:
         indexes=~rows["kernel"].str.contains("skip_indexer"),
     )
     rows = rows[rows["widths"].notna()]
-    keys = ["device", "source", "library", *INPUTS]
+    keys = ["device", "source", "library", "kind", "widths", "math", *INPUTS]
     rows["indexes"] &= ~_reuses(rows, keys)
     out = judge.aggregate(rows, [*keys, "indexes"])
     return with_demand(out)
@@ -227,6 +228,54 @@ def fit(rows: pd.DataFrame, *, date: str | None = None, residuals: bool = True) 
     for (kind, phase), part in rows.groupby(["kind", "phase"]):
         out += fit_family(_recipe(str(kind), str(phase)), part, date=date, residuals=residuals)
     return out
+
+
+PAIRED = ("device", "source", "phase", "dtype", "kv_dtype", *SHAPE)
+CLOSE = 0.05
+"""Log speed-up below which neither side wins [-]."""
+
+
+def speedups(judged: pd.DataFrame) -> list[dict[str, Any]]:
+    """DSA against dense MLA of the same engine at equal shapes: whether predicted and measured speed-up agree.
+
+    Parameters
+    ----------
+    judged : DataFrame
+        Prepared rows with ``mid_s`` beside them.
+
+    Returns
+    -------
+    list of dict
+        By device, engine and phase, and ``all``: pairs ``n``, share whose ``sign`` is right, the same of the
+        ``n_clear`` pairs beyond `CLOSE` (``clear``), and the median and p90 APE of the speed-up.
+    """
+    dense = judged[(judged["kind"] == "mla-dense") & (judged["math"] != "fp8")]
+    sparse = judged[(judged["kind"] == "dsa") & judged["indexes"] & (judged["widths"] == "v3.2")]
+    pairs = sparse.merge(dense, on=list(PAIRED), suffixes=("", "_dense"))
+    measured = np.log((pairs["time_s_dense"] / pairs["time_s"]).to_numpy(float))
+    predicted = np.log((pairs["mid_s_dense"] / pairs["mid_s"]).to_numpy(float))
+    pairs = pairs.assign(
+        right=(measured > 0.0) == (predicted > 0.0),
+        clear=np.abs(measured) > CLOSE,
+        ape=np.abs(np.expm1(predicted - measured)),
+        engine=pairs["source"].str.rpartition("/")[2],
+    )
+    groups = [({"device": "all", "engine": "all", "phase": "all"}, pairs)]
+    for key, part in pairs.groupby(["device", "engine", "phase"]):
+        groups.append((dict(zip(("device", "engine", "phase"), map(str, key), strict=True)), part))
+    return [
+        {
+            **names,
+            "n": len(part),
+            "sign": float(part["right"].mean()),
+            "n_clear": int(part["clear"].sum()),
+            "clear": float(part.loc[part["clear"], "right"].mean()),
+            "median_ape": float(part["ape"].median()),
+            "p90_ape": float(part["ape"].quantile(0.9)),
+        }
+        for names, part in groups
+        if len(part)
+    ]
 
 
 def without(rows: pd.DataFrame) -> Callable[[Any], list[Fit]]:
