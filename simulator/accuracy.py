@@ -29,6 +29,7 @@ TARGETS = {
     "collective": (0.10, 0.25),
     "moe": (0.10, 0.25),
     "elementwise": (None, None),
+    "sparse_attention": (0.10, 0.30),
 }
 """Median and p90 APE the design asks of unseen shapes, kernel known [-]."""
 

@@ -155,13 +155,27 @@ def lookup(device: Device, family: str, key: str, library: str | None = None) ->
     preferred = {name: i for i, name in enumerate(PREFERRED.get(family, ()))}
     generation = generation_of(library) if library else ""
 
+    def another(fit: Fit) -> bool:
+        same = fit.library in (library, LOCAL, VENDOR) or generation_of(fit.library) == generation
+        return library is not None and not same
+
     def order(at: tuple[Fit, int]) -> tuple[float, ...]:
         fit, place = at
         named, kin = fit.library == library, library is not None and same_kernel(fit.library, library)
         local, vendor = fit.library == LOCAL, fit.library == VENDOR
-        other = library is not None and not (named or kin or local or vendor)
         rank = preferred.get(fit.library, len(preferred))
-        return other, near[fit.dtype], place, not named, not local, not kin, not vendor, rank, fit.dtype != key, -fit.n
+        return (
+            another(fit),
+            near[fit.dtype],
+            place,
+            not named,
+            not local,
+            not kin,
+            not vendor,
+            rank,
+            fit.dtype != key,
+            -fit.n,
+        )
 
     def usable(fits: Iterable[tuple[Fit, int]]) -> list[tuple[Fit, int]]:
         return [(f, place) for f, place in fits if f.dtype in near and _span(f.library) == span]
@@ -183,6 +197,8 @@ def lookup(device: Device, family: str, key: str, library: str | None = None) ->
     share = LEGACY_MATH.get((generation, device.scope), 1.0) if place == places[ANY] and family == "attention" else 1.0
     if share != 1.0:
         fit = _on_newer_cores(fit, share)
+    if family in ANOTHER_SIGMA and another(fit):
+        fit = replace(fit, residual=fit.residual.widened(ANOTHER_SIGMA[family]))
     if near[fit.dtype]:
         fit = replace(fit, residual=fit.residual.widened(NEAR_SIGMA))
     if exact:
@@ -191,6 +207,12 @@ def lookup(device: Device, family: str, key: str, library: str | None = None) ->
     return Found(fit, Basis.DATASHEET if alone else Basis.EXTRAPOLATED, stands_in=True)
 
 
+ANOTHER_SIGMA: Mapping[str, float] = {"module": 0.45}
+"""Log standard deviation added to a fit of another engine's kernels, by family [-].
+
+Median miss of a module by another engine's fit is 25 %, see docs/calibration_sparse_attention.md; kernels of the other
+families differ less, and their `Residual.between_source` says by how much.
+"""
 NEAR_SIGMA = 0.10
 """Log standard deviation added to a fit that stands in for another number format [-]."""
 
