@@ -107,7 +107,7 @@ def prepare(rows: pd.DataFrame) -> pd.DataFrame:
     known = {name: devices.resolve(name) for name in rows["device"].astype(str).unique()}
     pairs = rows[["model", "module"]].drop_duplicates().itertuples(index=False)
     of = {(m, k): widths_of(m, k) for m, k in pairs}
-    named = [of[m, k] for m, k in zip(rows["model"], rows["module"], strict=True)]
+    named = np.array([of[m, k] for m, k in zip(rows["model"], rows["module"], strict=True)], dtype=object)
     formats = {c: rows[c].replace(dict(FORMAT_NAMES)) for c in ("gemm_dtype", "kv_dtype", "mla_dtype")}
     triples = rows[["kernel", "module", "phase"]].drop_duplicates().itertuples(index=False)
     libraries = {(k, m, p): library_of(k, m, p) for k, m, p in triples}

@@ -63,7 +63,7 @@ class ModuleRates(NamedTuple):
 
     Attributes
     ----------
-    products, attention, index, half : Array
+    products, attention, indexer, half : Array
         Of the projections' format, of queries and keys, of the indexer's, and of 16 bit [flop/s].
     hbm_bytes_per_s, l2_bytes : Array
         Memory bandwidth [B/s] and last-level cache [B].
@@ -73,7 +73,7 @@ class ModuleRates(NamedTuple):
 
     products: Array
     attention: Array
-    index: Array
+    indexer: Array
     half: Array
     hbm_bytes_per_s: Array
     l2_bytes: Array
@@ -90,7 +90,7 @@ def module_rates(device: Device, fmt: Format, math: DType) -> ModuleRates:
     return ModuleRates(
         products=rate(fmt.math, DType.FP8, DType.BF16),
         attention=rate(math, DType.BF16),
-        index=rate(DType.FP8, DType.BF16),
+        indexer=rate(DType.FP8, DType.BF16),
         half=half,
         hbm_bytes_per_s=device.hbm_bytes_per_s,
         l2_bytes=float(device.l2_bytes),
@@ -134,7 +134,7 @@ def module_time(
     pairs = pairs / rates.attention
     kv = (c("kv") * d.kv_bytes + c("gather") * d.gather_bytes + c("copy") * d.cached_bytes) / hbm
     keys = c("index") * d.index_bytes / hbm
-    scored = (c("index_math") * d.index_flop + c("tile") * d.tile_flop) / rates.index
+    scored = (c("index_math") * d.index_flop + c("tile") * d.tile_flop) / rates.indexer
     search = c("score") * 8.0 * d.scores / hbm + c("row_s") * d.rows
     total = launch + search + _norm4(weights, products) + _norm4(kv, pairs) + _norm4(keys, scored)
     if surface is not None:
@@ -151,6 +151,6 @@ def _norm4(a: Array, b: Array) -> Array:
 def _floor(d: ModuleDemand, rates: ModuleRates) -> Array:
     """Least time [s]: useful flop at the maximum clock, or weights, cache and keys beyond L2 at full bandwidth."""
     flop_s = d.projection_flop / rates.products + d.absorbed_flop / rates.half
-    flop_s = flop_s + d.attention_flop / rates.attention + d.index_flop / rates.index
+    flop_s = flop_s + d.attention_flop / rates.attention + d.index_flop / rates.indexer
     read = d.weight_bytes + d.kv_bytes + d.index_bytes
     return maximum(flop_s / rates.max_clock_ratio, maximum(read - rates.l2_bytes, 0.0) / rates.hbm_bytes_per_s)
