@@ -137,7 +137,7 @@ def _print_speedups(split: str, rows: list[dict[str, Any]]) -> None:
                 f"{r['n']}",
                 f"{r['sign']:.1%}",
                 f"{r['n_clear']}",
-                f"{r['clear']:.1%}",
+                "-" if r["clear"] is None else f"{r['clear']:.1%}",
                 f"{r['median_ape']:.1%}",
                 f"{r['p90_ape']:.1%}",
             ]

@@ -252,6 +252,8 @@ def speedups(judged: pd.DataFrame) -> list[dict[str, Any]]:
     dense = judged[(judged["kind"] == "mla-dense") & (judged["math"] != "fp8")]
     sparse = judged[(judged["kind"] == "dsa") & judged["indexes"] & (judged["widths"] == "v3.2")]
     pairs = sparse.merge(dense, on=list(PAIRED), suffixes=("", "_dense"))
+    if pairs.empty:
+        return []
     measured = np.log((pairs["time_s_dense"] / pairs["time_s"]).to_numpy(float))
     predicted = np.log((pairs["mid_s_dense"] / pairs["mid_s"]).to_numpy(float))
     pairs = pairs.assign(
@@ -269,7 +271,7 @@ def speedups(judged: pd.DataFrame) -> list[dict[str, Any]]:
             "n": len(part),
             "sign": float(part["right"].mean()),
             "n_clear": int(part["clear"].sum()),
-            "clear": float(part.loc[part["clear"], "right"].mean()),
+            "clear": float(part.loc[part["clear"], "right"].mean()) if part["clear"].any() else None,
             "median_ape": float(part["ape"].median()),
             "p90_ape": float(part["ape"].quantile(0.9)),
         }

@@ -213,3 +213,14 @@ def test_dsa_decode_loses_on_short_contexts_and_wins_on_long_ones(device: str):
     assert speedup(8192.0, 1.0) < 0.9
     assert speedup(8192.0, 2.0) == pytest.approx(1.0, abs=0.15)
     assert speedup(131072.0, 2.0) > 3.0
+
+
+def test_speedups_pair_a_module_with_the_dense_one_of_its_engine_and_are_none_without_pairs():
+    dense = {"module": "mla-dense", "model": "deepseek-ai/DeepSeek-V3", "kernel": "vllm-0.25.0:FLASH_ATTN_MLA"}
+    rows = fitting.prepare(raw([{"time_s": 2e-4}, {**dense, "time_s": 1e-4}]))
+    right = fitting.speedups(rows.assign(mid_s=rows["time_s"]))
+    assert [(r["n"], r["sign"], r["clear"]) for r in right] == [(1, 1.0, 1.0), (1, 1.0, 1.0)]
+    wrong = fitting.speedups(rows.assign(mid_s=1.0 / rows["time_s"]))
+    assert wrong[0]["sign"] == 0.0
+    assert wrong[0]["median_ape"] == pytest.approx(3.0)
+    assert fitting.speedups(rows[rows["kind"] == "dsa"].assign(mid_s=1.0)) == []
