@@ -155,27 +155,13 @@ def lookup(device: Device, family: str, key: str, library: str | None = None) ->
     preferred = {name: i for i, name in enumerate(PREFERRED.get(family, ()))}
     generation = generation_of(library) if library else ""
 
-    def another(fit: Fit) -> bool:
-        same = fit.library in (library, LOCAL, VENDOR) or generation_of(fit.library) == generation
-        return library is not None and not same
-
     def order(at: tuple[Fit, int]) -> tuple[float, ...]:
         fit, place = at
         named, kin = fit.library == library, library is not None and same_kernel(fit.library, library)
         local, vendor = fit.library == LOCAL, fit.library == VENDOR
+        other = library is not None and not (named or kin or local or vendor)
         rank = preferred.get(fit.library, len(preferred))
-        return (
-            another(fit),
-            near[fit.dtype],
-            place,
-            not named,
-            not local,
-            not kin,
-            not vendor,
-            rank,
-            fit.dtype != key,
-            -fit.n,
-        )
+        return other, near[fit.dtype], place, not named, not local, not kin, not vendor, rank, fit.dtype != key, -fit.n
 
     def usable(fits: Iterable[tuple[Fit, int]]) -> list[tuple[Fit, int]]:
         return [(f, place) for f, place in fits if f.dtype in near and _span(f.library) == span]
@@ -193,11 +179,12 @@ def lookup(device: Device, family: str, key: str, library: str | None = None) ->
             "measure it with `python -m sparse_kernels.calibrate`"
         )
     fit, place = min(found, key=order)
+    other = order((fit, place))[0]
     exact = place == 1 and near[fit.dtype] == 0 and (library is None or fit.library in (library, LOCAL, VENDOR))
     share = LEGACY_MATH.get((generation, device.scope), 1.0) if place == places[ANY] and family == "attention" else 1.0
     if share != 1.0:
         fit = _on_newer_cores(fit, share)
-    if family in ANOTHER_SIGMA and another(fit):
+    if family in ANOTHER_SIGMA and other:
         fit = replace(fit, residual=fit.residual.widened(ANOTHER_SIGMA[family]))
     if near[fit.dtype]:
         fit = replace(fit, residual=fit.residual.widened(NEAR_SIGMA))

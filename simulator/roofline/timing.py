@@ -24,7 +24,7 @@ from simulator.roofline.elementwise import DEFAULT, elementwise_time
 from simulator.roofline.engine import Engine
 from simulator.roofline.gemm import gemm_time
 from simulator.roofline.hardware import Hardware, hardware
-from simulator.roofline.lookup import Found, generation_of, key_of, lookup
+from simulator.roofline.lookup import Found, key_of, lookup, same_kernel
 from simulator.roofline.module import module_rates, module_time
 from simulator.roofline.moe import moe_time
 from simulator.roofline.optime import OpTime
@@ -116,7 +116,7 @@ def measured_as_module(op: AttentionModule, device: Device, engine: Engine) -> b
         fit = lookup(device, family, key, library).fit
     except UnsupportedError:
         return False
-    return fit.device != ANY and generation_of(fit.library) == generation_of(library)
+    return fit.device != ANY and same_kernel(fit.library, library)
 
 
 @singledispatch
