@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from math import inf
 
 from simulator.base.errors import InputError, NothingFeasibleError
 from simulator.inference import memory
@@ -76,6 +77,9 @@ class Oracle:
     def __init__(self, group: Group, *, max_num_seqs: int = 256, max_num_batched_tokens: int = 8192):
         if group.problem is not None:
             raise NothingFeasibleError(group.problem[1])
+        for name, value in (("max_num_seqs", max_num_seqs), ("max_num_batched_tokens", max_num_batched_tokens)):
+            if not isinstance(value, int) or value < 1:
+                raise InputError(f"must be a whole number of 1 or more, not {value!r}", where=name)
         self.group = group
         self.max_num_seqs = max_num_seqs
         self.max_num_batched_tokens = max_num_batched_tokens
@@ -115,6 +119,7 @@ class Oracle:
             Prompt tokens among them; policies that treat generated tokens apart take all as prompt without it [-].
         """
         self._refuse(context, 0.0, batch=batch, context=context)
+        self._refuse_prompt(prompt, context)
         rows = batch / min(batch, float(self.group.pp))
         return self._step(decode_step(rows, float(context), None if prompt is None else float(prompt)))
 
@@ -144,6 +149,7 @@ class Oracle:
         """A step of `batch` decoding sequences as in `decode` and `prompts` chunks as in `prefill`."""
         longest = max(context, tokens + past)
         self._refuse(longest, past, batch=batch, context=context, tokens=tokens, prompts=prompts)
+        self._refuse_prompt(prompt, context)
         pp = float(self.group.pp)
         step = mixed_step(
             batch / min(batch, pp),
@@ -178,13 +184,17 @@ class Oracle:
 
     def _refuse(self, longest: float, past: float, **least_one: float) -> None:
         for name, value in least_one.items():
-            if not value >= 1.0:
-                raise InputError(f"must be 1 or more, not {value!r}", where=name)
+            if not 1.0 <= value < inf:
+                raise InputError(f"must be a number of 1 or more, not {value!r}", where=name)
         if not past >= 0.0:
             raise InputError(f"must be 0 or more, not {past!r}", where="past")
         limit = self.group.model.max_context
         if not longest <= limit and not self.group.ignore_context:
             raise InputError(f"{longest:g} tokens exceed the model's {limit}", where="context")
+
+    def _refuse_prompt(self, prompt: float | None, context: float) -> None:
+        if prompt is not None and not 0.0 <= prompt <= context:
+            raise InputError(f"must be 0 to the context of {context:g} tokens, not {prompt!r}", where="prompt")
 
     def _step(self, step: Step) -> StepTime:
         group = self.group

@@ -151,11 +151,14 @@ def test_memory_is_the_servers() -> None:
 @pytest.mark.parametrize(
     ("call", "what"),
     [
-        (lambda ask: ask.decode_s(0, 100), "batch: must be 1 or more, not 0"),
-        (lambda ask: ask.decode_s(1, float("nan")), "context: must be 1 or more, not nan"),
-        (lambda ask: ask.prefill_s(0), "tokens: must be 1 or more, not 0"),
+        (lambda ask: ask.decode_s(0, 100), "batch: must be a number of 1 or more, not 0"),
+        (lambda ask: ask.decode_s(1, float("nan")), "context: must be a number of 1 or more, not nan"),
+        (lambda ask: ask.prefill_s(0), "tokens: must be a number of 1 or more, not 0"),
         (lambda ask: ask.prefill_s(10, past=-1), "past: must be 0 or more, not -1"),
-        (lambda ask: ask.mixed_s(1, 100, 10, prompts=0.5), "prompts: must be 1 or more, not 0.5"),
+        (lambda ask: ask.mixed_s(1, 100, 10, prompts=0.5), "prompts: must be a number of 1 or more, not 0.5"),
+        (lambda ask: ask.decode_s(float("inf"), 10), "batch: must be a number of 1 or more, not inf"),
+        (lambda ask: ask.decode_s(1, 100, prompt=500), "prompt: must be 0 to the context of 100 tokens, not 500"),
+        (lambda ask: ask.mixed_s(1, 100, 10, prompt=-5), "prompt: must be 0 to the context of 100 tokens, not -5"),
         (lambda ask: ask.decode_s(1, 200_000), "context: 200000 tokens exceed the model's 131072"),
         (lambda ask: ask.mixed_s(1, 10, 100_000, past=40_000), "context: 140000 tokens exceed the model's 131072"),
     ],
@@ -163,6 +166,12 @@ def test_memory_is_the_servers() -> None:
 def test_what_is_no_step_is_refused_in_a_line(call, what: str) -> None:
     with pytest.raises(InputError, match=what):
         call(oracle(Scenario(model="llama-3.1-8b", device="h100-sxm")))
+
+
+@pytest.mark.parametrize("seqs", [0, -5, "8"])
+def test_an_engine_without_sequences_has_no_oracle(seqs: int) -> None:
+    with pytest.raises(InputError, match="max_num_seqs: must be a whole number of 1 or more"):
+        oracle(Scenario(model="llama-3.1-8b", device="h100-sxm"), max_num_seqs=seqs)
 
 
 def test_what_cannot_run_has_no_oracle() -> None:
