@@ -14,7 +14,7 @@ from simulator.base.interval import Interval
 from simulator.inference.status import Status
 from simulator.results.answer import Row
 from simulator.results.break_even import BreakEven
-from simulator.results.verdict import along
+from simulator.results.verdict import along, as_times
 
 _MARKUP = re.compile(r"([\\`*_{}\[\]<>#|~$!:])")
 
@@ -42,7 +42,7 @@ def answer(p: Prediction, dense: Prediction) -> str:
         )
     return (
         f"**{a.policy}** {verdict(a.speedup).verb} on **{a.model}** and {where}: {rate} instead of"
-        f" {number(dense.answer.tokens_per_s.mid)}, **{a.speedup.mid:.2f}x**, at batch {a.batch:,.0f}. {_bound(p)}"
+        f" {number(dense.answer.tokens_per_s.mid)}, **{as_times(a.speedup.mid)}**, at batch {a.batch:,.0f}. {_bound(p)}"
     )
 
 

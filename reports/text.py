@@ -11,7 +11,7 @@ import numpy as np
 from reports.content import Cell, Tone
 from simulator.base.console import milliseconds, number, share, spread
 from simulator.base.interval import Interval
-from simulator.results.verdict import Verdict, verdict
+from simulator.results.verdict import Verdict, as_times, verdict
 
 DASH = "–"
 TONES: Mapping[Verdict, Tone] = {Verdict.WINS: "win", Verdict.LOSES: "lose"}
@@ -49,7 +49,7 @@ def percent(value: float | None, digits: int = 0) -> Cell:
 
 def times(value: float | None) -> str:
     """A speed-up in text."""
-    return f"{value:.2f}x" if known(value) else DASH
+    return as_times(value) if value is not None and known(value) else DASH
 
 
 def tone(value: float | None) -> Tone:

@@ -16,7 +16,7 @@ from simulator.base.console import number
 from simulator.base.drawing import Line, Lines
 from simulator.device.catalogue import list_devices
 from simulator.results.summary import Summary, fastest
-from simulator.results.verdict import WIN
+from simulator.results.verdict import WIN, as_times
 
 CELLS_WITH_NUMBERS = 200
 
@@ -125,7 +125,7 @@ def tell(summary: Summary) -> None:
     best = summary.best
     if best:
         top = fastest(best)
-        against = "" if top.policy == "dense" else f" ({top.speedup.mid:.2f}x dense)"
+        against = "" if top.policy == "dense" else f" ({as_times(top.speedup.mid)} dense)"
         lines.append(
             f"Most tokens/s per GPU: **{number(top.tokens_per_s_per_gpu.mid)}** with **{top.policy}**{against} on"
             f" **{top.device}**, batch {top.batch:,.0f}, prompt {top.prompt_tokens:,.0f}."
@@ -235,8 +235,9 @@ def quality(scenario: Scenario, summary: Summary) -> None:
         st.markdown(f"No policy with published quality loses at most {most:g} {unit} and wins here.")
     else:
         st.markdown(
-            f"Fastest that loses at most {most:g} {unit}: **{winner.policy}**, **{winner.answer.speedup.mid:.2f}x**"
-            f" dense, {winner.loss:+.2f} points ({'; '.join(winner.sources)})."
+            f"Fastest that loses at most {most:g} {unit}: **{winner.policy}**,"
+            f" **{as_times(winner.answer.speedup.mid)}** dense, {winner.loss:+.2f} points"
+            f" ({'; '.join(winner.sources)})."
         )
     rows = [
         {"x": c.loss, "y": c.answer.speedup.mid, "name": c.policy, "front": c.front, "told": "; ".join(c.sources)}

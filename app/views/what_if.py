@@ -18,7 +18,7 @@ from simulator.base.drawing import Line, Lines
 from simulator.inference.group import group_of
 from simulator.results.answer import Row
 from simulator.results.prediction import PARTS
-from simulator.results.verdict import WIN
+from simulator.results.verdict import WIN, as_times
 
 REPORT_BATCHES = (1, 4, 16, 64)
 
@@ -74,7 +74,7 @@ def metrics(p: Prediction, base: Prediction | None) -> None:
         at_max = f"; {largest:.2f}x at max batch" if isfinite(largest) else ""
         tile("tokens/s", lambda r: r.tokens_per_s.mid, number(rate.mid), "tokens/s", words.interval(rate))
         between = words.interval(gain, "{:.2f}".format)
-        tile("speed-up over dense", lambda r: r.speedup.mid, f"{gain.mid:.2f}x", "speed-up", between + at_max)
+        tile("speed-up over dense", lambda r: r.speedup.mid, as_times(gain.mid), "speed-up", between + at_max)
         between = words.interval(a.ttft_s, ms, " ms")
         tile("TTFT", lambda r: r.ttft_s.mid, f"{ms(a.ttft_s.mid)} ms", "TTFT", between, less=True)
         between = words.interval(a.tpot_s, ms, " ms") or ("no decode step" if a.timed else "")

@@ -15,7 +15,7 @@ from simulator.inference.evaluate import Points, evaluate
 from simulator.inference.group import Group, group_of, runnable
 from simulator.policies import Policies
 from simulator.results.rows import load_of, speedup
-from simulator.results.verdict import Speedups, along, count, runs, told, wins
+from simulator.results.verdict import Speedups, along, as_times, count, runs, told, wins
 from simulator.scenario.scenario import Scenario
 
 POINTS = 48
@@ -222,6 +222,6 @@ def _sentence(
     """Where the policy wins along an axis, and its best and worst there."""
     mid, lo, hi = speedup
     best, worst = int(np.argmax(mid)), int(np.argmin(mid))
-    ends = [f"{mid[i]:.2f}x ({lo[i]:.2f}-{hi[i]:.2f}) at {place.format(text(values[i]))}" for i in (best, worst)]
+    ends = [f"{as_times(mid[i])} ({lo[i]:.2f}-{hi[i]:.2f}) at {place.format(text(values[i]))}" for i in (best, worst)]
     words = along(noun, values, speedup, text)
     return f"{axis}: {words} ({text(values[0])} to {text(values[-1])}); best {ends[0]}, worst {ends[1]}"

@@ -13,7 +13,7 @@ from simulator.policies.software import Software, software
 from simulator.results.answer import Row
 from simulator.results.published_quality import losses
 from simulator.results.rows import load_of, rows
-from simulator.results.verdict import Verdict, verdict
+from simulator.results.verdict import Verdict, as_times, verdict
 from simulator.scenario.scenario import Scenario
 
 
@@ -113,7 +113,7 @@ def show(scenario: Scenario, *, as_json: bool) -> None:
                 o.software.needs or "-",
                 o.loss or "-",
                 console.spread(o.answer.tokens_per_s),
-                "-" if o.policy == "dense" else f"{o.answer.speedup.mid:.2f}x",
+                "-" if o.policy == "dense" else as_times(o.answer.speedup.mid),
                 ms(o.answer.ttft_s.mid),
                 ms(o.answer.tpot_s.mid),
                 f"{o.answer.max_batch:,.0f}",
@@ -172,5 +172,5 @@ def _named(o: Option) -> str:
     return (
         f"{o.policy}, {console.number(o.answer.tokens_per_s.mid)} tokens/s"
         f" ({console.number(o.answer.tokens_per_s.lo)}-{console.number(o.answer.tokens_per_s.hi)}),"
-        f" {o.answer.speedup.mid:.2f}x dense, {lost}"
+        f" {as_times(o.answer.speedup.mid)} dense, {lost}"
     )

@@ -21,7 +21,7 @@ from simulator.policies import Policy, parse
 from simulator.results.answer import Row
 from simulator.results.quality import front
 from simulator.results.rows import load_of, rows
-from simulator.results.verdict import Verdict, told, verdict
+from simulator.results.verdict import Verdict, as_times, told, verdict
 from simulator.scenario.catalogue import CATALOGUE
 from simulator.scenario.scenario import Scenario
 
@@ -265,7 +265,7 @@ def show(scenario: Scenario, most: float, *, as_json: bool) -> None:
                 "yes" if c.front else "" if c.answer.ok else "no fit",
                 f"{c.loss:+.2f} points" if c.unit == "points" else f"{c.loss:+.1%} perplexity",
                 *map(console.number, c.answer.tokens_per_s),
-                f"{c.answer.speedup.mid:.2f}x",
+                as_times(c.answer.speedup.mid),
             ]
             for c in found
         ],

@@ -61,10 +61,23 @@ def verdict(speedup: Interval[float]) -> Verdict:
     return Verdict.WINS if wins(at) else Verdict.LOSES if loses(at) else Verdict.EVEN
 
 
+def as_times(speedup: float) -> str:
+    """``1.35x``, and a digit more where two would be another word: 1.016 is no win, so it is not written 1.02x.
+
+    Examples
+    --------
+    >>> as_times(1.35), as_times(1.016), as_times(0.9837)
+    ('1.35x', '1.016x', '0.984x')
+    """
+    short = round(speedup, 2)
+    same = (short >= WIN, short <= 1.0 / WIN) == (speedup >= WIN, speedup <= 1.0 / WIN)
+    return f"{speedup:.2f}x" if same else f"{speedup:.3f}x"
+
+
 def told(speedup: Interval[float]) -> str:
     """``wins, 1.35x dense (1.20-1.50)``."""
     of = "" if (word := verdict(speedup)) is Verdict.EVEN else " dense"
-    return f"{word}, {speedup.mid:.2f}x{of} ({speedup.lo:.2f}-{speedup.hi:.2f})"
+    return f"{word}, {as_times(speedup.mid)}{of} ({speedup.lo:.2f}-{speedup.hi:.2f})"
 
 
 def everywhere(speedup: Speedups) -> str:
@@ -182,7 +195,7 @@ class Tally:
         if not np.isfinite(self.median):
             return dash
         between = "" if self.rows == 1 else f" ({self.worst:.2f}{dash}{self.best:.2f})"
-        return f"{self.median:.2f}x{between}, {self.words}"
+        return f"{as_times(self.median)}{between}, {self.words}"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for ``--json``."""

@@ -19,7 +19,7 @@ from simulator.results.free import Option
 from simulator.results.prediction import Prediction, predict
 from simulator.results.summary import Summary
 from simulator.results.swept import blocks, write
-from simulator.results.verdict import RULE, WIN, Verdict, along, over_loads, runs, told, verdict
+from simulator.results.verdict import RULE, WIN, Verdict, along, as_times, over_loads, runs, told, verdict
 from simulator.scenario.grid import Grid
 from simulator.scenario.scenario import Scenario
 
@@ -60,7 +60,7 @@ def that_runs(s: Scenario) -> Prediction:
 def test_predict_sweep_break_even_and_free_say_one_word(s: Scenario) -> None:
     p = that_runs(s)
     word = verdict(p.answer.speedup)
-    assert f"; {word}, {p.answer.speedup.mid:.2f}x" in p.sentence
+    assert f"; {word}, {as_times(p.answer.speedup.mid)}" in p.sentence
     summary = Summary()
     for rows in blocks([grid(s)]):
         summary.add(rows)

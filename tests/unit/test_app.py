@@ -19,6 +19,7 @@ from app import state
 from simulator import predict as predict_verb
 from simulator.base.console import milliseconds, number
 from simulator.results.prediction import predict
+from simulator.results.verdict import as_times
 from simulator.scenario.fields import FIELDS
 from simulator.scenario.scenario import Scenario
 
@@ -65,7 +66,7 @@ def agrees(at: AppTest, scenario: Scenario) -> None:
     """The page's numbers are those of `simulator.predict`."""
     row, values = predict(scenario).row, shown(at)
     assert values["tokens/s"] == number(row["tokens_per_s"])
-    assert values["speed-up over dense"] == f"{row['throughput_speedup_same_batch']:.2f}x"
+    assert values["speed-up over dense"] == as_times(row["throughput_speedup_same_batch"])
     assert values["TTFT"] == f"{milliseconds(row['ttft_s'])} ms"
     assert values["TPOT"] == f"{milliseconds(row['tpot_s'])} ms"
     assert values["memory per GPU"] == f"{number(row['total_bytes'] / 1e9)} GB"

@@ -20,6 +20,7 @@ from simulator.base.interval import Interval
 from simulator.inference.evaluate import end_to_end, rate
 from simulator.results.break_even import BreakEven
 from simulator.results.prediction import PARTS, predict
+from simulator.results.verdict import as_times
 from simulator.scenario.grid import Grid
 from simulator.scenario.scenario import Scenario
 
@@ -60,7 +61,7 @@ def test_the_answer_names_the_verdict_the_rates_and_the_bound():
     answer, dense = (predict(s) for s in (BASE, compute.dense_of(BASE)))
     text = words.answer(answer, dense)
     assert text.startswith("**teal(keep=0.5)** wins on **llama-2-7b** and one **h100-sxm**: ")
-    assert f"**{answer.answer.speedup.mid:.2f}x**" in text
+    assert f"**{as_times(answer.answer.speedup.mid)}**" in text
     assert max(answer.shares, key=answer.shares.get) in text.lower()
 
 

@@ -17,7 +17,7 @@ from simulator.policies import POLICIES, parse
 from simulator.results import break_even as module
 from simulator.results import prediction
 from simulator.results.break_even import BreakEven, break_even
-from simulator.results.verdict import runs
+from simulator.results.verdict import as_times, runs
 from simulator.scenario.scenario import Scenario
 
 BASE = {"model": "llama-3-8b", "device": "h100-sxm", "prompt_tokens": 4096, "batch": 8}
@@ -50,7 +50,7 @@ def test_the_axes_of_quest_agree_with_single_predictions() -> None:
         at = int(np.argmax(mid))
         one = prediction.predict(scenario.model_copy(update={b.axis: int(b.values[at])}))
         assert one.row["throughput_speedup_same_batch"] == pytest.approx(mid[at], rel=1e-9)
-        assert f"{mid[at]:.2f}x" in b.sentence
+        assert as_times(mid[at]) in b.sentence
         assert np.all((lo <= mid) & (mid <= hi))
     assert batch.values[-1] == prediction.predict(scenario).row["max_batch"]
     # Contexts inside the budget pay for the statistics alone, and a smaller budget never reads more.
