@@ -2,6 +2,7 @@
 
 A speed-up is the ratio of two modelled times (`sparse_terms`); both sides are fitted to measured times
 in log space, every coefficient drawn towards its parent's: family, kernel, architecture, device.
+DSA rows are pairs of attention modules, answered by the fits of these (`fitting.dsa`).
 ``python -m simulator.validate --kind sparse`` calls `validate` and `show`; `write` makes the committed file.
 """
 
@@ -20,7 +21,7 @@ from simulator.base.errors import InputError
 from simulator.device.catalogue import measured
 from simulator.device.fit_file import dump
 from simulator.device.fits import ANY, DEFAULT, Fit, Residual
-from simulator.fitting import judge, smooth
+from simulator.fitting import dsa, judge, smooth
 from simulator.fitting.residuals import Mask, out_of_fold, residual_of
 from simulator.fitting.sparse_rows import INPUTS, TIMES, prepare, split
 from simulator.fitting.sparse_shares import nm24_fits
@@ -38,7 +39,7 @@ SIDES = ("dense", "sparse")
 LEVELS = (("family", 0.5, 2.0), ("kernel", 2.0, 2.0), ("arch", 1.0, 2.0), ("device", 0.3, 1.0))
 """Scope of a fit, and log spread of its coefficients about the wider scope's: rates, fixed seconds."""
 FIXED = ("launch", "select_s", "edge")
-COUPLED = ("2:4", "NSA", "MInference", "MLA kernel")
+COUPLED = ("2:4", "NSA", "MInference")
 """Families whose two sides have the same terms."""
 MOST = {"2:4": 2.0}
 """Speed-up no kernel of the family has over an equally good dense one: half the flop [-]."""
@@ -113,12 +114,18 @@ def fit(rows: pd.DataFrame, *, date: str | None = None, residuals: bool = True) 
     A fit's library names both kernels, ``dense > sparse``. Residuals are out of five folds by shape.
     """
     date = date or dt.date.today().isoformat()
-    fits = _fit(rows, date)
-    if not residuals:
+    of_modules = rows["family"].isin(dsa.FAMILIES)
+    modules = dsa.fit(rows[of_modules], date=date, residuals=residuals) if of_modules.any() else []
+    rows = rows[~of_modules]
+    fits = modules + _fit(rows, date)
+    if not residuals or rows.empty:
         return fits + nm24_fits(rows, date)
     errors = _residuals(rows, date)
     out = []
     for f in fits:
+        if f.family != FAMILY:
+            out.append(f)
+            continue
         error = errors.get((f.dtype, f.library), errors[(f.dtype, ANY)])
         if f.device == ANY:
             error = error.widened(BETWEEN_ARCH)
@@ -209,14 +216,22 @@ def speedup(family: str, rows: pd.DataFrame, coef: Mapping[str, float]) -> Array
     return np.minimum(times[0] / times[1], MOST.get(family, np.inf))
 
 
-def predict(rows: pd.DataFrame, fits: list[Fit], *, cross: bool = False) -> tuple[Array, Array, Array]:
-    """Speed-up over dense of prepared `rows` and its 90 % interval; NaN where no fit covers them."""
+def predict(rows: pd.DataFrame, fits: list[Fit] | None, *, cross: bool = False) -> tuple[Array, Array, Array]:
+    """Speed-up over dense of prepared `rows` and its 90 % interval; NaN where no fit covers them.
+
+    `fits` None asks the committed ones.
+    """
     mid, lo, hi = (np.full(len(rows), np.nan) for _ in range(3))
     placed = rows.assign(_at=np.arange(len(rows)))
-    for key, part in placed.groupby(["family", "arch", "device", "baseline", "library"]):
+    of_modules = rows["family"].isin(dsa.FAMILIES).to_numpy()
+    if of_modules.any():
+        own = None if fits is None else [f for f in fits if f.family != FAMILY]
+        mid[of_modules], lo[of_modules], hi[of_modules] = dsa.speedup(rows[of_modules], own)
+    fits = list(measured(DEFAULT).own(FAMILY)) if fits is None else fits
+    for key, part in placed[~of_modules].groupby(["family", "arch", "device", "baseline", "library"]):
         family, arch, device, dense, sparse = (str(k) for k in key)
         wanted = [(place, f"{dense} > {sparse}") for place in (device, arch, ANY)]
-        known = {(f.device, f.library): f for f in fits if f.dtype == family}
+        known = {(f.device, f.library): f for f in fits if f.family == FAMILY and f.dtype == family}
         found = next((known[w] for w in (*wanted, (ANY, ANY)) if w in known), None)
         if found is None:
             continue
@@ -248,7 +263,7 @@ def validate(raw: pd.DataFrame, holdout: str | None) -> dict[str, Any]:
         raise InputError("nothing is left to judge", where="--holdout")
     out: list[dict[str, Any]] = []
     total: list[dict[str, Any]] = []
-    for family in (f for f in FAMILIES if (judged["family"] == f).any()):
+    for family in (f for f in (*dsa.FAMILIES, *FAMILIES) if (judged["family"] == f).any()):
         mine = judged[judged["family"] == family]
         total.append({"family": family, **figures(mine), "few": len(mine) < SMALLEST})
         for device, part in mine.groupby("device"):
@@ -284,7 +299,7 @@ def validate(raw: pd.DataFrame, holdout: str | None) -> dict[str, Any]:
 
 def _judged(rows: pd.DataFrame, holdout: str | None) -> Iterator[pd.DataFrame]:
     if holdout is None:
-        yield _with(rows, list(measured(DEFAULT).own(FAMILY)), "in_source")
+        yield _with(rows, None, "in_source")
         return
     if holdout in ("source", "device"):
         for value in sorted(rows[holdout].unique()):
@@ -297,7 +312,7 @@ def _judged(rows: pd.DataFrame, holdout: str | None) -> Iterator[pd.DataFrame]:
     yield _with(rows[test], fit(rows[~test]), "in_source")
 
 
-def _with(rows: pd.DataFrame, fits: list[Fit], label: str, *, cross: bool = False) -> pd.DataFrame:
+def _with(rows: pd.DataFrame, fits: list[Fit] | None, label: str, *, cross: bool = False) -> pd.DataFrame:
     mid, lo, hi = predict(rows, fits, cross=cross)
     return rows.assign(mid=mid, lo=lo, hi=hi, split=label)
 
@@ -378,5 +393,5 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
 def write(rows: pd.DataFrame, out: Path) -> list[Fit]:
     """Fit all `rows` and write ``_default/sparse.toml`` under `out`."""
     fits = fit(rows)
-    dump(out / DEFAULT / f"{FAMILY}.toml", fits)
+    dump(out / DEFAULT / f"{FAMILY}.toml", [f for f in fits if f.family == FAMILY])
     return fits

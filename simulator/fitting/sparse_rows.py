@@ -90,7 +90,6 @@ def _family(rows: pd.DataFrame) -> np.ndarray:
         [
             dsa & category.str.contains("decode"),
             dsa,
-            pattern.str.startswith("sparse MLA kernel"),
             pattern.str.startswith("2:4") & (category == "spmm-weight"),
             pattern.str.startswith("V:N:M"),
             pattern.str.contains("Sputnik"),
@@ -100,45 +99,21 @@ def _family(rows: pd.DataFrame) -> np.ndarray:
             pattern.str.contains("NSA|compressed KV|selected blocks"),
             pattern.str.contains("MInference|Triangle attention"),
         ],
-        [
-            "DSA decode",
-            "DSA prefill",
-            "MLA kernel",
-            "2:4",
-            "V:N:M",
-            "Sputnik",
-            "CLASP",
-            "CATS",
-            "ProSparse",
-            "NSA",
-            "MInference",
-        ],
+        ["DSA decode", "DSA prefill", "2:4", "V:N:M", "Sputnik", "CLASP", "CATS", "ProSparse", "NSA", "MInference"],
         "",
     )
 
 
 def _library(rows: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    """Kernel of the sparse and of the dense time, without version numbers."""
+    """Kernel of the sparse and of the dense time."""
     family, kernel = rows["family"], rows["sparse_kernel"]
-    framework = rows["dense_kernel"].str.split("-").str[0]
-    sparse, dense = (framework + " " + rows[c].str.split(":").str[-1] for c in ("sparse_kernel", "dense_kernel"))
-    # A KV format changes both kernels of a decode, so a pair is fitted as a pair. Prefill picks its dense
-    # kernel by length, not by choice: one baseline beside each sparse kernel.
-    pair = dense + " beside " + rows["sparse_kernel"].str.split(":").str[-1]
-    baseline = np.select(
-        [family == "DSA decode", family == "DSA prefill", family == "MInference"],
-        [pair, sparse, rows["dense_kernel"]],
-        "dense",
-    )
+    # A module is named as the tables of modules name it: engine, release, kernel.
+    sparse, dense = (rows[c].str.replace(r" .*module:", ":", regex=True) for c in ("sparse_kernel", "dense_kernel"))
+    dsa = family.str.startswith("DSA")
+    baseline = np.select([dsa, family == "MInference"], [dense, rows["dense_kernel"]], "dense")
     library = np.select(
-        [
-            family == "DSA decode",
-            family == "DSA prefill",
-            family == "V:N:M",
-            family.isin(["CLASP", "ProSparse"]),
-            family == "2:4",
-        ],
-        [sparse + " beside " + rows["dense_kernel"].str.split(":").str[-1], sparse, "Spatha", rows["pattern"], "all"],
+        [dsa, family == "V:N:M", family.isin(["CLASP", "ProSparse"]), family == "2:4"],
+        [sparse, "Spatha", rows["pattern"], "all"],
         kernel,
     )
     return library, baseline

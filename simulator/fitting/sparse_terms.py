@@ -17,11 +17,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Array = NDArray[np.float64]
-HIDDEN, Q_LORA, LATENT, ROPE, VALUE = 7168.0, 1536.0, 512.0, 64.0, 128.0
-"""DeepSeek-V3.2: width, query rank, latent, rotary part and head size of the attention module."""
-TOP_K, INDEX_HEADS, INDEX_DIM, INDEX_BYTES = 2048.0, 64.0, 128.0, 132.0
-"""Its lightning indexer: tokens kept, heads, head size, stored bytes per token (fp8 and a scale)."""
-WEIGHT_BYTES = {"bfloat16": 2.0, "fp8_block": 1.0, "nvfp4": 0.5625}
 SHARED_ROWS = 8.0
 """Sparse rows of one thread block that read an operand row once [-]."""
 NM24_WEIGHT = 0.5 + 2.0 / 16.0 / 2.0
@@ -44,8 +39,6 @@ class Rates(NamedTuple):
     """Datasheet rates of each row's device, (rows,) [flop/s], [B/s], [-]."""
 
     math: Array
-    math8: Array
-    weight: Array
     vector: Array
     hbm: Array
     sm: Array
@@ -79,22 +72,17 @@ def log_slopes(side: Side, coef: Mapping[str, float]) -> tuple[Array, Array]:
 
 
 def rates(rows: pd.DataFrame) -> Rates:
-    """Rates of `rows`' devices; `weight` is the one of the row's weight format."""
+    """Rates of `rows`' devices."""
     from simulator.base.dtypes import DType
     from simulator.device.catalogue import load
 
-    keys = list(zip(rows["device"].astype(str), rows["weight"].astype(str), strict=True))
+    names = rows["device"].astype(str)
     found = {}
-    for name, fmt in set(keys):
+    for name in names.unique():
         device = load(name)
-        half = DType.BF16 if device.has(DType.BF16) else DType.FP16
-        math = device.peak_flop_per_s(half)
-        math8 = device.peak_flop_per_s(DType.FP8) if device.has(DType.FP8) else math
-        nvfp4 = device.peak_flop_per_s(DType.FP4) if device.has(DType.FP4) else math8
-        weight = {"fp8_block": math8, "nvfp4": nvfp4}.get(fmt, math)
-        vector, hbm = device.vector_flop_per_s, device.hbm_bytes_per_s
-        found[name, fmt] = (math, math8, weight, vector, hbm, float(device.sm_count))
-    return Rates(*np.array([found[k] for k in keys], float).reshape(-1, 6).T)
+        half = device.peak_flop_per_s(DType.BF16 if device.has(DType.BF16) else DType.FP16)
+        found[name] = (half, device.vector_flop_per_s, device.hbm_bytes_per_s, float(device.sm_count))
+    return Rates(*np.array([found[name] for name in names], float).reshape(-1, 4).T)
 
 
 def _columns(rows: pd.DataFrame, *columns: str) -> list[Array]:
@@ -203,124 +191,7 @@ def _whole_prefill(rows: pd.DataFrame, r: Rates) -> tuple[Side, Side]:
     return dense, sparse
 
 
-def _module(rows: pd.DataFrame, r: Rates, indexer: bool) -> tuple[Side, Array]:
-    """Projections of the attention module, fixed work by weight format; and its tokens, (rows,)."""
-    b, q, h, kv = _columns(rows, "batch", "q_len", "n_heads", "kv_bytes")
-    t = b * q
-    fmt = rows["weight"].astype(str).to_numpy()
-    bytes_each = np.array([WEIGHT_BYTES[f] for f in fmt])
-    shared = HIDDEN * (Q_LORA + LATENT + ROPE)
-    if indexer:
-        shared += Q_LORA * INDEX_HEADS * INDEX_DIM + HIDDEN * (INDEX_DIM + INDEX_HEADS)
-    per_head = Q_LORA * (VALUE + ROPE) + VALUE * HIDDEN
-    absorbed = 2.0 * VALUE * LATENT
-    read = (shared + h * per_head) * bytes_each + h * absorbed * 2.0
-    fixed = [Term("launch_s", np.ones(len(rows)), 4e-5)]
-    fixed += [Term(f"launch_{f}_s", (fmt == f).astype(float), 2e-5) for f in WEIGHT_BYTES if f != "bfloat16"]
-    fixed.append(Term("launch_kv8_s", (kv < 2.0).astype(float), 1e-6))
-    side = [
-        [fixed],
-        [
-            [Term("weights", read / r.hbm, 1.5)],
-            [
-                Term("projections", 2.0 * t * (shared + h * per_head) / r.weight, 1.5),
-                Term("absorbed", 2.0 * t * h * absorbed / r.math, 1.5),
-                Term("tokens", t * (HIDDEN * 4.0 + h * 2.0 * LATENT) / r.hbm, 2.0),
-            ],
-        ],
-    ]
-    return side, t
-
-
-def _dsa_decode(rows: pd.DataFrame, r: Rates) -> tuple[Side, Side]:
-    """Absorbed MLA decode against indexer, top-k and the latent of the chosen tokens."""
-    b, s, h, kv = _columns(rows, "batch", "kv_len", "n_heads", "kv_bytes")
-    width = LATENT + ROPE
-    kept = np.minimum(s, TOP_K)
-    dense, t = _module(rows, r, indexer=False)
-    dense.append(
-        [
-            [Term("kv", b * s * width * kv / r.hbm, 1.2)],
-            [
-                Term("pairs", 2.0 * b * s * h * (width + LATENT) / r.math, 1.5),
-                Term("pairs_pad", 2.0 * b * s * 64.0 * (width + LATENT) / r.math, 0.3),
-            ],
-        ]
-    )
-    sparse, t = _module(rows, r, indexer=True)
-    chosen = 2.0 * t * (width + LATENT) / r.math
-    sparse.append(
-        [
-            [Term("kv", b * kept * width * kv / r.hbm, 1.2), Term("kv_pad", b * TOP_K * width * kv / r.hbm, 0.3)],
-            [
-                Term("pairs", kept * h * chosen, 1.0),
-                Term("pairs_head_pad", kept * 64.0 * chosen, 0.5),
-                Term("pairs_token_pad", TOP_K * 64.0 * chosen, 0.5),
-            ],
-        ]
-    )
-    over = (s > TOP_K).astype(float)
-    edge = ((s > TOP_K) & (s < 1.25 * TOP_K)).astype(float)
-    sparse += [
-        [[Term("select_s", over, 2e-5), Term("edge_s", edge, 1e-6), Term("edge_row_s", edge * t, 1e-8)]],
-        [
-            [Term("index_bytes", b * s * INDEX_BYTES / r.hbm, 1.2)],
-            [Term("index_math", 2.0 * b * s * INDEX_HEADS * INDEX_DIM / r.math8, 1.5)],
-            [Term("scores", over * 8.0 * b * s / r.hbm, 1.5)],
-        ],
-    ]
-    return dense, sparse
-
-
-def _mla_kernel(rows: pd.DataFrame, r: Rates) -> tuple[Side, Side]:
-    """Attention kernel alone, dense MLA against 2048 given tokens: short lists are padded."""
-    b, s, h, kv = _columns(rows, "batch", "kv_len", "n_heads", "kv_bytes")
-    width = LATENT + ROPE
-    pair = 2.0 * b * h * (width + LATENT) / r.math
-
-    def side(tokens: Array) -> Side:
-        kv_s, pairs = b * tokens * width * kv / r.hbm, tokens * pair
-        return [_launch(1e-5, len(rows)), [[Term("kv", kv_s, 1.2)], [Term("pairs", pairs, 1.5)]]]
-
-    return side(s), side(np.full(len(s), TOP_K))
-
-
-def _dsa_prefill(rows: pd.DataFrame, r: Rates) -> tuple[Side, Side]:
-    """Plain MLA prefill against indexer, top-k per query row and absorbed attention to its choice."""
-    b, q, h = _columns(rows, "batch", "q_len", "n_heads")
-    pairs = b * q * (q + 1.0) / 2.0
-    short = np.minimum(q, TOP_K)
-    kept = b * (short * (short + 1.0) / 2.0 + (q - short) * TOP_K)
-    dense, t = _module(rows, r, indexer=False)
-    dense.append([[Term("pairs", 2.0 * pairs * h * (2.0 * VALUE + ROPE) / r.math, 1.5)]])
-    sparse, t = _module(rows, r, indexer=True)
-    each = 2.0 * (2.0 * LATENT + ROPE) / r.math
-    over = (q > TOP_K).astype(float)
-    sparse += [
-        [
-            [
-                Term("pairs", kept * h * each, 1.0),
-                Term("pairs_head_pad", kept * 64.0 * each, 0.5),
-                Term("pairs_pad", TOP_K * t * h * each, 0.3),
-                Term("pairs_both_pad", TOP_K * t * 64.0 * each, 0.3),
-            ]
-        ],
-        [
-            [
-                Term("index_math", 2.0 * pairs * INDEX_HEADS * INDEX_DIM / r.math8, 1.5),
-                Term("scores", 8.0 * pairs / r.hbm, 1.0),
-                Term("select", over * t * 1e-8, 1.0),
-                Term("list", t * TOP_K * 4.0 / r.hbm, 1.0),
-            ]
-        ],
-    ]
-    return dense, sparse
-
-
 FAMILIES: Mapping[str, Callable[[pd.DataFrame, Rates], tuple[Side, Side]]] = {
-    "DSA decode": _dsa_decode,
-    "DSA prefill": _dsa_prefill,
-    "MLA kernel": _mla_kernel,
     "2:4": _product,
     "V:N:M": _vnm,
     "Sputnik": _spmm,

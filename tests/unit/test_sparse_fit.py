@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
 
+from simulator.base.dtypes import DType, get_format
 from simulator.base.errors import InputError
 from simulator.device.catalogue import load
 from simulator.device.fit_file import dump, parse
-from simulator.fitting import sparse
+from simulator.fitting import module, sparse
 from simulator.fitting.sparse_rows import split
 from simulator.fitting.sparse_terms import FAMILIES, log_slopes, names, rates, total_s
+from simulator.ops.module import AttentionModule, ModuleKind
+from simulator.roofline.engine import get_engine
 from simulator.roofline.sparse import nm24_shares
+from simulator.roofline.timing import time_op
 
 COLUMNS = ("m", "n", "k", "batch", "q_len", "kv_len", "n_heads", "n_kv_heads", "head_dim")
 
@@ -45,23 +51,64 @@ def products() -> pd.DataFrame:
     return rows
 
 
-def attention(kv_len, phase="decode", batch=64.0, heads=64.0) -> pd.DataFrame:
-    table = raw(
-        category=f"sparse KV attention {phase}",
+def dsa_pairs() -> pd.DataFrame:
+    """Decode steps of both modules with times that module fits follow, whole numbers apart."""
+    shape = [(b, kv, h) for b in (1, 8, 64) for kv in (513, 2049, 8193, 32769, 131073) for h in (8, 16, 128)]
+    batch, kv_len, heads = np.array(shape, float).T
+    base = {"module.mla-dense.decode.bf16": "vllm-0.25.0:FLASH_ATTN_MLA", "module.dsa": "vllm-0.24.0:FLASHMLA_SPARSE"}
+    engine = replace(get_engine("kernels"), kernels=base)
+    sides: tuple[tuple[ModuleKind, str, str], ...] = (
+        ("mla-dense", "v3", "dense_time_s"),
+        ("dsa", "v3.2", "sparse_time_s"),
+    )
+    times = {}
+    for kind, widths, name in sides:
+        op = AttentionModule(
+            role="attn.module",
+            kind=kind,
+            phase="decode",
+            batch=batch,
+            q_len=1.0,
+            past_len=kv_len - 1.0,
+            n_heads=heads,
+            widths=module.WIDTHS[widths],
+            fmt=get_format("bf16"),
+            math=DType.BF16,
+            kv_element_bytes=2.0,
+        )
+        times[name] = time_op(op, load("h100-sxm"), engine).total_s
+    return raw(
+        category="sparse KV attention decode",
         pattern="DeepSeek-V3.2 DSA: lightning indexer",
-        device="H200",
+        device="H100-SXM",
         dtype="gemm=bfloat16;kv=bfloat16",
         batch=batch,
-        q_len=1.0 if phase == "decode" else np.asarray(kv_len, float),
-        kv_len=np.asarray(kv_len, float),
+        q_len=1.0,
+        kv_len=kv_len,
         n_heads=heads,
-        sparsity=0.0,
-        dense_kernel="fw-1.0 dense MLA module:a",
-        sparse_kernel="fw-1.0 DSA module:b",
-        dense_time_s=1.0,
-        sparse_time_s=1.0,
+        sparsity=np.maximum(1.0 - 2048.0 / kv_len, 0.0),
+        dense_kernel="vllm-0.25.0 dense MLA module:FLASH_ATTN_MLA",
+        sparse_kernel="vllm-0.24.0 DSA module:FLASHMLA_SPARSE",
+        **times,
     )
-    return sparse.prepare(table).sort_values("kv_len")
+
+
+def test_dsa_rows_are_answered_by_the_modules_a_prediction_asks():
+    """Times that the committed modules give come back as speed-ups without an error, and above and below one."""
+    pairs = sparse.prepare(dsa_pairs())
+    mid, lo, hi = sparse.predict(pairs, None)
+    assert mid == pytest.approx(pairs["speedup"].to_numpy(), rel=1e-9)
+    assert np.all((lo < mid) & (mid < hi))
+    assert mid.min() < 1.0 < mid.max()
+
+
+def test_dsa_rows_of_other_shapes_are_predicted_by_module_fits_of_the_rest():
+    pairs = sparse.prepare(dsa_pairs())
+    held = pairs["kv_len"] == 8193
+    fits = sparse.fit(pairs[~held], date="2026-01-01")
+    assert {f.family for f in fits if f.n} == {"module"}
+    mid, _, _ = sparse.predict(pairs[held], fits)
+    assert mid == pytest.approx(pairs.loc[held, "speedup"].to_numpy(), rel=0.15)
 
 
 def test_an_exact_table_is_recovered_and_extrapolates():
@@ -73,8 +120,8 @@ def test_an_exact_table_is_recovered_and_extrapolates():
 
 
 def test_slopes_are_the_derivatives():
-    rows = attention([512, 4096, 65536, 131072])
-    for side in FAMILIES["DSA decode"](rows, rates(rows)):
+    rows = products()
+    for side in FAMILIES["V:N:M"](rows, rates(rows)):
         coef = names(side)
         time, slopes = log_slopes(side, coef)
         for i, name in enumerate(coef):
@@ -82,14 +129,6 @@ def test_slopes_are_the_derivatives():
             numeric = np.log(total_s(side, step) / time) / np.log(1.001)
             assert slopes[:, i] == pytest.approx(numeric, abs=1e-3)
         assert slopes.sum(1) == pytest.approx(1.0)
-
-
-def test_top_k_pays_on_long_contexts_only():
-    rows = attention([1025, 16385, 131073])
-    dense, thin = FAMILIES["DSA decode"](rows, rates(rows))
-    gain = total_s(dense, names(dense)) / total_s(thin, names(thin))
-    assert np.all(np.diff(gain) > 0)
-    assert gain[0] < 1 < gain[-1]
 
 
 def test_every_family_gains_from_sparsity_within_physics():
