@@ -58,8 +58,9 @@ def compose(path: Path | None) -> Report:
 
 
 def _judged_now() -> tuple[list[Judged], dict[str, Any]]:
-    from simulator.claims.judge import judge, summary
+    from simulator.claims.judge import judge
     from simulator.claims.rows import committed
+    from simulator.claims.statistics import summary
 
     rows = judge(committed())
     return rows, summary(rows)
@@ -68,7 +69,8 @@ def _judged_now() -> tuple[list[Judged], dict[str, Any]]:
 def _read(path: Path) -> tuple[list[Judged], dict[str, Any]]:
     from pydantic import TypeAdapter, ValidationError
 
-    from simulator.claims.judge import Judged, summary
+    from simulator.claims.judge import Judged
+    from simulator.claims.statistics import summary
 
     where = str(path)
     made_by = "give what python -m simulator.claims --json prints"
@@ -114,6 +116,8 @@ def _finite(value: Any) -> bool:
 
 
 def _first_page(rows: Sequence[Judged], total: Mapping[str, Any], path: Path | None) -> Section:
+    from simulator.claims.statistics import told
+
     f, targets = total["all"], total["targets"]
     files = "-o report.html -o report.pdf"
     command = f"python -m reports.build --kind claims {files}"
@@ -125,6 +129,7 @@ def _first_page(rows: Sequence[Judged], total: Mapping[str, Any], path: Path | N
             " having seen it?"
         ),
         Paragraph(_answer(f, targets, total["wrong"]), "lead"),
+        *([Paragraph(f"Against the papers' own baselines it {words}.")] if (words := told(f["called"])) else []),
         _verdict(total),
         Subheading("Assumptions"),
         Bullets(
@@ -161,7 +166,7 @@ def _answer(f: Mapping[str, Any], targets: Mapping[str, Any], wrong: int) -> str
 
 
 def _verdict(total: Mapping[str, Any]) -> Table:
-    from simulator.claims.judge import GROUPS
+    from simulator.claims.statistics import GROUPS
 
     rows = []
     for key, name in GROUPS.items():

@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 
 def touched_claims(policies: Iterable[str]) -> Section | None:
     """Published figures about the policies of this report, predicted from their own setups."""
-    from simulator.claims.judge import judge, summary
+    from simulator.claims.judge import judge
     from simulator.claims.rows import committed
+    from simulator.claims.statistics import summary
     from simulator.policies import POLICIES, parse
 
     names = {m.name for p in policies for m in parse(p).members}

@@ -2,7 +2,8 @@
 
 Without --data it prints the committed table of held-out shapes. With --data it judges the committed fits on all
 rows, which they have seen, and compares them with the golden copy; with --update it refits on 70 % of the shapes
-of every family, judges the other 30 %, and writes the golden copy and the table.
+of every family, judges the other 30 %, and writes the golden copy and the table. --claims does the same for the
+published wins and losses, which need no data.
 """
 
 from __future__ import annotations
@@ -76,6 +77,32 @@ def worse(now: dict[str, Any], then: dict[str, Any]) -> list[str]:
     return out
 
 
+GROUPS_GATED = ("all", "other_papers")
+GATED = ("losses_called", "balanced_accuracy")
+"""Shares of the published wins and losses that no change may lower."""
+
+
+def measure_claims() -> dict[str, Any]:
+    """`simulator.claims.statistics.called` of the committed claims, by group of rows."""
+    from simulator.claims.judge import judge
+    from simulator.claims.rows import committed
+    from simulator.claims.statistics import summary
+
+    total = summary(judge(committed()))
+    return {k: total[k]["called"] for k in GROUPS_GATED}
+
+
+def worse_claims(now: dict[str, Any], then: dict[str, Any]) -> list[str]:
+    """Which gated share of the wins and losses is lower than the golden copy's, one line each."""
+    return [
+        f"claims, {group}, by {weighing}: {key} {then[group][weighing][key]:.2%} -> {now[group][weighing][key]:.2%}"
+        for group in GROUPS_GATED
+        for weighing in ("rows", "papers")
+        for key in GATED
+        if now[group][weighing][key] < then[group][weighing][key] - SLACK
+    ]
+
+
 def markdown(found: dict[str, Any], rows: str = "held-out rows") -> str:
     """The README's table; `rows` says whether the fits have seen them."""
     lines = [
@@ -109,12 +136,20 @@ def command(
         Path | None, typer.Option(help="refit on 70 %, judge 30 %, write this golden copy (minutes)")
     ] = None,
     date: Annotated[str, typer.Option(help="ISO date to write with --update")] = "",
+    claims: Annotated[
+        bool, typer.Option("--claims", help="published wins and losses called; with --update written to that copy")
+    ] = False,
     json_: Annotated[bool, typer.Option("--json", help="figures on stdout")] = False,
 ) -> None:
     """Print the committed accuracy on held-out shapes, or judge the committed fits on your rows.
 
     Exit 0; 2 bad input, or a committed fit got worse than the golden copy on the same rows.
     """
+    if claims:
+        if data is not None:
+            raise InputError("the committed claims need no rows; leave out --data", where="--claims")
+        _claims(update, date, json_=json_)
+        return
     if data is None:
         if update is not None:
             raise InputError("a refit needs measured rows; add --data DIR", where="--update")
@@ -126,10 +161,7 @@ def command(
         return
     if update is not None:
         record = {"date": date, "committed": measure(data, None), "held_out": measure(data, "0.3")}
-        try:
-            update.write_text(json.dumps(record, indent=1) + "\n")
-        except OSError as error:
-            raise InputError(f"cannot write {update}: {reason(error)}", where="--update") from None
+        _write(update, {**golden(), **record})
         console.out(markdown(record["held_out"]))
         return
     now, old = measure(data, None), golden()
@@ -140,6 +172,30 @@ def command(
     problems = worse(now, old["committed"])
     if problems:
         raise InputError("; ".join(problems) + f"; if meant, rerun with --update hw_profiles/{GOLDEN}")
+
+
+def _write(path: Path, record: dict[str, Any]) -> None:
+    try:
+        path.write_text(json.dumps(record, indent=1) + "\n")
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {reason(error)}", where="--update") from None
+
+
+def _claims(update: Path | None, date: str, *, json_: bool) -> None:
+    from simulator.claims.statistics import told
+
+    now, old = measure_claims(), golden()
+    if json_:
+        console.out_json({"claims": now, "golden": old["claims"]})
+    else:
+        for group in GROUPS_GATED:
+            console.out(f"{group}: {told(now[group])}")
+    if update is not None:
+        _write(update, {**old, "claims": {"date": date, **now}})
+        return
+    problems = worse_claims(now, old["claims"])
+    if problems:
+        raise InputError("; ".join(problems) + f"; if meant, rerun with --claims --update hw_profiles/{GOLDEN}")
 
 
 if __name__ == "__main__":

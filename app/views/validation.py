@@ -208,8 +208,9 @@ def _predicted(kind: str, raw: pd.DataFrame) -> pd.DataFrame:
 
 @st.cache_resource(show_spinner="Predicting every published figure, once (up to a minute) ...")
 def _claims() -> tuple[pd.DataFrame, dict[str, Any]]:
-    from simulator.claims.judge import judge, summary
+    from simulator.claims.judge import judge
     from simulator.claims.rows import committed
+    from simulator.claims.statistics import summary
 
     papers = committed()
     sources = {c.claim_id: (c.source, c.certainty) for p in papers for c in p.claims}

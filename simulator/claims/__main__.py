@@ -32,8 +32,9 @@ def command(
     same; rows used for calibration are counted apart; no row leaves the statistic because it misses.
     """
     from simulator.base.errors import InputError, UnknownNameError
-    from simulator.claims.judge import judge, summary
+    from simulator.claims.judge import judge
     from simulator.claims.rows import committed, read_file
+    from simulator.claims.statistics import summary
 
     papers = committed()
     if data is not None:
@@ -66,7 +67,7 @@ def command(
 
 
 def _show(rows: list[Judged], total: dict[str, Any], *, every: bool) -> None:
-    from simulator.claims.judge import GROUPS
+    from simulator.claims.statistics import GROUPS, told
 
     shown = [r for r in rows if r.status == "judged" and (every or not r.within)]
     console.table(
@@ -106,8 +107,18 @@ def _show(rows: list[Judged], total: dict[str, Any], *, every: bool) -> None:
         f"{total['eligible']} eligible rows of {total['eligible_papers']} papers, each paper weighing the same",
         ["", "papers", *heads],
         [[label, str(total[k]["papers"]), *_cells(total[k])] for k, label in GROUPS.items()],
-        note="targets: geometric mean 0.9-1.1, 75 % within 20 %, rank correlation 0.9",
+        note="targets: geometric mean 0.9-1.1, 75 % within 20 %, rank correlation 0.9, balanced accuracy 80 %",
     )
+    console.table(
+        "wins and losses against the paper's own baseline",
+        ["", "speed-ups", "inside 90 %", "wins", "called", "losses", "called", "balanced", "decided", "rightly"],
+        [[GROUPS[k], *_called(total[k]["called"])] for k in GROUPS if total[k]["rows"]]
+        + [[f or "no family", *_called(found)] for f, found in total["families"].items()],
+        note="shares with papers weighing the same; called: the mid prediction is on the published side of dense",
+    )
+    for key in ("all", "other_papers"):
+        if total[key]["rows"] and (text := told(total[key]["called"])):
+            console.out(f"{GROUPS[key]}: {text}")
     misses = ", ".join(f"{n['rows']} {c} ({n['papers']} papers)" for c, n in total["misses"].items() if n["rows"])
     console.out(f"misses: {misses or 'none'}; disputed figures among the judged: {total['wrong']}")
 
@@ -132,6 +143,21 @@ def _cells(f: dict[str, Any]) -> list[str]:
         f"{f['inside']:.0%}",
         str(f["speedups"]),
         "-" if rank is None else f"{rank:.2f}",
+    ]
+
+
+def _called(found: dict[str, Any]) -> list[str]:
+    def share(value: float | None) -> str:
+        return "-" if value is None else f"{value:.0%}"
+
+    of = found["papers"]
+    return [
+        str(found["wins"] + found["losses"] + found["even"]),
+        share(of["inside"]),
+        str(found["wins"]),
+        share(of["wins_called"]),
+        str(found["losses"]),
+        *(share(of[k]) for k in ("losses_called", "balanced_accuracy", "decided", "decided_right")),
     ]
 
 

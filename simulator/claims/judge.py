@@ -1,9 +1,9 @@
-"""Predictions beside published figures, and statistics in which every paper weighs the same."""
+"""Predictions beside published figures."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,7 +19,6 @@ from simulator.inference.evaluate import evaluate, rate
 
 WITHIN = 0.2
 """A prediction reproduces a claim within this relative error [-]."""
-TARGETS = {"geometric_mean": (0.9, 1.1), "within_20": 0.75, "rank_correlation": 0.9}
 STATUSES = ("judged", "not eligible", "not predicted", "incomplete")
 
 
@@ -33,8 +32,10 @@ class Judged:
         One of `STATUSES`.
     miss : str or None
         Class of the reason where the prediction is off by more than `WITHIN`.
-    speedups : tuple or None
-        (published, predicted) speed-up over the baseline, where the row has one [-].
+    published_speedup : float or None
+        Over the baseline, where the row has one [-].
+    speedup, speedup_lo, speedup_hi : float or None
+        The predicted one and its 90 % interval [-].
     """
 
     claim_id: str
@@ -50,7 +51,10 @@ class Judged:
     hi: float | None = None
     miss: str | None = None
     wrong: str | None = None
-    speedups: tuple[float, float] | None = None
+    published_speedup: float | None = None
+    speedup: float | None = None
+    speedup_lo: float | None = None
+    speedup_hi: float | None = None
     used_for_calibration: bool = False
 
     @property
@@ -84,6 +88,10 @@ class Judged:
             "hi": self.hi,
             "ratio": self.ratio,
             "inside": self.inside,
+            "published_speedup": self.published_speedup,
+            "speedup": self.speedup,
+            "speedup_lo": self.speedup_lo,
+            "speedup_hi": self.speedup_hi,
             "status": self.status,
             "reason": self.reason,
             "miss": self.miss,
@@ -119,15 +127,16 @@ def _judged(claim: Claim, paper: PaperClaims, seen: dict[str, Mapping[str, Value
         baseline = None if claim.baseline is None else _quantity(claim.baseline, claim, seen)
     except ShadowlineError as error:
         return Judged(*label, "not predicted", str(error), **extra)
-    speedups = None
     if baseline is not None:
-        predicted = compare(f"{base(claim.metric)}_speedup", value, baseline).mid
         published = _published_speedup(claim)
-        speedups = None if published is None else (published, predicted)
+        if published is not None:
+            names = ("published_speedup", "speedup", "speedup_lo", "speedup_hi")
+            speedup = compare(f"{base(claim.metric)}_speedup", value, baseline)
+            extra |= zip(names, (published, *speedup), strict=True)
         if claim.metric != base(claim.metric):
             value = compare(claim.metric, value, baseline)
     mid, lo, hi = value
-    row = Judged(*label, "judged", "", mid, lo, hi, speedups=speedups, **extra)
+    row = Judged(*label, "judged", "", mid, lo, hi, **extra)
     if row.within:
         return row
     miss, why = paper.explained.get(claim.claim_id, (MISSES[-1], "no cause found yet"))
@@ -181,101 +190,3 @@ def _whole(scenario: Mapping[str, Any]) -> dict[str, Value]:
         raise UnsupportedError(predict(s).sentence)
     ttft, tpot = (figure.each(lambda end: float(end[0])) for figure in (points.ttft_s, points.tpot_s))
     return e2e_values(s, group.gpus, ttft, tpot, float(np.ravel(points.footprint.total_bytes)[0]))
-
-
-def weights(papers: Sequence[str]) -> np.ndarray:
-    """Weight of each row so that every paper adds up to the same and all to 1, shape (rows,) [-]."""
-    names, index, counts = np.unique(np.asarray(papers), return_inverse=True, return_counts=True)
-    return 1.0 / (len(names) * counts[index])
-
-
-def rank_correlation(x: np.ndarray, y: np.ndarray, w: np.ndarray) -> float | None:
-    """Spearman's correlation of `x` and `y` with weights `w` [-]; None below three rows or without spread.
-
-    The rank of a value is the weight below it plus half the weight at it; the correlation is Pearson's of the ranks.
-    """
-    if len(x) < 3:
-        return None
-    ranks = [_ranks(np.asarray(v, float), w) for v in (x, y)]
-    centred = [r - np.sum(w * r) / np.sum(w) for r in ranks]
-    spread = [np.sum(w * c * c) for c in centred]
-    if min(spread) <= 1e-18:
-        return None
-    return float(np.sum(w * centred[0] * centred[1]) / math.sqrt(spread[0] * spread[1]))
-
-
-def _ranks(x: np.ndarray, w: np.ndarray) -> np.ndarray:
-    _, index = np.unique(x, return_inverse=True)
-    at = np.bincount(index, weights=w)
-    below = np.cumsum(at) - at
-    return (below + 0.5 * at)[index]
-
-
-def figures(rows: Sequence[Judged]) -> dict[str, Any]:
-    """Statistics of judged rows, papers weighing equally.
-
-    ``geometric_mean`` of predicted over published, ``within_20`` the share of rows within 20 %, ``inside`` the share
-    within the 90 % interval, ``rank_correlation`` of the speed-ups, ``median_ape`` over papers of each paper's median.
-    """
-    rows = [r for r in rows if r.status == "judged"]
-    if not rows:
-        return {"rows": 0, "papers": 0}
-    w = weights([r.paper for r in rows])
-    ratio = np.array([r.ratio for r in rows], float)
-    paper = np.array([r.paper for r in rows])
-    fast = [r for r in rows if r.speedups is not None]
-    pairs = np.array([r.speedups for r in fast], float).reshape(-1, 2)
-    ape = np.abs(ratio - 1.0)
-    return {
-        "rows": len(rows),
-        "papers": len(set(paper)),
-        "geometric_mean": float(np.exp(np.sum(w * np.log(ratio)))),
-        "within_20": float(np.sum(w * (ape <= WITHIN))),
-        "median_ape": float(np.median([np.median(ape[paper == p]) for p in set(paper)])),
-        "inside": float(np.sum(w * np.array([bool(r.inside) for r in rows]))),
-        "speedups": len(fast),
-        "rank_correlation": rank_correlation(
-            pairs[:, 0], pairs[:, 1], weights([r.paper for r in fast]) if fast else np.zeros(0)
-        ),
-    }
-
-
-GROUPS = {
-    "all": "all",
-    "kernel": "kernels",
-    "e2e": "end to end",
-    "other_papers": "papers no constant was fitted on",
-    "used_for_calibration": "used for calibration",
-}
-"""Groups of rows whose figures `summary` gives: the fourth leaves out every paper that calibrated anything."""
-
-
-def summary(rows: Sequence[Judged]) -> dict[str, Any]:
-    """Figures of all rows by kind, calibration rows apart, by paper, and misses by class."""
-    judged = [r for r in rows if r.status == "judged"]
-    free = [r for r in judged if not r.used_for_calibration]
-    fitted_on = {r.paper for r in rows if r.used_for_calibration}
-    return {
-        "targets": {k: list(v) if isinstance(v, tuple) else v for k, v in TARGETS.items()},
-        "counts": {s: sum(r.status == s for r in rows) for s in STATUSES},
-        "eligible": sum(r.status in ("judged", "not predicted") for r in rows),
-        "eligible_papers": len({r.paper for r in rows if r.status in ("judged", "not predicted")}),
-        "all": figures(free),
-        "kernel": figures([r for r in free if r.kind == "kernel"]),
-        "e2e": figures([r for r in free if r.kind == "e2e"]),
-        "other_papers": figures([r for r in free if r.paper not in fitted_on]),
-        "used_for_calibration": figures([r for r in judged if r.used_for_calibration]),
-        "papers": {
-            p: {**figures([r for r in free if r.paper == p]), **_status_counts(rows, p)}
-            for p in dict.fromkeys(r.paper for r in rows)
-        },
-        "misses": {
-            c: {"rows": sum(r.miss == c for r in free), "papers": len({r.paper for r in free if r.miss == c})}
-            for c in MISSES
-        },
-        "wrong": sum(r.wrong is not None for r in judged),
-    }
-
-
-def _status_counts(rows: Sequence[Judged], paper: str) -> dict[str, int]:
-    return {s.replace(" ", "_"): sum(r.paper == paper and r.status == s for r in rows) for s in STATUSES}

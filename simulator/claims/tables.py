@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from simulator.base.errors import InputError
-from simulator.claims.judge import GROUPS, Judged
+from simulator.claims.judge import Judged
+from simulator.claims.statistics import GROUPS, told
 
 BEGIN, END = "<!-- begin: {} -->", "<!-- end: {} -->"
 
@@ -66,7 +67,7 @@ def _result(total: dict[str, Any]) -> list[str]:
     ]
     papers = sorted(total["papers"].items(), key=lambda kv: -kv[1]["judged"])
     misses = [f"{n['rows']} {name} ({n['papers']} papers)" for name, n in total["misses"].items() if n["rows"]]
-    told = (
+    counted = (
         f"{total['eligible']} eligible rows of {total['eligible_papers']} papers out of "
         f"{sum(counts.values()):,} published figures; {counts['judged']} judged, "
         f"{counts['not predicted']} not predicted, {counts['not eligible']} of secondary sources, "
@@ -78,7 +79,9 @@ def _result(total: dict[str, Any]) -> list[str]:
         [name, *_cells(f), str(f["judged"] - f["rows"]), str(_unjudged(f))] for name, f in papers if f["judged"]
     )
     last = ["used for calibration", "not checkable"]
-    return [told, "", *_table(heads, [target, *whole]), "", *_table(["paper", *heads[2:], *last], by_paper)]
+    words = told(total["all"]["called"])
+    spoken = [f"Wins and losses over the papers' own baselines: {words}.", ""] if words else []
+    return [counted, "", *spoken, *_table(heads, [target, *whole]), "", *_table(["paper", *heads[2:], *last], by_paper)]
 
 
 def _unjudged(f: dict[str, Any]) -> int:

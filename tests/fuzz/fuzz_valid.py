@@ -201,8 +201,9 @@ def made() -> dict[str, Any]:
                 out["plan"] = json.loads(said.getvalue())
         out["sweep"], out["serve"] = (pq.read_table(at / "s.parquet"), pq.read_table(at / "r.parquet"))
     from simulator.base.console import as_json as shown
-    from simulator.claims.judge import judge, summary
+    from simulator.claims.judge import judge
     from simulator.claims.rows import committed
+    from simulator.claims.statistics import summary
 
     rows = judge([p for p in committed() if p.paper in ("CATS", "FlexGen")])
     out["claims"] = json.loads(shown({"rows": [r.to_dict() for r in rows][:30], "summary": summary(rows)}))

@@ -58,8 +58,9 @@ VERBS: Mapping[str, Callable[[], Any]] = {
 def claims(path: str) -> None:
     """Rows of a file as ``simulator.claims --data`` reads and judges them, without the committed ones."""
     from simulator.base.console import as_json as shown
-    from simulator.claims.judge import judge, summary
+    from simulator.claims.judge import judge
     from simulator.claims.rows import read_file
+    from simulator.claims.statistics import summary
 
     rows = judge(read_file(Path(path)))
     shown({"rows": [r.to_dict() for r in rows], "summary": summary(rows)})

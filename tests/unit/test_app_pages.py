@@ -251,7 +251,8 @@ class TestValidation:
 
     def test_claims_wait_for_the_button_and_are_those_of_the_judge(self, monkeypatch):
         from simulator.claims import rows
-        from simulator.claims.judge import judge, summary
+        from simulator.claims.judge import judge
+        from simulator.claims.statistics import summary
 
         few = tuple(p for p in rows.committed() if p.paper == "Deja Vu")
         monkeypatch.setattr(rows, "committed", lambda: few)

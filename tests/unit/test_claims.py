@@ -20,10 +20,11 @@ from simulator.claims import __main__ as verb
 from simulator.claims import judge as judging
 from simulator.claims import tables
 from simulator.claims.eligibility import PRIMARY, why_not
-from simulator.claims.judge import Judged, figures, judge, rank_correlation, summary, weights
+from simulator.claims.judge import Judged, judge
 from simulator.claims.kernel import KernelScenario, kernel_time
 from simulator.claims.metrics import base, compare, e2e_values
 from simulator.claims.rows import Claim, committed, parse_toml, read_file
+from simulator.claims.statistics import figures, rank_correlation, summary, weights
 from simulator.device.catalogue import resolve as resolve_device
 from simulator.model.hub import resolve as resolve_model
 from simulator.scenario.scenario import Scenario

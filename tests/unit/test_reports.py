@@ -298,7 +298,8 @@ def test_a_device_without_measurements_has_no_empty_section(
 
 
 def _summary(row: dict) -> dict:
-    from simulator.claims.judge import Judged, summary
+    from simulator.claims.judge import Judged
+    from simulator.claims.statistics import summary
 
     values = {k: v for k, v in row.items() if k not in ("id", "ratio", "inside")}
     return summary([Judged(claim_id=row["id"], **values)])

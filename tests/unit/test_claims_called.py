@@ -1,0 +1,74 @@
+"""Wins and losses of published figures: called, decided, by row and by paper."""
+
+import pytest
+
+from simulator.claims.judge import Judged
+from simulator.claims.statistics import by_family, called, told
+
+
+def row(paper: str, published: float, speedup: float, half: float = 0.0, family: str = "f") -> Judged:
+    return Judged(
+        f"{paper}-{published}-{speedup}",
+        paper,
+        family,
+        "e2e",
+        "tpot_s",
+        1.0,
+        "judged",
+        predicted=1.0,
+        lo=1.0,
+        hi=1.0,
+        published_speedup=published,
+        speedup=speedup,
+        speedup_lo=speedup * (1.0 - half),
+        speedup_hi=speedup * (1.0 + half),
+    )
+
+
+ROWS = [
+    # A: three of four wins on the right side, one of two losses; B: its only loss.
+    row("A", 2.0, 1.5),
+    row("A", 2.0, 1.1),
+    row("A", 1.2, 1.03),
+    row("A", 1.2, 0.9),
+    row("A", 0.5, 0.7),
+    row("A", 0.9, 1.3),
+    row("B", 0.8, 0.6, family="g"),
+    row("B", 1.0, 1.5, family="g"),
+]
+
+
+def test_wins_and_losses_called_by_hand() -> None:
+    """Rows: 3/4 wins and 2/3 losses; papers: losses (1/2 + 1)/2, wins of A alone. What is even counts for neither."""
+    found = called(ROWS)
+    assert (found["wins"], found["losses"], found["even"]) == (4, 3, 1)
+    assert found["rows"]["wins_called"] == pytest.approx(3 / 4)
+    assert found["rows"]["losses_called"] == pytest.approx(2 / 3)
+    assert found["rows"]["balanced_accuracy"] == pytest.approx((3 / 4 + 2 / 3) / 2)
+    assert found["papers"]["wins_called"] == pytest.approx(3 / 4)
+    assert found["papers"]["losses_called"] == pytest.approx(3 / 4)
+    # Exact predictions decide everywhere: five words of eight are the published ones.
+    assert found["rows"]["decided"] == pytest.approx(1.0)
+    assert found["rows"]["decided_right"] == pytest.approx(5 / 8)
+    assert found["rows"]["inside"] == 0.0
+
+
+def test_always_calling_a_win_is_worth_a_half() -> None:
+    always = called([row("A", p, 1.5) for p in (2.0, 1.5, 0.9, 1.0)])
+    assert always["rows"]["balanced_accuracy"] == pytest.approx(0.5)
+
+
+def test_what_compares_nothing_is_not_counted() -> None:
+    lone = Judged("x", "A", "f", "e2e", "tpot_s", 1.0, "judged", predicted=1.0, lo=1.0, hi=1.0)
+    assert called([lone, *ROWS]) == called(ROWS)
+    none = called([lone])
+    assert (none["wins"], none["rows"]["decided"], told(none)) == (0, None, "")
+    wins = called([row("A", 2.0, 2.0, half=0.01)])
+    assert wins["rows"]["losses_called"] is None
+    assert told(wins) == "called 1 of 1 wins and no losses; the interval decides 100% of the rows, 100% of them rightly"
+
+
+def test_families_are_counted_apart() -> None:
+    found = by_family(ROWS)
+    assert {f: v["losses"] for f, v in found.items()} == {"f": 2, "g": 1}
+    assert found["g"]["rows"]["wins_called"] is None
