@@ -17,15 +17,21 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from simulator.base import console
-from simulator.base.errors import InputError
-from simulator.device.catalogue import measured
+from simulator.base.errors import InputError, UnsupportedError
+from simulator.device.catalogue import load, measured
 from simulator.device.fit_file import dump
 from simulator.device.fits import ANY, DEFAULT, Fit, Residual
 from simulator.fitting import dsa, judge, smooth
 from simulator.fitting.residuals import Mask, out_of_fold, residual_of
+from simulator.fitting.sparse_ops import op_of
 from simulator.fitting.sparse_rows import INPUTS, TIMES, prepare, split
 from simulator.fitting.sparse_shares import nm24_fits
-from simulator.fitting.sparse_terms import FAMILIES, log_slopes, names, rates, total_s
+from simulator.fitting.sparse_terms import FAMILIES, log_slopes, sides
+from simulator.ops.dense import dense_of
+from simulator.roofline.engine import get_engine
+from simulator.roofline.speedup import FAMILIES as OPS
+from simulator.roofline.speedup import MOST, SURFACE_AXES, names, total_s
+from simulator.roofline.timing import time_op
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -41,10 +47,8 @@ LEVELS = (("family", 0.5, 2.0), ("kernel", 2.0, 2.0), ("arch", 1.0, 2.0), ("devi
 FIXED = ("launch", "select_s", "edge")
 COUPLED = ("2:4", "NSA", "MInference")
 """Families whose two sides have the same terms."""
-MOST = {"2:4": 2.0}
-"""Speed-up no kernel of the family has over an equally good dense one: half the flop [-]."""
 SURFACE = ("Sputnik", "CLASP")
-AXES = tuple(smooth.Axis(a, s, 0.3) for a, s in (("keep", 1.0), ("n", 2.0), ("k", 2.0)))
+AXES = tuple(smooth.Axis(a, s, 0.3) for a, s in zip(SURFACE_AXES, (1.0, 2.0, 2.0), strict=True))
 BETWEEN_SOURCE, BETWEEN_DEVICE, BETWEEN_ARCH = 0.15, 0.20, 0.35
 """Log sigma added to another source's, a sibling's and a stranger's speed-up [-]."""
 SMALLEST = 50
@@ -57,12 +61,12 @@ def _solve(family: str, side: int, rows: pd.DataFrame, centre: Coef, spread: Arr
     """Robust least squares in log time, drawn towards `centre`."""
     from scipy.optimize import least_squares
 
-    terms = FAMILIES[family](rows, rates(rows))[side]
+    terms = sides(family, rows)[side]
     keys, start = list(centre), np.log(list(centre.values()))
     target = np.log(rows[TIMES[side]].to_numpy(float))
 
     def evaluate(p: Array) -> tuple[Array, Array]:
-        time, slopes = log_slopes(terms, dict(zip(keys, np.exp(p), strict=True)))
+        time, slopes = log_slopes(terms, dict(zip(keys, np.exp(p), strict=True)), len(rows))
         off = (np.log(time) - target) / 0.15
         root = np.sqrt(1.0 + off**2)
         soft = np.sign(off) * np.sqrt(2.0 * (root - 1.0))
@@ -88,7 +92,7 @@ def _chains(
     """
     column = ("baseline", "library")[side]
     found: dict[tuple[str, ...], Coef] = {}
-    start = names(FAMILIES[family](rows, rates(rows))[side])
+    start = names(sides(family, rows)[side])
     keys = [column, "arch", "device"]
     for depth, (_, rate, fixed) in enumerate(LEVELS):
         groups = rows.groupby(keys[:depth]) if depth else [((), rows)]
@@ -161,13 +165,18 @@ def _fit(rows: pd.DataFrame, date: str) -> list[Fit]:
         out.append(make(group, ANY, ANY, [(), ()]))
         for names_, pair_rows in group.groupby(["baseline", "library"]):
             dense, sparse = (str(n) for n in cast("tuple[object, ...]", names_))
-            pair = f"{dense} > {sparse}"
+            pair = _named(dense, sparse)
             out.append(make(pair_rows, ANY, pair, [(dense,), (sparse,)]))
             for arch, part in ((str(a), p) for a, p in pair_rows.groupby("arch")):
                 out.append(make(part, arch, pair, [(dense, arch), (sparse, arch)]))
                 for device, own in ((str(d), p) for d, p in part.groupby("device")):
                     out.append(make(own, device, pair, [(dense, arch, device), (sparse, arch, device)]))
     return out
+
+
+def _named(dense: str, sparse: str) -> str:
+    """Library of a fit: the sparse kernel, and the dense one where rows have several."""
+    return sparse if dense == "dense" else f"{dense} > {sparse}"
 
 
 def _recipe(family: str) -> smooth.Recipe:
@@ -189,7 +198,8 @@ def _residuals(rows: pd.DataFrame, date: str) -> dict[tuple[str, str], Residual]
     judged = unseen(rows, date)
     out: dict[tuple[str, str], Residual] = {}
     for family, part in judged.groupby("family"):
-        for pair, own in (*part.groupby(part["baseline"] + " > " + part["library"]), (ANY, part)):
+        pairs = [_named(d, s) for d, s in zip(part["baseline"], part["library"], strict=True)]
+        for pair, own in (*part.groupby(np.array(pairs)), (ANY, part)):
             if len(own) >= 30 or pair == ANY:
                 off = np.log(own["speedup"].to_numpy() / own["mid"].to_numpy())
                 out[str(family), str(pair)] = residual_of(off, own["mid"].to_numpy(), BETWEEN_SOURCE)
@@ -208,40 +218,61 @@ def unseen(rows: pd.DataFrame, date: str = "") -> pd.DataFrame:
 
 
 def speedup(family: str, rows: pd.DataFrame, coef: Mapping[str, float]) -> Array:
-    """Modelled dense over sparse time of `rows`, shape (rows,) [-]."""
-    times = []
-    for name, side in zip(SIDES, FAMILIES[family](rows, rates(rows)), strict=True):
-        own = {k.removeprefix(f"{name}_"): v for k, v in coef.items() if k.startswith(f"{name}_")}
-        times.append(total_s(side, own))
-    return np.minimum(times[0] / times[1], MOST.get(family, np.inf))
+    """Modelled dense over sparse time of `rows` without a surface, shape (rows,) [-]."""
+    dense, sparse = (total_s(s, coef, p) for s, p in zip(sides(family, rows), ("dense_", "sparse_"), strict=True))
+    return np.minimum(dense / sparse, MOST.get(family, np.inf))
 
 
 def predict(rows: pd.DataFrame, fits: list[Fit] | None, *, cross: bool = False) -> tuple[Array, Array, Array]:
     """Speed-up over dense of prepared `rows` and its 90 % interval; NaN where no fit covers them.
 
-    `fits` None asks the committed ones.
+    A kernel that an op carries is timed as a prediction times it, beside its dense op.
+
+    Parameters
+    ----------
+    fits : list of Fit or None
+        What devices answer from; None: the committed ones.
     """
     mid, lo, hi = (np.full(len(rows), np.nan) for _ in range(3))
-    placed = rows.assign(_at=np.arange(len(rows)))
+    engine = get_engine("kernels")
     of_modules = rows["family"].isin(dsa.FAMILIES).to_numpy()
     if of_modules.any():
         own = None if fits is None else [f for f in fits if f.family != FAMILY]
         mid[of_modules], lo[of_modules], hi[of_modules] = dsa.speedup(rows[of_modules], own)
-    fits = list(measured(DEFAULT).own(FAMILY)) if fits is None else fits
-    for key, part in placed[~of_modules].groupby(["family", "arch", "device", "baseline", "library"]):
-        family, arch, device, dense, sparse = (str(k) for k in key)
-        wanted = [(place, f"{dense} > {sparse}") for place in (device, arch, ANY)]
-        known = {(f.device, f.library): f for f in fits if f.family == FAMILY and f.dtype == family}
-        found = next((known[w] for w in (*wanted, (ANY, ANY)) if w in known), None)
-        if found is None:
+    of_kernels = None if fits is None else [f for f in fits if f.family == FAMILY]
+    for key, at in rows.groupby(["family", "device", "baseline", "library", "dtype"]).indices.items():
+        family, name, *_ = (str(part) for part in cast("tuple[object, ...]", key))
+        if family in dsa.FAMILIES:
             continue
-        value = speedup(family, part, found.coefficients)
-        if found.surface is not None:
-            value = value * np.exp(found.surface(**{a.name: part[a.name].to_numpy(float) for a in AXES}))
-        low, high = found.residual.quantiles(value, cross=cross)
-        at = part["_at"].to_numpy()
+        device = load(name)
+        part = rows.iloc[at]
+        if family in FAMILIES:
+            found = _of_rows(part, of_kernels or list(measured(DEFAULT).own(FAMILY)))
+            if found is None:
+                continue
+            value, residual = speedup(family, part, found.coefficients), found.residual
+        else:
+            op = op_of(part)
+            answering = device if of_kernels is None else device.with_fits(FAMILY, of_kernels)
+            try:
+                t, dense = (time_op(o, answering, engine) for o in (op, dense_of(op)))
+            except UnsupportedError:
+                continue
+            value, residual = dense.total_s / t.total_s, t.gain
+            assert residual is not None
+        low, high = residual.quantiles(value, cross=cross)
         mid[at], lo[at], hi[at] = value, value * np.exp(low), value * np.exp(high)
     return mid, lo, hi
+
+
+def _of_rows(rows: pd.DataFrame, fits: list[Fit]) -> Fit | None:
+    """The fit of `rows` of one pair of kernels on one device: its own, its architecture's, or of all."""
+    family, arch, device, dense, sparse = (
+        str(rows[c].iloc[0]) for c in ("family", "arch", "device", "baseline", "library")
+    )
+    known = {(f.device, f.library): f for f in fits if f.dtype == family}
+    wanted = [*((place, _named(dense, sparse)) for place in (device, arch, ANY)), (ANY, ANY)]
+    return next((known[w] for w in wanted if w in known), None)
 
 
 def validate(raw: pd.DataFrame, holdout: str | None) -> dict[str, Any]:
@@ -263,7 +294,7 @@ def validate(raw: pd.DataFrame, holdout: str | None) -> dict[str, Any]:
         raise InputError("nothing is left to judge", where="--holdout")
     out: list[dict[str, Any]] = []
     total: list[dict[str, Any]] = []
-    for family in (f for f in (*dsa.FAMILIES, *FAMILIES) if (judged["family"] == f).any()):
+    for family in (f for f in (*dsa.FAMILIES, *OPS, *FAMILIES) if (judged["family"] == f).any()):
         mine = judged[judged["family"] == family]
         total.append({"family": family, **figures(mine), "few": len(mine) < SMALLEST})
         for device, part in mine.groupby("device"):

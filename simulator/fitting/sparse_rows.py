@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from simulator.base.errors import InputError
+from simulator.device.fits import VENDOR
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 INPUTS = ("family", "m", "n", "k", "batch", "q_len", "kv_len", "n_heads", "keep")
 """One shape and sparsity; formats, kernels and devices stand on the same side of a split."""
 COUNTS = ("m", "n", "k", "batch", "q_len", "kv_len", "n_heads")
-NEEDED = (*COUNTS, "source", "device", "category", "pattern", "dtype", "sparsity")
+NEEDED = (*COUNTS, "n_kv_heads", "source", "device", "category", "pattern", "dtype", "sparsity")
 TIMES = ("dense_time_s", "sparse_time_s")
 FEWEST = 3
 """Rows of a kernel below which nothing is fitted to it."""
@@ -70,13 +71,15 @@ def split(raw: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, int]]:
     width = rows["pattern"].str.extract(r"(?:V=|v=)(\d+)", expand=False)
     rows["vector"] = pd.to_numeric(width).fillna(1.0)
     rows["arch"] = rows["device"].map({d: load(d).arch for d in rows["device"].unique()})
+    rows["n_kv_heads"] = rows["n_kv_heads"].astype(float).fillna(rows["n_heads"]).fillna(1.0)
     for column in COUNTS:
         rows[column] = rows[column].astype(float).fillna(1.0)
     keys = [*INPUTS, "weight", "kv_bytes", "vector", "arch", "source", "device", "library", "baseline", "sparse_kernel"]
     # The kernel stays in the key: a family may pool two, but their times are two measurements.
     grouped = rows.groupby(keys, sort=True)
     out = grouped[[*TIMES, "naive"]].median()
-    out["pattern"] = grouped["pattern"].first()
+    for column in ("pattern", "dtype", "n_kv_heads"):
+        out[column] = grouped[column].first()
     out = out.reset_index()
     out["speedup"] = out["dense_time_s"] / out["sparse_time_s"]
     return out, excluded
@@ -112,8 +115,25 @@ def _library(rows: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     dsa = family.str.startswith("DSA")
     baseline = np.select([dsa, family == "MInference"], [dense, rows["dense_kernel"]], "dense")
     library = np.select(
-        [dsa, family == "V:N:M", family.isin(["CLASP", "ProSparse"]), family == "2:4"],
-        [sparse, "Spatha", rows["pattern"], "all"],
+        [
+            dsa,
+            family == "V:N:M",
+            family == "Sputnik",
+            family == "CLASP",
+            family == "ProSparse",
+            family == "2:4",
+            family.isin(["CATS", "NSA"]),
+        ],
+        [
+            sparse,
+            "Spatha",
+            "Sputnik",
+            rows["pattern"].str.extract(r"(v=\d+)", expand=False),
+            rows["pattern"].str.split(",").str[0],
+            VENDOR,
+            # "_" parts an engine from its kernel in the names of libraries.
+            kernel.str.replace("CATS ", "").str.replace("topk_sparse_attention", "top-k").str.replace("_attention", ""),
+        ],
         kernel,
     )
     return library, baseline

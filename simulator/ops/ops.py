@@ -111,6 +111,12 @@ class Linear:
         Prefixes of the roles it runs beside on another stream; empty: nothing.
     instead : Linear, optional
         The dense product that the software runs wherever it is the faster of the two.
+    kernel : str
+        Sparse kernel that runs it, ``pattern/library`` of the fit of its speed-up; "": timed by its bytes and flop.
+    vector : Array
+        Rows of the weight that share a choice of columns [-].
+    whole : float
+        Share of the weight read whole beside the rows picked: a gate fused with up [-].
     """
 
     role: str
@@ -132,6 +138,9 @@ class Linear:
     keeps_weights: bool = True
     beside: tuple[str, ...] = ()
     instead: Linear | None = None
+    kernel: str = ""
+    vector: Array = 1.0
+    whole: float = 0.0
     part: OpPart = OpPart.OTHER
     overhead: bool = False
     graph_safe: bool = True
@@ -150,10 +159,8 @@ class Linear:
 
     def traffic(self) -> Traffic:
         """Weights once, activations in and out once."""
-        act = self.fmt.act_bytes
-        keep_k = self.read_keep if self.gathered == "k" else 1.0
-        keep_n = self.read_keep if self.gathered == "n" else 1.0
-        weight = self.weight_read_bytes
+        act, weight = self.fmt.act_bytes, self.weight_read_bytes
+        keep_k, keep_n = (self.read_keep if self.gathered == axis else 1.0 for axis in ("k", "n"))
         runs = weight / self.run_bytes if isfinite(self.run_bytes) else 0.0
         return Traffic(
             {self.fmt.math: self.flop},
@@ -212,6 +219,8 @@ class Attention:
         tile of queries shares them, as in a dense kernel.
     reuse : float
         1 where the same K and V were read just before, as a benchmark does; 0 in a step [-].
+    kernel : str
+        As of a `Linear`.
     """
 
     role: str
@@ -238,6 +247,7 @@ class Attention:
     stores: bool = True
     tile_bytes: Array = 0.0
     reuse: float = 0.0
+    kernel: str = ""
     part: OpPart = OpPart.ATTENTION
     overhead: bool = False
     graph_safe: bool = True
@@ -255,9 +265,7 @@ class Attention:
         """Tokens read per sequence [-]."""
         if self.attended is not None:
             return self.attended
-        if self.window is None:
-            return self.kv_len
-        return minimum(self.kv_len, self.window + self.q_len - 1.0)
+        return self.kv_len if self.window is None else minimum(self.kv_len, self.window + self.q_len - 1.0)
 
     @property
     def pairs(self) -> Array:
@@ -288,15 +296,13 @@ class Attention:
     @property
     def qo_bytes(self) -> tuple[Array, Array]:
         """Q read and O written [B]."""
-        rows = self.batch * self.q_len * self.n_heads * self.head_keep
-        return rows * self.head_dim * self.act_bytes, rows * self.v_head_dim * self.act_bytes
+        row_bytes = self.batch * self.q_len * self.n_heads * self.head_keep * self.act_bytes
+        return row_bytes * self.head_dim, row_bytes * self.v_head_dim
 
     @property
     def kv_write_bytes(self) -> Array:
         """New tokens' K and V, written once [B]."""
-        if not self.stores:
-            return 0.0
-        return self.batch * self.q_len * self.dense_bytes_per_token * self.kv_head_keep
+        return self.batch * self.q_len * self.dense_bytes_per_token * self.kv_head_keep if self.stores else 0.0
 
     def traffic(self) -> Traffic:
         """KV once per sequence, Q and O once, the new tokens' K and V written once."""

@@ -16,7 +16,7 @@ from simulator.ops.ops import Attention, Elementwise, Linear, Op
 from simulator.ops.part import OpPart
 from simulator.ops.traffic import Operand
 from simulator.policies.base import Aspect, Compatibility, Context, Policy, Swept, alias
-from simulator.policies.common import Fallback, or_dense
+from simulator.policies.common import Fallback, only, or_dense
 from simulator.policies.contextual import measured_union, predictor
 from simulator.policies.grammar import POLICIES
 
@@ -121,9 +121,15 @@ def _all_kept(fallback: Fallback, keep: float) -> bool:
 
 
 def gathered(
-    op: Linear, union: Array, ctx: Context, axis: Literal["n", "k"], fallback: Fallback = "none", run: float = 0.0
+    op: Linear,
+    union: Array,
+    ctx: Context,
+    axis: Literal["n", "k"],
+    fallback: Fallback = "none",
+    run: float = 0.0,
+    kernel: str = "",
 ) -> Linear:
-    """`op` over `union` of its neurons, picked one by one along `axis` in runs of `run` bytes.
+    """`op` over `union` of its neurons, picked one by one along `axis` in runs of `run` bytes by `kernel`.
 
     A run is by default a row of `hidden` elements [B].
     """
@@ -133,6 +139,7 @@ def gathered(
         flop_keep=op.flop_keep * union,
         gathered=axis,
         run_bytes=run or ctx.model.hidden * op.fmt.weight_bytes,
+        kernel=kernel and only(op, kernel),
     )
     return or_dense(sparse, op, fallback)
 

@@ -12,6 +12,7 @@ from pydantic import model_validator
 
 from simulator.base.arrays import Array, clip, maximum, minimum, where
 from simulator.model.layer import AttentionSpec
+from simulator.ops.dense import is_dense
 from simulator.ops.module import ModuleWidths, mla_widths
 from simulator.ops.ops import STREAM, Attention, Elementwise, Linear, Op
 from simulator.ops.traffic import Operand
@@ -49,6 +50,11 @@ def band(index: int, n_layers: int) -> int:
 def band_depth(ctx: Context) -> float:
     """Middle of the band of the op's layer, 0 at the first layer and 1 at the last [-]."""
     return (band(ctx.index, ctx.model.n_layers) + 0.5) / BANDS
+
+
+def only(op: Linear | Attention, kernel: str) -> str:
+    """`kernel` where `op` is still dense; no published kernel does what another policy asks as well."""
+    return kernel if is_dense(op) else ""
 
 
 Fallback = Literal["none", "dense"]

@@ -11,7 +11,7 @@ from simulator.base.dtypes import DType, Format
 from simulator.model.spec import ModelSpec
 from simulator.ops.ops import Expand, Linear, Op
 from simulator.policies.base import Aspect, Compatibility, Context, Policy, Swept, alias
-from simulator.policies.common import ByDepth
+from simulator.policies.common import ByDepth, only
 from simulator.policies.grammar import POLICIES
 from simulator.policies.weights import NM24_METADATA_BITS, is_weight
 
@@ -211,7 +211,7 @@ class Vnm(Policy):
     summary: ClassVar[str] = "V:2:M weights on sparse tensor cores"
     aspects: ClassVar[frozenset[Aspect]] = frozenset({Aspect.WEIGHT_FORMAT})
     citation: ClassVar[str] = "Castro et al. 2023, arXiv:2310.02065"
-    not_modelled: ClassVar[str] = "accuracy; the gather of activation columns"
+    not_modelled: ClassVar[str] = "accuracy"
     always_shown: ClassVar[tuple[str, ...]] = ("m",)
 
     v: int = Field(64, ge=1, le=1024, description="rows that share a choice of columns")
@@ -231,7 +231,16 @@ class Vnm(Policy):
             return (op,)
         keep = 2.0 / self.m
         per = keep * (op.fmt.weight_bytes + NM24_METADATA_BITS / 8.0) + 4.0 / (self.v * self.m)
-        return (replace(op, bytes_per_weight=per, flop_keep=op.flop_keep * keep, nm24=True),)
+        return (
+            replace(
+                op,
+                bytes_per_weight=per,
+                flop_keep=op.flop_keep * keep,
+                nm24=True,
+                kernel=only(op, "V:N:M/Spatha"),
+                vector=float(self.v),
+            ),
+        )
 
 
 @POLICIES.register("sparse_marlin")

@@ -151,7 +151,7 @@ def lookup(device: Device, family: str, key: str, library: str | None = None) ->
     measured, span = device.measured, _span(library)
     formats = (key, TWINS.get(key, key)), *((n,) for n in _near(key))
     near = {name: i for i, names in reversed(list(enumerate(formats))) for name in names}
-    places = {ANY: 4, device.arch: 3, device.scope: 2}
+    places = {ANY: 4, device.arch: 3, device.scope: 2, device.name: 1}
     preferred = {name: i for i, name in enumerate(PREFERRED.get(family, ()))}
     generation = generation_of(library) if library else ""
 

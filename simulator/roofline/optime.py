@@ -32,6 +32,8 @@ class OpTime(NamedTuple):
         Further factor between the figure and either end, for what no fit of calls contains [-].
     stands_in : bool
         The fit was made for another kernel or device, so that the spread between sources is added.
+    gain : Residual, optional
+        Error of its speed-up over the dense op, where that of its sparse kernel was measured.
     """
 
     op: Op
@@ -47,6 +49,7 @@ class OpTime(NamedTuple):
     widen: float = 1.0
     apart: float = 1.0
     stands_in: bool = False
+    gain: Residual | None = None
 
     @property
     def source(self) -> str:

@@ -14,6 +14,7 @@ from simulator.base.dtypes import DType
 from simulator.base.errors import UnsupportedError
 from simulator.device.catalogue import Device
 from simulator.device.fits import ANY, Basis, Fit, Residual
+from simulator.ops.dense import dense_of
 from simulator.ops.module import AttentionModule
 from simulator.ops.ops import Attention, Collective, Elementwise, Linear, Moe, Op
 from simulator.ops.traffic import Operand
@@ -22,13 +23,14 @@ from simulator.roofline.attention import attention_time
 from simulator.roofline.collective import collective_time
 from simulator.roofline.elementwise import DEFAULT, elementwise_time
 from simulator.roofline.engine import Engine
-from simulator.roofline.gemm import gemm_time
+from simulator.roofline.gemm import floor_s, gemm_time
 from simulator.roofline.hardware import Hardware, hardware
 from simulator.roofline.lookup import Found, key_of, lookup, same_kernel
 from simulator.roofline.module import module_rates, module_time
 from simulator.roofline.moe import moe_time
 from simulator.roofline.optime import OpTime
 from simulator.roofline.sparse import expand_s, gathered_bytes, nm24_shares, select_s, tile_s
+from simulator.roofline.speedup import rates_of, shape_of, speedup
 from simulator.roofline.transfer import host_s, transfer_s
 
 # Kinds the elementwise fits know; ours in between are timed as the nearest of them.
@@ -44,6 +46,7 @@ class _Raw(NamedTuple):
     found: Found
     family: str
     extrapolated: bool = False
+    gain: Residual | None = None
 
 
 def time_op(op: Op, device: Device, engine: Engine, touched_bytes: Array = 0.0) -> OpTime:
@@ -84,6 +87,7 @@ def _timed(op: Op, device: Device, engine: Engine, touched_bytes: Array = 0.0) -
         SPARSE_WIDENING if raw.extrapolated else 1.0,
         # A sparse kernel is another one than the dense kernel that was fitted.
         stands_in=found.stands_in or raw.extrapolated,
+        gain=raw.gain,
     )
 
 
@@ -127,7 +131,49 @@ def _time(op: Op, device: Device, engine: Engine, touched: Array) -> _Raw:
 @_time.register
 def _linear(op: Linear, device: Device, engine: Engine, touched: Array) -> _Raw:
     own = _product(op, device, engine, touched)
+    if op.kernel:
+        own = _by_kernel(op, device, _product(dense_of(op), device, engine, touched), own)
     return own if op.instead is None else _faster(own, _product(op.instead, device, engine, touched))
+
+
+def _by_kernel(op: Linear | Attention, device: Device, dense: _Raw, own: _Raw) -> _Raw:
+    """Time of `dense` over the measured speed-up of the kernel of `op`, whose own terms are `own`.
+
+    Never below the floor of its bytes and flop, nor its weights at the rate of a dense kernel: kernels were measured on
+    many rows, where weights cost nothing.
+    """
+    pattern, _, library = op.kernel.partition("/")
+    found = lookup(device, "sparse", pattern, library)
+    rates = rates_of(device, math_of(device, _multiplied_in(dense_of(op))))
+    gain = speedup(pattern, shape_of(op), rates, found.fit)
+    moved = op.traffic().total_bytes
+    least = floor_s(op.flop, moved, hardware(device, math_of(device, _multiplied_in(op))))
+    if isinstance(op, Linear):
+        least = maximum(least, own.memory * (op.weight_read_bytes / moved))
+    return own._replace(
+        total=maximum(dense.total / gain, least),
+        found=_divided(dense.found, found),
+        family=f"sparse.{pattern}",
+        extrapolated=False,
+        gain=_told(found),
+    )
+
+
+def _multiplied_in(op: Linear | Attention) -> DType:
+    return op.math if isinstance(op, Attention) else op.fmt.math
+
+
+@lru_cache(maxsize=4096)
+def _divided(dense: Found, gain: Found) -> Found:
+    """What answers for a dense time over a speed-up: the fit of the latter, the errors of both."""
+    fit = replace(gain.fit, residual=dense.fit.residual.over(gain.fit.residual))
+    return Found(fit, dense.basis.merge(gain.basis), dense.stands_in or gain.stands_in)
+
+
+def _told(found: Found) -> Residual:
+    """Error of a speed-up; of another device's or kernel's it holds the spread between sources."""
+    residual = found.fit.residual
+    return residual.widened(residual.between_source) if found.stands_in else residual
 
 
 def _faster(sparse: _Raw, dense: _Raw) -> _Raw:
@@ -148,7 +194,8 @@ def _product(op: Linear, device: Device, engine: Engine, touched: Array) -> _Raw
     if op.nm24:
         if not device.has(op.fmt.math, sparse24=True):
             raise UnsupportedError(f"{device.name} has no 2:4 tensor cores for {op.fmt.math}")
-        stream, math = nm24_shares(device)
+        # A measured kernel is bound by what the units could do, one that was not by what others reach.
+        stream, math = (1.0, 1.0) if op.kernel else nm24_shares(device)
         weight, flop = weight / stream, flop / math
     n = op.n * op.read_keep if op.gathered == "n" else op.n
     k = op.k * op.read_keep if op.gathered == "k" else op.k
@@ -173,6 +220,11 @@ def _product(op: Linear, device: Device, engine: Engine, touched: Array) -> _Raw
 
 @_time.register
 def _attention(op: Attention, device: Device, engine: Engine, touched: Array) -> _Raw:
+    own = _attended(op, device, engine, touched)
+    return _by_kernel(op, device, _attended(dense_of(op), device, engine, touched), own) if op.kernel else own
+
+
+def _attended(op: Attention, device: Device, engine: Engine, touched: Array) -> _Raw:
     hw = _among(hardware(device, math_of(device, op.math)), touched)
     phase = "decode-mla" if op.latent else op.phase
     found = _answer(op, device, engine)

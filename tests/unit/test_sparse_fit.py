@@ -12,12 +12,18 @@ from simulator.base.dtypes import DType, get_format
 from simulator.base.errors import InputError
 from simulator.device.catalogue import load
 from simulator.device.fit_file import dump, parse
+from simulator.device.fits import Residual
 from simulator.fitting import module, sparse
 from simulator.fitting.sparse_rows import split
-from simulator.fitting.sparse_terms import FAMILIES, log_slopes, names, rates, total_s
+from simulator.fitting.sparse_terms import log_slopes, sides
+from simulator.ops.dense import dense_of
 from simulator.ops.module import AttentionModule, ModuleKind
+from simulator.ops.ops import Linear
+from simulator.roofline import timing
 from simulator.roofline.engine import get_engine
+from simulator.roofline.lookup import lookup
 from simulator.roofline.sparse import nm24_shares
+from simulator.roofline.speedup import names, rates_of, shape_of, speedup, total_s
 from simulator.roofline.timing import time_op
 
 COLUMNS = ("m", "n", "k", "batch", "q_len", "kv_len", "n_heads", "n_kv_heads", "head_dim")
@@ -45,7 +51,7 @@ def products() -> pd.DataFrame:
     m, n, k, sparsity = np.array(shape, float).T
     table = raw(m=m, n=n, k=k, sparsity=sparsity, dense_time_s=1.0, sparse_time_s=1.0)
     rows = sparse.prepare(table)
-    dense, thin = FAMILIES["V:N:M"](rows, rates(rows))
+    dense, thin = sides("V:N:M", rows)
     rows["dense_time_s"], rows["sparse_time_s"] = (total_s(s, names(s)) for s in (dense, thin))
     rows["speedup"] = rows["dense_time_s"] / rows["sparse_time_s"]
     return rows
@@ -121,9 +127,9 @@ def test_an_exact_table_is_recovered_and_extrapolates():
 
 def test_slopes_are_the_derivatives():
     rows = products()
-    for side in FAMILIES["V:N:M"](rows, rates(rows)):
+    for side in sides("V:N:M", rows):
         coef = names(side)
-        time, slopes = log_slopes(side, coef)
+        time, slopes = log_slopes(side, coef, len(rows))
         for i, name in enumerate(coef):
             step = {**coef, name: coef[name] * 1.001}
             numeric = np.log(total_s(side, step) / time) / np.log(1.001)
@@ -143,14 +149,14 @@ def test_every_family_gains_from_sparsity_within_physics():
             sparse_time_s=1.0,
         )
         rows = sparse.prepare(table).sort_values("keep")
-        thin = FAMILIES[family](rows, rates(rows))[1]
+        thin = sides(family, rows)[1]
         assert np.all(np.diff(total_s(thin, names(thin))) > 0)
 
 
 def test_two_to_four_never_doubles():
     table = raw(pattern="2:4", m=4096.0, n=4096.0, k=4096.0, dense_time_s=1.0, sparse_time_s=1.0)
     rows = sparse.prepare(pd.concat([table] * 3))
-    dense, thin = FAMILIES["2:4"](rows, rates(rows))
+    dense, thin = sides("2:4", rows)
     coef = {f"dense_{k}": 10.0 * v for k, v in names(dense).items()}
     coef |= {f"sparse_{k}": v for k, v in names(thin).items()}
     assert sparse.speedup("2:4", rows, coef) == pytest.approx(2.0)
@@ -209,3 +215,52 @@ def test_shares_of_two_to_four_are_sane():
     assert nm24_shares(h100)[0] / 0.5625 == pytest.approx(1.03, abs=0.05)
     assert 1.3 <= 2 * nm24_shares(a100)[1] <= 1.45
     assert 1.5 <= 2 * nm24_shares(h100)[1] <= 1.7
+
+
+def test_a_prediction_and_validation_ask_one_function(monkeypatch):
+    """A kernel half as fast for the roofline is half as fast for both."""
+    rows = products()
+    rows = rows[rows["keep"] > 0.1]  # the sparser ones meet the bound of their bytes and flop
+    fits = sparse.fit(rows, date="2026-01-01")
+    before = sparse.predict(rows, fits)[0]
+    op = Linear(role="mlp.up", m=4096.0, n=4096.0, k=4096.0, fmt=get_format("fp16"), flop_keep=0.25, nm24=True)
+    op = replace(op, bytes_per_weight=0.5625, kernel="V:N:M/Spatha", vector=128.0)
+    device, engine = load("rtx-3090"), get_engine("vllm")
+    asked = timing.time_op(op, device, engine).total_s
+    monkeypatch.setattr(timing, "speedup", lambda *a: 0.5 * speedup(*a))
+    timing._remembered.cache_clear()
+    assert sparse.predict(rows, fits)[0] == pytest.approx(0.5 * before)
+    assert timing.time_op(op, device, engine).total_s == pytest.approx(2.0 * asked)
+    timing._remembered.cache_clear()
+
+
+def test_a_kernel_is_the_dense_time_over_its_speedup_and_no_faster_than_its_bytes_and_flop():
+    device, engine = load("rtx-3090"), get_engine("vllm")
+    op = Linear(role="mlp.up", m=4096.0, n=4096.0, k=4096.0, fmt=get_format("fp16"), flop_keep=0.25, nm24=True)
+    op = replace(op, bytes_per_weight=0.5625, kernel="V:N:M/Spatha", vector=128.0)
+    dense, sparse_ = (timing.time_op(o, device, engine) for o in (dense_of(op), op))
+    found = lookup(device, "sparse", "V:N:M", "Spatha")
+    gain = speedup("V:N:M", shape_of(op), rates_of(device, op.fmt.math), found.fit)
+    assert found.fit.device == "rtx-3090"
+    assert found.basis == "CALIBRATED"
+    assert dense.total_s / sparse_.total_s == pytest.approx(gain)
+    one = replace(op, m=1.0)
+    alone = timing.time_op(replace(one, kernel=""), device, engine)
+    assert timing.time_op(one, device, engine).total_s >= alone.math_s
+
+
+def test_a_kernel_measured_elsewhere_is_extrapolated_and_less_sure():
+    engine = get_engine("vllm")
+    op = Linear(role="mlp.up", m=4096.0, n=4096.0, k=4096.0, fmt=get_format("fp16"), flop_keep=0.25, nm24=True)
+    op = replace(op, bytes_per_weight=0.5625, kernel="V:N:M/Spatha", vector=128.0)
+    own, like, far = (timing.time_op(op, load(d), engine) for d in ("rtx-3090", "a100-sxm-80g", "h100-sxm"))
+    widths = [np.log(t.gain.quantiles(1.0)[1] - t.gain.quantiles(1.0)[0]) for t in (own, like, far)]
+    assert widths == sorted(widths)
+    assert like.basis == "EXTRAPOLATED"
+
+
+def test_errors_of_a_time_over_a_speedup_add_in_quadrature():
+    time, gain = (Residual(0.1, 0.2, -0.3, 0.4, between_source=0.3), Residual(0.2, 0.2, -0.3, 0.4, between_source=0.4))
+    # A speed-up that was higher than thought shortens the time.
+    both = time.over(gain)
+    assert (both.q05, both.q95, both.between_source) == pytest.approx((-0.5, 0.5, 0.5))
