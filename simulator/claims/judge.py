@@ -107,7 +107,17 @@ def judge(papers: Iterable[PaperClaims]) -> list[Judged]:
     for paper in papers:
         out += [_judged(claim, paper, seen) for claim in paper.claims]
         out += [
-            Judged(c, of, paper.family, "", "", None, "incomplete", f"incomplete: {why}")
+            Judged(
+                c,
+                of,
+                paper.family,
+                "",
+                "",
+                None,
+                "incomplete",
+                f"incomplete: {why}",
+                used_for_calibration=c in paper.calibrating,
+            )
             for c, (of, why) in paper.incomplete.items()
         ]
     return out

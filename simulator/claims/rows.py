@@ -69,6 +69,8 @@ class PaperClaims:
         Claim to the argument why the published figure itself cannot be right.
     incomplete : dict
         Claim to (paper, what its source leaves open); such rows have no scenario.
+    calibrating : frozenset
+        Incomplete claims that a constant was taken from.
     systems : dict
         Paper to the policy it is about, where that has another name than the paper.
     """
@@ -79,6 +81,7 @@ class PaperClaims:
     explained: dict[str, tuple[str, str]] = field(default_factory=dict)
     wrong: dict[str, str] = field(default_factory=dict)
     incomplete: dict[str, tuple[str, str]] = field(default_factory=dict)
+    calibrating: frozenset[str] = frozenset()
     systems: dict[str, str] = field(default_factory=dict)
 
 
@@ -127,12 +130,17 @@ def parse_toml(text: str, name: str) -> PaperClaims:
     for entry in _entries(table, "wrong", ("why", "claims"), name):
         wrong.update(dict.fromkeys(entry["claims"], entry["why"]))
     incomplete: dict[str, tuple[str, str]] = {}
+    calibrating: set[str] = set()
     systems: dict[str, str] = {head["paper"]: table["system"]} if "system" in table else {}
-    for entry in _entries(table, "incomplete", ("missing", "claims"), name, ("paper", "system")):
+    for entry in _entries(
+        table, "incomplete", ("missing", "claims"), name, ("paper", "system", "used_for_calibration")
+    ):
         of = entry.get("paper", head["paper"])
         if "system" in entry:
             systems[of] = entry["system"]
         incomplete.update(dict.fromkeys(entry["claims"], (of, entry["missing"])))
+        if entry.get("used_for_calibration", False):
+            calibrating.update(entry["claims"])
     for told in (explained, wrong):
         for claim in told:
             if claim not in ids:
@@ -141,7 +149,7 @@ def parse_toml(text: str, name: str) -> PaperClaims:
     if both:
         raise InputError(f"claim {min(both)!r} is complete and incomplete", where=name)
     of = head["paper"] or name
-    return PaperClaims(of, head["family"], claims, explained, wrong, incomplete, systems)
+    return PaperClaims(of, head["family"], claims, explained, wrong, incomplete, frozenset(calibrating), systems)
 
 
 def _entries(

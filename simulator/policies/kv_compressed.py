@@ -294,6 +294,13 @@ PRUNE_KERNELS, HEAD_KERNELS, LATER_KERNELS = 24.0, 6.0, 5.0
 loop cuts and waits for (``.item()``), in the first packing and in later ones (kernel/compression.py)."""
 
 
+UNPACK_ELEMENT, UNPACK_NONZERO = 37.0, 107.0
+"""Issue slots of the released kernel per element and per non-zero of a tile: it takes 0.811 of a dense cuBLAS product
+at 50 % and 0.619 at 70 % (paper, Fig. 6: Llama-2-7B, RTX 6000 Ada, which streams 0.85 of 960 GB/s), so 0.33 for the
+elements and 0.96 for all of them kept. A block of 70 KB and four warps has an SM to itself; each thread finds its next
+non-zero by a chain of 64-bit shifts (SpMM_Kernel.cuh), so most of the slots are waits."""
+
+
 def packed(op: Attention, keep: float) -> Elementwise:
     """Prune and pack the new tokens' K and V as released: a prompt's at once, a generated token's share of its group.
 
@@ -393,7 +400,9 @@ class Mustafar(Policy):
             op,
             bytes_per_token=mean_token_bytes(op.tokens, dense, dense * share, self.window),
             run_bytes=op.run_bytes * share,
-            expand=Expand(elements=group * elements, nonzeros=group * elements * keep),
+            expand=Expand(elements=elements, nonzeros=elements * keep)
+            if fused
+            else Expand(instructions=group * elements * (UNPACK_ELEMENT + UNPACK_NONZERO * keep)),
         )
         if group > 1.0:
             attention = replace(attention, tile_bytes=group * attention.kv_read_bytes)

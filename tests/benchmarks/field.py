@@ -1,0 +1,246 @@
+"""What people reported in public threads, asked again of the product: ``python tests/benchmarks/field.py``.
+
+Every case of ``field_cases.csv`` in ``$SHADOWLINE_DATA`` is asked with its closest command (or that of ``field.toml``,
+where a closer one exists today), as a user would, and its figure is printed beside the reported one and beside what was
+answered when the case was collected. A speed-up is right where the answer's word is the report's own: wins, loses, or
+as fast as dense; another figure where the report lies in the 90 % interval. ``--kind`` takes other kinds of question,
+``--json`` prints the rows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import csv
+import importlib
+import io
+import json
+import os
+import re
+import shlex
+import sys
+import tomllib
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from simulator.base import console
+from simulator.base.interval import Interval, ratio
+from simulator.results.verdict import verdict
+
+HERE = Path(__file__).resolve().parent
+WITHIN = 0.2
+GIB = 2.0**30
+
+
+@dataclass(frozen=True)
+class Case:
+    """One report and the command that asks for it.
+
+    Attributes
+    ----------
+    measured, before : str
+        As reported, and as answered on 2026-11-30; empty where there was nothing.
+    against : str
+        Command of what it was compared with, where that is not dense.
+    says : str
+        Expression the answer must match, for a report without a figure.
+    """
+
+    name: str
+    kind: str
+    metric: str
+    measured: str
+    before: str
+    setup: str
+    command: str
+    against: str = ""
+    says: str = ""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A case with what is answered today."""
+
+    name: str
+    kind: str
+    metric: str
+    measured: float | None
+    before: float | None
+    now: Interval[float] | None
+    right: bool | None
+    within: bool | None
+    told: str
+    setup: str = field(repr=False, default="")
+
+    @property
+    def speedup(self) -> bool:
+        """Whether the figure has a sign: faster, as fast, slower."""
+        return self.metric.endswith("_speedup")
+
+
+def read_cases(data: Path, kind: str) -> list[Case]:
+    """Cases whose kind contains `kind`, with the commands of ``field.toml``."""
+    closer = tomllib.loads((HERE / "field.toml").read_text("utf-8"))
+    with (data / "field_cases.csv").open(encoding="utf-8", newline="") as file:
+        rows = [r for r in csv.DictReader(file) if kind in r["kind"]]
+    out = []
+    for r in rows:
+        changes = {k: v for k, v in closer.get(r["id"], {}).items() if k != "why"}
+        asked = {"command": r["closest_command_2026_11_30"], **changes}
+        label = (r["id"], r["kind"], r["metric"], r["measured"], r["predicted_2026_11_30"], r["setup"])
+        out.append(Case(*label, **asked))
+    return out
+
+
+def ask(command: str) -> tuple[dict[str, Any] | None, str]:
+    """What a verb prints with ``--json``, or None and its one line."""
+    words = shlex.split(command)
+    if words[:2] != ["python", "-m"] or not words[2].startswith("simulator."):
+        return None, f"no command of ours: {command}"
+    try:
+        module = importlib.import_module(words[2])
+    except ModuleNotFoundError:
+        return None, f"no verb {words[2]}"
+    said, wrong, argv = io.StringIO(), io.StringIO(), sys.argv
+    sys.argv = [*words[2:], "--json"]
+    try:
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(wrong):
+            console.main(module.app)
+    except SystemExit:
+        pass
+    finally:
+        sys.argv = argv
+    line = " ".join(wrong.getvalue().split())
+    return (json.loads(said.getvalue()), line) if said.getvalue().strip() else (None, line)
+
+
+def _each(row: Mapping[str, Any], name: str) -> Interval[float]:
+    """``ttft_s`` with ``ttft_lo_s`` and ``ttft_hi_s``, ``tpot_speedup`` with its ``_lo`` and ``_hi``."""
+    stem, _, unit = name.rpartition("_")
+    ends = (f"{name}_lo", f"{name}_hi") if f"{name}_lo" in row else (f"{stem}_lo_{unit}", f"{stem}_hi_{unit}")
+    mid = row[name]
+    return Interval(mid, row.get(ends[0], mid), row.get(ends[1], mid))
+
+
+def _rate(count: float, time: Interval[float]) -> Interval[float]:
+    return Interval(count / time.mid, count / time.hi, count / time.lo)
+
+
+def _e2e(row: Mapping[str, Any]) -> Interval[float]:
+    ttft, tpot = _each(row, "ttft_s"), _each(row, "tpot_s")
+    return Interval(*(a + (row["output_tokens"] - 1) * b for a, b in zip(ttft, tpot, strict=True)))
+
+
+FIGURES: Mapping[str, Callable[[Mapping[str, Any]], Interval[float]]] = {
+    "ttft_ms": lambda r: _each(r, "ttft_s").each(lambda t: 1e3 * t),
+    "tpot_ms": lambda r: _each(r, "tpot_s").each(lambda t: 1e3 * t),
+    "e2e_s": _e2e,
+    "tps": lambda r: _rate(r["batch"] * r["output_tokens"], _e2e(r)),
+    "decode_tps": lambda r: _rate(r["batch"], _each(r, "tpot_s")),
+    "pp_tps": lambda r: _rate(r["batch"] * r["prompt_tokens"], _each(r, "ttft_s")),
+    "thr_speedup": lambda r: _each(r, "throughput_speedup_same_batch"),
+    "ttft_speedup": lambda r: _each(r, "ttft_speedup"),
+    "tpot_speedup": lambda r: _each(r, "tpot_speedup"),
+    "weights_gib": lambda r: Interval.exact(r["weights_bytes"] / GIB),
+    "max_batch": lambda r: Interval.exact(r["max_batch"]),
+    "kv_tokens": lambda r: Interval.exact(r["kv_tokens"]),
+    "serve_tps": lambda r: Interval.exact(r["output_tokens_per_s"]),
+    "capacity": lambda r: Interval.exact(r["capacity_per_s"]),
+}
+"""A reported metric from the row that a verb prints; memory and serving have no interval."""
+BESIDE = {"thr_speedup": "tps", "ttft_speedup": "ttft_ms", "tpot_speedup": "tpot_ms"}
+"""What is divided where a case has a second command."""
+
+
+def outcome(case: Case) -> Outcome:
+    """`case` asked again."""
+    measured, before = _number(case.measured), _number(case.before)
+    answer, told = ask(case.command)
+    now = None
+    if answer is not None:
+        told = " ".join(filter(None, (str(answer.get("sentence", "")), told)))
+        now, why = _figure(case, answer["rows"][0])
+        told = told if now is not None else why or told
+    label = (case.name, case.kind, case.metric, measured, before)
+    if case.says:
+        return Outcome(*label, now, bool(re.search(case.says, told)), None, told, case.setup)
+    if measured is None or now is None:
+        return Outcome(*label, now, None if measured is None else False, None, told, case.setup)
+    if case.metric.endswith("_speedup"):
+        right = verdict(Interval.exact(now.mid)) is verdict(Interval.exact(measured))
+    elif now.lo < now.hi:
+        right = now.lo <= measured <= now.hi
+    else:
+        right = abs(now.mid - measured) <= WITHIN * measured
+    return Outcome(*label, now, right, abs(now.mid - measured) <= WITHIN * measured, told, case.setup)
+
+
+def _figure(case: Case, row: Mapping[str, Any]) -> tuple[Interval[float] | None, str]:
+    try:
+        if not case.against:
+            return FIGURES[case.metric](row), ""
+        other, told = ask(case.against)
+        if other is None:
+            return None, told
+        here, there = (FIGURES[BESIDE[case.metric]](r) for r in (row, other["rows"][0]))
+    except (KeyError, TypeError):
+        return None, str(row.get("reason") or f"the answer has no {case.metric}")
+    return (ratio(here, there) if case.metric == "thr_speedup" else ratio(there, here)), ""
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def show(found: list[Outcome]) -> None:
+    """One line a case, then counts by kind."""
+
+    def text(value: float | None) -> str:
+        return "-" if value is None else f"{value:.4g}"
+
+    lines = []
+    for o in found:
+        interval = f"{o.now.lo:.4g}-{o.now.hi:.4g}" if o.now is not None and o.now.lo < o.now.hi else "-"
+        now = None if o.now is None else o.now.mid
+        right = "-" if o.right is None else "yes" if o.right else "NO"
+        why = o.told if o.now is None else ""
+        lines.append(
+            [o.name, o.metric, text(o.measured), text(o.before), text(now), interval, right, why[:60], o.setup[:60]]
+        )
+    heads = ["case", "metric", "reported", "2026-11-30", "now", "90 %", "right", "no answer", "setup"]
+    console.table("reported in public against predicted", heads, lines, left=2)
+    for kind in dict.fromkeys(o.kind for o in found):
+        own = [o for o in found if o.kind == kind]
+        count = Counter(o.right for o in own)
+        signed = [o for o in own if o.speedup and o.measured is not None]
+        close = [o.within for o in own if o.within is not None]
+        console.out(
+            f"{kind}: {count[True]} of {count[True] + count[False]} right (sign of a speed-up {sum(bool(o.right) for o in signed)}"
+            f" of {len(signed)}), {sum(close)} of {len(close)} within 20 %, {count[None]} without a figure"
+        )
+
+
+def main() -> None:
+    """Ask, compare, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kind", default="sparsity", help="memory, speed, sparsity, capacity; '' for all")
+    parser.add_argument("--json", action="store_true")
+    chosen = parser.parse_args()
+    data = Path(os.environ.get("SHADOWLINE_DATA") or HERE.parents[2].parent / "shared" / "data")
+    if not (data / "field_cases.csv").is_file():
+        sys.exit(f"no field_cases.csv in {data}; point SHADOWLINE_DATA at the folder that has it")
+    found = [outcome(case) for case in read_cases(data, chosen.kind)]
+    if chosen.json:
+        console.out_json({"rows": [asdict(o) for o in found]})
+    else:
+        show(found)
+
+
+if __name__ == "__main__":
+    main()
