@@ -41,8 +41,8 @@ class Case:
 
     Attributes
     ----------
-    measured, before : str
-        As reported, and as answered on 2026-11-30; empty where there was nothing.
+    measured, before, before_lo, before_hi : str
+        As reported, and as answered on 2026-11-30 with its interval; empty where there was nothing.
     against : str
         Command of what it was compared with, where that is not dense.
     says : str
@@ -54,6 +54,8 @@ class Case:
     metric: str
     measured: str
     before: str
+    before_lo: str
+    before_hi: str
     setup: str
     command: str
     against: str = ""
@@ -71,6 +73,7 @@ class Outcome:
     before: float | None
     now: Interval[float] | None
     right: bool | None
+    right_before: bool | None
     within: bool | None
     told: str
     setup: str = field(repr=False, default="")
@@ -90,8 +93,9 @@ def read_cases(data: Path, kind: str) -> list[Case]:
     for r in rows:
         changes = {k: v for k, v in closer.get(r["id"], {}).items() if k != "why"}
         asked = {"command": r["closest_command_2026_11_30"], **changes}
-        label = (r["id"], r["kind"], r["metric"], r["measured"], r["predicted_2026_11_30"], r["setup"])
-        out.append(Case(*label, **asked))
+        label = (r["id"], r["kind"], r["metric"], r["measured"])
+        before = (r["predicted_2026_11_30"], r["lo90"], r["hi90"], r["setup"])
+        out.append(Case(*label, *before, **asked))
     return out
 
 
@@ -104,6 +108,8 @@ def ask(command: str) -> tuple[dict[str, Any] | None, str]:
         module = importlib.import_module(words[2])
     except ModuleNotFoundError:
         return None, f"no verb {words[2]}"
+    if hasattr(module, "__path__"):
+        module = importlib.import_module(f"{words[2]}.__main__")
     said, wrong, argv = io.StringIO(), io.StringIO(), sys.argv
     sys.argv = [*words[2:], "--json"]
     try:
@@ -141,7 +147,8 @@ FIGURES: Mapping[str, Callable[[Mapping[str, Any]], Interval[float]]] = {
     "tps": lambda r: _rate(r["batch"] * r["output_tokens"], _e2e(r)),
     "decode_tps": lambda r: _rate(r["batch"], _each(r, "tpot_s")),
     "pp_tps": lambda r: _rate(r["batch"] * r["prompt_tokens"], _each(r, "ttft_s")),
-    "thr_speedup": lambda r: _each(r, "throughput_speedup_same_batch"),
+    # A row of `claims` has one speed-up, over its own baseline.
+    "thr_speedup": lambda r: _each(r, "speedup" if "speedup" in r else "throughput_speedup_same_batch"),
     "ttft_speedup": lambda r: _each(r, "ttft_speedup"),
     "tpot_speedup": lambda r: _each(r, "tpot_speedup"),
     "weights_gib": lambda r: Interval.exact(r["weights_bytes"] / GIB),
@@ -166,16 +173,25 @@ def outcome(case: Case) -> Outcome:
         told = told if now is not None else why or told
     label = (case.name, case.kind, case.metric, measured, before)
     if case.says:
-        return Outcome(*label, now, bool(re.search(case.says, told)), None, told, case.setup)
-    if measured is None or now is None:
-        return Outcome(*label, now, None if measured is None else False, None, told, case.setup)
+        return Outcome(*label, now, bool(re.search(case.says, told)), False, None, told, case.setup)
+    if measured is None:
+        return Outcome(*label, now, None, None, None, told, case.setup)
+    ends = (_number(case.before_lo), _number(case.before_hi))
+    then = None if before is None else Interval(before, *(before if e is None else e for e in ends))
+    right, right_before = (_right(case, figure, measured) for figure in (now, then))
+    within = now is not None and abs(now.mid - measured) <= WITHIN * measured
+    return Outcome(*label, now, right, right_before, within, told, case.setup)
+
+
+def _right(case: Case, figure: Interval[float] | None, measured: float) -> bool:
+    """Whether the sign of a speed-up, the interval, or 20 % around a figure without one is the report's."""
+    if figure is None:
+        return False
     if case.metric.endswith("_speedup"):
-        right = verdict(Interval.exact(now.mid)) is verdict(Interval.exact(measured))
-    elif now.lo < now.hi:
-        right = now.lo <= measured <= now.hi
-    else:
-        right = abs(now.mid - measured) <= WITHIN * measured
-    return Outcome(*label, now, right, abs(now.mid - measured) <= WITHIN * measured, told, case.setup)
+        return verdict(Interval.exact(figure.mid)) is verdict(Interval.exact(measured))
+    if figure.lo < figure.hi:
+        return figure.lo <= measured <= figure.hi
+    return abs(figure.mid - measured) <= WITHIN * measured
 
 
 def _figure(case: Case, row: Mapping[str, Any]) -> tuple[Interval[float] | None, str]:
@@ -204,25 +220,26 @@ def show(found: list[Outcome]) -> None:
     def text(value: float | None) -> str:
         return "-" if value is None else f"{value:.4g}"
 
+    def yes(value: bool | None) -> str:
+        return "-" if value is None else "yes" if value else "NO"
+
     lines = []
     for o in found:
         interval = f"{o.now.lo:.4g}-{o.now.hi:.4g}" if o.now is not None and o.now.lo < o.now.hi else "-"
-        now = None if o.now is None else o.now.mid
-        right = "-" if o.right is None else "yes" if o.right else "NO"
-        why = o.told if o.now is None else ""
-        lines.append(
-            [o.name, o.metric, text(o.measured), text(o.before), text(now), interval, right, why[:60], o.setup[:60]]
-        )
-    heads = ["case", "metric", "reported", "2026-11-30", "now", "90 %", "right", "no answer", "setup"]
+        figures = [text(o.measured), text(o.before), yes(o.right_before)]
+        now = [text(None if o.now is None else o.now.mid), interval, yes(o.right)]
+        lines.append([o.name, o.metric, *figures, *now, o.told[:60] if o.now is None else "", o.setup[:60]])
+    heads = ["case", "metric", "reported", "2026-11-30", "right", "now", "90 %", "right", "no answer", "setup"]
     console.table("reported in public against predicted", heads, lines, left=2)
     for kind in dict.fromkeys(o.kind for o in found):
         own = [o for o in found if o.kind == kind]
-        count = Counter(o.right for o in own)
-        signed = [o for o in own if o.speedup and o.measured is not None]
+        now, then = (Counter(getattr(o, name) for o in own) for name in ("right", "right_before"))
+        signed = [bool(o.right) for o in own if o.speedup and o.measured is not None]
         close = [o.within for o in own if o.within is not None]
+        judged = now[True] + now[False]
         console.out(
-            f"{kind}: {count[True]} of {count[True] + count[False]} right (sign of a speed-up {sum(bool(o.right) for o in signed)}"
-            f" of {len(signed)}), {sum(close)} of {len(close)} within 20 %, {count[None]} without a figure"
+            f"{kind}: right {now[True]} of {judged} (on 2026-11-30: {then[True]}), among them the sign of a speed-up"
+            f" {sum(signed)} of {len(signed)}; within 20 % {sum(close)} of {len(close)}; {now[None]} without a figure"
         )
 
 
