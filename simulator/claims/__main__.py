@@ -68,6 +68,7 @@ def command(
 
 def _show(rows: list[Judged], total: dict[str, Any], *, every: bool) -> None:
     from simulator.claims.statistics import GROUPS, told
+    from simulator.results.verdict import as_times
 
     shown = [r for r in rows if r.status == "judged" and (every or not r.within)]
     console.table(
@@ -115,6 +116,15 @@ def _show(rows: list[Judged], total: dict[str, Any], *, every: bool) -> None:
         [[GROUPS[k], *_called(total[k]["called"])] for k in GROUPS if total[k]["rows"]]
         + [[f or "no family", *_called(found)] for f, found in total["families"].items()],
         note="shares with papers weighing the same; called: the mid prediction is on the published side of dense",
+    )
+    console.table(
+        "published losses that are not called",
+        ["paper", "rows", "published", "predicted", "why"],
+        [
+            [m["paper"], str(m["rows"]), as_times(m["published"]), as_times(m["predicted"]), m["reason"]]
+            for m in total["losses_missed"]
+        ],
+        note="geometric means of the rows' speed-ups",
     )
     for key in ("all", "other_papers"):
         if total[key]["rows"] and (text := told(total[key]["called"])):

@@ -121,6 +121,22 @@ def called(rows: Sequence[Judged]) -> dict[str, Any]:
     return {**counts, "rows": of(equal=False), "papers": of(equal=True)}
 
 
+def losses_missed(rows: Sequence[Judged]) -> list[dict[str, Any]]:
+    """Published losses that are not called, by paper and cause: rows and the geometric means of both figures [-]."""
+    found: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    for r in _compared(rows):
+        published, mid = (verdict(Interval.exact(x)) for x in (r.published_speedup, r.speedup))
+        if published is Verdict.LOSES and mid is not Verdict.LOSES:
+            cause = r.reason or f"within {WITHIN:.0%} of the published figure"
+            found.setdefault((r.paper, cause), []).append((r.published_speedup, r.speedup))
+    means = {k: np.exp(np.mean(np.log(v), axis=0)) for k, v in found.items()}
+    lines = [
+        {"paper": p, "reason": why, "rows": len(v), "published": float(m[0]), "predicted": float(m[1])}
+        for ((p, why), v), m in zip(found.items(), means.values(), strict=True)
+    ]
+    return sorted(lines, key=lambda line: (-line["rows"], line["paper"], line["reason"]))
+
+
 def by_family(rows: Sequence[Judged]) -> dict[str, dict[str, Any]]:
     """`called` per family of policy, by its name."""
     families = dict.fromkeys(r.family for r in _compared(rows))
@@ -181,6 +197,7 @@ def summary(rows: Sequence[Judged]) -> dict[str, Any]:
             for c in MISSES
         },
         "families": by_family(free),
+        "losses_missed": losses_missed(free),
         "wrong": sum(r.wrong is not None for r in judged),
     }
 

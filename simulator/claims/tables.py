@@ -13,6 +13,7 @@ import numpy as np
 from simulator.base.errors import InputError
 from simulator.claims.judge import Judged
 from simulator.claims.statistics import GROUPS, told
+from simulator.results.verdict import as_times
 
 BEGIN, END = "<!-- begin: {} -->", "<!-- end: {} -->"
 
@@ -32,7 +33,7 @@ def write(folder: Path, rows: Sequence[Judged], total: dict[str, Any], systems: 
         if not path.is_file():
             raise InputError(f"no such file: {path}", where="--docs")
     text = claims.read_text(encoding="utf-8")
-    for name, lines in (("result", _result(total)), ("misses", _misses(rows))):
+    for name, lines in (("result", _result(total)), ("losses", _losses(total)), ("misses", _misses(rows))):
         text = _between(text, name, lines, claims)
     told = _systems(by_system.read_text(encoding="utf-8"), rows, systems)
     claims.write_text(text, encoding="utf-8")
@@ -112,6 +113,17 @@ def _misses(rows: Sequence[Judged]) -> list[str]:
     return _table(
         ["paper", "rows", "geometric mean", "reason"],
         ([paper, str(len(v)), f"{np.exp(np.mean(np.log(v))):.2f}", reason] for (paper, reason), v in lines),
+    )
+
+
+def _losses(total: dict[str, Any]) -> list[str]:
+    """One line per paper and cause of published losses that are not called."""
+    return _table(
+        ["paper", "rows", "published speed-up", "predicted", "reason"],
+        (
+            [m["paper"], str(m["rows"]), as_times(m["published"]), as_times(m["predicted"]), m["reason"]]
+            for m in total["losses_missed"]
+        ),
     )
 
 

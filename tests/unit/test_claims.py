@@ -440,8 +440,8 @@ def test_the_tables_of_one_paper(run: Run) -> None:
 
 def test_the_tables_of_the_docs_come_from_the_rows(tmp_path: Path) -> None:
     """Counts per system in its last cell, one line per paper and per reason; a lost marker leaves both files alone."""
-    result, misses = (f"<!-- begin: {n} -->\nold\n<!-- end: {n} -->\n" for n in ("result", "misses"))
-    old = f"head\n{result}{misses}tail\n"
+    parts = [f"<!-- begin: {n} -->\nold\n<!-- end: {n} -->\n" for n in ("result", "losses", "misses")]
+    old = f"head\n{''.join(parts)}tail\n"
     line = "| Deja Vu (2310.17157) | `dejavu(keep=0.25)` | two predictors | overlap | {} |\n"
     other = "| Another paper | `policy_b` | x | y | {} |\n"
     systems = parse_toml('paper = "A & B"\nsystem = "policy_b"\n', "a.toml").systems
@@ -472,6 +472,6 @@ def test_the_tables_of_the_docs_come_from_the_rows(tmp_path: Path) -> None:
 def test_our_docs_have_the_markers() -> None:
     """What ``--docs docs`` rewrites is there."""
     text = (Path(__file__).parents[2] / "docs" / "claims.md").read_text("utf-8")
-    for name in ("result", "misses"):
+    for name in ("result", "losses", "misses"):
         assert tables.BEGIN.format(name) in text
         assert tables.END.format(name) in text

@@ -1,9 +1,11 @@
 """Wins and losses of published figures: called, decided, by row and by paper."""
 
+from dataclasses import replace
+
 import pytest
 
 from simulator.claims.judge import Judged
-from simulator.claims.statistics import by_family, called, told
+from simulator.claims.statistics import by_family, called, losses_missed, told
 
 
 def row(paper: str, published: float, speedup: float, half: float = 0.0, family: str = "f") -> Judged:
@@ -72,3 +74,14 @@ def test_families_are_counted_apart() -> None:
     found = by_family(ROWS)
     assert {f: v["losses"] for f, v in found.items()} == {"f": 2, "g": 1}
     assert found["g"]["rows"]["wins_called"] is None
+
+
+def test_missed_losses_are_grouped_by_paper_and_cause() -> None:
+    """0.9 called 1.3, and 0.4 called 1.0 with a reason; what is called a loss, however mild, is not listed."""
+    cause = replace(row("A", 0.4, 1.0), reason="model gap: x")
+    found = losses_missed([*ROWS, row("A", 0.4, 1.2), cause, row("C", 0.5, 0.97)])
+    assert [(m["paper"], m["rows"], m["reason"]) for m in found] == [
+        ("A", 2, "within 20% of the published figure"),
+        ("A", 1, "model gap: x"),
+    ]
+    assert (found[0]["published"], found[0]["predicted"]) == pytest.approx(((0.9 * 0.4) ** 0.5, (1.3 * 1.2) ** 0.5))
