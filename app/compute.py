@@ -33,7 +33,7 @@ def _predicted(text: str, content: str) -> Prediction:
 
 def dense_of(scenario: Scenario) -> Scenario:
     """The same scenario without policies."""
-    return scenario.model_copy(update={"policy": "dense", "trace": "", "trace_transfer": False})
+    return scenario.dense.model_copy(update={"trace": "", "trace_transfer": False})
 
 
 def over_load(scenario: Scenario) -> list[BreakEven]:

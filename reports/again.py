@@ -45,7 +45,7 @@ def inside(sweep: Sweep, written: Row) -> Inside | str:
     for scenario in _scenarios(sweep, written):
         try:
             prediction = predict(scenario)
-            dense = predict(scenario.model_copy(update={"policy": "dense", "trace": "", "trace_transfer": False}))
+            dense = predict(scenario.dense.model_copy(update={"trace": "", "trace_transfer": False}))
         except ShadowlineError as error:
             problem = str(error)
             continue

@@ -340,6 +340,7 @@ def _devices(served: Served) -> tuple[list[Device], list[str]]:
 
 def _fits(served: Served, best: Row | None) -> list[str]:
     """Fits that answer a step of the recommended deployment, predicted again for their names."""
+    from simulator.policies import PUBLISHED
     from simulator.results.prediction import predict
     from simulator.scenario.scenario import Scenario
 
@@ -347,6 +348,7 @@ def _fits(served: Served, best: Row | None) -> list[str]:
         return []
     given: Mapping[str, Any] = {k: best[k] for k in ("model", "device", "policy", "engine", "tp", "pp", "ep")}
     formats = {
+        "kernel": best.get("given_kernel") or served.settings.get("kernel") or PUBLISHED,
         "dtype": best.get("given_dtype") or served.settings.get("dtype") or "auto",
         "kv_cache_dtype": best.get("given_kv_dtype") or served.settings.get("kv_cache_dtype") or "auto",
     }

@@ -37,12 +37,13 @@ def command(
 
     Exit 0; 2 bad input; 3 when the scenario cannot run.
     """
-    from simulator.policies import FREE
+    from simulator.policies import FREE, PUBLISHED
     from simulator.results.prediction import predict
     from simulator.scenario.scenario import Scenario
 
     free = given["policy"].strip() == FREE
-    scenario = Scenario.of(**given | ({"policy": "dense"} if free else {}))
+    kernel = given["kernel"]
+    scenario = Scenario.of(**given | ({"policy": "dense", "kernel": PUBLISHED} if free else {}))
     asked = {
         "--policy free": free,
         "--max-loss": max_loss is not None,
@@ -53,7 +54,7 @@ def command(
     if free:
         from simulator.results.free import show as show_free
 
-        show_free(scenario, as_json=json_)
+        show_free(scenario, kernel, as_json=json_)
         return
     if max_loss is not None:
         from simulator.results import published_quality

@@ -21,8 +21,8 @@ TABLE_ERROR = 0.02
 """Error of the step table above which a run says so [-]."""
 JUDGES = ("judge", "workers", "cluster", "json_", "quiet")
 """Parameters that go with --judge."""
-NO_TRACE = {"trace": "", "trace_transfer": False}
-"""What the dense model has of a trace."""
+OF_DENSE = {"trace": "", "trace_transfer": False, "kernel": "published"}
+"""What the dense model has of a trace and of kernels."""
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 
@@ -110,7 +110,7 @@ def command(
     promises = parse_slo(slo) if slo is not None else ()
     deployments = [
         Deployment(
-            Scenario.of(**given | {"device": d.strip(), "policy": p} | (NO_TRACE if p == "dense" else {})),
+            Scenario.of(**given | {"device": d.strip(), "policy": p} | (OF_DENSE if p == "dense" else {})),
             Scheduler(s.strip(), max_num_seqs, max_num_batched_tokens, preemption),
             replicas,
             prefill_replicas,

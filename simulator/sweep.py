@@ -30,7 +30,7 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions
 @with_options(
     given=scenario_options(
         repeated=("model", "device", "policy", "trace"),
-        lists=("engine", "dtype", "kv_cache_dtype", "tp", "pp", "ep", *LOAD),
+        lists=("kernel", "engine", "dtype", "kv_cache_dtype", "tp", "pp", "ep", *LOAD),
         more={
             "model": "or repeat the flag",
             "device": "or repeat the flag",

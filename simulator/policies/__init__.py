@@ -4,18 +4,23 @@ Ours register through the same entry points (group ``shadowline.policies``) as a
 """
 
 from simulator.policies.base import Aspect, Compatibility, Context, KvLayout, Policy
-from simulator.policies.grammar import FREE, POLICIES, Policies, expand, free_names, parse
+from simulator.policies.grammar import FREE, POLICIES, Policies, expand, free_names, in_kernel, parse
+from simulator.policies.kernel import IDEAL, PUBLISHED, Kernel
 
 __all__ = [
     "FREE",
+    "IDEAL",
     "POLICIES",
+    "PUBLISHED",
     "Aspect",
     "Compatibility",
     "Context",
+    "Kernel",
     "KvLayout",
     "Policies",
     "Policy",
     "expand",
     "free_names",
+    "in_kernel",
     "parse",
 ]

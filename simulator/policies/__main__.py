@@ -59,6 +59,13 @@ def _show(card: Card) -> None:
             [[x.name, f"{x.default}", x.range, x.meaning] for x in card.parameters],
             left=4,
         )
+    if p.kernels():
+        console.table(
+            "Kernels (--kernel NAME; published is the first, ideal the bound of any)",
+            ["name", "evidence", "release", "what it does"],
+            [[k.name, k.believed, k.release or "-", k.title] for k in p.kernels()],
+            left=4,
+        )
     console.table("Goes with", ["", ""], card.goes_with.items(), left=2)
     if p.not_modelled:
         console.out(f"not modelled: {p.not_modelled}")

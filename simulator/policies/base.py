@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from copy import copy
 from dataclasses import dataclass
 from enum import StrEnum
@@ -16,6 +16,7 @@ from simulator.model.layer import LayerSpec
 from simulator.model.spec import ModelSpec
 from simulator.ops.ops import Op
 from simulator.ops.step import Step
+from simulator.policies.kernel import Kernel, papers_own, table
 from simulator.trace.curves import LayerCurves
 
 
@@ -202,6 +203,26 @@ class Policy(BaseModel):
     """Rewrites attention modules, too: blocks an engine was measured with as a whole."""
     hardware: ClassVar[str] = "gpu"
     """Hardware it was designed for: ``gpu`` or ``fpga``."""
+    leanest: ClassVar[Mapping[str, str]] = {}
+    """Parameters that mean the kernel that does least; a bound starts from it."""
+
+    @classmethod
+    def kernels(cls) -> tuple[Kernel, ...]:
+        """Kernels it is known or taken to run in, the published one first; none where it rewrites nothing."""
+        if not cls.aspects:
+            return ()
+        return table().get(cls.name) or (papers_own(cls.name),)
+
+    @property
+    def kernel_used(self) -> Kernel | None:
+        """The first kernel that the parameters mean, else the published one."""
+        known = self.kernels()
+        meant = (k for k in known if k.sets and all(getattr(self, key) == v for key, v in k.sets.items()))
+        return next(meant, next(iter(known), None))
+
+    def with_parameters(self, values: Mapping[str, str]) -> Policy:
+        """The same policy with some parameters changed."""
+        return type(self).model_validate({**self.model_dump(), **values}) if values else self
 
     def why_not(self, model: ModelSpec, fmt: Format) -> str | None:
         """Reason this policy cannot be used on `model`, or None."""

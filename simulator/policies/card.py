@@ -100,6 +100,7 @@ class Card:
             "rewrites": sorted(a.value for a in p.aspects),
             "not_modelled": p.not_modelled,
             "software": self.software.model_dump(),
+            "kernels": [k.to_dict() for k in p.kernels()],
             "mechanism": (p.__doc__ or "").strip(),
             "parameters": [
                 {k: getattr(x, k) for k in ("name", "default", "range", "meaning")} for x in self.parameters

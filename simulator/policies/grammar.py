@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from pydantic import ValidationError
@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from simulator.base.errors import InputError, UnknownNameError, suggest
 from simulator.base.registry import Registry
 from simulator.policies.base import ORDER, Aspect, Context, KvLayout, Policy
+from simulator.policies.kernel import IDEAL, PUBLISHED, Kernel
 
 POLICIES: Registry[type[Policy]] = Registry("policy", "shadowline.policies")
 
@@ -22,20 +23,65 @@ NOT_FREE = ("token pruning", "kv allocation", "dense")
 
 _TERM = re.compile(r"\s*([A-Za-z_][\w-]*)\s*(?:\((.*)\))?\s*", re.DOTALL)
 _FLAG = "--policy"
+_KERNEL = "--kernel"
 MAX_TEXT = 2000
 MAX_VARIANTS = 1000
 
 
 @dataclass(frozen=True)
 class Policies:
-    """Policies that run together, in the order they are applied; empty means dense."""
+    """Policies that run together, in the order they are applied; empty means dense.
+
+    Attributes
+    ----------
+    ideal : bool
+        Timed as the bound of `simulator.policies.ideal`, not as any kernel.
+    asked : str
+        How they were spelled before a kernel was chosen for them; "" where none was.
+    """
 
     members: tuple[Policy, ...] = ()
+    ideal: bool = False
+    asked: str = ""
 
     @property
     def spelling(self) -> str:
         """Canonical text, equal for equal policies whatever order they were written in."""
-        return "+".join(p.spelling for p in self.members) or "dense"
+        return self.asked or "+".join(p.spelling for p in self.members) or "dense"
+
+    @property
+    def kernels(self) -> tuple[Kernel, ...]:
+        """The kernel each member is taken to run in."""
+        return tuple(k for p in self.members if (k := p.kernel_used) is not None)
+
+    @property
+    def kernel(self) -> str:
+        """Their names; "" for dense."""
+        return IDEAL if self.ideal else "+".join(k.name for k in self.kernels)
+
+    def on(self, kernel: str) -> Policies:
+        """The same policies in a kernel of one or more of them, `PUBLISHED` or `IDEAL`.
+
+        Raises
+        ------
+        InputError
+            Dense, which takes none.
+        UnknownNameError
+            A kernel that no member has.
+        """
+        if kernel == PUBLISHED:
+            return self
+        if not self.members:
+            raise InputError(f"dense takes no kernel; drop {kernel!r} or give a --policy", where=_KERNEL)
+        if kernel == IDEAL:
+            members = tuple(p.with_parameters(p.leanest) for p in self.members)
+            return replace(self, members=members, ideal=True, asked=self.spelling)
+        chosen = [next((k for k in p.kernels() if k.name == kernel), None) for p in self.members]
+        if not any(chosen):
+            names = [k.name for p in self.members for k in p.kernels()]
+            raise UnknownNameError(f"kernel of {self.spelling}", kernel, [PUBLISHED, IDEAL, *names], where=_KERNEL)
+        members = tuple(p.with_parameters(k.sets if k else {}) for p, k in zip(self.members, chosen, strict=True))
+        return replace(self, members=members, asked=self.spelling)
 
     def __str__(self) -> str:
         return self.spelling
@@ -82,6 +128,11 @@ def expand(text: str) -> list[Policies]:
     if total > MAX_VARIANTS:
         raise InputError(f"policy {text[:60]!r} spells {total} variants; at most {MAX_VARIANTS}", where=_FLAG)
     return [_compose(members, text) for members in itertools.product(*variants)]
+
+
+def in_kernel(policy: str, kernel: str) -> str:
+    """Spelling of a policy with its kernel, where that is not the one its parameters mean."""
+    return policy if kernel in ("", parse(policy).kernel) else f"{policy}, {kernel} kernel"
 
 
 def free_names() -> list[str]:

@@ -84,7 +84,9 @@ class Answer(Generic[S, N]):
     model: S
     device: S
     policy: S
+    kernel: S
     engine: S
+    software: S
     dtype: S
     kv_dtype: S
     tp: N

@@ -13,7 +13,6 @@ from simulator.base.errors import InputError, NothingFeasibleError
 from simulator.base.interval import Interval
 from simulator.inference.evaluate import Points, evaluate
 from simulator.inference.group import Group, group_of, runnable
-from simulator.policies import Policies
 from simulator.results.rows import load_of, speedup
 from simulator.results.verdict import Speedups, along, as_times, count, runs, told, wins
 from simulator.scenario.scenario import Scenario
@@ -186,7 +185,7 @@ def _with(group: Group, index: int, name: str, value: float) -> Group | None:
         members[index] = type(member)(**{**member.model_dump(), name: value})
     except ValidationError:
         return None
-    return replace(group, policies=Policies(tuple(members)))
+    return replace(group, policies=replace(group.policies, members=tuple(members), asked=""))
 
 
 def _load(s: Scenario, **axis: np.ndarray) -> list[np.ndarray]:

@@ -11,7 +11,7 @@ from simulator.inference.status import STATUSES
 if TYPE_CHECKING:
     import pyarrow as pa
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,9 @@ COLUMNS: Mapping[str, Column] = {
     "model": Column("text", "", "model name"),
     "device": Column("text", "", "device name"),
     "policy": Column("text", "", "canonical spelling of the sparsity policy"),
+    "kernel": Column("text", "", "kernel each policy is taken to run in, or ideal; null for dense"),
     "engine": Column("text", "", "serving engine whose kernels and host side are assumed"),
+    "software": Column("text", "", "where the policy can be run today, and whether this engine does; null for dense"),
     "dtype": Column("text", "", "weight format after the policy"),
     "kv_dtype": Column("text", "", "format of the dense KV cache"),
     "tp": Column("whole", "GPUs", "tensor-parallel ranks"),

@@ -8,7 +8,7 @@ from typing import Any
 from simulator.base import console
 from simulator.base.errors import ShadowlineError
 from simulator.inference.group import group_of, runnable
-from simulator.policies import FREE, POLICIES, free_names
+from simulator.policies import FREE, POLICIES, PUBLISHED, free_names
 from simulator.policies.software import Software, software
 from simulator.results.answer import Row
 from simulator.results.published_quality import losses
@@ -54,20 +54,23 @@ class Option:
         }
 
 
-def options(scenario: Scenario) -> tuple[list[Option], dict[str, str]]:
+def options(scenario: Scenario, kernel: str = PUBLISHED) -> tuple[list[Option], dict[str, str]]:
     """Dense and every free policy, those that fit first and then the fastest; the others with their reasons.
+
+    `kernel` is the policies': `PUBLISHED`, `IDEAL` or a name, which leaves those without it among the others.
 
     Raises
     ------
     NothingFeasibleError
         The lengths exceed the model's context, whatever the policy.
     """
-    runnable(scenario.model_copy(update={"policy": "dense"}))
+    runnable(scenario.dense)
     found: list[Option] = []
     others: dict[str, str] = {}
     for name in ("dense", *free_names()):
-        at = scenario.model_copy(update={"policy": POLICIES[name]().spelling})
+        asked = PUBLISHED if name == "dense" else kernel
         try:
+            at = scenario.model_copy(update={"policy": POLICIES[name]().spelling, "kernel": asked})
             answer = rows(group_of(at), *load_of(at))[0].at(0)
         except ShadowlineError as error:
             others[name] = error.message
@@ -80,10 +83,10 @@ def options(scenario: Scenario) -> tuple[list[Option], dict[str, str]]:
     return sorted(found, key=lambda o: (not o.answer.ok, o.answer.e2e_s.mid)), others
 
 
-def show(scenario: Scenario, *, as_json: bool) -> None:
+def show(scenario: Scenario, kernel: str = PUBLISHED, *, as_json: bool) -> None:
     """Print the fastest that an engine serves, the fastest of all, and every policy beside them."""
-    found, others = options(scenario)
-    command = scenario.model_copy(update={"policy": "dense"}).command + f" --policy {FREE}"
+    found, others = options(scenario, kernel)
+    command = scenario.dense.command + f" --policy {FREE}" + (f" --kernel {kernel}" if kernel != PUBLISHED else "")
     if as_json:
         console.out_json({"rows": [o.to_dict() for o in found], "others": others, "command": command})
         return

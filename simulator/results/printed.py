@@ -23,6 +23,8 @@ def show(prediction: Prediction) -> None:
     console.out(prediction.sentence)
     if prediction.ops:
         console.out(how_sure(prediction))
+    for line in run_in(prediction):
+        console.out(line)
     if answer.reason:
         console.out(f"status: {answer.status} ({answer.reason})")
     console.out()
@@ -86,6 +88,17 @@ def how_sure(prediction: Prediction) -> str:
     if group.engine.archs and group.device.arch not in group.engine.archs:
         text += f"; {group.engine.name} was never measured on {group.device.arch}, which widens the interval"
     return text
+
+
+def run_in(prediction: Prediction) -> list[str]:
+    """The kernel assumed with its evidence, and the software that has it; nothing for dense."""
+    answer, policies = prediction.answer, prediction.scenario.policies
+    if not answer.kernel:
+        return []
+    told = "; ".join(f"{k.name}, {k.believed}: {k.release or k.title}" for k in policies.kernels)
+    if policies.ideal:
+        told = "ideal, the policy's bytes and flop at the dense kernels' efficiency: a bound, no software"
+    return [f"kernel: {told}", f"software: {answer.software}"]
 
 
 def check_flags(scenario: Scenario, asked: dict[str, bool], solve_rate: bool) -> None:

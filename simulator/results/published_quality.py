@@ -206,7 +206,7 @@ def choices(scenario: Scenario, most: float) -> tuple[list[Choice], dict[str, st
         raise UnsupportedError(
             f"no published quality of {name}; known for {known}; --policy free ranks every policy without it"
         )
-    dense = runnable(scenario.model_copy(update={"policy": "dense"}))
+    dense = runnable(scenario.dense)
     at = load_of(scenario)
     base = evaluate(dense, *at)
     found: list[Choice] = []

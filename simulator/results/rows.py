@@ -17,6 +17,7 @@ from simulator.inference.lowering import Lowering
 from simulator.inference.status import STATUSES, TIMED, Status
 from simulator.inference.step import Bound
 from simulator.policies import Policies
+from simulator.policies.software import runs_in
 from simulator.results.answer import Answer, Rows, Words, absent
 from simulator.results.quality import quality_of
 from simulator.scenario.scenario import Scenario
@@ -59,7 +60,9 @@ def _labels(group: Group, n: int) -> dict[str, Any]:
         "model": group.model.name,
         "device": group.device.name,
         "policy": group.policies.spelling,
+        "kernel": group.policies.kernel,
         "engine": group.engine.name,
+        "software": runs_in((p.name for p in group.policies.members), group.engine.title),
         "dtype": group.dtype,
         "kv_dtype": group.kv_dtype,
         "quality_source": quality.source,

@@ -13,12 +13,13 @@ import numpy as np
 from simulator.base import console
 from simulator.base.interval import Interval
 from simulator.inference.status import Status
+from simulator.policies import in_kernel
 from simulator.results.answer import Row, Rows
 from simulator.results.quality import front
 from simulator.results.verdict import RULE, Tally, tally
 
 Key = tuple[str, str, str]
-"""Model, device and policy."""
+"""Model, device, and policy with its kernel where that is another than its own."""
 QUALITY = (
     "model",
     "device",
@@ -57,6 +58,8 @@ class Summary:
     rows: int = 0
     status: dict[str, int] = field(default_factory=dict)
     found: dict[Key, _Found] = field(default_factory=dict)
+    software: dict[str, None] = field(default_factory=dict)
+    """Where policies can be run, each sentence once."""
 
     def add(self, rows: Rows) -> None:
         """Take in the rows of one group."""
@@ -64,7 +67,10 @@ class Summary:
         for code, n in zip(*np.unique(rows.status.codes, return_counts=True), strict=True):
             word = rows.status.words[int(code)]
             self.status[word] = self.status.get(word, 0) + int(n)
-        found = self.found.setdefault((rows.model[0], rows.device[0], rows.policy[0]), _Found())
+        policy = in_kernel(rows.policy[0], rows.kernel[0])
+        found = self.found.setdefault((rows.model[0], rows.device[0], policy), _Found())
+        if rows.software[0]:
+            self.software.setdefault(rows.software[0])
         found.rows += rows.n
         ok = rows.ok
         if not ok.any():
@@ -120,6 +126,7 @@ class Summary:
             "best_per_device": [row.to_dict() for row in self.best],
             "policies": [t.to_dict() for t in self.tallies()],
             "quality": [{k: row[k] for k in QUALITY} | {"front": first} for row, first in quality],
+            "software": list(self.software),
         }
 
 
@@ -176,6 +183,8 @@ def show(summary: Summary, out: Path | None) -> None:
             " same token: next tokens that are dense's; a policy that is missing was not judged with these"
             " parameters: python -m traces.show lists what was",
         )
+    for told in summary.software:
+        console.out(f"software: {told}")
     if out is not None:
         console.out(f"all rows: {out}")
 
@@ -185,7 +194,7 @@ def _best_row(a: Row) -> list[str]:
     return [
         a.model,
         a.device,
-        a.policy,
+        in_kernel(a.policy, a.kernel),
         a.dtype,
         f"{a.tp:.0f}" if a.pp == 1 else f"{a.tp:.0f}x{a.pp:.0f}",
         *(f"{v:.0f}" for v in (a.batch, a.prompt_tokens, a.output_tokens)),
@@ -203,7 +212,7 @@ def _quality_row(a: Row, first: bool) -> list[str]:
     return [
         a.model,
         a.device,
-        a.policy,
+        in_kernel(a.policy, a.kernel),
         "*" if first else "",
         console.number(a.tokens_per_s_per_gpu.mid),
         f"{console.number(a.speedup.mid)}x",

@@ -82,7 +82,7 @@ class Evaluator:
         batch = np.asarray(chunk.batch, float)[:, None, None]
         prompt = np.asarray(chunk.prompt, float)[None, :, None]
         output = np.asarray(chunk.output, float)[None, None, :]
-        key = (chunk.scenario.model_copy(update={"policy": "dense"}), chunk.batch, chunk.prompt)
+        key = (chunk.scenario.dense, chunk.batch, chunk.prompt)
         dense = self._dense[1] if self._dense[0] == key else None
         if dense is None and group.policies.members and group.problem is None:
             dense = evaluate(group.dense, batch, prompt, output)

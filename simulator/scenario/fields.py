@@ -61,6 +61,14 @@ class Fields:
     model: Annotated[str, About("model name, folder, config.json or hub id", _COMMAS, bounds=_NAME)]
     device: Annotated[str, About("device name or profile file", _COMMAS, bounds=_NAME)]
     policy: Annotated[str, About("sparsity policy: 'name(key=value)' joined by +")] = "dense"
+    kernel: Annotated[
+        str,
+        About(
+            "kernel the policy runs in: a name of `python -m simulator.policies NAME`, published, or ideal, the bound",
+            _COMMAS,
+            bounds=_NAME,
+        ),
+    ] = "published"
     engine: Annotated[
         str, About("serving engine whose kernels and host side are assumed: kernels, vllm, ...", _COMMAS)
     ] = "vllm"

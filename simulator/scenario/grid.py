@@ -12,7 +12,7 @@ from typing import Any
 
 from simulator.base.errors import InputError, suggest
 from simulator.base.files import parse_toml, read_limited
-from simulator.policies import FREE, expand, free_names
+from simulator.policies import FREE, PUBLISHED, expand, free_names
 from simulator.scenario.fields import FIELDS, LOAD, flag
 from simulator.scenario.scenario import Scenario
 
@@ -39,6 +39,7 @@ class Grid:
     model: tuple[str, ...]
     device: tuple[str, ...]
     policy: tuple[str, ...] = _one("policy")
+    kernel: tuple[str, ...] = _one("kernel")
     engine: tuple[str, ...] = _one("engine")
     dtype: tuple[str, ...] = _one("dtype")
     kv_cache_dtype: tuple[str, ...] = _one("kv_cache_dtype")
@@ -77,14 +78,21 @@ class Grid:
             raise InputError(f"the grid has {len(self):,} points; at most {MAX_POINTS:,}")
 
     def __len__(self) -> int:
-        return math.prod(self.sizes) * math.prod(len(getattr(self, a)) for a in OUTER)
+        axes = math.prod(len(getattr(self, a)) for a in OUTER[:-2])
+        return math.prod(self.sizes) * axes * len(self.run_in)
+
+    @property
+    def run_in(self) -> tuple[tuple[str, str], ...]:
+        """Every policy in every kernel; dense, which takes none, once."""
+        pairs = itertools.product(self.policy, self.kernel)
+        return tuple(dict.fromkeys((p, PUBLISHED if p == "dense" else k) for p, k in pairs))
 
     def groups(self) -> Iterator[Scenario]:
         """One scenario per combination of the outer axes, at the first batch, prompt and output."""
         traces = self.traces()
-        for values in itertools.product(*(getattr(self, axis) for axis in OUTER)):
+        for *values, pair in itertools.product(*(getattr(self, axis) for axis in OUTER[:-2]), self.run_in):
             yield Scenario.of(
-                **dict(zip(OUTER, values, strict=True)),
+                **dict(zip(OUTER, (*values, *pair), strict=True)),
                 **{k: getattr(self, k)[0] for k in LOAD},
                 **{k: getattr(self, k) for k in SETTINGS},
                 trace=traces[values[0]],
@@ -104,8 +112,8 @@ class Grid:
         return {f.name: getattr(self, f.name) for f in fields(self) if f.init}
 
 
-OUTER = ("model", "device", "engine", "dtype", "kv_cache_dtype", "tp", "pp", "ep", "policy")
-"""Axes whose values change the ops; the policy varies fastest so that its dense twin is at hand."""
+OUTER = ("model", "device", "engine", "dtype", "kv_cache_dtype", "tp", "pp", "ep", "policy", "kernel")
+"""Axes whose values change the ops; policy and kernel vary fastest so that their dense twin is at hand."""
 SIZES = ("tp", "pp", "ep", "batch", "prompt_tokens", "output_tokens")
 SETTINGS = ("gpu_memory_utilization", "block_size", "ignore_context_limit")
 """Fields of one value."""

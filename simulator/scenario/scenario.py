@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError, field_
 
 from simulator.base.dtypes import AUTO, FORMATS, KV_FORMATS
 from simulator.base.errors import InputError, UnknownNameError, suggest
-from simulator.policies import Aspect, Policies, parse
+from simulator.policies import PUBLISHED, Aspect, Policies, parse
 from simulator.scenario.fields import LOAD, Fields, flag
 
 
@@ -28,17 +28,22 @@ class Scenario(Fields, BaseModel):
 
     def model_post_init(self, context: Any) -> None:
         """Parse the policy once; `policy` stays what files and links spell."""
-        self._policies = parse(self.policy)
+        self._policies = parse(self.policy).on(self.kernel)
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         """The same scenario with other fields, which are not checked again."""
         copy = super().model_copy(update=update, deep=deep)
-        copy._policies = parse(copy.policy)
+        copy._policies = parse(copy.policy).on(copy.kernel)
         return copy
 
     @property
+    def dense(self) -> Self:
+        """The same scenario without policies."""
+        return self.model_copy(update={"policy": "dense", "kernel": PUBLISHED})
+
+    @property
     def policies(self) -> Policies:
-        """The policies that `policy` spells."""
+        """The policies that `policy` spells, in the kernel that `kernel` names."""
         return self._policies
 
     @field_validator("policy")

@@ -31,7 +31,7 @@ def lacking(policy: str, device: str) -> str:
     if len(dropped) < len(missing):
         return f"vLLM has no {' or '.join(m for m in missing if m not in dropped)}"
     for name, known in dropped.items():
-        return f"{known.engine} dropped {name} in {known.until} ({known.note})"
+        return known.dropped(name)
     if members and load(device).arch not in MARLIN_ON:
         return f"vLLM has {' and '.join(members)} for NVIDIA GPUs from Ampere on alone"
     return ""
@@ -43,6 +43,8 @@ def launch_command(scenario: Scenario, row: Mapping[str, Any], *, prefix_cache: 
     Flags are those of vLLM V1, which always mixes prompts and decoding and spreads experts over all GPUs or none.
     """
     members = [p.name for p in scenario.policies.members]
+    if scenario.policies.ideal:
+        return "", "an ideal kernel is a bound, no software"
     if lacks := lacking(scenario.policy, scenario.device):
         return "", lacks
     if scenario.dtype in MARLIN and load(scenario.device).arch not in MARLIN_ON:

@@ -44,6 +44,7 @@ COLUMNS: Mapping[str, tuple[str, str]] = {
     "model": ("", "model name"),
     "device": ("", "device name"),
     "policy": ("", "canonical spelling of the sparsity policy"),
+    "kernel": ("", "kernel each policy is taken to run in, or ideal; null for dense"),
     "engine": ("", "serving engine whose kernels and host side are assumed"),
     "dtype": ("", "weight format after the policy"),
     "tp": ("GPUs", "tensor-parallel ranks of a replica"),

@@ -130,8 +130,8 @@ def _scenarios(grid: Grid) -> tuple[list[Scenario], list[str]]:
     fixed = {k: getattr(grid, k) for k in SETTINGS}
     out: list[Scenario] = []
     refused: list[str] = []
-    for values in product(grid.policy, *(getattr(grid, k) for k in OUTER if k != "policy")):
-        at = dict(zip(("policy", *(k for k in OUTER if k != "policy")), values, strict=True))
+    for pair, *values in product(grid.run_in, *(getattr(grid, k) for k in OUTER[:-2])):
+        at = dict(zip((*OUTER[-2:], *OUTER[:-2]), (*pair, *values), strict=True))
         try:
             out.append(Scenario.of(**fixed, **at))
         except InputError as error:
@@ -146,7 +146,7 @@ def _launch(found: Plan, grid: Grid, prefix_cache: bool) -> None:
     """Add the launch command to every row."""
     fixed: dict[str, Any] = {k: getattr(grid, k) for k in SETTINGS}
     for row in found.rows:
-        keys = {k: row[k] for k in ("device", "policy", "engine", "tp", "pp", "ep")}
+        keys = {k: row[k] for k in ("device", "policy", "engine", "tp", "pp", "ep")} | {"kernel": row["given_kernel"]}
         scenario = Scenario.of(
             model=grid.model[0], dtype=row["given_dtype"], kv_cache_dtype=row["given_kv_dtype"], **keys, **fixed
         )

@@ -154,7 +154,7 @@ def size(question: Question) -> Sized:
     outcome, ok, miss = done[high]
     row = summary(outcome, question.slo)
     scenario = question.deployment.scenario
-    row |= {"given_dtype": scenario.dtype, "given_kv_dtype": scenario.kv_cache_dtype}
+    row |= {"given_dtype": scenario.dtype, "given_kv_dtype": scenario.kv_cache_dtype, "given_kernel": scenario.kernel}
     # How long it took here is no part of the answer, which is the same wherever it was found.
     del row["simulated_per_s"]
     fleet = replace(question.deployment, replicas=high)
