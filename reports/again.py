@@ -72,7 +72,7 @@ def _scenarios(sweep: Sweep, row: Row) -> Iterator[Scenario]:
         local = tuple(m for m in grid.model if isinstance(m, str) and not needs_network(m))
         try:
             for s in replace(grid, model=local, **{k: (v,) for k, v in wanted.items()}).groups():
-                if _named(s) == (row.model, row.device):
+                if (*_named(s), s.policies.kernel) == (row.model, row.device, row.kernel):
                     yield s.model_copy(update=load)
         except ShadowlineError:
             continue

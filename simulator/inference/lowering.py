@@ -18,6 +18,7 @@ from simulator.ops.part import OpPart
 from simulator.ops.step import Step
 from simulator.policies import Aspect, Context, KvLayout, Policies
 from simulator.policies.common import mla_module
+from simulator.policies.ideal import ideal
 from simulator.trace.curves import Trace
 
 ACT_BYTES = 2.0
@@ -160,7 +161,8 @@ class Lowering:
     @cached_property
     def one_token(self) -> tuple[Op, ...]:
         """Ops of a decode step of one row: what is resident and how wide it gets."""
-        return tuple(replace(self, as_modules=False).ops(Step(decode_rows=1.0)))
+        plain = replace(self, as_modules=False, policies=replace(self.policies, ideal=False))
+        return tuple(plain.ops(Step(decode_rows=1.0)))
 
     @cached_property
     def kv_layouts(self) -> tuple[tuple[KvLayout, int], ...]:
@@ -184,7 +186,7 @@ class Lowering:
         ops: tuple[Op, ...] = (op,)
         for policy in self.policies.members:
             ops = tuple(new for old in ops for new in ((old,) if old.overhead else policy.rewrite(old, ctx)))
-        return ops
+        return ideal(ops, op) if self.policies.ideal else ops
 
     def _head(self, step: Step) -> Iterator[Op]:
         model = self.model

@@ -379,7 +379,7 @@ def _most_flop_per_s(device: Device, math: DType, nm24: bool) -> float:
 
 def submitted(op: Op, engine: Engine) -> Array:
     """Launches the host submits for `op`, in those of an op of the model [-]."""
-    if isinstance(op, AttentionModule):
+    if isinstance(op, AttentionModule | Linear | Attention):
         return op.count * op.launches
     if not isinstance(op, Elementwise):
         return op.count

@@ -26,6 +26,8 @@ def dense_of(op: Linear | Attention) -> Linear | Attention:
             run_bytes=STREAM,
             expand=None,
             tile_bytes=0.0,
+            instead=None,
+            launches=1.0,
             kernel="",
             overhead=False,
         )
@@ -40,6 +42,7 @@ def dense_of(op: Linear | Attention) -> Linear | Attention:
         nm24=False,
         expand=None,
         instead=None,
+        launches=1.0,
         kernel="",
         vector=1.0,
         whole=0.0,

@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 
 from simulator.base.arrays import Array, clip, maximum, minimum, where
 from simulator.base.dtypes import DType, Format
-from simulator.ops.ops import causal_pairs
+from simulator.ops.pairs import causal_pairs
 from simulator.ops.part import OpPart
 from simulator.ops.traffic import Access, Operand, Traffic
 

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from math import inf, isfinite
 from typing import Literal, Protocol
 
-from simulator.base.arrays import Array, clip, expm1, log1p, minimum, where
+from simulator.base.arrays import Array, expm1, log1p, minimum
 from simulator.base.dtypes import DType, Format
+from simulator.ops.pairs import causal_pairs
 from simulator.ops.part import OpPart
 from simulator.ops.traffic import Access, Operand, Traffic
 
@@ -110,7 +111,9 @@ class Linear:
     beside : tuple of str
         Prefixes of the roles it runs beside on another stream; empty: nothing.
     instead : Linear, optional
-        The dense product that the software runs wherever it is the faster of the two.
+        The product that the software, or a better kernel, runs wherever it is the faster of the two.
+    launches : float
+        Kernels of one call [-]; 0: part of the kernel before it.
     kernel : str
         Sparse kernel that runs it, ``pattern/library`` of the fit of its speed-up; "": timed by its bytes and flop.
     vector : Array
@@ -138,6 +141,7 @@ class Linear:
     keeps_weights: bool = True
     beside: tuple[str, ...] = ()
     instead: Linear | None = None
+    launches: float = 1.0
     kernel: str = ""
     vector: Array = 1.0
     whole: float = 0.0
@@ -171,7 +175,7 @@ class Linear:
                     self.groups * self.m * self.n * keep_n * self.fmt.out_bytes,
                 ),
             },
-            launches=1.0,
+            launches=self.launches,
             graph_safe=self.graph_safe,
             host_sync=self.host_sync,
         )
@@ -219,6 +223,8 @@ class Attention:
         tile of queries shares them, as in a dense kernel.
     reuse : float
         1 where the same K and V were read just before, as a benchmark does; 0 in a step [-].
+    instead : Attention, optional
+        As of a `Linear`; so is `launches`.
     kernel : str
         As of a `Linear`.
     """
@@ -247,6 +253,8 @@ class Attention:
     stores: bool = True
     tile_bytes: Array = 0.0
     reuse: float = 0.0
+    instead: Attention | None = None
+    launches: float = 1.0
     kernel: str = ""
     part: OpPart = OpPart.ATTENTION
     overhead: bool = False
@@ -312,7 +320,7 @@ class Attention:
         return Traffic(
             {self.math: self.flop},
             {Operand.KV: Access(read, written, runs), Operand.ACTIVATION: Access(q, o)},
-            launches=1.0,
+            launches=self.launches,
             graph_safe=self.graph_safe,
             host_sync=self.host_sync,
         )
@@ -334,6 +342,8 @@ class Moe:
         GPUs that share each expert; groups of GPUs between which the experts are split [-].
     routing : str
         How tokens find experts, as `simulator.roofline.moe.route` reads it; `traffic` counts uniform draws.
+    instead : Moe, optional
+        As of a `Linear`.
     """
 
     role: str
@@ -349,6 +359,7 @@ class Moe:
     routing: str = "uniform"
     count: Array = 1.0
     bytes_per_weight: float | None = None
+    instead: Moe | None = None
     part: OpPart = OpPart.FFN
     overhead: bool = False
     graph_safe: bool = True
@@ -411,7 +422,9 @@ class Elementwise:
     beside : tuple of str
         Prefixes of the roles it runs beside on another stream; empty: nothing.
     launches : Array
-        Kernels of one call [-].
+        Kernels of one call [-]; 0: part of the kernel before it.
+    handed : bool
+        Results that one kernel hands to another through memory, which a fused one keeps on chip.
     host_sync : float
         Times the host waits for a value of one call [-]; its kernels are then submitted to an empty stream.
     """
@@ -427,6 +440,7 @@ class Elementwise:
     select_rows: Array = 1.0
     beside: tuple[str, ...] = ()
     launches: Array = 1.0
+    handed: bool = False
     count: Array = 1.0
     part: OpPart = OpPart.OTHER
     overhead: bool = False
@@ -475,26 +489,3 @@ class Collective:
     def traffic(self) -> Traffic:
         """The buffer is read and written once here; link bytes belong to the collective model."""
         return Traffic({}, {Operand.ACTIVATION: Access(self.message_bytes, self.message_bytes)}, launches=1.0)
-
-
-def causal_pairs(q_len: Array, kv_len: Array, window: Array | None = None) -> Array:
-    """(query, key) pairs of a causal chunk [-].
-
-    Query i of the chunk (0-based) sees ``kv_len - q_len + i + 1`` keys, at most `window` of them.
-
-    Parameters
-    ----------
-    q_len : Array
-        New tokens of the chunk [-].
-    kv_len : Array
-        Context after the chunk [-].
-    window : Array, optional
-        Sliding window [tokens]; 0, as None, is no window.
-    """
-    past = kv_len - q_len
-    if window is None or (isinstance(window, int | float) and not window):
-        return q_len * past + q_len * (q_len + 1.0) / 2.0
-    reach = minimum(where(window > 0, window, inf), kv_len)
-    # Queries whose reach is still below the window see past + i + 1 keys, the others see `window`.
-    growing = clip(reach - past, 0.0, q_len)
-    return growing * past + growing * (growing + 1.0) / 2.0 + (q_len - growing) * reach

@@ -203,8 +203,6 @@ class Policy(BaseModel):
     """Rewrites attention modules, too: blocks an engine was measured with as a whole."""
     hardware: ClassVar[str] = "gpu"
     """Hardware it was designed for: ``gpu`` or ``fpga``."""
-    leanest: ClassVar[Mapping[str, str]] = {}
-    """Parameters that mean the kernel that does least; a bound starts from it."""
 
     @classmethod
     def kernels(cls) -> tuple[Kernel, ...]:
@@ -219,6 +217,12 @@ class Policy(BaseModel):
         known = self.kernels()
         meant = (k for k in known if k.sets and all(getattr(self, key) == v for key, v in k.sets.items()))
         return next(meant, next(iter(known), None))
+
+    @property
+    def leanest(self) -> Policy:
+        """The same policy in the kernel that does least, and dense where that is faster if it knows the way."""
+        lean = next((k.sets for k in self.kernels() if k.lean), {})
+        return self.with_parameters(lean | ({"fallback": "dense"} if "fallback" in type(self).model_fields else {}))
 
     def with_parameters(self, values: Mapping[str, str]) -> Policy:
         """The same policy with some parameters changed."""

@@ -164,7 +164,7 @@ def partial_outputs(op: Attention, rows: Array, blocks: float, count: Array) -> 
     """fp32 outputs of a kernel that walks blocks: one per query row and block, written and added up."""
     partial = rows * op.n_heads * op.head_dim * 4.0 * blocks
     return Elementwise(
-        role="attn.reduce", kind="add", read_bytes=partial, write_bytes=partial, count=count, overhead=True
+        role="attn.reduce", kind="add", read_bytes=partial, write_bytes=partial, handed=True, count=count, overhead=True
     )
 
 

@@ -74,8 +74,7 @@ class Policies:
         if not self.members:
             raise InputError(f"dense takes no kernel; drop {kernel!r} or give a --policy", where=_KERNEL)
         if kernel == IDEAL:
-            members = tuple(p.with_parameters(p.leanest) for p in self.members)
-            return replace(self, members=members, ideal=True, asked=self.spelling)
+            return replace(self, members=tuple(p.leanest for p in self.members), ideal=True, asked=self.spelling)
         chosen = [next((k for k in p.kernels() if k.name == kernel), None) for p in self.members]
         if not any(chosen):
             names = [k.name for p in self.members for k in p.kernels()]

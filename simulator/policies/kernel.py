@@ -48,6 +48,8 @@ class Kernel(BaseModel):
         What the evidence is: measured rows and their sources, or papers.
     sets : dict
         Parameters of the policy that mean this kernel; those not named stay as they are.
+    lean : bool
+        Of several, the one that does least: a bound starts from its ops.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -59,6 +61,7 @@ class Kernel(BaseModel):
     evidence: Evidence = Evidence.ASSUMED
     rows: str = ""
     sets: dict[str, str] = {}
+    lean: bool = False
 
     @property
     def believed(self) -> str:

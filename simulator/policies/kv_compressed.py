@@ -83,6 +83,7 @@ def split_scores(op: Attention, read: float, written: float, kernels: float) -> 
         read_bytes=read * scores,
         write_bytes=written * scores,
         launches=kernels,
+        handed=True,
         count=op.count,
         overhead=True,
     )
@@ -97,6 +98,7 @@ def split_window(op: Attention, kernels: float = WINDOW_KERNELS) -> Elementwise:
         read_bytes=2.0 * outputs * kernels,
         write_bytes=outputs * kernels,
         launches=kernels,
+        handed=True,
         count=op.count,
         overhead=True,
     )

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING
 
 from simulator.base.arrays import Array, ceil, exp, maximum, minimum, some, sqrt, where
 from simulator.base.errors import InputError
-from simulator.ops.ops import causal_pairs
+from simulator.ops.pairs import causal_pairs
 from simulator.roofline.bandwidth import resident_bytes_per_s
 
 if TYPE_CHECKING:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import lru_cache, singledispatch
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -130,10 +130,25 @@ def _time(op: Op, device: Device, engine: Engine, touched: Array) -> _Raw:
 
 @_time.register
 def _linear(op: Linear, device: Device, engine: Engine, touched: Array) -> _Raw:
-    own = _product(op, device, engine, touched)
-    if op.kernel:
-        own = _by_kernel(op, device, _product(dense_of(op), device, engine, touched), own)
-    return own if op.instead is None else _faster(own, _product(op.instead, device, engine, touched))
+    return _fastest(op, _product, device, engine, touched)
+
+
+T = TypeVar("T", Linear, Attention, Moe)
+
+
+def _fastest(
+    op: T, time: Callable[[T, Device, Engine, Array], _Raw], device: Device, engine: Engine, touched: Array
+) -> _Raw:
+    """`time` of an op or what its measured kernel makes of it, or of what runs instead where that is faster.
+
+    Without a start where it is part of another kernel.
+    """
+    own = time(op, device, engine, touched)
+    if not isinstance(op, Moe) and op.kernel:
+        own = _by_kernel(op, device, time(dense_of(op), device, engine, touched), own)
+    if not getattr(op, "launches", 1.0):
+        own = own._replace(total=own.total - own.launch, launch=0.0)
+    return own if op.instead is None else _faster(own, _fastest(op.instead, time, device, engine, touched))
 
 
 def _by_kernel(op: Linear | Attention, device: Device, dense: _Raw, own: _Raw) -> _Raw:
@@ -176,11 +191,11 @@ def _told(found: Found) -> Residual:
     return residual.widened(residual.between_source) if found.stands_in else residual
 
 
-def _faster(sparse: _Raw, dense: _Raw) -> _Raw:
-    """Point by point the faster of a sparse product and the dense one its software can run; as sure as the sparse."""
-    wins = sparse.total < dense.total
-    times = {n: where(wins, getattr(sparse, n), getattr(dense, n)) for n in ("total", "math", "memory", "launch")}
-    return sparse._replace(**times)
+def _faster(first: _Raw, other: _Raw) -> _Raw:
+    """Point by point the faster of two ways to compute an op; as sure as the first."""
+    wins = first.total < other.total
+    times = {n: where(wins, getattr(first, n), getattr(other, n)) for n in ("total", "math", "memory", "launch")}
+    return first._replace(**times)
 
 
 def _product(op: Linear, device: Device, engine: Engine, touched: Array) -> _Raw:
@@ -220,8 +235,7 @@ def _product(op: Linear, device: Device, engine: Engine, touched: Array) -> _Raw
 
 @_time.register
 def _attention(op: Attention, device: Device, engine: Engine, touched: Array) -> _Raw:
-    own = _attended(op, device, engine, touched)
-    return _by_kernel(op, device, _attended(dense_of(op), device, engine, touched), own) if op.kernel else own
+    return _fastest(op, _attended, device, engine, touched)
 
 
 def _attended(op: Attention, device: Device, engine: Engine, touched: Array) -> _Raw:
@@ -287,6 +301,10 @@ def _decode_tiles(coefficients: Mapping[str, float]) -> Mapping[str, float]:
 
 @_time.register
 def _moe(op: Moe, device: Device, engine: Engine, touched: Array) -> _Raw:
+    return _fastest(op, _experts, device, engine, touched)
+
+
+def _experts(op: Moe, device: Device, engine: Engine, touched: Array) -> _Raw:
     hw = hardware(device, op.fmt.math)
     found = _answer(op, device, engine)
     fit = found.fit
@@ -324,6 +342,9 @@ def _elementwise(op: Elementwise, device: Device, engine: Engine, touched: Array
     found = _answer(op, device, engine)
     fit = found.fit
     factor, kernels = engine.unfused(op.kind)
+    fused = not some(op.launches)
+    if fused:
+        factor = 1.0
     t = elementwise_time(
         gathered_bytes(op.read_bytes, op.run_bytes, hw) * factor,
         op.write_bytes * factor,
@@ -337,14 +358,18 @@ def _elementwise(op: Elementwise, device: Device, engine: Engine, touched: Array
         lanes = lanes + select_s(op.select_elements, op.select_rows, hw)
     # Where the host waits for each of them, a kernel's start is part of that wait.
     more = 0.0 if op.host_sync else kernels * op.launches - 1.0
-    total = maximum(t.total_s, lanes + t.launch_s) + more * fit.coefficients["t0_s"]
+    launch: Array = 0.0 if fused else t.launch_s
+    if fused:
+        total = maximum(t.memory_s, lanes)
+    else:
+        total = maximum(t.total_s, lanes + launch) + more * fit.coefficients["t0_s"]
     if hw.cached is None and op.operand in (Operand.KV, Operand.WEIGHT):
         # The kernel before did not leave these in L2, as benchmarks of activations do (shares above 1). Where
         # the caches were measured, the bytes touched in between say where operands come from.
         share = min(fit.coefficients["bw_share"], DEFAULT["bw_share"])
         cold = gathered_bytes(op.read_bytes, op.run_bytes, hw) / (share * hw.hbm_bytes_per_s)
-        total = maximum(total, cold + t.launch_s)
-    return _Raw(total, lanes, t.memory_s, 0.0, t.launch_s, found, "elementwise")
+        total = maximum(total, cold + launch)
+    return _Raw(total, lanes, t.memory_s, 0.0, launch, found, "elementwise")
 
 
 @_time.register

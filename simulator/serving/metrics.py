@@ -208,7 +208,7 @@ def summary(outcome: Outcome, slo: Sequence[Promise] = ()) -> dict[str, Any]:
         "model": deployment.group.model.name,
         "device": deployment.group.device.name,
         "policy": deployment.group.policies.spelling,
-        "kernel": deployment.group.policies.kernel or None,
+        "kernel": deployment.group.policies.kernel,
         "engine": deployment.scenario.engine,
         "dtype": deployment.group.dtype,
         "tp": deployment.scenario.tp,

@@ -20,7 +20,7 @@ from simulator.serving.slo import METRICS, STATISTICS
 if TYPE_CHECKING:
     import pyarrow as pa
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 RECORD_FILES = (".parquet", ".csv")
 RECORDS: Mapping[str, tuple[str, str]] = {
     "run": ("", "row of the summary this request belongs to"),
@@ -44,7 +44,7 @@ COLUMNS: Mapping[str, tuple[str, str]] = {
     "model": ("", "model name"),
     "device": ("", "device name"),
     "policy": ("", "canonical spelling of the sparsity policy"),
-    "kernel": ("", "kernel each policy is taken to run in, or ideal; null for dense"),
+    "kernel": ("", "kernel each policy is taken to run in, or ideal; empty for dense"),
     "engine": ("", "serving engine whose kernels and host side are assumed"),
     "dtype": ("", "weight format after the policy"),
     "tp": ("GPUs", "tensor-parallel ranks of a replica"),

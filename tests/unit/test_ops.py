@@ -11,7 +11,8 @@ import pytest
 from simulator.base.dtypes import FORMATS, DType, get_format
 from simulator.base.errors import UnknownNameError
 from simulator.ops.granularity import moved_bytes, paged_tokens
-from simulator.ops.ops import Attention, Collective, Elementwise, Linear, Moe, causal_pairs
+from simulator.ops.ops import Attention, Collective, Elementwise, Linear, Moe
+from simulator.ops.pairs import causal_pairs
 from simulator.ops.traffic import Access, Operand, Traffic
 
 FP16 = FORMATS["fp16"]

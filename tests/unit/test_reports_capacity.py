@@ -22,6 +22,7 @@ from reports.deployments import labels
 from reports.served import Served, read, settings
 from simulator import plan, serve
 from simulator.base import console
+from simulator.serving.output import SCHEMA_VERSION
 
 html5lib = pytest.importorskip("html5lib", reason="html5lib not installed")
 Run = Callable[..., tuple[int, str, str]]
@@ -262,7 +263,7 @@ def test_what_neither_verb_wrote_is_refused_in_one_line(
         return path
 
     bare = tmp_path / "bare.parquet"
-    pq.write_table(kept.replace_schema_metadata({"shadowline.schema": "1"}), bare)
+    pq.write_table(kept.replace_schema_metadata({"shadowline.schema": str(SCHEMA_VERSION)}), bare)
     bad = {
         tmp_path / "absent.json": "cannot read",
         text("broken.json", "{"): "is neither Parquet nor JSON",

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from simulator.base.dtypes import DType
-from simulator.ops.ops import Attention, Op, causal_pairs
+from simulator.ops.ops import Attention, Op
+from simulator.ops.pairs import causal_pairs
 from sparse_kernels import demand
 from sparse_kernels.block_sparse_attention import naive, triton
 from sparse_kernels.registry import ACTIVATION, INDEX, KV, Case, Kernel, Tolerance, case
