@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -59,8 +60,10 @@ class Policies:
         """Their names; "" for dense."""
         return IDEAL if self.ideal else "+".join(k.name for k in self.kernels)
 
-    def on(self, kernel: str) -> Policies:
+    def on(self, kernel: str, engine: str = "") -> Policies:
         """The same policies in a kernel of one or more of them, `PUBLISHED` or `IDEAL`.
+
+        An engine that runs a policy in a kernel of its own has that for the published one.
 
         Raises
         ------
@@ -70,7 +73,8 @@ class Policies:
             A kernel that no member has.
         """
         if kernel == PUBLISHED:
-            return self
+            own = [next((k for k in p.kernels() if k.runs_in(engine)), None) for p in self.members]
+            return self._with(own) if any(own) else self
         if not self.members:
             raise InputError(f"dense takes no kernel; drop {kernel!r} or give a --policy", where=_KERNEL)
         if kernel == IDEAL:
@@ -79,6 +83,9 @@ class Policies:
         if not any(chosen):
             names = [k.name for p in self.members for k in p.kernels()]
             raise UnknownNameError(f"kernel of {self.spelling}", kernel, [PUBLISHED, IDEAL, *names], where=_KERNEL)
+        return self._with(chosen)
+
+    def _with(self, chosen: Sequence[Kernel | None]) -> Policies:
         members = tuple(p.with_parameters(k.sets if k else {}) for p, k in zip(self.members, chosen, strict=True))
         return replace(self, members=members, asked=self.spelling)
 

@@ -48,6 +48,8 @@ class Kernel(BaseModel):
         What the evidence is: measured rows and their sources, or papers.
     sets : dict
         Parameters of the policy that mean this kernel; those not named stay as they are.
+    engines : tuple of str
+        Families of engines that run the policy in it; "published" means it there.
     lean : bool
         Of several, the one that does least: a bound starts from its ops.
     """
@@ -61,7 +63,12 @@ class Kernel(BaseModel):
     evidence: Evidence = Evidence.ASSUMED
     rows: str = ""
     sets: dict[str, str] = {}
+    engines: tuple[str, ...] = ()
     lean: bool = False
+
+    def runs_in(self, engine: str) -> bool:
+        """Whether `engine`, of any release, runs the policy in this kernel."""
+        return engine.partition("-")[0] in self.engines
 
     @property
     def believed(self) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -30,11 +30,13 @@ class Nm24(Policy):
     """Two of every four weights are zero; sparse tensor cores multiply at twice the dense rate.
 
     Stored per pair of kept values: the values and 2 bits of index each, so fp16 takes 9/16, int8 5/8
-    of the dense bytes [1]_. Prefill and decode both change; batch rows share one mask.
+    of the dense bytes [1]_. Prefill and decode both change; batch rows share one mask. ``kernel=gemm_plugin`` hands
+    the products with their zeros to a dense library, as TensorRT-LLM's plugin does: nothing changes [2]_.
 
     References
     ----------
     .. [1] Mishra et al., "Accelerating Sparse Deep Neural Networks", arXiv:2104.08378.
+    .. [2] github.com/NVIDIA/TensorRT-LLM/issues/1559, github.com/NVIDIA/Model-Optimizer/issues/603 and 1974.
     """
 
     name: ClassVar[str] = "nm24"
@@ -43,6 +45,8 @@ class Nm24(Policy):
     aspects: ClassVar[frozenset[Aspect]] = frozenset({Aspect.WEIGHT_FORMAT})
     citation: ClassVar[str] = "Mishra et al. 2021, arXiv:2104.08378"
     not_modelled: ClassVar[str] = "accuracy; padding of rows to 32 in eager PyTorch"
+
+    kernel: Literal["cusparselt", "gemm_plugin"] = Field("cusparselt", description="a sparse library, or a dense one")
 
     def why_not(self, model: ModelSpec, fmt: Format) -> str | None:
         """Weight-only formats have no 2:4 kernel of this kind; expert layers have none at all."""
@@ -54,7 +58,7 @@ class Nm24(Policy):
 
     def rewrite(self, op: Op, ctx: Context) -> tuple[Op, ...]:
         """Halve the stored values, add the index bits, multiply at the 2:4 rate."""
-        if not is_weight(op) or not isinstance(op, Linear):
+        if not is_weight(op) or not isinstance(op, Linear) or self.kernel == "gemm_plugin":
             return (op,)
         per_weight = (op.fmt.weight_bits + NM24_METADATA_BITS) / 2.0 / 8.0
         return (replace(op, bytes_per_weight=per_weight, flop_keep=0.5, nm24=True),)

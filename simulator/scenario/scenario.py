@@ -28,12 +28,12 @@ class Scenario(Fields, BaseModel):
 
     def model_post_init(self, context: Any) -> None:
         """Parse the policy once; `policy` stays what files and links spell."""
-        self._policies = parse(self.policy).on(self.kernel)
+        self._policies = parse(self.policy).on(self.kernel, self.engine)
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         """The same scenario with other fields, which are not checked again."""
         copy = super().model_copy(update=update, deep=deep)
-        copy._policies = parse(copy.policy).on(copy.kernel)
+        copy._policies = parse(copy.policy).on(copy.kernel, copy.engine)
         return copy
 
     @property

@@ -168,8 +168,9 @@ def outcome(case: Case) -> Outcome:
     answer, told = ask(case.command)
     now = None
     if answer is not None:
-        told = " ".join(filter(None, (str(answer.get("sentence", "")), told)))
-        now, why = _figure(case, answer["rows"][0])
+        row = answer["rows"][0]
+        told = " ".join(filter(None, (str(answer.get("sentence", "")), str(row.get("software", "")), told)))
+        now, why = _figure(case, row)
         told = told if now is not None else why or told
     label = (case.name, case.kind, case.metric, measured, before)
     if case.says:

@@ -58,8 +58,8 @@ def roles(ops: list[Op]) -> set[str]:
 
 
 def test_mustafar_decode() -> None:
-    """Two rows of 0.3 + 19/128 = 0.4484375 of their bytes. 968 tokens behind the window are expanded, three in ten of
-    their elements scattered. 2 x 32 x 1000 scores: 28 B in, 58 out, six kernels; both outputs of 2 x 4096 fp32 read,
+    """Two rows of 0.3 + 19/128 = 0.4484375 of their bytes. 968 tokens behind the window are unpacked in 37 issue slots
+    an element and 107 for three in ten of them. 2 x 32 x 1000 scores: 28 B in, 58 out, six kernels; both outputs of 2 x 4096 fp32 read,
     one written, in seven. Values of 968 tokens are joined, with bitmaps of 8 B in 64: 2 (0.3 + 3.5 / 64) + 1/8 B each.
     """
     share = 0.4484375
@@ -71,8 +71,7 @@ def test_mustafar_decode() -> None:
     core = the(ops, "attn.core", bytes_per_token=MHA * (32 + 968 * share) / 1000)
     assert isinstance(core, Attention)
     assert core.expand is not None
-    assert core.expand.elements == 2 * 968 * 8192
-    assert core.expand.nonzeros == pytest.approx(0.3 * 2 * 968 * 8192)
+    assert core.expand.instructions == pytest.approx((37 + 0.3 * 107) * 2 * 968 * 8192)
     assert stored("llama-2-7b", "mustafar(keep=0.3)", 1600) == pytest.approx(LAYERS * MHA * (32 + 1568 * share))
 
 
@@ -84,7 +83,7 @@ def test_mustafar_keeps_more_of_v_and_wider_elements() -> None:
         core = the(ops, "attn.core", bytes_per_token=8192 * width * (32 + 968 * share) / 1000)
         assert isinstance(core, Attention)
         assert core.expand is not None
-        assert core.expand.nonzeros == pytest.approx(0.4 * 2 * 968 * 8192)
+        assert core.expand.instructions == pytest.approx((37 + 0.4 * 107) * 2 * 968 * 8192)
 
 
 def test_mustafar_prompt() -> None:

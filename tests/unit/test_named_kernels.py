@@ -89,7 +89,7 @@ def test_unknown_kernels_name_those_of_the_policy() -> None:
         UnknownNameError, match=r"--kernel: unknown kernel of kivi\(bits=2\) 'fusde'; did you mean 'fused'"
     ):
         parse("kivi").on("fusde")
-    with pytest.raises(UnknownNameError, match="known: cusparselt, ideal, published"):
+    with pytest.raises(UnknownNameError, match="known: cusparselt, gemm_plugin, ideal, published"):
         parse("nm24").on("vllm")
     for kernel in ("fused", IDEAL):
         with pytest.raises(InputError, match="dense takes no kernel"):
@@ -125,6 +125,20 @@ def test_a_grid_runs_dense_once_and_every_policy_in_every_kernel() -> None:
     told = [t.policy for t in found.summary.tallies()]
     assert told == ["kivi(bits=2)", "kivi(bits=2), fused kernel", "kivi(bits=2), ideal kernel"]
     assert in_kernel("kivi(bits=2)", "split") == "kivi(bits=2)"
+
+
+def test_an_engine_that_runs_a_policy_in_its_own_kernel_has_that_for_the_published_one() -> None:
+    """TensorRT-LLM's plugin multiplies 2:4 weights densely, zeros and all; another kernel is there for the asking."""
+    for engine in ("trtllm", "trtllm-2024"):
+        scenario = Scenario(model="llama-7b", device="a10", policy="nm24", engine=engine)
+        assert (scenario.policies.kernel, scenario.policies.spelling) == ("gemm_plugin", "nm24")
+        answer = predict(scenario).answer
+        assert tuple(answer.speedup) == pytest.approx((1.0, answer.speedup.lo, answer.speedup.hi))
+        assert answer.weights_bytes == predict(scenario.dense).answer.weights_bytes
+        chosen = scenario.model_copy(update={"kernel": "cusparselt"})
+        assert predict(chosen).answer.speedup.mid > 1.1
+    elsewhere = Scenario(model="llama-7b", device="a10", policy="nm24", engine="vllm")
+    assert elsewhere.policies.kernel == "cusparselt"
 
 
 # --- where it runs ---------------------------------------------------------------------------------------------
