@@ -58,8 +58,8 @@ def roles(ops: list[Op]) -> set[str]:
 
 
 def test_mustafar_decode() -> None:
-    """Two rows of 0.3 + 19/128 = 0.4484375 of their bytes. 968 tokens behind the window are unpacked in 37 issue slots an
-    element and 107 for three in ten of them. 2 x 32 x 1000 scores: 28 B in, 58 out, six kernels; both outputs of
+    """Two rows of 0.3 + 19/128 = 0.4484375 of their bytes. 968 tokens behind the window are unpacked in 37 issue slots
+    an element and 107 for three in ten of them. 2 x 32 x 1000 scores: 28 B in, 58 out, six kernels; both outputs of
     2 x 4096 fp32 read, one written, in seven. Values of 968 tokens are joined, with bitmaps of 8 B in 64:
     2 (0.3 + 3.5 / 64) + 1/8 B each.
     """
