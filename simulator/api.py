@@ -10,7 +10,7 @@ Examples
 >>> scenario = Scenario(model="llama-3.1-8b", device="h100-sxm", policy="kv_quant(bits=4)", batch=16)
 >>> prediction = predict(scenario)
 >>> prediction.answer.status, prediction.answer.bound, str(verdict(prediction.answer.speedup))
-('ok', 'weight reads', 'as fast as dense')
+('ok', 'weight reads', 'undecided')
 >>> table = sweep(Grid(model=("llama-3.1-8b",), device=("l40s", "h100-sxm"), batch=(1, 16))).to_pandas()
 >>> table[["device", "batch", "tokens_per_s"]].shape
 (4, 3)

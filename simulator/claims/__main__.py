@@ -24,6 +24,9 @@ def command(
     docs: Annotated[
         Path | None, typer.Option(help="rewrite the tables of claims.md and systems.md in this folder")
     ] = None,
+    spread: Annotated[
+        Path | None, typer.Option(help="write the log error of speed-ups by family of policy, learned from these rows")
+    ] = None,
     json_: Annotated[bool, typer.Option("--json", help='{"rows": [...], "summary": {...}} on stdout')] = False,
 ) -> None:
     """Predict every published figure whose setup is complete, and say where and why we miss.
@@ -59,6 +62,15 @@ def command(
         systems = {k: v for paper in papers for k, v in paper.systems.items()}
         for path in write(docs, rows, total, systems):
             console.say(f"wrote {path}")
+        return
+    if spread is not None:
+        from datetime import UTC, datetime
+
+        from simulator.claims.spread import learned
+        from simulator.claims.spread import write as write_spread
+
+        write_spread(spread, learned(rows), datetime.now(UTC).date().isoformat())
+        console.say(f"wrote {spread}")
         return
     if json_:
         console.out_json({"rows": [r.to_dict() for r in rows], "summary": total})

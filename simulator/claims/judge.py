@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-
-from simulator.base.errors import ShadowlineError, UnsupportedError
+from simulator.base.errors import ShadowlineError
 from simulator.base.interval import Interval
+from simulator.claims.asked import Asked, asked, faster, runs
 from simulator.claims.eligibility import why_not
-from simulator.claims.kernel import KernelScenario, kernel_time
-from simulator.claims.metrics import RATES, Value, base, compare, e2e_values
+from simulator.claims.metrics import RATES, SIZES, Value, base
 from simulator.claims.rows import MISSES, Claim, PaperClaims
-from simulator.inference.evaluate import evaluate, rate
+from simulator.inference.paired import changing, differing
 
 WITHIN = 0.2
 """A prediction reproduces a claim within this relative error [-]."""
@@ -36,6 +34,10 @@ class Judged:
         Over the baseline, where the row has one [-].
     speedup, speedup_lo, speedup_hi : float or None
         The predicted one and its 90 % interval [-].
+    changed : str
+        Family of the policies that make the difference; empty where they are of several, or more differs than policies.
+    share : float
+        Of the longer run, what they change [-].
     """
 
     claim_id: str
@@ -56,6 +58,8 @@ class Judged:
     speedup_lo: float | None = None
     speedup_hi: float | None = None
     used_for_calibration: bool = False
+    changed: str = ""
+    share: float = 0.0
 
     @property
     def ratio(self) -> float | None:
@@ -103,7 +107,7 @@ class Judged:
 def judge(papers: Iterable[PaperClaims]) -> list[Judged]:
     """Every row of `papers`, judged or with the reason why not."""
     out: list[Judged] = []
-    seen: dict[str, Mapping[str, Value]] = {}
+    seen: dict[str, Asked] = {}
     for paper in papers:
         out += [_judged(claim, paper, seen) for claim in paper.claims]
         out += [
@@ -123,7 +127,7 @@ def judge(papers: Iterable[PaperClaims]) -> list[Judged]:
     return out
 
 
-def _judged(claim: Claim, paper: PaperClaims, seen: dict[str, Mapping[str, Value]]) -> Judged:
+def _judged(claim: Claim, paper: PaperClaims, seen: dict[str, Asked]) -> Judged:
     label = (claim.claim_id, claim.paper, claim.family, claim.kind, claim.metric, claim.value)
     extra: dict[str, Any] = {
         "wrong": paper.wrong.get(claim.claim_id),
@@ -133,18 +137,22 @@ def _judged(claim: Claim, paper: PaperClaims, seen: dict[str, Mapping[str, Value
     if reason is not None:
         return Judged(*label, "not eligible", reason, **extra)
     try:
-        value = _quantity(claim.scenario, claim, seen)
-        baseline = None if claim.baseline is None else _quantity(claim.baseline, claim, seen)
+        own = asked(claim.scenario, claim.kind, seen)
+        value = own.value(claim.metric)
+        beside = None if claim.baseline is None else asked(claim.baseline, claim.kind, seen)
+        speedup = None if beside is None else faster(claim.metric, own, beside)
     except ShadowlineError as error:
         return Judged(*label, "not predicted", str(error), **extra)
-    if baseline is not None:
+    if beside is not None and speedup is not None:
         published = _published_speedup(claim)
         if published is not None:
             names = ("published_speedup", "speedup", "speedup_lo", "speedup_hi")
-            speedup = compare(f"{base(claim.metric)}_speedup", value, baseline)
             extra |= zip(names, (published, *speedup), strict=True)
-        if claim.metric != base(claim.metric):
-            value = compare(claim.metric, value, baseline)
+            extra |= _changed(claim.metric, own, beside)
+        if claim.metric.endswith("_speedup"):
+            value = speedup
+        elif claim.metric != base(claim.metric):
+            value = speedup if base(claim.metric) in RATES else Interval(*(1.0 / end for end in _turned(speedup)))
     mid, lo, hi = value
     row = Judged(*label, "judged", "", mid, lo, hi, **extra)
     if row.within:
@@ -153,7 +161,21 @@ def _judged(claim: Claim, paper: PaperClaims, seen: dict[str, Mapping[str, Value
     return replace(row, reason=f"{miss}: {why}", miss=miss)
 
 
+def _changed(metric: str, own: Asked, beside: Asked) -> dict[str, Any]:
+    both = runs(metric, own, beside)
+    families = {p.family for p in changing(own.group.policies.members, beside.group.policies.members)}
+    if both is None or len(families) != 1:
+        return {}
+    return {"changed": families.pop(), "share": float(differing(*both))}
+
+
+def _turned(figure: Value) -> Value:
+    return Interval(figure.mid, figure.hi, figure.lo)
+
+
 def _published_speedup(claim: Claim) -> float | None:
+    if base(claim.metric) in SIZES:
+        return None
     up = base(claim.metric) in RATES
     if claim.metric.endswith("_speedup"):
         return claim.value
@@ -162,41 +184,3 @@ def _published_speedup(claim: Claim) -> float | None:
     if claim.baseline_value is None:
         return None
     return claim.value / claim.baseline_value if up else claim.baseline_value / claim.value
-
-
-def _quantity(scenario: dict[str, Any], claim: Claim, seen: dict[str, Mapping[str, Value]]) -> Value:
-    """The metric of one scenario; scenarios that several rows share are predicted once."""
-    key = repr(sorted(scenario.items()))
-    if key not in seen:
-        seen[key] = _kernel(scenario) if claim.kind == "kernel" else _whole(scenario)
-    name = base(claim.metric)
-    if name not in seen[key]:
-        raise UnsupportedError(f"{name} needs output_tokens of 2 or more")
-    return seen[key][name]
-
-
-def _kernel(scenario: Mapping[str, Any]) -> dict[str, Value]:
-    t = kernel_time(KernelScenario.of(scenario))
-    time = Interval(t.time_s, t.lo_s, t.hi_s)
-    return {
-        "time_s": time,
-        "dense_flop_per_s": rate(t.dense_flop, time),
-        "kv_read_bytes": Interval.exact(t.kv_read_bytes),
-    }
-
-
-def _whole(scenario: Mapping[str, Any]) -> dict[str, Value]:
-    from simulator.inference.group import group_of
-    from simulator.inference.status import TIMED
-    from simulator.results.prediction import predict
-    from simulator.results.rows import load_of
-    from simulator.scenario.scenario import Scenario
-
-    s = Scenario.of(**scenario)
-    group = group_of(s)
-    points = None if group.problem else evaluate(group, *load_of(s))
-    # No comparison with dense is asked for, so `predict` need not make one.
-    if points is None or points.status.ravel()[0] not in TIMED:
-        raise UnsupportedError(predict(s).sentence)
-    ttft, tpot = (figure.each(lambda end: float(end[0])) for figure in (points.ttft_s, points.tpot_s))
-    return e2e_values(s, group.gpus, ttft, tpot, float(np.ravel(points.footprint.total_bytes)[0]))

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from simulator.base.errors import InputError, UnsupportedError, suggest
 from simulator.inference.group import Group
 from simulator.inference.lowering import require
-from simulator.inference.step import alone_of
+from simulator.inference.step import Changed, Sums, alone_of
 from simulator.model.layer import AttentionSpec, FfnSpec, LayerSpec
 from simulator.model.spec import ModelSpec
 from simulator.ops.ops import Linear, Op
@@ -21,6 +21,7 @@ from simulator.ops.step import Step, decode_step, prefill_step
 from simulator.ops.traffic import Operand
 from simulator.policies import parse
 from simulator.roofline.timing import time_op
+from simulator.roofline.uncertainty import Errors
 from simulator.scenario.catalogue import CATALOGUE
 from simulator.scenario.fields import MAX_TOKENS
 from simulator.scenario.scenario import Scenario
@@ -112,13 +113,20 @@ class KernelScenario(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class KernelTime:
-    """Sum of the chosen ops: seconds with their 90 % interval, flop of the dense ops, useful KV bytes read."""
+    """Sum of the chosen ops: seconds with their 90 % interval, flop of the dense ops, useful KV bytes read.
 
+    `kernels_s` is without the engine's hands, `changed_s` what of it policies changed, `errors` those of the ops.
+    """
+
+    group: Group
     time_s: float
     lo_s: float
     hi_s: float
     dense_flop: float
     kv_read_bytes: float
+    kernels_s: float
+    changed_s: Changed
+    errors: Errors
 
 
 def kernel_time(kernel: KernelScenario) -> KernelTime:
@@ -135,15 +143,22 @@ def kernel_time(kernel: KernelScenario) -> KernelTime:
     if group.problem is not None:
         raise UnsupportedError(group.problem[1])
     require(group.lowering)
-    ops = _chosen(group.lowering.ops(kernel.step), kernel.ops)
+    lowered = group.lowering.lowered(kernel.step)
+    ops = _chosen([of.op for of in lowered], kernel.ops)
+    by = [of.by for of in lowered if _matches(of.op, kernel.ops)]
     # A paper times its own kernels with its own clock: the spread between sources is part of the interval.
     times = [time_op(op, group.device, group.engine)._replace(stands_in=True) for op in ops]
     waits = float(group.engine.exposed_s(group.device, sum(np.sum(alone_of(op, group.engine)) for op in ops)))
     dense = [op for op in group.dense.lowering.ops(kernel.step) if _matches(op, kernel.ops)]
+    sums = Sums.of(group, times, by)
     return KernelTime(
+        group,
         *(waits + float(np.sum([np.sum(getattr(t, k)) for t in times])) for k in ("total_s", "lo_s", "hi_s")),
         dense_flop=sum(float(np.sum(op.flop)) for op in dense if isinstance(op, Linear)),
         kv_read_bytes=sum(map(_kv_bytes, ops)),
+        kernels_s=float(np.sum(sums.gpu_s)),
+        changed_s=sums.changed_s,
+        errors=sums.details.errors,
     )
 
 

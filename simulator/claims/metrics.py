@@ -38,6 +38,8 @@ RATES = (
     "dense_flop_per_s",
 )
 """Quantities of which more is better; of the others less is."""
+SIZES = ("memory_bytes", "kv_read_bytes")
+"""Quantities that are no time: less of them is no speed-up."""
 FORMS = ("_speedup", "_ratio")
 """Against the baseline: ``_speedup`` above 1 is better than it, ``_ratio`` is scenario over baseline."""
 NEEDS_OUTPUT = (
@@ -93,7 +95,6 @@ def e2e_values(s: Scenario, gpus: int, ttft: Value, tpot: Value, total_bytes: fl
     }
 
 
-def compare(metric: str, value: Value, baseline: Value) -> Value:
-    """`metric` of a scenario against its baseline; the two intervals are taken as independent."""
-    up = metric.endswith("_ratio") or base(metric) in RATES
-    return ratio(value, baseline) if up else ratio(baseline, value)
+def better(metric: str, value: Value, baseline: Value) -> Value:
+    """How much better than the baseline `value` is [-]; the two intervals are taken as independent."""
+    return ratio(value, baseline) if base(metric) in RATES else ratio(baseline, value)

@@ -59,8 +59,8 @@ class Points:
         return rate(self.batch * self.output, self.e2e_s)
 
     @cached_property
-    def most_tokens_per_s(self) -> Interval[np.ndarray]:
-        """The same at the largest batch that fits, at most `MAX_RUNNING_BATCH`; NaN where none does [1/s]."""
+    def largest(self) -> Largest:
+        """The points at the largest batch that fits, at most `MAX_RUNNING_BATCH`."""
         p, o = np.broadcast_arrays(self.prompt, self.output)
         largest = self.max_batch
         if p.shape != largest.shape:
@@ -69,19 +69,18 @@ class Points:
         pairs = np.stack([largest.ravel(), p.ravel(), o.ravel()])
         unique, back = np.unique(pairs, axis=1, return_inverse=True)
         at = evaluate(self.group, np.clip(unique[0], 1.0, MAX_RUNNING_BATCH), unique[1], unique[2])
-        fits = unique[0] >= 1.0
-        return at.tokens_per_s.each(lambda end: np.where(fits, end, np.nan)[back.ravel()].reshape(p.shape))
+        return Largest(at, unique[0] >= 1.0, back.ravel(), p.shape)
 
     @cached_property
     def bound(self) -> np.ndarray:
         """Number of the `Bound` of what takes most of the end-to-end time [-]."""
         steps = np.asarray(self.output, float) - 1.0
-        scale = self._passes
+        scale = self.passes
         most: np.ndarray | None = None
         code = np.zeros(self.ttft_s.mid.shape, np.int8)
         for i, bound in enumerate(Bound):
             p, d = self.prefill.shares_s[bound], self.decode.shares_s[bound]
-            share = np.asarray(p * scale + steps * _mean_nodes(d, self._ndim))
+            share = np.asarray(p * scale + steps * mean_nodes(d, self._ndim))
             if most is None:
                 most = np.broadcast_to(share, code.shape).copy()
                 continue
@@ -96,7 +95,7 @@ class Points:
         return self.ttft_s.mid.ndim
 
     @property
-    def _passes(self) -> Array:
+    def passes(self) -> Array:
         """Whole-pipeline passes of one prefill [-]."""
         micro = np.minimum(self.batch, float(self.group.pp))
         return (micro + self.group.pp - 1.0) / self.group.pp
@@ -104,7 +103,7 @@ class Points:
     @cached_property
     def power_w(self) -> np.ndarray:
         """Board power of all GPUs, an estimate from the busiest resource [W]."""
-        prefill, decode = self.prefill.busy, _mean_nodes(self.decode.busy, self._ndim)
+        prefill, decode = self.prefill.busy, mean_nodes(self.decode.busy, self._ndim)
         share = self.ttft_s.mid / self.e2e_s.mid
         busy = np.minimum(decode + share * (prefill - decode), 1.0)
         watts = self.group.device.power_w * self.group.gpus
@@ -149,6 +148,30 @@ class Points:
         if not self.group.ignore_context:
             code = np.where(over, Status.EXCEEDS_CONTEXT, code)
         return np.broadcast_to(code, self.ttft_s.mid.shape)
+
+
+@dataclass(frozen=True, eq=False)
+class Largest:
+    """Points at their largest batch, each set of sizes once.
+
+    Attributes
+    ----------
+    points : Points
+        Flat, at a batch of 1 where none fits.
+    fits : ndarray of bool
+        Where one fits.
+    back : ndarray of int
+        Which of `points` each one of a grid of `shape` is.
+    """
+
+    points: Points
+    fits: np.ndarray
+    back: np.ndarray
+    shape: tuple[int, ...]
+
+    def spread(self, figure: Array) -> np.ndarray:
+        """`figure` of `points` for every point of the grid; NaN where no batch fits."""
+        return np.where(self.fits, figure, np.nan)[self.back].reshape(self.shape)
 
 
 def end_to_end(ttft_s: Interval[Any], tpot_s: Interval[Any], output: Array) -> Interval[Any]:
@@ -207,7 +230,7 @@ def evaluate(group: Group, batch: Array, prompt: Array, output: Array) -> Points
     several = not one_token.any()
 
     def tpot(step: Array) -> np.ndarray:
-        mean = np.broadcast_to(_mean_nodes(step, len(shape)), shape)
+        mean = np.broadcast_to(mean_nodes(step, len(shape)), shape)
         return mean if several else np.where(one_token, np.nan, mean)
 
     first, each = (Interval(step.total_s, step.lo_s, step.hi_s) for step in (prefill, decode))
@@ -241,7 +264,7 @@ def _plain(x: np.ndarray) -> Array:
     return float(x.item()) if x.size == 1 else x
 
 
-def _mean_nodes(x: Array, ndim: int) -> Array:
+def mean_nodes(x: Array, ndim: int) -> Array:
     """Mean over the two context nodes, the leading axis of what depends on the context."""
     if np.ndim(x) <= ndim:
         return x

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from enum import Enum, auto
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from simulator.base.dtypes import DType, Format, sixteen_bit
 from simulator.base.errors import UnsupportedError
@@ -38,6 +38,14 @@ class Follows(Enum):
     """The sequences that sample a token, `Step.sampled_rows`."""
     CONTEXT = auto()
     """Which sequences the tokens belong to, and how long these are."""
+
+
+class Lowered(NamedTuple):
+    """An op of a step, what it follows, and the name of the policy that rewrote or added it ("": as in dense)."""
+
+    op: Op
+    follows: Follows
+    by: str = ""
 
 
 @dataclass(frozen=True)
@@ -119,24 +127,25 @@ class Lowering:
 
     def ops(self, step: Step) -> list[Op]:
         """All ops of one forward pass on one GPU."""
-        return [op for op, _ in self.lowered(step)]
+        return [op for op, _, _ in self.lowered(step)]
 
-    def lowered(self, step: Step, only: Follows | None = None) -> list[tuple[Op, Follows]]:
-        """The ops of one forward pass on one GPU, or those of one kind, and what they follow."""
-        ops: list[tuple[Op, Follows]] = []
+    def lowered(self, step: Step, only: Follows | None = None) -> list[Lowered]:
+        """The ops of one forward pass on one GPU, or those of one kind."""
+        ops: list[Lowered] = []
         if only in (None, Follows.TOKENS):
-            ops += ((op, Follows.TOKENS) for op in self._head(step))
+            ops += (Lowered(op, Follows.TOKENS) for op in self._head(step))
         if only is not Follows.SEQUENCES:
             ops += self._layers(step, only)
         if only is not Follows.CONTEXT:
             last = self._context(self.model.layers[-1], self.model.n_layers - 1, step)
             for follows, end in ((Follows.TOKENS, self._final_norm), (Follows.SEQUENCES, self._tail)):
                 if only in (None, follows):
-                    ops += ((new, follows) for op in end(step) for new in self._rewritten(op, last))
+                    for op in end(step):
+                        ops += self._rewritten(op, follows, last)
         return ops
 
-    def _layers(self, step: Step, only: Follows | None) -> list[tuple[Op, Follows]]:
-        ops: list[tuple[Op, Follows]] = []
+    def _layers(self, step: Step, only: Follows | None) -> list[Lowered]:
+        ops: list[Lowered] = []
         plain: dict[tuple[LayerSpec, int], list[tuple[Op, Follows]]] = {}
         for layer, indices in self.groups:
             # Layers alike share the arrays of their ops, so that equal ones can be told and counted together.
@@ -145,7 +154,7 @@ class Lowering:
                 plain[shape] = self._layer_ops(layer, step, float(len(indices)), only)
             ctx = self._context(layer, indices[0], step)
             for op, follows in plain[shape]:
-                ops += ((new, follows) for new in self._rewritten(op, ctx))
+                ops += self._rewritten(op, follows, ctx)
         return _folded(ops) if self.by_layer else ops
 
     def _layer_ops(self, layer: LayerSpec, step: Step, count: float, only: Follows | None) -> list[tuple[Op, Follows]]:
@@ -182,11 +191,20 @@ class Lowering:
         trace = self.trace and self.trace.layer(index, self.model.n_layers)
         return Context(self.model, layer, index, step, self.tp, self.fmt, self.kv_element_bytes, trace)
 
-    def _rewritten(self, op: Op, ctx: Context) -> tuple[Op, ...]:
-        ops: tuple[Op, ...] = (op,)
+    def _rewritten(self, op: Op, follows: Follows, ctx: Context) -> list[Lowered]:
+        """`op` as the policies leave it: the same object where none touches it."""
+        ops = [Lowered(op, follows)]
         for policy in self.policies.members:
-            ops = tuple(new for old in ops for new in ((old,) if old.overhead else policy.rewrite(old, ctx)))
-        return ideal(ops, op) if self.policies.ideal else ops
+            after: list[Lowered] = []
+            for old in ops:
+                new = (old.op,) if old.op.overhead else policy.rewrite(old.op, ctx)
+                after += (old if of is old.op else Lowered(of, follows, policy.name) for of in new)
+            ops = after
+        if not self.policies.ideal:
+            return ops
+        by = next((of.by for of in ops if of.by), "")
+        left = ideal(tuple(of.op for of in ops), op)
+        return [Lowered(new, follows, "" if new is op else by) for new in left]
 
     def _head(self, step: Step) -> Iterator[Op]:
         model = self.model
@@ -401,15 +419,17 @@ class Lowering:
         )
 
 
-def _folded(ops: list[tuple[Op, Follows]]) -> list[tuple[Op, Follows]]:
+def _folded(ops: list[Lowered]) -> list[Lowered]:
     """Ops that differ in nothing but their count as one each; arrays are equal if they are the same object."""
-    found: dict[tuple[object, ...], tuple[Any, Follows]] = {}
-    op: Any
-    for op, follows in ops:
+    found: dict[tuple[object, ...], Lowered] = {}
+    for new in ops:
+        op: Any = new.op
         values = [getattr(op, f.name) for f in fields(op) if f.name != "count"]
-        key = (type(op), *(v if isinstance(v, str | int | float) else id(v) for v in values))
-        old = found.get(key)
-        found[key] = (op if old is None else replace(old[0], count=old[0].count + op.count)), follows
+        key = (type(op), new.by, *(v if isinstance(v, str | int | float) else id(v) for v in values))
+        if key in found:
+            first: Any = found[key].op
+            new = new._replace(op=replace(first, count=first.count + op.count))
+        found[key] = new
     return list(found.values())
 
 

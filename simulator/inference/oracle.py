@@ -16,7 +16,7 @@ from simulator.base.errors import InputError, NothingFeasibleError
 from simulator.inference import memory
 from simulator.inference.group import Group, group_of
 from simulator.inference.kvpool import KvPool, kv_pool
-from simulator.inference.lowering import Follows
+from simulator.inference.lowering import Follows, Lowered
 from simulator.inference.step import StepTime, Sums, finished, send, step_time
 from simulator.ops.ops import Op
 from simulator.ops.step import Step, decode_step, mixed_step, prefill_step
@@ -234,7 +234,7 @@ class Oracle:
 
     def _timed(self, step: Step, follows: Follows) -> list[OpTime]:
         group = self.group
-        return [time_op(op, group.device, group.engine) for op, _ in group.lowering.lowered(step, follows)]
+        return [time_op(op, group.device, group.engine) for op, _, _ in group.lowering.lowered(step, follows)]
 
     def _part(self, step: Step, follows: Follows) -> _Part:
         group, waiting = self.group, self._waits(step)
@@ -251,7 +251,7 @@ class Oracle:
         kind = step.decodes, step.prefills
         if kind not in self._waiting:
             lowered = self.group.lowering.lowered(step)
-            self._waiting[kind] = frozenset(b for b in map(_beside, (op for op, _ in lowered)) if _mixes(lowered, b))
+            self._waiting[kind] = frozenset(b for b in (_beside(of.op) for of in lowered) if _mixes(lowered, b))
         return self._waiting[kind]
 
 
@@ -259,10 +259,10 @@ def _beside(op: Op) -> tuple[str, ...]:
     return getattr(op, "beside", ())
 
 
-def _mixes(lowered: Sequence[tuple[Op, Follows]], beside: tuple[str, ...]) -> bool:
+def _mixes(lowered: Sequence[Lowered], beside: tuple[str, ...]) -> bool:
     """Whether the ops with that `beside`, and those they run beside, follow different things."""
-    members = {f for op, f in lowered if beside and _beside(op) == beside}
-    covers = {f for op, f in lowered if beside and not _beside(op) and op.role.startswith(beside)}
+    members = {f for op, f, _ in lowered if beside and _beside(op) == beside}
+    covers = {f for op, f, _ in lowered if beside and not _beside(op) and op.role.startswith(beside)}
     return Follows.CONTEXT in members or len(members | covers) > 1
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property, lru_cache
@@ -42,6 +42,8 @@ class Bound(StrEnum):
     HOST = "host"
 
 
+Changed = Mapping[tuple[str, str], Array]
+"""Seconds of the kernels that a policy rewrote or added, by its name and the kernels' error family [s]."""
 Shares = dict[Bound, Array]
 """Seconds by what they are attributed to, every `Bound` in its order [s]."""
 
@@ -136,15 +138,16 @@ def step_time(group: Group, step: Step) -> StepTime:
     by kernel.
     """
     lowered = group.lowering.lowered(step)
-    times = exposed(timed(group, [op for op, _ in lowered]))
+    times = exposed(timed(group, [op for op, _, _ in lowered]))
     # What depends on the context goes last: those arrays are the large ones, touched once. The order is the
     # same for one point and for a grid, so both add up to the same number.
-    late = [(follows is Follows.CONTEXT, isinstance(op, Attention | AttentionModule)) for op, follows in lowered]
-    in_order = [t for _, t in sorted(zip(late, times, strict=True), key=lambda of: of[0])]
+    late = [(follows is Follows.CONTEXT, isinstance(op, Attention | AttentionModule)) for op, follows, _ in lowered]
+    order = sorted(range(len(late)), key=late.__getitem__)
+    in_order, by = [times[i] for i in order], [lowered[i].by for i in order]
     if group.pp > 1:
         times = [*times, send(group, step)]
         in_order.append(times[-1])
-    return finished(group, step, Sums.of(group, in_order), tuple(times))
+    return finished(group, step, Sums.of(group, in_order, by), tuple(times))
 
 
 def repeated(group: Group, step: Step, few: Step, back: np.ndarray) -> StepTime:
@@ -159,14 +162,19 @@ def repeated(group: Group, step: Step, few: Step, back: np.ndarray) -> StepTime:
     back : ndarray of int
         Which of `few` each point is [-].
     """
-    apart, moving = ([], []) if group.pp == 1 else ([send(group, few)], [])
-    for follows in Follows:
-        of = step if follows is Follows.CONTEXT else few
-        (moving if of is step else apart).extend(timed(group, [op for op, _ in group.lowering.lowered(of, follows)]))
+    low = group.lowering
+    apart = [of for follows in (Follows.TOKENS, Follows.SEQUENCES) for of in low.lowered(few, follows)]
+    moving = low.lowered(step, Follows.CONTEXT)
     # Where ops wait for others, or share caches with them, no part of a step can be timed alone.
-    if any(getattr(t.op, "beside", ()) for t in (*apart, *moving)) or working_set_bytes((), group.device) is not None:
+    beside = any(getattr(of.op, "beside", ()) for of in (*apart, *moving))
+    if beside or working_set_bytes((), group.device) is not None:
         return step_time(group, step)
-    return finished(group, step, Sums.of(group, apart).taken(back) + Sums.of(group, moving))
+    alone, late = (
+        Sums.of(group, timed(group, [of.op for of in part]), [of.by for of in part]) for part in (apart, moving)
+    )
+    if group.pp > 1:
+        alone = Sums.of(group, [send(group, few)]) + alone
+    return finished(group, step, alone.taken(back) + late)
 
 
 def timed(group: Group, ops: Sequence[Op]) -> list[OpTime]:
@@ -202,6 +210,8 @@ class Sums:
         Weights and KV of linear layers and attention, each read once [B].
     graph_safe : bool
         A CUDA graph can hold all of them.
+    changed_s : mapping of (policy, error family) to Array
+        Kernels that policies rewrote or added [s].
     """
 
     gpu_s: Array
@@ -212,11 +222,17 @@ class Sums:
     read_bytes: Array
     graph_safe: bool
     _details: Callable[[], Details]
+    changed_s: Changed
 
     @classmethod
-    def of(cls, group: Group, times: Sequence[OpTime]) -> Sums:
-        """Sums over `times`, in their order."""
+    def of(cls, group: Group, times: Sequence[OpTime], by: Iterable[str] = ()) -> Sums:
+        """Sums over `times`, in their order; `by` are `Lowered.by` of the first of them."""
         engine = group.engine
+        changed: dict[tuple[str, str], Array] = {}
+        for t, name in zip(times, by, strict=False):
+            if name:
+                key = name, t.family
+                changed[key] = changed.get(key, 0.0) + t.total_s
         gpu: Array = 0.0
         extra: Array = 0.0
         launches: Array = 0.0
@@ -242,7 +258,7 @@ class Sums:
             elif isinstance(op, Transfer | HostCompute):
                 copies = copies + mine
             safe = safe and op.graph_safe and not op.host_sync
-        return cls(gpu, extra, launches, copies, alone, read, safe, lambda: Details.of(group, times))
+        return cls(gpu, extra, launches, copies, alone, read, safe, lambda: Details.of(group, times), changed)
 
     def __add__(self, other: Sums) -> Sums:
         return Sums(
@@ -254,6 +270,10 @@ class Sums:
             self.read_bytes + other.read_bytes,
             self.graph_safe and other.graph_safe,
             lambda: self.details + other.details,
+            {
+                key: self.changed_s.get(key, 0.0) + other.changed_s.get(key, 0.0)
+                for key in dict.fromkeys((*self.changed_s, *other.changed_s))
+            },
         )
 
     def taken(self, back: np.ndarray) -> Sums:
@@ -267,6 +287,7 @@ class Sums:
             _taken(self.read_bytes, back),
             self.graph_safe,
             lambda: self.details.taken(back),
+            {key: _taken(x, back) for key, x in self.changed_s.items()},
         )
 
     @cached_property

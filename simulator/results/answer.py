@@ -13,12 +13,14 @@ from simulator.base.interval import Interval, N
 from simulator.inference.evaluate import end_to_end, rate
 from simulator.inference.status import Status
 from simulator.results.columns import COLUMNS, arrow_schema
+from simulator.results.verdict import Verdict, verdict, verdicts
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 S = TypeVar("S")
 _OF = {name: attrgetter(column.at or name) for name, column in COLUMNS.items()}
+WORDS = tuple(map(str, Verdict))
 _AT = {column.at or name: name for name, column in COLUMNS.items()}
 
 
@@ -133,6 +135,32 @@ class Answer(Generic[S, N]):
         return self.tokens_per_s.each(lambda rate: truediv(rate, self.gpus))
 
     @property
+    def p_win(self) -> Any:
+        """Probability that it is faster than dense at this batch [-]."""
+        return _above_one(self.speedup)
+
+    @property
+    def ttft_p_win(self) -> Any:
+        """The same of its TTFT [-]."""
+        return _above_one(self.ttft_speedup)
+
+    @property
+    def tpot_p_win(self) -> Any:
+        """The same of its TPOT [-]."""
+        return _above_one(self.tpot_speedup)
+
+    @property
+    def max_batch_p_win(self) -> Any:
+        """The same of its tokens/s, each at its own largest batch [-]."""
+        return _above_one(self.speedup_at_max_batch)
+
+    @property
+    def verdict(self) -> Any:
+        """`Verdict` at this batch; `Words` of many rows."""
+        speedup: Interval[Any] = self.speedup
+        return Words(verdicts(speedup), WORDS) if isinstance(self.status, Words) else verdict(speedup)
+
+    @property
     def timed(self) -> Any:
         """Whether there are times: it runs, or would in more memory."""
         return np.isfinite(np.asarray(self.ttft_s.mid))
@@ -185,6 +213,11 @@ class Answer(Generic[S, N]):
                 real = np.asarray(value, float)
                 arrays.append(pa.array(real, mask=~np.isfinite(real)))
         return pa.Table.from_arrays(arrays, schema=arrow_schema())
+
+
+def _above_one(speedup: Interval[Any]) -> Any:
+    found = speedup.above(1.0)
+    return found if np.ndim(found) else float(found)
 
 
 Row: TypeAlias = Answer[str, float]

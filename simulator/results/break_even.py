@@ -13,7 +13,8 @@ from simulator.base.errors import InputError, NothingFeasibleError
 from simulator.base.interval import Interval
 from simulator.inference.evaluate import Points, evaluate
 from simulator.inference.group import Group, group_of, runnable
-from simulator.results.rows import load_of, speedup
+from simulator.inference.paired import throughput
+from simulator.results.rows import load_of
 from simulator.results.verdict import Speedups, along, as_times, count, runs, told, wins
 from simulator.scenario.scenario import Scenario
 
@@ -139,9 +140,9 @@ def _along(group: Group, s: Scenario, axis: str, values: np.ndarray, noun: str, 
         load = _load(s, **{axis: at})
         return evaluate(group, *load), evaluate(group.dense, *load)
 
-    values = _crossed(lambda at: speedup(*both(at)), np.union1d(values, [float(getattr(s, axis))]))
+    values = _crossed(lambda at: throughput(*both(at)), np.union1d(values, [float(getattr(s, axis))]))
     policy, dense = both(values)
-    found = BreakEven(axis, values, speedup(policy, dense), policy.fits)
+    found = BreakEven(axis, values, throughput(policy, dense), policy.fits)
     words = _sentence(axis, values, found.speedup, noun, f"{noun} {{}}", count)
     size = getattr(s, axis)
     return replace(found, sentence=f"{words}; here, {noun} {count(size)}: {told(found.at(size))}{more}")
@@ -161,7 +162,7 @@ def _own(group: Group, s: Scenario, index: int, name: str, counts: str) -> Break
         other = _with(group, index, name, float(value) if share else int(value))
         if other is not None and other.problem is None:
             points = evaluate(other, *_load(s))
-            found[:, i], fits[i] = [end[0] for end in speedup(points, dense)], points.fits[0]
+            found[:, i], fits[i] = [end[0] for end in throughput(points, dense)], points.fits[0]
     known = np.isfinite(found[0])
     if known.sum() < 2:
         return None

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from simulator.inference.status import STATUSES
+from simulator.results.verdict import Verdict
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -76,6 +77,11 @@ COLUMNS: Mapping[str, Column] = {
         )
         for end, share in (("lo", "5 %"), ("hi", "95 %"))
     },
+    "p_win": Column("real", "1", "probability that throughput_speedup_same_batch is above 1"),
+    "ttft_p_win": Column("real", "1", "the same of ttft_speedup"),
+    "tpot_p_win": Column("real", "1", "the same of tpot_speedup"),
+    "max_batch_p_win": Column("real", "1", "the same of throughput_speedup_at_max_batch"),
+    "verdict": Column("text", "", f"{' | '.join(Verdict)}: throughput_speedup_same_batch in a word"),
     "energy_j_per_token": Column("real", "J", "estimated energy per output token"),
     "usd_per_mtoken": Column("real", "USD", "estimated rent per million output tokens"),
     "quality_perplexity_ratio": Column("real", "1", "perplexity over dense, as the trace measured it"),

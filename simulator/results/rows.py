@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from simulator.base.errors import UnsupportedError
-from simulator.base.interval import Interval, ratio
+from simulator.base.interval import Interval
 from simulator.device.fits import Basis
-from simulator.inference import memory
+from simulator.inference import memory, paired
 from simulator.inference.evaluate import Points, evaluate
 from simulator.inference.group import Group
 from simulator.inference.lowering import Lowering
@@ -46,11 +46,6 @@ def load_of(scenario: Scenario) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Batch, prompt and output of one scenario, shape (1,) [-]."""
     s = scenario
     return np.array([float(s.batch)]), np.array([float(s.prompt_tokens)]), np.array([float(s.output_tokens)])
-
-
-def speedup(points: Points, dense: Points) -> Interval[np.ndarray]:
-    """Tokens/s over dense's at the same batch [-]."""
-    return ratio(dense.e2e_s, points.e2e_s)
 
 
 def _labels(group: Group, n: int) -> dict[str, Any]:
@@ -95,9 +90,9 @@ def _told(points: Points, dense: Points) -> Rows:
         each = Interval.exact(np.where(np.isfinite(points.tpot_s.mid), 1.0, np.nan))
         largest = Interval.exact(np.where(points.max_batch >= 1, 1.0, np.nan))
     else:
-        first, each = ratio(dense.ttft_s, points.ttft_s), ratio(dense.tpot_s, points.tpot_s)
-        whole = speedup(points, dense)
-        largest = ratio(points.most_tokens_per_s, dense.most_tokens_per_s)
+        first, each = paired.ttft(points, dense), paired.tpot(points, dense)
+        whole = paired.throughput(points, dense)
+        largest = paired.throughput_at_largest(points, dense)
     held: dict[str, Any] = {k: flat(getattr(points.footprint, k)) for k in MEMORY}
     return Answer(
         **_labels(points.group, n),

@@ -144,6 +144,7 @@ def sweep(*grids: Grid) -> Swept:
 
 def plan_of(grids: Sequence[Grid]) -> dict[str, Any]:
     """Everything that decides the rows: axes, settings, and by content profiles, models, fits and engines."""
+    from simulator.inference.paired import spreads
     from simulator.results.columns import SCHEMA_VERSION
     from simulator.roofline.engine import engines_digest
     from simulator.scenario.catalogue import CATALOGUE
@@ -159,6 +160,7 @@ def plan_of(grids: Sequence[Grid]) -> dict[str, Any]:
         "models": {m: _digest(CATALOGUE.model(m)) for m in models},
         "fits": {d: CATALOGUE.device(d).measured.digest for d in devices},
         "engines": engines_digest(),
+        "speedups": _digest(spreads()),
         "traces": {t: read_manifest(t)[1] for t in sorted({t for g in grids for t in g.trace})},
     }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
@@ -14,7 +14,12 @@ from simulator.base.interval import Interval
 WIN = 1.02
 """Speed-up from which a policy wins, and by whose inverse it loses [-]: between them lies what two runs of one
 benchmark differ by."""
-RULE = f"a win is {WIN:g}x or more, a loss {1.0 / WIN:.2f}x or less"
+SURE = 0.9
+"""Probability of being faster than dense from which a policy wins; it loses up to the rest to 1 [-]."""
+RULE = (
+    f"wins: {WIN:g}x or more and P(win) {SURE:g} or more; loses: {1.0 / WIN:.2f}x or less and P(win)"
+    f" {1.0 - SURE:.1f} or less; P(win): probability of being faster than dense"
+)
 MOST_RANGES = 3
 """Ranges of an axis a sentence names; a policy with more has no break-even."""
 
@@ -27,22 +32,47 @@ class Verdict(StrEnum):
     WINS = "wins"
     EVEN = "as fast as dense"
     LOSES = "loses"
+    UNDECIDED = "undecided"
     UNKNOWN = "not known"
 
     @property
     def verb(self) -> str:
         """With a policy before it."""
-        return f"is {self}" if self in (Verdict.EVEN, Verdict.UNKNOWN) else str(self)
+        return str(self) if self in (Verdict.WINS, Verdict.LOSES) else f"is {self}"
+
+
+_CODE = {word: code for code, word in enumerate(Verdict)}
+
+
+def verdicts(speedup: Speedups) -> np.ndarray:
+    """Number of the `Verdict` of each point, in their order.
+
+    It wins, or loses, where that is at least `SURE` to be the side of dense it is on and the figure is `WIN` off; it is
+    as fast as dense where its 90 % interval lies within `WIN` of it. Where there is no speed-up (NaN) none is known.
+    """
+    mid, lo, hi = map(np.asarray, speedup)
+    p = speedup.above(1.0)
+    found = np.full(np.shape(p), _CODE[Verdict.UNDECIDED], np.int32)
+    found[(lo > 1.0 / WIN) & (hi < WIN)] = _CODE[Verdict.EVEN]
+    found[(mid >= WIN) & (p >= SURE)] = _CODE[Verdict.WINS]
+    found[(mid <= 1.0 / WIN) & (p <= 1.0 - SURE)] = _CODE[Verdict.LOSES]
+    found[np.isnan(mid)] = _CODE[Verdict.UNKNOWN]
+    return found
+
+
+def are(word: Verdict, speedup: Speedups) -> np.ndarray:
+    """Points of which that word is said."""
+    return verdicts(speedup) == _CODE[word]
 
 
 def wins(speedup: Speedups) -> np.ndarray:
-    """Points where the policy wins; one without a speed-up (NaN) is none."""
-    return np.asarray(speedup.mid) >= WIN
+    """Points where the policy wins."""
+    return are(Verdict.WINS, speedup)
 
 
 def loses(speedup: Speedups) -> np.ndarray:
     """Points where it loses."""
-    return np.asarray(speedup.mid) <= 1.0 / WIN
+    return are(Verdict.LOSES, speedup)
 
 
 def verdict(speedup: Interval[float]) -> Verdict:
@@ -55,10 +85,7 @@ def verdict(speedup: Interval[float]) -> Verdict:
     >>> verdict(predict(scenario).answer.speedup).value
     'wins'
     """
-    at = speedup.each(np.asarray)
-    if np.isnan(at.mid):
-        return Verdict.UNKNOWN
-    return Verdict.WINS if wins(at) else Verdict.LOSES if loses(at) else Verdict.EVEN
+    return list(Verdict)[int(verdicts(speedup.each(np.atleast_1d))[0])]
 
 
 def as_times(speedup: float) -> str:
@@ -75,22 +102,31 @@ def as_times(speedup: float) -> str:
 
 
 def told(speedup: Interval[float]) -> str:
-    """``wins, 1.35x dense (1.20-1.50)``."""
+    """``wins, 1.35x dense (1.20-1.50, P(win) 0.99)``."""
     of = "" if (word := verdict(speedup)) is Verdict.EVEN else " dense"
-    return f"{word}, {as_times(speedup.mid)}{of} ({speedup.lo:.2f}-{speedup.hi:.2f})"
+    return f"{word}, {as_times(speedup.mid)}{of} ({between(speedup)}, P(win) {as_chance(speedup)})"
+
+
+def between(speedup: Interval[float]) -> str:
+    """``1.20-1.50``: the ends of the 90 % interval."""
+    return f"{speedup.lo:.2f}-{speedup.hi:.2f}"
+
+
+def as_chance(speedup: Interval[float]) -> str:
+    """P(win) with two digits, never as sure as 0 or 1 where it is not."""
+    p = float(speedup.above(1.0))
+    return f"{p:.0f}" if p in (0.0, 1.0) else f"{min(max(p, 0.01), 0.99):.2f}"
 
 
 def everywhere(speedup: Speedups) -> str:
     """What holds for all of the points, in words; empty where some win and others do not."""
-    win, loss = wins(speedup), loses(speedup)
-    where = " everywhere" if np.size(win) > 1 else ""
-    if win.all():
-        return f"{Verdict.WINS}{where}"
-    if loss.all():
-        return f"{Verdict.LOSES}{where}"
-    if win.any():
+    found = verdicts(speedup)
+    word = list(Verdict)[int(found.flat[0])]
+    if (found == found.flat[0]).all():
+        return f"{word} everywhere" if found.size > 1 else str(word)
+    if (found == _CODE[Verdict.WINS]).any():
         return ""
-    return f"never {Verdict.WINS}" if loss.any() else f"{Verdict.EVEN}{where}"
+    return f"never {Verdict.WINS}" if (found != _CODE[Verdict.UNDECIDED]).all() else f"{Verdict.UNDECIDED} at best"
 
 
 def count(value: float) -> str:
@@ -160,9 +196,11 @@ class Tally:
     ----------
     rows, of : int
         Loads that fit, and all.
-    median, worst, best : float
+    middle : Interval
+        Median of the throughput over dense, and of either end of it [-].
+    worst, best : float
         Throughput over dense [-].
-    wins, loses : float
+    wins, loses, undecided : float
         Share of the rows [-].
     words : str
         Where it wins.
@@ -175,18 +213,24 @@ class Tally:
     policy: str
     rows: int = 0
     of: int = 0
-    median: float = np.nan
+    middle: Interval[float] = field(default_factory=lambda: Interval.exact(np.nan))
     worst: float = np.nan
     best: float = np.nan
     wins: float = np.nan
     loses: float = np.nan
+    undecided: float = np.nan
     words: str = ""
     reason: str = ""
 
     @property
     def verdict(self) -> Verdict:
         """Of the median."""
-        return verdict(Interval.exact(self.median))
+        return verdict(self.middle)
+
+    @property
+    def median(self) -> float:
+        """Throughput over dense [-]."""
+        return self.middle.mid
 
     def told(self, dash: str = "-") -> str:
         """``1.35x (0.90-1.60), wins from batch 4``, or why there is nothing to tell."""
@@ -194,16 +238,17 @@ class Tally:
             return "not applicable" if self.reason else "no row fits"
         if not np.isfinite(self.median):
             return dash
-        between = "" if self.rows == 1 else f" ({self.worst:.2f}{dash}{self.best:.2f})"
-        return f"{as_times(self.median)}{between}, {self.words}"
+        ends = "" if self.rows == 1 else f" ({self.worst:.2f}{dash}{self.best:.2f})"
+        return f"{as_times(self.median)}{ends}, {self.words}"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for ``--json``."""
         of = {"model": self.model, "device": self.device, "policy": self.policy, "rows": self.rows}
         if not self.rows:
             return {**of, "reason": self.reason}
-        shares = {k: getattr(self, k) for k in ("wins", "loses", "median", "best", "worst")}
-        return {**of, **shares, "verdict": self.verdict, "break_even": self.words}
+        shares = {k: getattr(self, k) for k in ("wins", "loses", "undecided", "median", "best", "worst")}
+        ends = {"lo": self.middle.lo, "hi": self.middle.hi, "p_win": float(self.middle.above(1.0))}
+        return {**of, **shares, **ends, "verdict": self.verdict, "break_even": self.words}
 
 
 def tally(of: tuple[str, str, str], speedup: Speedups, batch: np.ndarray, prompt: np.ndarray, rows: int) -> Tally:
@@ -213,10 +258,11 @@ def tally(of: tuple[str, str, str], speedup: Speedups, batch: np.ndarray, prompt
         *of,
         rows=len(mid),
         of=rows,
-        median=float(np.median(mid)),
+        middle=speedup.each(lambda end: float(np.median(end))),
         worst=float(mid.min()),
         best=float(mid.max()),
         wins=float(np.mean(wins(speedup))),
         loses=float(np.mean(loses(speedup))),
+        undecided=float(np.mean(are(Verdict.UNDECIDED, speedup))),
         words=over_loads(speedup, batch, prompt),
     )

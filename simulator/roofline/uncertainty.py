@@ -6,7 +6,8 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-from simulator.base.arrays import Array, sqrt
+from simulator.base.arrays import Array, log, maximum, sqrt
+from simulator.base.interval import Z90
 from simulator.device.fits import Basis
 from simulator.roofline.optime import OpTime
 
@@ -72,6 +73,11 @@ class Errors:
             families[family] = _joined(families[family], own) if family in families else own
         return Errors(families, self.basis.merge(other.basis))
 
+    def of_family(self, family: str, step_s: Array) -> Array:
+        """Log error of what of `step_s` seconds is of one family [-]: ``ln(hi / lo) / (2 z)`` of its 90 % interval."""
+        below, above = (sqrt(_square(widths)) / step_s for widths in self.families[family])
+        return log((1.0 + above) / maximum(1.0 - below, 1e-3)) / (2.0 * Z90)
+
     def each(self, f: Callable[[Array], Array]) -> Errors:
         """`f` of every width and sum of squares."""
 
@@ -95,8 +101,8 @@ class Errors:
         for seconds, error in ((step_s, sigma), (density_s, density_sigma)):
             if error:
                 square = seconds * seconds
-                low = low + square * math.expm1(-1.645 * error) ** 2
-                high = high + square * math.expm1(1.645 * error) ** 2
+                low = low + square * math.expm1(-Z90 * error) ** 2
+                high = high + square * math.expm1(Z90 * error) ** 2
         return Interval(sqrt(low), sqrt(high), self.basis)
 
 

@@ -119,9 +119,31 @@ def test_by_hand() -> None:
     """1.02 wins, 1/1.02 loses, between them is as fast as dense; the texts name the same figures."""
     for value, word in ((1.02, "wins"), (1.0199, "as fast as dense"), (0.9805, "as fast as dense"), (0.98, "loses")):
         assert verdict(Interval.exact(value)) == word
-    assert told(Interval(1.346, 1.2, 1.5)) == "wins, 1.35x dense (1.20-1.50)"
-    assert told(Interval(1.01, 0.9, 1.1)) == "as fast as dense, 1.01x (0.90-1.10)"
-    assert RULE == "a win is 1.02x or more, a loss 0.98x or less"
+    assert told(Interval(1.346, 1.2, 1.5)) == "wins, 1.35x dense (1.20-1.50, P(win) 0.99)"
+    assert told(Interval(1.01, 1.0, 1.015)) == "as fast as dense, 1.01x (1.00-1.01, P(win) 0.99)"
+    assert told(Interval(1.01, 0.9, 1.1)) == "undecided, 1.01x dense (0.90-1.10, P(win) 0.56)"
+    assert RULE == (
+        "wins: 1.02x or more and P(win) 0.9 or more; loses: 0.98x or less and P(win) 0.1 or less;"
+        " P(win): probability of being faster than dense"
+    )
+
+
+def log_normal(mid: float, sigma: float) -> Interval[float]:
+    return Interval(mid, mid * np.exp(-1.645 * sigma), mid * np.exp(1.645 * sigma))
+
+
+def test_words_of_an_interval_by_hand() -> None:
+    """P(win) = Phi(ln mid / sigma): ln 1.2 / 0.1 = 1.82 is 0.966; at 0.15 it is 1.22, 0.888."""
+    assert float(log_normal(1.2, 0.10).above(1.0)) == pytest.approx(0.9659, abs=1e-4)
+    assert float(log_normal(1.2, 0.15).above(1.0)) == pytest.approx(0.8879, abs=1e-4)
+    words = [verdict(log_normal(mid, s)) for mid in (1.2, 1 / 1.2) for s in (0.10, 0.15)]
+    assert words == ["wins", "undecided", "loses", "undecided"]
+    assert verdict(log_normal(1.015, 0.001)) == "as fast as dense"
+    assert float(Interval.exact(1.0).above(1.0)) == 0.5
+    assert (float(Interval.exact(1.1).above(1.0)), float(Interval.exact(0.9).above(1.0))) == (1.0, 0.0)
+
+
+def test_the_glossary_names_the_threshold_and_runs_are_found() -> None:
     assert f"{WIN:g}x" in TERMS["win"]
     assert f"{1 / WIN:.2f}x" in TERMS["win"]
     assert runs(np.array([True, False, True, True])) == [(0, 0), (2, 3)]
