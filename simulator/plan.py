@@ -116,6 +116,7 @@ def command(
 
 def show(found: Plan, name: str, slo: str, objective: str, seconds: float) -> None:
     """The answer, the best of every device and policy, the front, and what was left out."""
+    from simulator.policies import in_kernel
     from simulator.serving.slo import parse_slo
 
     num, ms = console.number, console.milliseconds
@@ -129,7 +130,7 @@ def show(found: Plan, name: str, slo: str, objective: str, seconds: float) -> No
     pipeline = "" if best["pp"] == 1 else f" pp={best['pp']}"
     console.out(
         f"{objective} for {name} under {slo}: {best['replicas']} x {best['device']} tp={best['tp']}"
-        f"{pipeline} ({best['gpus']} GPUs), {best['policy']}, {best['dtype']}:"
+        f"{pipeline} ({best['gpus']} GPUs), {in_kernel(best['policy'], best['kernel'])}, {best['dtype']}:"
         f" {best['usd_per_h']:.2f} USD/h, {num(best['usd_per_mtoken'])} USD/Mtoken,"
         f" TTFT p99 {ms(best['ttft_p99_s'])} ms, TPOT p99 {ms(best['tpot_p99_s'])} ms"
     )
@@ -212,6 +213,8 @@ def _savings(found: Plan) -> None:
 
 
 def _table(title: str, rows: Sequence[dict[str, Any]], note: str = "") -> None:
+    from simulator.policies import in_kernel
+
     num, ms = console.number, console.milliseconds
     console.table(
         title,
@@ -232,7 +235,7 @@ def _table(title: str, rows: Sequence[dict[str, Any]], note: str = "") -> None:
         ],
         [
             [
-                r["policy"],
+                in_kernel(r["policy"], r["kernel"]),
                 r["device"],
                 r["dtype"],
                 f"{r['tp']}",

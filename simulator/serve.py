@@ -180,6 +180,8 @@ def command(
 
 def show(rows: Sequence[dict[str, Any]], name: str, *, searched: bool = False) -> None:
     """The answer in a sentence, then latencies, then load and cost of every run."""
+    from simulator.policies import in_kernel
+
     for row in rows:
         console.out(_sentence(row, name, searched=searched))
     console.out()
@@ -189,7 +191,7 @@ def show(rows: Sequence[dict[str, Any]], name: str, *, searched: bool = False) -
         ["policy", "scheduler", "device", "requests/s", "TTFT", "TPOT", "between tokens", "whole request"],
         [
             [
-                r["policy"],
+                in_kernel(r["policy"], r["kernel"]),
                 r["scheduler"],
                 r["device"],
                 console.number(r["rate_per_s"]),
@@ -209,7 +211,7 @@ def show(rows: Sequence[dict[str, Any]], name: str, *, searched: bool = False) -
             "p99 in ms with all steps at either end of their 90 % interval",
             ["policy", "requests/s", "TTFT", "TPOT"],
             [
-                [r["policy"], console.number(r["rate_per_s"])]
+                [in_kernel(r["policy"], r["kernel"]), console.number(r["rate_per_s"])]
                 + [f"{_end(r, m, 'lo')} - {_end(r, m, 'hi')}" for m in ("ttft", "tpot")]
                 for r in rows
             ],
@@ -232,7 +234,7 @@ def show(rows: Sequence[dict[str, Any]], name: str, *, searched: bool = False) -
         ],
         [
             [
-                r["policy"],
+                in_kernel(r["policy"], r["kernel"]),
                 num(r["rate_per_s"]),
                 r["status"],
                 num(r["goodput_per_s"]),

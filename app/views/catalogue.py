@@ -175,6 +175,9 @@ def policies() -> None:
     if card.parameters:
         told = [{k: str(getattr(x, k)) for k in ("name", "default", "range", "meaning")} for x in card.parameters]
         st.dataframe(pd.DataFrame(told), hide_index=True, alt=f"parameters of {p.name}")
+    if p.kernels():
+        known = [{k: getattr(x, k) for k in ("name", "believed", "release", "title")} for x in p.kernels()]
+        st.dataframe(pd.DataFrame(known), hide_index=True, alt=f"kernels of {p.name}")
     st.markdown("Goes with: " + "; ".join(f"{k}: {v}" for k, v in card.goes_with.items()) + ".")
     st.markdown(f"Not modelled: {p.not_modelled or 'nothing that is known'}. Software: {card.runs_in}.")
     st.code(f"python -m simulator.policies {p.name}", language="bash")

@@ -39,6 +39,13 @@ def small_elements(op: Attention, window: float) -> Array:
 ELEMENT_INSTRUCTIONS, WORD_INSTRUCTIONS = 5.0, 15.0
 """Lane instructions per quantised element (mask, shift, conversion, two multiply-adds) and per 32-bit word of them: 4
 loads (codes, scale, zero, input), 3 conversions, 8 of addresses and bounds (KIVI, quant/csrc/gemv_cuda.cu) [-]."""
+K_INSTRUCTIONS, V_INSTRUCTIONS = {"8": 6.0}, {"3": 11.0}
+"""Lane instructions per element of vLLM's ``_tq_decode_stage1``, by bits; counted in its source, fitted to nothing [-].
+
+K: address 2, two bytes loaded, joined, shifted, masked, codebook address and load, squared, normalised, times the
+query, summed over lanes 2: 14; in FP8 address 2, load, conversion, product, sum: 6. V: address 2, load, shift, mask,
+conversion, scale and zero, times the weight, sum: 9; in 3 bits another byte and its joining: 11.
+"""
 QUANTISE_KERNELS = 9.0
 """Kernels that quantise and pack one tensor: extremes, scale (2), subtract, divide, clamp, round, convert, pack (KIVI,
 quant/new_pack.py)."""
@@ -112,14 +119,16 @@ class KvQuant(Policy):
     unpacked in registers by ``5 + 15 bits / 32`` lane instructions. New tokens are quantised as the window slides, a
     prompt in one pass. With ``rotate`` queries and new keys pass a head_dim x head_dim rotation first [2]_;
     ``dense_ends`` first and last layers are left as they are. ``kernel=fused`` does all of a decode step's attention in
-    one kernel; ``split`` is KIVI's released code: every query head unpacks for itself, scores pass through memory, the
-    window has kernels of its own, and V's codes and scales are copied whole to append a token (K's once per `window`
-    tokens).
+    one kernel. ``per_head`` is vLLM's [3]_: a thread block per query head loads and unpacks K and V for itself, one
+    element after another. ``split`` is KIVI's released code: every query head unpacks for itself, scores pass through
+    memory, the window has kernels of its own, and V's codes and scales are copied whole to append a token (K's once per
+    `window` tokens).
 
     References
     ----------
     .. [1] Liu et al., "KIVI", arXiv:2402.02750, whose layout this is.
     .. [2] Zandieh et al., "TurboQuant", arXiv:2504.19874; vLLM, turboquant/config.py.
+    .. [3] vLLM, ``_tq_decode_stage1``, as pull request 40792 describes it.
     """
 
     name: ClassVar[str] = "kv_quant"
@@ -138,7 +147,9 @@ class KvQuant(Policy):
     window: int = Field(128, ge=0, le=8192, description="newest tokens kept in 16 bit")
     rotate: bool = Field(False, description="queries and new keys are rotated")
     dense_ends: int = Field(0, ge=0, le=1000, description="first and last layers that stay in 16 bit")
-    kernel: Literal["fused", "split"] = Field("fused", description="one decode kernel, or as KIVI's released code")
+    kernel: Literal["fused", "per_head", "split"] = Field(
+        "fused", description="one decode kernel, vLLM's per query head, or KIVI's released code"
+    )
 
     def layer_key(self, index: int, n_layers: int) -> Hashable:
         """The ends are dense."""
@@ -174,14 +185,23 @@ class KvQuant(Policy):
             )
             extra = (rotation,)
         bits, new = self._bits, quantise(op, share)
-        if self.kernel == "fused":
-            return (op if op.phase == "prefill" else quantised(op, share, self.window, bits), *extra, new)
+        group = op.n_heads / op.n_kv_heads
+        if self.kernel != "split":
+            if op.phase == "prefill":
+                return (op, *extra, new)
+            if self.kernel == "fused":
+                return (quantised(op, share, self.window, bits), *extra, new)
+            alone = quantised(op, share, self.window, bits)
+            per = 0.5 * (K_INSTRUCTIONS.get(self.bits, 14.0) + V_INSTRUCTIONS.get(self.v_bits or self.bits, 9.0))
+            expand = Expand(instructions=per * group * small_elements(op, self.window))
+            # The heads of a group run at once: what the first loads from memory, the others find in the cache.
+            return (replace(alone, expand=expand, tile_bytes=group * alone.kv_read_bytes), *extra, new)
         if op.phase == "prefill":
             return (op, *extra, replace(new, launches=2.0 * QUANTISE_KERNELS))
         both = 1.0 + 1.0 / max(self.window, 1)  # V in every step, K when the window is full
         stored = 0.5 * both * share * small_elements(op, self.window) * op.kv_element_bytes
         return (
-            quantised(op, share, self.window, bits, op.n_heads / op.n_kv_heads),
+            quantised(op, share, self.window, bits, group),
             split_scores(op, 12.0, 12.0, 4.0),  # from two parts to one row, scaled, softmax in fp32, rounded
             split_window(op),
             *extra,
@@ -213,7 +233,7 @@ for _name, _summary, _citation, _defaults in (
         "rotated keys by codebook and values uniformly, in 4 bits by head vector, as vLLM's turboquant_4bit_nc",
         "Zandieh et al. 2025, arXiv:2504.19874; vLLM, turboquant/config.py",
         # 2 B of norm per vector of K, 4 B of scale and zero per vector of V, both of 128 elements.
-        {"group": 128, "scale_bytes": 3.0, "window": 0, "rotate": True, "dense_ends": 2},
+        {"group": 128, "scale_bytes": 3.0, "window": 0, "rotate": True, "dense_ends": 2, "kernel": "per_head"},
     ),
     (
         "fp4_kv",

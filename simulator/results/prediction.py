@@ -76,6 +76,18 @@ class Prediction:
         """The sweep's columns for this scenario, as plain values."""
         return self.answer.to_dict()
 
+    @cached_property
+    def ideal_speedup(self) -> float | None:
+        """tokens/s over dense's at this batch in an ideal kernel [-]; None for dense and for what is not timed."""
+        from simulator.inference.group import group_of
+        from simulator.policies import IDEAL
+        from simulator.results.rows import load_of, rows
+
+        if not self.answer.kernel or not self.answer.timed:
+            return None
+        at = self.scenario.model_copy(update={"kernel": IDEAL})
+        return rows(group_of(at), *load_of(at))[0].at(0).speedup.mid
+
     @property
     def sources(self) -> tuple[str, ...]:
         """Fits behind the numbers, each once."""
@@ -86,6 +98,7 @@ class Prediction:
         return {
             "rows": [self.row],
             "ops": [vars(op) for op in self.ops],
+            "ideal_speedup": self.ideal_speedup,
             "shares": self.shares,
             "sentence": self.sentence,
             "sources": list(self.sources),
@@ -171,12 +184,14 @@ def _shares(points: Points) -> dict[str, float]:
 
 
 def _sentence(a: Row, shares: dict[str, float]) -> str:
+    from simulator.policies import in_kernel
     from simulator.results.verdict import told
 
     ms = console.milliseconds
     parts = [
-        f"{a.model} on {a.gpus:.0f} x {a.device}, {a.policy}, batch {a.batch:.0f}, {a.prompt_tokens:.0f} +"
-        f" {a.output_tokens:.0f} tokens: TTFT {ms(a.ttft_s.mid)} ms ({ms(a.ttft_s.lo)}-{ms(a.ttft_s.hi)})"
+        f"{a.model} on {a.gpus:.0f} x {a.device}, {in_kernel(a.policy, a.kernel)}, batch {a.batch:.0f},"
+        f" {a.prompt_tokens:.0f} + {a.output_tokens:.0f} tokens:"
+        f" TTFT {ms(a.ttft_s.mid)} ms ({ms(a.ttft_s.lo)}-{ms(a.ttft_s.hi)})"
     ]
     if math.isfinite(a.tpot_s.mid):
         parts.append(f"TPOT {ms(a.tpot_s.mid)} ms ({ms(a.tpot_s.lo)}-{ms(a.tpot_s.hi)})")

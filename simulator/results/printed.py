@@ -98,7 +98,18 @@ def run_in(prediction: Prediction) -> list[str]:
     told = "; ".join(f"{k.name}, {k.believed}: {k.release or k.title}" for k in policies.kernels)
     if policies.ideal:
         told = "ideal, the policy's bytes and flop at the dense kernels' efficiency: a bound, no software"
-    return [f"kernel: {told}", f"software: {answer.software}"]
+        return [f"kernel: {told}", f"software: {answer.software}"]
+    return [f"kernel: {told}", *bound(prediction), f"software: {answer.software}"]
+
+
+def bound(prediction: Prediction) -> list[str]:
+    """What an ideal kernel would give, where the one assumed does not win."""
+    from simulator.results.verdict import WIN, Verdict, as_times, verdict
+
+    most = prediction.ideal_speedup
+    if most is None or not prediction.answer.ok or verdict(prediction.answer.speedup) is Verdict.WINS:
+        return []
+    return [f"bound: {'' if most >= WIN else 'even '}an ideal kernel would give {as_times(most)} dense"]
 
 
 def check_flags(scenario: Scenario, asked: dict[str, bool], solve_rate: bool) -> None:

@@ -197,6 +197,20 @@ def test_turboquant_is_134_bytes_of_512() -> None:
     assert memory.weights_bytes(lowered("turboquant")) == plain
 
 
+def test_turboquant_in_vllm_unpacks_once_per_query_head() -> None:
+    """4 query heads share K and V of 2 x 8 x 128 elements: 28 layers x 10,000 x 2,048 x 4 elements, 14 instructions for
+    one of K and 9 for one of V, and 4 loads of the 134 x 8 B of a token. The paper's kernel unpacks once."""
+    core = [o for o in decode("turboquant", 10_000.0) if isinstance(o, Attention) and o.expand is not None]
+    assert sum(float(o.count) for o in core) == 28
+    assert core[0].expand is not None
+    assert core[0].expand.instructions == pytest.approx(10_000 * 2048 * 4 * 11.5)
+    assert core[0].tile_bytes == pytest.approx(4 * 10_000 * 8 * 134)
+    once = next(o for o in decode("turboquant(kernel=fused)", 10_000.0) if isinstance(o, Attention) and o.expand)
+    assert once.expand is not None
+    assert once.expand.instructions == pytest.approx(10_000 * 2048 * (5 + 15 * 4 / 32))
+    assert np.all(np.asarray(once.tile_bytes) == 0.0)
+
+
 def test_values_may_take_fewer_bits_than_keys() -> None:
     """vLLM's turboquant_k8v4: 128 B of FP8 keys, 64 + 4 B of values: 196 of 512."""
     policy = "turboquant(bits=8,v_bits=4,scale_bytes=2,rotate=false,dense_ends=0)"

@@ -189,6 +189,32 @@ def test_free_policies_take_a_kernel() -> None:
     assert best["nm24"].tokens_per_s.mid > usual["nm24"].tokens_per_s.mid
 
 
+def test_a_policy_that_does_not_win_is_told_what_a_better_kernel_could_give(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from simulator import predict as verb
+
+    def lines(*words: str) -> list[str]:
+        asked = ("predict", "--model", "llama-3.1-8b", "--device", "h100-sxm", "--batch", "16", "--isl", "4096")
+        monkeypatch.setattr(sys, "argv", [*asked, *words])
+        with pytest.raises(SystemExit):
+            console.main(verb.app)
+        return [x for x in capsys.readouterr().out.splitlines() if x.startswith(("kernel: ", "bound: ", "software: "))]
+
+    scenario = Scenario(model="llama-3.1-8b", device="h100-sxm", batch=16, prompt_tokens=4096, policy="kivi")
+    most = predict(scenario).ideal_speedup
+    assert most == pytest.approx(predict(scenario.model_copy(update={"kernel": IDEAL})).answer.speedup.mid)
+    kernel, bound, software = lines("--policy", "kivi")
+    assert kernel == "kernel: split, assumed: github.com/jy-yuan/KIVI, quant/csrc"
+    assert bound == f"bound: an ideal kernel would give {most:.2f}x dense"
+    assert software == "software: no engine runs kivi; research code: github.com/jy-yuan/KIVI"
+    # One that wins needs no consolation, the bound itself neither; dense has no kernel of a policy.
+    assert [x.split(":")[0] for x in lines("--policy", "kivi", "--kernel", "ideal")] == ["kernel", "software"]
+    assert [x.split(":")[0] for x in lines("--policy", "w4a16")] == ["kernel", "software"]
+    assert lines() == []
+    assert predict(scenario.dense).ideal_speedup is None
+
+
 # --- the bound -------------------------------------------------------------------------------------------------
 
 
