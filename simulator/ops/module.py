@@ -272,6 +272,8 @@ class AttentionModule:
         Whether this layer chooses its tokens; False where it takes the choice of a layer before.
     launches : float
         Launches of one call: as many as the single ops the module stands for, latents to output [-].
+    like : AttentionModule, optional
+        The dense module whose kernels' efficiency it reaches where they are faster than its own.
     """
 
     role: str
@@ -287,6 +289,7 @@ class AttentionModule:
     kv_element_bytes: float
     indexes: bool = True
     launches: float = 9.0
+    like: AttentionModule | None = None
     count: Array = 1.0
     part: OpPart = OpPart.ATTENTION
     overhead: bool = False

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from simulator.base.dtypes import DType
+from simulator.ops.module import AttentionModule
 from simulator.ops.ops import STREAM, Attention, Elementwise, Linear, Moe, Op
 
 NARROW = (DType.INT8, DType.FP8, DType.FP4)
@@ -46,6 +47,8 @@ def _bare(op: Op, dense: Op, launches: float) -> Op:
     if isinstance(op, Attention):
         bare = replace(op, run_bytes=STREAM, expand=None, tile_bytes=0.0, kernel="")
         return replace(bare, launches=launches, instead=op, **alone)
+    if isinstance(op, AttentionModule) and isinstance(dense, AttentionModule):
+        return replace(op, like=dense)
     if isinstance(op, Elementwise) and op.overhead:
         return replace(op, run_bytes=STREAM, flop=0.0, select_elements=0.0, launches=0.0, **alone)
     return op

@@ -99,6 +99,8 @@ def run_in(prediction: Prediction) -> list[str]:
     if policies.ideal:
         told = "ideal, the policy's bytes and flop at the dense kernels' efficiency: a bound, no software"
         return [f"kernel: {told}", f"software: {answer.software}"]
+    if fits := sorted({o.source for o in prediction.ops if o.source.split("/")[1] in ("module", "sparse")}):
+        told += f"; timed by {', '.join(fits)}"
     return [f"kernel: {told}", *bound(prediction), f"software: {answer.software}"]
 
 

@@ -98,6 +98,13 @@ def module_rates(device: Device, fmt: Format, math: DType) -> ModuleRates:
     )
 
 
+def as_dense(coef: Mapping[str, float]) -> Mapping[str, float]:
+    """Coefficients of a dense module for one that chooses its tokens: index keys and scores stream as the cache does,
+    products with keys run as the others do, and nothing is searched, gathered or copied.
+    """
+    return {**coef, "index": coef["kv"], "score": coef["kv"], "index_math": coef["pairs"]}
+
+
 @dataclass(frozen=True, slots=True)
 class ModuleTime:
     """Terms of a module [s]; they broadcast against each other."""

@@ -26,7 +26,7 @@ from simulator.roofline.engine import Engine
 from simulator.roofline.gemm import floor_s, gemm_time
 from simulator.roofline.hardware import Hardware, hardware
 from simulator.roofline.lookup import Found, key_of, lookup, same_kernel
-from simulator.roofline.module import module_rates, module_time
+from simulator.roofline.module import as_dense, module_rates, module_time
 from simulator.roofline.moe import moe_time
 from simulator.roofline.optime import OpTime
 from simulator.roofline.sparse import expand_s, gathered_bytes, nm24_shares, select_s, tile_s
@@ -330,7 +330,15 @@ def _experts(op: Moe, device: Device, engine: Engine, touched: Array) -> _Raw:
 
 @_time.register
 def _module(op: AttentionModule, device: Device, engine: Engine, touched: Array) -> _Raw:
-    found = _answer(op, device, engine)
+    own = _block(op, device, _answer(op, device, engine))
+    if op.like is None:
+        return own
+    found = _answer(op.like, device, engine)
+    fit = replace(found.fit, coefficients=as_dense(found.fit.coefficients))
+    return _faster(_block(op, device, replace(found, fit=fit))._replace(extrapolated=True), own)
+
+
+def _block(op: AttentionModule, device: Device, found: Found) -> _Raw:
     rates = module_rates(device, op.fmt, op.math)
     t = module_time(op.demand(), rates, found.fit.coefficients, found.fit.surface)
     return _Raw(t.total_s, t.math_s, t.memory_s, 0.0, t.launch_s, found, f"module.{op.kind}.{op.phase}")

@@ -239,6 +239,26 @@ def test_an_ideal_kernel_is_never_slower_than_a_named_one(name: str) -> None:
     assert bool(compared) == (name not in ELSEWHERE)
 
 
+@pytest.mark.parametrize("device", ["h200", "b200"])
+def test_an_ideal_module_of_sparse_latents_is_never_slower_than_the_engine_s(device: str) -> None:
+    """DeepSeek-V3 over 8 GPUs: blocks are timed as the engine's modules, the bound as its dense module."""
+    own, bound = (
+        evaluate(group_of(Scenario(model="deepseek-v3", device=device, policy="dsa", kernel=k, tp=8)), *LOADS)
+        for k in (PUBLISHED, IDEAL)
+    )
+    assert own.group.as_modules
+    assert bound.group.as_modules
+    for of in ("ttft_s", "tpot_s"):
+        ratio = getattr(bound, of).mid / getattr(own, of).mid
+        assert ratio.max() <= 1.0 + 1e-9
+        assert ratio.min() < 0.95
+    # Short contexts are attended whole: what is left over dense are the indexer's weights (14 MB a layer) and keys.
+    dense = evaluate(own.group.dense, *LOADS)
+    short = LOADS[1] == 512.0
+    assert (bound.tpot_s.mid / dense.tpot_s.mid)[short].min() >= 1.0
+    assert (bound.tpot_s.mid / dense.tpot_s.mid)[short].max() < 1.03
+
+
 @pytest.mark.parametrize("policy", ["cats", "teal", "relu(down_keep=1)", "dejavu", "sparq(budget=100000)"])
 def test_an_ideal_kernel_that_keeps_all_is_dense_but_for_its_own_bytes(policy: str) -> None:
     """Neurons: a dense path exists, so nothing is lost but predictors' bytes and flop, which are a few per cent."""
