@@ -17,10 +17,14 @@ from simulator.policies.grammar import POLICIES
 
 QUERY_BLOCK = 64.0
 """Queries that a block of MInference's kernels computes [-]."""
-INDEX_KERNELS = 40.0
-"""Small kernels per head around the scores and the sparse kernel: mask (2), softmax, sums (4), fills (2), two top-k
-with their sorts (10), padding of Q, K and V (3), two sorts and conversions (10), sizes and the index (7), the copy of
-the output (minference_forward.py, pit_sparse_flash_attention_v2.py)."""
+COLUMN_KERNELS, INDEX_KERNELS = 10.0, 30.0
+"""Small kernels per head. Behind the scores: mask (2), softmax, column sums, a fill, a top-k with its sort (5). Around
+the sparse kernel: zeros, their place beside the scores and the sums along diagonals (3), a fill, a top-k with its sort
+(5), padding of Q, K and V (3), two sorts and conversions (10), sizes and the index (7), the copy of the output
+(minference_forward.py, pit_sparse_flash_attention_v2.py)."""
+HEAD_WAITS = 2.0
+"""Copies of pageable host memory per head, for which the host waits: the zeros beside the scores
+(``torch.zeros(...).to(device)``) and the length of the prompt (``torch.tensor([n], device=...)``)."""
 _PROMPT_ONLY = Compatibility(mla=False, chunked_prefill=False, gqa="patterns are per query head")
 
 
@@ -30,8 +34,9 @@ class MInference(Policy):
 
     Vertical-slash, the commonest: the last 64 queries against all keys give column and diagonal sums, then a query
     attends to ``vertical + slash`` tokens. As released [2]_ a Python loop takes the heads one by one, K and V repeated
-    for each: `INDEX_KERNELS` small kernels and one sparse kernel per head and layer, whatever the length of the prompt,
-    and no dense path for a short one. The index is built between the kernels, so no graph holds the step.
+    for each: `COLUMN_KERNELS` and `INDEX_KERNELS` small kernels and one sparse kernel per head and layer, whatever the
+    length of the prompt, and no dense path for a short one. The host waits for two copies per head, so that what it
+    submits between them and the sparse kernel meets an empty stream; no graph holds the step.
 
     References
     ----------
@@ -71,18 +76,23 @@ class MInference(Policy):
             graph_safe=False,
         )
         pick = top_k(2.0 * op.batch * op.kv_len, op.batch * budget, heads=1.0, rows=2.0 * op.batch, count=one.count)
-        # Scores masked, softmaxed to fp32, summed twice; Q, K and V copied to padded ones.
+        # Scores masked, softmaxed to fp32 and summed; copied and summed again; Q, K and V copied to padded ones.
         scores, padded = op.batch * rows * op.kv_len, 3.0 * op.batch * op.q_len * op.head_dim * 2.0
-        index = replace(
-            copied("kv.index", op, 20.0 * scores + padded, 10.0 * scores + padded, count=one.count),
-            launches=INDEX_KERNELS,
-        )
+        columns = copied("kv.columns", op, 12.0 * scores, 6.0 * scores, count=one.count)
+        index = copied("kv.index", op, 8.0 * scores + padded, 4.0 * scores + padded, count=one.count)
         repeated = op.batch * op.q_len * op.dense_bytes_per_token
         repeat = copied("kv.repeat", op, repeated, repeated * heads / op.n_kv_heads)
         # A block of 64 queries loads lines of its own.
         share = bounded_pairs(op, budget)
         loaded = op.batch * op.pairs * share * (op.dense_bytes_per_token / op.n_kv_heads) / QUERY_BLOCK
-        return (repeat, vote, index, pick, replace(one, pair_keep=share, tile_bytes=loaded))
+        return (
+            repeat,
+            vote,
+            replace(columns, launches=COLUMN_KERNELS),
+            replace(index, launches=INDEX_KERNELS, host_sync=HEAD_WAITS),
+            pick,
+            replace(one, pair_keep=share, tile_bytes=loaded),
+        )
 
 
 @POLICIES.register("sample_attention")
