@@ -30,7 +30,7 @@ $(BIN)/python:
 	@touch $@
 
 .venv/.stamp-test: $(LOCKED) | $(BIN)/python
-	$(PIP_INSTALL) -e '.[hub,reports,app,traces,kernels,cluster,docs,dev]'
+	$(PIP_INSTALL) -e '.[hub,reports,app,traces,gguf,kernels,cluster,docs,dev]'
 	@touch $@ .venv/.stamp-core .venv/.stamp-demo .venv/.stamp-app .venv/.stamp-docs
 
 .venv/.stamp-core: $(LOCKED) | $(BIN)/python

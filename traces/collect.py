@@ -133,6 +133,7 @@ def main(
     max_tokens: Annotated[int, typer.Option(min=128, help="Tokens read from the text.")] = 163_840,
     dtype: Annotated[str, typer.Option(help="auto (as stored), bf16, fp16 or fp32.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N, or balanced (over all GPUs).")] = "auto",
+    threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0 leaves torch's.")] = 0,
     seed: Annotated[int, typer.Option(min=0, help="Of the shuffle and of sampled tokens.")] = 0,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
     allow_pickle: Annotated[
@@ -150,7 +151,7 @@ def main(
     """
     from simulator.model.hub import from_file
     from simulator.trace import Manifest, ModelFacts, write_trace
-    from traces.loading import find, load, quieten
+    from traces.loading import find, load, quieten, use_threads
     from traces.rows import curves, neurons
     from traces.sampling import ALL_EVERY, GROUPS, STRIDE, WINDOWS
     from traces.snapshot import Snapshots
@@ -161,6 +162,7 @@ def main(
     text_files(text)
     found = find(model, revision=revision, allow_pickle=allow_pickle)
     quieten()
+    threads = use_threads(threads)
     loaded = load(found, dtype=dtype, device=device, allow_pickle=allow_pickle)
     length = _length(loaded.model.config.get_text_config(), sequence_length)
     sequences = read_sequences(text, loaded.tokenizer, length=length, max_tokens=max_tokens, seed=seed)
@@ -175,6 +177,7 @@ def main(
         "calibration_sequences": calibration,
         "batch": batch,
         "device": loaded.device.partition(":")[0],
+        "threads": threads,
         "weights_sha256": weights_sha256(found.folder) if is_local else "",
         "union_rows_per_sequence": GROUPS,
         "windows_per_batch": WINDOWS,

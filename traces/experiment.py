@@ -221,7 +221,9 @@ class _Watching:
         return None
 
 
-def evaluation(bench: Any, predictors: Path, known: dict[str, Any], train_ids: Any, length: int) -> Iterator[str]:
+def evaluation(
+    bench: Any, predictors: Path, known: dict[str, Any], train_ids: Any, first: Sequence[int], length: int
+) -> Iterator[str]:
     """Every row, cheapest methods first; yields what was just measured.
 
     `COARSE` sparsities for every criterion, the whole `CURVE` for the first of `HEADLINE`; target scale and mask are
@@ -230,7 +232,7 @@ def evaluation(bench: Any, predictors: Path, known: dict[str, Any], train_ids: A
     import torch
 
     device = bench.model.device
-    calibration = windows(train_ids, length, min(4, len(train_ids) // length)).to(device)
+    calibration = windows(train_ids, length, min(4, len(train_ids) // length), first=first).to(device)
     weights = {kind: magnitude(bench.parts, kind).to(device) for kind in KINDS}
     with torch.inference_mode():
         for s in CURVE:

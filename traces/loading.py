@@ -115,7 +115,7 @@ def _require_weights(folder: Path, allow_pickle: bool) -> None:
         elif (folder / "params.json").is_file():
             hint = "it has Meta's or Mistral's params.json; convert it to the Hugging Face form"
         elif list(folder.glob("*.gguf")):
-            hint = "it has a GGUF file; the Hugging Face form is needed"
+            hint = "it has a GGUF file; python -m traces.fetch --gguf FILE makes the Hugging Face form of it"
         else:
             hint = "a model folder holds config.json, *.safetensors and the tokenizer"
         raise InputError(f"{folder} has no config.json; {hint}", where="--model")
@@ -276,7 +276,7 @@ def _tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
         return AutoTokenizer.from_pretrained(checkpoint.folder, trust_remote_code=False, local_files_only=True)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise InputError(
-            f"{checkpoint.name} has no tokenizer that can be read without running its code: {_first(error)}",
+            f"{checkpoint.name} has no tokenizer that can be read without running its code: {first_line(error)}",
             where="--model",
         ) from None
 
@@ -303,12 +303,12 @@ def _model(checkpoint: Checkpoint, dtype: str, place: str, allow_pickle: bool) -
             **spread,
         )
     except ValueError as error:
-        text = _first(error)
+        text = first_line(error)
         if "trust_remote_code" in str(error):
             text = "it needs code of its own repository, which is never run; choose a model transformers knows"
         raise InputError(f"{checkpoint.name} cannot be loaded: {text}", where="--model") from None
     except (OSError, KeyError, ImportError, RuntimeError) as error:
-        raise InputError(f"{checkpoint.name} cannot be loaded: {_first(error)}", where="--model") from None
+        raise InputError(f"{checkpoint.name} cannot be loaded: {first_line(error)}", where="--model") from None
     if place != "balanced":
         try:
             model.to(place)  # type: ignore[arg-type]  # wrapped by transformers, so that its own `self` is lost
@@ -319,7 +319,8 @@ def _model(checkpoint: Checkpoint, dtype: str, place: str, allow_pickle: bool) -
     return model.eval().requires_grad_(False)
 
 
-def _first(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """First line of what an error says, or its name."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
 
@@ -330,3 +331,12 @@ def quieten() -> None:
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+
+
+def use_threads(threads: int) -> int:
+    """Let torch use so many CPU threads, or with 0 as many as it would; their number, on which last digits depend."""
+    import torch
+
+    if threads:
+        torch.set_num_threads(threads)
+    return torch.get_num_threads()

@@ -71,8 +71,14 @@ class Score:
     agreement: float
 
 
-def windows(ids: Any, length: int, count: int, *, seed: int | None = None) -> torch.Tensor:
-    """`count` windows of `length` tokens that do not overlap: evenly spread, or drawn with `seed`."""
+def windows(ids: Any, length: int, count: int, *, first: Sequence[int] = (), seed: int | None = None) -> torch.Tensor:
+    """`count` windows of `length` tokens that do not overlap: evenly spread, or drawn with `seed`.
+
+    Parameters
+    ----------
+    first : sequence of int
+        What each window begins with (`traces.text.first_tokens`); the text fills the rest.
+    """
     import numpy as np
     import torch
 
@@ -81,7 +87,8 @@ def windows(ids: Any, length: int, count: int, *, seed: int | None = None) -> to
             f"not one window of {length} tokens is left; raise --max-tokens, or lower --length", where="--length"
         )
     ids = np.asarray(ids)
-    available = len(ids) // length
+    body = length - len(first)
+    available = len(ids) // body
     if available < count:
         raise InputError(
             f"the text has {len(ids)} tokens here, too few for {count} windows of {length}; give a longer text "
@@ -92,7 +99,7 @@ def windows(ids: Any, length: int, count: int, *, seed: int | None = None) -> to
         starts = np.linspace(0, available - 1, count).round().astype(int)
     else:
         starts = np.sort(np.random.default_rng(seed).permutation(available)[:count])
-    return torch.as_tensor(np.stack([ids[s * length : (s + 1) * length] for s in starts]).astype("int64"))
+    return torch.as_tensor(np.stack([[*first, *ids[s * body : (s + 1) * body]] for s in starts]).astype("int64"))
 
 
 def _judge(logits: torch.Tensor, targets: torch.Tensor) -> tuple[float, torch.Tensor]:

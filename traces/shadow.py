@@ -15,13 +15,16 @@ from simulator.base.errors import InputError, UnknownNameError
 from simulator.base.files import replaced
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from traces.loading import Loaded
     from traces.predictors import Plan
+    from traces.text import Tokens
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 MANIFEST = "predictors.json"
-SCHEMA = 1
+SCHEMA = 2
 TRAIN_SHARE = 0.6
 """Predictors learn on the first part of the text and are judged on the rest [-]."""
 
@@ -36,32 +39,11 @@ def _criteria(text: str) -> list[str]:
     return names
 
 
-def _text(loaded: Loaded, path: Path) -> tuple[Any, str]:
-    """Token ids of a text file and the hash of its bytes."""
-    import hashlib
-
-    import numpy as np
-
-    try:
-        raw = path.read_bytes()
-        text = raw.decode("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8"
-        raise InputError(f"cannot read {path}: {reason}", where="--text") from None
-    ids = loaded.tokenizer(text, verbose=False)["input_ids"]
-    return np.asarray(ids), hashlib.sha256(raw).hexdigest()
-
-
 def _load(model: str, revision: str | None, dtype: str, device: str, threads: int) -> Loaded:
-    import torch
-    import transformers
+    from traces.loading import find, load, quieten, use_threads
 
-    from traces.loading import find, load
-
-    if threads:
-        torch.set_num_threads(threads)
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
+    use_threads(threads)
+    quieten()
     return load(find(model, revision=revision), dtype=dtype, device=device)
 
 
@@ -102,6 +84,7 @@ def train(
     """Train ShadowLLM's and Deja Vu's predictors on the first 60 % of a text."""
     from traces.blocks import blocks
     from traces.predictors import plans
+    from traces.text import read_tokens
 
     wanted = _criteria(criteria)
     if out.is_file():
@@ -112,14 +95,14 @@ def train(
     parts = blocks(loaded.model)
     if len(parts) < 2:
         raise InputError("a model of one layer has nothing to predict", where="--model")
-    ids, digest = _text(loaded, text)
+    words = read_tokens(text, loaded.tokenizer)
     length = _length(loaded, length)
     manifest: dict[str, Any] = {
         "schema": SCHEMA,
         "model": loaded.checkpoint.name,
         "revision": loaded.checkpoint.revision,
         "config_sha256": loaded.checkpoint.config_sha256,
-        "text_sha256": digest,
+        "text_sha256": words.sha256,
         "train_share": TRAIN_SHARE,
         "length": length,
         "tokens": max_tokens // length * (length - 1),
@@ -138,7 +121,7 @@ def train(
     out.mkdir(parents=True, exist_ok=True)
     todo = plans(wanted, seeds)
     for plan, loss, parameters in console.progress(
-        _train(loaded, parts, ids, todo, manifest, out), len(todo), "train", quiet=json_
+        _train(loaded, parts, words, todo, manifest, out), len(todo), "train", quiet=json_
     ):
         manifest["loss"][plan.file] = {"mean_squared_error": loss, "parameters": parameters}
         _write(out / MANIFEST, manifest)
@@ -148,13 +131,18 @@ def train(
         console.out(f"{len(todo)} predictors of {model} in {out}")
 
 
+def _learned_from(text: Tokens) -> np.ndarray:
+    """The first part of a text's tokens, which predictors and thresholds are fitted on."""
+    return text.ids[: int(len(text.ids) * TRAIN_SHARE)]
+
+
 def _write(path: Path, manifest: dict[str, Any]) -> None:
     with replaced(path) as temporary:
         temporary.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
 
 
 def _train(
-    loaded: Loaded, parts: Any, ids: Any, todo: list[Plan], manifest: dict[str, Any], out: Path
+    loaded: Loaded, parts: Any, text: Tokens, todo: list[Plan], manifest: dict[str, Any], out: Path
 ) -> Iterator[tuple[Plan, float, int]]:
     from safetensors.torch import save_file
 
@@ -163,7 +151,7 @@ def _train(
     from traces.samples import gather
 
     length, tokens = manifest["length"], manifest["tokens"]
-    chosen = windows(ids[: int(len(ids) * TRAIN_SHARE)], length, tokens // (length - 1))
+    chosen = windows(_learned_from(text), length, tokens // (length - 1), first=text.first)
     chosen = chosen.to(loaded.model.device)
     for criterion in dict.fromkeys(p.criterion for p in todo):
         mine = [p for p in todo if p.criterion == criterion]
@@ -237,6 +225,7 @@ def evaluate(
     from traces.blocks import blocks
     from traces.experiment import evaluation
     from traces.quality import scene, windows
+    from traces.text import read_tokens
 
     known = _manifest(predictors)
     if out.suffix != ".parquet":
@@ -248,15 +237,16 @@ def evaluate(
         raise InputError(
             f"{predictors} was trained for {known['model']}, not for {loaded.checkpoint.name}", where="--predictors"
         )
-    ids, digest = _text(loaded, text)
+    words = read_tokens(text, loaded.tokenizer)
     length = _length(loaded, length)
     if prompt >= length - 1:
         raise InputError(f"leaves nothing of {length} tokens to score", where="--prompt")
     # Another text was not seen in training at all; of the same one, only the rest was not.
-    rest = ids[int(len(ids) * TRAIN_SHARE) :] if digest == known["text_sha256"] else ids
-    chosen = windows(rest, length, max_tokens // length).to(loaded.model.device)
+    learned = _learned_from(words)
+    rest = words.ids[len(learned) :] if words.sha256 == known["text_sha256"] else words.ids
+    chosen = windows(rest, length, max_tokens // length, first=words.first).to(loaded.model.device)
     bench = Bench(loaded.model, blocks(loaded.model), scene(loaded.model, chosen, prompt))
-    steps = evaluation(bench, predictors, known, ids[: int(len(ids) * TRAIN_SHARE)], length)
+    steps = evaluation(bench, predictors, known, learned, words.first, length)
     for done, label in enumerate(steps, start=1):
         if not json_ and done % 25 == 0:
             console.say(f"{done} runs, {label}")

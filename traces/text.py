@@ -55,6 +55,55 @@ def _texts_in(folder: Path) -> list[str]:
     return sorted(texts)
 
 
+@dataclass(frozen=True, eq=False)
+class Tokens:
+    """A text as one run of tokens.
+
+    Parameters
+    ----------
+    ids : ndarray, shape (tokens,), int64
+        Without what the tokenizer puts before a text.
+    first : tuple of int
+        What every window of it begins with: the tokenizer's first token if it has one.
+    sha256 : str
+        Of the names and contents of the files read.
+    """
+
+    ids: np.ndarray
+    first: tuple[int, ...]
+    sha256: str
+
+
+def read_tokens(path: Path, tokenizer: PreTrainedTokenizerBase, *, most: int | None = None) -> Tokens:
+    """Tokens of a UTF-8 file or of a folder of them, separated by the tokenizer's end-of-text token.
+
+    Parameters
+    ----------
+    most : int, optional
+        Reading stops once there are as many.
+
+    Raises
+    ------
+    InputError
+        No such text, or not UTF-8.
+    """
+    import numpy as np
+
+    end = [eos] if isinstance(eos := tokenizer.eos_token_id, int) else []
+    digest = hashlib.sha256()
+    found: list[int] = []
+    files = text_files(path)
+    for file in files:
+        raw = _read(file)
+        digest.update(f"{file.name}\0{len(raw)}\0".encode() + raw)
+        for piece in _pieces(_decode(raw, file)):
+            if most is not None and len(found) >= most:
+                break
+            found += tokenizer.encode(piece, add_special_tokens=False, verbose=False)
+        found += end
+    return Tokens(np.asarray(found, np.int64), first_tokens(tokenizer), digest.hexdigest())
+
+
 def read_sequences(
     path: Path, tokenizer: PreTrainedTokenizerBase, *, length: int, max_tokens: int, seed: int
 ) -> Sequences:
@@ -63,7 +112,7 @@ def read_sequences(
     Parameters
     ----------
     path : Path
-        A UTF-8 file, or a folder of them; files are separated by the tokenizer's end-of-text token.
+        A UTF-8 file, or a folder of them, as `read_tokens` reads it.
     length : int
         Tokens of a sequence.
     max_tokens : int
@@ -78,32 +127,20 @@ def read_sequences(
     """
     import numpy as np
 
-    files = text_files(path)
-    first = [tokenizer.bos_token_id] if _starts_with_bos(tokenizer) else []
-    end = [eos] if isinstance(eos := tokenizer.eos_token_id, int) else []
-    wanted = max_tokens // length * (length - len(first))
-    digest = hashlib.sha256()
-    found: list[int] = []
-    for file in files:
-        raw = _read(file)
-        digest.update(f"{file.name}\0{len(raw)}\0".encode() + raw)
-        for piece in _pieces(_decode(raw, file)):
-            if len(found) >= wanted:
-                break
-            found += tokenizer.encode(piece, add_special_tokens=False, verbose=False)
-        found += end
-    body = length - len(first)
-    count = min(len(found), wanted) // body
+    body = length - len(first_tokens(tokenizer))
+    wanted = max_tokens // length * body
+    text = read_tokens(path, tokenizer, most=wanted)
+    count = min(len(text.ids), wanted) // body
     if count < 2:
         raise InputError(
-            f"{path} has {len(found)} tokens; two sequences of {length} are the least: give more text "
+            f"{path} has {len(text.ids)} tokens; two sequences of {length} are the least: give more text "
             "or a smaller --sequence-length",
             where="--text",
         )
-    pieces = np.asarray(found[: count * body], np.int64).reshape(count, body)
-    head = np.full((count, len(first)), first, np.int64) if first else pieces[:, :0]
+    pieces = text.ids[: count * body].reshape(count, body)
+    head = np.tile(np.asarray(text.first, np.int64), (count, 1))
     order = np.random.default_rng(seed).permutation(count)
-    return Sequences(np.concatenate([head, pieces], axis=1)[order], digest.hexdigest())
+    return Sequences(np.concatenate([head, pieces], axis=1)[order], text.sha256)
 
 
 def _pieces(text: str) -> Iterator[str]:
@@ -115,9 +152,14 @@ def _pieces(text: str) -> Iterator[str]:
         at = end
 
 
-def _starts_with_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
+def first_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """The token every text begins with where the tokenizer puts one, else nothing.
+
+    Models that learned with it lose most of their sense without it, so every window begins with it.
+    """
+    bos = tokenizer.bos_token_id
     ids = tokenizer("a")["input_ids"]
-    return bool(ids) and tokenizer.bos_token_id is not None and ids[0] == tokenizer.bos_token_id
+    return (bos,) if bos is not None and ids[:1] == [bos] else ()
 
 
 def _read(file: Path) -> bytes:

@@ -34,6 +34,8 @@ MANIFEST = "manifest.json"
 LARGEST = 1e18
 """Beyond any statistic or batch; sums and products of such numbers stay finite."""
 MOST_MANIFEST_BYTES, MOST_ROWS = 16 * 2**20, 20_000_000
+_ENCODINGS = {"value": "BYTE_STREAM_SPLIT", "neuron": "DELTA_BINARY_PACKED"}
+"""Of columns without repeats, or in runs: a fifth smaller than with dictionaries."""
 Columns = Mapping[str, Any]
 
 
@@ -215,7 +217,14 @@ def _check_names(curves: pa.Table) -> None:
 def _write_table(path: Path, table: pa.Table) -> FileRecord:
     import pyarrow.parquet as pq
 
-    pq.write_table(table, path, compression="zstd")
+    pq.write_table(
+        table,
+        path,
+        compression="zstd",
+        compression_level=19,
+        use_dictionary=[name for name in table.column_names if name not in _ENCODINGS],
+        column_encoding={name: way for name, way in _ENCODINGS.items() if name in table.column_names},
+    )
     return FileRecord(sha256=_digest(path), rows=table.num_rows)
 
 

@@ -125,11 +125,48 @@ def test_train_resumes_and_keeps_what_is_there(run: Run, model: Path, text: Path
     assert (code, "trained with another rank" in err) == (2, True)
 
 
+def test_every_window_begins_with_the_tokenizers_first_token(
+    run: Run, model: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model that learned with a first token is trained, calibrated and judged with it (Gemma: 25.8, without 45.0)."""
+    import shutil
+
+    from tokenizers import processors
+
+    from traces import experiment, quality
+
+    folder = tmp_path / "begins"
+    shutil.copytree(model, folder)
+    words = transformers.AutoTokenizer.from_pretrained(folder)
+    words.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{SEPARATOR} $A", special_tokens=[(SEPARATOR, 0)]
+    )
+    words.save_pretrained(folder)
+    seen: list[Any] = []
+    cut = quality.windows
+
+    def windows(*arguments: Any, **more: Any) -> Any:
+        seen.append(cut(*arguments, **more))
+        return seen[-1]
+
+    for module in (quality, experiment):
+        monkeypatch.setattr(module, "windows", windows)
+    code, _, err = run(shadow, *train_arguments(folder, text, tmp_path / "p"))
+    assert code == 0, err
+    code, _, err = run(shadow, *evaluate_arguments(folder, text, tmp_path / "p", tmp_path / "q.parquet"))
+    assert code == 0, err
+    assert len(seen) == 3
+    for found in seen:
+        assert (found[:, 0] == 0).all()
+        assert (found[:, 1:] != 0).all()
+        assert found.shape[1] == 48
+
+
 def test_mistakes_are_one_line(run: Run, model: Path, text: Path, tmp_path: Path) -> None:
     train = train_arguments(model, text, tmp_path / "p")
     cases = [
         ([*train, "--criteria", "planact"], "did you mean 'plainact'"),
-        ([*train, "--text", tmp_path / "none.txt"], "--text: cannot read"),
+        ([*train, "--text", tmp_path / "none.txt"], "--text: there is no file"),
         ([*train, "--length", "65"], "made for 64 tokens"),
         ([*train, "--max-tokens", "1000000"], "too few for"),
         ([*train, "--max-tokens", "40"], "not one window of 48 tokens"),

@@ -325,5 +325,8 @@ def test_windows_do_not_overlap_and_too_short_a_text_is_told() -> None:
     drawn = windows(ids, 10, 10, seed=4)
     assert sorted(drawn.flatten().tolist()) == list(range(100))
     assert windows(ids, 10, 3)[:, 0].tolist() == [0, 40, 90]
+    behind = windows(ids, 10, 3, first=[7])
+    assert behind[:, :2].tolist() == [[7, 0], [7, 45], [7, 90]]
+    assert behind.shape == (3, 10)
     with pytest.raises(InputError, match="too few for 11 windows of 10"):
         windows(ids, 10, 11)
