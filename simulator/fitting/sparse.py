@@ -25,7 +25,7 @@ from simulator.fitting import dsa, judge, smooth
 from simulator.fitting.residuals import Mask, out_of_fold, residual_of
 from simulator.fitting.sparse_ops import op_of
 from simulator.fitting.sparse_rows import INPUTS, TIMES, prepare, split
-from simulator.fitting.sparse_shares import nm24_fits
+from simulator.fitting.sparse_stated import stated
 from simulator.fitting.sparse_terms import FAMILIES, log_slopes, sides
 from simulator.ops.dense import dense_of
 from simulator.roofline.engine import get_engine
@@ -42,9 +42,13 @@ FAMILY = "sparse"
 Array = np.ndarray
 Coef = dict[str, float]
 SIDES = ("dense", "sparse")
-LEVELS = (("family", 0.5, 2.0), ("kernel", 2.0, 2.0), ("arch", 1.0, 2.0), ("device", 0.3, 1.0))
-"""Scope of a fit, and log spread of its coefficients about the wider scope's: rates, fixed seconds."""
-FIXED = ("launch", "select_s", "edge")
+PLACES = ("arch", "scope", "device")
+LEVELS = (("family", 0.5), ("kernel", 2.0), ("arch", 1.0), ("scope", 1.0), ("device", 0.3))
+"""Scope of a fit, and log spread of its rates about the wider scope's."""
+FIXED = 0.15
+"""Log spread of fixed seconds: products of a benchmark take so long that their launches are hardly told [-]."""
+STREAM = 0.2
+"""Log spread of a streaming coefficient: a bandwidth is known, and rows bound by products do not tell it [-]."""
 COUPLED = ("2:4", "NSA", "MInference")
 """Families whose two sides have the same terms."""
 SURFACE = ("Sputnik", "CLASP")
@@ -65,6 +69,10 @@ def _solve(family: str, side: int, rows: pd.DataFrame, centre: Coef, spread: Arr
     keys, start = list(centre), np.log(list(centre.values()))
     target = np.log(rows[TIMES[side]].to_numpy(float))
 
+    # Every generation of cards says as much about what is carried to another.
+    counts = rows.groupby("scope")["m"].transform("size").to_numpy(float)
+    weight = np.sqrt(len(rows) / (rows["scope"].nunique() * counts))
+
     def evaluate(p: Array) -> tuple[Array, Array]:
         time, slopes = log_slopes(terms, dict(zip(keys, np.exp(p), strict=True)), len(rows))
         off = (np.log(time) - target) / 0.15
@@ -72,7 +80,8 @@ def _solve(family: str, side: int, rows: pd.DataFrame, centre: Coef, spread: Arr
         soft = np.sign(off) * np.sqrt(2.0 * (root - 1.0))
         bend = np.where(np.abs(off) < 1e-6, 1.0, off / (root * np.where(soft == 0, 1.0, soft)))
         prior = 0.7 * (p - start) / spread
-        return (np.concatenate([soft, prior]), np.concatenate([(bend / 0.15)[:, None] * slopes, np.diag(0.7 / spread)]))
+        bend = weight * bend / 0.15
+        return np.concatenate([weight * soft, prior]), np.concatenate([bend[:, None] * slopes, np.diag(0.7 / spread)])
 
     def slopes(p: Array) -> Any:
         return evaluate(p)[1]
@@ -85,7 +94,7 @@ def _solve(family: str, side: int, rows: pd.DataFrame, centre: Coef, spread: Arr
 def _chains(
     family: str, rows: pd.DataFrame, side: int, dense: Mapping[tuple[str, ...], Coef] | None = None
 ) -> dict[tuple[str, ...], Coef]:
-    """Coefficients of one side by scope: (), (kernel,), (kernel, arch), (kernel, arch, device).
+    """Coefficients of one side by scope: (), (kernel,), (kernel, arch), ... of `PLACES`.
 
     With `dense`, a coefficient starts from its dense namesake of the same scope times the parent's ratio:
     what a card does to one side it does to the other.
@@ -93,23 +102,23 @@ def _chains(
     column = ("baseline", "library")[side]
     found: dict[tuple[str, ...], Coef] = {}
     start = names(sides(family, rows)[side])
-    keys = [column, "arch", "device"]
-    for depth, (_, rate, fixed) in enumerate(LEVELS):
+    keys = [column, *PLACES]
+    for depth, (_, rate) in enumerate(LEVELS):
         groups = rows.groupby(keys[:depth]) if depth else [((), rows)]
         for names_, part in groups:
             key = tuple(map(str, cast("tuple[object, ...]", names_)))
             parent = found[key[:-1]] if depth else start
             if dense is not None and depth:
                 here, above = (_of(dense, part, d) for d in (depth, depth - 1))
-                parent = {n: c * here[n] / above[n] for n, c in parent.items()}
-            spread = np.array([fixed if n.startswith(FIXED) else rate for n in parent])
-            found[key] = _solve(family, side, part, parent, spread) if len(part) > 1 else parent
+                parent = {n: c * here.get(n, 1.0) / above.get(n, 1.0) for n, c in parent.items()}
+            spread = np.array([{"launch_s": FIXED, "stream": STREAM}.get(n, rate) for n in parent])
+            found[key] = _solve(family, side, part, parent, spread)
     return found
 
 
 def _of(dense: Mapping[tuple[str, ...], Coef], rows: pd.DataFrame, depth: int) -> Coef:
     """Dense coefficients at `depth` for rows of one scope."""
-    return dense[tuple(str(rows[c].iloc[0]) for c in ("baseline", "arch", "device")[:depth])]
+    return dense[tuple(str(rows[c].iloc[0]) for c in ("baseline", *PLACES)[:depth])]
 
 
 def fit(rows: pd.DataFrame, *, date: str | None = None, residuals: bool = True) -> list[Fit]:
@@ -123,8 +132,8 @@ def fit(rows: pd.DataFrame, *, date: str | None = None, residuals: bool = True) 
     rows = rows[~of_modules]
     fits = modules + _fit(rows, date)
     if not residuals or rows.empty:
-        return fits + nm24_fits(rows, date)
-    errors = _residuals(rows, date)
+        return fits
+    errors, devices = _residuals(rows, date), set(rows["device"])
     out = []
     for f in fits:
         if f.family != FAMILY:
@@ -133,13 +142,17 @@ def fit(rows: pd.DataFrame, *, date: str | None = None, residuals: bool = True) 
         error = errors.get((f.dtype, f.library), errors[(f.dtype, ANY)])
         if f.device == ANY:
             error = error.widened(BETWEEN_ARCH)
-        elif f.device in set(rows["arch"]):
+        elif f.device not in devices:
             error = error.widened(BETWEEN_DEVICE)
         out.append(replace(f, residual=error))
-    return out + nm24_fits(rows, date)
+    return out
 
 
 def _fit(rows: pd.DataFrame, date: str) -> list[Fit]:
+    import pandas as pd
+
+    if (rows["family"] == "2:4").any():
+        rows = pd.concat([rows, stated()], ignore_index=True)
     out: list[Fit] = []
     plain = residual_of(np.zeros(0), np.zeros(0), BETWEEN_SOURCE)
     for family, group in rows.groupby("family"):
@@ -167,10 +180,12 @@ def _fit(rows: pd.DataFrame, date: str) -> list[Fit]:
             dense, sparse = (str(n) for n in cast("tuple[object, ...]", names_))
             pair = _named(dense, sparse)
             out.append(make(pair_rows, ANY, pair, [(dense,), (sparse,)]))
-            for arch, part in ((str(a), p) for a, p in pair_rows.groupby("arch")):
-                out.append(make(part, arch, pair, [(dense, arch), (sparse, arch)]))
-                for device, own in ((str(d), p) for d, p in part.groupby("device")):
-                    out.append(make(own, device, pair, [(dense, arch, device), (sparse, arch, device)]))
+            for depth in range(1, len(PLACES) + 1):
+                for place, part in pair_rows.groupby(list(PLACES[:depth])):
+                    at = tuple(str(p) for p in cast("tuple[object, ...]", place))
+                    # An architecture of one generation is its own scope.
+                    if at[-1] not in at[:-1]:
+                        out.append(make(part, at[-1], pair, [(dense, *at), (sparse, *at)]))
     return out
 
 

@@ -70,11 +70,24 @@ def split(raw: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, int]]:
     rows["keep"] = 1.0 - rows["sparsity"].astype(float).fillna(0.0)
     width = rows["pattern"].str.extract(r"(?:V=|v=)(\d+)", expand=False)
     rows["vector"] = pd.to_numeric(width).fillna(1.0)
-    rows["arch"] = rows["device"].map({d: load(d).arch for d in rows["device"].unique()})
+    for place in ("arch", "scope"):
+        rows[place] = rows["device"].map({d: getattr(load(d), place) for d in rows["device"].unique()})
     rows["n_kv_heads"] = rows["n_kv_heads"].astype(float).fillna(rows["n_heads"]).fillna(1.0)
     for column in COUNTS:
         rows[column] = rows[column].astype(float).fillna(1.0)
-    keys = [*INPUTS, "weight", "kv_bytes", "vector", "arch", "source", "device", "library", "baseline", "sparse_kernel"]
+    keys = [
+        *INPUTS,
+        "weight",
+        "kv_bytes",
+        "vector",
+        "arch",
+        "scope",
+        "source",
+        "device",
+        "library",
+        "baseline",
+        "sparse_kernel",
+    ]
     # The kernel stays in the key: a family may pool two, but their times are two measurements.
     grouped = rows.groupby(keys, sort=True)
     out = grouped[[*TIMES, "naive"]].median()

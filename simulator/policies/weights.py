@@ -11,11 +11,14 @@ from simulator.base.dtypes import DType, Format
 from simulator.model.spec import ModelSpec
 from simulator.ops.ops import Linear, Moe, Op
 from simulator.policies.base import Aspect, Context, Policy
+from simulator.policies.common import only
 from simulator.policies.grammar import POLICIES
 
 # Kept apart by every published recipe: accuracy lives in the embedding and the output matrix.
 UNTOUCHED = ("lm_head", "unembed.proj", "moe.router", "attn.absorb_k", "attn.absorb_v")
 
+NM24 = "2:4/vendor"
+"""Kernels of the vendor's libraries (cuSPARSELt, CUTLASS, hipSPARSELt), fitted together."""
 NM24_METADATA_BITS = 2.0
 """Index bits per kept value of the 2:4 format; sparse tensor cores of Ampere and later [1]_."""
 
@@ -61,7 +64,7 @@ class Nm24(Policy):
         if not is_weight(op) or not isinstance(op, Linear) or self.kernel == "gemm_plugin":
             return (op,)
         per_weight = (op.fmt.weight_bits + NM24_METADATA_BITS) / 2.0 / 8.0
-        return (replace(op, bytes_per_weight=per_weight, flop_keep=0.5, nm24=True),)
+        return (replace(op, bytes_per_weight=per_weight, flop_keep=0.5, nm24=True, kernel=only(op, NM24)),)
 
 
 @POLICIES.register("w4a16")

@@ -13,7 +13,7 @@ from simulator.ops.ops import Expand, Linear, Op
 from simulator.policies.base import Aspect, Compatibility, Context, Policy, Swept, alias
 from simulator.policies.common import ByDepth, only
 from simulator.policies.grammar import POLICIES
-from simulator.policies.weights import NM24_METADATA_BITS, is_weight
+from simulator.policies.weights import NM24, NM24_METADATA_BITS, is_weight
 
 CSL_TILE = 128 * 64
 """Elements of a Tiled-CSL tile, 128 rows of 64 [-]."""
@@ -118,11 +118,12 @@ class SparseWeights(ByDepth):
         lanes = replace(op.fmt, math=DType.FP32)
         if self.format == "csr":
             per = csr_bytes(keep, b, float(op.k))
-            return (replace(op, fmt=lanes, bytes_per_weight=per, flop_keep=op.flop_keep * keep),)
+            sputnik = only(op, "Sputnik/Sputnik")
+            return (replace(op, fmt=lanes, bytes_per_weight=per, flop_keep=op.flop_keep * keep, kernel=sputnik),)
         half = (8.0 * b + NM24_METADATA_BITS) / 2.0 / 8.0
         rest = residue_24(keep)
         return (
-            replace(op, bytes_per_weight=half, flop_keep=op.flop_keep * 0.5, nm24=True),
+            replace(op, bytes_per_weight=half, flop_keep=op.flop_keep * 0.5, nm24=True, kernel=only(op, NM24)),
             replace(
                 op,
                 role=f"{op.role}.residue",

@@ -1,14 +1,10 @@
-"""What sparse kernels pay beyond bytes and flop: expansion, packing, short runs, 2:4 metadata."""
+"""What sparse kernels pay beyond bytes and flop: expansion, packing, short runs, searches."""
 
 from __future__ import annotations
 
 import math
-from functools import lru_cache
 
 from simulator.base.arrays import Array, clip, maximum, some
-from simulator.base.errors import UnsupportedError
-from simulator.device.fits import ANY
-from simulator.device.types import Device
 from simulator.ops.granularity import moved_bytes
 from simulator.ops.ops import Expand
 from simulator.roofline.hardware import Hardware
@@ -78,25 +74,3 @@ def gathered_bytes(useful_bytes: Array, run_bytes: float, hw: Hardware) -> Array
         return useful_bytes
     moved = moved_bytes(useful_bytes, run_bytes, hw.sector_bytes)
     return moved * ((run_bytes + hw.gather_run_bytes) / (run_bytes * hw.gather_share))
-
-
-NM24_KEY, NM24_LIBRARY = "2:4 shares", "all"
-"""Where the 2:4 shares stand in ``hw_profiles/measured/_default/sparse.toml``."""
-
-
-@lru_cache(maxsize=64)
-def nm24_shares(device: Device) -> tuple[float, float]:
-    """(stream, math) shares of a 2:4 product on the architecture of `device` [-].
-
-    Achieved stream rate over the dense product's, and share of the doubled tensor rate relative to the
-    dense product's share; an architecture without an entry takes that of ``any`` (EXTRAPOLATED).
-    """
-    found = {
-        f.device: f.coefficients
-        for f in reversed(device.measured.pooled("sparse"))
-        if f.dtype == NM24_KEY and f.library == NM24_LIBRARY
-    }
-    if not found:
-        raise UnsupportedError("no 2:4 shares in measured/_default/sparse.toml of hw_profiles; reinstall the package")
-    shares = found.get(device.arch, found[ANY])
-    return shares["stream"], shares["math"]

@@ -29,7 +29,7 @@ from simulator.roofline.lookup import Found, key_of, lookup, same_kernel
 from simulator.roofline.module import as_dense, module_rates, module_time
 from simulator.roofline.moe import moe_time
 from simulator.roofline.optime import OpTime
-from simulator.roofline.sparse import expand_s, gathered_bytes, nm24_shares, select_s, tile_s
+from simulator.roofline.sparse import expand_s, gathered_bytes, select_s, tile_s
 from simulator.roofline.speedup import rates_of, shape_of, speedup
 from simulator.roofline.transfer import host_s, transfer_s
 
@@ -154,19 +154,21 @@ def _fastest(
 def _by_kernel(op: Linear | Attention, device: Device, dense: _Raw, own: _Raw) -> _Raw:
     """Time of `dense` over the measured speed-up of the kernel of `op`, whose own terms are `own`.
 
-    Never below the floor of its bytes and flop, nor its weights at the rate of a dense kernel: kernels were measured on
-    many rows, where weights cost nothing.
+    What starts beside a product and was no part of the kernels compared (activations quantised) stays as it is. Never
+    below the floor of its bytes and flop, nor its weights at the rate of a dense kernel: kernels were measured on many
+    rows, where weights cost nothing.
     """
     pattern, _, library = op.kernel.partition("/")
     found = lookup(device, "sparse", pattern, library)
     rates = rates_of(device, math_of(device, _multiplied_in(dense_of(op))))
     gain = speedup(pattern, shape_of(op), rates, found.fit)
+    beside = maximum(dense.launch - found.fit.coefficients["dense_launch_s"], 0.0)
     moved = op.traffic().total_bytes
     least = floor_s(op.flop, moved, hardware(device, math_of(device, _multiplied_in(op))))
     if isinstance(op, Linear):
         least = maximum(least, own.memory * (op.weight_read_bytes / moved))
     return own._replace(
-        total=maximum(dense.total / gain, least),
+        total=maximum(beside + (dense.total - beside) / gain, least),
         found=_divided(dense.found, found),
         family=f"sparse.{pattern}",
         extrapolated=False,
@@ -206,12 +208,8 @@ def _product(op: Linear, device: Device, engine: Engine, touched: Array) -> _Raw
     flop = op.flop
     fewer = _below_one(op.flop_keep)
     sparse = op.nm24 or op.gathered is not None or op.expand is not None or fewer
-    if op.nm24:
-        if not device.has(op.fmt.math, sparse24=True):
-            raise UnsupportedError(f"{device.name} has no 2:4 tensor cores for {op.fmt.math}")
-        # A measured kernel is bound by what the units could do, one that was not by what others reach.
-        stream, math = (1.0, 1.0) if op.kernel else nm24_shares(device)
-        weight, flop = weight / stream, flop / math
+    if op.nm24 and not device.has(op.fmt.math, sparse24=True):
+        raise UnsupportedError(f"{device.name} has no 2:4 tensor cores for {op.fmt.math}")
     n = op.n * op.read_keep if op.gathered == "n" else op.n
     k = op.k * op.read_keep if op.gathered == "k" else op.k
     t = gemm_time(
