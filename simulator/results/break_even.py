@@ -15,7 +15,7 @@ from simulator.inference.evaluate import Points, evaluate
 from simulator.inference.group import Group, group_of, runnable
 from simulator.inference.paired import throughput
 from simulator.results.rows import load_of
-from simulator.results.verdict import Speedups, along, as_times, count, runs, told, wins
+from simulator.results.verdict import Speedups, Verdict, along, count, figure, runs, told, verdicts, wins
 from simulator.scenario.scenario import Scenario
 
 POINTS = 48
@@ -70,6 +70,8 @@ class BreakEven:
             "axis": self.axis,
             "values": self.values.tolist(),
             **{name: end.tolist() for name, end in zip(ends, self.speedup, strict=True)},
+            "p_win": self.speedup.above(1.0).tolist(),
+            "verdict": [str(list(Verdict)[code]) for code in verdicts(self.speedup)],
             "wins": [list(w) for w in self.wins],
             "sentence": self.sentence,
         }
@@ -220,8 +222,10 @@ def _sentence(
     axis: str, values: np.ndarray, speedup: Speedups, noun: str, place: str, text: Callable[[float], str]
 ) -> str:
     """Where the policy wins along an axis, and its best and worst there."""
-    mid, lo, hi = speedup
-    best, worst = int(np.argmax(mid)), int(np.argmin(mid))
-    ends = [f"{as_times(mid[i])} ({lo[i]:.2f}-{hi[i]:.2f}) at {place.format(text(values[i]))}" for i in (best, worst)]
+    best, worst = int(np.argmax(speedup.mid)), int(np.argmin(speedup.mid))
+    ends = [
+        f"{figure(speedup.each(lambda end, i=i: float(end[i])))} at {place.format(text(values[i]))}"
+        for i in (best, worst)
+    ]
     words = along(noun, values, speedup, text)
     return f"{axis}: {words} ({text(values[0])} to {text(values[-1])}); best {ends[0]}, worst {ends[1]}"

@@ -13,7 +13,7 @@ from simulator.policies.software import Software, software
 from simulator.results.answer import Row
 from simulator.results.published_quality import losses
 from simulator.results.rows import load_of, rows
-from simulator.results.verdict import Verdict, as_times, verdict
+from simulator.results.verdict import Verdict, figure, told, verdict
 from simulator.scenario.scenario import Scenario
 
 
@@ -48,7 +48,6 @@ class Option:
             **self.answer.to_dict(),
             "tokens_per_s_lo": speed.lo,
             "tokens_per_s_hi": speed.hi,
-            "verdict": self.verdict,
             **self.software.model_dump(),
             "published_loss": self.loss,
         }
@@ -104,7 +103,8 @@ def show(scenario: Scenario, kernel: str = PUBLISHED, *, as_json: bool) -> None:
             "needs",
             "published loss",
             "tokens/s (90 %)",
-            "vs dense",
+            "verdict",
+            "vs dense (90 %, P(win))",
             "TTFT ms",
             "TPOT ms",
             "largest batch",
@@ -116,7 +116,8 @@ def show(scenario: Scenario, kernel: str = PUBLISHED, *, as_json: bool) -> None:
                 o.software.needs or "-",
                 o.loss or "-",
                 console.spread(o.answer.tokens_per_s),
-                "-" if o.policy == "dense" else as_times(o.answer.speedup.mid),
+                "-" if o.policy == "dense" else str(o.verdict),
+                "-" if o.policy == "dense" else figure(o.answer.speedup),
                 ms(o.answer.ttft_s.mid),
                 ms(o.answer.tpot_s.mid),
                 f"{o.answer.max_batch:,.0f}",
@@ -125,8 +126,8 @@ def show(scenario: Scenario, kernel: str = PUBLISHED, *, as_json: bool) -> None:
             if o.answer.ok and o not in same
         ],
         left=4,
-        note="loss: the worst published measure against dense; '-' is not known, not none. The intervals are of the"
-        f" speed: a method and dense err together.{_dense_note(found)}",
+        note="loss: the worst published measure against dense; '-' is not known, not none. Speeds of a method and of"
+        f" dense err together, so what they share spreads tokens/s and not the comparison.{_dense_note(found)}",
     )
     if same:
         console.out(f"{Verdict.EVEN} here: {', '.join(o.policy for o in same)}")
@@ -175,5 +176,5 @@ def _named(o: Option) -> str:
     return (
         f"{o.policy}, {console.number(o.answer.tokens_per_s.mid)} tokens/s"
         f" ({console.number(o.answer.tokens_per_s.lo)}-{console.number(o.answer.tokens_per_s.hi)}),"
-        f" {as_times(o.answer.speedup.mid)} dense, {lost}"
+        f" {told(o.answer.speedup)}, {lost}"
     )

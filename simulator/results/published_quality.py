@@ -21,7 +21,7 @@ from simulator.policies import Policy, parse
 from simulator.results.answer import Row
 from simulator.results.quality import front
 from simulator.results.rows import load_of, rows
-from simulator.results.verdict import Verdict, as_times, told, verdict
+from simulator.results.verdict import Verdict, figure, told, verdict
 from simulator.scenario.catalogue import CATALOGUE
 from simulator.scenario.scenario import Scenario
 
@@ -143,6 +143,8 @@ class Choice:
             "fits": self.answer.ok,
             "speedup_lo": speedup.lo,
             "speedup_hi": speedup.hi,
+            "p_win": self.answer.p_win,
+            "verdict": self.answer.verdict,
         }
 
 
@@ -265,7 +267,7 @@ def show(scenario: Scenario, most: float, *, as_json: bool) -> None:
                 "yes" if c.front else "" if c.answer.ok else "no fit",
                 f"{c.loss:+.2f} points" if c.unit == "points" else f"{c.loss:+.1%} perplexity",
                 *map(console.number, c.answer.tokens_per_s),
-                as_times(c.answer.speedup.mid),
+                figure(c.answer.speedup),
             ]
             for c in found
         ],

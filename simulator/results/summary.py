@@ -16,7 +16,7 @@ from simulator.inference.status import Status
 from simulator.policies import in_kernel
 from simulator.results.answer import Row, Rows
 from simulator.results.quality import front
-from simulator.results.verdict import RULE, Tally, tally
+from simulator.results.verdict import RULE, Tally, figure, tally, wins
 
 Key = tuple[str, str, str]
 """Model, device, and policy with its kernel where that is another than its own."""
@@ -26,6 +26,9 @@ QUALITY = (
     "policy",
     "tokens_per_s_per_gpu",
     "throughput_speedup_same_batch",
+    "throughput_speedup_same_batch_lo",
+    "throughput_speedup_same_batch_hi",
+    "p_win",
     "quality_perplexity_ratio",
     "quality_agreement",
     "quality_source",
@@ -42,6 +45,9 @@ class _Found:
     rows: int = 0
     reason: str = ""
     best: Row | None = None
+    """With most tokens/s per GPU."""
+    winner: Row | None = None
+    """The same among those that win."""
 
     def tally(self, key: Key) -> Tally:
         """What the policy does against dense, over the loads that fit."""
@@ -81,8 +87,8 @@ class Summary:
         found.speedups.append(rows.speedup.each(lambda end: end[known]))
         found.batches.append(rows.batch[known])
         found.prompts.append(rows.prompt_tokens[known])
-        best = rows.at(int(np.nanargmax(rows.tokens_per_s_per_gpu.mid)))
-        found.best = fastest([b for b in (found.best, best) if b is not None])
+        found.best = _faster(found.best, rows, ok)
+        found.winner = _faster(found.winner, rows, ok & wins(rows.speedup))
 
     @property
     def ok(self) -> int:
@@ -91,12 +97,21 @@ class Summary:
 
     @property
     def best(self) -> list[Row]:
-        """Row with most tokens/s per GPU of every model and device."""
+        """Row with most tokens/s per GPU of every model and device, dense or one that wins over it.
+
+        Where dense was not asked for or does not fit, policies have nothing to win over: the fastest of them.
+        """
         of: dict[tuple[str, str], list[Row]] = {}
-        for (model, device, _), found in self.found.items():
+        alone: dict[tuple[str, str], list[Row]] = {}
+        for (model, device, policy), found in self.found.items():
+            at = model, device
             if found.best is not None:
-                of.setdefault((model, device), []).append(found.best)
-        return [fastest(rows) for rows in of.values()]
+                alone.setdefault(at, []).append(found.best)
+            chosen = found.best if policy == "dense" else found.winner
+            if chosen is not None:
+                of.setdefault(at, []).append(chosen)
+        dense = {key[:2] for key, found in self.found.items() if key[2] == "dense" and found.best is not None}
+        return [fastest(of[at] if at in dense else rows) for at, rows in alone.items()]
 
     def tallies(self) -> list[Tally]:
         """What each policy does against dense, over the loads that fit."""
@@ -130,6 +145,15 @@ class Summary:
         }
 
 
+def _faster(known: Row | None, rows: Rows, among: np.ndarray) -> Row | None:
+    """The one with most tokens/s per GPU of `known` and of some of `rows`."""
+    speed = np.where(among, rows.tokens_per_s_per_gpu.mid, np.nan)
+    if not np.isfinite(speed).any():
+        return known
+    best = rows.at(int(np.nanargmax(speed)))
+    return best if known is None else fastest([known, best])
+
+
 def fastest(rows: Iterable[Row]) -> Row:
     """The first with most tokens/s per GPU."""
     return max(rows, key=lambda row: row.tokens_per_s_per_gpu.mid)
@@ -141,7 +165,7 @@ def show(summary: Summary, out: Path | None) -> None:
     console.out(f"{summary.rows:,} rows: {status}")
     console.out()
     console.table(
-        "Most tokens/s per GPU on each device",
+        "Most tokens/s per GPU on each device, of dense and what wins over it",
         [
             "model",
             "device",
@@ -166,11 +190,11 @@ def show(summary: Summary, out: Path | None) -> None:
     devices = list(dict.fromkeys(t.device for t in tallies))
     if devices:
         console.table(
-            "Where sparsity wins and loses: throughput over dense at the same batch, median (worst-best)",
+            "Where sparsity wins and loses: throughput over dense at the same batch, median (90 % interval, P(win))",
             ["model", "policy", *devices],
             _pivot(tallies, devices),
             left=2 + len(devices),
-            note=f"{RULE}, over the rows with status ok; dense is timed even where it does not fit",
+            note=f"{RULE}. Over the rows with status ok; dense is timed even where it does not fit",
         )
     quality = summary.quality()
     if quality:
@@ -201,7 +225,7 @@ def _best_row(a: Row) -> list[str]:
         num(a.tokens_per_s_per_gpu.mid),
         ms(a.ttft_s.mid),
         console.spread(a.tpot_s, ms),
-        f"{num(a.speedup.mid)}x",
+        "-" if a.policy == "dense" else figure(a.speedup),
         num(a.usd_per_mtoken),
         a.bound,
         a.basis.lower(),
@@ -215,7 +239,7 @@ def _quality_row(a: Row, first: bool) -> list[str]:
         in_kernel(a.policy, a.kernel),
         "*" if first else "",
         console.number(a.tokens_per_s_per_gpu.mid),
-        f"{console.number(a.speedup.mid)}x",
+        "-" if a.policy == "dense" else figure(a.speedup),
         f"{a.quality_perplexity_ratio:.3f}x",
         f"{a.quality_agreement:.1%}" if isfinite(a.quality_agreement) else "-",
         a.quality_source,

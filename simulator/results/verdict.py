@@ -104,12 +104,16 @@ def as_times(speedup: float) -> str:
 def told(speedup: Interval[float]) -> str:
     """``wins, 1.35x dense (1.20-1.50, P(win) 0.99)``."""
     of = "" if (word := verdict(speedup)) is Verdict.EVEN else " dense"
-    return f"{word}, {as_times(speedup.mid)}{of} ({between(speedup)}, P(win) {as_chance(speedup)})"
+    return f"{word}, {as_times(speedup.mid)}{of} ({_ends(speedup)})"
 
 
-def between(speedup: Interval[float]) -> str:
-    """``1.20-1.50``: the ends of the 90 % interval."""
-    return f"{speedup.lo:.2f}-{speedup.hi:.2f}"
+def figure(speedup: Interval[float], dash: str = "-") -> str:
+    """``1.35x (1.20-1.50, P(win) 0.99)``; only the dash where there is none."""
+    return f"{as_times(speedup.mid)} ({_ends(speedup, dash)})" if np.isfinite(speedup.mid) else dash
+
+
+def _ends(speedup: Interval[float], dash: str = "-") -> str:
+    return f"{speedup.lo:.2f}{dash}{speedup.hi:.2f}, P(win) {as_chance(speedup)}"
 
 
 def as_chance(speedup: Interval[float]) -> str:
@@ -233,13 +237,10 @@ class Tally:
         return self.middle.mid
 
     def told(self, dash: str = "-") -> str:
-        """``1.35x (0.90-1.60), wins from batch 4``, or why there is nothing to tell."""
+        """``1.35x (1.20-1.50, P(win) 0.99), wins from batch 4``, or why there is nothing to tell."""
         if not self.rows:
             return "not applicable" if self.reason else "no row fits"
-        if not np.isfinite(self.median):
-            return dash
-        ends = "" if self.rows == 1 else f" ({self.worst:.2f}{dash}{self.best:.2f})"
-        return f"{as_times(self.median)}{ends}, {self.words}"
+        return f"{figure(self.middle, dash)}, {self.words}" if np.isfinite(self.median) else dash
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for ``--json``."""
