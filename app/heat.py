@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from app.figures import FIT, GREY, Rows, Spec, channel
-from simulator.api import Verdict, verdict
-from simulator.base.interval import Interval
 
 
 def heat_map(
@@ -23,7 +21,7 @@ def heat_map(
     ratio: bool = False,
     numbers: bool = True,
 ) -> Spec:
-    """Cells of `rows` (x, y, value, text, told) with a line where a ratio crosses 1.
+    """Cells of `rows` (x, y, value, text, told, wins) with a line round the ratios that win.
 
     Parameters
     ----------
@@ -95,7 +93,7 @@ def _on_cell(ratio: bool, edge: float, known: Rows) -> dict[str, Any]:
 def _borders(rows: Rows, at_x: Spec, at_y: Spec, xs: Sequence[Any], ys: Sequence[Any]) -> list[Spec]:
     """Lines between neighbouring cells of which one wins and the other does not."""
     known = [r for r in rows if r["value"] is not None]
-    wins = {(r["x"], r["y"]): verdict(Interval.exact(r["value"])) is Verdict.WINS for r in known}
+    wins = {(r["x"], r["y"]): r["wins"] for r in known}
     right = [
         {"x": a, "y": y}
         for y in ys

@@ -14,7 +14,7 @@ from simulator.base.interval import Interval
 from simulator.inference.status import Status
 from simulator.results.answer import Row
 from simulator.results.break_even import BreakEven
-from simulator.results.verdict import along, as_times
+from simulator.results.verdict import along, figure
 
 _MARKUP = re.compile(r"([\\`*_{}\[\]<>#|~$!:])")
 
@@ -42,8 +42,14 @@ def answer(p: Prediction, dense: Prediction) -> str:
         )
     return (
         f"**{a.policy}** {verdict(a.speedup).verb} on **{a.model}** and {where}: {rate} instead of"
-        f" {number(dense.answer.tokens_per_s.mid)}, **{as_times(a.speedup.mid)}**, at batch {a.batch:,.0f}. {_bound(p)}"
+        f" {number(dense.answer.tokens_per_s.mid)}, {strong(a.speedup)}, at batch {a.batch:,.0f}. {_bound(p)}"
     )
+
+
+def strong(speedup: Interval[float]) -> str:
+    """``**1.35x** (1.20-1.50, P(win) 0.99)``."""
+    times, ends = figure(speedup, "–").split(" ", 1)
+    return f"**{times}** {ends}"
 
 
 def told(p: Prediction) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -14,7 +15,7 @@ from reports.text import DASH
 from simulator.base.interval import Interval
 from simulator.results.answer import Row
 from simulator.results.summary import Summary
-from simulator.results.verdict import Tally, Verdict, loses, wins
+from simulator.results.verdict import Tally, Verdict, verdict, wins
 
 Pair = tuple[str, str]
 _NUMBER = re.compile(r"(?<![\w.:-])\d[\d,]*(?:\.\d+)?(?![\w:])")
@@ -26,6 +27,36 @@ class Choice:
 
     tally: Tally
     row: Row
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """A policy over all pairs of model and device.
+
+    Attributes
+    ----------
+    middle : Interval
+        Median of its medians, and of either end of them [-].
+    wins, loses : float
+        Share of the pairs [-].
+    """
+
+    policy: str
+    middle: Interval[float]
+    wins: float
+    loses: float
+
+    @classmethod
+    def of(cls, policy: str, tallies: Sequence[Tally]) -> Ranked:
+        """Over `tallies` of the policy."""
+        ends = zip(*(t.middle for t in tallies), strict=True)
+        won, lost = (float(np.mean([t.verdict is word for t in tallies])) for word in (Verdict.WINS, Verdict.LOSES))
+        return cls(policy, Interval(*(float(np.median(end)) for end in ends)), won, lost)
+
+    @property
+    def verdict(self) -> Verdict:
+        """Of the median."""
+        return verdict(self.middle)
 
 
 @dataclass(frozen=True)
@@ -46,20 +77,12 @@ class Advice:
         return [t for t in self.tallies.values() if t.policy == policy and t.rows and np.isfinite(t.median)]
 
     @cached_property
-    def ranking(self) -> list[tuple[str, float, float, float]]:
-        """(policy, median of its medians, share of pairs whose median wins, share whose median loses), best first."""
-        out = []
-        for policy in self.policies:
-            found = np.array([t.median for t in self.of_policy(policy)])
-            if len(found):
-                out.append(
-                    (
-                        policy,
-                        float(np.median(found)),
-                        *(float(np.mean(f(Interval.exact(found)))) for f in (wins, loses)),
-                    )
-                )
-        return sorted(out, key=lambda r: -r[1])
+    def ranking(self) -> list[Ranked]:
+        """Policies by what they do on all pairs: those that win first, those that lose last, each by its median."""
+        found = ((policy, self.of_policy(policy)) for policy in self.policies)
+        order = {Verdict.WINS: 0, Verdict.LOSES: 2}
+        ranked = [Ranked.of(policy, tallies) for policy, tallies in found if tallies]
+        return sorted(ranked, key=lambda r: (order.get(r.verdict, 1), -r.middle.mid))
 
     @cached_property
     def fastest(self) -> Choice | None:
@@ -68,8 +91,8 @@ class Advice:
 
     @cached_property
     def cheapest(self) -> Row | None:
-        """Row with the lowest price per token."""
-        price = np.where(self.sweep.ok, self.sweep.rows.usd_per_mtoken, np.nan)
+        """Row with the lowest price per token among those to run."""
+        price = np.where(worth(self.sweep), self.sweep.rows.usd_per_mtoken, np.nan)
         return self.sweep.rows.at(int(np.nanargmin(price))) if np.isfinite(price).any() else None
 
     @cached_property
@@ -93,6 +116,15 @@ class Advice:
         return out
 
 
+def worth(sweep: Sweep) -> np.ndarray:
+    """Mask of the rows to run: dense ones and those that win; all of a model and device where dense runs at no load."""
+    good = sweep.ok & (sweep.dense | wins(sweep.rows.speedup))
+    for rows in sweep.groups("model", "device").values():
+        if not (sweep.ok & sweep.dense)[rows].any():
+            good[rows] = sweep.ok[rows]
+    return good
+
+
 def advise(sweep: Sweep) -> Advice:
     """Tally every policy and choose one per model and device."""
     summary = Summary()
@@ -102,8 +134,9 @@ def advise(sweep: Sweep) -> Advice:
     choices: dict[Pair, Choice] = {}
     for (model, device, policy), found in summary.found.items():
         t, old = tallies[model, device, policy], choices.get((model, device))
-        if found.best is not None and (old is None or _value(t) > _value(old.tally)):
-            choices[model, device] = Choice(t, found.best)
+        row = found.winner or found.best
+        if row is not None and (old is None or _value(t) > _value(old.tally)):
+            choices[model, device] = Choice(t, row)
     return Advice(sweep, tallies, choices)
 
 

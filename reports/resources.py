@@ -7,10 +7,10 @@ from collections.abc import Iterator
 import numpy as np
 
 from reports import charts
-from reports.advice import Advice
+from reports.advice import Advice, worth
 from reports.content import Block, Cell, Column, Figure, Paragraph, Section, Table, section
 from reports.rows import Sweep
-from reports.text import count, gb, listed, num, percent, ranged, share, speedup, times, upper
+from reports.text import count, gb, listed, num, percent, ranged, ratio, share, speedup, times, upper
 from simulator.base.console import milliseconds, number
 from simulator.inference.step import Bound
 from simulator.results.answer import Row
@@ -183,7 +183,7 @@ def cost(a: Advice) -> Section:
     sweep = a.sweep
     rows, names, dense_price, best_price = [], [], [], []
     price = sweep.rows.usd_per_mtoken
-    for (model, device), r in sweep.groups("model", "device", where=sweep.ok & np.isfinite(price)).items():
+    for (model, device), r in sweep.groups("model", "device", where=worth(sweep) & np.isfinite(price)).items():
         best = int(r[np.argmin(price[r])])
         dense = r[sweep.dense[r]]
         base = int(dense[np.argmin(price[dense])]) if len(dense) else -1
@@ -198,7 +198,7 @@ def cost(a: Advice) -> Section:
                 num(dense_price[-1]),
                 Cell(row.policy),
                 num(best_price[-1]),
-                speedup(dense_price[-1] / best_price[-1]),
+                ratio(dense_price[-1] / best_price[-1]),
                 count(row.batch),
                 count(row.prompt_tokens),
                 num(row.energy_j_per_token),
@@ -207,10 +207,10 @@ def cost(a: Advice) -> Section:
     if not rows:
         return section("cost", "Cost", [Paragraph("No row fits, so there is no cost to show.")])
     cheapest = int(np.argmin(best_price))
-    ratio = np.array(dense_price) / np.array(best_price)
+    cheaper = np.array(dense_price) / np.array(best_price)
     title = f"Cheapest: {names[cheapest]} at {number(best_price[cheapest])} USD per million output tokens"
-    if np.isfinite(ratio).any():
-        title += f"; the best policy is {times(float(np.nanmedian(ratio)))} cheaper than dense (median)"
+    if np.isfinite(cheaper).any():
+        title += f"; the best policy is {times(float(np.nanmedian(cheaper)))} cheaper than dense (median)"
     cut = np.argsort(best_price)[:MOST_BARS]
     cut = np.sort(cut)
     none = np.full(len(cut), np.nan)
@@ -228,8 +228,8 @@ def cost(a: Advice) -> Section:
                 title,
                 svg,
                 "; ".join(f"{names[i]}: dense {number(dense_price[i])}, best {number(best_price[i])} USD" for i in cut),
-                "Each at its cheapest load of the sweep. Rent from the profiles' list prices (see sources); edit them"
-                " to yours.",
+                "Each at its cheapest load of the sweep; a policy that does not win over dense is left out. Rent from"
+                " the profiles' list prices (see sources); edit them to yours.",
             ),
             Table(
                 "tab-cost",
@@ -255,8 +255,8 @@ def cost(a: Advice) -> Section:
 def quality(a: Advice) -> Section:
     """Pareto of speed and quality where a trace measured it; else what is missing."""
     sweep = a.sweep
-    ratio, gain = sweep.rows.quality_perplexity_ratio, sweep.rows.speedup.mid
-    good = np.isfinite(ratio) & sweep.ok & np.isfinite(gain)
+    lost, gain = sweep.rows.quality_perplexity_ratio, sweep.rows.speedup.mid
+    good = np.isfinite(lost) & sweep.ok & np.isfinite(gain)
     title = "Speed against quality"
     if not good.any():
         text = (
@@ -264,15 +264,16 @@ def quality(a: Advice) -> Section:
             " nothing about accuracy. Measure it with python -m traces.shadow evaluate and sweep with --trace DIR."
         )
         return section("quality", title, [Paragraph(text)])
-    points, rows = [], []
+    points, middles, rows = [], [], []
     for (model, device, policy), r in sweep.groups("model", "device", "policy", where=good).items():
         if policy == "dense":
             continue
-        s = float(np.median(gain[r]))
-        points.append((model, device, policy, s, float(ratio[r[0]]), r[0]))
+        middle = sweep.rows.speedup.each(lambda end, r=r: float(np.median(end[r])))
+        points.append((model, device, policy, middle.mid, float(lost[r[0]]), r[0]))
+        middles.append(middle)
     if not points:
         return section("quality", title, [Paragraph("Only the dense model has a measured quality.")])
-    for m, d, p, s, q, r in points:
+    for (m, d, p, _, q, r), middle in zip(points, middles, strict=True):
         of = [pt for pt in points if pt[:2] == (m, d)]
         first = bool(front([pt[3] for pt in of], [pt[4] for pt in of])[[pt[2] for pt in of].index(p)])
         row = sweep.rows.at(r)
@@ -282,7 +283,7 @@ def quality(a: Advice) -> Section:
                 Cell(d),
                 Cell(p),
                 Cell("yes" if first else "no", int(first)),
-                speedup(s),
+                speedup(middle),
                 Cell(f"{q:.3f}", q),
                 percent(row.quality_agreement, 1),
                 Cell(row.quality_source),
@@ -336,12 +337,12 @@ def best_table(a: Advice) -> Table:
     """The row with most tokens per GPU for every model and device, whatever the load."""
     sweep = a.sweep
     rows, rates = [], sweep.rows.tokens_per_s_per_gpu.mid
-    for (model, device), r in sweep.groups("model", "device", where=sweep.ok).items():
+    for (model, device), r in sweep.groups("model", "device", where=worth(sweep)).items():
         best = sweep.rows.at(int(r[np.argmax(rates[r])]))
         rows.append((Cell(model), Cell(device), Cell(best.policy), *operating_point(best)))
     return Table(
         "tab-best",
-        "Most tokens/s per GPU of every model and device, whatever the policy and load",
+        "Most tokens/s per GPU of every model and device, of dense and what wins over it, whatever the load",
         (Column("model"), Column("device"), Column("policy", term="policy"), *OPERATING),
         tuple(rows),
     )

@@ -14,12 +14,13 @@ from reports.content import Block, Bullets, Cell, Column, Paragraph, Report, Sec
 from reports.resources import OPERATING, best_table, bottlenecks, cost, memory_fit, operating_point, quality
 from reports.rows import Sweep, read
 from reports.sensitivity import sensitivity
-from reports.text import DASH, listed, plural, share, span, speedup, times, tone
+from reports.text import DASH, listed, plural, share, span, speedup, times
 from reports.validation import validation
 from reports.winning import policy_table, where_sparsity_wins
 from simulator.base.console import number
 from simulator.base.errors import ShadowlineError
 from simulator.device.catalogue import Device
+from simulator.results.verdict import Verdict, figure
 from simulator.scenario.catalogue import CATALOGUE
 
 FIRST_PAGE_ROWS = 20
@@ -148,21 +149,24 @@ def _first_sentence(a: Advice) -> str:
     if not a.ranking:
         return "No policy beside dense runs here, so there is nothing to win."
     best, worst = a.ranking[0], a.ranking[-1]
-    pairs = len(a.of_policy(best[0]))
-    if tone(best[1]) != "win":
-        text = f"Hardly anything: {best[0]} comes nearest with a median throughput of {times(best[1])} over dense"
+    pairs = len(a.of_policy(best.policy))
+    if best.verdict is not Verdict.WINS:
+        text = (
+            f"Nothing that is sure: {best.policy} comes nearest with a median throughput of"
+            f" {figure(best.middle, DASH)} over dense"
+        )
     else:
         text = (
-            f"{best[0]} pays best: a median throughput of {times(best[1])} over dense at the same batch, a win on"
-            f" {round(best[2] * pairs)} of {plural(pairs, 'model-device pair')}"
+            f"{best.policy} pays best: a median throughput of {figure(best.middle, DASH)} over dense at the same batch,"
+            f" a win on {round(best.wins * pairs)} of {plural(pairs, 'model-device pair')}"
         )
-    losing = [r for r in a.ranking if tone(r[1]) == "lose"]
+    losing = [r for r in a.ranking if r.verdict is Verdict.LOSES]
     if losing:
-        text += f"; {listed([f'{p} ({times(m)})' for p, m, _, _ in losing[::-1]], 3)} lose" + (
+        text += f"; {listed([f'{r.policy} ({times(r.middle.mid)})' for r in losing[::-1]], 3)} lose" + (
             "s" if len(losing) == 1 else ""
         )
     elif worst is not best:
-        text += f"; {worst[0]} brings least ({times(worst[1])})"
+        text += f"; {worst.policy} brings least ({times(worst.middle.mid)})"
     return text + "."
 
 
@@ -178,8 +182,8 @@ def _second_sentence(a: Advice) -> str:
     if a.cheapest is not None:
         c = a.cheapest
         text += (
-            f"; the cheapest row of all is {c.model} with {c.policy} on {c.device} at {number(c.usd_per_mtoken)} USD"
-            " per million tokens"
+            f"; the cheapest row that is dense or wins is {c.model} with {c.policy} on {c.device} at"
+            f" {number(c.usd_per_mtoken)} USD per million tokens"
         )
     return text + "."
 
@@ -199,7 +203,7 @@ def _recommendation(a: Advice) -> Table:
     rows = tuple(_recommended(c) for c in chosen)
     note = (
         "Policy with the highest median throughput over dense across the loads, dense where none wins; in brackets the"
-        " worst and best load. Times: at the load with most tokens/s per GPU, with the 90 % interval."
+        " 90 % interval and P(win). Times: at the load with most tokens/s per GPU, with the 90 % interval."
     )
     if len(chosen) < len(a.choices):
         note += f" All {len(a.choices)} pairs stand in the section on speed."
@@ -208,7 +212,7 @@ def _recommendation(a: Advice) -> Table:
 
 def _recommended(c: Choice) -> tuple[Cell, ...]:
     t = c.tally
-    gain = Cell("1.00x", 1.0) if t.policy == "dense" else speedup(t.median, t.worst, t.best)
+    gain = Cell("1.00x", 1.0) if t.policy == "dense" else speedup(t.middle)
     return (Cell(t.model), Cell(t.device), Cell(t.policy), gain, *operating_point(c.row))
 
 
@@ -240,8 +244,9 @@ def _assumptions(a: Advice) -> tuple[str, ...]:
         f" {listed(s.names('kv_dtype'))}"
         + (f"; {listed([f'{share(u)}' for u in shares])} of the memory" if shares else "")
         + ".",
-        "Speed-ups compare the same model, device, engine and batch; the errors of both are taken as independent, so"
-        " their intervals are as wide as those of both times together.",
+        "Speed-ups compare the same model, device, engine and batch. What both runs share errs alike and cancels; what"
+        " a policy changes spreads as published speed-ups of its family do. P(win): probability of being faster than"
+        " dense.",
         "Prices are list prices of the profiles; quality is "
         + ("as the trace measured it." if np.isfinite(s.rows.quality_perplexity_ratio).any() else "not judged here."),
     ]

@@ -11,7 +11,7 @@ import numpy as np
 from reports.content import Cell, Tone
 from simulator.base.console import milliseconds, number, share, spread
 from simulator.base.interval import Interval
-from simulator.results.verdict import Verdict, as_times, verdict
+from simulator.results.verdict import Verdict, as_times, figure, verdict
 
 DASH = "–"
 TONES: Mapping[Verdict, Tone] = {Verdict.WINS: "win", Verdict.LOSES: "lose"}
@@ -52,19 +52,19 @@ def times(value: float | None) -> str:
     return as_times(value) if value is not None and known(value) else DASH
 
 
-def tone(value: float | None) -> Tone:
+def tone(speedup: Interval[float]) -> Tone:
     """Whether a speed-up wins or loses."""
-    if value is None or not known(value):
-        return ""
-    return TONES.get(verdict(Interval.exact(value)), "")
+    return TONES.get(verdict(speedup), "")
 
 
-def speedup(value: float | None, worst: float | None = None, best: float | None = None) -> Cell:
-    """A speed-up, with its range over the loads where given."""
-    if not known(value):
-        return Cell(DASH, math.nan)
-    text = times(value) + ("" if worst is None else f" ({worst:.2f}{DASH}{best:.2f})")
-    return Cell(text, value, tone(value))
+def speedup(found: Interval[float]) -> Cell:
+    """A speed-up with its interval and P(win)."""
+    return Cell(figure(found, DASH), found.mid, tone(found))
+
+
+def ratio(value: float | None) -> Cell:
+    """How many times one figure is another."""
+    return Cell(times(value), math.nan if value is None else value)
 
 
 def gb(value: float | None) -> Cell:

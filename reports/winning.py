@@ -12,7 +12,8 @@ from reports.charts.heat import MOST_CELLS
 from reports.content import Block, Cell, Column, Figure, Paragraph, Section, Subheading, Table, section
 from reports.rows import Sweep, medians
 from reports.text import DASH, listed, percent, plural, share, speedup, times, tone, upper
-from simulator.results.verdict import RULE, WIN, Tally
+from simulator.base.interval import Interval
+from simulator.results.verdict import RULE, Tally
 
 MOST_ROWS = 32
 """Rows of the overview heat map; a longer one would not fit a page."""
@@ -47,40 +48,41 @@ def where_sparsity_wins(a: Advice) -> Section:
 def _overview(a: Advice) -> Figure:
     devices = a.sweep.names("device")
     pairs = [(m, p) for m in a.sweep.names("model") for p in a.policies]
-    values = np.array([[_median(a, m, d, p) for d in devices] for m, p in pairs], float).reshape(-1, len(devices))
-    keep = np.flatnonzero(np.isfinite(values).any(1))
-    pairs, values = [pairs[i] for i in keep], values[keep]
+    found = [[_middle(a, m, d, p) for d in devices] for m, p in pairs]
+    values = Interval(*np.moveaxis(np.array([[[*f] for f in row] for row in found], float), -1, 0))
+    keep = np.flatnonzero(np.isfinite(values.mid).any(1))
+    pairs, values = [pairs[i] for i in keep], values.each(lambda end, keep=keep: end[keep])
     caption = f"Bold: a win. {DASH}: no row fits or the policy does not apply."
     if len(pairs) > MOST_ROWS:
-        far = np.argsort(-np.nanmax(np.abs(np.log(values)), axis=1), kind="stable")[:MOST_ROWS]
+        far = np.argsort(-np.nanmax(np.abs(np.log(values.mid)), axis=1), kind="stable")[:MOST_ROWS]
         far = np.sort(far)
         caption += f" The {MOST_ROWS} of {len(pairs)} pairs of model and policy furthest from 1x are drawn."
-        pairs, values = [pairs[i] for i in far], values[far]
+        pairs, values = [pairs[i] for i in far], values.each(lambda end, far=far: end[far])
     one = len({m for m, _ in pairs}) == 1
     panel = charts.Panel("", values, [p if one else f"{m}  {p}" for m, p in pairs], devices)
     alt = "; ".join(
         f"{m} {p}: " + ", ".join(f"{times(v)} on {d}" for v, d in zip(row, devices, strict=True) if np.isfinite(v))
-        for (m, p), row in zip(pairs[:8], values[:8], strict=True)
+        for (m, p), row in zip(pairs[:8], values.mid[:8], strict=True)
     )
     return Figure("fig-overview", _overview_title(a), charts.heat_map(panel), "Median speed-ups. " + alt, caption)
 
 
 def _overview_title(a: Advice) -> str:
     best, worst = a.ranking[0], a.ranking[-1]
-    first = f"{best[0]} wins on {share(best[2])} of model-device pairs (median {times(best[1])})"
-    if best[2] == 0.0:
-        first = f"No policy wins by {WIN:g}x; {best[0]} comes nearest ({times(best[1])})"
+    first = f"{best.policy} wins on {share(best.wins)} of model-device pairs (median {times(best.middle.mid)})"
+    if best.wins == 0.0:
+        first = f"No policy is sure to win; {best.policy} comes nearest ({times(best.middle.mid)})"
     if len(a.ranking) < 2:
         return first
-    second = f"{worst[0]} loses on {share(worst[3])} (median {times(worst[1])})"
-    if worst[3] == 0.0:
-        second = f"{worst[0]} brings least ({times(worst[1])})"
+    second = f"{worst.policy} loses on {share(worst.loses)} (median {times(worst.middle.mid)})"
+    if worst.loses == 0.0:
+        second = f"{worst.policy} brings least ({times(worst.middle.mid)})"
     return f"{first}, {second}"
 
 
-def _median(a: Advice, model: str, device: str, policy: str) -> float:
+def _middle(a: Advice, model: str, device: str, policy: str) -> Interval[float]:
     t = a.tallies.get((model, device, policy))
-    return np.nan if t is None else t.median
+    return Interval.exact(np.nan) if t is None else t.middle
 
 
 def _by_load(a: Advice) -> Iterator[Block]:
@@ -106,7 +108,7 @@ def _by_load(a: Advice) -> Iterator[Block]:
             f" {plural(left, 'policy')} nearer to 1x left out." if left else ""
         )
         if max(len(panels[0].rows), len(panels[0].columns)) > MOST_CELLS:
-            caption = "Medians over the other axes; line: break-even, hatched: a loss."
+            caption = "Medians over the other axes; line: 1x, hatched: a loss."
         svg = charts.heat_maps(panels, "prompt [tokens]", "batch [sequences]")
         yield Figure(f"fig-load-{number}", title, svg, alt, caption)
     if len(models) > MOST_MODELS:
@@ -123,10 +125,14 @@ def _map(sweep: Sweep, t: Tally) -> charts.Panel | None:
     batches, prompts = np.unique(batch[whole]), np.unique(prompt[whole])
     if len(batches) * len(prompts) < 2 or not len(rows):
         return None
-    (b, p), middle = medians(of.speedup.mid[rows].astype(float), batch[rows], prompt[rows])
-    values = np.full((len(batches), len(prompts)), np.nan)
-    values[np.searchsorted(batches, b), np.searchsorted(prompts, p)] = middle
-    return charts.Panel(t.policy, values, [f"{v:.0f}" for v in batches], [_tokens(v) for v in prompts])
+
+    def middle(end: np.ndarray) -> np.ndarray:
+        (b, p), found = medians(end[rows].astype(float), batch[rows], prompt[rows])
+        values = np.full((len(batches), len(prompts)), np.nan)
+        values[np.searchsorted(batches, b), np.searchsorted(prompts, p)] = found
+        return values
+
+    return charts.Panel(t.policy, of.speedup.each(middle), [f"{v:.0f}" for v in batches], [_tokens(v) for v in prompts])
 
 
 def _tokens(n: float) -> str:
@@ -165,7 +171,7 @@ def _tables(a: Advice) -> Iterator[Table]:
         suffix = "" if start == 0 else f"-{start // DEVICES_ACROSS + 1}"
         yield Table(
             f"tab-break-even{suffix}",
-            "Speed-up over dense, median (worst" + DASH + "best), and where it wins",
+            "Speed-up over dense, median (90 % interval and P(win)), and where it wins",
             (Column("model"), Column("policy", term="policy"), *(Column(d, term="speed-up") for d in here)),
             tuple(rows),
             note="At the same batch, over the rows that fit; sorted by the median.",
@@ -175,21 +181,22 @@ def _tables(a: Advice) -> Iterator[Table]:
 def _cell(t: Tally | None) -> Cell:
     if t is None:
         return Cell(DASH, np.nan)
-    return Cell(t.told(DASH), t.median, tone(t.median) if t.rows else "quiet")
+    return Cell(t.told(DASH), t.median, tone(t.middle) if t.rows else "quiet")
 
 
 def policy_table(a: Advice) -> Table:
     """One line per policy over everything in the sweep."""
     rows = []
-    for policy, middle, wins, loses in a.ranking:
-        of = a.of_policy(policy)
+    for r in a.ranking:
+        of = a.of_policy(r.policy)
         low, high = min(t.worst for t in of), max(t.best for t in of)
         rows.append(
             (
-                Cell(policy),
-                speedup(middle, low, high),
-                percent(wins),
-                percent(loses),
+                Cell(r.policy),
+                speedup(r.middle),
+                Cell(f"{low:.2f}{DASH}{high:.2f}", high),
+                percent(r.wins),
+                percent(r.loses),
                 percent(sum(t.rows for t in of) / sum(t.of for t in of)),
             )
         )
@@ -198,11 +205,12 @@ def policy_table(a: Advice) -> Table:
         "Every policy over all models, devices and loads",
         (
             Column("policy", term="policy"),
-            Column("speed-up (range)", True, "speed-up"),
+            Column("speed-up", True, "speed-up"),
+            Column("over the loads", True, "speed-up"),
             Column("pairs it wins", True, "win"),
             Column("pairs it loses", True, "win"),
             Column("rows that fit", True),
         ),
         tuple(rows),
-        note="Speed-up: median over model-device pairs of each pair's median; the range is over all loads.",
+        note="Speed-up: median over model-device pairs of each pair's median, with its 90 % interval.",
     )

@@ -14,9 +14,10 @@ from app.axes import Axis
 from simulator.api import InputError, Scenario
 from simulator.base.console import number
 from simulator.base.drawing import Line, Lines
+from simulator.base.interval import Interval
 from simulator.device.catalogue import list_devices
 from simulator.results.summary import Summary, fastest
-from simulator.results.verdict import WIN, as_times
+from simulator.results.verdict import SURE, WIN, Verdict, figure, told
 
 CELLS_WITH_NUMBERS = 200
 
@@ -125,7 +126,7 @@ def tell(summary: Summary) -> None:
     best = summary.best
     if best:
         top = fastest(best)
-        against = "" if top.policy == "dense" else f" ({as_times(top.speedup.mid)} dense)"
+        against = "" if top.policy == "dense" else f" ({told(top.speedup)})"
         lines.append(
             f"Most tokens/s per GPU: **{number(top.tokens_per_s_per_gpu.mid)}** with **{top.policy}**{against} on"
             f" **{top.device}**, batch {top.batch:,.0f}, prompt {top.prompt_tokens:,.0f}."
@@ -154,13 +155,17 @@ def draw(rows: pd.DataFrame, x: Axis, y: Axis, measure: str, view: str, spelled:
         value = row[m.column]
         there = value is not None and value == value and (row["status"] == "ok" or m.column == "total_bytes")
         shown = None if value is None or not there else float(value) * m.scale
+        said = f"{number(shown or 0.0)} {m.unit}"
+        if ratio and shown is not None:
+            said = f"{row['verdict']}, {figure(Interval(*(row[m.column + end] for end in ('', '_lo', '_hi'))))}"
         cells.append(
             {
                 "x": place(x, row),
                 "y": place(y, row),
                 "value": shown,
                 "text": "–" if shown is None else f"{shown:.2f}" if ratio else number(shown),
-                "told": f"{row['status']}: {row['reason']}" if shown is None else f"{number(shown)} {m.unit}",
+                "told": f"{row['status']}: {row['reason']}" if shown is None else said,
+                "wins": ratio and row["verdict"] == Verdict.WINS,
             }
         )
     blocks.heading(measure[0].upper() + measure[1:], m.term)
@@ -173,7 +178,11 @@ def draw(rows: pd.DataFrame, x: Axis, y: Axis, measure: str, view: str, spelled:
         spec = heat.heat_map(
             cells, x.label, y.label, xs, ys, m.unit, ratio=ratio, numbers=len(cells) <= CELLS_WITH_NUMBERS
         )
-        caption = f"Black line: break-even, {WIN:g}x." if ratio else "Grey: no answer; point at it to see why."
+        caption = (
+            f"Black line: round what wins, {WIN:g}x and P(win) {SURE:g} or more."
+            if ratio
+            else "Grey: no answer; point at it to see why."
+        )
     else:
         if not x.numeric:
             st.info("Curves need numbers across; choose batch, a length, tp or sparsity there.")
@@ -187,7 +196,7 @@ def draw(rows: pd.DataFrame, x: Axis, y: Axis, measure: str, view: str, spelled:
             tuple(lines), x.label, f"{measure} [{m.unit}]", x_log=x.name != axes.SPARSITY, y_log=not ratio, share=False
         )
         spec = figures.curves(drawn, rule=1.0 if ratio else None, series_title=y.label)
-        caption = f"Dashed: dense; a policy wins from {WIN:g}x." if ratio else ""
+        caption = f"Dashed: dense; a policy wins from {WIN:g}x and P(win) {SURE:g}." if ratio else ""
     blocks.chart(spec, alt, "sweep", caption)
 
 
@@ -236,7 +245,7 @@ def quality(scenario: Scenario, summary: Summary) -> None:
     else:
         st.markdown(
             f"Fastest that loses at most {most:g} {unit}: **{winner.policy}**,"
-            f" **{as_times(winner.answer.speedup.mid)}** dense, {winner.loss:+.2f} points"
+            f" {told(winner.answer.speedup)}, {winner.loss:+.2f} points"
             f" ({'; '.join(winner.sources)})."
         )
     rows = [

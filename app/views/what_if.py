@@ -18,7 +18,7 @@ from simulator.base.drawing import Line, Lines
 from simulator.inference.group import group_of
 from simulator.results.answer import Row
 from simulator.results.prediction import PARTS
-from simulator.results.verdict import WIN, as_times
+from simulator.results.verdict import SURE, WIN, as_chance, as_times, figure
 
 REPORT_BATCHES = (1, 4, 16, 64)
 
@@ -70,11 +70,12 @@ def metrics(p: Prediction, base: Prediction | None) -> None:
             st.caption(below or "&nbsp;")
 
     with st.container(horizontal=True, gap="small"):
-        rate, gain, largest = a.tokens_per_s, a.speedup, a.speedup_at_max_batch.mid
-        at_max = f"; {largest:.2f}x at max batch" if isfinite(largest) else ""
+        rate, gain, largest = a.tokens_per_s, a.speedup, a.speedup_at_max_batch
+        at_max = f"; at max batch {figure(largest, '–')}" if isfinite(largest.mid) else ""
+        sure = f", P(win) {as_chance(gain)}" if isfinite(gain.mid) else ""
         tile("tokens/s", lambda r: r.tokens_per_s.mid, number(rate.mid), "tokens/s", words.interval(rate))
         between = words.interval(gain, "{:.2f}".format)
-        tile("speed-up over dense", lambda r: r.speedup.mid, as_times(gain.mid), "speed-up", between + at_max)
+        tile("speed-up over dense", lambda r: r.speedup.mid, as_times(gain.mid), "speed-up", between + sure + at_max)
         between = words.interval(a.ttft_s, ms, " ms")
         tile("TTFT", lambda r: r.ttft_s.mid, f"{ms(a.ttft_s.mid)} ms", "TTFT", between, less=True)
         between = words.interval(a.tpot_s, ms, " ms") or ("no decode step" if a.timed else "")
@@ -175,7 +176,8 @@ def win_curves(scenario: Scenario, place: Any) -> None:
                 ),
                 words.where_it_wins([b], scenario),
                 f"speedup_{b.axis}",
-                f"Dashed: dense; a policy wins from {WIN:g}x. The grey line is this scenario; band: 90 % interval.",
+                f"Dashed: dense; a policy wins from {WIN:g}x and P(win) {SURE:g}. The grey line is this"
+                " scenario; band: 90 % interval.",
             )
 
 

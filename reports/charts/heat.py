@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from reports.style import INK, MUTED, PAPER, draw
-from simulator.base.interval import Interval
-from simulator.results.verdict import WIN, wins
+from simulator.results.verdict import Speedups, loses, wins
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,7 +26,7 @@ class Panel:
     """One heat map of speed-ups, shape (rows, columns); NaN where no row fits."""
 
     title: str
-    values: np.ndarray
+    values: Speedups
     rows: Sequence[str]
     columns: Sequence[str]
 
@@ -39,8 +38,9 @@ def _shade(ax: Axes, panel: Panel, *, size: float, numbers: bool) -> Any:
 
     norm = Normalize(-np.log(STRONG), np.log(STRONG))
     colours = mpl.colormaps["PuOr"]
-    logs = np.ma.masked_invalid(np.log(panel.values))
-    n_rows, n_columns = panel.values.shape
+    mid = panel.values.mid
+    logs = np.ma.masked_invalid(np.log(mid))
+    n_rows, n_columns = mid.shape
     mesh = ax.pcolormesh(
         np.arange(n_columns + 1),
         np.arange(n_rows + 1),
@@ -60,8 +60,8 @@ def _shade(ax: Axes, panel: Panel, *, size: float, numbers: bool) -> Any:
     _labels(ax.set_xticks, panel.columns, n_columns if numbers else 4)
     _labels(ax.set_yticks, panel.rows, n_rows if numbers else 9)
     if numbers:
-        won = wins(Interval.exact(panel.values))
-        for (i, j), value in np.ndenumerate(panel.values):
+        won = wins(panel.values)
+        for (i, j), value in np.ndenumerate(mid):
             if not np.isfinite(value):
                 ax.text(j + 0.5, i + 0.5, "–", ha="center", va="center", color=MUTED, size=size, in_layout=False)
                 continue
@@ -79,16 +79,16 @@ def _shade(ax: Axes, panel: Panel, *, size: float, numbers: bool) -> Any:
                 weight=weight,
                 in_layout=False,
             )
-    elif min(n_rows, n_columns) > 1 and np.isfinite(panel.values).any():
+    elif min(n_rows, n_columns) > 1 and np.isfinite(mid).any():
         x, y = np.arange(n_columns) + 0.5, np.arange(n_rows) + 0.5
-        filled = np.where(np.isfinite(panel.values), np.log(panel.values), np.nan)
+        filled = np.where(np.isfinite(mid), np.log(mid), np.nan)
         if np.nanmin(filled) < 0.0 < np.nanmax(filled):
             ax.contour(x, y, filled, levels=[0.0], colors="#000000", linewidths=1.0)
-        worst = float(np.nanmin(filled))
-        if worst < -np.log(WIN):
-            lost = ax.contourf(x, y, filled, levels=[worst, -np.log(WIN)], colors="none", hatches=["///"])
-            lost.set_edgecolor(INK)
-            lost.set_linewidth(0.0)
+        lost = loses(panel.values)
+        if lost.any():
+            hatched = ax.contourf(x, y, lost.astype(float), levels=[0.5, 1.0], colors="none", hatches=["///"])
+            hatched.set_edgecolor(INK)
+            hatched.set_linewidth(0.0)
     return mesh
 
 

@@ -91,7 +91,7 @@ def test_the_report_says_it_too(tmp_path_factory: pytest.TempPathFactory, s: Sce
     a = advise(read(path))
     tally = a.tallies[p.answer.model, p.answer.device, p.answer.policy]
     assert (tally.words, tally.verdict) == (word, word)
-    assert tone(tally.median) == TONES.get(word, "")
+    assert tone(tally.middle) == TONES.get(word, "")
     chosen = a.choices[p.answer.model, p.answer.device].tally.policy
     assert (chosen == p.answer.policy) == (
         word is Verdict.WINS or len(a.tallies) == 1 or not a.sweep.ok[a.sweep.dense].any()

@@ -182,7 +182,7 @@ def test_a_sparsity_axis_changes_only_what_is_kept():
 
 
 CELLS = [
-    {"x": x, "y": y, "value": v, "text": "1", "told": "t"}
+    {"x": x, "y": y, "value": v, "text": "1", "told": "t", "wins": v is not None and v > 1.0}
     for x, y, v in ((1, 1, 1.5), (2, 1, 0.8), (1, 2, 1.1), (2, 2, None))
 ]
 TWO = Lines(
