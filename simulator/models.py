@@ -56,10 +56,14 @@ def command(
     )
     if name:
         console.out(f"source: {rows[0]['source']}")
+        for note in rows[0]["notes"]:
+            console.out(f"note: {note}")
 
 
 def row_of(model: Any) -> dict[str, Any]:
     """The line of the catalogue for one `ModelSpec`, as `--json` prints it."""
+    from simulator.base.dtypes import get_format
+    from simulator.inference.formats import folded, told
     from simulator.model.layer import MoeSpec
 
     first, last = model.layers[0], model.layers[-1]
@@ -76,7 +80,9 @@ def row_of(model: Any) -> dict[str, Any]:
         "intermediate": ffn.intermediate,
         "max_context": model.max_context,
         "kv_bytes_per_token": model.kv_bytes_per_token(2.0),
-        "dtype": model.dtype,
+        "dtype": told(*folded(model, get_format(model.dtype))),
+        "kv_dtype": model.kv_dtype,
+        "notes": list(model.notes),
         "source": model.source,
     }
 

@@ -109,6 +109,9 @@ def command(
         costs = {k: [vars(p) for p in getattr(found, k)] for k in ("by_policy", "by_device")}
         console.out_json({**vars(found), **costs, "seconds": seconds, "command": line})
     else:
+        from simulator.scenario.catalogue import say_notes
+
+        say_notes((model,))
         show(found, arrived.name, slo or "", objective, seconds)
     if not found.rows:
         raise typer.Exit(EXIT_NOTHING_FEASIBLE)

@@ -173,6 +173,9 @@ def command(
     if json_:
         console.out_json({"rows": rows, "command": line})
     else:
+        from simulator.scenario.catalogue import say_notes
+
+        say_notes((given["model"],))
         show(rows, arrived.name, searched=capacity)
     if all(r["status"] == "OVERLOADED" or r["meets_slo"] is False for r in rows):
         raise typer.Exit(EXIT_NOTHING_FEASIBLE)
@@ -262,7 +265,8 @@ def _sentence(row: dict[str, Any], name: str, *, searched: bool) -> str:
     if row["replicas"] + row["prefill_replicas"] > 1:
         split = f"{row['prefill_replicas']} prefill + " if row["prefill_replicas"] else ""
         fleet += f" ({split}{row['replicas']} replicas of tp={row['tp']})"
-    text = f"{row['model']} on {fleet}, {row['policy']}, {row['rate_per_s']:.3g} requests/s of {name}: {row['status']}"
+    formats = f"{row['policy']}, {row['dtype']} with KV in {row['kv_dtype']}"
+    text = f"{row['model']} on {fleet}, {formats}, {row['rate_per_s']:.3g} requests/s of {name}: {row['status']}"
     if row["capacity_per_s"] is not None:
         text += f"; capacity {row['capacity_per_s']:.3g} requests/s"
     if row["answered_elsewhere"]:

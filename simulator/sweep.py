@@ -73,6 +73,9 @@ def command(
         console.out_json({"rows": _json_rows(kept or blocks(grids)), "summary": summary.to_dict()})
     else:
         from simulator.results.summary import show
+        from simulator.scenario.catalogue import say_notes
+
+        say_notes(model for grid in grids for model in grid.model)
 
         show(summary, out)
     if summary.ok == 0:

@@ -56,6 +56,14 @@ class Format:
         return self.act_bits / 8.0
 
     @property
+    def label(self) -> str:
+        """Name, with the stored bits where they are not those the name stands for."""
+        known = FORMATS.get(self.name)
+        if known is not None and abs(known.weight_bits - self.weight_bits) < 0.01:
+            return self.name
+        return f"{self.name} ({self.weight_bits:.3g} bits)"
+
+    @property
     def out_bytes(self) -> float:
         """Bytes per element that a product writes: 32-bit formats write fp32, all others 16 bit [B]."""
         return 4.0 if self.math in (DType.FP32, DType.TF32) else 2.0
@@ -90,6 +98,11 @@ def sixteen_bit(fmt: Format) -> Format:
         return fmt
     math = fmt.math if fmt.math in (DType.BF16, DType.FP16) else DType.BF16
     return Format(str(math), math, 16.0)
+
+
+def weight_only(fmt: Format, math: DType) -> Format:
+    """`fmt` where nothing multiplies it: weights stay stored so and are widened to `math` on the way."""
+    return Format("w4a16" if fmt.weight_bits < 8 else "w8a16", math, fmt.weight_bits)
 
 
 def get_format(name: str) -> Format:

@@ -46,7 +46,12 @@ ENGINES = (
     (r"^LMDeploy TurboMind", "turbomind"),
     (r"^llama\.cpp \(May 2024\)|^llama\.cpp$", "llama.cpp"),
 )
-MODELS = {"LLaMA 70B": "llama-2-70b", "LLAMA 3 (70B)": "llama-3-70b", "LLAMA 3 (8B)": "llama-3-8b"}
+MODELS = {
+    "LLaMA 70B": "llama-2-70b",
+    "LLAMA 3 (70B)": "llama-3-70b",
+    "LLAMA 3 (8B)": "llama-3-8b",
+    "nvidia/DeepSeek-R1-NVFP4": "deepseek-v3",
+}
 """Spellings that are ambiguous by themselves but not in the source that uses them."""
 ENCODERS = ("flan", "mt0")
 DTYPES = {

@@ -12,8 +12,10 @@ from simulator.base.arrays import Array
 from simulator.base.dtypes import get_format
 from simulator.inference.closed_loop import Cycle, closed_loop, cycle
 from simulator.inference.evaluate import evaluate
+from simulator.inference.formats import formats_on
 from simulator.inference.group import Group
 from simulator.inference.step import StepTime, step_time
+from simulator.model.formats import choose
 from simulator.ops.ops import Collective
 from simulator.ops.step import Step, decode_step, prefill_step
 from simulator.ops.traffic import Operand
@@ -37,14 +39,14 @@ NO_LINK, IMPOSSIBLE = "tensor parallelism over several nodes", "faster than the 
 def group_of(row: Mapping[str, str], engine: Engine) -> Group:
     """Group of a prepared row."""
     device = CATALOGUE.device(row["device"])
-    fmt = get_format(row["dtype"])
+    model, fmt = formats_on(CATALOGUE.model(row["model"]), choose(row["dtype"]), device)
     if fmt.name in ("bf16", "fp16") and not device.has(fmt.math):
         fmt = get_format("fp16" if fmt.name == "bf16" else "bf16")
     kv = row["kv_dtype"]
     if kv == "auto":
         kv = engine.kv_dtype(fmt)
     return Group(
-        CATALOGUE.model(row["model"]),
+        model,
         device,
         Policies(),
         engine,

@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from simulator.base.dtypes import AUTO, KV_FORMATS, DType, Format, get_format
+from simulator.base.dtypes import AUTO, KV_FORMATS, DType, Format
 from simulator.base.errors import NothingFeasibleError, UnsupportedError
 from simulator.device.catalogue import Device
+from simulator.inference.formats import formats_on, kv_dtype_of, told, used
 from simulator.inference.lowering import Lowering
 from simulator.inference.status import Status
+from simulator.model.formats import GROUPS, choose
 from simulator.model.spec import ModelSpec
 from simulator.ops.module import AttentionModule
 from simulator.ops.step import decode_step, prefill_step
@@ -37,7 +39,6 @@ class Group:
     utilisation: float = 0.9
     block_tokens: int = 16
     ignore_context: bool = False
-    expert_fmt: Format | None = None
     trace: Trace | None = None
     modules: bool | None = None
     """Whether blocks measured as a whole answer; None: where every policy and the dense model were measured."""
@@ -45,34 +46,21 @@ class Group:
     @classmethod
     def of(cls, scenario: Scenario, model: ModelSpec, device: Device) -> Group:
         """Group of one scenario with its names already resolved."""
-        dtype = model.dtype if scenario.dtype == AUTO else scenario.dtype
-        expert_fmt = None
-        if scenario.dtype == AUTO and model.quantization == "fp8_block" and device.has(DType.FP8):
-            dtype = "fp8_block"
-        elif scenario.dtype == AUTO and model.quantization == "mxfp4":
-            # Without FP4 tensor cores the 4-bit experts are multiplied in 16 bit (Marlin, Triton).
-            mxfp4 = get_format("mxfp4")
-            weight_only = Format("w4a16", DType.BF16, mxfp4.weight_bits)
-            expert_fmt = mxfp4 if device.has(DType.FP4) else weight_only
-        if scenario.dtype == AUTO and dtype in ("bf16", "fp16") and not device.has(DType(dtype)):
-            dtype = "fp16" if dtype == "bf16" else "bf16"
+        runs, fmt = formats_on(model, choose(scenario.dtype), device)
         kv = scenario.kv_cache_dtype
-        if kv == AUTO:
-            kv = "fp32" if dtype == "fp32" else "fp16" if dtype == "fp16" else "bf16"
         return cls(
-            model,
+            runs,
             device,
             scenario.policies,
             get_engine(scenario.engine),
-            get_format(dtype),
-            kv,
+            fmt,
+            kv_dtype_of(model, fmt) if kv == AUTO else kv,
             scenario.tp,
             scenario.pp,
             scenario.ep,
             scenario.gpu_memory_utilization,
             scenario.block_size,
             scenario.ignore_context_limit,
-            expert_fmt,
             CATALOGUE.trace_for(scenario, model),
         )
 
@@ -91,7 +79,6 @@ class Group:
             KV_FORMATS[self.kv_dtype],
             self.tp,
             self.ep,
-            self.expert_fmt,
             self.trace,
             self.as_modules,
         )
@@ -105,6 +92,9 @@ class Group:
         if self.modules is not None:
             return self.modules
         plain = all(layer.attention.mla and layer.attention.mla.q_lora_rank for layer in self.model.layers)
+        for layer, _ in self.model.layer_groups():
+            # A module was measured with one format of its projections.
+            plain = plain and len({layer.formats.of(m) for m in GROUPS["attention"] if m in layer.matrices}) == 1
         if not plain or not all(policy.modules for policy in self.policies.members):
             return False
         steps = prefill_step(1.0, 2.0), decode_step(1.0, 2.0)
@@ -130,18 +120,19 @@ class Group:
 
     @property
     def dtype(self) -> str:
-        """Weight format after the policies."""
+        """Weight formats after the policies, in words."""
         fmt = self.fmt
         for policy in self.policies.members:
             fmt = policy.weight_format(fmt)
-        return fmt.name if self.expert_fmt is None else f"{fmt.name}, experts {self.expert_fmt.name}"
+        return told(self.model, fmt)
 
     @cached_property
     def problem(self) -> tuple[Status, str] | None:
         """(status, reason) when no point of the group can run, else None."""
-        if not self.device.has(self.fmt.math):
-            have = ", ".join(sorted(str(d) for d in DType if self.device.has(d)))
-            return (Status.UNSUPPORTED_DTYPE, f"{self.device.name} has no {self.fmt.math} rate; it has {have}")
+        for fmt in used(self.model, self.fmt):
+            if not self.device.has(fmt.math):
+                have = ", ".join(sorted(str(d) for d in DType if self.device.has(d)))
+                return (Status.UNSUPPORTED_DTYPE, f"{self.device.name} has no {fmt.math} rate; it has {have}")
         reason = self.lowering.why_not()
         if reason is None and self.pp > self.model.n_layers:
             reason = f"{self.model.n_layers} layers cannot fill pp={self.pp}"

@@ -16,7 +16,7 @@ from simulator.ops.module import AttentionModule
 from simulator.ops.ops import Attention, Collective, Elementwise, Linear, Moe, Op
 from simulator.ops.part import OpPart
 from simulator.ops.step import Step
-from simulator.policies import Aspect, Context, KvLayout, Policies
+from simulator.policies import Aspect, Context, KvLayout, Policies, Policy
 from simulator.policies.common import mla_module
 from simulator.policies.ideal import ideal
 from simulator.trace.curves import Trace
@@ -54,14 +54,14 @@ class Lowering:
 
     Attributes
     ----------
+    model : ModelSpec
+        With the formats its matrices run in.
     fmt : Format
-        Dense format of the linear layers.
+        Format of the linear layers that `model` gives none.
     kv_element_bytes : float
         Bytes per element of the dense KV cache [B].
     tp, ep : int
         Tensor-parallel ranks, and how many groups of them the experts are split between.
-    expert_fmt : Format, optional
-        Format of routed experts where a checkpoint quantises only them (GPT-OSS).
     trace : Trace, optional
         Measured curves; every layer is then lowered apart, each with those of its relative depth.
     as_modules : bool
@@ -74,7 +74,6 @@ class Lowering:
     kv_element_bytes: float
     tp: int = 1
     ep: int = 1
-    expert_fmt: Format | None = None
     trace: Trace | None = None
     as_modules: bool = False
 
@@ -93,14 +92,31 @@ class Lowering:
             return f"ep={self.ep} does not divide tp={self.tp}"
         latent = any(layer.attention.mla for layer in self.model.layers)
         for policy in self.policies.members:
-            reason = policy.why_not(self.model, self.fmt)
+            reasons = (policy.why_not(self.model, fmt) for fmt in self._rewritten_formats(policy))
+            reason = next(filter(None, reasons), None)
             if reason is None and latent and not policy.compatibility.mla:
                 reason = f"{policy.name} works on K and V of single heads; MLA caches one latent for all of them"
             if Aspect.KV_FORMAT in policy.aspects and self.kv_element_bytes < 2.0:
-                reason = f"{policy.name} sets the KV format itself; use --kv-cache-dtype auto"
+                reason = f"{policy.name} sets the KV format itself; use --kv-cache-dtype bf16"
             if reason:
                 return reason
         return None
+
+    def format_of(self, layer: LayerSpec, matrix: str) -> Format:
+        """Format of one matrix of a layer: the one rule."""
+        return layer.formats.of(matrix) or self.fmt
+
+    def _rewritten_formats(self, policy: Policy) -> tuple[Format, ...]:
+        """Formats of the products that `policy` rewrites, where matrices differ; that of the linear layers else."""
+        if not self.model.quantised:
+            return (self.fmt,)
+        found, step = [], Step(decode_rows=1.0)
+        for layer, indices in self.groups:
+            ctx = self._context(layer, indices[0], step)
+            for op, _ in self._layer_ops(layer, step, 1.0, None):
+                if isinstance(op, Linear | Moe) and policy.rewrite(op, ctx) != (op,):
+                    found.append(op.fmt)
+        return tuple(dict.fromkeys(found)) or (self.fmt,)
 
     @property
     def home(self) -> str:
@@ -159,7 +175,7 @@ class Lowering:
 
     def _layer_ops(self, layer: LayerSpec, step: Step, count: float, only: Follows | None) -> list[tuple[Op, Follows]]:
         """The dense model's ops of `count` layers, those of one kind where `only` says so."""
-        cores = [] if only is Follows.TOKENS else list(self._cores(layer.attention, step, count))
+        cores = [] if only is Follows.TOKENS else list(self._cores(layer, step, count))
         if only is Follows.CONTEXT:
             return [(core, only) for core in cores]
         return [
@@ -232,7 +248,8 @@ class Lowering:
         width = model.embed_proj_dim or model.hidden
         if model.embed_proj_dim:
             yield _at_the_end(role="unembed.proj", m=rows, n=width, k=model.hidden / self.tp, fmt=sixteen_bit(self.fmt))
-        yield _at_the_end(role="lm_head", m=rows, n=model.vocab / self.tp, k=width, fmt=sixteen_bit(self.fmt))
+        head = model.ends.of("lm_head") or sixteen_bit(self.fmt)
+        yield _at_the_end(role="lm_head", m=rows, n=model.vocab / self.tp, k=width, fmt=head)
         if self.tp > 1:
             yield Collective(
                 role="lm_head.all_gather",
@@ -247,37 +264,39 @@ class Lowering:
         yield self._norm("norm", step, count * layer.n_norms, layer.norm == "rms")
         mla = layer.attention.mla
         if mla is None:
-            yield from self._attention(layer.attention, step, count, cores)
+            yield from self._attention(layer, step, count, cores)
         else:
-            yield from self._mla(layer.attention, mla, step, count, cores)
+            yield from self._mla(layer, mla, step, count, cores)
         if self.tp > 1 and not layer.parallel:
             yield self._all_reduce("attn.all_reduce", step, count)
         if isinstance(layer.ffn, MoeSpec):
-            yield from self._moe(layer.ffn, step, count)
+            yield from self._moe(layer, layer.ffn, step, count)
         else:
-            yield from self._ffn(layer.ffn, step, count, "mlp")
+            yield from self._ffn(layer, layer.ffn, step, count, "mlp")
         if self.tp > 1:
             yield self._all_reduce("mlp.all_reduce", step, count)
 
-    def _attention(self, a: AttentionSpec, step: Step, count: float, cores: Sequence[Op]) -> Iterator[Op]:
-        hidden, fmt = self.model.hidden, self.fmt
+    def _attention(self, layer: LayerSpec, step: Step, count: float, cores: Sequence[Op]) -> Iterator[Op]:
+        hidden, a = self.model.hidden, layer.attention
         q = a.n_heads * a.head_dim / self.tp
         kv_heads = kv_heads_here(a, self.tp)
         n = q + kv_heads * (a.head_dim + a.v_head_dim)
-        yield _projection(role="attn.qkv", m=step.rows, n=n, k=hidden, fmt=fmt, count=count)
+        qkv, out = self.format_of(layer, "attn.qkv"), self.format_of(layer, "attn.o")
+        yield _projection(role="attn.qkv", m=step.rows, n=n, k=hidden, fmt=qkv, count=count)
         if a.qk_norm:
             yield self._passes("attn.qk_norm", "norm", step, q + kv_heads * a.head_dim, count)
         if a.position == "rope":
             yield self._passes("attn.rope", "rope", step, q + kv_heads * a.head_dim, count)
         yield from cores
         o_in = a.n_heads * a.v_head_dim / self.tp
-        yield _projection(role="attn.o", m=step.rows, n=hidden, k=o_in, fmt=fmt, count=count)
+        yield _projection(role="attn.o", m=step.rows, n=hidden, k=o_in, fmt=out, count=count)
 
-    def _cores(self, a: AttentionSpec, step: Step, count: float) -> Iterator[Op]:
+    def _cores(self, layer: LayerSpec, step: Step, count: float) -> Iterator[Op]:
         """Attention itself, and with MLA what a prompt rebuilds of its context and what decoding absorbs."""
+        a = layer.attention
         heads, mla = a.n_heads / self.tp, a.mla
         if mla is not None and self.as_modules:
-            yield from self._modules(a, step, count)
+            yield from self._modules(layer, step, count)
             return
         kv_heads = kv_heads_here(a, self.tp)
         math = self.fmt.math if self.fmt.math in (DType.BF16, DType.FP16, DType.FP32) else DType.BF16
@@ -288,7 +307,7 @@ class Lowering:
                     m=step.prefill_rows * step.prefill_context,
                     n=heads * (mla.qk_nope_head_dim + a.v_head_dim),
                     k=mla.kv_lora_rank,
-                    fmt=self.fmt,
+                    fmt=self.format_of(layer, "attn.kv_up"),
                     count=count,
                 )
             yield Attention(
@@ -329,10 +348,11 @@ class Lowering:
             if mla is not None:
                 yield _projection(role="attn.absorb_v", n=a.v_head_dim, k=mla.kv_lora_rank, **absorbed)
 
-    def _modules(self, a: AttentionSpec, step: Step, count: float) -> Iterator[Op]:
+    def _modules(self, layer: LayerSpec, step: Step, count: float) -> Iterator[Op]:
         """The whole block of each phase; a step of both reads the projections twice, as two modules do."""
-        widths = mla_module(a, self.model.hidden)
-        common = {"kind": "mla-dense", "n_heads": a.n_heads / self.tp, "widths": widths, "fmt": self.fmt}
+        a = layer.attention
+        widths, fmt = mla_module(a, self.model.hidden), self.format_of(layer, "attn.o")
+        common = {"kind": "mla-dense", "n_heads": a.n_heads / self.tp, "widths": widths, "fmt": fmt}
         common |= {"math": DType.BF16, "kv_element_bytes": self.kv_element_bytes, "count": count}
         if step.prefills:
             new = step.prefill_tokens
@@ -342,26 +362,31 @@ class Lowering:
             sizes = {"batch": step.decode_rows, "q_len": 1.0, "past_len": step.decode_context - 1.0}
             yield AttentionModule(role="attn.module", phase="decode", **sizes, **common)
 
-    def _mla(self, a: AttentionSpec, mla: MlaSpec, step: Step, count: float, cores: Sequence[Op]) -> Iterator[Op]:
+    def _mla(self, layer: LayerSpec, mla: MlaSpec, step: Step, count: float, cores: Sequence[Op]) -> Iterator[Op]:
         """DeepSeek-V2 section 2.1: latents down, heads up; decode absorbs the up-projections."""
         if self.as_modules:
             yield from cores
             return
-        hidden, fmt, rows, heads = self.model.hidden, self.fmt, step.rows, a.n_heads / self.tp
+        a = layer.attention
+        hidden, rows, heads = self.model.hidden, step.rows, a.n_heads / self.tp
+        fmt = {m: self.format_of(layer, m) for m in layer.matrices}
         q_in = hidden
         if mla.q_lora_rank is not None:
             q_in = mla.q_lora_rank
-            yield _projection(role="attn.q_down", m=rows, n=q_in, k=hidden, fmt=fmt, count=count)
+            yield _projection(role="attn.q_down", m=rows, n=q_in, k=hidden, fmt=fmt["attn.q_down"], count=count)
         latent = mla.kv_lora_rank + mla.qk_rope_head_dim
-        yield _projection(role="attn.kv_down", m=rows, n=latent, k=hidden, fmt=fmt, count=count)
-        yield _projection(role="attn.q_up", m=rows, n=heads * a.head_dim, k=q_in, fmt=fmt, count=count)
+        yield _projection(role="attn.kv_down", m=rows, n=latent, k=hidden, fmt=fmt["attn.kv_down"], count=count)
+        wide = heads * a.head_dim
+        yield _projection(role="attn.q_up", m=rows, n=wide, k=q_in, fmt=fmt["attn.q_up"], count=count)
         yield self._passes("attn.rope", "rope", step, (heads + 1) * mla.qk_rope_head_dim, count)
         yield from cores
-        yield _projection(role="attn.o", m=rows, n=hidden, k=heads * a.v_head_dim, fmt=fmt, count=count)
+        out = heads * a.v_head_dim
+        yield _projection(role="attn.o", m=rows, n=hidden, k=out, fmt=fmt["attn.o"], count=count)
 
-    def _ffn(self, ffn: FfnSpec, step: Step, count: float, role: str) -> Iterator[Op]:
-        hidden, fmt, width = self.model.hidden, self.fmt, ffn.intermediate / self.tp
-        up = f"{role}.gate_up" if ffn.gated else f"{role}.up"
+    def _ffn(self, layer: LayerSpec, ffn: FfnSpec, step: Step, count: float, role: str) -> Iterator[Op]:
+        hidden, width = self.model.hidden, ffn.intermediate / self.tp
+        up, down = ffn.matrices(role)
+        fmt = self.format_of(layer, up)
         yield _neurons(role=up, m=step.rows, n=ffn.n_up * width, k=hidden, fmt=fmt, count=count)
         rows = step.rows * width * ACT_BYTES
         yield Elementwise(
@@ -372,9 +397,10 @@ class Lowering:
             write_bytes=rows,
             count=count,
         )
-        yield _neurons(role=f"{role}.down", m=step.rows, n=hidden, k=width, fmt=fmt, count=count)
+        fmt = self.format_of(layer, down)
+        yield _neurons(role=down, m=step.rows, n=hidden, k=width, fmt=fmt, count=count)
 
-    def _moe(self, moe: MoeSpec, step: Step, count: float) -> Iterator[Op]:
+    def _moe(self, layer: LayerSpec, moe: MoeSpec, step: Step, count: float) -> Iterator[Op]:
         hidden = self.model.hidden
         yield _neurons(
             role="moe.router", m=step.rows, n=moe.n_experts, k=hidden, fmt=sixteen_bit(self.fmt), count=count
@@ -387,13 +413,13 @@ class Lowering:
             top_k=moe.top_k,
             n_experts=moe.n_experts,
             gated=moe.expert.gated,
-            fmt=self.expert_fmt or self.fmt,
+            fmt=self.format_of(layer, "moe.experts"),
             tp=self.tp // self.ep,
             ep=self.ep,
             count=count,
         )
         if moe.shared is not None:
-            yield from self._ffn(moe.shared, step, count, "moe.shared")
+            yield from self._ffn(layer, moe.shared, step, count, "moe.shared")
 
     def _norm(self, role: str, step: Step, count: float, rms: bool) -> Op:
         row = self.model.hidden * ACT_BYTES

@@ -78,7 +78,7 @@ def stored_bytes(op: Op) -> float:
 def weights_bytes(lowering: Lowering, pp: int = 1) -> float:
     """Resident weights of the fullest pipeline stage on one GPU [B].
 
-    Matrices as the ops read them (so predictors and formats count), the embedding in 16 bit split over
+    Matrices as the ops read them (so predictors and formats count), the embedding as it is stored split over
     tp, norms, biases and position tables in 16 bit on every GPU.
     """
     model = lowering.model
@@ -91,7 +91,8 @@ def weights_bytes(lowering: Lowering, pp: int = 1) -> float:
             layers += stored_bytes(op)
     # fp32 models keep their vectors and tables in fp32; every other format leaves them in 16 bit.
     wide = 4.0 if lowering.fmt.weight_bits >= 32 else 2.0
-    embedding = model.params("embedding") / lowering.tp * wide
+    stored = model.ends.of("embed")
+    embedding = model.params("embedding") / lowering.tp * (wide if stored is None else stored.weight_bytes)
     if model.tied_embeddings:
         ends, embedding = max(ends, embedding), 0.0
     small = sum(model.params(part) for part in ("position", "norm")) * wide

@@ -10,7 +10,8 @@ import json
 import logging
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
@@ -20,13 +21,27 @@ from typing import Any
 
 from simulator.base.errors import AmbiguousNameError, InputError, UnknownNameError, fold, suggest
 from simulator.base.files import parse_toml, read_limited
-from simulator.base.memo import Memo, stamp
+from simulator.base.memo import Memo, Stamp, stamp
 from simulator.model.architectures import from_config
 from simulator.model.spec import ModelSpec
 
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+\Z")
 _REVISION = re.compile(r"[\w][\w./-]*\Z")
+_QUANTISED_NAME = re.compile(
+    r"(?:^|[-_.])(?:nvfp4|mxfp[48]|nf4|fp[48]|w[48]a(?:4|8|16)|int[248]|[348]bit|awq|gptq|bnb|exl[23]|hqq|autoround)"
+    r"(?:[-_.]|$)"
+)
+"""Words in the name of a repository that say that its weights are quantised."""
 _CONFIG_LIMIT_BYTES = 16 * 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A quantised repository of a bundled model: the model, its quantisation config as text, and where that stands."""
+
+    model: str
+    config: str
+    source: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +52,7 @@ class _Index:
     by_key: Mapping[str, str]
     ambiguous: Mapping[str, tuple[str, ...]]
     aliases: Mapping[str, tuple[str, ...]]
+    quantised: Mapping[str, Checkpoint]
 
 
 def list_models() -> tuple[str, ...]:
@@ -80,11 +96,31 @@ def aliases(name: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Located:
-    """The ``config.json`` of a model and what the model is called; `bundled` where it ships with us."""
+    """The ``config.json`` of a model and what the model is called.
+
+    Attributes
+    ----------
+    bundled : bool
+        It ships with us.
+    beside : Path or None
+        ``hf_quant_config.json`` that lies beside it.
+    checkpoint : Checkpoint or None
+        Quantised repository of the bundled model.
+    repository : str
+        Where it is on the hub; "" for a file of one's own.
+    """
 
     file: Path | Traversable
     name: str
     bundled: bool = False
+    beside: Path | None = None
+    checkpoint: Checkpoint | None = None
+    repository: str = ""
+
+    @property
+    def stamp(self) -> tuple[Stamp, ...]:
+        """Stamp of the files."""
+        return (stamp(self.file), *(() if self.beside is None else (stamp(self.beside),)))
 
 
 def find_model(text: str) -> ModelSpec:
@@ -130,11 +166,11 @@ def locate(text: str) -> Located:
     if "@" in text and not _REVISION.match(revision):
         raise InputError(f"{revision!r} is not a revision; write org/name@branch, tag or commit", where="--model")
     cached = _cached_config(repo, revision or None)
-    if cached is not None:
-        return Located(cached, _short_name(repo))
-    if not _REPO_ID.match(repo):
-        raise UnknownNameError("model", text, _index().names, where="--model")
-    return Located(_download(repo, revision or None), _short_name(repo))
+    if cached is None:
+        if not _REPO_ID.match(repo):
+            raise UnknownNameError("model", text, _index().names, where="--model")
+        cached = _download(repo, revision or None)
+    return Located(cached, _short_name(repo), beside=_beside(cached), repository=repo)
 
 
 def read(found: Located) -> ModelSpec:
@@ -143,7 +179,20 @@ def read(found: Located) -> ModelSpec:
     raw = found.file.read_bytes() if found.bundled else read_limited(Path(str(found.file)), _CONFIG_LIMIT_BYTES)
     config, text = _parse(raw, where)
     source = str(config["_source"]) if found.bundled else where
-    model = from_config(config, found.name, where=where, text=text, source=source)
+    beside: Mapping[str, Any] | None = None
+    if found.checkpoint is not None:
+        # The repository's own config stands in for that of the model it was made of.
+        beside, source = json.loads(found.checkpoint.config), found.checkpoint.source
+        config.pop("quantization_config", None)
+    elif found.beside is not None:
+        beside, _ = _parse(read_limited(found.beside, _CONFIG_LIMIT_BYTES), str(found.beside))
+    model = from_config(config, found.name, where=where, text=text, source=source, beside=beside)
+    if found.repository and not model.method and _QUANTISED_NAME.search(found.name):
+        raise InputError(
+            f"{found.repository} is called a quantised model, but its config.json says nothing of it; fetch its"
+            f" quantisation config too: 'hf download {found.repository} hf_quant_config.json'",
+            where=where,
+        )
     note = config.get("_note") if found.bundled else None
     return model if note is None else replace(model, notes=(*model.notes, str(note)))
 
@@ -179,7 +228,13 @@ def _on_disk(file: Path) -> Located:
             raise InputError(f"the folder has no config.json{other}", where=str(file))
         file = file / "config.json"
     name = folder_name(file.parent) if file.name == "config.json" else file.stem
-    return Located(file, name or "model")
+    return Located(file, name or "model", beside=_beside(file))
+
+
+def _beside(file: Path) -> Path | None:
+    """ModelOpt's file beside a ``config.json``, where there is one."""
+    other = file.parent / "hf_quant_config.json"
+    return other if file.name == "config.json" and other.is_file() else None
 
 
 def _parse(raw: bytes, where: str) -> tuple[dict[str, Any], str]:
@@ -223,7 +278,9 @@ def _folder() -> Traversable:
 def _index() -> _Index:
     folder = _folder()
     # A model that is added changes its folder, an alias that is added its own file.
-    return _INDICES("", (stamp(folder / "aliases.toml"), stamp(folder)), _indexed)
+    return _INDICES(
+        "", (*(stamp(folder / file) for file in ("aliases.toml", "quantised.toml")), stamp(folder)), _indexed
+    )
 
 
 _INDICES: Memo[_Index] = Memo(1)
@@ -233,8 +290,10 @@ def _indexed() -> _Index:
     names = sorted(entry.name.removesuffix(".json") for entry in _folder().iterdir() if entry.name.endswith(".json"))
     where = "hw_profiles/models/aliases.toml"
     table = parse_toml((_folder() / "aliases.toml").read_text("utf-8"), where)
-    by_key = {fold(name): name for name in names}
-    for name, spellings in table["models"].items():
+    quantised, repositories = _quantised(names)
+    by_key = {fold(name): name for name in (*names, *quantised)}
+    spelled = {**table["models"], **repositories}
+    for name, spellings in spelled.items():
         for spelling in spellings:
             known = by_key.setdefault(fold(spelling), name)
             if known != name:
@@ -245,11 +304,26 @@ def _indexed() -> _Index:
             # What is added at the end of the file lands here.
             wrong = f"[ambiguous] {spelling!r} must list two bundled models or more"
             raise InputError(f"{wrong}; other spellings of one model stand under [models]", where=where)
-    return _Index(tuple(names), by_key, ambiguous, {k: tuple(v) for k, v in table["models"].items()})
+    return _Index(tuple(names), by_key, ambiguous, {k: tuple(v) for k, v in spelled.items()}, quantised)
+
+
+def _quantised(names: Collection[str]) -> tuple[dict[str, Checkpoint], dict[str, list[str]]]:
+    """Quantised repositories of bundled models by name, and the spellings of each: with and without its owner."""
+    where = "hw_profiles/models/quantised.toml"
+    found: dict[str, Checkpoint] = {}
+    spellings: dict[str, list[str]] = {}
+    for name, table in parse_toml((_folder() / "quantised.toml").read_text("utf-8"), where).items():
+        if name in names or table["model"] not in names:
+            raise InputError(f"{name!r} must be a new name of a bundled model's checkpoint", where=where)
+        found[name] = Checkpoint(table["model"], table["config"], table["source"])
+        spellings[name] = [s for r in table["repositories"] for s in (r, r.rpartition("/")[2])]
+    return found, spellings
 
 
 def _bundled(name: str) -> Located:
-    return Located(_folder() / f"{name}.json", name, bundled=True)
+    checkpoint = _index().quantised.get(name)
+    file = _folder() / f"{name if checkpoint is None else checkpoint.model}.json"
+    return Located(file, name, bundled=True, checkpoint=checkpoint)
 
 
 def _is_offline() -> bool:
@@ -322,7 +396,12 @@ def _download(repo: str, revision: str | None) -> Path:
     fetch = huggingface_hub.hf_hub_download  # loads its module, which sets the level that we raise
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     try:
-        return Path(fetch(repo, "config.json", revision=revision))
+        found = Path(fetch(repo, "config.json", revision=revision))
+        if _QUANTISED_NAME.search(_short_name(repo)):
+            # ModelOpt keeps the formats in a file of their own; most other repositories have none.
+            with suppress(hub_errors.EntryNotFoundError):
+                fetch(repo, "hf_quant_config.json", revision=revision)
+        return found
     except hub_errors.GatedRepoError:
         problem = (
             f"model {repo!r} is gated: accept its licence at https://huggingface.co/{repo}, then "

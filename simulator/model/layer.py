@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from simulator.base.errors import InputError
+from simulator.model.formats import AS_PUBLISHED, Formats
 
 Position = Literal["rope", "alibi", "learned", "none"]
 Norm = Literal["rms", "layer"]
@@ -154,6 +155,10 @@ class FfnSpec:
     def __post_init__(self) -> None:
         require_positive(self, "intermediate")
 
+    def matrices(self, prefix: str) -> tuple[str, str]:
+        """Names of its matrices; gate and up are one, as engines fuse them."""
+        return f"{prefix}.gate_up" if self.gated else f"{prefix}.up", f"{prefix}.down"
+
     @property
     def n_up(self) -> int:
         """Matrices from hidden to intermediate: 2 when gated, else 1 [-]."""
@@ -217,6 +222,8 @@ class LayerSpec:
         The norm has a bias beside its weight.
     parallel : bool
         Attention and FFN read the same input and are added together (GPT-J, GPT-NeoX, Falcon).
+    formats : Formats
+        Matrices that the checkpoint stores in another format than the model's own.
     """
 
     attention: AttentionSpec
@@ -225,6 +232,21 @@ class LayerSpec:
     norm: Norm = "rms"
     norm_bias: bool = False
     parallel: bool = False
+    formats: Formats = AS_PUBLISHED
+
+    @property
+    def matrices(self) -> tuple[str, ...]:
+        """Weight matrices by name, as `simulator.model.formats.GROUPS` calls them; routers are never quantised."""
+        mla = self.attention.mla
+        if mla is None:
+            names: tuple[str, ...] = ("attn.qkv", "attn.o")
+        else:
+            down = ("attn.q_down",) if mla.q_lora_rank is not None else ()
+            names = (*down, "attn.q_up", "attn.kv_down", "attn.kv_up", "attn.o")
+        if not isinstance(self.ffn, MoeSpec):
+            return (*names, *self.ffn.matrices("mlp"))
+        shared = self.ffn.shared.matrices("moe.shared") if self.ffn.shared is not None else ()
+        return (*names, "moe.experts", *shared)
 
     def n_params(self, part: Part, hidden: int) -> int:
         """Parameters of `part` in this layer [-]; 0 for parts outside the layers."""

@@ -6,14 +6,16 @@ a Hugging Face ``config.json``; `simulator.model.hub` finds that file.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from simulator.base.dtypes import Format
 from simulator.base.errors import InputError
+from simulator.model.formats import AS_PUBLISHED, Formats
 from simulator.model.layer import (
     PARTS,
     Activation,
@@ -72,9 +74,13 @@ class ModelSpec:
     lm_head_bias : bool
     dtype : str
         Format of the published weights: ``bf16``, ``fp16`` or ``fp32``.
-    quantization : str or None
-        Format of the published quantised weights (a key of `simulator.base.dtypes.FORMATS`, or the
-        checkpoint's own word for one we do not know); GPT-OSS quantises its experts only.
+    ends : Formats
+        Format of the embedding (``embed``) and the output matrix (``lm_head``) where it is not `dtype`; those of the
+        layers' matrices stand in each `LayerSpec`.
+    kv_dtype : str or None
+        KV cache format that the checkpoint states, a key of `simulator.base.dtypes.KV_FORMATS`.
+    method : str
+        How the checkpoint was quantised, in its own word; "" where it is not.
     source : str
         Where the numbers come from.
     notes : tuple of str
@@ -99,7 +105,9 @@ class ModelSpec:
     embed_norm: bool = False
     lm_head_bias: bool = False
     dtype: str = "bf16"
-    quantization: str | None = None
+    ends: Formats = AS_PUBLISHED
+    kv_dtype: str | None = None
+    method: str = ""
     source: str = ""
     notes: tuple[str, ...] = field(default=(), compare=False)
 
@@ -126,6 +134,34 @@ class ModelSpec:
     def layer_groups(self) -> tuple[tuple[LayerSpec, tuple[int, ...]], ...]:
         """Distinct layers with the indices they stand at, in order of first appearance."""
         return self._groups
+
+    @property
+    def quantised(self) -> bool:
+        """Whether any matrix has another format than `dtype`."""
+        return bool(self.ends.listed) or any(layer.formats.listed for layer, _ in self._groups)
+
+    def stored(self, of: Callable[[int | None, str, Format | None], Format | None]) -> ModelSpec:
+        """The same model with its matrices in other formats.
+
+        Parameters
+        ----------
+        of : callable
+            Format of a matrix from its layer (None for the ends), its name and its format so far; None is `dtype`.
+        """
+        layers = tuple(
+            replace(layer, formats=Formats.of_each({m: of(i, m, layer.formats.of(m)) for m in layer.matrices}))
+            for i, layer in enumerate(self.layers)
+        )
+        ends = {m: of(None, m, self.ends.of(m)) for m in ("embed", "lm_head")}
+        if self.tied_embeddings:
+            ends["lm_head"] = ends["embed"]
+        return replace(self, layers=layers, ends=Formats.of_each(ends))
+
+    def in_one_format(self) -> ModelSpec:
+        """The same model without formats of its layers' matrices; the embedding, which no product reads, keeps its."""
+        if not self.quantised:
+            return self
+        return self.stored(lambda layer, matrix, fmt: fmt if matrix == "embed" else None)
 
     @property
     def n_layers(self) -> int:

@@ -62,6 +62,8 @@ class Prediction:
         The answer in words.
     trace : dict, optional
         Folder, manifest hash and model of the trace the curves came from.
+    notes : tuple of str
+        What is left out of the model.
     """
 
     scenario: Scenario
@@ -70,6 +72,7 @@ class Prediction:
     shares: dict[str, float] = field(default_factory=dict)
     sentence: str = ""
     trace: dict[str, str] | None = None
+    notes: tuple[str, ...] = ()
 
     @cached_property
     def row(self) -> dict[str, str | float | int | None]:
@@ -103,6 +106,7 @@ class Prediction:
             "sentence": self.sentence,
             "sources": list(self.sources),
             "trace": self.trace,
+            "notes": list(self.notes),
             "scenario": self.scenario.to_dict(),
             "command": self.scenario.command,
         }
@@ -136,10 +140,11 @@ def predict(scenario: Scenario) -> Prediction:
     found, points = rows(group, *load_of(scenario))
     answer = found.at(0)
     if points is None or not answer.timed:
-        return Prediction(scenario, answer, sentence=f"{answer.status}: {answer.reason}", trace=_named(group))
+        words = f"{answer.status}: {answer.reason}"
+        return Prediction(scenario, answer, sentence=words, trace=_named(group), notes=group.model.notes)
     ops = (*_op_rows("prefill", points.prefill.ops), *_op_rows("decode", points.decode.ops))
     shares = _shares(points)
-    return Prediction(scenario, answer, ops, shares, _sentence(answer, shares), _named(group))
+    return Prediction(scenario, answer, ops, shares, _sentence(answer, shares), _named(group), group.model.notes)
 
 
 def _named(group: Group) -> dict[str, str] | None:

@@ -25,6 +25,9 @@ def show(prediction: Prediction) -> None:
         console.out(how_sure(prediction))
     for line in run_in(prediction):
         console.out(line)
+    console.out(f"formats: weights {answer.dtype}; KV cache {answer.kv_dtype}")
+    for note in prediction.notes:
+        console.out(f"note: {note}")
     if answer.reason:
         console.out(f"status: {answer.status} ({answer.reason})")
     console.out()

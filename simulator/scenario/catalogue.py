@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from simulator.base import console
 from simulator.base.errors import InputError, fold
-from simulator.base.memo import Memo, stamp, stamp_of_files
+from simulator.base.memo import Memo, stamp_of_files
 from simulator.device.catalogue import Device
 from simulator.device.catalogue import load as load_device
 from simulator.model import hub
@@ -27,7 +29,7 @@ class Catalogue:
     def model(self, name: str) -> ModelSpec:
         """Model by name, folder, file or hub id."""
         found = hub.locate(name)
-        return self._models(found, stamp(found.file), lambda: hub.read(found))
+        return self._models(found, found.stamp, lambda: hub.read(found))
 
     def device(self, name: str) -> Device:
         """Device by name, alias, driver string or profile file, with the fits measured on it."""
@@ -41,7 +43,7 @@ class Catalogue:
         """Text that is another one where a file behind a name of `scenario` has changed."""
         device = self.device(scenario.device)
         trace = self.trace(scenario.trace).digest if scenario.trace else ""
-        return repr((device.profile_hash, device.measured.digest, stamp(hub.locate(scenario.model).file), trace))
+        return repr((device.profile_hash, device.measured.digest, hub.locate(scenario.model).stamp, trace))
 
     def trace_for(self, scenario: Scenario, model: ModelSpec) -> Trace | None:
         """Trace that `scenario` names for `model`, checked; None where it names none."""
@@ -55,6 +57,14 @@ class Catalogue:
 
 CATALOGUE = Catalogue()
 """That of the process."""
+
+
+def say_notes(models: Iterable[str]) -> None:
+    """One line on stderr for what is left out of each of these models."""
+    for name in dict.fromkeys(models):
+        model = CATALOGUE.model(name)
+        for note in model.notes:
+            console.say(f"note: {model.name}: {note}")
 
 
 def fits(manifest: Manifest, model: ModelSpec) -> bool:

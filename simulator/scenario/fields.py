@@ -72,8 +72,16 @@ class Fields:
     engine: Annotated[
         str, About("serving engine whose kernels and host side are assumed: kernels, vllm, ...", _COMMAS)
     ] = "vllm"
-    dtype: Annotated[str, About("format of the dense model's weights; auto = as published", _COMMAS)] = AUTO
-    kv_cache_dtype: Annotated[str, About("format of the dense model's KV cache; auto = 16 bit", _COMMAS)] = AUTO
+    dtype: Annotated[
+        str,
+        About(
+            "format of the dense model's weights, or of groups: experts=nvfp4,attention=bf16; auto = as published",
+            _COMMAS,
+        ),
+    ] = AUTO
+    kv_cache_dtype: Annotated[
+        str, About("format of the dense model's KV cache; auto = as the checkpoint states, else 16 bit", _COMMAS)
+    ] = AUTO
     tp: Annotated[int, About("tensor-parallel GPUs", "e.g. 1,2,4", bounds=_whole(1024))] = 1
     pp: Annotated[int, About("pipeline stages", "e.g. 1,2,4", bounds=_whole(1024))] = 1
     ep: Annotated[int, About("groups the experts are split between, within tp", "e.g. 1,2,4", bounds=_whole(1024))] = 1

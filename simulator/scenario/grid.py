@@ -12,6 +12,7 @@ from typing import Any
 
 from simulator.base.errors import InputError, suggest
 from simulator.base.files import parse_toml, read_limited
+from simulator.model.formats import apart
 from simulator.policies import FREE, PUBLISHED, expand, free_names
 from simulator.scenario.fields import FIELDS, LOAD, flag
 from simulator.scenario.scenario import Scenario
@@ -205,10 +206,14 @@ def _number(text: str, part: str, where: str) -> float:
 
 def names(values: Sequence[str], where: str) -> tuple[str, ...]:
     """Names from a repeated flag whose values may hold commas."""
+    return tuple(dict.fromkeys(_split(values, where)))
+
+
+def _split(values: Sequence[str], where: str) -> list[str]:
     out = [n.strip() for value in values for n in str(value).split(",")]
     if not out or not all(out):
         raise InputError("an empty name", where=where)
-    return tuple(dict.fromkeys(out))
+    return out
 
 
 def policies(values: Sequence[str]) -> tuple[str, ...]:
@@ -260,6 +265,8 @@ def axis(name: str, value: Any, where: str) -> Any:
     items = [str(v) for v in (value if isinstance(value, list) else [value])]
     if name in SIZES:
         return whole_numbers(",".join(items), where)
+    if name == "dtype":
+        return apart(_split(items, where))
     if name != "policy":
         return names(items, where)
     try:

@@ -10,8 +10,9 @@ from urllib.parse import parse_qsl, urlencode
 
 from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError, field_validator, model_validator
 
-from simulator.base.dtypes import AUTO, FORMATS, KV_FORMATS
+from simulator.base.dtypes import AUTO, KV_FORMATS
 from simulator.base.errors import InputError, UnknownNameError, suggest
+from simulator.model.formats import choose
 from simulator.policies import PUBLISHED, Aspect, Policies, parse
 from simulator.scenario.fields import LOAD, Fields, flag
 
@@ -54,9 +55,7 @@ class Scenario(Fields, BaseModel):
     @field_validator("dtype")
     @classmethod
     def _known_dtype(cls, text: str) -> str:
-        if text.casefold() not in (*FORMATS, AUTO):
-            raise UnknownNameError("dtype", text, (*FORMATS, AUTO), where="--dtype")
-        return text.casefold()
+        return str(choose(text))
 
     @field_validator("kv_cache_dtype")
     @classmethod
@@ -79,8 +78,8 @@ class Scenario(Fields, BaseModel):
                     f"{policy.name} sets the KV format itself; drop --kv-cache-dtype {self.kv_cache_dtype}",
                     where="--policy",
                 )
-            sets = self.dtype != AUTO and policy.weight_format(FORMATS[self.dtype]).name != self.dtype
-            if sets and FORMATS[self.dtype].weight_bits < 16:
+            narrow = (fmt for fmt in choose(self.dtype).formats if fmt.weight_bits < 16)
+            if any(policy.weight_format(fmt).name != fmt.name for fmt in narrow):
                 raise InputError(
                     f"{policy.name} sets the weight format itself; drop --dtype {self.dtype}", where="--policy"
                 )

@@ -211,6 +211,7 @@ def summary(outcome: Outcome, slo: Sequence[Promise] = ()) -> dict[str, Any]:
         "kernel": deployment.group.policies.kernel,
         "engine": deployment.scenario.engine,
         "dtype": deployment.group.dtype,
+        "kv_dtype": deployment.group.kv_dtype,
         "tp": deployment.scenario.tp,
         "pp": deployment.scenario.pp,
         "ep": deployment.scenario.ep,

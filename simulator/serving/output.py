@@ -47,6 +47,7 @@ COLUMNS: Mapping[str, tuple[str, str]] = {
     "kernel": ("", "kernel each policy is taken to run in, or ideal; empty for dense"),
     "engine": ("", "serving engine whose kernels and host side are assumed"),
     "dtype": ("", "weight format after the policy"),
+    "kv_dtype": ("", "format of the dense KV cache"),
     "tp": ("GPUs", "tensor-parallel ranks of a replica"),
     "pp": ("GPUs", "pipeline stages of a replica"),
     "ep": ("groups", "expert groups within tp"),

@@ -18,7 +18,7 @@ KEEP = (0.1, 0.3, 0.5, 0.7)
 
 
 def lowered(model: str, policy: str = "dense", *, tp: int = 1) -> Lowering:
-    return Lowering(find_model(model), parse(policy), FORMATS["fp16"], 2.0, tp)
+    return Lowering(find_model(model).in_one_format(), parse(policy), FORMATS["fp16"], 2.0, tp)
 
 
 def decode(model: str, policy: str, rows: float = 1.0, context: float = 4096.0, *, tp: int = 1) -> list[Op]:

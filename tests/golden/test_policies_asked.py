@@ -23,7 +23,7 @@ SCORE_FLOP = 256 * HEADS
 
 
 def lowered(policy: str, model: str = LLAMA) -> Lowering:
-    return Lowering(find_model(model), parse(policy), FORMATS["fp16"], 2.0)
+    return Lowering(find_model(model).in_one_format(), parse(policy), FORMATS["fp16"], 2.0)
 
 
 def decode(policy: str, context: float, prompt: float | None = None, model: str = LLAMA) -> list[Op]:

@@ -23,7 +23,7 @@ LAYERS = 32
 
 
 def lowered(model: str, policy: str = "dense") -> Lowering:
-    return Lowering(find_model(model), parse(policy), FORMATS["fp16"], 2.0)
+    return Lowering(find_model(model).in_one_format(), parse(policy), FORMATS["fp16"], 2.0)
 
 
 def decode(model: str, policy: str, context: float, prompt: float | None = None) -> list[Op]:

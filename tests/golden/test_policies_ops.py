@@ -24,7 +24,7 @@ BLOCK = ("attn.", "mlp.", "norm", "kv.")
 
 
 def lowered(model: str, policy: str, kv_element_bytes: float = 2.0) -> Lowering:
-    return Lowering(find_model(model), parse(policy), FORMATS["fp16"], kv_element_bytes)
+    return Lowering(find_model(model).in_one_format(), parse(policy), FORMATS["fp16"], kv_element_bytes)
 
 
 def decode(model: str, policy: str, context: float, **more: float) -> list[Op]:

@@ -26,7 +26,7 @@ MHA, GQA, LAYERS = 16_384, 4_096, 32
 
 
 def lowered(model: str, policy: str) -> Lowering:
-    return Lowering(find_model(model), parse(policy), FORMATS["fp16"], 2.0)
+    return Lowering(find_model(model).in_one_format(), parse(policy), FORMATS["fp16"], 2.0)
 
 
 def decode(model: str, policy: str, context: float = 512.0, rows: float = 1.0) -> list[Op]:

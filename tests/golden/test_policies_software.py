@@ -31,7 +31,7 @@ HF = Scenario.of(model="llama-3-8b-1m", device="a100-sxm-80g", policy="minferenc
 
 
 def ops(model: str, policy: str, step: Step) -> list[Op]:
-    return Lowering(find_model(model), parse(policy), FORMATS["fp16"], 2.0).ops(step)
+    return Lowering(find_model(model).in_one_format(), parse(policy), FORMATS["fp16"], 2.0).ops(step)
 
 
 def decode(model: str, policy: str, context: float, rows: float = 2.0) -> list[Op]:

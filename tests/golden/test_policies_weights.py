@@ -24,7 +24,7 @@ BLOCK = LAYERS * (4 * D * D + 3 * D * F)
 
 
 def lowered(model: str, policy: str, dtype: str = "fp16", tp: int = 1) -> Lowering:
-    return Lowering(find_model(model), parse(policy), FORMATS[dtype], 2.0, tp)
+    return Lowering(find_model(model).in_one_format(), parse(policy), FORMATS[dtype], 2.0, tp)
 
 
 def linears(policy: str, rows: float = 1.0, model: str = "llama-2-7b", tp: int = 1) -> list[Linear]:

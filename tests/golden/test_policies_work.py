@@ -29,7 +29,7 @@ A100 = hardware(load("a100-sxm-80g"), "fp16")
 
 
 def ops(policy: str, step: Step, model: str = "llama-3.1-8b", tp: int = 1) -> list[Op]:
-    return Lowering(find_model(model), parse(policy), FORMATS["fp16"], 2.0, tp).ops(step)
+    return Lowering(find_model(model).in_one_format(), parse(policy), FORMATS["fp16"], 2.0, tp).ops(step)
 
 
 def one(found: list[Op], role: str) -> Op:

@@ -109,7 +109,7 @@ def test_a_faster_link_is_never_slower(model: str, name: str, batch: int, prompt
 
 def split(policy: str, model: str, batch: float, context: float) -> tuple[Traffic, Traffic]:
     """Useful traffic of the model's own ops and of the declared overhead, in a decode step."""
-    low = Lowering(find_model(model), parse(policy), FORMATS["fp16"], 2.0)
+    low = Lowering(find_model(model).in_one_format(), parse(policy), FORMATS["fp16"], 2.0)
     own, extra = Traffic(), Traffic()
     for op in low.ops(decode_step(batch, context)):
         t = op.traffic().scaled(op.count)

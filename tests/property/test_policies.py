@@ -33,7 +33,7 @@ MODELS = ("llama-3.1-8b", "opt-6.7b", "qwen3-30b-a3b", "deepseek-v3")
 
 @lru_cache(maxsize=512)
 def lowered(policy: str, model: str) -> Lowering:
-    return Lowering(find_model(model), parse(policy), FORMATS["fp16"], 2.0)
+    return Lowering(find_model(model).in_one_format(), parse(policy), FORMATS["fp16"], 2.0)
 
 
 def home_model(policy: str) -> str:
@@ -291,7 +291,7 @@ def test_any_two_policies_compose_or_say_why_not() -> None:
             continue
         assert both == parse(f"{b}+{a}")
         composed += 1
-        low = Lowering(find_model(model), both, FORMATS["fp16"], 2.0)
+        low = Lowering(find_model(model).in_one_format(), both, FORMATS["fp16"], 2.0)
         if composed % 5 == 0 and low.why_not() is None:
             for op in low.ops(step):
                 assert np.all(np.isfinite(np.asarray(op.traffic().total_bytes))), (a, b, op.role)

@@ -16,7 +16,7 @@ LAYERS = 32
 
 
 def ops(model: str, policy: str, step: Step) -> dict[str, Op]:
-    lowering = Lowering(CATALOGUE.model(model), parse(policy), get_format("fp16"), 2.0)
+    lowering = Lowering(CATALOGUE.model(model).in_one_format(), parse(policy), get_format("fp16"), 2.0)
     return {op.role: op for op in lowering.ops(step)}
 
 

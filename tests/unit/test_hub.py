@@ -98,6 +98,7 @@ def test_every_alias_target_is_bundled() -> None:
 def test_a_slip_in_the_aliases_is_one_line(added: str, told: str, tmp_path: Path, monkeypatch) -> None:
     text = (files("hw_profiles") / "models" / "aliases.toml").read_text("utf-8")
     (tmp_path / "aliases.toml").write_text(f"{text}\n{added}\n")
+    (tmp_path / "quantised.toml").write_text("")
     for name in hub.list_models():
         (tmp_path / f"{name}.json").write_text("{}")
     monkeypatch.setattr(hub, "_folder", lambda: tmp_path)

@@ -17,7 +17,7 @@ FP16 = FORMATS["fp16"]
 
 
 def lowered(model: str, policy: str = "dense", *, tp: int = 1, ep: int = 1) -> Lowering:
-    return Lowering(find_model(model), parse(policy), FP16, 2.0, tp, ep)
+    return Lowering(find_model(model).in_one_format(), parse(policy), FP16, 2.0, tp, ep)
 
 
 def elements(op: Op) -> float:

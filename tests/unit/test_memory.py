@@ -17,7 +17,7 @@ from simulator.policies import parse
 
 
 def lowered(model: str, policy: str = "dense", *, tp: int = 1, dtype: str = "fp16", ep: int = 1) -> Lowering:
-    return Lowering(find_model(model), parse(policy), FORMATS[dtype], 2.0, tp, ep)
+    return Lowering(find_model(model).in_one_format(), parse(policy), FORMATS[dtype], 2.0, tp, ep)
 
 
 @pytest.mark.parametrize("name", list_models())

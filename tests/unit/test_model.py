@@ -83,7 +83,7 @@ def test_mla_caches_the_latent_once() -> None:
     assert isinstance(routed[0].ffn, MoeSpec)
     assert routed[0].ffn.shared == FfnSpec(2048, True, "silu")
     assert (routed[0].ffn.n_groups, routed[0].ffn.top_k_groups) == (8, 4)
-    assert model.quantization == "fp8_block"
+    assert {f.name for layer in model.layers for _, f in layer.formats.listed} == {"fp8_block"}
     assert any("multi-token" in note for note in model.notes)
 
 
@@ -203,8 +203,9 @@ def test_gemma_3_4b_as_published_without_head_counts() -> None:
 def test_quantised_config_keeps_its_shape() -> None:
     awq = {**LLAMA, "quantization_config": {"quant_method": "awq", "bits": 4}}
     model = from_config(awq, "tiny")
-    assert model.quantization == "w4a16"
-    assert model.layers == from_config(LLAMA, "tiny").layers
+    assert model.method == "awq"
+    assert {f.name for layer in model.layers for _, f in layer.formats.listed} == {"w4a16"}
+    assert model.stored(lambda *_: None).layers == from_config(LLAMA, "tiny").layers
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ def test_every_series_resolves_and_has_a_source() -> None:
 def test_every_series_is_of_a_policy_that_applies_to_its_model() -> None:
     for s in load_series():
         for policy in s.settings(1.0):
-            low = Lowering(CATALOGUE.model(s.model), parse(policy.spelling), FORMATS["fp16"], 2.0)
+            low = Lowering(CATALOGUE.model(s.model).in_one_format(), parse(policy.spelling), FORMATS["fp16"], 2.0)
             assert low.why_not() is None, f"{s.model}: {policy.spelling}"
 
 

@@ -30,7 +30,7 @@ from simulator.trace import STATISTICS, Trace, read_trace, write_trace
 
 def gathered(model: str, policy: str, trace: Trace | None, rows: float) -> list[tuple[str, float, float]]:
     """(role, layers, read_keep) of the gathered products of a decode step."""
-    low = Lowering(find_model(model), parse(policy), FORMATS["fp16"], 2.0, trace=trace)
+    low = Lowering(find_model(model).in_one_format(), parse(policy), FORMATS["fp16"], 2.0, trace=trace)
     return [
         (op.role, float(np.max(op.count)), float(np.max(op.read_keep)))
         for op in low.ops(decode_step(rows, 100.0))
@@ -85,7 +85,7 @@ def test_grouped_heads_use_what_was_measured(tmp_path: Path, synthetic: SimpleNa
     both = {c: plain[c] + kv[c] for c in plain}
     for name, curves, kept in (("p", plain, 1 - 0.75**4), ("kv", both, 0.3)):
         folder = write_trace(tmp_path / name, synthetic.manifest_of(model), curves=curves, neurons=synthetic.neurons)
-        low = Lowering(find_model(model), parse("shadowllm(keep=0.25)"), FORMATS["bf16"], 2.0, trace=read_trace(folder))
+        low = Lowering(find_model(model).in_one_format(), parse("shadowllm(keep=0.25)"), FORMATS["bf16"], 2.0, trace=read_trace(folder))
         ops = low.ops(decode_step(1.0, 100.0))
         last = [op for op in ops if isinstance(op, Attention)][-1]
         assert float(np.max(last.kv_head_keep)) == pytest.approx(kept)

@@ -6,25 +6,38 @@ Packages outside register theirs under the entry point group ``shadowline.archit
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from simulator.base.dtypes import DType
 from simulator.base.errors import InputError, suggest
 
 # Each of these registers its family.
 from simulator.model.architectures import classic, experts, gemma, llama  # noqa: F401
-from simulator.model.architectures.reader import Reader, with_where
 from simulator.model.architectures.registry import ARCHITECTURES, Parser, architecture
+from simulator.model.quantization import apply, scheme_of
+from simulator.model.reader import Reader, with_where
 from simulator.model.spec import ModelSpec
 
 __all__ = ["ARCHITECTURES", "Parser", "Reader", "architecture", "from_config"]
 
 _TEXT_SECTIONS = ("text_config", "llm_config", "language_config")
+_QUANTISED = ("quantization_config", "compression_config")
+_SHARED = ("torch_dtype", "dtype", *_QUANTISED)
+"""Keys that stand outside the text part of a nested config."""
+_EXPERTS = re.compile(r"(?:n|num|moe_num)_(?:(?:routed|local|total)_)?experts|expert_num|moe_num_experts")
 
 
 def from_config(
-    config: Mapping[str, Any], name: str, *, where: str | None = None, text: str | None = None, source: str = ""
+    config: Mapping[str, Any],
+    name: str,
+    *,
+    where: str | None = None,
+    text: str | None = None,
+    source: str = "",
+    beside: Mapping[str, Any] | None = None,
 ) -> ModelSpec:
     """Model described by a ``config.json``.
 
@@ -40,11 +53,13 @@ def from_config(
         That file's text, so that a message can name the line.
     source : str, optional
         Reference kept in `ModelSpec.source`.
+    beside : Mapping, optional
+        What ``hf_quant_config.json`` beside it says; the config's own ``quantization_config`` goes first.
 
     Raises
     ------
     InputError
-        Unknown architecture, or a key that is missing or absurd.
+        Unknown architecture or quantisation, or a key that is missing or absurd.
     """
     where = where or name
     if not isinstance(config, Mapping):
@@ -59,7 +74,7 @@ def from_config(
                 continue
             inner = section.word("model_type", default="")
             if inner in ARCHITECTURES:
-                top = {k: config[k] for k in ("torch_dtype", "dtype") if config.get(k) is not None}
+                top = {k: config[k] for k in _SHARED if config.get(k) is not None}
                 reader = Reader({**top, **section.config}, section.where, text)
                 notes = (f"only the text part of {kind!r} is modelled, no vision or audio part",)
                 kind = inner
@@ -70,11 +85,36 @@ def from_config(
         model = ARCHITECTURES[kind](reader, name)
     except InputError as error:
         raise with_where(error, where) from None
-    if reader.optional_whole("num_nextn_predict_layers", "mtp_num_hidden_layers", default=0):
+    _check_experts(model, reader)
+    if reader.whole("num_nextn_predict_layers", "mtp_num_hidden_layers", default=0, low=0):
         notes += ("multi-token-prediction layers are left out",)
-    return replace(
-        model, dtype=reader.dtype(), quantization=reader.quantization(), source=source, notes=model.notes + notes
-    )
+    model = replace(model, dtype=reader.dtype(), source=source, notes=model.notes + notes)
+    try:
+        return _quantised(model, reader, beside)
+    except InputError as error:
+        raise with_where(error, where) from None
+
+
+def _quantised(model: ModelSpec, reader: Reader, beside: Mapping[str, Any] | None) -> ModelSpec:
+    """`model` with the formats that its config, or the file beside it, states."""
+    half = DType.FP16 if model.dtype == "fp16" else DType.BF16
+    for key in _QUANTISED:
+        section = reader.section(key)
+        if section is not None and section.config:
+            return apply(scheme_of(section.config, section.where, half, reader.text), model)
+    if beside is not None:
+        return apply(scheme_of(beside, f"{reader.where} (hf_quant_config.json)", half), model)
+    return model
+
+
+def _check_experts(model: ModelSpec, reader: Reader) -> None:
+    """Refuse a file that lists experts under an architecture that has none."""
+    for key, value in reader.config.items():
+        listed = isinstance(value, int) and not isinstance(value, bool) and value > 1
+        if listed and _EXPERTS.fullmatch(str(key)) and not model.is_moe:
+            reader.fail(
+                key, f"is {value}, but {model.architecture!r} is read without experts; its layers are not known"
+            )
 
 
 def _unsupported(kind: str, config: Mapping[str, Any]) -> str:

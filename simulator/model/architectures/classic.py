@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from simulator.model.architectures.reader import Reader
 from simulator.model.architectures.registry import architecture
 from simulator.model.layer import AttentionSpec, FfnSpec, LayerSpec, Position
+from simulator.model.reader import Reader
 from simulator.model.spec import ModelSpec
 
 

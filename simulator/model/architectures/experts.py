@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from simulator.model.architectures.llama import decoder, gated_ffn, late_sliding, rotary_attention
-from simulator.model.architectures.reader import Reader
 from simulator.model.architectures.registry import architecture
 from simulator.model.layer import AttentionSpec, FfnSpec, MlaSpec, MoeSpec
+from simulator.model.reader import Reader
 from simulator.model.spec import ModelSpec
 
 

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 from simulator.model.architectures.llama import rotary_attention, with_window
 from simulator.model.architectures.llama import windows as layer_windows
-from simulator.model.architectures.reader import Reader
 from simulator.model.architectures.registry import architecture
 from simulator.model.layer import AttentionSpec, FfnSpec, LayerSpec
+from simulator.model.reader import Reader
 from simulator.model.spec import ModelSpec
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from simulator.model.architectures.reader import Reader
 from simulator.model.architectures.registry import architecture
 from simulator.model.layer import AttentionSpec, FfnSpec, LayerSpec, MoeSpec, QkNorm
+from simulator.model.reader import Reader
 from simulator.model.spec import ModelSpec
 
 

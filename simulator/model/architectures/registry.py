@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from simulator.base.registry import Registry
-from simulator.model.architectures.reader import Reader
+from simulator.model.reader import Reader
 from simulator.model.spec import ModelSpec
 
 

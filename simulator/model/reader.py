@@ -48,14 +48,18 @@ class Reader:
         self.config, self.where, self.text = config, where, text
 
     def fail(self, key: str, problem: str) -> NoReturn:
-        """Raise `InputError` about `key`, with its line when the text is known."""
+        """Raise the `refusal` of `key`."""
+        raise self.refusal(key, problem)
+
+    def refusal(self, key: str, problem: str) -> InputError:
+        """What is wrong with `key`, with its line when the text is known."""
         where = self.where
         if self.text is not None:
             for number, line in enumerate(self.text.splitlines(), start=1):
                 if f'"{key}"' in line:
                     where = f"{where}:{number}"
                     break
-        raise InputError(f"key {key!r} {problem}", where=where)
+        return InputError(f"key {key!r} {problem}", where=where)
 
     def _find(self, keys: tuple[str, ...]) -> tuple[str, Any]:
         for key in keys:
@@ -138,8 +142,8 @@ class Reader:
             self.fail(self._find(keys)[0], f"names the activation {name!r}; known: {known}")
 
     def dtype(self) -> str:
-        """Format of the published weights; transformers 5 writes ``dtype`` for ``torch_dtype``."""
-        name = self.word("torch_dtype", "dtype", default="float32")
+        """Format of the published weights, 16 bit where none is given; transformers 5 writes ``dtype``."""
+        name = self.word("torch_dtype", "dtype", default="bfloat16")
         try:
             return _DTYPES[name.removeprefix("torch.")]
         except KeyError:
@@ -167,19 +171,6 @@ class Reader:
                 where=self.where,
             )
         return hidden // n_heads
-
-    def quantization(self) -> str | None:
-        """Format of quantised weights as a name of `simulator.base.dtypes.FORMATS` where we know it."""
-        section = self.section("quantization_config")
-        if section is None:
-            return None
-        method = section.word("quant_method", "quant_algo", default="unknown").casefold()
-        if method == "fp8":
-            return "fp8_block" if section.config.get("weight_block_size") else "fp8"
-        if method in ("awq", "gptq", "auto-round", "bitsandbytes"):
-            bits = section.whole("bits", "w_bit", default=4, low=1, high=16)
-            return {4: "w4a16", 8: "w8a16"}.get(bits, f"{method}-{bits}bit")
-        return method
 
 
 def _show(value: object) -> str:

@@ -1,0 +1,148 @@
+"""What a checkpoint calls the modules of a decoder: the names that ignore lists and per-layer formats speak of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from simulator.model.layer import LayerSpec, MoeSpec
+from simulator.model.spec import ModelSpec
+
+
+@dataclass(frozen=True)
+class Naming:
+    """Names of one family of architectures.
+
+    Attributes
+    ----------
+    layer : str
+        Path of a layer, with ``{}`` for its number.
+    attention, ffn : str
+        Blocks within a layer; "" where their modules stand in the layer itself.
+    modules : Mapping
+        Modules of a matrix by what follows ``attn.``, ``mlp.`` or ``moe.`` in its name, without their block.
+    experts, shared : str
+        Blocks of the routed experts, with ``{}`` for an expert's number, and of the shared one.
+    router : str
+        The router.
+    embed, head : str
+        The ends.
+    """
+
+    layer: str = "model.layers.{}"
+    attention: str = "self_attn"
+    ffn: str = "mlp"
+    modules: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    experts: str = "mlp.experts.{}"
+    shared: str = "mlp.shared_experts"
+    router: str = "mlp.gate"
+    embed: str = "model.embed_tokens"
+    head: str = "lm_head"
+
+
+LLAMA: Mapping[str, tuple[str, ...]] = {
+    "qkv": ("q_proj", "k_proj", "v_proj"),
+    "o": ("o_proj",),
+    "q_down": ("q_a_proj",),
+    "q_up": ("q_b_proj",),
+    "kv_down": ("kv_a_proj_with_mqa",),
+    "kv_up": ("kv_b_proj",),
+    "gate_up": ("gate_proj", "up_proj"),
+    "up": ("up_proj",),
+    "down": ("down_proj",),
+}
+
+_PACKED = {**LLAMA, "gate_up": ("gate_up_proj",)}
+_GPT2 = {**LLAMA, "qkv": ("c_attn",), "o": ("c_proj",), "up": ("c_fc",), "down": ("c_proj",)}
+_BLOOM = {**LLAMA, "qkv": ("query_key_value",), "o": ("dense",), "up": ("dense_h_to_4h",), "down": ("dense_4h_to_h",)}
+_GPTJ = {**LLAMA, "o": ("out_proj",), "up": ("fc_in",), "down": ("fc_out",)}
+_MIXTRAL = {**LLAMA, "gate_up": ("w1", "w3"), "down": ("w2",)}
+_MIXTRAL_BLOCK = {"experts": "block_sparse_moe.experts.{}", "router": "block_sparse_moe.gate"}
+_PLAIN = Naming(modules=LLAMA)
+_H = {"layer": "transformer.h.{}", "attention": "attn", "embed": "transformer.wte"}
+
+NAMINGS: Mapping[str, Naming] = {
+    **dict.fromkeys(
+        ("llama", "aquila", "yi", "mistral", "qwen2", "qwen3", "olmo2", "cohere", "qwen3_moe", "glm4_moe"), _PLAIN
+    ),
+    **dict.fromkeys(("gemma", "gemma2", "gemma3_text", "deepseek_v2", "deepseek_v3", "kimi_k2"), _PLAIN),
+    "qwen2_moe": Naming(modules=LLAMA, shared="mlp.shared_expert"),
+    **dict.fromkeys(("mixtral", "minimax_m2"), Naming(modules=_MIXTRAL, **_MIXTRAL_BLOCK)),
+    "gpt_oss": Naming(modules=_PACKED, experts="mlp.experts", router="mlp.router"),
+    "phi3": Naming(modules={**_PACKED, "qkv": ("qkv_proj",)}),
+    **dict.fromkeys(("glm", "glm4"), Naming(modules=_PACKED)),
+    "phi": Naming(modules={**LLAMA, "o": ("dense",), "up": ("fc1",), "down": ("fc2",)}),
+    "starcoder2": Naming(modules={**LLAMA, "up": ("c_fc",), "down": ("c_proj",)}),
+    "opt": Naming(
+        layer="model.decoder.layers.{}",
+        ffn="",
+        modules={**LLAMA, "o": ("out_proj",), "up": ("fc1",), "down": ("fc2",)},
+        embed="model.decoder.embed_tokens",
+    ),
+    **dict.fromkeys(
+        ("bloom", "falcon"),
+        Naming(
+            layer="transformer.h.{}", attention="self_attention", modules=_BLOOM, embed="transformer.word_embeddings"
+        ),
+    ),
+    "gpt_neox": Naming(
+        layer="gpt_neox.layers.{}", attention="attention", modules=_BLOOM, embed="gpt_neox.embed_in", head="embed_out"
+    ),
+    **dict.fromkeys(("gpt2", "gpt_bigcode"), Naming(modules=_GPT2, **_H)),
+    "gptj": Naming(modules=_GPTJ, **_H),
+    "codegen": Naming(modules={**_GPTJ, "qkv": ("qkv_proj",)}, **_H),
+    "mpt": Naming(
+        layer="transformer.blocks.{}",
+        attention="attn",
+        ffn="ffn",
+        modules={**LLAMA, "qkv": ("Wqkv",), "o": ("out_proj",)},
+        embed="transformer.wte",
+    ),
+    "chatglm": Naming(
+        layer="transformer.encoder.layers.{}",
+        attention="self_attention",
+        modules={**_BLOOM, "gate_up": ("dense_h_to_4h",)},
+        embed="transformer.embedding.word_embeddings",
+        head="transformer.output_layer",
+    ),
+}
+"""Names by ``model_type``, as the classes of transformers (or the repository's own code) register them."""
+
+
+def naming_of(model: ModelSpec) -> Naming | None:
+    """Names of the modules of `model`, None where nobody wrote them down."""
+    return NAMINGS.get(model.architecture)
+
+
+def modules_of(naming: Naming, layer: LayerSpec, matrix: str) -> tuple[str, ...]:
+    """Modules of a matrix within its layer; those of experts keep ``{}`` for the expert's number."""
+    block, _, rest = matrix.partition(".")
+    if block == "attn":
+        mla = layer.attention.mla
+        # Without a query latent the one query matrix keeps its plain name.
+        plain_query = matrix == "attn.q_up" and mla is not None and mla.q_lora_rank is None
+        return _under(naming.attention, ("q_proj",) if plain_query else naming.modules[rest])
+    if matrix == "moe.experts":
+        assert isinstance(layer.ffn, MoeSpec)
+        up = naming.modules["gate_up" if layer.ffn.expert.gated else "up"]
+        return _under(naming.experts, (*up, *naming.modules["down"]))
+    if block == "moe":
+        return _under(naming.shared, naming.modules[rest.partition(".")[2]])
+    return _under(naming.ffn, naming.modules[rest])
+
+
+def others_of(naming: Naming) -> Iterator[str]:
+    """Modules within a layer that are never quantised, but that lists name all the same."""
+    yield naming.router
+    yield from (f"{naming.ffn}.{name}" for name in ("router", "gate", "shared_expert_gate", "act_fn"))
+
+
+def spellings(path: str) -> tuple[str, ...]:
+    """Names of one module in a file of text alone and in the files of models with other parts around it."""
+    inner = path.removeprefix("model.")
+    around = ("language_model.", "language_model.model.", "model.language_model.", "model.language_model.model.")
+    return (path, inner, *(outer + inner for outer in around))
+
+
+def _under(block: str, names: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(f"{block}.{name}" if block else name for name in names)

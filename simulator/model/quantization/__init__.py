@@ -1,0 +1,8 @@
+"""Formats of a quantised checkpoint, from its ``quantization_config`` or ``hf_quant_config.json``."""
+
+# Each of these registers its methods.
+from simulator.model.quantization import auto_round, compressed, modelopt, quark, torchao  # noqa: F401
+from simulator.model.quantization.methods import METHODS, scheme_of
+from simulator.model.quantization.scheme import apply
+
+__all__ = ["METHODS", "apply", "scheme_of"]
