@@ -59,7 +59,7 @@ class Format:
     def label(self) -> str:
         """Name, with the stored bits where they are not those the name stands for."""
         known = FORMATS.get(self.name)
-        if known is not None and abs(known.weight_bits - self.weight_bits) < 0.01:
+        if known is not None and abs(known.weight_bits - self.weight_bits) < 0.01 * self.weight_bits:
             return self.name
         return f"{self.name} ({self.weight_bits:.3g} bits)"
 

@@ -1,592 +1,302 @@
-"""Quantised checkpoints: the bytes of their files counted tensor by tensor, and what is not understood refused.
-
-Sizes are summed from each format's published layout (packed words, scales, zeros, orders), apart from the code that
-reads the configs. One model is a dense decoder, one has experts, one has latent attention.
-"""
+"""Quantised checkpoints: sized as their files, run as engines do, refused where they are not understood."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from math import ceil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from quantised_cases import BLOCKS, CASES, DENSE, GPTQ, MLA, MOE, L, Pick, ct, floats, ints, modelopt, stored
 from typer.testing import CliRunner
 
 from simulator.base.errors import InputError
-from simulator.inference.group import group_of
+from simulator.inference.group import Group, group_of
 from simulator.inference.memory import weights_bytes
+from simulator.model import hub
 from simulator.model.architectures import from_config
-from simulator.model.hub import from_file
+from simulator.model.formats import GROUP_OF, apart, choose
+from simulator.model.quantization import METHODS
+from simulator.ops.ops import Linear, Moe
+from simulator.ops.step import Step
+from simulator.predict import app
+from simulator.scenario.grid import axis
 from simulator.scenario.scenario import Scenario
 
-H, I, L, V = 4096, 14336, 8, 32000
-DENSE = {
-    "model_type": "llama",
-    "hidden_size": H,
-    "intermediate_size": I,
-    "num_hidden_layers": L,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "vocab_size": V,
-    "max_position_embeddings": 8192,
-    "torch_dtype": "bfloat16",
-    "tie_word_embeddings": False,
-}
-E, EI = 32, 1024
-MOE = {
-    **DENSE,
-    "model_type": "qwen2_moe",
-    "num_experts": E,
-    "num_experts_per_tok": 4,
-    "moe_intermediate_size": EI,
-    "shared_expert_intermediate_size": 2048,
-    "qkv_bias": False,
-}
-MLA = {
-    **DENSE,
-    "model_type": "deepseek_v3",
-    "num_key_value_heads": 32,
-    "q_lora_rank": 1536,
-    "kv_lora_rank": 512,
-    "qk_nope_head_dim": 128,
-    "qk_rope_head_dim": 64,
-    "v_head_dim": 128,
-    "n_routed_experts": E,
-    "num_experts_per_tok": 4,
-    "moe_intermediate_size": EI,
-    "n_shared_experts": 1,
-    "first_k_dense_replace": 2,
-    "n_group": 1,
-    "topk_group": 1,
-}
-Tensors = Iterator[tuple[str, int, int]]
+
+def folder_of(path: Path, config: dict[str, Any], **beside: Any) -> str:
+    (path / "config.json").write_text(json.dumps(config))
+    for name, value in beside.items():
+        (path / f"{name}.json").write_text(json.dumps(value))
+    return str(path)
 
 
-def linears(config: dict[str, Any]) -> Tensors:
-    """(name, outputs, inputs) of every linear layer of a checkpoint."""
-    for i in range(L):
-        block = f"model.layers.{i}."
-        if config["model_type"] == "deepseek_v3":
-            yield f"{block}self_attn.q_a_proj", 1536, H
-            yield f"{block}self_attn.q_b_proj", 32 * 192, 1536
-            yield f"{block}self_attn.kv_a_proj_with_mqa", 512 + 64, H
-            yield f"{block}self_attn.kv_b_proj", 32 * 256, 512
-            yield f"{block}self_attn.o_proj", H, 32 * 128
-        else:
-            for name, n in (("q", H), ("k", 1024), ("v", 1024), ("o", H)):
-                yield f"{block}self_attn.{name}_proj", n, H
-        dense = config is DENSE or (config is MLA and i < 2)
-        blocks = [("mlp", I)] if dense else [(f"mlp.experts.{e}", EI) for e in range(E)]
-        if not dense:
-            blocks.append(("mlp.shared_expert", 2048) if config is MOE else ("mlp.shared_experts", EI))
-        for name, width in blocks:
-            yield f"{block}{name}.gate_proj", width, H
-            yield f"{block}{name}.up_proj", width, H
-            yield f"{block}{name}.down_proj", H, width
-    yield "lm_head", V, H
-
-
-def beside(config: dict[str, Any]) -> int:
-    """Bytes of the embedding, norms and routers, 16 bit each."""
-    norms = (2 * L + 1) * H + (L * (1536 + 512) if config is MLA else 0)
-    routers = {id(DENSE): 0, id(MOE): L * (E + 1) * H, id(MLA): (L - 2) * E * H}[id(config)]
-    return 2 * (V * H + norms + routers)
-
-
-Bytes = Callable[[int, int], float]
-
-
-def half(n: int, k: int) -> float:
-    return 2 * n * k
-
-
-def gptq(bits: int, group: int, *, order: bool = True) -> Bytes:
-    """qweight int32, qzeros int32, scales fp16 and g_idx int32."""
-
-    def size(n: int, k: int) -> float:
-        groups = ceil(k / group) if group > 0 else 1
-        return 4 * (k * bits / 32) * n + 4 * groups * (n * bits / 32) + 2 * groups * n + (4 * k if order else 0)
-
-    return size
-
-
-def awq(group: int) -> Bytes:
-    """qweight [k, n/8] int32, qzeros [k/g, n/8] int32, scales [k/g, n] fp16."""
-    return lambda n, k: 4 * k * n / 8 + 4 * (k / group) * n / 8 + 2 * (k / group) * n
-
-
-def packed(bits: int, group: int, *, symmetric: bool = True, order: bool = False) -> Bytes:
-    """compressed-tensors: weight_packed int32, weight_scale 16 bit, weight_zero_point packed, weight_g_idx, two shapes."""
-    per_word = 32 // bits
-
-    def size(n: int, k: int) -> float:
-        groups = k / group if group > 0 else 1
-        zeros = 0 if symmetric else 4 * ceil(n / per_word) * groups
-        return 4 * n * ceil(k / per_word) + 2 * n * groups + zeros + (4 * k if order else 0) + 16
-
-    return size
-
-
-def fp8(per: str, scale: int = 4) -> Bytes:
-    """One byte a weight and scales per tensor, per output or per 128x128 block."""
-
-    def size(n: int, k: int) -> float:
-        count = {"tensor": 1, "channel": n, "block": ceil(n / 128) * ceil(k / 128)}[per]
-        return n * k + scale * count
-
-    return size
-
-
-def float4(group: int) -> Bytes:
-    """Two weights a byte, a byte of scale per group, global scales."""
-    return lambda n, k: n * k / 2 + n * k / group + 8
-
-
-def nf4(*, twice: bool) -> Bytes:
-    """bitsandbytes: blocks of 64, absmax fp32; twice: absmax in bytes, their own maxima in fp32 per 256; a 16-entry code."""
-    return lambda n, k: n * k / 2 + (n * k / 64) * ((1 + 4 / 256) if twice else 4) + 64
-
-
-def both(bits: float) -> Bytes:
-    return lambda n, k: n * k * bits / 8
-
-
-Pick = Callable[[str], Bytes | None]
-
-
-def all_but(size: Bytes, *skipped: str) -> Pick:
-    return lambda name: None if any(s in name for s in skipped) else size
-
-
-def ct(weights: dict[str, Any], acts: dict[str, Any] | None, form: str, **more: Any) -> dict[str, Any]:
-    group = {"targets": ["Linear"], "weights": weights, "input_activations": acts, "output_activations": None}
-    base = {"quant_method": "compressed-tensors", "format": form, "config_groups": {"group_0": group}}
-    return {**base, "ignore": ["lm_head"], "quantization_status": "compressed", **more}
-
-
-def ints(bits: int, group: int, **more: Any) -> dict[str, Any]:
-    strategy = {"strategy": "group", "group_size": group} if group > 0 else {"strategy": "channel"}
-    return {"num_bits": bits, "type": "int", "symmetric": True, "dynamic": False, **strategy, **more}
-
-
-def floats(bits: int, strategy: str, **more: Any) -> dict[str, Any]:
-    return {"num_bits": bits, "type": "float", "symmetric": True, "dynamic": False, "strategy": strategy, **more}
-
-
-def modelopt(algo: str, *excluded: str, **more: Any) -> dict[str, Any]:
-    quantization = {"quant_algo": algo, "exclude_modules": ["lm_head", *excluded], **more}
-    return {"producer": {"name": "modelopt", "version": "0.37"}, "quantization": quantization}
-
-
-def quark(weight: Any, acts: Any, *excluded: str, **more: Any) -> dict[str, Any]:
-    shared = {"weight": weight, "input_tensors": acts, "output_tensors": None, "bias": None}
-    export = {"kv_cache_group": [], "pack_method": "reorder"}
-    exclude = ["lm_head", *excluded]
-    return {"quant_method": "quark", "global_quant_config": shared, "exclude": exclude, "export": export, **more}
-
-
-FP8_TENSOR = {"dtype": "fp8_e4m3", "qscheme": "per_tensor", "is_dynamic": False, "symmetric": True}
-FP4_GROUP = {"dtype": "fp4", "qscheme": "per_group", "group_size": 32, "scale_format": "e8m0", "is_dynamic": False}
-DYNAMIC8 = {"num_bits": 8, "type": "float", "dynamic": True, "strategy": "token"}
-BLOCKS = {"quant_method": "fp8", "activation_scheme": "dynamic", "fmt": "e4m3", "weight_block_size": [128, 128]}
-AROUND = {"quant_method": "auto-round", "bits": 4, "group_size": 128, "sym": True, "data_type": "int"}
-AROUND_GPTQ = {**AROUND, "packing_format": "auto_round:auto_gptq"}
-GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 128, "sym": True, "desc_act": False}
-HEAD = "lm_head"
-
-
-def torchao(kind: str, **data: Any) -> dict[str, Any]:
-    inner = {"_type": kind, "_version": 1, "_data": data}
-    return {"quant_method": "torchao", "quant_type": {"default": inner}}
-
-
-def mixed(name: str) -> Bytes | None:
-    """ModelOpt MIXED_PRECISION as below: attention in FP8, FFN in NVFP4."""
-    if name == HEAD:
-        return None
-    return fp8("tensor") if "self_attn" in name else float4(16)
-
-
-MIXED = {
-    name: {"quant_algo": "FP8"} if "self_attn" in name else {"quant_algo": "NVFP4", "group_size": 16}
-    for name, _, _ in linears(DENSE)
-    if name != HEAD
-}
-META = [HEAD, *(f"model.layers.{i}.self_attn.{p}_proj" for i in range(L) for p in "qkvo")]
-META += [f"model.layers.{i}.mlp.{p}_proj" for i in (0, L - 1) for p in ("gate", "up", "down")]
-EIGHT = "model.layers.1.mlp.down_proj"
-TO_LAYER_2 = [f"model.layers.{i}.self_attn*" for i in range(2)]
-
-CASES: list[tuple[str, dict[str, Any], dict[str, Any], Pick]] = [
-    ("fp8 block", DENSE, BLOCKS, all_but(fp8("block"), HEAD)),
-    ("fp8 block, experts", MOE, BLOCKS, all_but(fp8("block"), HEAD)),
-    ("fp8 block, latent", MLA, BLOCKS, all_but(fp8("block"), HEAD)),
-    (
-        "fp8 block, some left out by full name",
-        MOE,
-        {**BLOCKS, "modules_to_not_convert": [HEAD, *(f"model.layers.{i}.mlp.gate" for i in range(L)), *META[1:5]]},
-        all_but(fp8("block"), HEAD, "layers.0.self_attn"),
-    ),
-    (
-        "fp8 per tensor, static",
-        DENSE,
-        {"quant_method": "fp8", "activation_scheme": "static"},
-        all_but(fp8("tensor"), HEAD),
-    ),
-    ("fp8 per tensor, dynamic", DENSE, {"quant_method": "fp8"}, all_but(fp8("tensor"), HEAD)),
-    (
-        "fp8 ignored_layers",
-        DENSE,
-        {"quant_method": "fp8", "ignored_layers": ["self_attn"]},
-        all_but(fp8("tensor"), HEAD, "self_attn"),
-    ),
-    (
-        "fbgemm, attention and both ends in bf16",
-        DENSE,
-        {"quant_method": "fbgemm_fp8", "activation_scale_ub": 1200.0, "modules_to_not_convert": META},
-        lambda n: None if n in META else fp8("channel"),
-    ),
-    ("mxfp8", DENSE, {"quant_method": "mxfp8"}, all_but(both(8.25), HEAD)),
-    ("ct w4a16 g128", DENSE, ct(ints(4, 128), None, "pack-quantized"), all_but(packed(4, 128), HEAD)),
-    (
-        "ct w4a16 g32, order",
-        DENSE,
-        ct(ints(4, 32, actorder="group"), None, "pack-quantized"),
-        all_but(packed(4, 32, order=True), HEAD),
-    ),
-    (
-        "ct w4a16 asymmetric",
-        DENSE,
-        ct(ints(4, 64, symmetric=False), None, "pack-quantized"),
-        all_but(packed(4, 64, symmetric=False), HEAD),
-    ),
-    ("ct w4a16 per channel", DENSE, ct(ints(4, -1), None, "pack-quantized"), all_but(packed(4, -1), HEAD)),
-    ("ct w8a16", DENSE, ct(ints(8, 128), None, "pack-quantized"), all_but(packed(8, 128), HEAD)),
-    ("ct 3 bits, ten to a word", DENSE, ct(ints(3, 128), None, "pack-quantized"), all_but(packed(3, 128), HEAD)),
-    (
-        "ct w8a8 int",
-        DENSE,
-        ct(ints(8, -1), {"num_bits": 8, "type": "int", "dynamic": True, "strategy": "token"}, "int-quantized"),
-        all_but(fp8("channel"), HEAD),
-    ),
-    (
-        "ct fp8 per channel",
-        DENSE,
-        ct(floats(8, "channel"), DYNAMIC8, "float-quantized"),
-        all_but(fp8("channel", 2), HEAD),
-    ),
-    (
-        "ct fp8 static per tensor, fp8 KV",
-        DENSE,
-        ct(floats(8, "tensor"), floats(8, "tensor"), "float-quantized", kv_cache_scheme=floats(8, "tensor")),
-        all_but(fp8("tensor"), HEAD),
-    ),
-    (
-        "ct fp8 block",
-        DENSE,
-        ct(
-            floats(8, "block", block_structure=[128, 128]),
-            {**DYNAMIC8, "strategy": "group", "group_size": 128},
-            "float-quantized",
-        ),
-        all_but(fp8("block", 2), HEAD),
-    ),
-    (
-        "ct fp8 weights alone",
-        DENSE,
-        ct(floats(8, "channel"), None, "float-quantized"),
-        all_but(fp8("channel", 2), HEAD),
-    ),
-    (
-        "ct nvfp4",
-        DENSE,
-        ct(
-            floats(4, "tensor_group", group_size=16),
-            {**floats(4, "tensor_group", group_size=16), "dynamic": "local"},
-            "nvfp4-pack-quantized",
-        ),
-        all_but(float4(16), HEAD),
-    ),
-    (
-        "ct nvfp4a16",
-        DENSE,
-        ct(floats(4, "tensor_group", group_size=16), None, "nvfp4-pack-quantized"),
-        all_but(float4(16), HEAD),
-    ),
-    (
-        "ct mxfp4a16",
-        DENSE,
-        ct(floats(4, "group", group_size=32), None, "mxfp4-pack-quantized"),
-        all_but(float4(32), HEAD),
-    ),
-    ("ct w4 by fp8", DENSE, ct(ints(4, 128), DYNAMIC8, "pack-quantized"), all_but(packed(4, 128), HEAD)),
-    (
-        "ct experts alone, as Kimi K2.5",
-        MLA,
-        ct(
-            ints(4, 32),
-            None,
-            "pack-quantized",
-            ignore=[HEAD, "re:.*self_attn.*", "re:.*shared_experts.*", r"re:.*mlp\.(gate|up|gate_up|down)_proj.*"],
-        ),
-        lambda n: packed(4, 32) if ".experts." in n else None,
-    ),
-    (
-        "ct mixed: down in fp8, the rest in nvfp4",
-        DENSE,
-        {
-            "quant_method": "compressed-tensors",
-            "format": "mixed-precision",
-            "ignore": [HEAD],
-            "config_groups": {
-                "a": {
-                    "targets": ["re:.*down_proj$"],
-                    "format": "float-quantized",
-                    "weights": floats(8, "channel"),
-                    "input_activations": DYNAMIC8,
-                },
-                "b": {
-                    "targets": ["Linear"],
-                    "format": "nvfp4-pack-quantized",
-                    "weights": floats(4, "tensor_group", group_size=16),
-                    "input_activations": floats(4, "tensor_group", group_size=16),
-                },
-            },
-        },
-        lambda n: None if n == HEAD else fp8("channel", 2) if "down" in n else float4(16),
-    ),
-    ("ct head quantised too", DENSE, ct(ints(8, 128), None, "pack-quantized", ignore=[]), lambda n: packed(8, 128)),
-    ("modelopt fp8", DENSE, modelopt("FP8", kv_cache_quant_algo="FP8"), all_but(fp8("tensor"), HEAD)),
-    ("modelopt fp8 per channel", DENSE, modelopt("FP8_PER_CHANNEL_PER_TOKEN"), all_but(fp8("channel"), HEAD)),
-    ("modelopt fp8 block", DENSE, modelopt("fp8_pb_wo"), all_but(fp8("block"), HEAD)),
-    ("modelopt nvfp4", DENSE, modelopt("NVFP4", group_size=16), all_but(float4(16), HEAD)),
-    (
-        "modelopt nvfp4 without attention",
-        MLA,
-        modelopt("NVFP4", "model.layers.*.self_attn*"),
-        all_but(float4(16), HEAD, "self_attn"),
-    ),
-    (
-        "modelopt nvfp4, two layers left out",
-        DENSE,
-        modelopt("NVFP4", *TO_LAYER_2),
-        all_but(float4(16), HEAD, "layers.0.self", "layers.1.self"),
-    ),
-    ("modelopt w4a16 nvfp4", DENSE, modelopt("W4A16_NVFP4"), all_but(float4(16), HEAD)),
-    ("modelopt mxfp8", DENSE, modelopt("MXFP8"), all_but(both(8.25), HEAD)),
-    (
-        "modelopt int4 awq",
-        DENSE,
-        modelopt("W4A16_AWQ", group_size=128),
-        all_but(lambda n, k: n * k / 2 + 2 * n * k / 128 + 2 * k, HEAD),
-    ),
-    (
-        "modelopt in config.json",
-        DENSE,
-        {"quant_method": "modelopt", "quant_algo": "NVFP4", "ignore": [HEAD], "config_groups": {}},
-        all_but(float4(16), HEAD),
-    ),
-    (
-        "modelopt mixed",
-        DENSE,
-        {
-            "quantization": {"quant_algo": "MIXED_PRECISION", "quantized_layers": MIXED},
-            "producer": {"name": "modelopt"},
-        },
-        mixed,
-    ),
-    (
-        "modelopt mixed, experts as one",
-        MOE,
-        {
-            "quant_method": "modelopt_mixed",
-            "quant_algo": "MIXED_PRECISION",
-            "quantized_layers": {
-                **{f"model.layers.{i}.mlp.experts": {"quant_algo": "W4A16_NVFP4", "group_size": 16} for i in range(L)},
-                **{f"model.layers.{i}.self_attn.{p}_proj": {"quant_algo": "FP8"} for i in range(L) for p in "qkvo"},
-            },
-        },
-        lambda n: float4(16) if ".experts." in n else fp8("tensor") if "self_attn" in n else None,
-    ),
-    (
-        "mxfp4 experts",
-        MOE,
-        {"quant_method": "mxfp4", "modules_to_not_convert": ["model.layers.*.self_attn", HEAD]},
-        lambda n: float4(32) if ".experts." in n else None,
-    ),
-    (
-        "awq",
-        DENSE,
-        {"quant_method": "awq", "bits": 4, "group_size": 128, "zero_point": True, "version": "gemm"},
-        all_but(awq(128), HEAD),
-    ),
-    (
-        "awq g64, a block left out",
-        DENSE,
-        {
-            "quant_method": "awq",
-            "w_bit": 4,
-            "q_group_size": 64,
-            "zero_point": True,
-            "modules_to_not_convert": ["model.layers.3"],
-        },
-        all_but(awq(64), HEAD, "layers.3."),
-    ),
-    ("gptq 4", DENSE, GPTQ, all_but(gptq(4, 128), HEAD)),
-    ("gptq 4, experts", MOE, GPTQ, all_but(gptq(4, 128), HEAD)),
-    ("gptq 8 g32", DENSE, {**GPTQ, "bits": 8, "group_size": 32}, all_but(gptq(8, 32), HEAD)),
-    ("gptq 3 per column", DENSE, {**GPTQ, "bits": 3, "group_size": -1}, all_but(gptq(3, -1), HEAD)),
-    ("gptq 2 with the head", DENSE, {**GPTQ, "bits": 2, "group_size": 64, "lm_head": True}, lambda n: gptq(2, 64)),
-    (
-        "gptq dynamic",
-        DENSE,
-        {**GPTQ, "dynamic": {r"-:model\.layers\.0\..*": {}, r"+:.*\.down_proj.*": {"bits": 8, "group_size": 32}}},
-        lambda n: None if n == HEAD or "layers.0." in n else gptq(8, 32) if "down" in n else gptq(4, 128),
-    ),
-    (
-        "gptq of the FFN alone",
-        DENSE,
-        {**GPTQ, "modules_in_block_to_quantize": [["mlp.gate_proj", "mlp.up_proj"], ["mlp.down_proj"]]},
-        lambda n: gptq(4, 128) if ".mlp." in n else None,
-    ),
-    ("auto-round", DENSE, AROUND_GPTQ, all_but(gptq(4, 128, order=False), HEAD)),
-    (
-        "auto-round, exceptions",
-        DENSE,
-        {
-            **AROUND_GPTQ,
-            "extra_config": {EIGHT: {"bits": 8, "group_size": 32}, "model.layers.2.self_attn.o_proj": {"bits": 16}},
-        },
-        lambda n: (
-            None
-            if n == HEAD or n.endswith("2.self_attn.o_proj")
-            else gptq(8, 32, order=False)
-            if n == EIGHT
-            else gptq(4, 128, order=False)
-        ),
-    ),
-    (
-        "auto-round 2 bits g32",
-        DENSE,
-        {**AROUND_GPTQ, "bits": 2, "group_size": 32},
-        all_but(gptq(2, 32, order=False), HEAD),
-    ),
-    ("auto-round as awq", DENSE, {**AROUND, "packing_format": "auto_round:auto_awq"}, all_but(awq(128), HEAD)),
-    (
-        "auto-round mxfp4",
-        DENSE,
-        {**AROUND, "data_type": "mx_fp", "group_size": 32, "act_bits": 4},
-        all_but(float4(32), HEAD),
-    ),
-    (
-        "bitsandbytes nf4",
-        DENSE,
-        {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
-        all_but(nf4(twice=False), HEAD),
-    ),
-    (
-        "bitsandbytes nf4 twice",
-        DENSE,
-        {"load_in_4bit": True, "load_in_8bit": False, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True},
-        all_but(nf4(twice=True), HEAD),
-    ),
-    (
-        "bitsandbytes int8",
-        DENSE,
-        {"quant_method": "bitsandbytes", "load_in_8bit": True, "llm_int8_skip_modules": [HEAD]},
-        all_but(fp8("channel"), HEAD),
-    ),
-    (
-        "torchao int4",
-        DENSE,
-        torchao("Int4WeightOnlyConfig", group_size=128),
-        all_but(lambda n, k: n * k / 2 + 4 * n * k / 128, HEAD),
-    ),
-    (
-        "torchao int8, old spelling",
-        DENSE,
-        {"quant_method": "torchao", "quant_type": "int8_weight_only", "quant_type_kwargs": {}},
-        all_but(fp8("channel", 2), HEAD),
-    ),
-    ("torchao w8a8", DENSE, torchao("Int8DynamicActivationInt8WeightConfig"), all_but(fp8("channel", 2), HEAD)),
-    (
-        "torchao fp8",
-        DENSE,
-        torchao("Float8DynamicActivationFloat8WeightConfig", granularity=[{"_type": "PerRow"}]),
-        all_but(fp8("channel"), HEAD),
-    ),
-    (
-        "torchao by module",
-        DENSE,
-        torchao(
-            "ModuleFqnToConfig",
-            module_fqn_to_config={
-                "_default": {"_type": "Int4WeightOnlyConfig", "_data": {"group_size": 64}},
-                EIGHT: {"_type": "Int8WeightOnlyConfig", "_data": {}},
-            },
-        ),
-        lambda n: None if n == HEAD else fp8("channel", 2) if n == EIGHT else lambda a, b: a * b / 2 + 4 * a * b / 64,
-    ),
-    ("quark fp8", DENSE, quark(FP8_TENSOR, FP8_TENSOR), all_but(fp8("tensor"), HEAD)),
-    (
-        "quark ptpc fp8",
-        DENSE,
-        quark({**FP8_TENSOR, "qscheme": "per_channel"}, {**FP8_TENSOR, "is_dynamic": True}),
-        all_but(fp8("channel"), HEAD),
-    ),
-    (
-        "quark mxfp4",
-        MOE,
-        quark(FP4_GROUP, {**FP4_GROUP, "is_dynamic": True}, "*self_attn*"),
-        all_but(float4(32), HEAD, "self_attn"),
-    ),
-    (
-        "quark mxfp4 and fp8 by layer",
-        DENSE,
-        quark(
-            FP4_GROUP,
-            {**FP4_GROUP, "is_dynamic": True},
-            layer_quant_config={"*self_attn*": {"weight": FP8_TENSOR, "input_tensors": FP8_TENSOR}},
-        ),
-        lambda n: None if n == HEAD else fp8("tensor") if "self_attn" in n else float4(32),
-    ),
-    (
-        "quark int4",
-        DENSE,
-        quark({"dtype": "int4", "qscheme": "per_group", "group_size": 128}, None),
-        all_but(lambda n, k: n * k / 2 + 2 * n * k / 128, HEAD),
-    ),
-    (
-        "hqq",
-        DENSE,
-        {"quant_method": "hqq", "quant_config": {"weight_quant_params": {"nbits": 4, "group_size": 64}}},
-        all_but(lambda n, k: n * k / 2 + 4 * n * k / 64, HEAD),
-    ),
-    ("eetq", DENSE, {"quant_method": "eetq"}, all_but(fp8("channel", 2), HEAD)),
-    ("exl3", DENSE, {"quant_method": "exl3", "bits": 3.5, "head_bits": 6}, lambda n: both(6 if n == HEAD else 3.5)),
-]
-
-
-def stored(config: dict[str, Any], pick: Pick) -> float:
-    return beside(config) + sum((pick(name) or half)(n, k) for name, n, k in linears(config))
-
-
-def predicted(config: dict[str, Any], folder: Path, device: str = "b200", **beside_it: Any) -> float:
-    """Weights the product says that one GPU holds."""
-    (folder / "config.json").write_text(json.dumps(config))
-    for name, value in beside_it.items():
-        (folder / f"{name}.json").write_text(json.dumps(value))
-    return weights_bytes(group_of(Scenario(model=str(folder), device=device)).lowering)
+def group(path: Path, quantised: Any, shape: dict[str, Any] = DENSE, device: str = "b200", **more: Any) -> Group:
+    config = {**shape, "quantization_config": quantised}
+    return group_of(Scenario(model=folder_of(path, config), device=device, **more))
 
 
 def test_the_corpus_is_as_large_as_it_says() -> None:
     assert len({name for name, *_ in CASES}) == len(CASES) >= 40
+    tried = {str(c[2].get("quant_method", "modelopt")) for c in CASES}
+    # Aliases of a reader need no case of their own.
+    assert {METHODS[name] for name in tried} == set(METHODS.values()) - {METHODS["fp_quant"], METHODS["bitnet"]}
 
 
 @pytest.mark.parametrize(("shape", "quantised", "pick"), [c[1:] for c in CASES], ids=[c[0] for c in CASES])
 def test_size_is_that_of_the_file(shape: dict[str, Any], quantised: dict[str, Any], pick: Pick, tmp_path: Path) -> None:
-    got = predicted({**shape, "quantization_config": quantised}, tmp_path)
+    got = weights_bytes(group(tmp_path, quantised, shape).lowering)
     assert got == pytest.approx(stored(shape, pick), rel=0.01)
+
+
+@pytest.mark.parametrize(
+    "method", ["aqlm", "vptq", "spqr", "higgs", "quanto", "gguf", "bitblas", "qqq", "experts_int8", "fp7", "awq2", ""]
+)
+def test_an_unknown_method_ends_in_one_line(method: str, tmp_path: Path) -> None:
+    config = {**DENSE, "quantization_config": {"quant_method": method, "bits": 4}}
+    done = CliRunner().invoke(app, ["--model", folder_of(tmp_path, config), "--device", "h100-sxm"])
+    assert isinstance(done.exception, InputError) or done.exit_code == 2
+    said = str(done.exception)
+    assert "\n" not in said
+    assert "config.json" in said
+    assert "quant_method" in said or repr(method) in said
+
+
+IGNORED = "model.layers.0.self_attn"
+
+
+@pytest.mark.parametrize(
+    ("shape", "quantised", "said"),
+    [
+        (DENSE, {"quant_method": "awq", "bits": 3}, "'bits' is 3"),
+        (DENSE, {"quant_method": "gptq"}, "'bits' is missing"),
+        (DENSE, {**GPTQ, "bits": 5}, "'bits' is 5"),
+        (DENSE, {**GPTQ, "checkpoint_format": "bitblas"}, "checkpoint_format"),
+        (DENSE, {**BLOCKS, "activation_scheme": "sometimes"}, "activation_scheme"),
+        (DENSE, {**BLOCKS, "weight_block_size": [128]}, "two whole numbers"),
+        (DENSE, {**BLOCKS, "modules_to_not_convert": "lm_head"}, "must be a list"),
+        (DENSE, {**BLOCKS, "modules_to_not_convert": [7]}, "no module's name"),
+        (DENSE, {**BLOCKS, "modules_to_not_convert": [f"{IGNORED}.qq_proj"]}, "no module of a llama layer"),
+        (DENSE, {**BLOCKS, "modules_to_not_convert": [f"{IGNORED}.q_proj"]}, "stored in different formats"),
+        (MOE, {**BLOCKS, "modules_to_not_convert": ["model.layers.0.mlp.experts.3"]}, "1 of 32 experts"),
+        (DENSE, ct(ints(4, 128), None, "marlin-24"), "marlin-24"),
+        (DENSE, ct(ints(4, 128), None, "dense"), "'dense'"),
+        (DENSE, ct(ints(4, 128), None, "pack-quantized", sparsity_config={"format": "sparse-24-bitmask"}), "sparse"),
+        (DENSE, ct(floats(6, "tensor"), None, "float-quantized"), "6 bits (float)"),
+        (DENSE, ct(ints(4, 128), ints(4, 128), "int-quantized"), "activations"),
+        (DENSE, ct(ints(4, 128), None, "pack-quantized", ignore=["re:(["]), "no pattern"),
+        (DENSE, {"quant_method": "compressed-tensors"}, "config_groups"),
+        (DENSE, ct(ints(4, 128), None, "pack-quantized", kv_cache_scheme=floats(4, "tensor")), "KV caches of 8 bit"),
+        (DENSE, modelopt("INT3"), "'INT3', which is not modelled"),
+        (DENSE, modelopt("MIXED_PRECISION"), "quantized_layers"),
+        (DENSE, modelopt("FP8", kv_cache_quant_algo="NVFP4"), "kv_cache_quant_algo"),
+        (DENSE, {"quant_method": "modelopt"}, "quant_algo"),
+        (DENSE, {"quant_method": "auto-round", "bits": 4, "data_type": "codebook"}, "data_type"),
+        (DENSE, {"quant_method": "bitsandbytes"}, "load_in_4bit"),
+        (DENSE, {"quant_method": "torchao", "quant_type": "uintx_weight_only"}, "uintx_weight_only"),
+        (DENSE, {"quant_method": "torchao", "quant_type": {"default": {"_type": "Magic"}}}, "'Magic'"),
+        (DENSE, {"quant_method": "quark", "global_quant_config": {"weight": {"dtype": "fp6"}}}, "fp6"),
+        (DENSE, {"quant_method": "exl2"}, "'bits' is 0"),
+        (DENSE, [4], "must be an object"),
+    ],
+)
+def test_an_unknown_layout_ends_in_one_line(shape: dict[str, Any], quantised: Any, said: str) -> None:
+    with pytest.raises(InputError) as caught:
+        from_config({**shape, "quantization_config": quantised}, "tiny", where="some/config.json")
+    assert said in str(caught.value)
+    assert str(caught.value).startswith("some/config.json")
+    assert "\n" not in str(caught.value)
+
+
+def test_modules_of_other_parts_are_nobodys_business() -> None:
+    """Lists of models with a vision tower name its modules, and the decoder's under the names they have there."""
+    names = ["lm_head", "visual.blocks.0.mlp", "model.visual.blocks.3.attn.qkv", "vision_tower.encoder.layers.1.fc1"]
+    ours = [f"language_model.model.layers.{i}.self_attn.{p}_proj" for i in range(L) for p in "qkvo"]
+    nested = {
+        "model_type": "some_vl",
+        "text_config": DENSE,
+        "quantization_config": {**BLOCKS, "ignored_layers": names + ours},
+    }
+    model = from_config(nested, "vl")
+    assert {m for layer in model.layers for m, _ in layer.formats.listed} == {"mlp.gate_up", "mlp.down"}
+    inner = from_config({"model_type": "some_vl", "text_config": {**DENSE, "quantization_config": BLOCKS}}, "vl")
+    assert inner.method == "fp8"
+
+
+def test_a_tree_left_out_is_not_its_neighbour() -> None:
+    """``model.layers.1*`` is layer 1, not layers 10 to 19."""
+    deep = {**DENSE, "num_hidden_layers": 12, "quantization_config": modelopt("FP8", "model.layers.1*")}
+    model = from_config(deep, "deep")
+    assert [i for i, layer in enumerate(model.layers) if not layer.formats.listed] == [1]
+
+
+def test_modelopts_own_file_is_read(tmp_path: Path) -> None:
+    said = modelopt("NVFP4", group_size=16, kv_cache_quant_algo="FP8")
+    model = hub.from_file(folder_of(tmp_path, DENSE, hf_quant_config=said))
+    assert (model.method, model.kv_dtype) == ("modelopt", "fp8")
+    got = group_of(Scenario(model=str(tmp_path), device="b200"))
+    assert (got.dtype, got.kv_dtype) == ("nvfp4", "fp8")
+    assert got.lowering.kv_element_bytes == 1.0
+    # What a person asks for goes first.
+    assert group_of(Scenario(model=str(tmp_path), device="b200", kv_cache_dtype="bf16")).kv_dtype == "bf16"
+    (tmp_path / "hf_quant_config.json").write_text(json.dumps(modelopt("FP8")))
+    assert group_of(Scenario(model=str(tmp_path), device="b200")).dtype == "fp8_static"
+
+
+def test_a_repository_called_quantised_that_does_not_say_how_is_refused(tmp_path: Path, monkeypatch: Any) -> None:
+    """ModelOpt's early repositories say it in a second file alone; without it they are not the 16-bit model."""
+    snapshot = tmp_path / "models--nvidia--Some-8B-NVFP4" / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    (tmp_path / "models--nvidia--Some-8B-NVFP4" / "refs").mkdir()
+    (tmp_path / "models--nvidia--Some-8B-NVFP4" / "refs" / "main").write_text("abc")
+    folder_of(snapshot, DENSE)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(InputError, match="hf_quant_config"):
+        hub.find_model("nvidia/Some-8B-NVFP4")
+    folder_of(snapshot, DENSE, hf_quant_config=modelopt("NVFP4"))
+    assert hub.find_model("nvidia/Some-8B-NVFP4").method == "modelopt"
+
+
+def test_no_spelling_of_a_quantised_repository_means_another_format() -> None:
+    seen = 0
+    for name in (*hub.list_models(), *hub._index().quantised):
+        for spelling in hub.aliases(name):
+            word = spelling.casefold()
+            if any(q in word for q in ("fp8", "fp4", "int4", "awq", "gptq", "w4a16")):
+                seen += 1
+                assert hub.find_model(spelling).method, spelling
+    assert seen >= 28
+    # Published in these formats under names that do not say so.
+    for name, method in (("Kimi-K2.5", "compressed-tensors"), ("DeepSeek-R1", "fp8"), ("gpt-oss-20b", "mxfp4")):
+        assert hub.find_model(name).method == method
+
+
+@pytest.mark.parametrize("spelling", ["nvidia/DeepSeek-R1-NVFP4", "nvidia/Kimi-K2.5-NVFP4"])
+def test_a_quantised_repository_that_is_not_bundled_is_asked_of_the_hub(spelling: str, monkeypatch: Any) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(InputError, match="not bundled"):
+        hub.find_model(spelling)
+
+
+@pytest.mark.parametrize(
+    ("name", "gib"),
+    # What vLLM logged per GPU: gpustack issue 4660, vllm issue 6746 (with 16 KV heads then, 8 since).
+    [("Qwen/Qwen3-8B-FP8", 8.8011), ("meta-llama/Llama-3.1-405B-Instruct-FP8", 57.752)],
+)
+def test_what_engines_logged(name: str, gib: float) -> None:
+    tp = 8 if "405" in name else 1
+    got = weights_bytes(group_of(Scenario(model=name, device="h100-sxm", tp=tp)).lowering)
+    assert got / 2**30 == pytest.approx(gib, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("quantised", "b200", "a100"),
+    [
+        (BLOCKS, "fp8_block", "w8a16"),
+        (modelopt("NVFP4"), "nvfp4", "w4a16 (4.5 bits)"),
+        (ct(ints(8, -1), ints(8, -1), "int-quantized"), "int8", "int8"),
+        ({"quant_method": "mxfp4"}, "bf16, experts mxfp4", "bf16, experts w4a16 (4.25 bits)"),
+    ],
+)
+def test_formats_without_units_are_widened_on_the_way(quantised: Any, b200: str, a100: str, tmp_path: Path) -> None:
+    """As engines run FP8 and FP4 checkpoints on Ampere: the same bytes, 16-bit products."""
+    new, old = (group(tmp_path, quantised, MOE, device=d) for d in ("b200", "a100-sxm-80g"))
+    assert (new.dtype, old.dtype) == (b200, a100)
+    assert new.problem is None
+    assert old.problem is None
+    assert weights_bytes(new.lowering) == pytest.approx(weights_bytes(old.lowering), rel=1e-9)
+
+
+def test_a_device_of_neither_is_told(tmp_path: Path) -> None:
+    """Before Ampere there are no kernels that widen FP8."""
+    problem = group(tmp_path, BLOCKS, device="v100-sxm").problem
+    assert problem is not None
+    assert "no fp8" in problem[1]
+
+
+def test_without_a_dtype_weights_are_16_bit(tmp_path: Path) -> None:
+    """vLLM's ``auto`` loads what is published in fp32, or says nothing, in 16 bit."""
+    for said in ({"torch_dtype": None}, {"torch_dtype": "float32"}):
+        got = group_of(Scenario(model=folder_of(tmp_path, {**DENSE, **said}), device="h100-sxm"))
+        assert (got.dtype, got.kv_dtype) == ("bf16", "bf16")
+        assert weights_bytes(got.lowering) == pytest.approx(2.0 * got.model.n_params, rel=1e-9)
+    assert group_of(Scenario(model="gpt2", device="h100-sxm")).dtype == "bf16"
+    assert group_of(Scenario(model="gpt2", device="t4")).dtype == "fp16"
+    assert group_of(Scenario(model="gpt2", device="h100-sxm", dtype="fp32")).dtype == "fp32"
+
+
+@pytest.mark.parametrize("key", ["num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"])
+def test_a_file_of_experts_is_never_read_as_dense(key: str) -> None:
+    with pytest.raises(InputError, match=f"'{key}' is 8, but 'llama' is read without experts"):
+        from_config({**DENSE, key: 8}, "sparse")
+    assert not from_config({**DENSE, key: 0}, "dense").is_moe
+    assert not from_config({**DENSE, key: None}, "dense").is_moe
+
+
+def test_groups_on_the_command_line(tmp_path: Path) -> None:
+    """Every product of a group has the format that is asked for, all others as published."""
+    asked = "experts=nvfp4,attention=fp8,head=int8"
+    got = group_of(Scenario(model=folder_of(tmp_path, MLA), device="b200", dtype=asked))
+    wanted = {"experts": "nvfp4", "attention": "fp8", "head": "int8"}
+    seen = set()
+    for step in (Step(decode_rows=1.0), Step(prefill_rows=1.0, prefill_tokens=4.0, prefill_context=4.0)):
+        for op in replace(got.lowering, as_modules=False).ops(step):
+            if isinstance(op, Linear | Moe) and op.role in GROUP_OF:
+                seen.add(op.role)
+                assert op.fmt.name == wanted.get(GROUP_OF[op.role], "bf16"), op.role
+    assert seen == {m for layer in got.model.layers for m in layer.matrices} | {"lm_head"}
+    assert got.dtype == "bf16, attention fp8, experts nvfp4, head int8"
+
+
+def test_an_embedding_is_stored_as_asked(tmp_path: Path) -> None:
+    plain, small = (
+        weights_bytes(group_of(Scenario(model=folder_of(tmp_path, DENSE), device="b200", dtype=d)).lowering)
+        for d in ("auto", "embedding=int8")
+    )
+    assert plain - small == pytest.approx(32000 * 4096)
+
+
+def test_one_format_for_all_goes_over_what_is_published(tmp_path: Path) -> None:
+    got = group(tmp_path, GPTQ, dtype="bf16")
+    assert got.dtype == "bf16"
+    assert weights_bytes(got.lowering) == pytest.approx(2.0 * got.model.n_params, rel=1e-9)
+
+
+def test_lists_of_groups() -> None:
+    assert str(choose(" Experts=NVFP4 , attention=bf16")) == "attention=bf16,experts=nvfp4"
+    assert apart(["bf16", "experts=nvfp4", "attention=fp8", "experts=fp8", "fp8"]) == (
+        "bf16",
+        "experts=nvfp4,attention=fp8",
+        "experts=fp8",
+        "fp8",
+    )
+    assert axis("dtype", "experts=nvfp4,head=fp8,experts=fp8,head=fp8", "--dtype") == (
+        "experts=nvfp4,head=fp8",
+        "experts=fp8,head=fp8",
+    )
+    for bad, said in (
+        ("exprts=fp8", "did you mean 'experts'"),
+        ("experts=fp9", "did you mean"),
+        ("experts=fp8,experts=fp8", "named twice"),
+        ("experts=fp8,bf16", "write its group"),
+    ):
+        with pytest.raises(InputError, match=said):
+            choose(bad)
+    scenario = Scenario(model="qwen3-30b-a3b", device="b200", dtype="experts=nvfp4,attention=bf16")
+    assert Scenario.from_query(scenario.to_query()) == scenario
+    assert Scenario.from_json(scenario.to_json()) == scenario
+
+
+def test_policies_are_asked_of_the_formats_they_rewrite() -> None:
+    """A weight policy on experts that are 4-bit already; a policy of the KV cache, which rewrites no product."""
+    for policy, said in (("w4a16", "sets the weight format itself"), ("h2o", "")):
+        problem = group_of(Scenario(model="gpt-oss-20b", device="h100-sxm", policy=policy)).problem
+        assert (problem is None) == (not said)
+        assert problem is None or said in problem[1]
+
+
+def test_answers_print_formats_and_notes() -> None:
+    done = CliRunner().invoke(app, ["--model", "kimi-k2.5", "--device", "b200", "--tp", "8"])
+    assert "formats: weights bf16, experts w4a16 (4.5 bits); KV cache bf16" in done.stdout
+    assert "note: only the text part is modelled" in done.stdout

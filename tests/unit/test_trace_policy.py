@@ -85,7 +85,13 @@ def test_grouped_heads_use_what_was_measured(tmp_path: Path, synthetic: SimpleNa
     both = {c: plain[c] + kv[c] for c in plain}
     for name, curves, kept in (("p", plain, 1 - 0.75**4), ("kv", both, 0.3)):
         folder = write_trace(tmp_path / name, synthetic.manifest_of(model), curves=curves, neurons=synthetic.neurons)
-        low = Lowering(find_model(model).in_one_format(), parse("shadowllm(keep=0.25)"), FORMATS["bf16"], 2.0, trace=read_trace(folder))
+        low = Lowering(
+            find_model(model).in_one_format(),
+            parse("shadowllm(keep=0.25)"),
+            FORMATS["bf16"],
+            2.0,
+            trace=read_trace(folder),
+        )
         ops = low.ops(decode_step(1.0, 100.0))
         last = [op for op in ops if isinstance(op, Attention)][-1]
         assert float(np.max(last.kv_head_keep)) == pytest.approx(kept)
