@@ -19,7 +19,7 @@ from simulator.model.architectures import from_config
 from simulator.model.formats import GROUP_OF, apart, choose
 from simulator.model.quantization import METHODS
 from simulator.ops.ops import Linear, Moe
-from simulator.ops.step import Step
+from simulator.ops.step import decode_step, prefill_step
 from simulator.predict import app
 from simulator.scenario.grid import axis
 from simulator.scenario.scenario import Scenario
@@ -240,7 +240,7 @@ def test_groups_on_the_command_line(tmp_path: Path) -> None:
     got = group_of(Scenario(model=folder_of(tmp_path, MLA), device="b200", dtype=asked))
     wanted = {"experts": "nvfp4", "attention": "fp8", "head": "int8"}
     seen = set()
-    for step in (Step(decode_rows=1.0), Step(prefill_rows=1.0, prefill_tokens=4.0, prefill_context=4.0)):
+    for step in (decode_step(1.0, 4.0), prefill_step(1.0, 4.0)):
         for op in replace(got.lowering, as_modules=False).ops(step):
             if isinstance(op, Linear | Moe) and op.role in GROUP_OF:
                 seen.add(op.role)
