@@ -34,14 +34,15 @@ def write(folder: Path, rows: Sequence[Judged], total: dict[str, Any], systems: 
             raise InputError(f"no such file: {path}", where="--docs")
     text = claims.read_text(encoding="utf-8")
     for name, lines in (("result", _result(total)), ("losses", _losses(total)), ("misses", _misses(rows))):
-        text = _between(text, name, lines, claims)
+        text = between(text, name, lines, claims)
     told = _systems(by_system.read_text(encoding="utf-8"), rows, systems)
     claims.write_text(text, encoding="utf-8")
     by_system.write_text(told, encoding="utf-8")
     return [claims, by_system]
 
 
-def _between(text: str, name: str, lines: Iterable[str], path: Path) -> str:
+def between(text: str, name: str, lines: Iterable[str], path: Path) -> str:
+    """`text` of `path` with `lines` between the markers of `name`."""
     begin, end = BEGIN.format(name), END.format(name)
     if begin not in text or end not in text:
         raise InputError(f"{path} lacks the markers {begin} and {end}", where="--docs")
@@ -49,7 +50,8 @@ def _between(text: str, name: str, lines: Iterable[str], path: Path) -> str:
     return "\n".join([head + begin, *lines, end + rest.split(end, 1)[1]])
 
 
-def _table(heads: Sequence[str], lines: Iterable[Sequence[str]]) -> list[str]:
+def table(heads: Sequence[str], lines: Iterable[Sequence[str]]) -> list[str]:
+    """Lines of a Markdown table."""
     return [f"| {' | '.join(line)} |" for line in (heads, ["---"] * len(heads), *lines)]
 
 
@@ -82,7 +84,7 @@ def _result(total: dict[str, Any]) -> list[str]:
     last = ["used for calibration", "not checkable"]
     words = told(total["all"]["called"])
     spoken = [f"Wins and losses over the papers' own baselines: {words}.", ""] if words else []
-    return [counted, "", *spoken, *_table(heads, [target, *whole]), "", *_table(["paper", *heads[2:], *last], by_paper)]
+    return [counted, "", *spoken, *table(heads, [target, *whole]), "", *table(["paper", *heads[2:], *last], by_paper)]
 
 
 def _unjudged(f: dict[str, Any]) -> int:
@@ -110,7 +112,7 @@ def _misses(rows: Sequence[Judged]) -> list[str]:
         if r.status == "judged" and not r.within and r.ratio is not None:
             found[r.paper, r.reason].append(r.ratio)
     lines = sorted(found.items(), key=lambda kv: (kv[0][0].casefold(), -len(kv[1])))
-    return _table(
+    return table(
         ["paper", "rows", "geometric mean", "reason"],
         ([paper, str(len(v)), f"{np.exp(np.mean(np.log(v))):.2f}", reason] for (paper, reason), v in lines),
     )
@@ -118,7 +120,7 @@ def _misses(rows: Sequence[Judged]) -> list[str]:
 
 def _losses(total: dict[str, Any]) -> list[str]:
     """One line per paper and cause of published losses that are not called."""
-    return _table(
+    return table(
         ["paper", "rows", "published speed-up", "predicted", "reason"],
         (
             [m["paper"], str(m["rows"]), as_times(m["published"]), as_times(m["predicted"]), m["reason"]]

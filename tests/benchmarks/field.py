@@ -28,6 +28,7 @@ from typing import Any
 
 from simulator.base import console
 from simulator.base.interval import Interval, ratio
+from simulator.claims.tables import between, table
 from simulator.results.verdict import verdict
 
 HERE = Path(__file__).resolve().parent
@@ -215,8 +216,11 @@ def _number(text: str) -> float | None:
         return None
 
 
-def show(found: list[Outcome]) -> None:
-    """One line a case, then counts by kind."""
+HEADS = ["case", "metric", "reported", "2026-11-30", "right", "now", "90 %", "right", "setup"]
+
+
+def cells(o: Outcome) -> list[str]:
+    """One line of a table, under `HEADS`."""
 
     def text(value: float | None) -> str:
         return "-" if value is None else f"{value:.4g}"
@@ -224,24 +228,40 @@ def show(found: list[Outcome]) -> None:
     def yes(value: bool | None) -> str:
         return "-" if value is None else "yes" if value else "NO"
 
+    interval = f"{o.now.lo:.4g}-{o.now.hi:.4g}" if o.now is not None and o.now.lo < o.now.hi else "-"
+    figures = [text(o.measured), text(o.before), yes(o.right_before)]
+    return [o.name, o.metric, *figures, text(None if o.now is None else o.now.mid), interval, yes(o.right), o.setup]
+
+
+def counts(found: list[Outcome]) -> list[str]:
+    """What is right, by kind, in one sentence each."""
     lines = []
-    for o in found:
-        interval = f"{o.now.lo:.4g}-{o.now.hi:.4g}" if o.now is not None and o.now.lo < o.now.hi else "-"
-        figures = [text(o.measured), text(o.before), yes(o.right_before)]
-        now = [text(None if o.now is None else o.now.mid), interval, yes(o.right)]
-        lines.append([o.name, o.metric, *figures, *now, o.told[:60] if o.now is None else "", o.setup[:60]])
-    heads = ["case", "metric", "reported", "2026-11-30", "right", "now", "90 %", "right", "no answer", "setup"]
-    console.table("reported in public against predicted", heads, lines, left=2)
     for kind in dict.fromkeys(o.kind for o in found):
         own = [o for o in found if o.kind == kind]
         now, then = (Counter(getattr(o, name) for o in own) for name in ("right", "right_before"))
         signed = [bool(o.right) for o in own if o.speedup and o.measured is not None]
         close = [o.within for o in own if o.within is not None]
         judged = now[True] + now[False]
-        console.out(
+        lines.append(
             f"{kind}: right {now[True]} of {judged} (on 2026-11-30: {then[True]}), among them the sign of a speed-up"
             f" {sum(signed)} of {len(signed)}; within 20 % {sum(close)} of {len(close)}; {now[None]} without a figure"
         )
+    return lines
+
+
+def show(found: list[Outcome]) -> None:
+    """One line a case, why there is no answer, then counts by kind."""
+    lines = [[*cells(o)[:-1], o.told[:60] if o.now is None else "", o.setup[:60]] for o in found]
+    console.table("reported in public against predicted", [*HEADS[:-1], "no answer", HEADS[-1]], lines, left=2)
+    for line in counts(found):
+        console.out(line)
+
+
+def write(folder: Path, found: list[Outcome]) -> None:
+    """Rewrite the table of field cases in ``claims.md`` of `folder`."""
+    path = folder / "claims.md"
+    lines = [*counts(found), "", *table(HEADS, map(cells, found))]
+    path.write_text(between(path.read_text("utf-8"), "field", lines, path), "utf-8")
 
 
 def main() -> None:
@@ -249,12 +269,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kind", default="sparsity", help="memory, speed, sparsity, capacity; '' for all")
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--docs", type=Path, help="rewrite the table of field cases in claims.md of this folder")
     chosen = parser.parse_args()
     data = Path(os.environ.get("SHADOWLINE_DATA") or HERE.parents[2].parent / "shared" / "data")
     if not (data / "field_cases.csv").is_file():
         sys.exit(f"no field_cases.csv in {data}; point SHADOWLINE_DATA at the folder that has it")
     found = [outcome(case) for case in read_cases(data, chosen.kind)]
-    if chosen.json:
+    if chosen.docs:
+        write(chosen.docs, found)
+    elif chosen.json:
         console.out_json({"rows": [asdict(o) for o in found]})
     else:
         show(found)

@@ -471,6 +471,6 @@ def test_the_tables_of_the_docs_come_from_the_rows(tmp_path: Path) -> None:
 def test_our_docs_have_the_markers() -> None:
     """What ``--docs docs`` rewrites is there."""
     text = (Path(__file__).parents[2] / "docs" / "claims.md").read_text("utf-8")
-    for name in ("result", "losses", "misses"):
+    for name in ("result", "field", "losses", "misses"):
         assert tables.BEGIN.format(name) in text
         assert tables.END.format(name) in text
