@@ -83,7 +83,7 @@ def test_cases_are_read_with_their_closer_commands(tmp_path: Path) -> None:
     with (tmp_path / "field_cases.csv").open("w", newline="") as file:
         table = csv.writer(file)
         table.writerow([*heads, "lo90", "hi90"])
-        table.writerow(["P09", "3 sparsity", "thr_speedup", "0.6", "s", "python -m simulator.sparse", "1.2", "", ""])
+        table.writerow(["P09", "3 sparsity", "thr_speedup", "0.6", "s", "python -m simulator predict", "1.2", "", ""])
         table.writerow(["M01", "1 memory", "weights_gib", "1", "s", PREDICT, "", "", ""])
     (one,) = field.read_cases(tmp_path, "sparsity")
     assert one.command.startswith("python -m simulator.claims --data")
