@@ -47,9 +47,15 @@ def measured_union(ctx: Context, tensor: str, keep: Array) -> Array:
     return union_density(keep, ctx.step.rows, ctx.model.name, table)
 
 
+def _groups_alike(ctx: Context) -> bool:
+    """Whether the trace measured KV heads of as many query heads as this layer's; another model's may not have."""
+    trace = ctx.trace
+    return trace is not None and trace.has_union("attn.kv_head") and trace.group_size == ctx.layer.attention.group_size
+
+
 def kv_heads_kept(ctx: Context, keep: float) -> float:
     """Share of the KV heads one token needs at a share `keep` of its query heads [-]."""
-    if ctx.trace is not None and ctx.trace.has_union("attn.kv_head"):
+    if ctx.trace is not None and _groups_alike(ctx):
         return ctx.trace.share("attn.kv_head", keep)
     return group_keep(keep, ctx.layer.attention.group_size)
 
@@ -57,9 +63,9 @@ def kv_heads_kept(ctx: Context, keep: float) -> float:
 def kv_head_union(ctx: Context, keep: float) -> Array:
     """Share of the KV heads with a kept query head in any row of the step [-].
 
-    A trace without grouped heads gives it through its query heads.
+    A trace without grouped heads, or with other groups than the model's, gives it through its query heads.
     """
-    tensor = "attn.kv_head" if ctx.trace and ctx.trace.has_union("attn.kv_head") else "attn.head"
+    tensor = "attn.kv_head" if _groups_alike(ctx) else "attn.head"
     return measured_union(ctx, tensor, kv_heads_kept(ctx, keep))
 
 

@@ -168,6 +168,12 @@ class LayerCurves:
         """As `Trace.curve`."""
         return self.trace.curve(self.index, tensor, statistic, keep=keep, head=head)
 
+    @property
+    def group_size(self) -> float:
+        """Query heads of each KV head of the measured model [-]."""
+        facts = self.trace.manifest.facts
+        return facts.n_heads / facts.n_kv_heads
+
     def has_union(self, tensor: str) -> bool:
         """Whether the union densities of `tensor` were measured here."""
         return self.trace.union(self.index, tensor) is not None

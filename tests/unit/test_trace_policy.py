@@ -100,6 +100,23 @@ def test_grouped_heads_use_what_was_measured(tmp_path: Path, synthetic: SimpleNa
         assert float(np.max(qkv.read_keep)) == pytest.approx((32 * 0.25 + 16 * kept) / 48)
 
 
+def test_another_models_groups_are_not_the_targets(tmp_path: Path, synthetic: SimpleNamespace) -> None:
+    """A trace of 4 query heads per KV head kept 0.3 of its KV heads. Llama-2-7B has a KV head per query head, which
+    reads what its query head does, 1/4; Llama-3.1-70B has 8, of which 1 - 0.75^8 = 0.90 have one kept if picked alike.
+    """
+    n = find_model("llama-3.1-8b").n_layers
+    heads = synthetic.curves_of(n, keeps=(0.25,))
+    kv = synthetic.curves_of(n, keeps=(0.3,), tensors=("attn.kv_head",))
+    kv["keep"] = [0.25] * len(kv["keep"])
+    both = {c: heads[c] + kv[c] for c in heads}
+    folder = write_trace(tmp_path / "t", synthetic.manifest_of("llama-3.1-8b"), curves=both, neurons=synthetic.neurons)
+    for model, kept in (("llama-2-7b", 0.25), ("llama-3.1-70b", 1 - 0.75**8)):
+        low = Lowering(find_model(model), parse("shadowllm(keep=0.25)"), FORMATS["bf16"], 2.0, trace=read_trace(folder))
+        last = [op for op in low.ops(decode_step(1.0, 100.0)) if isinstance(op, Attention)][-1]
+        assert float(np.max(last.kv_head_keep)) == pytest.approx(kept)
+        assert float(np.max(last.head_keep)) == pytest.approx(0.25)
+
+
 def test_the_prompt_and_other_policies_do_not_change(opt: Path) -> None:
     trace = read_trace(opt)
     model, fmt = find_model("opt-6.7b"), FORMATS["fp16"]
