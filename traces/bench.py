@@ -23,6 +23,25 @@ Row = dict[str, Any]
 _EVERY = 8  # one scored token in so many enters the rank correlation
 
 
+@dataclass(frozen=True)
+class Step:
+    """One measurement of an evaluation.
+
+    Parameters
+    ----------
+    method : str
+        What ``--methods`` names it by.
+    label : str
+        Shown while it runs.
+    run : callable
+        Adds its rows to the bench; depends on no other step.
+    """
+
+    method: str
+    label: str
+    run: Callable[[], None]
+
+
 def spell(text: str) -> str:
     """Canonical spelling of a policy; left as it is where the simulator has no such policy."""
     from simulator.policies import parse

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from simulator.base import console
 from simulator.base.errors import UnsupportedError
-from traces.bench import Bench
+from traces import kv_quality
+from traces.bench import Bench, Row, Step
 from traces.criteria import KINDS, magnitude, scores
 from traces.masks import Fixed, keep_largest, masked, normalise, open_first_heads
 from traces.other_methods import kv_methods, threshold_methods
-from traces.predictors import HEADLINE, Predicted, parameter_count, plans, restore
+from traces.predictors import HEADLINE, Plan, Predicted, parameter_count, plans, restore
 from traces.quality import windows
 
 if TYPE_CHECKING:
     import torch
 
 COARSE = (0.3, 0.5, 0.7)
+KV_METHODS = kv_quality.METHODS
+METHODS = ("random", "static", "teal", "cats", *KV_METHODS, "oracle", "shadowllm", "dejavu")
+"""What ``--methods`` names."""
 CURVE = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
 
@@ -222,70 +227,132 @@ class _Watching:
 
 
 def evaluation(
-    bench: Any, predictors: Path, known: dict[str, Any], train_ids: Any, first: Sequence[int], length: int
-) -> Iterator[str]:
-    """Every row, cheapest methods first; yields what was just measured.
+    bench: Bench,
+    predictors: Path,
+    known: dict[str, Any],
+    train_ids: Any,
+    first: Sequence[int],
+    length: int,
+    methods: Sequence[str] = METHODS,
+) -> list[Step]:
+    """Every measurement in order, cheapest methods first.
 
     `COARSE` sparsities for every criterion, the whole `CURVE` for the first of `HEADLINE`; target scale and mask are
     varied for all of `HEADLINE`.
-    """
-    import torch
 
-    device = bench.model.device
-    calibration = windows(train_ids, length, min(4, len(train_ids) // length), first=first).to(device)
-    weights = {kind: magnitude(bench.parts, kind).to(device) for kind in KINDS}
-    with torch.inference_mode():
-        for s in CURVE:
-            keep = round(1.0 - s, 6)
-            for seed in range(known["seeds"]):
-                random(bench, keep, "layer", seed)
-                yield f"random {s:g}"
-            static(bench, weights, None, keep, "layer", criterion="magnitude")
-            yield f"static magnitude {s:g}"
-        yield from threshold_methods(bench, calibration, CURVE)
-        try:
-            yield from kv_methods(bench, (*COARSE, 0.8, 0.9))
-        except UnsupportedError as error:
-            console.say(f"KV methods are left out: {error}")
+    Parameters
+    ----------
+    predictors : Path
+        Folder that ``traces.shadow train`` wrote.
+    known : dict
+        Its manifest.
+    train_ids : array of int
+        Tokens that thresholds are set on.
+    first : sequence of int
+        What each window begins with.
+    methods : sequence of str
+        Of `METHODS`.
+    """
+    calibration = windows(train_ids, length, min(4, len(train_ids) // length), first=first).to(bench.model.device)
+    found = [
+        *_without_context(bench, known["seeds"]),
+        *threshold_methods(bench, calibration, CURVE),
+        *kv_methods(bench, (*COARSE, 0.8, 0.9)),
+    ]
+    scores_of = _Truth(bench)
     for criterion in known["criteria"]:
         for scale in ("layer", "global") if criterion in HEADLINE else ("layer",):
-            truth = true_scores(bench, criterion, scale)
-            with torch.inference_mode():
-                yield from _one_criterion(bench, predictors, known, criterion, scale, truth)
+            found += _one_criterion(bench, predictors, known["seeds"], criterion, scale, scores_of)
+    return [step for step in found if step.method in methods]
+
+
+def measured(bench: Bench, steps: Iterable[Step]) -> Iterator[tuple[Step, list[Row]]]:
+    """Run `steps`; each with the rows it added. A KV method that the model cannot run is left out and told once."""
+    told: set[str] = set()
+    for step in steps:
+        before = len(bench.rows)
+        try:
+            step.run()
+        except UnsupportedError as error:
+            if step.method not in KV_METHODS:
+                raise
+            if str(error) not in told:
+                console.say(f"KV methods are left out: {error}")
+            told.add(str(error))
+        yield step, bench.rows[before:]
+
+
+def _without_context(bench: Bench, seeds: int) -> Iterator[Step]:
+    """What needs no predictor and sees no token: units drawn, and the largest weights."""
+    device = bench.model.device
+    weights = cache(lambda: {kind: magnitude(bench.parts, kind).to(device) for kind in KINDS})
+    for s in CURVE:
+        keep = round(1.0 - s, 6)
+        for seed in range(seeds):
+            yield Step("random", f"random {s:g}", partial(random, bench, keep, "layer", seed))
+        yield Step(
+            "static",
+            f"static magnitude {s:g}",
+            lambda keep=keep: static(bench, weights(), None, keep, "layer", criterion="magnitude"),
+        )
 
 
 def _one_criterion(
-    bench: Any, predictors: Path, known: dict[str, Any], criterion: str, scale: str, truth: Any
-) -> Iterator[str]:
-    from safetensors.torch import load_file
-
+    bench: Bench, predictors: Path, seeds: int, criterion: str, scale: str, scores_of: _Truth
+) -> Iterator[Step]:
     names = {"criterion": criterion, "targets": scale}
-    device = str(bench.model.device)
-    mean = load_file(predictors / f"mean.{criterion}.safetensors", device=device)
-    mean = {kind: mean[f"{kind}.{scale}"] for kind in ("heads", "neurons")}
-    nets = {
-        (p.method, p.seed): restore(load_file(predictors / p.file, device=device))
-        for p in plans([criterion], known["seeds"])
-        if p.scale == scale
-    }
+    truth = partial(scores_of, criterion, scale)
+
+    def stored(name: str) -> dict[str, torch.Tensor]:
+        from safetensors.torch import load_file
+
+        return load_file(predictors / name, device=str(bench.model.device))
+
+    own = [p for p in plans([criterion], seeds) if p.scale == scale]
     curve = CURVE if criterion == HEADLINE[0] and scale == "layer" else COARSE
     for s in sorted({*COARSE, *curve}):
         keep = round(1.0 - s, 6)
         varied = criterion in HEADLINE and scale == "layer" and s in COARSE
         # Scores scaled otherwise rank alike inside a layer: budgets per layer are measured for one scale.
         budgets = ("global", "layer") if varied else ("global",)
+        say = f"{criterion} {s:g}"
+
+        def run_oracle(budget: str, mask: str, keep: float = keep) -> None:
+            oracle(bench, truth(), keep, budget, mask, **names)
+
+        def run_static(budget: str, keep: float = keep) -> None:
+            mean = stored(f"mean.{criterion}.safetensors")
+            static(bench, {k: mean[f"{k}.{scale}"] for k in KINDS}, truth(), keep, budget, **names)
+
+        def run_predicted(plan: Plan, budget: str, mask: str, keep: float = keep) -> None:
+            nets = restore(stored(plan.file))
+            predicted(bench, plan.method, nets, truth(), keep, budget, mask, plan.seed, **names)
+
         for budget in budgets:
-            oracle(bench, truth, keep, budget, "token", **names)
-            static(bench, mean, truth, keep, budget, **names)
-            yield f"oracle and static {criterion} {s:g}"
+            yield Step("oracle", f"oracle {say}", partial(run_oracle, budget, "token"))
+            yield Step("static", f"static {say}", partial(run_static, budget))
         if varied:
-            oracle(bench, truth, keep, "global", "sequence", **names)
-            yield f"oracle {criterion} per sequence {s:g}"
-        for (method, seed), net in nets.items():
-            for budget in ("layer",) if method == "dejavu" else budgets:
-                predicted(bench, method, net, truth, keep, budget, "token", seed, **names)
-                yield f"{method} {criterion} {s:g}"
+            yield Step("oracle", f"oracle {say} per sequence", partial(run_oracle, "global", "sequence"))
+        for plan in own:
+            for budget in ("layer",) if plan.method == "dejavu" else budgets:
+                yield Step(plan.method, f"{plan.method} {say}", partial(run_predicted, plan, budget, "token"))
             if varied:
-                budget = "layer" if method == "dejavu" else "global"
-                predicted(bench, method, net, truth, keep, budget, "sequence", seed, **names)
-                yield f"{method} {criterion} per sequence {s:g}"
+                budget = "layer" if plan.method == "dejavu" else "global"
+                label = f"{plan.method} {say} per sequence"
+                yield Step(plan.method, label, partial(run_predicted, plan, budget, "sequence"))
+
+
+class _Truth:
+    """`true_scores` by criterion and scale: the largest thing an evaluation holds, so only the latest is kept."""
+
+    def __init__(self, bench: Bench):
+        self.bench = bench
+        self.key = "", ""
+        self.found: list[dict[str, torch.Tensor]] = []
+
+    def __call__(self, criterion: str, scale: str) -> list[dict[str, torch.Tensor]]:
+        if self.key != (criterion, scale):
+            self.found = []  # The old scores go before the new ones come.
+            self.found = true_scores(self.bench, criterion, scale)
+            self.key = criterion, scale
+        return self.found

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from traces import kv_quality
-from traces.bench import Bench
+from traces.bench import Bench, Step
 from traces.blocks import hooked
 from traces.masks import gate_thresholded, thresholded
 from traces.quality import Score, judge, shares
@@ -14,37 +15,45 @@ from traces.quality import Score, judge, shares
 if TYPE_CHECKING:
     import torch
 
+Magnitudes = dict[tuple[str, int], Any]
+_SITES = ("attn.in", "attn.o", "ffn.in", "ffn.down")
 
-def threshold_methods(bench: Bench, calibration: torch.Tensor, sparsities: Sequence[float]) -> Iterator[str]:
+
+def threshold_methods(bench: Bench, calibration: torch.Tensor, sparsities: Sequence[float]) -> Iterator[Step]:
     """CATS (gated models) and TEAL at thresholds that are quantiles over `calibration` tokens, per layer and matrix."""
+    magnitudes = cache(lambda: _magnitudes(bench, calibration, _SITES))
+    methods = {"teal": _teal} | ({"cats": _cats} if bench.parts[0].gated else {})
+    for s in sparsities:
+        for name, measure in methods.items():
+            yield Step(name, f"{name} {s:g}", lambda m=measure, s=s: m(bench, magnitudes(), s))
+
+
+def _teal(bench: Bench, magnitudes: Magnitudes, sparsity: float) -> None:
     import numpy as np
 
-    sites = ("attn.in", "attn.o", "ffn.in", "ffn.down")
-    magnitudes = _magnitudes(bench, calibration, sites)
-    gated = bench.parts[0].gated
-    for s in sparsities:
-        keep = 1.0 - s
-        live: dict[str, list[float]] = {}
-        limits = {k: float(np.quantile(v, s)) for k, v in magnitudes.items() if k[0] in sites}
-        score = judge(bench.model, bench.scene, lambda _, t=limits, r=live: thresholded(bench.parts, t, r))
-        mean = {site: sum(v) / len(v) for site, v in live.items()}
-        roles = {
-            "q": mean["attn.in"],
-            "kv": mean["attn.in"],
-            "o": mean["attn.o"],
-            "ffn_in": mean["ffn.in"],
-            "down": mean["ffn.down"],
-        }
-        _threshold_row(bench, score, "teal", keep, roles)
-        yield f"teal {s:g}"
-        if gated:
-            live = {}
-            gates = [float(np.quantile(magnitudes["gate", i], s)) for i in range(len(bench.parts))]
-            score = judge(bench.model, bench.scene, lambda _, t=gates, r=live: gate_thresholded(bench.parts, t, r))
-            kept = sum(live["ffn.down"]) / len(live["ffn.down"])
-            # The gate, half of ffn_in, is computed dense.
-            _threshold_row(bench, score, "cats", keep, {"ffn_in": (1.0 + kept) / 2.0, "down": kept})
-            yield f"cats {s:g}"
+    live: dict[str, list[float]] = {}
+    limits = {k: float(np.quantile(v, sparsity)) for k, v in magnitudes.items() if k[0] in _SITES}
+    score = judge(bench.model, bench.scene, lambda _: thresholded(bench.parts, limits, live))
+    mean = {site: sum(v) / len(v) for site, v in live.items()}
+    roles = {
+        "q": mean["attn.in"],
+        "kv": mean["attn.in"],
+        "o": mean["attn.o"],
+        "ffn_in": mean["ffn.in"],
+        "down": mean["ffn.down"],
+    }
+    _threshold_row(bench, score, "teal", 1.0 - sparsity, roles)
+
+
+def _cats(bench: Bench, magnitudes: Magnitudes, sparsity: float) -> None:
+    import numpy as np
+
+    live: dict[str, list[float]] = {}
+    gates = [float(np.quantile(magnitudes["gate", i], sparsity)) for i in range(len(bench.parts))]
+    score = judge(bench.model, bench.scene, lambda _: gate_thresholded(bench.parts, gates, live))
+    kept = sum(live["ffn.down"]) / len(live["ffn.down"])
+    # The gate, half of ffn_in, is computed dense.
+    _threshold_row(bench, score, "cats", 1.0 - sparsity, {"ffn_in": (1.0 + kept) / 2.0, "down": kept})
 
 
 def _threshold_row(bench: Bench, score: Score, method: str, keep: float, roles: dict[str, float]) -> None:
@@ -62,7 +71,7 @@ def _threshold_row(bench: Bench, score: Score, method: str, keep: float, roles: 
     )
 
 
-def _magnitudes(bench: Bench, ids: torch.Tensor, sites: Sequence[str]) -> dict[tuple[str, int], Any]:
+def _magnitudes(bench: Bench, ids: torch.Tensor, sites: Sequence[str]) -> Magnitudes:
     import torch
 
     found: dict[tuple[str, int], Any] = {}
@@ -82,7 +91,7 @@ def _magnitudes(bench: Bench, ids: torch.Tensor, sites: Sequence[str]) -> dict[t
     return found
 
 
-def kv_methods(bench: Bench, sparsities: Sequence[float]) -> Iterator[str]:
+def kv_methods(bench: Bench, sparsities: Sequence[float]) -> Iterator[Step]:
     """StreamingLLM, H2O, SnapKV, Quest and Mustafar.
 
     Budgets are shares of the mean context, of the prompt for SnapKV (it keeps what is generated), of a head's
@@ -92,37 +101,40 @@ def kv_methods(bench: Bench, sparsities: Sequence[float]) -> Iterator[str]:
     for s in sparsities:
         for method in kv_quality.METHODS:
             text, options, dense_layers = _kv_setting(bench, method, s)
-            if text in seen:
-                continue
-            seen.add(text)
-            read: list[float] = []
-            score = judge(
-                bench.model,
-                bench.scene,
-                lambda _, m=method, o=options, d=dense_layers, r=read: kv_quality.attending(
-                    bench.model, m, bench.scene.prompt, r, dense_layers=d, **o
-                ),
-                whole=True,
-            )
-            share = sum(read) / len(read)
-            cost = shares(
-                bench.parts,
-                bench.model,
-                [{}] * len(bench.parts),
-                context=bench.scene.mean_context,
-                # Mustafar multiplies all elements again once they are unpacked.
-                attention=1.0 if method == "mustafar" else share,
-            )
-            bench.add(
-                score,
-                policy=text,
-                method=method,
-                sparsity=round(1.0 - share, 6),
-                mask="token",
-                weight_bytes_share=cost.weight_bytes,
-                flop_share=cost.flop,
-            )
-            yield f"{method} {s:g}"
+            if text not in seen:
+                seen.add(text)
+                at = method, text, options, dense_layers
+                yield Step(method, f"{method} {s:g}", lambda at=at: _kv_method(bench, *at))
+
+
+def _kv_method(bench: Bench, method: str, policy: str, options: dict[str, Any], dense_layers: int) -> None:
+    read: list[float] = []
+    score = judge(
+        bench.model,
+        bench.scene,
+        lambda _: kv_quality.attending(
+            bench.model, method, bench.scene.prompt, read, dense_layers=dense_layers, **options
+        ),
+        whole=True,
+    )
+    share = sum(read) / len(read)
+    cost = shares(
+        bench.parts,
+        bench.model,
+        [{}] * len(bench.parts),
+        context=bench.scene.mean_context,
+        # Mustafar multiplies all elements again once they are unpacked.
+        attention=1.0 if method == "mustafar" else share,
+    )
+    bench.add(
+        score,
+        policy=policy,
+        method=method,
+        sparsity=round(1.0 - share, 6),
+        mask="token",
+        weight_bytes_share=cost.weight_bytes,
+        flop_share=cost.flop,
+    )
 
 
 def _kv_setting(bench: Bench, method: str, sparsity: float) -> tuple[str, dict[str, Any], int]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,8 +19,10 @@ from simulator.base.files import replaced
 if TYPE_CHECKING:
     import numpy as np
 
+    from traces.bench import Bench, Step
     from traces.loading import Loaded
     from traces.predictors import Plan
+    from traces.snapshot import Snapshots
     from traces.text import Tokens
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -29,20 +33,20 @@ TRAIN_SHARE = 0.6
 """Predictors learn on the first part of the text and are judged on the rest [-]."""
 
 
-def _criteria(text: str) -> list[str]:
-    from traces.criteria import CRITERIA
-
-    names = [n.strip() for n in text.split(",") if n.strip()] if text != "all" else list(CRITERIA)
+def _names(what: str, text: str, known: Sequence[str], where: str = "") -> list[str]:
+    """``all``, or names with commas, each once."""
+    names = list(dict.fromkeys(n.strip() for n in text.split(",") if n.strip())) if text != "all" else list(known)
     for name in names:
-        if name not in CRITERIA:
-            raise UnknownNameError("criterion", name, CRITERIA, where="--criteria")
+        if name not in known:
+            raise UnknownNameError(what, name, known, where=where or f"--{what}s")
+    if not names:
+        raise InputError(f"names no {what}; give all, or some of {', '.join(known)}", where=where or f"--{what}s")
     return names
 
 
-def _load(model: str, revision: str | None, dtype: str, device: str, threads: int) -> Loaded:
-    from traces.loading import find, load, quieten, use_threads
+def _load(model: str, revision: str | None, dtype: str, device: str) -> Loaded:
+    from traces.loading import find, load, quieten
 
-    use_threads(threads)
     quieten()
     return load(find(model, revision=revision), dtype=dtype, device=device)
 
@@ -83,15 +87,18 @@ def train(
 ) -> None:
     """Train ShadowLLM's and Deja Vu's predictors on the first 60 % of a text."""
     from traces.blocks import blocks
+    from traces.criteria import CRITERIA
+    from traces.loading import use_threads
     from traces.predictors import plans
     from traces.text import read_tokens
 
-    wanted = _criteria(criteria)
+    wanted = _names("criterion", criteria, list(CRITERIA), "--criteria")
     if out.is_file():
         raise InputError(f"{out} is a file; name a folder", where="--out")
     if (out / MANIFEST).exists() and not resume:
         raise InputError(f"{out} holds predictors; add --resume or remove it", where="--out")
-    loaded = _load(model, revision, dtype, device, threads)
+    use_threads(threads)
+    loaded = _load(model, revision, dtype, device)
     parts = blocks(loaded.model)
     if len(parts) < 2:
         raise InputError("a model of one layer has nothing to predict", where="--model")
@@ -217,22 +224,29 @@ def evaluate(
     device: _DEVICE = "cpu",
     threads: _THREADS = 0,
     revision: _REVISION = None,
+    methods: Annotated[str, typer.Option("--methods", help="all, or names with commas")] = "all",
+    resume: Annotated[bool, typer.Option("--resume", help="continue what an interrupted run left")] = False,
     json_: Annotated[bool, typer.Option("--json", help='{"rows": [...]} on stdout')] = False,
 ) -> None:
     """Perplexity and agreement against sparsity on the last 40 % of a text, for every method."""
     from simulator.trace import read_trace
     from traces.bench import Bench
     from traces.blocks import blocks
-    from traces.experiment import evaluation
+    from traces.experiment import METHODS, evaluation
+    from traces.loading import use_threads
     from traces.quality import scene, windows
+    from traces.snapshot import Snapshots
     from traces.text import read_tokens
+    from traces.weights import weights_sha256
 
+    wanted = _names("method", methods, METHODS)
     known = _manifest(predictors)
     if out.suffix != ".parquet":
         raise InputError(f"{out} should end in .parquet", where="--out")
     if trace is not None:
         read_trace(trace)  # An error now and not after hours of runs.
-    loaded = _load(model, revision, dtype, device, threads)
+    used = use_threads(threads)
+    loaded = _load(model, revision, dtype, device)
     if known["config_sha256"] != loaded.checkpoint.config_sha256:
         raise InputError(
             f"{predictors} was trained for {known['model']}, not for {loaded.checkpoint.name}", where="--predictors"
@@ -245,12 +259,28 @@ def evaluate(
     learned = _learned_from(words)
     rest = words.ids[len(learned) :] if words.sha256 == known["text_sha256"] else words.ids
     chosen = windows(rest, length, max_tokens // length, first=words.first).to(loaded.model.device)
-    bench = Bench(loaded.model, blocks(loaded.model), scene(loaded.model, chosen, prompt))
-    steps = evaluation(bench, predictors, known, learned, words.first, length)
-    for done, label in enumerate(steps, start=1):
-        if not json_ and done % 25 == 0:
-            console.say(f"{done} runs, {label}")
+    plan = {
+        "predictors": known,
+        "weights": weights_sha256(loaded.checkpoint.folder),
+        "text": words.sha256,
+        "windows": hashlib.sha256(chosen.cpu().numpy().tobytes()).hexdigest(),
+        "prompt": prompt,
+        "dtype": loaded.dtype,
+        "device": loaded.device,
+        "threads": used,
+        "methods": wanted,
+        "versions": {name: version(name) for name in ("shadowline", "torch", "transformers")},
+    }
+    snapshots = Snapshots(out, plan, settled={}, resume=resume)
+    try:
+        bench = Bench(loaded.model, blocks(loaded.model), scene(loaded.model, chosen, prompt))
+        steps = evaluation(bench, predictors, known, learned, words.first, length, wanted)
+        _measure(bench, steps, snapshots, quiet=json_)
+    except BaseException:
+        snapshots.close()
+        raise
     _save_rows(bench, out, trace)
+    snapshots.finish()
     if json_:
         console.out_json({"rows": bench.rows})
     else:
@@ -259,7 +289,19 @@ def evaluate(
         print_tables(bench.rows, model)
 
 
-def _save_rows(bench: Any, out: Path, trace: Path | None) -> None:
+def _measure(bench: Bench, steps: list[Step], snapshots: Snapshots, *, quiet: bool) -> None:
+    """Rows of `steps`, those first that an interrupted run had; each is saved as soon as it is there."""
+    from traces.experiment import measured
+
+    before = snapshots.logged()
+    for rows in before:
+        bench.rows += rows
+    work = steps[len(before) :]
+    for _, rows in console.progress(measured(bench, work), len(work), "evaluate", quiet=quiet):
+        snapshots.log(rows)
+
+
+def _save_rows(bench: Bench, out: Path, trace: Path | None) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 

@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
 
 class Snapshots:
-    """Folder ``OUT.parts`` while a trace is being collected.
+    """Folder ``OUT.parts`` while a trace is being collected, or predictors judged.
 
     Parameters
     ----------
     out : Path
-        The trace folder the run ends in.
+        The trace folder, or the table, that the run ends in.
     plan : mapping
-        Everything that decides the trace; a state of another plan cannot be continued.
+        Everything that decides it; a state of another plan cannot be continued.
     resume : bool
         Continue from the state an interrupted run left.
 
@@ -74,6 +74,7 @@ class Snapshots:
             self.settled = known["settled"]
             return
         self._state.unlink(missing_ok=True)
+        self._log.unlink(missing_ok=True)
         text = json.dumps({"digest": self.digest, "settled": self.settled})
         _replace(path, text.encode())
 
@@ -98,6 +99,27 @@ class Snapshots:
 
         tensors = {name: tensor.contiguous() for name, tensor in state.items()}
         _replace(self._state, save(tensors, {"batches": str(batches)}))
+
+    @property
+    def _log(self) -> Path:
+        return self.folder / "log.jsonl"
+
+    def logged(self) -> list[Any]:
+        """What `log` was given, but for a line that a kill cut short, which is removed."""
+        if not self._log.is_file():
+            return []
+        raw = self._log.read_bytes()
+        whole = raw[: raw.rfind(b"\n") + 1]
+        if whole != raw:
+            _replace(self._log, whole)
+        return [json.loads(line) for line in whole.splitlines()]
+
+    def log(self, record: Any) -> None:
+        """Add one finished piece of work."""
+        with self._log.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
 
     def close(self) -> None:
         """Let another writer in; the state stays."""

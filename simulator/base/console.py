@@ -6,6 +6,7 @@ import json
 import os
 import re
 import sys
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
@@ -171,7 +172,7 @@ def _drop_stdout() -> None:
 
 
 def progress(items: Iterable[T], total: int, label: str, *, quiet: bool = False) -> Iterable[T]:
-    """Iterate with a bar on a terminal, one line per tenth elsewhere, nothing when `quiet`."""
+    """Iterate with a bar on a terminal, a line and the time left per tenth elsewhere, nothing when `quiet`."""
     if quiet or total < 2:
         yield from items
         return
@@ -181,13 +182,22 @@ def progress(items: Iterable[T], total: int, label: str, *, quiet: bool = False)
 
         yield from track(items, description=label, total=total, console=Console(stderr=True), transient=True)
         return
-    shown = 0
+    shown, start = 0, time.monotonic()
     for done, item in enumerate(items, start=1):
         yield item
         tenth = done * 10 // total
-        if tenth > shown:
+        left = (time.monotonic() - start) / done * (total - done)
+        if tenth > shown or (done == 1 and left > 60.0):
             shown = tenth
-            say(f"{label}: {done}/{total}")
+            say(f"{label}: {done}/{total}" + (f", about {_duration(left)} left" if left > 5.0 else ""))
+
+
+def _duration(seconds: float) -> str:
+    """Seconds below two minutes, minutes below two hours, else hours."""
+    for size, unit in ((3600.0, "h"), (60.0, "min")):
+        if seconds >= 2.0 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"
 
 
 def milliseconds(seconds: float | None) -> str:

@@ -125,6 +125,40 @@ def test_train_resumes_and_keeps_what_is_there(run: Run, model: Path, text: Path
     assert (code, "trained with another rank" in err) == (2, True)
 
 
+def test_evaluate_goes_on_after_a_kill_and_ends_in_the_same_bytes(
+    run: Run, model: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from traces.snapshot import Snapshots
+
+    predictors, out, whole = tmp_path / "p", tmp_path / "q.parquet", tmp_path / "whole.parquet"
+    assert run(shadow, *train_arguments(model, text, predictors))[0] == 0
+    some = ["--methods", "random,teal,shadowllm,oracle"]
+    arguments = [*evaluate_arguments(model, text, predictors, out), *some]
+    code, printed, err = run(shadow, *evaluate_arguments(model, text, predictors, whole), *some)
+    assert code == 0, err
+    assert {r["method"] for r in json.loads(printed)["rows"]} == {"random", "teal", "shadowllm", "oracle"}
+    log, written = Snapshots.log, []
+
+    def counted(self: Snapshots, record: Any) -> None:
+        log(self, record)
+        written.append(record)
+        if len(written) == 11:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Snapshots, "log", counted)
+    assert run(shadow, *arguments)[0] == 130
+    assert not out.exists()
+    with (tmp_path / "q.parquet.parts" / "log.jsonl").open("a") as torn:
+        torn.write('[{"policy": "tea')
+    code, _, err = run(shadow, *arguments, "--resume", "--methods", "teal")
+    assert (code, "other arguments" in err) == (2, True)
+    assert run(shadow, *arguments, "--resume")[0] == 0
+    assert out.read_bytes() == whole.read_bytes()
+    # Every measurement was made once.
+    assert sum(len(rows) for rows in written) == len(json.loads(printed)["rows"])
+    assert not (tmp_path / "q.parquet.parts").exists()
+
+
 def test_every_window_begins_with_the_tokenizers_first_token(
     run: Run, model: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -171,6 +205,10 @@ def test_mistakes_are_one_line(run: Run, model: Path, text: Path, tmp_path: Path
         ([*train, "--max-tokens", "1000000"], "too few for"),
         ([*train, "--max-tokens", "40"], "not one window of 48 tokens"),
         ([*train, "--out", text], "is a file; name a folder"),
+        (
+            [*evaluate_arguments(model, text, tmp_path / "p", tmp_path / "q.parquet"), "--methods", "tael"],
+            "did you mean 'teal'",
+        ),
         (evaluate_arguments(model, text, tmp_path / "p", tmp_path / "q.parquet"), "shadow train"),
         (["evalute"], "evalute"),
     ]
