@@ -61,10 +61,13 @@ class Ranked:
 
 @dataclass(frozen=True)
 class Advice:
-    """Tallies of every policy and the choice for every model and device that can run."""
+    """Tallies of every policy, by model, device and policy, and the choice for every pair that can run."""
 
     sweep: Sweep
     tallies: dict[tuple[str, str, str], Tally]
+    """At the same batch."""
+    largest: dict[tuple[str, str, str], Tally]
+    """Each at its own largest batch."""
     choices: dict[Pair, Choice]
 
     @cached_property
@@ -131,13 +134,14 @@ def advise(sweep: Sweep) -> Advice:
     for index in sweep.groups("model", "device", "policy").values():
         summary.add(sweep.rows.take(index))
     tallies = {key: found.tally(key) for key, found in summary.found.items()}
+    largest = {key: found.tally(key, largest=True) for key, found in summary.found.items()}
     choices: dict[Pair, Choice] = {}
     for (model, device, policy), found in summary.found.items():
         t, old = tallies[model, device, policy], choices.get((model, device))
         row = found.winner or found.best
         if row is not None and (old is None or _value(t) > _value(old.tally)):
             choices[model, device] = Choice(t, row)
-    return Advice(sweep, tallies, choices)
+    return Advice(sweep, tallies, largest, choices)
 
 
 def _value(t: Tally) -> float:

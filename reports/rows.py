@@ -20,6 +20,10 @@ NAMED = ("model", "device", "policy", "engine", "dtype", "kv_dtype", "status")
 SIZES = ("tp", "pp", "ep", "batch", "prompt_tokens", "output_tokens")
 TIMES = ("ttft_s", "e2e_s", "tokens_per_s", "tokens_per_s_per_gpu", "ttft_lo_s", "ttft_hi_s")
 ZERO = (
+    "p_win",
+    "ttft_p_win",
+    "tpot_p_win",
+    "max_batch_p_win",
     "tpot_s",
     "tpot_lo_s",
     "tpot_hi_s",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
@@ -41,7 +41,7 @@ def where_sparsity_wins(a: Advice) -> Section:
     return section(
         "wins",
         "Where sparsity wins and loses",
-        [intro, _overview(a), *_by_load(a), Subheading("Break-even"), *_tables(a)],
+        [intro, _overview(a), *_by_load(a), Subheading("Break-even"), *_tables(a, a.tallies), *_tables(a, a.largest)],
     )
 
 
@@ -147,7 +147,7 @@ def _load_words(tallies: list[Tally]) -> str:
     words = f"{best.policy} {best.words}"
     others = [t for t in tallies if t is not best]
     if others:
-        never = [t.policy for t in others if not t.wins]
+        never = [t.policy for t in others if not t.wins and not t.undecided]
         part = [t for t in others if 0.0 < t.wins < 1.0]
         if never:
             words += f", {listed(never, 3)} never"
@@ -156,25 +156,29 @@ def _load_words(tallies: list[Tally]) -> str:
     return words
 
 
-def _tables(a: Advice) -> Iterator[Table]:
+def _tables(a: Advice, tallies: Mapping[tuple[str, str, str], Tally]) -> Iterator[Table]:
     """Models and policies against devices, a few devices at a time."""
-    sweep = a.sweep
+    sweep, largest = a.sweep, tallies is a.largest
+    name, where = ("largest", "each at its largest batch") if largest else ("break-even", "at the same batch")
+    note = "Over the rows that fit."
+    if largest:
+        note += " Where dense fits at no batch there is nothing to win over."
     devices, models = sweep.names("device"), sweep.names("model")
     for start in range(0, len(devices), DEVICES_ACROSS):
         here = devices[start : start + DEVICES_ACROSS]
         rows = []
         for model in models:
             for policy in a.policies:
-                found = [a.tallies.get((model, d, policy)) for d in here]
+                found = [tallies.get((model, d, policy)) for d in here]
                 if any(t is not None for t in found):
                     rows.append((Cell(model), Cell(policy), *map(_cell, found)))
         suffix = "" if start == 0 else f"-{start // DEVICES_ACROSS + 1}"
         yield Table(
-            f"tab-break-even{suffix}",
-            "Speed-up over dense, median (90 % interval and P(win)), and where it wins",
+            f"tab-{name}{suffix}",
+            f"Throughput over dense, {where}: median (90 % interval, P(win)), and where it wins",
             (Column("model"), Column("policy", term="policy"), *(Column(d, term="speed-up") for d in here)),
             tuple(rows),
-            note="At the same batch, over the rows that fit; sorted by the median.",
+            note=note,
         )
 
 

@@ -16,6 +16,7 @@ from simulator.base.console import number
 from simulator.base.drawing import Line, Lines
 from simulator.base.interval import Interval
 from simulator.device.catalogue import list_devices
+from simulator.results.answer import Row
 from simulator.results.summary import Summary, fastest
 from simulator.results.verdict import SURE, WIN, Verdict, figure, told
 
@@ -166,6 +167,7 @@ def draw(rows: pd.DataFrame, x: Axis, y: Axis, measure: str, view: str, spelled:
                 "text": "–" if shown is None else f"{shown:.2f}" if ratio else number(shown),
                 "told": f"{row['status']}: {row['reason']}" if shown is None else said,
                 "wins": ratio and row["verdict"] == Verdict.WINS,
+                "ends": (row[f"{m.column}_lo"], row[f"{m.column}_hi"]) if ratio else (),
             }
         )
     blocks.heading(measure[0].upper() + measure[1:], m.term)
@@ -189,15 +191,22 @@ def draw(rows: pd.DataFrame, x: Axis, y: Axis, measure: str, view: str, spelled:
             return
         lines = []
         for name in ys:
-            told = [(c["x"], c["value"]) for c in cells if c["y"] == name and c["value"] is not None]
-            if told:
-                lines.append(Line(str(name), *np.array(told, float).T))
+            own = [(c["x"], c["value"], *c["ends"]) for c in cells if c["y"] == name and c["value"] is not None]
+            if own:
+                lines.append(Line(str(name), *np.array(own, float).T))
         drawn = Lines(
             tuple(lines), x.label, f"{measure} [{m.unit}]", x_log=x.name != axes.SPARSITY, y_log=not ratio, share=False
         )
         spec = figures.curves(drawn, rule=1.0 if ratio else None, series_title=y.label)
-        caption = f"Dashed: dense; a policy wins from {WIN:g}x and P(win) {SURE:g}." if ratio else ""
+        caption = (
+            f"Dashed: dense; a policy wins from {WIN:g}x and P(win) {SURE:g}; band: 90 % interval." if ratio else ""
+        )
     blocks.chart(spec, alt, "sweep", caption)
+
+
+def _told(row: Row, *more: str) -> str:
+    """What a point of a chart says: its speed-up, and where its quality is from."""
+    return "; ".join((told(row.speedup), *more))
 
 
 def quality(scenario: Scenario, summary: Summary) -> None:
@@ -211,7 +220,7 @@ def quality(scenario: Scenario, summary: Summary) -> None:
                 "y": r.speedup.mid,
                 "name": r.policy,
                 "front": front,
-                "told": r.quality_source,
+                "told": _told(r, r.quality_source),
             }
             for r, front in measured
         ]
@@ -249,7 +258,13 @@ def quality(scenario: Scenario, summary: Summary) -> None:
             f" ({'; '.join(winner.sources)})."
         )
     rows = [
-        {"x": c.loss, "y": c.answer.speedup.mid, "name": c.policy, "front": c.front, "told": "; ".join(c.sources)}
+        {
+            "x": c.loss,
+            "y": c.answer.speedup.mid,
+            "name": c.policy,
+            "front": c.front,
+            "told": _told(c.answer, *c.sources),
+        }
         for c in points
     ]
     blocks.chart(

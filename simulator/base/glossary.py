@@ -18,7 +18,10 @@ TERMS: Mapping[str, str] = {
     "speed-up": "Throughput (tokens/s) over the dense model's in the same scenario and at the same batch; 1.5x means"
     " half as many tokens again per second.",
     "dense": "The same model, device, engine and load without a sparsity policy: what every speed-up is against.",
-    "win": "A speed-up of 1.02x or more; a loss is 0.98x or less. What lies between is inside a measurement's noise.",
+    "win": "A speed-up of 1.02x or more that is sure: P(win) 0.9 or more; a loss is 0.98x or less with P(win) 0.1 or"
+    " less. An interval within 0.98x to 1.02x is as fast as dense; all else is undecided.",
+    "P(win)": "Probability that a policy is faster than dense, from the interval of its speed-up: what both runs share"
+    " errs alike and cancels, what the policy changes spreads as published speed-ups of its family do.",
     "break-even": "The batch or prompt length from which, or up to which, a policy wins over dense.",
     "90 % interval": "The range in which nine of ten measurements are expected, from the residuals of the fits behind"
     " the number; its coverage on held-out rows is stated under validation.",

@@ -18,6 +18,7 @@ from simulator.results.answer import Row, Rows
 from simulator.results.quality import front
 from simulator.results.verdict import RULE, Tally, figure, tally, wins
 
+LOAD = ("batch", "prompt", "output")
 Key = tuple[str, str, str]
 """Model, device, and policy with its kernel where that is another than its own."""
 QUALITY = (
@@ -40,8 +41,11 @@ class _Found:
     """Rows of one policy for one model on one device, block by block."""
 
     speedups: list[Interval[np.ndarray]] = field(default_factory=list)
-    batches: list[np.ndarray] = field(default_factory=list)
-    prompts: list[np.ndarray] = field(default_factory=list)
+    """At the same batch."""
+    largest: list[Interval[np.ndarray]] = field(default_factory=list)
+    """Each at its own largest batch; NaN where dense has none."""
+    loads: list[np.ndarray] = field(default_factory=list)
+    """Batch, prompt and output of each, shape (3, n)."""
     rows: int = 0
     reason: str = ""
     best: Row | None = None
@@ -49,12 +53,17 @@ class _Found:
     winner: Row | None = None
     """The same among those that win."""
 
-    def tally(self, key: Key) -> Tally:
-        """What the policy does against dense, over the loads that fit."""
-        if not any(map(len, self.batches)):
+    def tally(self, key: Key, *, largest: bool = False) -> Tally:
+        """What the policy does against dense at the same batch, or each at its largest, over the loads that fit."""
+        found = self.largest if largest else self.speedups
+        speedup = Interval(*map(np.concatenate, zip(*found, strict=True))) if found else Interval.exact(np.zeros(0))
+        known = np.isfinite(speedup.mid)
+        if not known.any():
             return Tally(*key, of=self.rows, reason=self.reason)
-        speedup = Interval(*map(np.concatenate, zip(*self.speedups, strict=True)))
-        return tally(key, speedup, np.concatenate(self.batches), np.concatenate(self.prompts), self.rows)
+        axes = zip(LOAD, np.concatenate(self.loads, axis=1)[:, known], strict=True)
+        # Of a largest batch it makes no difference at which batch a row is.
+        at = {noun: axis for noun, axis in axes if not (largest and noun == "batch")}
+        return tally(key, speedup.each(lambda end: end[known]), at, self.rows)
 
 
 @dataclass
@@ -83,10 +92,9 @@ class Summary:
             if rows.status[0] in (Status.NOT_APPLICABLE.word, Status.UNSUPPORTED_DTYPE.word):
                 found.reason = rows.reason[0]
             return
-        known = ok & np.isfinite(rows.speedup.mid)
-        found.speedups.append(rows.speedup.each(lambda end: end[known]))
-        found.batches.append(rows.batch[known])
-        found.prompts.append(rows.prompt_tokens[known])
+        for kept, speedup in ((found.speedups, rows.speedup), (found.largest, rows.speedup_at_max_batch)):
+            kept.append(speedup.each(lambda end: end[ok]))
+        found.loads.append(np.stack([rows.batch[ok], rows.prompt_tokens[ok], rows.output_tokens[ok]]))
         found.best = _faster(found.best, rows, ok)
         found.winner = _faster(found.winner, rows, ok & wins(rows.speedup))
 
@@ -113,9 +121,9 @@ class Summary:
         dense = {key[:2] for key, found in self.found.items() if key[2] == "dense" and found.best is not None}
         return [fastest(of[at] if at in dense else rows) for at, rows in alone.items()]
 
-    def tallies(self) -> list[Tally]:
-        """What each policy does against dense, over the loads that fit."""
-        return [found.tally(key) for key, found in self.found.items() if key[2] != "dense"]
+    def tallies(self, *, largest: bool = False) -> list[Tally]:
+        """What each policy does against dense at the same batch, or each at its largest, over the loads that fit."""
+        return [found.tally(key, largest=largest) for key, found in self.found.items() if key[2] != "dense"]
 
     def quality(self) -> list[tuple[Row, bool]]:
         """Speed against quality: the fastest row of every policy whose quality a trace measured, and whether no other
@@ -140,6 +148,7 @@ class Summary:
             "status": self.status,
             "best_per_device": [row.to_dict() for row in self.best],
             "policies": [t.to_dict() for t in self.tallies()],
+            "policies_at_max_batch": [t.to_dict() for t in self.tallies(largest=True)],
             "quality": [{k: row[k] for k in QUALITY} | {"front": first} for row, first in quality],
             "software": list(self.software),
         }
@@ -186,16 +195,20 @@ def show(summary: Summary, out: Path | None) -> None:
         map(_best_row, summary.best),
         left=4,
     )
-    tallies = summary.tallies()
-    devices = list(dict.fromkeys(t.device for t in tallies))
-    if devices:
-        console.table(
-            "Where sparsity wins and loses: throughput over dense at the same batch, median (90 % interval, P(win))",
-            ["model", "policy", *devices],
-            _pivot(tallies, devices),
-            left=2 + len(devices),
-            note=f"{RULE}. Over the rows with status ok; dense is timed even where it does not fit",
-        )
+    for title, largest, note in (
+        ("at the same batch", False, "dense is timed even where it does not fit"),
+        ("each at its largest batch", True, "where dense fits at no batch there is nothing to win over"),
+    ):
+        tallies = summary.tallies(largest=largest)
+        devices = list(dict.fromkeys(t.device for t in tallies))
+        if devices:
+            console.table(
+                f"Throughput over dense, {title}: median (90 % interval, P(win)), and where it wins",
+                ["model", "policy", *devices],
+                _pivot(tallies, devices),
+                left=2 + len(devices),
+                note=f"{RULE}. Over the rows with status ok; {note}",
+            )
     quality = summary.quality()
     if quality:
         console.table(

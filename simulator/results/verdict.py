@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -179,12 +179,18 @@ def runs(mask: np.ndarray) -> list[tuple[int, int]]:
     return [(int(a), int(b) - 1) for a, b in zip(edges[::2], edges[1::2], strict=True)]
 
 
-def over_loads(speedup: Speedups, batch: np.ndarray, prompt: np.ndarray) -> str:
-    """From which batch, else from which prompt on a policy wins, in words; medians over the other axis."""
+def over_loads(speedup: Speedups, axes: Mapping[str, np.ndarray]) -> str:
+    """From where on the first of the axes that tells a policy wins, in words; medians over the others.
+
+    Parameters
+    ----------
+    axes : mapping of str to ndarray, shape (n,)
+        The load of each point, by noun: batch, prompt, output.
+    """
     whole = everywhere(speedup)
     if whole:
         return whole
-    for noun, axis in (("batch", batch), ("prompt", prompt)):
+    for noun, axis in axes.items():
         values = np.unique(axis)
         middle = speedup.each(lambda end, a=axis, of=values: np.array([np.median(end[a == v]) for v in of]))
         if len(values) > 1 and not everywhere(middle):
@@ -194,7 +200,7 @@ def over_loads(speedup: Speedups, batch: np.ndarray, prompt: np.ndarray) -> str:
 
 @dataclass(frozen=True)
 class Tally:
-    """Speed-ups of one policy for one model on one device at the same batch, over the loads that fit.
+    """Speed-ups of one policy for one model on one device, over the loads that fit.
 
     Attributes
     ----------
@@ -237,10 +243,13 @@ class Tally:
         return self.middle.mid
 
     def told(self, dash: str = "-") -> str:
-        """``1.35x (1.20-1.50, P(win) 0.99), wins from batch 4``, or why there is nothing to tell."""
+        """``1.35x (1.20-1.50, 0.99), wins from batch 4``, or why there is nothing to tell; 0.99 is P(win)."""
         if not self.rows:
             return "not applicable" if self.reason else "no row fits"
-        return f"{figure(self.middle, dash)}, {self.words}" if np.isfinite(self.median) else dash
+        if not np.isfinite(self.median):
+            return dash
+        at = self.middle
+        return f"{as_times(at.mid)} ({at.lo:.2f}{dash}{at.hi:.2f}, {as_chance(at)}), {self.words}"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for ``--json``."""
@@ -252,7 +261,7 @@ class Tally:
         return {**of, **shares, **ends, "verdict": self.verdict, "break_even": self.words}
 
 
-def tally(of: tuple[str, str, str], speedup: Speedups, batch: np.ndarray, prompt: np.ndarray, rows: int) -> Tally:
+def tally(of: tuple[str, str, str], speedup: Speedups, axes: Mapping[str, np.ndarray], rows: int) -> Tally:
     """Tally of `of` (model, device, policy) from the speed-ups of the loads that fit, `rows` of all kinds."""
     mid = np.asarray(speedup.mid)
     return Tally(
@@ -265,5 +274,5 @@ def tally(of: tuple[str, str, str], speedup: Speedups, batch: np.ndarray, prompt
         wins=float(np.mean(wins(speedup))),
         loses=float(np.mean(loses(speedup))),
         undecided=float(np.mean(are(Verdict.UNDECIDED, speedup))),
-        words=over_loads(speedup, batch, prompt),
+        words=over_loads(speedup, axes),
     )

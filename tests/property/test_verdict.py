@@ -152,11 +152,11 @@ def test_the_glossary_names_the_threshold_and_runs_are_found() -> None:
 def test_many_ranges_are_a_share() -> None:
     waves = Interval.exact(np.tile([0.9, 1.1], 5))
     assert along("batch", np.arange(10.0), waves) == "wins in 50% of the points"
-    assert over_loads(waves, np.arange(10.0), np.ones(10)) == "wins in 50% of the points"
+    assert over_loads(waves, {"batch": np.arange(10.0), "prompt": np.ones(10)}) == "wins in 50% of the points"
 
 
 def test_medians_over_the_other_axis_decide() -> None:
     """Batch 1 wins at one prompt of three, batch 2 at two of three."""
     speedup = Interval.exact(np.array([1.1, 0.9, 0.9, 1.1, 1.1, 0.9]))
     batch, prompt = np.repeat([1.0, 2.0], 3), np.tile([16.0, 32.0, 64.0], 2)
-    assert over_loads(speedup, batch, prompt) == "wins from batch 2"
+    assert over_loads(speedup, {"batch": batch, "prompt": prompt}) == "wins from batch 2"

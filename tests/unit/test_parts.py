@@ -227,9 +227,10 @@ def test_a_summary_finds_the_best_row_and_who_wins() -> None:
 )
 def test_break_even_in_words(speedup: list[float], words: str) -> None:
     batch = np.array([1.0, 2.0, 4.0])
-    assert over_loads(Interval.exact(np.array(speedup)), batch, np.full(3, 512.0)) == words
+    assert over_loads(Interval.exact(np.array(speedup)), {"batch": batch, "prompt": np.full(3, 512.0)}) == words
 
 
 def test_break_even_falls_back_to_the_prompt() -> None:
     prompt = np.array([128.0, 1024.0])
-    assert over_loads(Interval.exact(np.array([0.8, 1.4])), np.ones(2), prompt) == "wins from prompt 1,024"
+    speedup = Interval.exact(np.array([0.8, 1.4]))
+    assert over_loads(speedup, {"batch": np.ones(2), "prompt": prompt}) == "wins from prompt 1,024"

@@ -386,3 +386,23 @@ def test_a_device_without_bf16_is_reported_in_fp16(name: str) -> None:
     rates = next(f for s in compose(name).sections for f in s.blocks if isinstance(f, Figure))
     assert "fp16" in rates.alt
     assert "bf16" not in rates.alt
+
+
+def test_a_sure_loser_is_read_and_never_recommended(tmp_path: Path) -> None:
+    """FlexGen's 100-fold slower steps: P(win) is 0, and no table of what to run names it."""
+    from reports.advice import advise, worth
+    from reports.rows import read
+    from simulator.results.swept import write
+    from simulator.scenario.grid import Grid
+
+    path = tmp_path / "s.parquet"
+    grid = Grid(
+        model=("llama-2-7b",), device=("h100-sxm",), policy=("dense", "flexgen(weights=0.2,kv=0)"), batch=(1, 4)
+    )
+    write([grid], path, command="", quiet=True)
+    a = advise(read(path))
+    assert a.sweep.rows.p_win[~a.sweep.dense].max() < 1e-9
+    assert not worth(a.sweep)[~a.sweep.dense].any()
+    assert {c.row.policy for c in a.choices.values()} == {"dense"}
+    assert a.cheapest is not None
+    assert a.cheapest.policy == "dense"
