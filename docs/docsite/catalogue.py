@@ -38,6 +38,9 @@ def _policy(card: Card) -> str:
     if card.parameters:
         listed = [[code(x.name), code(x.default), x.range, x.meaning] for x in card.parameters]
         out += [table(["parameter", "default", "range", "meaning"], listed)]
+    if p.kernels():
+        known = [[code(k.name), k.believed, k.release or "-", k.title] for k in p.kernels()]
+        out += [table(["kernel", "evidence", "release", "what it does"], known)]
     rewrites = ", ".join(sorted(p.aspects)) or "nothing"
     goes = "; ".join(f"{k}: {v}" for k, v in card.goes_with.items())
     out += [f"Rewrites: {rewrites}. Goes with: {goes}.", ""]

@@ -210,7 +210,7 @@ def test_a_policy_that_does_not_win_is_told_what_a_better_kernel_could_give(
     assert software == "software: no engine runs kivi; research code: github.com/jy-yuan/KIVI"
     # One that wins needs no consolation, the bound itself neither; dense has no kernel of a policy.
     assert [x.split(":")[0] for x in lines("--policy", "kivi", "--kernel", "ideal")] == ["kernel", "software"]
-    assert [x.split(":")[0] for x in lines("--policy", "w4a16")] == ["kernel", "software"]
+    assert [x.split(":")[0] for x in lines("--policy", "shortgpt")] == ["kernel", "software"]
     assert lines() == []
     assert predict(scenario.dense).ideal_speedup is None
 
