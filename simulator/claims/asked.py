@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -127,6 +128,8 @@ def runs(metric: str, own: Asked, beside: Asked) -> tuple[Run, Run] | None:
 def faster(metric: str, own: Asked, beside: Asked) -> Value:
     """How much better `metric` is than its baseline's [-]; errors that both share cancel.
 
+    What either alone has of policies keeps its own: a paper's baseline may be a policy, too.
+
     Raises
     ------
     UnsupportedError
@@ -136,5 +139,6 @@ def faster(metric: str, own: Asked, beside: Asked) -> Value:
     both = runs(metric, own, beside)
     if both is None:
         return found
-    mid, lo, hi = paired.faster(*both)
-    return Interval(found.mid, found.mid * float(lo / mid), found.mid * float(hi / mid))
+    here, there = paired.faster(*both), paired.faster(beside.run(metric, own), own.run(metric))
+    factor = math.exp(math.hypot(*(math.log(float(end.hi / end.mid)) for end in (here, there))))
+    return Interval(found.mid, found.mid / factor, found.mid * factor)

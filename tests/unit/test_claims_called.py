@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from simulator.claims.judge import Judged
+from simulator.claims.judge import Judged, judge
+from simulator.claims.rows import Claim, PaperClaims
 from simulator.claims.statistics import by_family, called, losses_missed, told
 
 
@@ -85,3 +86,16 @@ def test_missed_losses_are_grouped_by_paper_and_cause() -> None:
         ("A", 1, "model gap: x"),
     ]
     assert (found[0]["published"], found[0]["predicted"]) == pytest.approx(((0.9 * 0.4) ** 0.5, (1.3 * 1.2) ** 0.5))
+
+
+def test_a_baseline_that_is_a_policy_has_an_error_of_its_own() -> None:
+    """Dense over eager attention: what eager attention adds is uncertain, and so is the speed-up; dense over dense is
+    exactly 1."""
+    setup = {"model": "llama-2-7b", "device": "a100-sxm-80g", "engine": "hf", "batch": 8, "prompt_tokens": 2048}
+    claim = {"paper": "X", "metric": "decode_tokens_per_s_speedup", "value": 2.0, "source": "s"}
+    claim |= {"certainty": "read-primary", "used_for_calibration": False, "scenario": {**setup, "output_tokens": 2}}
+    policies = ("eager_attention", "dense")
+    rows = [Claim(claim_id=p, baseline_scenario={"policy": p}, **claim) for p in policies]
+    eager, dense = judge([PaperClaims("X", "f", tuple(rows))])
+    assert eager.speedup_lo < 0.98 * eager.speedup < eager.speedup < 0.98 * eager.speedup_hi
+    assert (dense.speedup_lo, dense.speedup, dense.speedup_hi) == (1.0, 1.0, 1.0)
