@@ -112,7 +112,7 @@ def grid(scenario: Scenario, axes: Mapping[str, tuple[str | int, ...]]) -> Grid:
         More than `LIMIT` points.
     """
     known = {f.name for f in fields(Grid) if f.init}
-    single = (*SETTINGS, "trace_transfer")
+    single = (*SETTINGS, "trace_transfer", "quality")
     values = {k: v if k in single else (v,) for k, v in scenario.model_dump().items() if k in known}
     values["trace"] = (scenario.trace,) if scenario.trace else ()
     found = Grid(**{**values, **axes})

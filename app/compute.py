@@ -14,7 +14,7 @@ from simulator.scenario.catalogue import CATALOGUE
 
 if TYPE_CHECKING:
     from simulator.results.break_even import BreakEven
-    from simulator.results.published_quality import Choice
+    from simulator.results.choices import Choice
     from simulator.results.summary import Summary
 
 REMEMBERED = 256
@@ -93,29 +93,29 @@ def report(grid: Grid, command: str, kind: str) -> bytes:
 
 
 @dataclass(frozen=True)
-class Published:
-    """Policies with published quality for a model, those that cannot run here and why, or why there are none."""
+class KnownLosses:
+    """Policies whose loss on a model is known, those that cannot run here and why, or why there are none."""
 
     choices: tuple[Choice, ...]
     skipped: dict[str, str]
     problem: str = ""
 
 
-def published(scenario: Scenario, most: float) -> Published:
-    """`simulator.results.published_quality.choices`, remembered."""
+def known_losses(scenario: Scenario, most: float) -> KnownLosses:
+    """`simulator.results.choices.choices`, remembered."""
     dense = dense_of(scenario)
-    return _published(dense.to_json(), most, CATALOGUE.content(dense))
+    return _known_losses(dense.to_json(), most, CATALOGUE.content(dense))
 
 
-@st.cache_resource(max_entries=64, show_spinner="Looking up published quality ...")
-def _published(text: str, most: float, content: str) -> Published:
-    from simulator.results.published_quality import choices
+@st.cache_resource(max_entries=64, show_spinner="Looking up losses of quality ...")
+def _known_losses(text: str, most: float, content: str) -> KnownLosses:
+    from simulator.results.choices import choices
 
     try:
         found, skipped = choices(Scenario.from_json(text), most)
     except ShadowlineError as error:
-        return Published((), {}, error.message)
-    return Published(tuple(found), skipped)
+        return KnownLosses((), {}, error.message)
+    return KnownLosses(tuple(found), skipped)
 
 
 def parquet(table: pd.DataFrame, metadata: dict[str, str]) -> bytes:

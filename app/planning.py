@@ -13,6 +13,8 @@ import numpy as np
 import pandas as pd
 
 from simulator.base.console import milliseconds, number
+from simulator.base.interval import Interval
+from simulator.results.loss import short
 
 SHOWN = (
     "device",
@@ -92,8 +94,12 @@ def best_of(found: pd.DataFrame, by: list[str]) -> pd.DataFrame:
 
 
 def named(row: Mapping[Hashable, Any] | pd.Series) -> str:
-    """``2 x h100-sxm, teal(keep=0.5), batch 64``."""
-    return f"{int(row['gpus'])} x {row['device']}, {row['policy']}, batch {int(row['batch']):,}"
+    """``2 x h100-sxm, teal(keep=0.5), batch 64, loss unknown``."""
+    text = f"{int(row['gpus'])} x {row['device']}, {row['policy']}, batch {int(row['batch']):,}"
+    if row["policy"] == "dense":
+        return text
+    points = Interval(*(float(row[f"quality_points_lost{end}"]) for end in ("", "_lo", "_hi")))
+    return f"{text}, {short(points, str(row['quality_basis']))}"
 
 
 def told(row: Mapping[Hashable, Any] | pd.Series) -> str:

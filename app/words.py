@@ -38,11 +38,12 @@ def answer(p: Prediction, dense: Prediction) -> str:
     if not dense.answer.ok:
         return (
             f"**{a.policy}** lets **{a.model}** run on {where}: {rate} at batch {a.batch:,.0f}, where dense cannot"
-            f" ({dense.answer.reason}). {_bound(p)}"
+            f" ({dense.answer.reason}); {plain(a.loss_in_words)}. {_bound(p)}"
         )
     return (
         f"**{a.policy}** {verdict(a.speedup).verb} on **{a.model}** and {where}: {rate} instead of"
-        f" {number(dense.answer.tokens_per_s.mid)}, {strong(a.speedup)}, at batch {a.batch:,.0f}. {_bound(p)}"
+        f" {number(dense.answer.tokens_per_s.mid)}, {strong(a.speedup)}, at batch {a.batch:,.0f};"
+        f" {plain(a.loss_in_words)}. {_bound(p)}"
     )
 
 

@@ -14,6 +14,7 @@ from reports.rows import Sweep
 from reports.text import DASH
 from simulator.base.interval import Interval
 from simulator.results.answer import Row
+from simulator.results.loss import LOSS_UNKNOWN
 from simulator.results.summary import Summary
 from simulator.results.verdict import Tally, Verdict, verdict, wins
 
@@ -86,6 +87,19 @@ class Advice:
         order = {Verdict.WINS: 0, Verdict.LOSES: 2}
         ranked = [Ranked.of(policy, tallies) for policy, tallies in found if tallies]
         return sorted(ranked, key=lambda r: (order.get(r.verdict, 1), -r.middle.mid))
+
+    def loss_of(self, policy: str) -> str:
+        """Loss of quality of one policy in words, the worst over the models."""
+        of = {
+            m: self.sweep.rows.at(int(r[0]))
+            for (m, p), r in self.sweep.groups("model", "policy").items()
+            if p == policy
+        }
+        unknown = [m for m, row in of.items() if not np.isfinite(row.points_lost.mid)]
+        if unknown:
+            return LOSS_UNKNOWN if len(unknown) == len(of) else f"{LOSS_UNKNOWN} on {' and '.join(unknown)}"
+        worst = max(of.values(), key=lambda row: row.points_lost.mid)
+        return worst.loss_in_words + (f" on {worst.model}, the worst" if len(of) > 1 else "")
 
     @cached_property
     def fastest(self) -> Choice | None:

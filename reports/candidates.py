@@ -8,11 +8,10 @@ import numpy as np
 
 from reports import charts
 from reports.content import Block, Cell, Column, Figure, Paragraph, Section, Table, section
-from reports.deployments import cells_of, columns_of, fleet, keeps
+from reports.deployments import cells_of, columns_of, fleet, keeps, loss
 from reports.served import Row, Served
 from reports.text import DASH, count, listed, ms, share
 from simulator.base.console import milliseconds, number
-from simulator.base.errors import ShadowlineError
 from simulator.serving.slo import Promise
 
 MOST_GROUPS = 6
@@ -128,8 +127,8 @@ def savings(served: Served, best: Row | None) -> Section | None:
         ways = [p for p in sure if p["cost"] < dense["cost"]]
         if saved > 0:
             text = (
-                f"{top['policy']} saves most: {number(saved)} {unit}, {share(saved / dense['cost'])} of what dense"
-                " costs"
+                f"{top['policy']} ({loss(model, top['policy']).short}) saves most: {number(saved)} {unit},"
+                f" {share(saved / dense['cost'])} of what dense costs"
             )
             text += f"; {len(ways)} of {len(sure)} simulated policies cost less." if len(sure) > 1 else "."
         else:
@@ -141,7 +140,7 @@ def savings(served: Served, best: Row | None) -> Section | None:
         Column(unit, True),
         Column(f"saved {unit}", True),
         Column("share", True),
-        Column("published loss on this model"),
+        Column("loss of quality"),
     )
     note = "Each policy at its cheapest deployment that keeps the promises."
     if not planned:
@@ -168,16 +167,10 @@ def _policies(served: Served) -> list[Mapping]:
 
 
 def _loss(model: str, policy: str) -> Cell:
-    """The largest loss in points that was published for the model."""
-    from simulator.results.published_quality import points_lost
-
     if policy == "dense":
         return Cell(DASH)
-    try:
-        lost = points_lost(model, policy)
-    except ShadowlineError:
-        lost = None
-    return Cell("not published", tone="quiet") if lost is None else Cell(f"{lost:+.1f} points", lost)
+    lost = loss(model, policy)
+    return Cell(lost.short, lost.points.mid if lost.known else None, tone="" if lost.known else "quiet")
 
 
 def nearest_miss(served: Served) -> Section | None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from reports import provenance
 from reports.candidates import candidates, nearest_miss, savings
 from reports.content import Block, Bullets, Cell, Code, Column, Paragraph, Report, Section, Subheading, Table, section
-from reports.deployments import cells_of, columns_of, fleet, keeps
+from reports.deployments import cells_of, columns_of, fleet, keeps, named
 from reports.load import latency, load
 from reports.served import Row, Served, read
 from reports.text import DASH, count, listed, ms, plural, share, wrapped
@@ -145,11 +145,12 @@ def answer(served: Served, best: Row | None) -> str:
         if best[f"{m}_p99_s"] is not None
     )
     objective = OBJECTIVES.get(str(served.settings.get("objective")), "best")
-    first = f"The {objective} is {fleet(best)} for {cost}: {p99}"
+    chosen = named(best)
+    first = f"The {objective} is {chosen} for {cost}: {p99}"
     if served.search is None:
         rate = "" if best["rate_per_s"] is None else f" at {number(best['rate_per_s'])} requests/s"
         verb = "keeps the promises" if served.slo else "keeps up"
-        first = f"{fleet(best)} {verb}{rate} for {cost}: {p99}"
+        first = f"{chosen} {verb}{rate} for {cost}: {p99}"
         bad = sum(not keeps(r) for r in served.rows)
         if len(served.rows) == 1:
             second = f"Its KV cache is {share(best['kv_share_mean'])} full on average, status {best['status']}"

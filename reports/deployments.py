@@ -8,6 +8,9 @@ from reports.content import Cell, Column
 from reports.served import Row
 from reports.text import DASH, num, percent
 from simulator.base.console import milliseconds, number
+from simulator.base.errors import ShadowlineError
+from simulator.results.loss import UNKNOWN, Loss
+from simulator.results.quality import loss_named
 
 FURTHER = {
     "scheduler": "",
@@ -36,6 +39,19 @@ def fleet(row: Row) -> str:
     device = f"{each} x {row['device']}"
     text = f"{replicas} x ({device})" if replicas > 1 and each > 1 else f"{row['gpus']} x {row['device']}"
     return f"{text}, {row['policy']}"
+
+
+def named(row: Row) -> str:
+    """`fleet`, its policy with its loss of quality."""
+    return fleet(row) if row["policy"] == "dense" else f"{fleet(row)} ({loss(row['model'], row['policy']).short})"
+
+
+def loss(model: str, policy: str) -> Loss:
+    """Loss of quality as published; a model that is not at hand has none that is known."""
+    try:
+        return loss_named(model, policy)
+    except ShadowlineError:
+        return UNKNOWN
 
 
 def labels(rows: Sequence[Row]) -> list[str]:

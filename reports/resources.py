@@ -10,13 +10,15 @@ from reports import charts
 from reports.advice import Advice, worth
 from reports.content import Block, Cell, Column, Figure, Paragraph, Section, Table, section
 from reports.rows import Sweep
-from reports.text import count, gb, listed, num, percent, ranged, ratio, share, speedup, times, upper
+from reports.text import DASH, count, gb, listed, num, percent, ranged, ratio, share, speedup, times, upper
 from simulator.base.console import milliseconds, number
 from simulator.inference.step import Bound
 from simulator.results.answer import Row
-from simulator.results.quality import front
+from simulator.results.loss import LOSS_UNKNOWN, UNIT, front
 
 MOST_BARS = 26
+SMALL_LOSS = 2.0
+"""Loss of quality a report's sentence looks below [points]."""
 MOST_MODELS = 6
 
 
@@ -95,7 +97,8 @@ def _fit_table(a: Advice) -> Table:
                 return ""
             prompt = sweep.rows.prompt_tokens[part]
             part = part[prompt == (prompt.max() if longest else prompt.min())]
-            return sweep.rows.policy[part[np.argmax(largest[part])]]
+            row = sweep.rows.at(int(part[np.argmax(largest[part])]))
+            return row.policy if row.policy == "dense" else f"{row.policy} ({row.loss})"
 
         rows.append(
             (
@@ -253,27 +256,24 @@ def cost(a: Advice) -> Section:
 
 
 def quality(a: Advice) -> Section:
-    """Pareto of speed and quality where a trace measured it; else what is missing."""
+    """Pareto of speed and loss of quality where it is known, and the policies of which it is not."""
     sweep = a.sweep
-    lost, gain = sweep.rows.quality_perplexity_ratio, sweep.rows.speedup.mid
-    good = np.isfinite(lost) & sweep.ok & np.isfinite(gain)
+    lost, gain = sweep.rows.points_lost.mid, sweep.rows.speedup.mid
+    known = sweep.ok & np.isfinite(gain) & np.isfinite(lost)
     title = "Speed against quality"
-    if not good.any():
-        text = (
-            "Quality was not measured for these rows: no trace with judged predictors was given, so this report says"
-            " nothing about accuracy. Measure it with python -m traces.shadow evaluate and sweep with --trace DIR."
-        )
-        return section("quality", title, [Paragraph(text)])
     points, middles, rows = [], [], []
-    for (model, device, policy), r in sweep.groups("model", "device", "policy", where=good).items():
+    for (model, device, policy), r in sweep.groups("model", "device", "policy", where=known).items():
         if policy == "dense":
             continue
         middle = sweep.rows.speedup.each(lambda end, r=r: float(np.median(end[r])))
         points.append((model, device, policy, middle.mid, float(lost[r[0]]), r[0]))
         middles.append(middle)
+    missing = [p for p in a.policies if p not in {pt[2] for pt in points}]
+    unknown = f"{upper(LOSS_UNKNOWN)}: {listed(missing, 12)}." if missing else ""
     if not points:
-        return section("quality", title, [Paragraph("Only the dense model has a measured quality.")])
-    for (m, d, p, _, q, r), middle in zip(points, middles, strict=True):
+        text = unknown or "No policy beside dense."
+        return section("quality", title, [Paragraph(f"{text} Measure it with python -m traces.quality.")])
+    for (m, d, p, _, _, r), middle in zip(points, middles, strict=True):
         of = [pt for pt in points if pt[:2] == (m, d)]
         first = bool(front([pt[3] for pt in of], [pt[4] for pt in of])[[pt[2] for pt in of].index(p)])
         row = sweep.rows.at(r)
@@ -284,7 +284,7 @@ def quality(a: Advice) -> Section:
                 Cell(p),
                 Cell("yes" if first else "no", int(first)),
                 speedup(middle),
-                Cell(f"{q:.3f}", q),
+                Cell(row.loss, row.points_lost.mid),
                 percent(row.quality_agreement, 1),
                 Cell(row.quality_source),
             )
@@ -298,39 +298,34 @@ def quality(a: Advice) -> Section:
         for m, d in names
     }
     labels = [(q, s, p) for m, d, p, s, q, _ in points if (m, d) == names[0]][:12]
-    best = max((pt for pt in points if pt[4] <= 1.1), key=lambda pt: pt[3], default=None)
+    small = [pt for pt in points if sweep.rows.points_lost.hi[pt[5]] <= SMALL_LOSS]
+    best = max(small, key=lambda pt: pt[3], default=None)
     told = (
-        f"{best[2]} gives {times(best[3])} on {best[1]} at a perplexity ratio of {best[4]:.2f}"
+        f"{best[2]} gives {times(best[3])} on {best[1]} and surely loses at most {SMALL_LOSS:g} points"
         if best is not None
-        else f"no policy stays within 10 % of dense's perplexity; the nearest is {min(points, key=lambda p: p[4])[2]}"
+        else f"no policy surely loses at most {SMALL_LOSS:g} points; {min(points, key=lambda p: p[4])[2]} comes nearest"
     )
     svg = charts.scatter(
-        groups, "perplexity over dense [-]", "throughput over dense [-]", log=False, labels=labels, height_in=3.2
+        groups, "points lost against dense", "throughput over dense [-]", log=False, labels=labels, height_in=3.2
     )
-    return section(
-        "quality",
-        title,
-        [
-            Figure(
-                "fig-quality", upper(told), svg, "; ".join(f"{p} {times(s)} at {q:.2f}" for _, _, p, s, q, _ in points)
-            ),
-            Table(
-                "tab-quality",
-                "Measured quality beside predicted speed",
-                (
-                    Column("model"),
-                    Column("device"),
-                    Column("policy", term="policy"),
-                    Column("front", term="Pareto front"),
-                    Column("speed-up", True, "speed-up"),
-                    Column("perplexity ratio", True, "perplexity ratio"),
-                    Column("same token", True, "agreement"),
-                    Column("measured", wide=1),
-                ),
-                tuple(rows),
-            ),
-        ],
+    alt = "; ".join(f"{p} {times(s)} for {q:.1f} points" for _, _, p, s, q, _ in points)
+    table = Table(
+        "tab-quality",
+        "Loss of quality beside predicted speed",
+        (
+            Column("model"),
+            Column("device"),
+            Column("policy", term="policy"),
+            Column("front", term="Pareto front"),
+            Column("speed-up", True, "speed-up"),
+            Column("loss", term="loss of quality"),
+            Column("same token", True, "agreement"),
+            Column("source", wide=1),
+        ),
+        tuple(rows),
+        note=f"Loss in {UNIT}. {unknown}".rstrip(),
     )
+    return section("quality", title, [Figure("fig-quality", upper(told), svg, alt), table])
 
 
 def best_table(a: Advice) -> Table:
@@ -357,6 +352,7 @@ OPERATING = (
     Column("TPOT ms (90\u202f%)", True, "TPOT"),
     Column("$/Mtoken", True),
     Column("basis", term="basis"),
+    Column("loss", term="loss of quality"),
 )
 
 
@@ -371,4 +367,5 @@ def operating_point(a: Row) -> tuple[Cell, ...]:
         ranged(a.tpot_s, milliseconds),
         num(a.usd_per_mtoken),
         Cell(a.basis.lower()),
+        Cell(DASH if a.policy == "dense" else a.loss, a.points_lost.mid),
     )

@@ -35,8 +35,9 @@ ZERO = (
     "quality_agreement",
     "energy_j_per_token",
 )
+SIGNED = ("quality_points_lost", "quality_points_lost_lo", "quality_points_lost_hi")
 SMALLEST, LARGEST = 1e-18, 1e24
-"""Bounds of what stands in a column, far beyond any device; those of `ZERO` may be nothing at all."""
+"""Bounds of what stands in a column, far beyond any device; those of `ZERO` may be nothing at all, of `SIGNED` less."""
 MOST_ROWS = 100_000_000
 """Rows of a report, about 0.3 kB of memory each."""
 BATCH_ROWS = 65_536
@@ -190,7 +191,7 @@ def _problem(columns: Mapping[str, Any]) -> str:
             continue
         # NaN is null, which only sizes and the times of a good row may not be.
         needed = np.ones(len(ok), bool) if name in SIZES else ok if name in TIMES else ok & False
-        least = 0.0 if name in ZERO else SMALLEST
+        least = -LARGEST if name in SIGNED else 0.0 if name in ZERO else SMALLEST
         with np.errstate(invalid="ignore"):
             if (np.isnan(values) & needed).any() or (values < least).any() or (values > LARGEST).any():
                 return f"column {name!r} holds what no sweep writes"

@@ -20,6 +20,8 @@ from reports.winning import policy_table, where_sparsity_wins
 from simulator.base.console import number
 from simulator.base.errors import ShadowlineError
 from simulator.device.catalogue import Device
+from simulator.results.answer import Row
+from simulator.results.loss import LOSS_UNKNOWN
 from simulator.results.verdict import Verdict, figure
 from simulator.scenario.catalogue import CATALOGUE
 
@@ -158,7 +160,7 @@ def _first_sentence(a: Advice) -> str:
     else:
         text = (
             f"{best.policy} pays best: a median throughput of {figure(best.middle, DASH)} over dense at the same batch,"
-            f" a win on {round(best.wins * pairs)} of {plural(pairs, 'model-device pair')}"
+            f" a win on {round(best.wins * pairs)} of {plural(pairs, 'model-device pair')}; {a.loss_of(best.policy)}"
         )
     losing = [r for r in a.ranking if r.verdict is Verdict.LOSES]
     if losing:
@@ -176,16 +178,21 @@ def _second_sentence(a: Advice) -> str:
     row = fastest.row
     mid, lo, hi = row.tokens_per_s_per_gpu
     text = (
-        f"Of the recommended choices {row.model} with {row.policy} on {row.device} is the fastest, {number(mid)} output"
-        f" tokens/s per GPU ({number(lo)}{DASH}{number(hi)}) at batch {row.batch:,.0f}"
+        f"Of the recommended choices {row.model} with {_named(row)} on {row.device} is the fastest, {number(mid)}"
+        f" output tokens/s per GPU ({number(lo)}{DASH}{number(hi)}) at batch {row.batch:,.0f}"
     )
     if a.cheapest is not None:
         c = a.cheapest
         text += (
-            f"; the cheapest row that is dense or wins is {c.model} with {c.policy} on {c.device} at"
+            f"; the cheapest row that is dense or wins is {c.model} with {_named(c)} on {c.device} at"
             f" {number(c.usd_per_mtoken)} USD per million tokens"
         )
     return text + "."
+
+
+def _named(row: Row) -> str:
+    """A policy with its loss of quality."""
+    return row.policy if row.policy == "dense" else f"{row.policy} ({row.loss})"
 
 
 def _recommendation(a: Advice) -> Table:
@@ -247,8 +254,8 @@ def _assumptions(a: Advice) -> tuple[str, ...]:
         "Speed-ups compare the same model, device, engine and batch. What both runs share errs alike and cancels; what"
         " a policy changes spreads as published speed-ups of its family do. P(win): probability of being faster than"
         " dense.",
-        "Prices are list prices of the profiles; quality is "
-        + ("as the trace measured it." if np.isfinite(s.rows.quality_perplexity_ratio).any() else "not judged here."),
+        "Prices are list prices of the profiles; loss of quality is measured, published or carried over from other"
+        f" models (EXTRAPOLATED), and {LOSS_UNKNOWN} is not none.",
     ]
     if beyond:
         texts.append("Lengths beyond a model's context are predicted on, as extrapolated.")

@@ -139,12 +139,24 @@ def command(
     claims: Annotated[
         bool, typer.Option("--claims", help="published wins and losses called; with --update written to that copy")
     ] = False,
+    quality: Annotated[
+        bool, typer.Option("--quality", help="losses of quality known, and how wrong the carried-over ones are")
+    ] = False,
     json_: Annotated[bool, typer.Option("--json", help="figures on stdout")] = False,
 ) -> None:
     """Print the committed accuracy on held-out shapes, or judge the committed fits on your rows.
 
     Exit 0; 2 bad input, or a committed fit got worse than the golden copy on the same rows.
     """
+    if quality:
+        if claims or data is not None or update is not None:
+            raise InputError(
+                "asks something else than --data, --update and --claims; leave them out", where="--quality"
+            )
+        from simulator.results.loss_table import show
+
+        show(as_json=json_)
+        return
     if claims:
         if data is not None:
             raise InputError("the committed claims need no rows; leave out --data", where="--claims")

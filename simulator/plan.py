@@ -41,7 +41,7 @@ def command(
     *,
     slo: options.Slo = None,
     max_loss: Annotated[
-        float | None, typer.Option(help="points: only policies whose published quality of the model loses at most this")
+        float | None, typer.Option(help="points: only policies that surely lose at most this, as published or measured")
     ] = None,
     scheduler: Annotated[str, typer.Option(help="commas between")] = "chunked",
     max_num_seqs: Annotated[str, typer.Option(help="sequences running at once")] = "256",
@@ -76,9 +76,9 @@ def command(
     arrived = traffic(**arriving)
     began = perf_counter()
     model = given["model"]
-    chosen = policies_of(given["policy"] or (), model, max_loss)
+    chosen = policies_of(given["policy"] or (), model, max_loss, given["quality"])
     if max_loss is not None and len(chosen) == 1:
-        console.say(f"no policy given has a published loss of at most {max_loss:g} points on {model}; dense alone")
+        console.say(f"no policy given surely loses at most {max_loss:g} points on {model}; dense alone")
     axes = {k: axis(k, v, flag(k)) for k, v in given.items() if k not in ("model", "policy")}
     grid = Grid(model=(model,), policy=chosen, **axes)
     if max(grid.pp) > 1:
@@ -112,14 +112,15 @@ def command(
         from simulator.scenario.catalogue import say_notes
 
         say_notes((model,))
-        show(found, arrived.name, slo or "", objective, seconds)
+        show(found, arrived.name, slo or "", objective, seconds, given["quality"])
     if not found.rows:
         raise typer.Exit(EXIT_NOTHING_FEASIBLE)
 
 
-def show(found: Plan, name: str, slo: str, objective: str, seconds: float) -> None:
+def show(found: Plan, name: str, slo: str, objective: str, seconds: float, quality: str = "") -> None:
     """The answer, the best of every device and policy, the front, and what was left out."""
     from simulator.policies import in_kernel
+    from simulator.results.quality import loss_named
     from simulator.serving.slo import parse_slo
 
     num, ms = console.number, console.milliseconds
@@ -131,9 +132,16 @@ def show(found: Plan, name: str, slo: str, objective: str, seconds: float) -> No
         return
     best = found.rows[0]
     pipeline = "" if best["pp"] == 1 else f" pp={best['pp']}"
+
+    def named(row: dict[str, Any]) -> str:
+        policy = row["policy"]
+        if policy == "dense":
+            return policy
+        return f"{in_kernel(policy, row['kernel'])} ({loss_named(row['model'], policy, quality).short})"
+
     console.out(
         f"{objective} for {name} under {slo}: {best['replicas']} x {best['device']} tp={best['tp']}"
-        f"{pipeline} ({best['gpus']} GPUs), {in_kernel(best['policy'], best['kernel'])}, {best['dtype']}:"
+        f"{pipeline} ({best['gpus']} GPUs), {named(best)}, {best['dtype']}:"
         f" {best['usd_per_h']:.2f} USD/h, {num(best['usd_per_mtoken'])} USD/Mtoken,"
         f" TTFT p99 {ms(best['ttft_p99_s'])} ms, TPOT p99 {ms(best['tpot_p99_s'])} ms"
     )
@@ -144,7 +152,7 @@ def show(found: Plan, name: str, slo: str, objective: str, seconds: float) -> No
         runs = next((r for r in found.rows if r["launch"]), None)
         if runs is not None:
             console.out(
-                f"cheapest that vLLM starts: {runs['replicas']} x {runs['device']} tp={runs['tp']}, {runs['policy']},"
+                f"cheapest that vLLM starts: {runs['replicas']} x {runs['device']} tp={runs['tp']}, {named(runs)},"
                 f" {runs['usd_per_h']:.2f} USD/h: {runs['launch']}"
             )
     console.out(_how_sure(best, parse_slo(slo)))
@@ -161,10 +169,10 @@ def show(found: Plan, name: str, slo: str, objective: str, seconds: float) -> No
     console.out()
     dearer = [f"{p.where} {p.usd_per_h:.2f} USD/h" for p in found.by_device if not p.simulated]
     note = "dearer or not enough by the closed form, so not simulated, at least: " + ", ".join(dearer)
-    _table("Best of every device and policy", _firsts(found.rows), note if dearer else "")
-    _table("Pareto front of rent, TTFT p99 and TPOT p99", found.pareto)
+    _table("Best of every device and policy", _firsts(found.rows), quality, note if dearer else "")
+    _table("Pareto front of rent, TTFT p99 and TPOT p99", found.pareto, quality)
     if len(found.by_policy) > 1:
-        _savings(found)
+        _savings(found, quality)
     _rejected(found)
 
 
@@ -186,15 +194,15 @@ def _how_sure(best: dict[str, Any], promises: Sequence[Promise]) -> str:
     return text + ". Rent is the profiles' list price, an assumption"
 
 
-def _savings(found: Plan) -> None:
-    """What each policy costs, simulated where it could win, else at least; with its published loss of quality."""
-    from simulator.results.published_quality import points_lost
+def _savings(found: Plan, quality: str) -> None:
+    """What each policy costs, simulated where it could win, else at least; with its loss of quality."""
+    from simulator.results.loss import UNIT
+    from simulator.results.quality import loss_named
 
     model = found.rows[0]["model"]
     dense = next((p.usd_per_h for p in found.by_policy if p.policy == "dense"), None)
     body = []
     for p in sorted(found.by_policy, key=lambda p: p.usd_per_h):
-        lost = points_lost(model, p.policy)
         saved = "-" if dense is None else f"{'' if p.simulated else 'at most '}{dense - p.usd_per_h:,.2f}"
         body.append(
             [
@@ -202,27 +210,29 @@ def _savings(found: Plan) -> None:
                 p.where,
                 f"{'' if p.simulated else '>= '}{p.usd_per_h:.2f}",
                 saved,
-                "-" if p.policy == "dense" else "not published" if lost is None else f"{lost:+.1f} points",
+                "-" if p.policy == "dense" else loss_named(model, p.policy, quality).short,
             ]
         )
     console.table(
         "What each policy saves",
-        ["policy", "deployment", "USD/h", "saved USD/h", "published loss on this model"],
+        ["policy", "deployment", "USD/h", "saved USD/h", "loss"],
         body,
         left=2,
         note=">=: the closed form's fewest replicas; they cost more than the best, or no cheaper fleet keeps the"
-        " promises; --max-loss keeps those whose loss is published",
+        f" promises; --max-loss keeps those that surely lose no more; {UNIT}",
     )
 
 
-def _table(title: str, rows: Sequence[dict[str, Any]], note: str = "") -> None:
+def _table(title: str, rows: Sequence[dict[str, Any]], quality: str, note: str = "") -> None:
     from simulator.policies import in_kernel
+    from simulator.results.quality import loss_named
 
     num, ms = console.number, console.milliseconds
     console.table(
         title,
         [
             "policy",
+            "loss",
             "device",
             "dtype",
             "tp",
@@ -239,6 +249,7 @@ def _table(title: str, rows: Sequence[dict[str, Any]], note: str = "") -> None:
         [
             [
                 in_kernel(r["policy"], r["kernel"]),
+                "-" if r["policy"] == "dense" else loss_named(r["model"], r["policy"], quality).short,
                 r["device"],
                 r["dtype"],
                 f"{r['tp']}",
@@ -254,7 +265,7 @@ def _table(title: str, rows: Sequence[dict[str, Any]], note: str = "") -> None:
             ]
             for r in rows[:20]
         ],
-        left=3,
+        left=4,
         note=note,
     )
 

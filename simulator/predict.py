@@ -23,7 +23,8 @@ def command(
         bool, typer.Option("--break-even", help="where the policy starts to win over dense: batch, prompt, sparsity")
     ] = False,
     max_loss: Annotated[
-        float | None, typer.Option(help="points: fastest policy whose published quality loses at most this much")
+        float | None,
+        typer.Option(help="points: fastest policy that surely loses at most this much, as published or measured"),
     ] = None,
     trials: Annotated[
         str | None, typer.Option(help="numbers like 1,4,16: cost of best-of-N, time, USD and eFLOPs per problem")
@@ -57,9 +58,9 @@ def command(
         show_free(scenario, kernel, as_json=json_)
         return
     if max_loss is not None:
-        from simulator.results import published_quality
+        from simulator.results import choices
 
-        published_quality.show(scenario, max_loss, as_json=json_)
+        choices.show(scenario, max_loss, as_json=json_)
         return
     if trials is not None:
         questions.show_trials(scenario, trials, solve_rate, as_json=json_)

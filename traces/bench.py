@@ -13,7 +13,7 @@ from traces.blocks import Block
 from traces.criteria import KINDS
 from traces.masks import keep_largest, masked
 from traces.predictors import Predicted
-from traces.quality import Scene, Score, judge, kept_shares, rank_correlation, recall, shares, stack
+from traces.scoring import Scene, Score, judge, kept_shares, rank_correlation, recall, shares, stack
 
 if TYPE_CHECKING:
     import torch

@@ -63,6 +63,11 @@ def out_by_in(module: Any) -> torch.Tensor:
     return weight.t() if type(module).__name__ == "Conv1D" else weight
 
 
+def as_stored(module: Any, weight: torch.Tensor) -> torch.Tensor:
+    """Inverse of `out_by_in`: a weight (outputs, inputs) as `module` keeps it."""
+    return weight.t().contiguous() if type(module).__name__ == "Conv1D" else weight
+
+
 def blocks(model: Any) -> list[Block]:
     """Layers of a dense causal model.
 

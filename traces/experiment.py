@@ -15,7 +15,7 @@ from traces.criteria import KINDS, magnitude, scores
 from traces.masks import Fixed, keep_largest, masked, normalise, open_first_heads
 from traces.other_methods import kv_methods, threshold_methods
 from traces.predictors import HEADLINE, Plan, Predicted, parameter_count, plans, restore
-from traces.quality import windows
+from traces.scoring import windows
 
 if TYPE_CHECKING:
     import torch

@@ -34,8 +34,8 @@ def dropped_energy(x: torch.Tensor, keeps: Sequence[float]) -> torch.Tensor:
     return below[..., dropped]
 
 
-def rounded(x: torch.Tensor, bits: int, axis: int) -> torch.Tensor:
-    """`x` rounded to 2^bits levels between minimum and maximum of each group of 32 along `axis`.
+def rounded(x: torch.Tensor, bits: int, axis: int, group: int = GROUP) -> torch.Tensor:
+    """`x` rounded to 2^bits levels between minimum and maximum of each group along `axis`.
 
     ``q = round((x - min) / s)``, ``s = (max - min) / (2^bits - 1)``; a shorter last group has its own scale.
 
@@ -45,16 +45,18 @@ def rounded(x: torch.Tensor, bits: int, axis: int) -> torch.Tensor:
     bits : int
     axis : int
         Tokens for keys (per channel), channels for values (per token).
+    group : int
+        Elements that share a scale and an offset.
     """
     import torch
 
     moved = x.float().movedim(axis, -1)
     parts = []
-    for group in torch.split(moved, GROUP, -1):
-        low = group.amin(-1, keepdim=True)
-        step = (group.amax(-1, keepdim=True) - low) / (2**bits - 1)
+    for part in torch.split(moved, group, -1):
+        low = part.amin(-1, keepdim=True)
+        step = (part.amax(-1, keepdim=True) - low) / (2**bits - 1)
         step = torch.where(step > 0, step, torch.ones_like(step))
-        parts.append(torch.round((group - low) / step) * step + low)
+        parts.append(torch.round((part - low) / step) * step + low)
     return torch.cat(parts, -1).movedim(-1, axis)
 
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from simulator.base.errors import UnsupportedError
+from traces.kv import rounded
 from traces.layouts import decoder_layers
 
 if TYPE_CHECKING:
@@ -145,6 +146,21 @@ def largest(x: torch.Tensor, keep: float) -> torch.Tensor:
     return x * torch.zeros_like(x, dtype=torch.bool).scatter_(-1, chosen, True)
 
 
+def pruned(k: torch.Tensor, v: torch.Tensor, *, keep: float, keep_v: float | None = None) -> Stored:
+    """Mustafar: keys and values as `largest` leaves them, and the share of their elements that are left."""
+    stored = largest(k, keep), largest(v, keep if keep_v is None else keep_v)
+    return *stored, float(sum((x != 0).float().mean() for x in stored)) / 2.0
+
+
+def quantised(k: torch.Tensor, v: torch.Tensor, *, bits: int, v_bits: int, group: int) -> Stored:
+    """KIVI: keys rounded in groups of tokens per channel, values in groups of channels per token."""
+    stored = rounded(k, bits, -2, group), rounded(v, v_bits, -1, group)
+    return *stored, (bits + v_bits) / 32.0
+
+
+Stored: TypeAlias = "tuple[torch.Tensor, torch.Tensor, float]"
+"""Keys and values as they are read back, and their share of 16-bit bytes without metadata [-]."""
+STORED: dict[str, Callable[..., Stored]] = {"mustafar": pruned, "kv_quant": quantised}
 SELECTORS: dict[str, Callable[..., torch.Tensor]] = {
     "streaming_llm": streaming_llm,
     "h2o": h2o,
@@ -152,6 +168,7 @@ SELECTORS: dict[str, Callable[..., torch.Tensor]] = {
     "quest": quest,
 }
 METHODS = (*SELECTORS, "mustafar")
+"""Those that `traces.shadow` judges."""
 
 
 @contextmanager
@@ -217,15 +234,15 @@ def _attend(
         read.append(1.0)
         scores = (q @ wide(k).transpose(2, 3)).masked_fill(~causal, float("-inf"))
         return scores.softmax(-1) @ wide(v)
-    if method == "mustafar":
-        keep, window = options["keep"], options.get("window", 32)
+    if method in STORED:
+        window = options.get("window", 32)
+        stored_k, stored_v, share = STORED[method](k, v, **{n: o for n, o in options.items() if n != "window"})
         old = (at - key >= window) & (at >= prompt)
-        pruned = wide(largest(k, keep))
-        scores = (q @ pruned.transpose(2, 3)).where(old, q @ wide(k).transpose(2, 3))
+        scores = (q @ wide(stored_k).transpose(2, 3)).where(old, q @ wide(k).transpose(2, 3))
         p = scores.masked_fill(~causal, float("-inf")).softmax(-1)
         aged = (old & causal)[0, 0, prompt:].sum() / causal[0, 0, prompt:].sum()
-        read.append(float(1.0 - aged * (1.0 - (largest(k, keep) != 0).float().mean())))
-        return (p * old) @ wide(largest(v, keep)) + (p * ~old) @ wide(v)
+        read.append(float(1.0 - aged * (1.0 - share)))
+        return (p * old) @ wide(stored_v) + (p * ~old) @ wide(v)
     seen = SELECTORS[method](q, k, prompt=prompt, **options) & causal
     scored = seen.expand(len(q), q.shape[1], *seen.shape[2:])[:, :, prompt:]
     union = scored.reshape(len(q), -1, group, *scored.shape[2:]).any(2)

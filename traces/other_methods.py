@@ -10,7 +10,7 @@ from traces import kv_quality
 from traces.bench import Bench, Step
 from traces.blocks import hooked
 from traces.masks import gate_thresholded, thresholded
-from traces.quality import Score, judge, shares
+from traces.scoring import Score, judge, shares
 
 if TYPE_CHECKING:
     import torch

@@ -1,270 +1,253 @@
-"""What sparsity costs on held-out text: perplexity, agreement with dense, and what was read for it."""
+"""What policies cost in quality on your model and text: ``python -m traces.quality``."""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from math import exp
-from typing import TYPE_CHECKING, Any
+import platform
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, nullcontext
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
+
+from simulator.base import console
 from simulator.base.errors import InputError
-from traces.blocks import Block, out_by_in
 
 if TYPE_CHECKING:
-    import torch
-
-
-@dataclass(frozen=True)
-class Scene:
-    """Held-out windows whose prompts were run dense; the tokens after them are scored.
-
-    Only tokens computed sparsely are scored: TEAL's published perplexities mix in the dense first half of each
-    window and so understate the loss.
-
-    Parameters
-    ----------
-    ids : Tensor of int, shape (windows, length)
-    prompt : int
-        Tokens at the start of each window that run dense, as every policy's prefill does.
-    batches : tuple of (slice, cache)
-        Windows run together, with the keys and values of their prompts.
-    loss_nat, best : Tensor
-        Dense summed loss [nat] and dense argmax (windows, scored).
-    """
-
-    ids: torch.Tensor
-    prompt: int
-    batches: tuple[tuple[slice, Any], ...]
-    loss_nat: float
-    best: torch.Tensor
-
-    @property
-    def scored_tokens(self) -> int:
-        """Tokens whose prediction is scored [-]."""
-        return self.best.numel()
-
-    @property
-    def mean_context(self) -> float:
-        """Mean number of tokens a scored token attends to, itself included [tokens]."""
-        return self.prompt + (self.best.shape[1] + 1) / 2.0
-
-    @property
-    def dense_perplexity(self) -> float:
-        """exp of the mean dense loss [-]."""
-        return exp(self.loss_nat / self.scored_tokens)
-
-
-@dataclass(frozen=True)
-class Score:
-    """Quality of one sparse run against dense.
-
-    Parameters
-    ----------
-    perplexity : float
-    agreement : float
-        Share of scored tokens whose most likely next token is dense's [-].
-    """
-
-    perplexity: float
-    agreement: float
-
-
-def windows(ids: Any, length: int, count: int, *, first: Sequence[int] = (), seed: int | None = None) -> torch.Tensor:
-    """`count` windows of `length` tokens that do not overlap: evenly spread, or drawn with `seed`.
-
-    Parameters
-    ----------
-    first : sequence of int
-        What each window begins with (`traces.text.first_tokens`); the text fills the rest.
-    """
     import numpy as np
+
+    from simulator.policies import Policies
+    from simulator.trace import MeasuredPolicy, QualityFile
+    from traces.loading import Loaded
+    from traces.measurers import Subject
+    from traces.scoring import Scene
+
+CALIBRATION_SHARE = 1 / 8
+"""Share of the sequences that thresholds and masks are set on; they are not scored."""
+PACKAGES = ("shadowline", "torch", "transformers")
+LENGTH = 512
+LEAST_SCORED = 16
+"""Tokens of a window that are scored, at least [tokens]."""
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+
+
+def policies_of(texts: Sequence[str]) -> list[Policies]:
+    """Policies of repeated ``--policy``, commas between, each checked to run here.
+
+    Raises
+    ------
+    InputError
+        Bad syntax, an unknown policy, or one that cannot be run on a model.
+    """
+    from simulator.policies import expand, split
+    from traces.measurers import measurers_of
+
+    spelled = [part for text in texts for part in split(text, ",")]
+    found = {p.spelling: p for text in spelled for p in expand(text)}
+    for policies in found.values():
+        measurers_of(policies)
+    return list(found.values())
+
+
+def cut(tokens: np.ndarray) -> tuple[Any, Any]:
+    """Sequences to calibrate on and to score, from those of the text (sequences, length)."""
     import torch
 
-    if count < 1:
+    count = max(1, round(len(tokens) * CALIBRATION_SHARE))
+    if len(tokens) - count < 2:
         raise InputError(
-            f"not one window of {length} tokens is left; raise --max-tokens, or lower --length", where="--length"
-        )
-    ids = np.asarray(ids)
-    body = length - len(first)
-    available = len(ids) // body
-    if available < count:
-        raise InputError(
-            f"the text has {len(ids)} tokens here, too few for {count} windows of {length}; give a longer text "
-            "or fewer --max-tokens",
+            f"{len(tokens)} sequences are too few: one to calibrate on and two to score are the least; give more text,"
+            " more --max-tokens or a smaller --length",
             where="--text",
         )
-    if seed is None:
-        starts = np.linspace(0, available - 1, count).round().astype(int)
-    else:
-        starts = np.sort(np.random.default_rng(seed).permutation(available)[:count])
-    return torch.as_tensor(np.stack([[*first, *ids[s * body : (s + 1) * body]] for s in starts]).astype("int64"))
+    ids = torch.as_tensor(tokens)
+    return ids[:count], ids[count:]
 
 
-def _judge(logits: torch.Tensor, targets: torch.Tensor) -> tuple[float, torch.Tensor]:
-    from torch.nn.functional import cross_entropy
+def measure(subject: Subject, scene: Scene, policies: Policies) -> MeasuredPolicy:
+    """Perplexity of the scored tokens under `policies`, against dense on the same tokens.
 
-    loss = cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="sum")
-    return float(loss), logits.argmax(-1)
-
-
-def scene(model: Any, ids: torch.Tensor, prompt: int, *, rows: int = 4) -> Scene:
-    """Run the prompts dense and remember what dense says about the rest."""
-    import torch
-
-    found, total, best = [], 0.0, []
-    with torch.inference_mode():
-        for at in range(0, len(ids), rows):
-            part = slice(at, min(at + rows, len(ids)))
-            cache = model(input_ids=ids[part, :prompt], use_cache=True).past_key_values
-            found.append((part, cache))
-            rest = ids[part, prompt:]
-            out = model(input_ids=rest[:, :-1], past_key_values=copy.deepcopy(cache), use_cache=True)
-            loss, top = _judge(out.logits, rest[:, 1:])
-            total += loss
-            best.append(top)
-    return Scene(ids, prompt, tuple(found), total, torch.cat(best))
-
-
-Setting = Callable[[int], AbstractContextManager[Any]]
-"""Batch number to the context in which its scored tokens run."""
-
-
-def judge(
-    model: Any, scene: Scene, setting: Setting, *, whole: bool = False, after: Callable[[int, Any], None] | None = None
-) -> Score:
-    """Perplexity and agreement of the scored tokens under `setting`.
-
-    Parameters
-    ----------
-    whole : bool
-        Run prompt and rest in one pass, for settings that need the prompt's own attention.
-    after : callable, optional
-        Called with the batch number and whatever the context yielded.
+    Raises
+    ------
+    InputError
+        A KV method that leaves out nothing of windows of this length.
     """
-    import torch
+    from simulator.trace import MeasuredPolicy
+    from traces.measurers import measurers_of
+    from traces.scoring import judge
 
-    total, same = 0.0, 0
-    with torch.inference_mode():
-        for number, (part, cache) in enumerate(scene.batches):
-            rest = scene.ids[part, scene.prompt :]
-            with setting(number) as yielded:
-                if whole:
-                    logits = model(input_ids=scene.ids[part, :-1], use_cache=False).logits
-                    logits = logits[:, scene.prompt :]
-                else:
-                    logits = model(input_ids=rest[:, :-1], past_key_values=copy.deepcopy(cache), use_cache=True).logits
-            loss, top = _judge(logits, rest[:, 1:])
-            total += loss
-            same += int((top == scene.best[part]).sum())
-            if after is not None:
-                after(number, yielded)
-    mean = total / scene.scored_tokens
-    return Score(exp(min(mean, 700.0)), same / scene.scored_tokens)
+    runs = measurers_of(policies)
+    subject.read.clear()
+    with ExitStack() as stack:
+        for policy, how in runs:
+            stack.enter_context(how.run(subject, policy))
+        score = judge(subject.model, scene, lambda _: nullcontext(), whole=all(how.whole for _, how in runs))
+    if subject.read and min(subject.read) >= 1.0:
+        raise InputError(
+            f"{policies.spelling} keeps everything of windows of {scene.ids.shape[1]} tokens; raise --length",
+            where="--policy",
+        )
+    return MeasuredPolicy(
+        policy=policies.spelling,
+        perplexity=score.perplexity,
+        dense_perplexity=scene.dense_perplexity,
+        log_ratio_se=score.log_ratio_se,
+        agreement=score.agreement,
+    )
 
 
-def recall(used: torch.Tensor, best: torch.Tensor) -> float:
-    """Share of the units an oracle of the same budget keeps that were kept, both (tokens, layers, units) [-].
+def _length(loaded: Loaded, asked: int | None, prompt: int | None) -> tuple[int, int]:
+    """Tokens of a window and of its prompt."""
+    longest = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None) or 2**31
+    length = min(LENGTH, longest) if asked is None else asked
+    if length > longest:
+        raise InputError(f"{length} is more than the model's {longest} positions", where="--length")
+    start = length // 2 if prompt is None else prompt
+    if length - start - 1 < LEAST_SCORED:
+        raise InputError(
+            f"{start} of {length} tokens leave fewer than {LEAST_SCORED} to score; lower it or raise --length",
+            where="--prompt",
+        )
+    return length, start
 
-    1 where the budget is none at all: nothing was missed.
+
+def _started(out: Path, plan: QualityFile, *, resume: bool) -> QualityFile:
+    """The file to go on with: the one at `out` where it is of the same run."""
+    from simulator.trace import read_quality
+
+    if not out.exists():
+        return plan
+    if not resume:
+        raise InputError(f"{out} is there; add --resume to go on with it, or name another file", where="--out")
+    before = read_quality(out)
+    if not before.same_run(plan):
+        raise InputError(f"{out} is of another model, text or setting; name another file", where="--resume")
+    return before
+
+
+@app.command()
+def main(
+    model: Annotated[str, typer.Option(help="Folder, or hub id org/name.")],
+    text: Annotated[Path, typer.Option(help="UTF-8 file, or a folder of them.")],
+    policy: Annotated[list[str], typer.Option(help="Policies with commas; repeat the flag for more.")],
+    out: Annotated[Path, typer.Option(help="JSON file for --quality of predict and sweep.")] = Path("quality.json"),
+    length: Annotated[int | None, typer.Option(min=32, help="Tokens of a window; 512, or the model's limit.")] = None,
+    prompt: Annotated[
+        int | None, typer.Option(min=16, help="Tokens at its start that are not scored; half of it.")
+    ] = None,
+    max_tokens: Annotated[int, typer.Option(min=128, help="Tokens read from the text.")] = 32_768,
+    dtype: Annotated[str, typer.Option(help="auto (as stored), bf16, fp16 or fp32.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0 leaves torch's.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the shuffle of the windows.")] = 0,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
+    allow_pickle: Annotated[
+        bool, typer.Option("--allow-pickle", help="Read pickled weights; they can run code.")
+    ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Keep what the file already holds.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="The file on stdout.")] = False,
+) -> None:
+    """Measure what policies cost in perplexity on a model and text of your own.
+
+    Every policy runs as masks on the model's own forward pass and is scored on the same tokens as dense; the file is
+    written after each, so that a killed run loses one policy at most. `predict --quality FILE` and `sweep` read it.
     """
-    wanted = int(best.sum())
-    return int((used & best).sum()) / wanted if wanted else 1.0
+    from simulator.model.hub import from_file
+    from simulator.trace import ModelFacts, QualityFile, write_quality
+    from traces.loading import find, load, quieten, use_threads
+    from traces.measurers import Subject
+    from traces.scoring import scene
+    from traces.text import first_tokens, read_sequences, text_files
+    from traces.weights import weights_sha256
 
-
-def rank_correlation(guess: torch.Tensor, truth: torch.Tensor) -> float:
-    """Spearman's correlation over all units of a token, mean over tokens; (tokens, layers, units) both [-].
-
-    Ties get distinct ranks in the order of the units; they matter only where many units are exactly zero.
-    """
-
-    def ranks(x: torch.Tensor) -> torch.Tensor:
-        r = x.flatten(1).argsort(1).argsort(1).double()
-        return r - r.mean(1, keepdim=True)
-
-    a, b = ranks(guess), ranks(truth)
-    return float(((a * b).sum(1) / (a.square().sum(1) * b.square().sum(1)).sqrt().clamp_min(1e-30)).mean())
-
-
-@dataclass(frozen=True)
-class Shares:
-    """What one decoded token reads and computes against dense, batch 1 [-]."""
-
-    weight_bytes: float
-    flop: float
-
-
-def _parameters(part: Block) -> dict[str, float]:
-    """Matrix elements of a layer by role [-]."""
-    per_head = part.hidden * part.head_dim
-    mats = 2 if part.gated else 1
-    return {
-        "q": float(part.n_heads * per_head),
-        "kv": 2.0 * part.n_kv_heads * per_head,
-        "o": float(part.n_heads * per_head),
-        "ffn_in": float(mats * part.hidden * part.neurons),
-        "down": float(part.hidden * part.neurons),
+    wanted = policies_of(policy)
+    text_files(text)
+    found = find(model, revision=revision, allow_pickle=allow_pickle)
+    use_threads(threads)
+    quieten()
+    loaded = load(found, dtype=dtype, device=device, allow_pickle=allow_pickle)
+    length, prompt = _length(loaded, length, prompt)
+    sequences = read_sequences(text, loaded.tokenizer, length=length, max_tokens=max_tokens, seed=seed)
+    calibration, windows = (part.to(loaded.model.device) for part in cut(sequences.tokens))
+    scored = length - prompt - 1
+    is_local = found.revision == "local"
+    settings = {
+        "length": length,
+        "prompt": prompt,
+        "seed": seed,
+        "windows": len(windows),
+        "bos": bool(first_tokens(loaded.tokenizer)),
+        "weights_sha256": weights_sha256(found.folder) if is_local else "",
     }
+    plan = QualityFile(
+        model=found.name,
+        revision="" if is_local else found.revision,
+        config_sha256=found.config_sha256,
+        facts=ModelFacts.of(from_file(found.folder)),
+        text_sha256=sequences.sha256,
+        dtype=loaded.dtype,
+        tokens=len(windows) * scored,
+        context=prompt + (scored + 1) / 2.0,
+        settings=settings,
+        versions={"python": platform.python_version()} | {n: version(n) for n in PACKAGES},
+    )
+    started = _started(out, plan, resume=resume)
+    done = {row.policy for row in started.rows}
+    todo = [p for p in wanted if p.spelling not in done]
+    if todo:
+        subject = Subject(loaded.model, calibration, prompt, plan.context)
+        held = scene(loaded.model, windows, prompt)
+        for row in console.progress(_rows(subject, held, todo), len(todo), "policies", quiet=json):
+            started = started.model_copy(update={"rows": (*started.rows, row)})
+            write_quality(out, started)
+    if json:
+        console.out_json(started.model_dump(by_alias=True))
+    else:
+        show(started, found.folder, out)
 
 
-def shares(
-    parts: Sequence[Block],
-    model: Any,
-    keep: Sequence[Mapping[str, float]],
-    *,
-    context: float,
-    attention: Sequence[float] | float = 1.0,
-    predictor: int = 0,
-) -> Shares:
-    """Shares of the weights read and of the flop done; the language model head is dense, the embedding one row.
-
-    flop = 2 per weight element + 4 * context * head_dim per head's attention.
-
-    Parameters
-    ----------
-    keep : sequence of mapping of role (``q kv o ffn_in down``) to share
-        One per layer [-].
-    context : float
-        Mean context [tokens].
-    attention : float or sequence of float
-        Share of the attention's flop per layer [-].
-    predictor : int
-        Parameters of the predictors, read for every token [-].
-    """
-    head = float(out_by_in(model.get_output_embeddings()).numel())
-    per_layer = [attention] * len(parts) if isinstance(attention, int | float) else list(attention)
-    dense = read = head
-    full = done = 2.0 * head
-    for part, kept, share in zip(parts, keep, per_layer, strict=True):
-        sizes = _parameters(part)
-        dense += sum(sizes.values())
-        kept_elements = sum(n * kept.get(role, 1.0) for role, n in sizes.items())
-        read += kept_elements
-        mixing = 4.0 * context * part.head_dim * part.n_heads
-        full += 2.0 * sum(sizes.values()) + mixing
-        done += 2.0 * kept_elements + mixing * share
-    return Shares((read + predictor) / dense, (done + 2.0 * predictor) / full)
+def _rows(subject: Subject, held: Scene, todo: Sequence[Policies]) -> Iterator[MeasuredPolicy]:
+    for policies in todo:
+        yield measure(subject, held, policies)
 
 
-def kept_shares(parts: Sequence[Block], used: Mapping[tuple[str, int], torch.Tensor]) -> list[dict[str, float]]:
-    """Shares per layer and role from masks; a KV head is read if any query head of its group is kept."""
-    found = []
-    for i, part in enumerate(parts):
-        roles = dict.fromkeys(("q", "kv", "o", "ffn_in", "down"), 1.0)
-        if ("heads", i) in used:
-            mask = used["heads", i]
-            group = mask.view(len(mask), part.n_kv_heads, -1).any(-1)
-            roles |= {"q": float(mask.float().mean()), "kv": float(group.float().mean())}
-            roles["o"] = roles["q"]
-        if ("neurons", i) in used:
-            roles["ffn_in"] = roles["down"] = float(used["neurons", i].float().mean())
-        found.append(roles)
-    return found
+def show(found: QualityFile, folder: Path, out: Path) -> None:
+    """Print every policy of the file, with its loss on the measure that rankings use."""
+    from simulator.model.hub import from_file
+    from simulator.policies import parse
+    from simulator.results.loss import UNIT
+    from simulator.results.quality import loss_on, of_file
+    from traces.measurers import measurers_of
+
+    measured, spec = of_file(found), from_file(folder)
+    body, notes = [], []
+    for row in found.rows:
+        policies = parse(row.policy)
+        body.append(
+            [
+                row.policy,
+                f"{row.perplexity:.3f}",
+                f"{row.perplexity / row.dense_perplexity:.4f} +- {row.log_ratio_se:.4f}",
+                f"{row.agreement:.1%}",
+                loss_on(spec, policies, measured).short,
+            ]
+        )
+        notes += [f"{p.name}: {how.note}" for p, how in measurers_of(policies) if how.note]
+    dense = found.rows[0].dense_perplexity if found.rows else float("nan")
+    windows = f"{found.settings['windows']} windows of {found.settings['length']}"
+    bos = "each begins with BOS" if found.settings["bos"] else "the tokenizer has no BOS"
+    told = f"{found.tokens:,} tokens scored in {windows}, the same for all; {bos}. Loss in {UNIT}."
+    console.table(
+        f"{found.model}, dense perplexity {dense:.3f}",
+        ["policy", "perplexity", "over dense (standard error)", "same token", "loss"],
+        body,
+        left=1,
+        note=told + "".join(f" {n}." for n in dict.fromkeys(notes)),
+    )
+    console.say(f"python -m simulator.predict --quality {out}")
 
 
-def stack(used: Mapping[tuple[str, int], torch.Tensor], kind: str) -> torch.Tensor:
-    """Masks of the layers that were chosen for, (tokens, layers, units)."""
-    import torch
-
-    return torch.stack([m for (k, _), m in sorted(used.items(), key=lambda kv: kv[0]) if k == kind], 1)
+if __name__ == "__main__":
+    console.main(app)

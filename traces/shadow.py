@@ -154,8 +154,8 @@ def _train(
     from safetensors.torch import save_file
 
     from traces.predictors import METHODS, fit, parameter_count
-    from traces.quality import windows
     from traces.samples import gather
+    from traces.scoring import windows
 
     length, tokens = manifest["length"], manifest["tokens"]
     chosen = windows(_learned_from(text), length, tokens // (length - 1), first=text.first)
@@ -234,7 +234,7 @@ def evaluate(
     from traces.blocks import blocks
     from traces.experiment import METHODS, evaluation
     from traces.loading import use_threads
-    from traces.quality import scene, windows
+    from traces.scoring import scene, windows
     from traces.snapshot import Snapshots
     from traces.text import read_tokens
     from traces.weights import weights_sha256

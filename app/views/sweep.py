@@ -11,12 +11,15 @@ import streamlit as st
 
 from app import axes, blocks, compute, figures, heat, state
 from app.axes import Axis
+from app.words import plain
 from simulator.api import InputError, Scenario
 from simulator.base.console import number
 from simulator.base.drawing import Line, Lines
 from simulator.base.interval import Interval
 from simulator.device.catalogue import list_devices
 from simulator.results.answer import Row
+from simulator.results.choices import best
+from simulator.results.loss import LOSS_UNKNOWN, UNIT
 from simulator.results.summary import Summary, fastest
 from simulator.results.verdict import SURE, WIN, Verdict, figure, told
 
@@ -127,14 +130,14 @@ def tell(summary: Summary) -> None:
     best = summary.best
     if best:
         top = fastest(best)
-        against = "" if top.policy == "dense" else f" ({told(top.speedup)})"
+        against = "" if top.policy == "dense" else f" ({told(top.speedup)}; {top.loss})"
         lines.append(
             f"Most tokens/s per GPU: **{number(top.tokens_per_s_per_gpu.mid)}** with **{top.policy}**{against} on"
             f" **{top.device}**, batch {top.batch:,.0f}, prompt {top.prompt_tokens:,.0f}."
         )
     tallies = summary.tallies()
     timed = sorted((t for t in tallies if t.rows), key=lambda t: -t.median)
-    lines += [f"{t.policy} on {t.device}: {t.told('–')}." for t in timed[:4]]
+    lines += [f"{t.policy} on {t.device}: {t.told('–')}; {summary.loss(t)}." for t in timed[:4]]
     refused = [t for t in tallies if t.reason]
     lines += [f"{t.policy} on {t.device}: {t.reason}." for t in refused[:3]]
     if not best:
@@ -210,25 +213,25 @@ def _told(row: Row, *more: str) -> str:
 
 
 def quality(scenario: Scenario, summary: Summary) -> None:
-    """Speed against published quality, and against a trace's where there is one."""
+    """Speed against loss of quality: what was swept, and every policy whose loss is known at the sidebar's load."""
     blocks.heading("Speed against quality", "Pareto front")
-    measured = summary.quality()
-    if measured:
+    swept = [(r, first) for r, first in summary.quality() if r.policy != "dense"]
+    if swept:
         rows = [
             {
-                "x": r.quality_perplexity_ratio,
+                "x": r.points_lost.mid,
                 "y": r.speedup.mid,
                 "name": r.policy,
-                "front": front,
-                "told": _told(r, r.quality_source),
+                "front": first,
+                "told": _told(r, r.loss_in_words),
             }
-            for r, front in measured
+            for r, first in swept
         ]
         blocks.chart(
-            figures.front(rows, "perplexity over dense", "tokens/s over dense"),
-            "; ".join(f"{r['name']} {r['y']:.2f}x at perplexity ratio {r['x']:.3f}" for r in rows),
-            "quality_trace",
-            "As the scenario's trace measured it.",
+            figures.front(rows, "points lost against dense", "tokens/s over dense"),
+            "; ".join(f"{r['name']} {r['y']:.2f}x, {r['told']}" for r in rows),
+            "quality_swept",
+            "Policies of this sweep whose loss is known, each at its most tokens/s per GPU.",
         )
     most = st.slider(
         "Points of quality that may be lost",
@@ -238,40 +241,36 @@ def quality(scenario: Scenario, summary: Summary) -> None:
         0.1,
         key="s.loss",
         bind="query-params",
-        help="Percentage points of the worst published score of a policy.",
+        help="Percentage points of a mean score, at the upper end of the loss's interval.",
     )
-    found = compute.published(scenario, most)
-    points = [c for c in found.choices if c.unit == "points"]
-    if not points:
-        st.caption(f"{found.problem or 'No published score in points for this model'}.")
+    found = compute.known_losses(scenario, most)
+    if not found.choices:
+        st.caption(f"{found.problem or LOSS_UNKNOWN}.")
         return
-    from simulator.results.published_quality import best
-
     winner = best(list(found.choices), most)
     unit = "point" if most == 1.0 else "points"
     if winner is None:
-        st.markdown(f"No policy with published quality loses at most {most:g} {unit} and wins here.")
+        st.markdown(f"No policy of known loss surely loses at most {most:g} {unit} and wins here.")
     else:
         st.markdown(
             f"Fastest that loses at most {most:g} {unit}: **{winner.policy}**,"
-            f" {told(winner.answer.speedup)}, {winner.loss:+.2f} points"
-            f" ({'; '.join(winner.sources)})."
+            f" {told(winner.answer.speedup)}, {plain(winner.loss.words)}."
         )
     rows = [
         {
-            "x": c.loss,
+            "x": c.loss.points.mid,
             "y": c.answer.speedup.mid,
             "name": c.policy,
             "front": c.front,
-            "told": _told(c.answer, *c.sources),
+            "told": _told(c.answer, c.loss.words),
         }
-        for c in points
+        for c in found.choices
     ]
     blocks.chart(
         figures.front(rows, "points lost against dense", "tokens/s over dense", most),
-        "; ".join(f"{r['name']} {r['y']:.2f}x for {r['x']:+.2f} points" for r in rows),
-        "quality_published",
-        "Published scores (worst measure), predicted speed at the sidebar's load.",
+        "; ".join(f"{r['name']} {r['y']:.2f}x, {r['told']}" for r in rows),
+        "quality_known",
+        f"Loss of quality, predicted speed at the sidebar's load. Loss in {UNIT}.",
     )
     for policy, reason in found.skipped.items():
         st.caption(f"Not considered: {policy}: {reason}")

@@ -55,6 +55,8 @@ TERMS: Mapping[str, str] = {
     "envelope estimate would have said.",
     "perplexity ratio": "Perplexity with the policy over the dense model's on held-out text: 1 is as good as dense.",
     "agreement": "Share of next tokens that are the dense model's own.",
+    "loss of quality": "Percentage points of a mean score lost against dense: measured, published for the model, or"
+    " carried over from others (EXTRAPOLATED), with a 90 % interval; a perplexity is converted. Unknown is not none.",
     "Pareto front": "The choices that no other choice beats in speed without being worse in quality.",
     "union density": "Share of neurons or heads that at least one row of a batch needs: what has to be read.",
     "window density": "Share of neurons or heads that at least one of some consecutive tokens needs.",

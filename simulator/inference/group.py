@@ -20,7 +20,7 @@ from simulator.roofline.engine import Engine, get_engine
 from simulator.roofline.timing import measured_as_module, time_op
 from simulator.scenario.catalogue import CATALOGUE, fits
 from simulator.scenario.scenario import Scenario
-from simulator.trace import Trace
+from simulator.trace import QualityFile, Trace
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,7 @@ class Group:
     trace: Trace | None = None
     modules: bool | None = None
     """Whether blocks measured as a whole answer; None: where every policy and the dense model were measured."""
+    quality: QualityFile | None = None
 
     @classmethod
     def of(cls, scenario: Scenario, model: ModelSpec, device: Device) -> Group:
@@ -62,6 +63,7 @@ class Group:
             scenario.block_size,
             scenario.ignore_context_limit,
             CATALOGUE.trace_for(scenario, model),
+            quality=CATALOGUE.quality_for(scenario, model),
         )
 
     @property
@@ -173,6 +175,7 @@ def runnable(scenario: Scenario) -> Group:
 def group_of(scenario: Scenario) -> Group:
     """Group of a scenario's fixed part, names resolved; another one where a file behind a name has changed."""
     model, device = CATALOGUE.model(scenario.model), CATALOGUE.device(scenario.device)
-    # A kept group keeps all three, so that none of these numbers is given to another object.
-    of = id(model), id(device), id(CATALOGUE.trace_for(scenario, model))
+    # A kept group keeps all four, so that none of these numbers is given to another object.
+    measured = CATALOGUE.trace_for(scenario, model), CATALOGUE.quality_for(scenario, model)
+    of = id(model), id(device), *map(id, measured)
     return CATALOGUE.groups(scenario.fixed, of, lambda: Group.of(scenario, model, device))

@@ -124,7 +124,7 @@ def expand(text: str) -> list[Policies]:
     """All policies a spelling stands for: lists multiply, in the order written."""
     if len(text) > MAX_TEXT:
         raise InputError(f"policy text of {len(text)} characters; at most {MAX_TEXT}", where=_FLAG)
-    terms = _split(text, "+")
+    terms = split(text, "+")
     if not terms or any(not t.strip() for t in terms):
         raise InputError(f"policy {text!r} has an empty part; write e.g. 'mustafar(keep=0.3)+w4a16'", where=_FLAG)
     variants = [_term(term) for term in terms]
@@ -160,7 +160,7 @@ def _term(text: str) -> list[Policy]:
     except UnknownNameError as error:
         raise UnknownNameError("policy", name, POLICIES, where=_FLAG) from error
     choices: dict[str, list[str]] = {}
-    for part in _split(inside, ",") if inside and inside.strip() else []:
+    for part in split(inside, ",") if inside and inside.strip() else []:
         key, equals, value = part.partition("=")
         key, value = key.strip(), value.strip()
         if not equals or not key or not value:
@@ -221,7 +221,7 @@ def _known(cls: type[Policy]) -> str:
     return f"it has: {fields}" if fields else "it has none"
 
 
-def _split(text: str, separator: str) -> list[str]:
+def split(text: str, separator: str) -> list[str]:
     """Parts of `text` between separators that stand outside brackets."""
     parts, depth, start = [], 0, 0
     for i, char in enumerate(text):

@@ -13,6 +13,7 @@ from simulator.base.interval import Interval, N
 from simulator.inference.evaluate import end_to_end, rate
 from simulator.inference.status import Status
 from simulator.results.columns import COLUMNS, arrow_schema
+from simulator.results.loss import short, told
 from simulator.results.verdict import Verdict, verdict, verdicts
 
 if TYPE_CHECKING:
@@ -81,6 +82,8 @@ class Answer(Generic[S, N]):
     ----------
     speedup, speedup_at_max_batch : Interval
         tokens/s over dense's at this batch, and each at its own largest batch [-].
+    points_lost : Interval
+        Loss of quality against dense [points].
     """
 
     model: S
@@ -121,6 +124,8 @@ class Answer(Generic[S, N]):
     usd_per_mtoken: N
     quality_perplexity_ratio: N
     quality_agreement: N
+    points_lost: Interval[N]
+    quality_basis: S
     quality_source: S
 
     @property
@@ -159,6 +164,16 @@ class Answer(Generic[S, N]):
         """`Verdict` at this batch; `Words` of many rows."""
         speedup: Interval[Any] = self.speedup
         return Words(verdicts(speedup), WORDS) if isinstance(self.status, Words) else verdict(speedup)
+
+    @property
+    def loss(self: Row) -> str:
+        """Loss of quality for a cell of a table, "loss unknown" where there is no figure."""
+        return short(self.points_lost, self.quality_basis)
+
+    @property
+    def loss_in_words(self: Row) -> str:
+        """Loss of quality for a sentence, with where it comes from."""
+        return told(self.points_lost, self.quality_basis, self.quality_source)
 
     @property
     def timed(self) -> Any:

@@ -84,9 +84,15 @@ COLUMNS: Mapping[str, Column] = {
     "verdict": Column("text", "", f"{' | '.join(Verdict)}: throughput_speedup_same_batch in a word"),
     "energy_j_per_token": Column("real", "J", "estimated energy per output token"),
     "usd_per_mtoken": Column("real", "USD", "estimated rent per million output tokens"),
-    "quality_perplexity_ratio": Column("real", "1", "perplexity over dense, as the trace measured it"),
-    "quality_agreement": Column("real", "1", "share of next tokens equal to dense's"),
-    "quality_source": Column("text", "", "how the quality was measured; null = not measured"),
+    "quality_perplexity_ratio": Column("real", "1", "perplexity over dense, as measured (--trace, --quality)"),
+    "quality_agreement": Column("real", "1", "share of next tokens equal to dense's, likewise"),
+    "quality_points_lost": Column(
+        "real", "points", "points of a mean score lost; null = loss unknown", "points_lost.mid"
+    ),
+    "quality_points_lost_lo": Column("real", "points", "5 % quantile of it", "points_lost.lo"),
+    "quality_points_lost_hi": Column("real", "points", "95 % quantile of it", "points_lost.hi"),
+    "quality_basis": Column("text", "", "measured | published | EXTRAPOLATED | computes what dense computes"),
+    "quality_source": Column("text", "", "the figure behind it, or the models it was carried over from"),
 }
 
 

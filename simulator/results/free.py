@@ -11,7 +11,8 @@ from simulator.inference.group import group_of, runnable
 from simulator.policies import FREE, POLICIES, PUBLISHED, free_names
 from simulator.policies.software import Software, software
 from simulator.results.answer import Row
-from simulator.results.published_quality import losses
+from simulator.results.loss import LOSS_UNKNOWN, UNIT, UNKNOWN, Loss
+from simulator.results.quality import loss_in
 from simulator.results.rows import load_of, rows
 from simulator.results.verdict import Verdict, figure, told, verdict
 from simulator.scenario.scenario import Scenario
@@ -23,13 +24,13 @@ class Option:
 
     Attributes
     ----------
-    loss : str
-        Published loss of quality in words, of the model or one of its shape; empty where nobody published it.
+    loss : Loss
+        Of quality, on the scenario's model.
     """
 
     answer: Row
     software: Software = field(default_factory=Software)
-    loss: str = ""
+    loss: Loss = UNKNOWN
 
     @property
     def policy(self) -> str:
@@ -49,7 +50,7 @@ class Option:
             "tokens_per_s_lo": speed.lo,
             "tokens_per_s_hi": speed.hi,
             **self.software.model_dump(),
-            "published_loss": self.loss,
+            "loss": self.loss.words,
         }
 
 
@@ -70,15 +71,15 @@ def options(scenario: Scenario, kernel: str = PUBLISHED) -> tuple[list[Option], 
         asked = PUBLISHED if name == "dense" else kernel
         try:
             at = scenario.model_copy(update={"policy": POLICIES[name]().spelling, "kernel": asked})
-            answer = rows(group_of(at), *load_of(at))[0].at(0)
+            group = group_of(at)
+            answer = rows(group, *load_of(at))[0].at(0)
         except ShadowlineError as error:
             others[name] = error.message
             continue
         if not answer.timed:
             others[name] = answer.reason
             continue
-        words = "" if name == "dense" else losses(scenario.model, at.policy)
-        found.append(Option(answer, software().get(name, Software()), words))
+        found.append(Option(answer, software().get(name, Software()), loss_in(group)))
     return sorted(found, key=lambda o: (not o.answer.ok, o.answer.e2e_s.mid)), others
 
 
@@ -101,7 +102,7 @@ def show(scenario: Scenario, kernel: str = PUBLISHED, *, as_json: bool) -> None:
             "policy",
             "software",
             "needs",
-            "published loss",
+            "loss",
             "tokens/s (90 %)",
             "verdict",
             "vs dense (90 %, P(win))",
@@ -114,7 +115,7 @@ def show(scenario: Scenario, kernel: str = PUBLISHED, *, as_json: bool) -> None:
                 o.policy,
                 "-" if o.policy == "dense" else o.software.words,
                 o.software.needs or "-",
-                o.loss or "-",
+                "-" if o.policy == "dense" else o.loss.short,
                 console.spread(o.answer.tokens_per_s),
                 "-" if o.policy == "dense" else str(o.verdict),
                 "-" if o.policy == "dense" else figure(o.answer.speedup),
@@ -126,8 +127,8 @@ def show(scenario: Scenario, kernel: str = PUBLISHED, *, as_json: bool) -> None:
             if o.answer.ok and o not in same
         ],
         left=4,
-        note="loss: the worst published measure against dense; '-' is not known, not none. Speeds of a method and of"
-        f" dense err together, so what they share spreads tokens/s and not the comparison.{_dense_note(found)}",
+        note=f"loss: {UNIT}; the worst published measure; {LOSS_UNKNOWN} is not none. Speeds of a method and of dense"
+        f" err together, so what they share spreads tokens/s and not the comparison.{_dense_note(found)}",
     )
     if same:
         console.out(f"{Verdict.EVEN} here: {', '.join(o.policy for o in same)}")
@@ -172,9 +173,8 @@ TOGETHER = "two together may, e.g. --policy 'w4a16+kv_quant(bits=4)'"
 
 
 def _named(o: Option) -> str:
-    lost = f"published loss {o.loss}" if o.loss else "no published loss on this model"
     return (
         f"{o.policy}, {console.number(o.answer.tokens_per_s.mid)} tokens/s"
         f" ({console.number(o.answer.tokens_per_s.lo)}-{console.number(o.answer.tokens_per_s.hi)}),"
-        f" {told(o.answer.speedup)}, {lost}"
+        f" {told(o.answer.speedup)}, {o.loss.words}"
     )

@@ -207,6 +207,7 @@ def _sentence(a: Row, shares: dict[str, float]) -> str:
         text += f"; {told(a.speedup)}"
         if a.dense_max_batch < a.batch:
             text += f", but dense does not fit (largest batch {a.dense_max_batch:,.0f})"
+        text += f"; {a.loss_in_words}"
     if not a.ok:
         text += f"; does not fit (largest batch {a.max_batch:,.0f}): these are times of a larger memory"
     return text

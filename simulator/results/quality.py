@@ -1,30 +1,38 @@
-"""What a policy costs in quality, from the predictors judged in a trace."""
+"""What a policy costs in quality, as it was measured: by the predictors judged in a trace, or by `traces.quality`."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from math import isfinite, log
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from simulator.base.errors import ShadowlineError, UnknownNameError
+from simulator.model.spec import ModelSpec
 from simulator.policies import Policies, parse
+from simulator.results.conversion import conversion
+from simulator.results.loss import Loss, LossBasis
+from simulator.results.loss_curve import loss_of
+from simulator.results.published_quality import COST_ONLY
+from simulator.scenario.catalogue import CATALOGUE
 
 if TYPE_CHECKING:
     from simulator.inference.group import Group
     from simulator.policies import Policy
-    from simulator.trace import Trace
+    from simulator.trace import QualityFile, Trace
 
 VARIANT = ("method", "criterion", "targets", "budget", "mask")
 """Columns that tell apart two ways of running one policy."""
+NO_VARIANT = ("",) * len(VARIANT)
 _NOUN = {"targets": " targets", "budget": " budget", "mask": " mask"}
 
 
 @dataclass(frozen=True, slots=True)
 class Quality:
-    """Loss of quality against the dense model.
+    """Measured quality against the dense model.
 
     Attributes
     ----------
@@ -34,14 +42,18 @@ class Quality:
         Share of next tokens that are dense's, mean over seeds [-].
     source : str
         How it was measured; empty where it was not.
+    log_error : float
+        Standard error of ln(perplexity ratio); 0 where none was measured [nat].
     """
 
     perplexity_ratio: float = float("nan")
     agreement: float = float("nan")
     source: str = ""
+    log_error: float = 0.0
 
 
 NOT_MEASURED = Quality()
+DENSE = Quality(1.0, 1.0, "dense")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,50 +62,95 @@ class _Point:
 
     policy: Policy
     variant: tuple[str, ...]
-    sparsity: float
+    at: str
     log_ratio: float
     agreement: float
-    context: float
-    seeds: int
+    told: str
+    seeds: int = 1
+    log_error: float = 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """Policies measured on one model; `together` holds those of several members by spelling."""
+
+    points: tuple[_Point, ...]
+    together: Mapping[str, Quality]
+
+    @property
+    def policies(self) -> tuple[Policies, ...]:
+        """Every spelling measured."""
+        return tuple(dict.fromkeys((*(Policies((p.policy,)) for p in self.points), *map(parse, self.together))))
+
+    def at(self, policies: Policies) -> Quality:
+        """Quality of `policies` between two measured settings of the same policy, never beyond them.
+
+        ln(perplexity ratio) and agreement are linear between them. All parameters must lie on the line between
+        two measured neighbours. Of several measured variants (criterion, targets, budget) the one with the
+        lowest perplexity answers, and `Quality.source` names it; one mask per token, which is what the step
+        pays for, goes before one mask per sequence.
+        """
+        if len(policies.members) != 1:
+            return self.together.get(policies.spelling, NOT_MEASURED)
+        wanted = policies.members[0]
+        variants: dict[tuple[str, ...], list[_Point]] = {}
+        for point in self.points:
+            if type(point.policy) is type(wanted):
+                variants.setdefault(point.variant, []).append(point)
+        answers = [
+            (variant[-1] == "sequence", found)
+            for variant, points in variants.items()
+            if (found := _between(wanted, points)) is not None
+        ]
+        best = min(answers, key=lambda a: (a[0], a[1].perplexity_ratio), default=None)
+        return NOT_MEASURED if best is None else best[1]
+
+
+def measured_of(group: Group) -> Measured | None:
+    """What was measured on the group's model: its file of quality goes before its trace; never transferred."""
+    if group.quality is not None:
+        return of_file(group.quality)
+    trace = group.trace
+    return None if trace is None or trace.quality is None or group.transferred else of_trace(trace)
 
 
 def quality_of(group: Group) -> Quality:
-    """Quality of the group's policies as its trace measured it, never extrapolated or transferred."""
-    trace = group.trace
-    if trace is None or trace.quality is None:
+    """Measured quality of the group's policies."""
+    found = measured_of(group)
+    if found is None:
         return NOT_MEASURED
-    if not group.policies.members:
-        return Quality(1.0, 1.0, "dense")
-    return NOT_MEASURED if group.transferred else quality_at(trace, group.policies)
+    return found.at(group.policies) if group.policies.members else DENSE
 
 
-@lru_cache(maxsize=1024)
-def quality_at(trace: Trace, policies: Policies) -> Quality:
-    """Quality of `policies` between two measured sparsities of the same policy.
+def loss_in(group: Group, policies: Policies | None = None) -> Loss:
+    """Loss of the group's policies, or of others on its model: measured, else published or carried over."""
+    return loss_on(group.model, group.policies if policies is None else policies, measured_of(group))
 
-    ln(perplexity ratio) and agreement are linear between them. All parameters must lie on the line between
-    two measured neighbours. Of several measured variants (criterion, targets, budget) the one with the
-    lowest perplexity answers, and `Quality.source` names it; one mask per token, which is what the step
-    pays for, goes before one mask per sequence.
+
+def loss_on(model: ModelSpec, policies: Policies, measured: Measured | None) -> Loss:
+    """Loss of `policies` on `model`: what was measured of them, else what papers say."""
+    found = NOT_MEASURED if measured is None else measured.at(policies)
+    if not isfinite(found.perplexity_ratio):
+        return loss_of(model, policies)
+    points = conversion().interval(log(found.perplexity_ratio), model.n_params, found.log_error)
+    return Loss(points, LossBasis.MEASURED, f"{found.perplexity_ratio:.3f}x dense perplexity; {found.source}")
+
+
+def loss_named(model: str, policy: str, quality: str = "") -> Loss:
+    """Loss of a spelling on a model named, with what a file of ``python -m traces.quality`` measured of it.
+
+    Examples
+    --------
+    >>> loss_named("llama-3.1-8b", "kivi").short
+    '1.56 points'
     """
-    if len(policies.members) != 1:
-        return NOT_MEASURED
-    wanted = policies.members[0]
-    variants: dict[tuple[str, ...], list[_Point]] = {}
-    for point in _points(trace):
-        if type(point.policy) is type(wanted):
-            variants.setdefault(point.variant, []).append(point)
-    answers = [
-        (variant[-1] == "sequence", found)
-        for variant, points in variants.items()
-        if (found := _between(wanted, points)) is not None
-    ]
-    best = min(answers, key=lambda a: (a[0], a[1].perplexity_ratio), default=None)
-    return NOT_MEASURED if best is None else best[1]
+    spec = CATALOGUE.model(model)
+    return loss_on(spec, parse(policy), of_file(CATALOGUE.quality(quality)) if quality else None)
 
 
 @lru_cache(maxsize=16)
-def _points(trace: Trace) -> tuple[_Point, ...]:
+def of_trace(trace: Trace) -> Measured:
+    """Rows of a trace's ``quality.parquet``, seeds together."""
     q = trace.quality or {}
     rows: dict[tuple[str, ...], list[int]] = {}
     for i, policy in enumerate(q.get("policy", ())):
@@ -104,8 +161,25 @@ def _points(trace: Trace) -> tuple[_Point, ...]:
     for (text, *variant), at in rows.items():
         point = _point(q, text, tuple(variant), at, str(trace.path))
         if point is not None:
-            points.append(point)
-    return tuple(sorted(points, key=lambda p: p.sparsity))
+            points.append((float(np.mean(q["sparsity"][at])), point))
+    return Measured(tuple(point for _, point in sorted(points, key=lambda found: found[0])), {})
+
+
+@lru_cache(maxsize=16)
+def of_file(found: QualityFile) -> Measured:
+    """Rows of a file of ``python -m traces.quality``."""
+    points: list[_Point] = []
+    together: dict[str, Quality] = {}
+    for row in found.rows:
+        policies = parse(row.policy)
+        ratio = row.perplexity / row.dense_perplexity
+        told = f"{found.tokens:,} tokens, context {found.context:.0f}, standard error {row.log_ratio_se:.1%}"
+        if len(policies.members) == 1:
+            one = policies.members[0]
+            points.append(_Point(one, NO_VARIANT, one.spelling, log(ratio), row.agreement, told, 1, row.log_ratio_se))
+        else:
+            together[policies.spelling] = Quality(ratio, row.agreement, told, row.log_ratio_se)
+    return Measured(tuple(sorted(points, key=lambda p: tuple(_numbers(p.policy)))), together)
 
 
 def _point(
@@ -123,7 +197,8 @@ def _point(
         return None
     means = (float(np.mean(q[c][at])) for c in ("sparsity", "agreement", "context"))
     sparsity, agreement, context = means
-    return _Point(members[0], variant, sparsity, log_ratio, agreement, context, len(at))
+    told = f"context {context:.0f}; seeds: {len(at)}"
+    return _Point(members[0], variant, f"sparsity {sparsity:.3g}", log_ratio, agreement, told, len(at))
 
 
 def _between(wanted: Policy, points: list[_Point]) -> Quality | None:
@@ -141,35 +216,31 @@ def _between(wanted: Policy, points: list[_Point]) -> Quality | None:
         names = [f"{w}{_NOUN.get(c, '')}" for c, w in zip(VARIANT, a.variant, strict=True) if w]
         if t < 1e-9 or t > 1.0 - 1e-9:
             a = b = a if t < 1e-9 else b
-            at = f"sparsity {a.sparsity:.3g}"
+            at = a.at
         else:
-            at = f"between sparsity {a.sparsity:.3g} and {b.sparsity:.3g}"
+            at = f"between {a.at} and {b.at}"
         return Quality(
             float(np.exp(a.log_ratio + t * (b.log_ratio - a.log_ratio))),
             a.agreement + t * (b.agreement - a.agreement),
-            f"{', '.join(names)}; {at}; context {a.context:.0f}; seeds: {min(a.seeds, b.seeds)}",
+            "; ".join(filter(None, (", ".join(names), at, min(a, b, key=lambda p: p.seeds).told))),
+            max(a.log_error, b.log_error),
         )
     return None
 
 
 def _numbers(policy: Policy) -> np.ndarray:
-    values = [getattr(policy, k) for k in type(policy).model_fields]
-    return np.array([float(v) for v in values if _is_number(v)])
+    return np.array([float(v) for v in _values(policy) if _is_number(v)])
 
 
 def _words(policy: Policy) -> tuple[object, ...]:
     """Parameters that are no number, and which ones are."""
-    values = [getattr(policy, k) for k in type(policy).model_fields]
-    return tuple(None if _is_number(v) else (v,) for v in values)
+    return tuple(None if _is_number(v) else (v,) for v in _values(policy))
+
+
+def _values(policy: Policy) -> list[Any]:
+    """Parameters that change what is computed."""
+    return [getattr(policy, k) for k in type(policy).model_fields if k not in COST_ONLY]
 
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def front(speed: Sequence[float], loss: Sequence[float]) -> np.ndarray:
-    """Which of n are on the front of speed and quality: none is as fast and as good and better in one; shape (n,)."""
-    v, q = np.asarray(speed, float), np.asarray(loss, float)
-    as_good = (v[None, :] >= v[:, None]) & (q[None, :] <= q[:, None])
-    better = (v[None, :] > v[:, None]) | (q[None, :] < q[:, None])
-    return np.count_nonzero(as_good & better, axis=1) == 0

@@ -19,7 +19,7 @@ from simulator.inference.step import Bound
 from simulator.policies import Policies
 from simulator.policies.software import runs_in
 from simulator.results.answer import Answer, Rows, Words, absent
-from simulator.results.quality import quality_of
+from simulator.results.quality import loss_in, quality_of
 from simulator.scenario.scenario import Scenario
 
 MEMORY = ("weights_bytes", "kv_bytes", "other_bytes", "total_bytes")
@@ -50,7 +50,7 @@ def load_of(scenario: Scenario) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def _labels(group: Group, n: int) -> dict[str, Any]:
     """What all rows of a group have in common."""
-    quality = quality_of(group)
+    quality, loss = quality_of(group), loss_in(group)
     texts = {
         "model": group.model.name,
         "device": group.device.name,
@@ -60,7 +60,8 @@ def _labels(group: Group, n: int) -> dict[str, Any]:
         "software": runs_in((p.name for p in group.policies.members), group.engine.title),
         "dtype": group.dtype,
         "kv_dtype": group.kv_dtype,
-        "quality_source": quality.source,
+        "quality_basis": loss.basis if loss.known else "",
+        "quality_source": loss.source,
     }
     numbers = {
         **{k: getattr(group, k) for k in ("tp", "pp", "ep")},
@@ -68,7 +69,9 @@ def _labels(group: Group, n: int) -> dict[str, Any]:
         "quality_perplexity_ratio": quality.perplexity_ratio,
         "quality_agreement": quality.agreement,
     }
-    return {k: Words.same(w, n) for k, w in texts.items()} | {k: np.full(n, float(v)) for k, v in numbers.items()}
+    lost = loss.points.each(lambda end: np.full(n, end))
+    of_each = {k: np.full(n, float(v)) for k, v in numbers.items()}
+    return {k: Words.same(w, n) for k, w in texts.items()} | of_each | {"points_lost": lost}
 
 
 def _told(points: Points, dense: Points) -> Rows:

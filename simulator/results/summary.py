@@ -15,7 +15,7 @@ from simulator.base.interval import Interval
 from simulator.inference.status import Status
 from simulator.policies import in_kernel
 from simulator.results.answer import Row, Rows
-from simulator.results.quality import front
+from simulator.results.loss import LOSS_UNKNOWN, UNIT, front
 from simulator.results.verdict import RULE, Tally, figure, tally, wins
 
 LOAD = ("batch", "prompt", "output")
@@ -30,6 +30,10 @@ QUALITY = (
     "throughput_speedup_same_batch_lo",
     "throughput_speedup_same_batch_hi",
     "p_win",
+    "quality_points_lost",
+    "quality_points_lost_lo",
+    "quality_points_lost_hi",
+    "quality_basis",
     "quality_perplexity_ratio",
     "quality_agreement",
     "quality_source",
@@ -125,18 +129,23 @@ class Summary:
         """What each policy does against dense at the same batch, or each at its largest, over the loads that fit."""
         return [found.tally(key, largest=largest) for key, found in self.found.items() if key[2] != "dense"]
 
+    def loss(self, t: Tally) -> str:
+        """Loss of quality of a policy that a tally is of."""
+        best = self.found[t.model, t.device, t.policy].best
+        return LOSS_UNKNOWN if best is None else best.loss
+
     def quality(self) -> list[tuple[Row, bool]]:
-        """Speed against quality: the fastest row of every policy whose quality a trace measured, and whether no other
-        policy of that model and device beats it in both.
+        """Speed against quality: the fastest row of every policy whose loss is known, and whether no other policy of
+        that model and device beats it in both.
         """
         of: dict[tuple[str, str], list[Row]] = {}
         for (model, device, _), found in sorted(self.found.items(), key=lambda kv: kv[0][:2]):
-            if found.best is not None and isfinite(found.best.quality_perplexity_ratio):
+            if found.best is not None and isfinite(found.best.points_lost.mid):
                 of.setdefault((model, device), []).append(found.best)
         out: list[tuple[Row, bool]] = []
         for rows in of.values():
-            rows.sort(key=lambda row: row.quality_perplexity_ratio)
-            loss = [row.quality_perplexity_ratio for row in rows]
+            rows.sort(key=lambda row: row.points_lost.mid)
+            loss = [row.points_lost.mid for row in rows]
             out += zip(rows, map(bool, front([row.tokens_per_s_per_gpu.mid for row in rows], loss)), strict=True)
         return out
 
@@ -188,6 +197,7 @@ def show(summary: Summary, out: Path | None) -> None:
             "TTFT ms",
             "TPOT ms (90 %)",
             "vs dense",
+            "loss",
             "$/Mtoken",
             "bound by",
             "basis",
@@ -204,21 +214,21 @@ def show(summary: Summary, out: Path | None) -> None:
         if devices:
             console.table(
                 f"Throughput over dense, {title}: median (90 % interval, P(win)), and where it wins",
-                ["model", "policy", *devices],
-                _pivot(tallies, devices),
-                left=2 + len(devices),
+                ["model", "policy", "loss", *devices],
+                _pivot(summary, tallies, devices),
+                left=3 + len(devices),
                 note=f"{RULE}. Over the rows with status ok; {note}",
             )
     quality = summary.quality()
-    if quality:
+    if any(row.policy != "dense" for row, _ in quality):
+        missing = sorted({key[2] for key in summary.found} - {in_kernel(row.policy, row.kernel) for row, _ in quality})
         console.table(
-            "Speed against quality, as the trace measured it: each policy at its most tokens/s per GPU",
-            ["model", "device", "policy", "front", "tokens/s/GPU", "vs dense", "perplexity", "same token", "measured"],
+            "Speed against quality: each policy at its most tokens/s per GPU",
+            ["model", "device", "policy", "front", "tokens/s/GPU", "vs dense", "loss", "same token", "source"],
             [_quality_row(row, first) for row, first in quality],
             left=4,
-            note="front: no other policy here is both as fast and as good; perplexity over dense's;"
-            " same token: next tokens that are dense's; a policy that is missing was not judged with these"
-            " parameters: python -m traces.show lists what was",
+            note=f"loss: {UNIT}; front: no other policy here is both as fast and as good; same token: next tokens that"
+            " are dense's, where measured" + (f"; {LOSS_UNKNOWN}: {', '.join(missing)}" if missing else ""),
         )
     for told in summary.software:
         console.out(f"software: {told}")
@@ -239,6 +249,7 @@ def _best_row(a: Row) -> list[str]:
         ms(a.ttft_s.mid),
         console.spread(a.tpot_s, ms),
         "-" if a.policy == "dense" else figure(a.speedup),
+        "-" if a.policy == "dense" else a.loss,
         num(a.usd_per_mtoken),
         a.bound,
         a.basis.lower(),
@@ -253,16 +264,19 @@ def _quality_row(a: Row, first: bool) -> list[str]:
         "*" if first else "",
         console.number(a.tokens_per_s_per_gpu.mid),
         "-" if a.policy == "dense" else figure(a.speedup),
-        f"{a.quality_perplexity_ratio:.3f}x",
+        "-" if a.policy == "dense" else a.loss,
         f"{a.quality_agreement:.1%}" if isfinite(a.quality_agreement) else "-",
         a.quality_source,
     ]
 
 
-def _pivot(tallies: list[Tally], devices: list[str]) -> Iterator[list[str]]:
+def _pivot(summary: Summary, tallies: list[Tally], devices: list[str]) -> Iterator[list[str]]:
     """One row per model and policy, one column per device."""
     cells: dict[tuple[str, str], dict[str, str]] = {}
+    losses: dict[tuple[str, str], str] = {}
     for t in tallies:
         cells.setdefault((t.model, t.policy), {})[t.device] = t.told()
-    for (model, policy), row in cells.items():
-        yield [model, policy, *(row.get(d, "-") for d in devices)]
+        if t.rows:
+            losses[t.model, t.policy] = summary.loss(t)
+    for key, row in cells.items():
+        yield [*key, losses.get(key, "-"), *(row.get(d, "-") for d in devices)]

@@ -8,13 +8,13 @@ from typing import Any
 
 from simulator.base import console
 from simulator.base.errors import InputError, fold
-from simulator.base.memo import Memo, stamp_of_files
+from simulator.base.memo import Memo, stamp, stamp_of_files
 from simulator.device.catalogue import Device
 from simulator.device.catalogue import load as load_device
 from simulator.model import hub
 from simulator.model.spec import ModelSpec
 from simulator.scenario.scenario import Scenario
-from simulator.trace import Manifest, ModelFacts, Trace, read_manifest, read_trace
+from simulator.trace import Manifest, ModelFacts, QualityFile, Trace, read_manifest, read_quality, read_trace
 
 
 class Catalogue:
@@ -23,6 +23,7 @@ class Catalogue:
     def __init__(self) -> None:
         self._models: Memo[ModelSpec] = Memo(256)
         self._traces: Memo[Trace] = Memo(64)
+        self._qualities: Memo[QualityFile] = Memo(64)
         self.groups: Memo[Any] = Memo(512)
         """What `simulator.inference.group.group_of` makes of them."""
 
@@ -39,11 +40,16 @@ class Catalogue:
         """Trace of a folder, checked."""
         return self._traces(folder, stamp_of_files(Path(folder)), lambda: read_trace(folder))
 
+    def quality(self, path: str) -> QualityFile:
+        """Measured quality of a file, checked."""
+        return self._qualities(path, stamp(Path(path)), lambda: read_quality(path))
+
     def content(self, scenario: Scenario) -> str:
         """Text that is another one where a file behind a name of `scenario` has changed."""
         device = self.device(scenario.device)
         trace = self.trace(scenario.trace).digest if scenario.trace else ""
-        return repr((device.profile_hash, device.measured.digest, hub.locate(scenario.model).stamp, trace))
+        model, quality = hub.locate(scenario.model).stamp, stamp(Path(scenario.quality))
+        return repr((device.profile_hash, device.measured.digest, model, trace, quality))
 
     def trace_for(self, scenario: Scenario, model: ModelSpec) -> Trace | None:
         """Trace that `scenario` names for `model`, checked; None where it names none."""
@@ -53,6 +59,19 @@ class Catalogue:
         if not scenario.trace_transfer and not fits(trace.manifest, model):
             raise _other_model(scenario.trace, trace.manifest, model)
         return trace
+
+    def quality_for(self, scenario: Scenario, model: ModelSpec) -> QualityFile | None:
+        """Measured quality that `scenario` names for `model`; None where it names none."""
+        if not scenario.quality:
+            return None
+        found = self.quality(scenario.quality)
+        if not fits(found, model):
+            raise InputError(
+                f"{scenario.quality} was measured on {_facts(found.model, found.facts)}, not on"
+                f" {_facts(model.name, ModelFacts.of(model))}; measure it with python -m traces.quality",
+                where="--quality",
+            )
+        return found
 
 
 CATALOGUE = Catalogue()
@@ -67,8 +86,8 @@ def say_notes(models: Iterable[str]) -> None:
             console.say(f"note: {model.name}: {note}")
 
 
-def fits(manifest: Manifest, model: ModelSpec) -> bool:
-    """Whether a trace was measured on `model`: by name, and by shape and activation."""
+def fits(manifest: Manifest | QualityFile, model: ModelSpec) -> bool:
+    """Whether a trace or a quality was measured on `model`: by name, and by shape and activation."""
     if manifest.facts != ModelFacts.of(model):
         return False
     try:

@@ -110,6 +110,9 @@ class Fields:
     trace_transfer: Annotated[
         bool, About("use a trace of another model, layers mapped by relative depth, as EXTRAPOLATED")
     ] = False
+    quality: Annotated[
+        str, About("file of python -m traces.quality: losses measured on the model", bounds={"max_length": 500})
+    ] = ""
 
 
 @dataclass(frozen=True)

@@ -55,6 +55,7 @@ class Grid:
     ignore_context_limit: bool = False
     trace: tuple[str, ...] = ()
     trace_transfer: bool = False
+    quality: str = ""
     sizes: tuple[int, int, int] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -90,7 +91,7 @@ class Grid:
 
     def groups(self) -> Iterator[Scenario]:
         """One scenario per combination of the outer axes, at the first batch, prompt and output."""
-        traces = self.traces()
+        traces, qualities = self.traces(), self.qualities()
         for *values, pair in itertools.product(*(getattr(self, axis) for axis in OUTER[:-2]), self.run_in):
             yield Scenario.of(
                 **dict(zip(OUTER, (*values, *pair), strict=True)),
@@ -98,6 +99,7 @@ class Grid:
                 **{k: getattr(self, k) for k in SETTINGS},
                 trace=traces[values[0]],
                 trace_transfer=bool(traces[values[0]]) and self.trace_transfer,
+                quality=qualities[values[0]],
             )
 
     def traces(self) -> dict[str, str]:
@@ -107,6 +109,24 @@ class Grid:
         from simulator.scenario.catalogue import CATALOGUE, pick_trace
 
         return {m: pick_trace(self.trace, CATALOGUE.model(m), transfer=self.trace_transfer) for m in self.model}
+
+    def qualities(self) -> dict[str, str]:
+        """File of measured quality of each model, "" for those it was not measured on.
+
+        Raises
+        ------
+        InputError
+            It was measured on none of them.
+        """
+        if not self.quality:
+            return dict.fromkeys(self.model, "")
+        from simulator.scenario.catalogue import CATALOGUE, fits
+
+        found = CATALOGUE.quality(self.quality)
+        mine = [m for m in self.model if fits(found, CATALOGUE.model(m))]
+        if not mine:
+            raise InputError(f"{self.quality} was measured on {found.model}, which is not asked", where="--quality")
+        return {m: self.quality if m in mine else "" for m in self.model}
 
     def to_dict(self) -> dict[str, Any]:
         """Axes and settings, for the file's metadata and its hash."""
@@ -260,7 +280,7 @@ def _table(table: dict[str, Any], where: str) -> Grid:
 
 def axis(name: str, value: Any, where: str) -> Any:
     """Values of the axis `name` as a person writes them: one or a list, names with commas, numbers as ranges."""
-    if name in SETTINGS or name == "trace_transfer":
+    if name in SETTINGS or name in ("trace_transfer", "quality"):
         return value
     items = [str(v) for v in (value if isinstance(value, list) else [value])]
     if name in SIZES:

@@ -10,7 +10,8 @@ from typing import Any
 
 from simulator.base.errors import InputError, UnknownNameError
 from simulator.policies import FREE, expand, free_names
-from simulator.results.published_quality import load_series, points_lost
+from simulator.results.choices import spellings
+from simulator.results.quality import loss_named, of_file
 from simulator.scenario.catalogue import CATALOGUE
 from simulator.scenario.grid import OUTER, SETTINGS, Grid
 from simulator.scenario.scenario import Scenario
@@ -106,9 +107,9 @@ def plan(
     return found
 
 
-def policies_of(given: Sequence[str], model: str, max_loss: float | None) -> tuple[str, ...]:
-    """Dense and the policies to search for; with `max_loss` [points] those of known and small enough loss, `FREE` at
-    every setting that was published for the model.
+def policies_of(given: Sequence[str], model: str, max_loss: float | None, quality: str = "") -> tuple[str, ...]:
+    """Dense and the policies to search for; with `max_loss` [points] those that surely lose no more, `FREE` at every
+    setting that was published, or measured in the file `quality`.
     """
     names: list[str] = []
     for text in given:
@@ -117,11 +118,10 @@ def policies_of(given: Sequence[str], model: str, max_loss: float | None) -> tup
         elif max_loss is None:
             names += free_names()
         else:
-            series = [s for s in load_series() if s.model == CATALOGUE.model(model).name]
-            names += [p.spelling for s in series if s.unit == "points" for p in s.settings(max_loss)]
+            measured = of_file(CATALOGUE.quality(quality)) if quality else None
+            names += spellings(CATALOGUE.model(model), max_loss, measured)
     if max_loss is not None:
-        lost = {n: points_lost(model, n) for n in names if n != "dense"}
-        names = [n for n, points in lost.items() if points is not None and points <= max_loss + 1e-9]
+        names = [n for n in names if n == "dense" or loss_named(model, n, quality).at_most(max_loss)]
     return tuple(dict.fromkeys(("dense", *names)))
 
 

@@ -7,6 +7,7 @@ judged, ``quality.parquet``; `docs/traces.md` describes every column and statist
 from simulator.trace.curves import Curve, LayerCurves, Trace
 from simulator.trace.depth import DepthCurves, over_layers
 from simulator.trace.files import add_quality, read_manifest, read_trace, write_trace
+from simulator.trace.quality_file import MeasuredPolicy, QualityFile, read_quality, write_quality
 from simulator.trace.schema import (
     KEEPS,
     KIND,
@@ -36,12 +37,16 @@ __all__ = [
     "DepthCurves",
     "LayerCurves",
     "Manifest",
+    "MeasuredPolicy",
     "ModelFacts",
+    "QualityFile",
     "Statistic",
     "Trace",
     "add_quality",
     "over_layers",
     "read_manifest",
+    "read_quality",
     "read_trace",
+    "write_quality",
     "write_trace",
 ]

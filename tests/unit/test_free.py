@@ -96,7 +96,7 @@ def test_each_row_is_the_prediction(found):
     option = next(o for o in found[0] if o.policy == "w4a16")
     row = prediction.predict(Scenario.of(**HERE, policy="w4a16")).row
     assert option.answer.to_dict() == row
-    assert option.loss == "1.10 points of OpenLLM v1 (% of dense)"
+    assert option.loss.words == "loses 1.10 points (published: -1.10 points OpenLLM v1 (% of dense))"
 
 
 def test_the_answer_is_what_an_engine_serves_today(found):
@@ -134,7 +134,7 @@ def test_the_flag(monkeypatch, capsys):
     assert "again: python -m simulator.predict --model llama-3.1-8b --device rtx-4090" in text
     run(monkeypatch, *here, "--json")
     answer = json.loads(capsys.readouterr().out)
-    assert {"policy", "tokens_per_s_lo", "engine", "code", "needs", "published_loss"} <= set(answer["rows"][0])
+    assert {"policy", "tokens_per_s_lo", "engine", "code", "needs", "loss"} <= set(answer["rows"][0])
     assert answer["command"].endswith("--policy free")
 
 

@@ -290,7 +290,7 @@ def test_shipped_files_are_those_of_the_manifest(shipped: tuple[Path, dict[str, 
 
 def test_shipped_models_load_and_have_the_loss_of_the_manifest(shipped: tuple[Path, dict[str, Any]]) -> None:
     """On 12 windows spread over the text: their own loss as written, and near that of the whole."""
-    from traces.quality import windows
+    from traces.scoring import windows
 
     folder, manifest = shipped
     loaded = load(find(str(folder / "model")), dtype="fp32", device="cpu")

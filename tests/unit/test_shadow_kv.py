@@ -15,7 +15,7 @@ from traces.bench import Bench  # noqa: E402
 from traces.blocks import blocks  # noqa: E402
 from traces.kv_quality import METHODS, attending, h2o, largest, quest, snapkv, streaming_llm  # noqa: E402
 from traces.other_methods import kv_methods  # noqa: E402
-from traces.quality import judge, scene  # noqa: E402
+from traces.scoring import judge, scene  # noqa: E402
 
 pytestmark = pytest.mark.torch
 

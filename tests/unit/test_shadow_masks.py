@@ -17,7 +17,7 @@ from traces.blocks import blocks  # noqa: E402
 from traces.experiment import choose, per_sequence, predicted, random  # noqa: E402
 from traces.masks import Fixed, gate_thresholded, keep_largest, masked, normalise, thresholded  # noqa: E402
 from traces.predictors import METHODS, Predicted, fit, readers, restore  # noqa: E402
-from traces.quality import judge, kept_shares, rank_correlation, recall, scene, shares, windows  # noqa: E402
+from traces.scoring import judge, kept_shares, rank_correlation, recall, scene, shares, windows  # noqa: E402
 
 pytestmark = pytest.mark.torch
 

@@ -14,7 +14,7 @@ import pytest
 from simulator import predict, sweep
 from simulator.base import console
 from simulator.policies import parse
-from simulator.results.quality import quality_at
+from simulator.results.quality import of_trace
 from simulator.trace import read_trace
 
 
@@ -83,17 +83,17 @@ def test_a_refused_trace_is_one_line_and_exit_2(
 
 def test_quality_at_and_between_measured_sparsities(opt: Path) -> None:
     trace = read_trace(opt)
-    at = quality_at(trace, parse("shadowllm(keep=0.5)"))
+    at = of_trace(trace).at(parse("shadowllm(keep=0.5)"))
     # Two seeds, 16/10 and 25/10: geometric mean 2.
     assert at.perplexity_ratio == pytest.approx(2.0)
     assert at.agreement == pytest.approx(0.7)
     assert "plainact" in at.source
     assert "sparsity 0.5" in at.source
     assert at.source.endswith("; context 384; seeds: 2")
-    between = quality_at(trace, parse("shadowllm(keep=0.4)"))
+    between = of_trace(trace).at(parse("shadowllm(keep=0.4)"))
     assert between.perplexity_ratio == pytest.approx(np.sqrt(2.0 * 4.0))
     assert between.agreement == pytest.approx(0.6)
-    assert "between sparsity 0.5 and 0.7" in between.source
+    assert "between sparsity 0.5 and sparsity 0.7" in between.source
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_quality_at_and_between_measured_sparsities(opt: Path) -> None:
     ],
 )
 def test_what_was_not_measured_has_no_quality(policy: str, opt: Path) -> None:
-    quality = quality_at(read_trace(opt), parse(policy))
+    quality = of_trace(read_trace(opt)).at(parse(policy))
     assert np.isnan(quality.perplexity_ratio)
     assert quality.source == ""
 
@@ -118,14 +118,14 @@ def test_two_parameters_must_move_together_as_measured(tmp_path: Path, synthetic
         {"policy": "dejavu(keep=0.7,attn_keep=0.7)", "sparsity": 0.3, "perplexity": 20.0},
     )
     trace = read_trace(synthetic.make(tmp_path / "t", keeps=(0.5,), quality=rows))
-    assert quality_at(trace, parse("dejavu(keep=0.6,attn_keep=0.6)")).perplexity_ratio == pytest.approx(2)
-    assert quality_at(trace, parse("dejavu(keep=0.6,attn_keep=0.5)")).source == ""
+    assert of_trace(trace).at(parse("dejavu(keep=0.6,attn_keep=0.6)")).perplexity_ratio == pytest.approx(2)
+    assert of_trace(trace).at(parse("dejavu(keep=0.6,attn_keep=0.5)")).source == ""
 
 
 def test_of_two_variants_the_better_answers_and_is_named(tmp_path: Path, synthetic: SimpleNamespace) -> None:
     rows = synthetic.quality_rows({"budget": "global"}, {"budget": "layer", "perplexity": 15.0})
     trace = read_trace(synthetic.make(tmp_path / "t", keeps=(0.5,), quality=rows))
-    found = quality_at(trace, parse("shadowllm(keep=0.5)"))
+    found = of_trace(trace).at(parse("shadowllm(keep=0.5)"))
     assert found.perplexity_ratio == pytest.approx(1.5)
     assert "layer budget" in found.source
 
@@ -134,7 +134,7 @@ def test_masks_per_token_go_before_masks_per_sequence(tmp_path: Path, synthetic:
     """A step is charged for a new choice per token, so its quality is that of a new choice per token."""
     rows = synthetic.quality_rows({"mask": "sequence", "perplexity": 12.0}, {"mask": "token"})
     trace = read_trace(synthetic.make(tmp_path / "t", keeps=(0.5,), quality=rows))
-    assert quality_at(trace, parse("shadowllm(keep=0.5)")).perplexity_ratio == pytest.approx(2.0)
+    assert of_trace(trace).at(parse("shadowllm(keep=0.5)")).perplexity_ratio == pytest.approx(2.0)
 
 
 def test_show_tells_the_variant_that_is_best_at_half_sparsity(tmp_path: Path, synthetic: SimpleNamespace) -> None:
