@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 KINDS = (*KERNEL_KINDS, "sparse", "e2e")
+JUDGES = {"sparse": "sparse_judged"}
+"""Module of `simulator.fitting` that judges a kind, where another one fits it."""
 GROUP = ("source", "device", "dtype", "module", "phase", "kernel_family")
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
@@ -45,7 +47,7 @@ def command(
         _curves(kind, raw, learning_curve, json_)
         return
     if kind not in KERNEL_KINDS:
-        module = module_of(kind)
+        module = module_of(JUDGES.get(kind, kind))
         result = module.validate(raw, holdout)
         if json_:
             console.out_json(result)

@@ -3,40 +3,38 @@
 A speed-up is the ratio of two modelled times (`sparse_terms`); both sides are fitted to measured times
 in log space, every coefficient drawn towards its parent's: family, kernel, architecture, device.
 DSA rows are pairs of attention modules, answered by the fits of these (`fitting.dsa`).
-``python -m simulator.validate --kind sparse`` calls `validate` and `show`; `write` makes the committed file.
+`simulator.fitting.sparse_judged` says how wrong they are; `write` makes the committed file.
 """
 
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from simulator.base import console
-from simulator.base.errors import InputError, UnsupportedError
+from simulator.base.errors import UnsupportedError
 from simulator.device.catalogue import load, measured
 from simulator.device.fit_file import dump
 from simulator.device.fits import ANY, DEFAULT, Fit, Residual
 from simulator.fitting import dsa, judge, smooth
 from simulator.fitting.residuals import Mask, out_of_fold, residual_of
 from simulator.fitting.sparse_ops import op_of
-from simulator.fitting.sparse_rows import INPUTS, TIMES, prepare, split
+from simulator.fitting.sparse_rows import INPUTS, TIMES, prepare
 from simulator.fitting.sparse_stated import stated
 from simulator.fitting.sparse_terms import FAMILIES, log_slopes, sides
 from simulator.ops.dense import dense_of
 from simulator.roofline.engine import get_engine
-from simulator.roofline.speedup import FAMILIES as OPS
 from simulator.roofline.speedup import MOST, SURFACE_AXES, names, total_s
 from simulator.roofline.timing import time_op
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["FAMILY", "INPUTS", "fit", "predict", "prepare", "show", "validate"]
+__all__ = ["FAMILY", "INPUTS", "fit", "predict", "prepare"]
 
 FAMILY = "sparse"
 Array = np.ndarray
@@ -55,10 +53,7 @@ SURFACE = ("Sputnik", "CLASP")
 AXES = tuple(smooth.Axis(a, s, 0.3) for a, s in zip(SURFACE_AXES, (1.0, 2.0, 2.0), strict=True))
 BETWEEN_SOURCE, BETWEEN_DEVICE, BETWEEN_ARCH = 0.15, 0.20, 0.35
 """Log sigma added to another source's, a sibling's and a stranger's speed-up [-]."""
-SMALLEST = 50
-"""Rows below which a group is listed row by row instead of summed up."""
 FOLDS = 4
-TARGET = (0.12, 0.35)
 
 
 def _solve(family: str, side: int, rows: pd.DataFrame, centre: Coef, spread: Array) -> Coef:
@@ -288,152 +283,6 @@ def _of_rows(rows: pd.DataFrame, fits: list[Fit]) -> Fit | None:
     known = {(f.device, f.library): f for f in fits if f.dtype == family}
     wanted = [*((place, _named(dense, sparse)) for place in (device, arch, ANY)), (ANY, ANY)]
     return next((known[w] for w in wanted if w in known), None)
-
-
-def validate(raw: pd.DataFrame, holdout: str | None) -> dict[str, Any]:
-    """Figures per family and device, small groups row by row, totals, and what was left out.
-
-    `holdout` None judges the committed fits on all rows (they have seen them); a share refits on the
-    rest; 'source' and 'device' leave one out at a time, for families that have another.
-    """
-    import pandas as pd
-
-    rows, excluded = split(raw)
-    parts = list(_judged(rows, holdout))
-    judged = pd.concat(parts)
-    lost = ~np.isfinite(judged["mid"])
-    if lost.any():
-        excluded["no other row of the family to fit on"] = int(lost.sum())
-    judged = judged[~lost]
-    if judged.empty:
-        raise InputError("nothing is left to judge", where="--holdout")
-    out: list[dict[str, Any]] = []
-    total: list[dict[str, Any]] = []
-    for family in (f for f in (*dsa.FAMILIES, *OPS, *FAMILIES) if (judged["family"] == f).any()):
-        mine = judged[judged["family"] == family]
-        total.append({"family": family, **figures(mine), "few": len(mine) < SMALLEST})
-        for device, part in mine.groupby("device"):
-            label = {"family": family, "device": device}
-            out.append({**label, **(figures(part) if len(part) >= SMALLEST else {"n": len(part)})})
-            if len(part) < SMALLEST and len(mine) < SMALLEST:
-                out[-1]["rows"] = [
-                    {
-                        **{k: r[k] for k in ("library", "keep", "m", "n", "k", "q_len", "kv_len")},
-                        "measured": r["speedup"],
-                        "predicted": r["mid"],
-                    }
-                    for r in part.to_dict("records")
-                ]
-    medians = [r["median_ape"] for r in total], [r["p90_ape"] for r in total]
-    total.append(
-        {
-            "family": "median over families",
-            "n": len(judged),
-            "median_ape": float(np.median(medians[0])),
-            "p90_ape": float(np.median(medians[1])),
-            "target_median_ape": TARGET[0],
-            "target_p90_ape": TARGET[1],
-        }
-    )
-    label = judged["split"].iloc[0]
-    return {
-        "rows": [{**r, "split": label} for r in out],
-        "total": [{**r, "split": label} for r in total],
-        "excluded": excluded,
-    }
-
-
-def _judged(rows: pd.DataFrame, holdout: str | None) -> Iterator[pd.DataFrame]:
-    if holdout is None:
-        yield _with(rows, None, "in_source")
-        return
-    if holdout in ("source", "device"):
-        for value in sorted(rows[holdout].unique()):
-            mine = rows[holdout] == value
-            others = rows[~mine & rows["family"].isin(rows.loc[mine, "family"].unique())]
-            fits = fit(others) if len(others) else []
-            yield _with(rows[mine], fits, f"cross_{holdout}", cross=holdout == "source")
-        return
-    test = judge.split(rows, INPUTS, holdout)
-    yield _with(rows[test], fit(rows[~test]), "in_source")
-
-
-def _with(rows: pd.DataFrame, fits: list[Fit] | None, label: str, *, cross: bool = False) -> pd.DataFrame:
-    mid, lo, hi = predict(rows, fits, cross=cross)
-    return rows.assign(mid=mid, lo=lo, hi=hi, split=label)
-
-
-def figures(rows: pd.DataFrame) -> dict[str, Any]:
-    """Contract figures of one group; `naive_median_ape` is that of 1/(1 - sparsity)."""
-    s, mid, lo, hi = (rows[c].to_numpy(float) for c in ("speedup", "mid", "lo", "hi"))
-    ratio = mid / s
-    ape = np.abs(ratio - 1.0)
-    naive = np.abs(rows["naive"].to_numpy(float) / s - 1.0)
-    naive = naive[np.isfinite(naive)]
-    return {
-        "n": len(rows),
-        "median_ape": float(np.median(ape)),
-        "p90_ape": float(np.quantile(ape, 0.9)),
-        "bias": float(np.median(ratio) - 1.0),
-        "coverage_90": float(np.mean((s >= lo) & (s <= hi))),
-        "interval_width": float(np.median(np.log(hi / lo))),
-        "naive_median_ape": float(np.median(naive)) if len(naive) else None,
-    }
-
-
-def show(result: Mapping[str, Any]) -> None:
-    """Totals by family, groups by device, then the rows of small groups."""
-    labels = ("family", "device")
-    heads = [*labels, "n", "median APE", "p90 APE", "bias", "coverage", "width", "naive"]
-    split_ = result["total"][0]["split"]
-    for title, rows in (
-        (f"speed-up over dense, {split_}: by pattern family", result["total"]),
-        ("by family and device", result["rows"]),
-    ):
-        console.table(
-            title,
-            heads,
-            [[*(str(r.get(k, "all")) for k in labels), *_cells(r)] for r in rows],
-            left=2,
-            note=f"target {TARGET[0]:.0%} / {TARGET[1]:.0%}; naive: 1/(1 - sparsity)",
-        )
-    few = [(g, r) for g in result["rows"] for r in g.get("rows", ())]
-    if few:
-        console.table(
-            f"families of fewer than {SMALLEST} rows",
-            ["family", "device", "kernel", "keep", "measured", "predicted", "error"],
-            [
-                [
-                    g["family"],
-                    g["device"],
-                    r["library"],
-                    f"{r['keep']:.3f}",
-                    f"{r['measured']:.2f}",
-                    f"{r['predicted']:.2f}",
-                    f"{r['predicted'] / r['measured'] - 1:+.0%}",
-                ]
-                for g, r in few
-            ],
-            left=3,
-        )
-    left = ", ".join(f"{n} {reason}" for reason, n in result["excluded"].items())
-    console.out("left out: " + (left or "nothing"))
-
-
-def _cells(row: Mapping[str, Any]) -> list[str]:
-    if "median_ape" not in row:
-        return [str(row["n"])] + ["-"] * 6
-    naive = row.get("naive_median_ape")
-    shown = [str(row["n"]), f"{row['median_ape']:.1%}", f"{row['p90_ape']:.1%}"]
-    if "bias" not in row:
-        return [*shown, "-", "-", "-", "-"]
-    return [
-        *shown,
-        f"{row['bias']:+.1%}",
-        f"{row['coverage_90']:.0%}",
-        f"{row['interval_width']:.2f}",
-        "-" if naive is None else f"{naive:.0%}",
-    ]
 
 
 def write(rows: pd.DataFrame, out: Path) -> list[Fit]:

@@ -59,11 +59,13 @@ class Cats(Policy):
     Bytes of an FFN per token ``(1 + 2 keep) / 3`` of dense; rows of `hidden` elements are gathered. No predictor.
     Rows of a batch unite. The prompt runs dense. ``kernel=flags`` is the paper's; in its ablation the survivors are
     listed first, for which the host waits, and up is multiplied with the gate in its kernel (``index``) or in one of
-    its own (``split``).
+    its own (``split``). ``kernel=operator`` multiplies a dense gate, then live outputs of up
+    and inputs of down [2]_.
 
     References
     ----------
     .. [1] Lee et al., "CATS", arXiv:2404.08763.
+    .. [2] Song et al., "ProSparse", arXiv:2402.13516, github.com/Raincleared-Song/sparse_gpu_operator.
     """
 
     name: ClassVar[str] = "cats"
@@ -78,7 +80,9 @@ class Cats(Policy):
 
     keep: float = Field(0.5, gt=0.0, le=1.0, description="share of neurons kept per token")
     fallback: Fallback = Field("none", description=_FALLBACK)
-    kernel: Literal["flags", "index", "split"] = Field("flags", description="the paper's, or one of its ablation")
+    kernel: Literal["flags", "index", "split", "operator"] = Field(
+        "flags", description="the paper's, one of its ablation, or ProSparse's two operators"
+    )
 
     def why_not(self, model: ModelSpec, fmt: Format) -> str | None:
         """It needs a gate."""
@@ -91,13 +95,27 @@ class Cats(Policy):
         if not ctx.decode_only or not isinstance(op, Linear) or _all_kept(self.fallback, self.keep):
             return (op,)
         union = measured_union(ctx, "ffn.gate", self.keep)
+        if self.kernel == "operator":
+            return self._by_operators(op, ctx, union)
+        kernel = "CATS/Triton" if self.kernel == "flags" else ""
         if op.role == "mlp.gate_up":
             share = 0.5 + 0.5 * union
+            up = gathered(op, share, ctx, "n", self.fallback, kernel=kernel, whole=0.5)
+            if up.kernel:  # its timings contain the threshold
+                return (up,)
             mask = _threshold(op, ctx, op.n / 2.0)
-            up = gathered(op, share, ctx, "n", self.fallback)
             return (up, mask) if self.kernel == "flags" else (up, mask, self._listed(op, ctx, union))
         if op.role == "mlp.down":
-            return (gathered(op, union, ctx, "k", self.fallback),)
+            return (gathered(op, union, ctx, "k", self.fallback, kernel=kernel),)
+        return (op,)
+
+    def _by_operators(self, op: Linear, ctx: Context, union: Array) -> tuple[Op, ...]:
+        """Gate as a dense product of its own; up skips outputs and down inputs, each in an operator of ProSparse."""
+        if op.role == "mlp.gate_up":
+            gate, up = (replace(op, role=role, n=op.n / 2.0) for role in ("mlp.gate", "mlp.up"))
+            return gate, gathered(up, union, ctx, "n", self.fallback, kernel="ProSparse/up-proj")
+        if op.role == "mlp.down":
+            return (gathered(op, union, ctx, "k", self.fallback, kernel="ProSparse/down-proj"),)
         return (op,)
 
     def _listed(self, op: Linear, ctx: Context, union: Array) -> Elementwise:
@@ -128,10 +146,11 @@ def gathered(
     fallback: Fallback = "none",
     run: float = 0.0,
     kernel: str = "",
+    whole: float = 0.0,
 ) -> Linear:
     """`op` over `union` of its neurons, picked one by one along `axis` in runs of `run` bytes by `kernel`.
 
-    A run is by default a row of `hidden` elements [B].
+    A run is by default a row of `hidden` elements [B]; of the neurons, `whole` is read whatever is picked [-].
     """
     sparse = replace(
         op,
@@ -140,6 +159,7 @@ def gathered(
         gathered=axis,
         run_bytes=run or ctx.model.hidden * op.fmt.weight_bytes,
         kernel=kernel and only(op, kernel),
+        whole=whole,
     )
     return or_dense(sparse, op, fallback)
 
@@ -151,6 +171,7 @@ POLICIES.register("prosparse")(
         "a ReLU-gated model at 89 % sparsity: exact gate, skipped up and down",
         "Song et al. 2024, arXiv:2402.13516",
         keep=0.11,
+        kernel="operator",
     )
 )
 

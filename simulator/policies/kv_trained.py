@@ -10,6 +10,7 @@ from pydantic import Field
 from simulator.base.arrays import Array, minimum, where
 from simulator.base.dtypes import DType, Format
 from simulator.model.spec import ModelSpec
+from simulator.ops.dense import is_dense
 from simulator.ops.module import AttentionModule
 from simulator.ops.ops import Attention, Elementwise, Linear, Op
 from simulator.ops.traffic import Operand
@@ -32,6 +33,11 @@ def pooled(op: Attention, stride: float, *, values: bool) -> Elementwise:
     new = op.batch * op.q_len * op.dense_bytes_per_token * (1.0 if values else 0.5)
     steps = stride if op.phase == "decode" else 1.0
     return copied("kv.pool", op, POOLED_TWICE * new * steps, new / stride * steps, count=op.count / steps)
+
+
+def _dense_if_short(op: Attention, sparse: Attention, count: Array) -> tuple[Attention, Attention]:
+    """`sparse` where `count` says that a choice is made, `op` elsewhere."""
+    return replace(op, count=op.count - count), replace(sparse, count=count)
 
 
 def _loaded_per_query(op: Attention, share: Array) -> Array:
@@ -106,6 +112,8 @@ class Nsa(Policy):
         active = op.kv_len > self._budget
         rows = op.batch * op.q_len * where(active, 1.0, 0.0)
         count = where(active, op.count, 0.0)
+        if self.order == "query" and is_dense(op):
+            return self._measured(op, count)
         units = rows * op.kv_len / self.stride
         blocks = units * (self.stride / self.block)
         compressed = replace(
@@ -130,6 +138,23 @@ class Nsa(Policy):
             return (compressed, again, kept, pick, replace(op, pair_keep=share * waste, tile_bytes=loaded))
         reduce = partial_outputs(op, rows, self.blocks, count)
         return (compressed, again, kept, pick, replace(op, pair_keep=share), reduce)
+
+    def _measured(self, op: Attention, count: Array) -> tuple[Op, ...]:
+        """The open port's kernels: the compressed branch with its scores and top-k, the blocks, the window."""
+        apart = {"count": count, "stores": False, "overhead": True}
+        compressed = replace(
+            op,
+            role="kv.estimate.prefill",
+            pair_keep=1.0 / self.stride,
+            bytes_per_token=op.dense_bytes_per_token / self.stride,
+            kernel="NSA/Triton compressed",
+            **apart,
+        )
+        window = replace(op, role="attn.window", window=self.window, **apart)
+        share = bounded_pairs(op, float(self.blocks * self.block))
+        waste = max(TILE_ROWS * op.n_kv_heads / op.n_heads, 1.0)
+        blocks = replace(op, pair_keep=share * waste, kernel="NSA/Triton top-k")
+        return (compressed, *_dense_if_short(op, blocks, count), *((window,) if self.window else ()))
 
     def layout(self, kv: KvLayout, ctx: Context) -> KvLayout:
         """A compressed K and V per stride."""
@@ -199,6 +224,9 @@ class InfLlmV2(Policy):
         units = rows * op.kv_len / self.block / 2.0
         pick = top_k(units, rows * self.blocks, heads=op.n_kv_heads, rows=rows, count=count)
         share = bounded_pairs(op, self._budget)
+        if is_dense(op):
+            blocks = replace(op, pair_keep=share, kernel="NSA/InfLLMv2")
+            return (pool, scores, pick, *_dense_if_short(op, blocks, count))
         loaded = where(active, _loaded_per_query(op, share), 0.0)
         return (pool, scores, pick, replace(op, pair_keep=share, tile_bytes=loaded))
 

@@ -86,7 +86,7 @@ def test_software_with_a_dense_path_is_dense_where_all_is_kept(model: str, polic
 
 def test_a_dense_path_bounds_what_a_union_can_cost() -> None:
     """64 rows at 50 % touch most columns, whose gather takes longer than the whole matrix: TEAL's products are then the
-    dense ones; CATS has no such path unless asked for, and pays its check all the same."""
+    dense ones; CATS has no such path unless asked for, and in its ablation pays its check all the same."""
     for rows in (1.0, 4.0, 64.0):
         step = decode_step(rows, 500.0)
         dense, teal = seconds("dense", step), seconds("teal(keep=0.5)", step)
@@ -94,13 +94,8 @@ def test_a_dense_path_bounds_what_a_union_can_cost() -> None:
         bare = seconds("teal(keep=0.5,fallback=none)", step)
         assert teal <= bare
         assert (teal == bare) == (rows == 1.0 or bare < dense)
-    checked = seconds("cats(keep=0.5,fallback=dense)", step)
-    masks = sum(
-        float(np.sum(time_op(o, DEVICE, get_engine("vllm")).total_s))
-        for o in decode("llama-3.1-8b", "cats(keep=0.5)", 500.0, 64.0)
-        if o.overhead
-    )
-    assert dense < checked <= dense + masks
+    assert seconds("cats(keep=0.5,fallback=dense)", step) <= dense
+    assert seconds("cats(keep=0.5,fallback=dense,kernel=index)", step) > dense
 
 
 def test_one_list_of_heads_serves_the_batch() -> None:
@@ -239,7 +234,7 @@ def test_catss_ablation_lists_its_neurons_and_waits() -> None:
     paper, ablated = (
         kernel_time(KernelScenario.of({**bare, "policy": f"cats(keep=0.9{k})"})).time_s for k in ("", ",kernel=index")
     )
-    assert 0.0 < ablated - paper < 10e-6
+    assert 0.0 < ablated - paper < 20e-6
 
 
 # --- upkeep ----------------------------------------------------------------------------------------------------

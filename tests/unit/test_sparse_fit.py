@@ -13,7 +13,7 @@ from simulator.base.errors import InputError
 from simulator.device.catalogue import load
 from simulator.device.fit_file import dump, parse
 from simulator.device.fits import Residual
-from simulator.fitting import module, sparse
+from simulator.fitting import module, sparse, sparse_judged
 from simulator.fitting.sparse_rows import split
 from simulator.fitting.sparse_stated import stated
 from simulator.fitting.sparse_terms import log_slopes, sides
@@ -186,13 +186,13 @@ def test_validate_lists_small_families_row_by_row():
     rows = products()
     table = raw(**{c: rows[c] for c in ("m", "n", "k", "dense_time_s", "sparse_time_s")})
     table["sparsity"] = 1.0 - rows["keep"]
-    result = sparse.validate(table, "0.4")
+    result = sparse_judged.validate(table, "0.4")
     (group,) = result["rows"]
     assert group["n"] == len(group["rows"]) < 50
     assert result["total"][0]["median_ape"] < 0.05
-    sparse.show(result)
+    sparse_judged.show(result)
     with pytest.raises(InputError, match="share between 0 and 1"):
-        sparse.validate(table, "1.5")
+        sparse_judged.validate(table, "1.5")
 
 
 def test_fits_survive_their_file(tmp_path):
@@ -268,3 +268,9 @@ def test_errors_of_a_time_over_a_speedup_add_in_quadrature():
     # A speed-up that was higher than thought shortens the time.
     both = time.over(gain)
     assert (both.q05, both.q95, both.between_source) == pytest.approx((-0.5, 0.5, 0.5))
+
+
+def test_wins_and_losses_called_are_counted_on_the_measured_side_of_one():
+    told = sparse_judged.called(np.array([0.5, 0.9, 1.0, 1.1, 2.0]), np.array([0.8, 1.2, 1.0, 1.3, 1.0]))
+    assert told == {"wins": 2, "wins_called": 0.5, "losses": 2, "losses_called": 0.5}
+    assert sparse_judged.called(np.array([2.0]), np.array([2.0]))["losses_called"] is None
