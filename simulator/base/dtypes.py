@@ -38,12 +38,20 @@ class Format:
         Stored bits per weight, scales included (w4a16 g128: 4 + 16/128 + 4/128 zero point).
     act_bits : float
         Bits per activation element read by the product.
+    pads : tuple of int
+        Multiples that engines pad the hidden and the intermediate width of stored experts to (per GPU): 256 and 128 for
+        MXFP4, in whose blocks GPT-OSS's 2880 is no whole number of tiles [1]_.
+
+    References
+    ----------
+    .. [1] vLLM, ``layers/quantization/mxfp4.py``, ``create_weights`` (Marlin).
     """
 
     name: str
     math: DType
     weight_bits: float
     act_bits: float = 16.0
+    pads: tuple[int, int] = (1, 1)
 
     @property
     def weight_bytes(self) -> float:
@@ -84,7 +92,7 @@ FORMATS: dict[str, Format] = {
         Format("w8a16", DType.FP16, 8, 16),
         Format("w4a16", DType.FP16, 4 + 20 / 128, 16),
         Format("nvfp4", DType.FP4, 4 + 8 / 16, 4 + 8 / 16),
-        Format("mxfp4", DType.FP4, 4 + 8 / 32, 4 + 8 / 32),
+        Format("mxfp4", DType.FP4, 4 + 8 / 32, 4 + 8 / 32, (256, 128)),
     )
 }
 
@@ -102,7 +110,7 @@ def sixteen_bit(fmt: Format) -> Format:
 
 def weight_only(fmt: Format, math: DType) -> Format:
     """`fmt` where nothing multiplies it: weights stay stored so and are widened to `math` on the way."""
-    return Format("w4a16" if fmt.weight_bits < 8 else "w8a16", math, fmt.weight_bits)
+    return Format("w4a16" if fmt.weight_bits < 8 else "w8a16", math, fmt.weight_bits, pads=fmt.pads)
 
 
 def get_format(name: str) -> Format:

@@ -11,6 +11,7 @@ import re
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+from simulator.base.dtypes import AUTO
 from simulator.base.errors import InputError
 from simulator.device.catalogue import Device
 from simulator.model import hub
@@ -64,8 +65,8 @@ DTYPES = {
     "gemm=fp8_block;moe=fp8_block": "fp8_block",
     "gemm=nvfp4;moe=nvfp4": "nvfp4",
 }
-BLOCK_FP8 = ("deepseek-v3", "qwen3-235b-a22b", "minimax-m2.5")
-"""Models whose published FP8 checkpoint has scales per 128x128 tile, whatever the row calls it."""
+NVFP4_BESIDE_MLA = "attention=bf16,ffn=nvfp4,experts=nvfp4,shared_expert=nvfp4"
+"""NVIDIA's checkpoints of DeepSeek and Kimi leave the attention blocks in 16 bit."""
 NOT_EXACT = {
     "Q4_K_M": "quant Q4_K_M mixes block formats of 4.5 to 6.6 bits",
     "w4a16 g32": "quant int4 with groups of 32 is not a format of ours",
@@ -198,19 +199,23 @@ def _device(text: str) -> Device | None:
 
 def _dtype(quant: str | None, source: str, model: ModelSpec, device: Device) -> tuple[str | None, str]:
     """Our format, where the source's words name exactly one."""
+    if quant is None:
+        if model.quantised:
+            return AUTO, ""
+        return ("bf16", "") if source in CLOSED_SOURCES else (None, "quant not stated")
+    if model.name.startswith("gpt-oss"):
+        # Whatever the row calls it, the checkpoint is the only one that is run.
+        return AUTO, ""
+    in_blocks = any(fmt.name == "fp8_block" for layer, _ in model.layer_groups() for _, fmt in layer.formats.listed)
+    if in_blocks and quant.startswith("gemm=fp8"):
+        # The published checkpoint has scales per 128x128 tile, whatever the row calls it.
+        return "fp8_block", ""
+    if "nvfp4" in quant and any(layer.attention.mla is not None for layer in model.layers):
+        return NVFP4_BESIDE_MLA, ""
+    if quant == "gemm=int4_wo;moe=int4_wo" and model.quantised:
+        return AUTO, ""
     if quant in NOT_EXACT:
         return None, NOT_EXACT[quant]
-    if quant is None:
-        if source not in CLOSED_SOURCES or "fp8" in model.name:
-            return None, "quant not stated"
-        return "bf16", ""
-    if model.name.startswith("gpt-oss"):
-        return None, "quant: 4-bit experts beside 16-bit attention"
-    if model.name in BLOCK_FP8 and quant.startswith("gemm=fp8"):
-        return "fp8_block", ""
-    mla = any(layer.attention.mla is not None for layer in model.layers)
-    if mla and "nvfp4" in quant:
-        return None, "quant: nvfp4 experts beside 16-bit attention"
     if quant not in DTYPES:
         return None, f"quant {quant} has no exact format"
     from simulator.base.dtypes import get_format

@@ -44,7 +44,7 @@ def group_of(row: Mapping[str, str], engine: Engine) -> Group:
         fmt = get_format("fp16" if fmt.name == "bf16" else "bf16")
     kv = row["kv_dtype"]
     if kv == "auto":
-        kv = engine.kv_dtype(fmt)
+        kv = model.kv_dtype or engine.kv_dtype(fmt)
     return Group(
         model,
         device,

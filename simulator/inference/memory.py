@@ -70,8 +70,17 @@ def stored_bytes(op: Op) -> float:
         return float(op.groups * op.n * op.k) * per * count * op.resident * op.shared
     if isinstance(op, Moe):
         per = op.fmt.weight_bytes if op.bytes_per_weight is None else op.bytes_per_weight
-        return float(op.expert_elements * op.n_experts / op.ep * per * count)
+        return float(op.expert_elements * op.n_experts / op.ep * per * count) * _padded(op)
     return 0.0
+
+
+def _padded(op: Moe) -> float:
+    """Stored elements of the experts over their own: tiles of their format at the edge are full [-]."""
+    hidden, width = op.fmt.pads
+    if hidden == width == 1:
+        return 1.0
+    own = op.intermediate / op.tp
+    return math.ceil(op.hidden / hidden) * hidden * math.ceil(own / width) * width / (op.hidden * own)
 
 
 @lru_cache(maxsize=4096)
