@@ -108,7 +108,9 @@ def _more() -> None:
     start = engines.index("vllm")
     st.selectbox("Engine", engines, start, key="engine", help=_about("engine"), bind="query-params")
     for key, label, formats in (("dtype", "Weights", FORMATS), ("kv_cache_dtype", "KV cache", KV_FORMATS)):
-        st.selectbox(label, [AUTO, *formats], key=key, help=_about(key), bind="query-params")
+        # Groups of modules are written: experts=nvfp4,attention=bf16.
+        free = {"accept_new_options": True} if key == "dtype" else {}
+        st.selectbox(label, [AUTO, *formats], key=key, help=_about(key), bind="query-params", **free)
     key = "gpu_memory_utilization"
     st.number_input(
         "Share of memory for the engine", 0.05, 1.0, 0.9, 0.01, "%.2f", key, _about(key), bind="query-params"

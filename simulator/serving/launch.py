@@ -9,6 +9,7 @@ from typing import Any
 from simulator.base.dtypes import AUTO
 from simulator.device.catalogue import load
 from simulator.model import hub
+from simulator.model.formats import choose
 from simulator.policies import parse
 from simulator.policies.software import software
 from simulator.scenario.scenario import Scenario
@@ -47,6 +48,11 @@ def launch_command(scenario: Scenario, row: Mapping[str, Any], *, prefix_cache: 
         return "", "an ideal kernel is a bound, no software"
     if lacks := lacking(scenario.policy, scenario.device):
         return "", lacks
+    if choose(scenario.dtype).groups:
+        return (
+            "",
+            f"vLLM takes one format for all layers, not {scenario.dtype}; a checkpoint of these formats needs no flag",
+        )
     if scenario.dtype in MARLIN and load(scenario.device).arch not in MARLIN_ON:
         return "", f"vLLM has {scenario.dtype} for NVIDIA GPUs from Ampere on alone"
     if not scenario.engine.startswith("vllm"):
