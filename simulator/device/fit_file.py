@@ -17,8 +17,10 @@ from simulator.device.surface import Surface
 
 SCHEMA = 1
 STEP_LN = 8e-3
-"""Resolution of stored surfaces: 0.8 %, a fraction of any median error, keeps a device under 200 kB."""
-DIGITS = 5
+"""Resolution of stored surfaces: 0.8 %, a fraction of any median error."""
+THIN_LN = 0.01
+"""Root mean square that knots may miss which are not stored: a device stays under 200 kB."""
+DIGITS = 4
 """Of stored coefficients."""
 
 
@@ -46,9 +48,10 @@ def _fit_lines(fit: Fit) -> list[str]:
     head |= {"coefficients": dict(fit.coefficients), "residual": told}
     lines = ["", "[[fit]]", *(f"{key} = {toml_value(value, DIGITS)}" for key, value in head.items())]
     if fit.surface is not None:
-        axes = [{"name": name, "knots": list(knots)} for name, knots in fit.surface.axes]
+        surface = fit.surface.thinned(THIN_LN)
+        axes = [{"name": name, "knots": [int(k) if k == int(k) else k for k in at]} for name, at in surface.axes]
         # One string, not a TOML array: tomllib needs a second per megabyte of integers.
-        milli = np.rint(fit.surface.values / STEP_LN).astype(int)
+        milli = np.rint(surface.values / STEP_LN).astype(int)
         rows = (" ".join(map(str, row)) for row in milli.reshape(-1, milli.shape[-1]))
         lines += ["[fit.surface]", f"axes = {toml_value(axes, DIGITS)}", 'values = """', *rows, '"""']
     return lines

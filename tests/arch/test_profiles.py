@@ -97,6 +97,17 @@ def arch_of(device) -> Arch:
     return known
 
 
+MOST_FIT_BYTES = 200_000
+"""Of one device's fits: a model of a few numbers, not a table of rows [B]."""
+
+
+def test_the_fits_of_a_device_stay_small():
+    folders = [p for p in resources.files("hw_profiles").joinpath("measured").iterdir() if p.is_dir()]
+    sizes = {p.name: sum(f.stat().st_size for f in Path(str(p)).iterdir()) for p in folders if p.name != "_default"}
+    large = {name: size for name, size in sizes.items() if size > MOST_FIT_BYTES}
+    assert not large, f"{large}: fewer knots (fit_file.THIN_LN) or coarser axes of a fitting.*.Recipe"
+
+
 def test_there_are_devices():
     assert len(FILES) >= 40
     absent = {path.stem for path in FILES} - set(list_devices())

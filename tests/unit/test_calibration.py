@@ -10,7 +10,7 @@ import pytest
 from simulator.base.errors import InputError, UnsupportedError
 from simulator.device import fits as cal
 from simulator.device.catalogue import Device, load, measured, to_toml
-from simulator.device.fit_file import STEP_LN, dump, parse
+from simulator.device.fit_file import STEP_LN, THIN_LN, dump, parse
 from simulator.device.surface import Surface
 from simulator.results.prediction import predict
 from simulator.roofline.lookup import lookup
@@ -94,9 +94,32 @@ def test_round_trip(tmp_path):
     first, second = parse(path.read_text(), str(path))
     assert first.coefficients == fit.coefficients
     assert first.residual == fit.residual
-    np.testing.assert_allclose(first.surface.values, fit.surface.values, atol=STEP_LN / 2)
-    assert first.surface.axes == fit.surface.axes
+    kept = fit.surface.thinned(THIN_LN)
+    np.testing.assert_allclose(first.surface.values, kept.values, atol=STEP_LN / 2)
+    assert first.surface.axes == kept.axes
     assert (second.library, second.surface) == ("torch", None)
+
+
+def test_a_thinned_surface_keeps_the_knots_that_bend_it():
+    """A line with one bend, crossed with a slope: the bend and the ends are all it takes."""
+    knots = tuple(float(k) for k in range(7))
+    line = np.interp(knots, (0.0, 2.0, 6.0), (0.0, 1.0, -1.0))
+    bent = Surface((("m", knots), ("n", (0.0, 1.0, 2.0))), line[:, None] + np.array([0.0, 0.5, 1.0]))
+    thin = bent.thinned(1e-9)
+    assert thin.axes == (("m", (0.0, 2.0, 6.0)), ("n", (0.0, 2.0)))
+    m, n = np.meshgrid(2.0 ** np.linspace(0.0, 6.0, 13), 2.0 ** np.linspace(0.0, 2.0, 5))
+    np.testing.assert_allclose(thin(m=m, n=n), bent(m=m, n=n), atol=1e-12)
+
+
+def test_a_thinned_surface_misses_no_more_than_it_may():
+    rng = np.random.default_rng(7)
+    axes = tuple((name, tuple(map(float, range(5)))) for name in "mn")
+    rough = Surface(axes, rng.normal(0.0, 0.05, (5, 5)))
+    for tolerance in (0.0, 0.02, 0.05):
+        thin = rough.thinned(tolerance)
+        at = dict(zip("mn", np.meshgrid(*(2.0 ** np.array(k) for _, k in axes), indexing="ij"), strict=True))
+        assert np.sqrt(np.mean((thin(**at) - rough.values) ** 2)) <= tolerance + 1e-12
+    assert rough.thinned(0.0).values.size == rough.values.size > rough.thinned(0.05).values.size
 
 
 def test_integer_lists_are_read_too():
