@@ -197,17 +197,17 @@ def log_model(rows: pd.DataFrame | Counted, coef: Mapping[str, float], surface: 
 
 def coords(rows: pd.DataFrame) -> dict[str, Array]:
     """Coordinates of the residual surface."""
-    return {name: rows[f"_{name}"].to_numpy(float) for name in ("tokens", "context")}
+    return {name: rows[f"_{name}"].to_numpy(float) for name in ("tokens", "context", "heads")}
 
 
-def _recipe(kind: str, phase: str) -> Recipe:
-    first = start(kind, phase)
+def _recipe(kind: str, phase: str, library: str) -> Recipe:
+    first = start(kind, phase, library)
     return Recipe(
         family=FAMILY,
         inputs=INPUTS,
         log_model=log_model,
         coords=coords,
-        axes=(Axis("tokens", 4.0, 0.3), Axis("context", 4.0, 0.3)),
+        axes=(Axis("tokens", 2.0, 0.3), Axis("context", 2.0, 0.3), Axis("heads", 3.0, 0.3)),
         start=first,
         spread=dict.fromkeys(first, 1.0),
         between_source=0.2,
@@ -225,8 +225,9 @@ def _recipe(kind: str, phase: str) -> Recipe:
 def fit(rows: pd.DataFrame, *, date: str | None = None, residuals: bool = True) -> list[Fit]:
     """Fits of every device, key and library of prepared `rows`, then the pooled ones."""
     out: list[Fit] = []
-    for (kind, phase), part in rows.groupby(["kind", "phase"]):
-        out += fit_family(_recipe(str(kind), str(phase)), part, date=date, residuals=residuals)
+    for (kind, phase, library), part in rows.groupby(["kind", "phase", "library"]):
+        recipe = _recipe(str(kind), str(phase), str(library))
+        out += fit_family(recipe, part, date=date, residuals=residuals)
     return out
 
 

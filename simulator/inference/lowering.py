@@ -349,7 +349,7 @@ class Lowering:
                 yield _projection(role="attn.absorb_v", n=a.v_head_dim, k=mla.kv_lora_rank, **absorbed)
 
     def _modules(self, layer: LayerSpec, step: Step, count: float) -> Iterator[Op]:
-        """The whole block of each phase; a step of both reads the projections twice, as two modules do."""
+        """The whole block of each phase; a step of both multiplies the projections once, with the prompt's tokens."""
         a = layer.attention
         widths, fmt = mla_module(a, self.model.hidden), self.format_of(layer, "attn.o")
         common = {"kind": "mla-dense", "n_heads": a.n_heads / self.tp, "widths": widths, "fmt": fmt}
@@ -360,6 +360,9 @@ class Lowering:
             yield AttentionModule(role="attn.module.prefill", phase="prefill", **sizes, **common)
         if step.decodes:
             sizes = {"batch": step.decode_rows, "q_len": 1.0, "past_len": step.decode_context - 1.0}
+            if step.prefills:
+                # What is left to start: two absorbed products and the attention between them.
+                common |= {"reads_weights": False, "launches": 3.0}
             yield AttentionModule(role="attn.module", phase="decode", **sizes, **common)
 
     def _mla(self, layer: LayerSpec, mla: MlaSpec, step: Step, count: float, cores: Sequence[Op]) -> Iterator[Op]:

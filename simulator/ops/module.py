@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from math import inf
 from typing import Literal, NamedTuple
 
-from simulator.base.arrays import Array, clip, maximum, minimum, where
+from simulator.base.arrays import Array, maximum, minimum, where
 from simulator.base.dtypes import DType, Format
 from simulator.ops.pairs import causal_pairs
 from simulator.ops.part import OpPart
@@ -30,6 +30,8 @@ PIECES: Mapping[str, frozenset[str]] = {
 """What a module, or one kernel of it, consists of."""
 QUERY_TILE = 64.0
 """Queries of a sequence that an indexer's tile holds [-]."""
+SHORT_TOKENS = 131072.0
+"""Tokens of all sequences up to which SGLang's DSA attends short prompts densely, its chunk's capacity [-]."""
 LEAST_ENTRIES = 64.0
 """Entries of a tile: fewer cost a query as much [-]."""
 
@@ -203,10 +205,12 @@ class ModuleDemand(NamedTuple):
 
     Attributes
     ----------
-    tokens, context, heads : Array
-        New tokens, tokens of one sequence, query heads on the GPU [-].
-    quantised, kv8 : Array
-        1 where activations are quantised before the projections, and where the cache has 8 bits [-].
+    tokens, queries, context, heads : Array
+        New tokens of all sequences and of one, all tokens of one, query heads on the GPU [-].
+    group : Array
+        Query heads that share a cache entry [-].
+    quantised, four, kv8 : Array
+        1 where activations are quantised before the projections, where to 4 bits, and where the cache has 8 [-].
     weight_bytes, hidden_bytes : Array
         Weights, and hidden states and queries passed between the kernels [B].
     projection_flop, absorbed_flop : Array
@@ -222,12 +226,23 @@ class ModuleDemand(NamedTuple):
         Scores a choice is made among [-].
     rows, chosen : Array
         Queries that are scored or attend on their own, and 1 where there is more than can be attended [-].
+    prompt, short : Array
+        1 in a prompt, and in one that may attend all of its context, which some engines then do without latents [-].
+    sequences, entries, depth : Array
+        Sequences, entries of one, and those that one of its queries attends, one after the other [-].
+    whole_bytes : Array
+        Keys and values of the whole context, copied by every query of a reference implementation [B].
+    split_bytes : Array
+        The same where this GPU holds several KV heads [B].
     """
 
     tokens: Array
+    queries: Array
     context: Array
     heads: Array
+    group: Array
     quantised: Array
+    four: Array
     kv8: Array
     weight_bytes: Array
     hidden_bytes: Array
@@ -244,6 +259,13 @@ class ModuleDemand(NamedTuple):
     scores: Array
     rows: Array
     chosen: Array
+    prompt: Array
+    short: Array
+    sequences: Array
+    entries: Array
+    depth: Array
+    whole_bytes: Array
+    split_bytes: Array
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -270,6 +292,8 @@ class AttentionModule:
         Bytes per stored element of the cache [B].
     indexes : bool
         Whether this layer chooses its tokens; False where it takes the choice of a layer before.
+    reads_weights : bool
+        False where the other phase of a mixed step has just read them: the projections of both are one product.
     launches : float
         Launches of one call: as many as the single ops the module stands for, latents to output [-].
     like : AttentionModule, optional
@@ -288,6 +312,7 @@ class AttentionModule:
     math: DType
     kv_element_bytes: float
     indexes: bool = True
+    reads_weights: bool = True
     launches: float = 9.0
     like: AttentionModule | None = None
     count: Array = 1.0
@@ -314,13 +339,19 @@ class AttentionModule:
     def index_heads(self) -> Array:
         """Index heads on this GPU: split only where KV heads are [-]."""
         w = self.widths
-        return w.index_heads * self._share if w.kv_heads else w.index_heads
+        return self.held if w.kv_heads else w.index_heads
 
     @property
     def _share(self) -> Array:
         """Share of split KV heads that this GPU holds, one head at least [-]."""
         w = self.widths
-        return clip(self.n_heads / w.n_heads, 1.0 / w.kv_heads, 1.0) if w.kv_heads else 1.0
+        return maximum(self.n_heads / w.n_heads, 1.0 / w.kv_heads) if w.kv_heads else 1.0
+
+    @property
+    def held(self) -> Array:
+        """KV heads on this GPU; one where all query heads share an entry [-]."""
+        w = self.widths
+        return w.kv_heads * self._share if w.kv_heads else 1.0
 
     @property
     def entry_bytes(self) -> Array:
@@ -342,6 +373,7 @@ class AttentionModule:
         indexes, selects = self.has("index"), self.has("select")
         prompt = self.phase == "prefill"
         weights = (w.shared + heads * w.per_head + (w.index_weights if indexes else 0.0)) * projects
+        read = weights * self.fmt.weight_bytes + heads * w.absorbed * 2.0 * projects
         rebuilds = prompt and w.rebuilt > 0.0
         rebuilt = 2.0 * self.batch * self.context * heads * w.rebuilt if rebuilds else 0.0
         absorbed = 0.0 if rebuilds else heads * w.absorbed * projects
@@ -353,14 +385,19 @@ class AttentionModule:
         full = causal_pairs(self.q_len, self.context) / w.compress
         each = self.batch * attends
         gathers = prompt and w.top_k < inf
+        all_fit = (self.context <= w.compress * w.top_k) & (self.batch * self.context <= SHORT_TOKENS)
+        whole = self.tokens * self.context / w.compress * self.entry_bytes * attends
         index_flop = 2.0 * self.batch * full * self.index_heads * w.index_dim * indexes
         return ModuleDemand(
             tokens=tokens,
+            queries=self.q_len,
             context=self.context,
             heads=heads,
+            group=heads / self.held,
             quantised=float(projects and self.fmt.weight_bits < 16.0),
+            four=float(projects and self.fmt.weight_bits < 8.0),
             kv8=float(attends and self.kv_element_bytes < 2.0),
-            weight_bytes=weights * self.fmt.weight_bytes + heads * w.absorbed * 2.0 * projects,
+            weight_bytes=read * self.reads_weights,
             hidden_bytes=2.0 * tokens * (2.0 * w.hidden + heads * (w.qk + w.av)) * projects,
             projection_flop=2.0 * tokens * weights + rebuilt * projects,
             absorbed_flop=2.0 * tokens * absorbed,
@@ -372,9 +409,16 @@ class AttentionModule:
             index_bytes=self.batch * self.context / w.compress * w.index_bytes * indexes,
             index_flop=index_flop,
             tile_flop=index_flop * maximum(QUERY_TILE / self.q_len, 1.0) * prompt,
-            scores=self.batch * full * selects,
-            rows=tokens * (indexes or selects or not projects),
+            scores=self.batch * full * self.held * selects,
+            rows=tokens * self.held * (indexes or selects or not projects),
             chosen=where(self.context > w.compress * w.top_k, 1.0, 0.0) * selects,
+            prompt=float(prompt),
+            short=where(all_fit, 1.0, 0.0) * (prompt and w.top_k < inf),
+            sequences=self.batch,
+            entries=self.context / w.compress,
+            depth=(minimum(self.context / w.compress, w.top_k) + minimum(self.context, w.window)) * attends,
+            whole_bytes=whole,
+            split_bytes=where(self.held > 1.0, whole, 0.0),
         )
 
     def traffic(self) -> Traffic:

@@ -15,10 +15,11 @@ from simulator.fitting import module as fitting
 from simulator.fitting.asked import predicted
 from simulator.inference.group import Group, group_of
 from simulator.ops.module import AttentionModule
+from simulator.ops.step import Step, decode_step, prefill_step
 from simulator.ops.traffic import Operand
 from simulator.roofline.engine import get_engine
 from simulator.roofline.lookup import generation_of, lookup, module_key
-from simulator.roofline.module import ModuleRates, module_time
+from simulator.roofline.module import ModuleRates, module_rates, module_time, start
 from simulator.roofline.timing import time_op
 from simulator.scenario.scenario import Scenario
 
@@ -97,15 +98,90 @@ def test_kv_heads_of_msa_are_split_but_never_below_one():
     assert (whole, eighth, least) == (2 * 4 * 128 * 2, 2 * 128 * 2, 2 * 128 * 2)
 
 
+RATES = ModuleRates(1e15, 1e15, 2e15, 1e15, 3e12, 0.0, 512.0, 1.0)
+
+
 def test_a_time_is_the_sum_of_its_stages_and_never_below_the_floor():
-    rates = ModuleRates(1e15, 1e15, 2e15, 1e15, 3e12, 0.0, 1.0)
     d = op("dsa-attention", kv_element_bytes=1.0).demand()
     kv, pairs = d.kv_bytes / 3e12, d.attention_flop / 1e15
     coef = {"launch_s": 1e-5, "kv8_s": 2e-6, "kv": 2.0, "pairs": 3.0}
-    assert module_time(d, rates, coef).total_s == pytest.approx(
+    assert module_time(d, RATES, coef).total_s == pytest.approx(
         1.2e-5 + ((2.0 * kv) ** 4 + (3.0 * pairs) ** 4) ** 0.25, rel=1e-12
     )
-    assert module_time(d, rates, {"kv": 0.01}).total_s == pytest.approx(max(kv, pairs))
+    assert module_time(d, RATES, {"kv": 0.01}).total_s == pytest.approx(max(kv, pairs))
+
+
+def test_kv_heads_of_msa_pad_their_own_query_heads():
+    """16 query heads a KV head: twice the heads are twice the padded tiles, up to eight KV heads on 128 heads."""
+    few, many = (op("msa", "m3", "prefill", q_len=1024.0, past_len=0.0, n_heads=h) for h in (16.0, 128.0))
+    assert (few.demand().group, many.demand().group) == (16.0, 16.0)
+    assert many.entry_bytes == 8 * few.entry_bytes
+    assert many.demand().scores == 8 * few.demand().scores
+    t = [module_time(o.demand(), RATES, {"pad_heads": 100.0}).total_s for o in (few, many)]
+    assert t[1] == pytest.approx(8 * t[0])
+
+
+def test_beyond_the_largest_captured_graph_the_host_submits_every_kernel():
+    coef = {"launch_s": 1e-5, "host_s": 1e-3, "host_quant_s": 5e-4}
+    within, beyond = (module_time(op(batch=b).demand(), RATES, coef).total_s for b in (512.0, 513.0))
+    assert within < 7e-4
+    assert beyond == pytest.approx(1.5e-3, rel=0.01)
+    assert module_rates(load("h100-sxm"), get_format("bf16"), DType.BF16).captured == 256.0
+    assert module_rates(load("b200"), get_format("bf16"), DType.BF16).captured == 512.0
+
+
+def test_a_short_prompt_of_sglang_attends_densely():
+    """Up to 2,048 tokens of context and 131,072 of all sequences no index is asked; one more, and it is."""
+    first = start("dsa", "prefill", "sglang-0.5.14:dsa")
+    assert "short_pairs" not in start("dsa", "prefill", "vllm-0.24.0:FLASHMLA_SPARSE")
+    coef = {**dict.fromkeys(first, 0.0), "short_host_s": 1e-4, "launch_s": 9e-4}
+
+    def time(batch: float, context: float):
+        d = op("dsa", "v3.2", "prefill", batch=batch, q_len=64.0, past_len=context - 64.0).demand()
+        return d.short, module_time(d, RATES, {**coef, "launch_s": 0.0, "row_s": 1e-6}).total_s
+
+    assert time(64.0, 2048.0)[0] == 1.0
+    for batch, context in ((65.0, 2048.0), (1.0, 2049.0)):
+        short, total = time(batch, context)
+        assert short == 0.0
+        assert total == pytest.approx(1e-6 * batch * 64.0, rel=0.01)
+    assert time(1.0, 2048.0)[1] == pytest.approx(1e-4, rel=0.05)
+
+
+def test_vllm_takes_four_sequences_of_a_compressed_prompt_at_once():
+    coef = {"chunk_s": 1.0}
+    times = [
+        module_time(op("csa", "v4-flash csa", "prefill", batch=b, q_len=8.0).demand(), RATES, coef).total_s
+        for b in (4.0, 5.0, 8.0, 9.0)
+    ]
+    assert times == [1.0, 2.0, 2.0, 3.0]
+    assert "chunk_s" in start("hca", "prefill", "vllm-0.25.0:FLASHMLA_SPARSE_DSV4")
+    assert "chunk_s" not in start("hca", "prefill", "sglang-0.5.14:compressed_flashmla")
+
+
+def test_a_choice_among_1536_to_2049_entries_is_trtllms_slow_one():
+    coef = {"edge_s": 1.0, "edge_row_s": 0.25}
+
+    def of(kind: str, widths: str, context: float) -> float:
+        return float(module_time(op(kind, widths, past_len=context - 1.0).demand(), RATES, coef).total_s)
+
+    assert [of("dsa", "v3.2", s) > 1.9 for s in (2048.0, 2049.0, 4097.0)] == [False, True, False]
+    assert [of("csa", "v4-flash csa", s) > 1.9 for s in (4097.0, 6145.0, 8193.0, 10241.0)] == [False, True, True, False]
+
+
+def test_the_phases_of_a_mixed_step_read_the_projections_once():
+    low = group().lowering
+    mixed = Step(
+        prefill_rows=1.0, prefill_tokens=512.0, prefill_context=4096.0, decode_rows=32.0, decode_context=8192.0
+    )
+
+    def weights(step: Step) -> float:
+        return sum(float(o.count * o.demand().weight_bytes) for o in low.ops(step) if isinstance(o, AttentionModule))
+
+    alone = weights(prefill_step(1.0, 4096.0))
+    assert weights(mixed) == weights(decode_step(32.0, 8192.0)) == alone > 0.0
+    modules = [o for o in low.ops(mixed) if isinstance(o, AttentionModule)]
+    assert sum(o.demand().projection_flop > 0.0 for o in modules) == len(modules) == 2
 
 
 def raw(rows: list[dict]) -> pd.DataFrame:
