@@ -8,7 +8,7 @@ import streamlit as st
 
 from app import words
 from simulator.api import Policy, ShadowlineError
-from simulator.policies import POLICIES, Policies, parse
+from simulator.policies import IDEAL, POLICIES, PUBLISHED, Policies, parse
 from simulator.policies.card import Parameter
 
 NAMES = "composer.names"
@@ -51,6 +51,28 @@ def compose() -> None:
         on_change=_text_changed,
         help="As on the command line: name(key=value,...) joined by +. Code writes keep = 1 - sparsity.",
     )
+    known = _kernels(current)
+    _keep_kernel(known)
+    st.selectbox(
+        "Kernel",
+        known,
+        key="kernel",
+        bind="query-params",
+        disabled=len(known) == 1,
+        help="Whose kernel is timed; ideal is the bound of any. The policies' page lists each with its evidence.",
+    )
+
+
+def _kernels(policies: Policies) -> list[str]:
+    """What can be chosen: the published kernel, the others by name, and the bound."""
+    names = dict.fromkeys(k.name for p in policies.members for k in p.kernels())
+    return [PUBLISHED, *names, IDEAL] if names else [PUBLISHED]
+
+
+def _keep_kernel(known: list[str]) -> None:
+    """Another policy has other kernels."""
+    if st.session_state.get("kernel") not in known:
+        st.session_state.kernel = PUBLISHED
 
 
 def _is_told(member: Policy, name: str) -> bool:
@@ -72,7 +94,9 @@ def _current() -> Policies:
 def _accept(text: str) -> None:
     """Make `text` the policy, or say why not."""
     try:
-        st.session_state.policy = parse(text).spelling
+        found = parse(text)
+        st.session_state.policy = found.spelling
+        _keep_kernel(_kernels(found))
     except ShadowlineError as error:
         st.session_state["composer.clash"] = f"{error.message}. Nothing was changed."
 

@@ -16,6 +16,7 @@ from reports.capacity import answer, recommended
 from reports.served import read
 from simulator.api import InputError, Scenario, ShadowlineError
 from simulator.device.catalogue import list_devices
+from simulator.policies import PUBLISHED
 from simulator.scenario.fields import flag
 from simulator.scenario.grid import policies, whole_numbers
 from simulator.serving.deployment import ROUTERS
@@ -208,11 +209,16 @@ def _one(scenario: Scenario, flags: Mapping[str, Any]) -> list[str]:
         for k in ("engine", "dtype", "kv_cache_dtype", "tp", "pp", "ep", "gpu_memory_utilization", "block_size")
     }
     command = _words("simulator.serve", {"model": scenario.model, "device": scenario.device, **flags, **fixed, **more})
-    command += ["--policy", scenario.policy]
+    command += ["--policy", scenario.policy, *_kernel(scenario)]
     if scenario.trace and scenario.policy != "dense":
         command += ["--trace", str(Path(scenario.trace).resolve())] + ["--trace-transfer"] * scenario.trace_transfer
     command += ["--ignore-context-limit"] * scenario.ignore_context_limit
     return [*command, "--out", "requests.parquet", "--json"]
+
+
+def _kernel(scenario: Scenario) -> list[str]:
+    """The kernel where it is not the published one."""
+    return ["--kernel", scenario.kernel] if scenario.kernel != PUBLISHED else []
 
 
 def _plan(scenario: Scenario, flags: Mapping[str, Any]) -> list[str]:
@@ -234,6 +240,7 @@ def _plan(scenario: Scenario, flags: Mapping[str, Any]) -> list[str]:
     command = _words("simulator.plan", {"model": scenario.model, **flags, **fixed, **more})
     for policy in named:
         command += ["--policy", policy]
+    command += _kernel(scenario) if named else []
     command += ["--ignore-context-limit"] * scenario.ignore_context_limit
     return [*command, "--json"]
 

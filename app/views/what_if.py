@@ -18,6 +18,7 @@ from simulator.base.drawing import Line, Lines
 from simulator.inference.group import group_of
 from simulator.results.answer import Row
 from simulator.results.prediction import PARTS
+from simulator.results.printed import run_in
 from simulator.results.verdict import SURE, WIN, as_chance, as_times, figure
 
 REPORT_BATCHES = (1, 4, 16, 64)
@@ -33,6 +34,8 @@ def page() -> None:
     metrics(answer, pinned)
     dense = compute.predicted(compute.dense_of(scenario))
     told.markdown(f"#### {words.answer(answer, dense)}")
+    if known := run_in(answer):
+        st.caption(words.plain("; ".join(known)))
     blocks.pinned(scenario)
     if base is not None and pinned is not None:
         st.caption(f"Changes are against the baseline: {words.told(pinned)}")

@@ -131,6 +131,26 @@ def test_numbers_follow_a_policy_and_its_parameters():
     set_to(at.multiselect(key="composer.names").set_value(["nm24", "quest"]), policy="nm24+quest(budget=2048)")
 
 
+def test_numbers_follow_the_kernel_and_another_policy_has_its_own():
+    at = opened("model=llama-3.1-8b&device=h100-sxm&policy=kivi(bits=2)&kernel=fused&batch=16&prompt_tokens=4096")
+    asked = {"model": "llama-3.1-8b", "device": "h100-sxm", "batch": 16, "prompt_tokens": 4096}
+    agrees(at, Scenario.of(**asked, policy="kivi(bits=2)", kernel="fused"))
+    assert "kernel: fused, assumed" in re.sub(r"\\(\W|_)", r"\1", texts(at))
+    box = at.sidebar.selectbox(key="kernel")
+    assert box.options == ["published", "split", "fused", "ideal"]
+    box.set_value("ideal").run()
+    agrees(at, Scenario.of(**asked, policy="kivi(bits=2)", kernel="ideal"))
+    at.sidebar.text_input(key="policy").set_value("nm24").run()
+    agrees(at, Scenario.of(**asked, policy="nm24", kernel="ideal"))
+    at.sidebar.selectbox(key="kernel").set_value("cusparselt").run()
+    at.sidebar.text_input(key="policy").set_value("quest(budget=1024)").run()
+    assert at.sidebar.selectbox(key="kernel").value == "published"
+    agrees(at, Scenario.of(**asked, policy="quest(budget=1024)"))
+    at.sidebar.text_input(key="policy").set_value("dense").run()
+    assert not at.exception
+    assert shown(at)["tokens/s"] == number(predict(Scenario.of(**asked)).row["tokens_per_s"])
+
+
 def test_numbers_follow_engine_and_memory():
     page = Sidebar()
     at, set_to = page.at, page.set_to
