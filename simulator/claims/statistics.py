@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -74,8 +74,19 @@ def figures(rows: Sequence[Judged]) -> dict[str, Any]:
     }
 
 
-def _compared(rows: Sequence[Judged]) -> list[Judged]:
-    return [r for r in rows if r.status == "judged" and r.speedup is not None]
+class _Compared(NamedTuple):
+    row: Judged
+    published: float
+    speedup: Interval[float]
+
+
+def _compared(rows: Sequence[Judged]) -> list[_Compared]:
+    found: list[_Compared] = []
+    for r in rows:
+        mid, lo, hi = r.speedup, r.speedup_lo, r.speedup_hi
+        if r.status == "judged" and not (r.published_speedup is None or mid is None or lo is None or hi is None):
+            found.append(_Compared(r, r.published_speedup, Interval(mid, lo, hi)))
+    return found
 
 
 def called(rows: Sequence[Judged]) -> dict[str, Any]:
@@ -92,13 +103,13 @@ def called(rows: Sequence[Judged]) -> dict[str, Any]:
         ``balanced_accuracy`` (their mean), ``decided``, ``decided_right`` and ``inside`` (published speed-ups in the
         90 % interval) [-], every row or every paper weighing the same; None where there is nothing to count.
     """
-    rows = _compared(rows)
-    published = np.array([verdict(Interval.exact(r.published_speedup)) for r in rows], object)
-    mid = np.array([verdict(Interval.exact(r.speedup)) for r in rows], object)
-    word = np.array([verdict(Interval(r.speedup, r.speedup_lo, r.speedup_hi)) for r in rows], object)
+    both = _compared(rows)
+    published = np.array([verdict(Interval.exact(c.published)) for c in both], object)
+    mid = np.array([verdict(Interval.exact(c.speedup.mid)) for c in both], object)
+    word = np.array([verdict(c.speedup) for c in both], object)
     decided = np.isin(word, WORDS)
-    inside = np.array([r.speedup_lo <= r.published_speedup <= r.speedup_hi for r in rows], bool)
-    papers, every = np.array([r.paper for r in rows]), np.ones(len(rows), bool)
+    inside = np.array([c.speedup.lo <= c.published <= c.speedup.hi for c in both], bool)
+    papers, every = np.array([c.row.paper for c in both]), np.ones(len(both), bool)
 
     def of(equal: bool) -> dict[str, float | None]:
         def share(hit: np.ndarray, among: np.ndarray) -> float | None:
@@ -124,11 +135,11 @@ def called(rows: Sequence[Judged]) -> dict[str, Any]:
 def losses_missed(rows: Sequence[Judged]) -> list[dict[str, Any]]:
     """Published losses that are not called, by paper and cause: rows and the geometric means of both figures [-]."""
     found: dict[tuple[str, str], list[tuple[float, float]]] = {}
-    for r in _compared(rows):
-        published, mid = (verdict(Interval.exact(x)) for x in (r.published_speedup, r.speedup))
-        if published is Verdict.LOSES and mid is not Verdict.LOSES:
-            cause = r.reason or f"within {WITHIN:.0%} of the published figure"
-            found.setdefault((r.paper, cause), []).append((r.published_speedup, r.speedup))
+    for row, published, speedup in _compared(rows):
+        words = [verdict(Interval.exact(x)) for x in (published, speedup.mid)]
+        if words[0] is Verdict.LOSES and words[1] is not Verdict.LOSES:
+            cause = row.reason or f"within {WITHIN:.0%} of the published figure"
+            found.setdefault((row.paper, cause), []).append((published, speedup.mid))
     means = {k: np.exp(np.mean(np.log(v), axis=0)) for k, v in found.items()}
     lines = [
         {"paper": p, "reason": why, "rows": len(v), "published": float(m[0]), "predicted": float(m[1])}
@@ -139,7 +150,7 @@ def losses_missed(rows: Sequence[Judged]) -> list[dict[str, Any]]:
 
 def by_family(rows: Sequence[Judged]) -> dict[str, dict[str, Any]]:
     """`called` per family of policy, by its name."""
-    families = dict.fromkeys(r.family for r in _compared(rows))
+    families = dict.fromkeys(c.row.family for c in _compared(rows))
     return {f: called([r for r in rows if r.family == f]) for f in families}
 
 

@@ -97,5 +97,8 @@ def test_a_baseline_that_is_a_policy_has_an_error_of_its_own() -> None:
     policies = ("eager_attention", "dense")
     rows = [Claim(claim_id=p, baseline_scenario={"policy": p}, **claim) for p in policies]
     eager, dense = judge([PaperClaims("X", "f", tuple(rows))])
+    assert eager.speedup is not None
+    assert eager.speedup_lo is not None
+    assert eager.speedup_hi is not None
     assert eager.speedup_lo < 0.98 * eager.speedup < eager.speedup < 0.98 * eager.speedup_hi
     assert (dense.speedup_lo, dense.speedup, dense.speedup_hi) == (1.0, 1.0, 1.0)
