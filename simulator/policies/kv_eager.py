@@ -24,8 +24,8 @@ SCORE_KERNELS = {"fp32": 4.0, "fp16": 2.0}
 CAT_INSTRUCTIONS = 80.0
 """Instructions per element of ``torch.cat`` along the tokens, where the new token is a transposed view and no wide load
 is used: three divisions by sizes known at run time, 20 each (CUDA C++ programming guide), 20 of remainders, addresses,
-a load and a store (CatArrayBatchedCopy). On A100 0.6 of a copy's rate in 16 bits, as PyTorch's pull request 150233
-measures (0.141 ms, 0.085 with wide loads); Ada has lanes enough to lose nothing."""
+a load and a store (CatArrayBatchedCopy). On A100 0.6 of a copy's rate in 16 bits, what PyTorch's pull request 150233
+measures on a card it does not name (0.141 ms, 0.085 with wide loads); Ada has lanes enough to lose nothing."""
 
 
 @POLICIES.register("eager_attention")
