@@ -1,8 +1,9 @@
 """Speed-up of sparse kernels over dense: fits by pattern family, and how wrong they are.
 
-A speed-up is the ratio of two modelled times (`sparse_terms`); both sides are fitted to measured times
-in log space, every coefficient drawn towards its parent's: family, kernel, architecture, device.
-DSA rows are pairs of attention modules, answered by the fits of these (`fitting.dsa`).
+A speed-up is the ratio of two modelled times (`simulator.roofline.speedup`); both sides are fitted to measured
+times in log space, every coefficient drawn towards its parent's: family, kernel, architecture, scope, device.
+DSA rows are pairs of attention modules, answered by the fits of these (`fitting.dsa`), and prompts of whole models
+by the prediction of their policy (`fitting.sparse_prompts`).
 `simulator.fitting.sparse_judged` says how wrong they are; `write` makes the committed file.
 """
 
@@ -17,18 +18,17 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from simulator.base.errors import UnsupportedError
-from simulator.device.catalogue import load, measured
+from simulator.device.catalogue import load
 from simulator.device.fit_file import dump
 from simulator.device.fits import ANY, DEFAULT, Fit, Residual
-from simulator.fitting import dsa, judge, smooth
+from simulator.fitting import dsa, judge, smooth, sparse_prompts
 from simulator.fitting.residuals import Mask, out_of_fold, residual_of
-from simulator.fitting.sparse_ops import op_of
+from simulator.fitting.sparse_ops import op_of, rates, shapes
 from simulator.fitting.sparse_rows import INPUTS, TIMES, prepare
 from simulator.fitting.sparse_stated import stated
-from simulator.fitting.sparse_terms import FAMILIES, log_slopes, sides
 from simulator.ops.dense import dense_of
 from simulator.roofline.engine import get_engine
-from simulator.roofline.speedup import MOST, SURFACE_AXES, names, total_s
+from simulator.roofline.speedup import FAMILIES, MOST, SURFACE_AXES, Side, names, norm4, total_s
 from simulator.roofline.timing import time_op
 
 if TYPE_CHECKING:
@@ -47,13 +47,35 @@ FIXED = 0.15
 """Log spread of fixed seconds: products of a benchmark take so long that their launches are hardly told [-]."""
 STREAM = 0.2
 """Log spread of a streaming coefficient: a bandwidth is known, and rows bound by products do not tell it [-]."""
-COUPLED = ("2:4", "NSA", "MInference")
+COUPLED = ("2:4", "NSA")
 """Families whose two sides have the same terms."""
 SURFACE = ("Sputnik", "CLASP")
+PRODUCTS = tuple(f for f in FAMILIES if f != "NSA")
+"""Families of matrix products, whose fits tell the rows (tokens) they were measured at."""
 AXES = tuple(smooth.Axis(a, s, 0.3) for a, s in zip(SURFACE_AXES, (1.0, 2.0, 2.0), strict=True))
 BETWEEN_SOURCE, BETWEEN_DEVICE, BETWEEN_ARCH = 0.15, 0.20, 0.35
 """Log sigma added to another source's, a sibling's and a stranger's speed-up [-]."""
 FOLDS = 4
+
+
+def sides(family: str, rows: pd.DataFrame) -> tuple[Side, Side]:
+    """Terms of the dense and of the sparse time of `rows` of one family."""
+    return FAMILIES[family](shapes(rows), rates(rows))
+
+
+def log_slopes(side: Side, coef: Mapping[str, float], size: int) -> tuple[Array, Array]:
+    """Time of `size` rows [s] and its slope d ln t / d ln c, shapes (rows,) and (rows, coefficients)."""
+    total: Array = np.zeros(size)
+    slopes: list[Array] = []
+    for stage in side:
+        parts = [[np.full(size, coef[t.name] * t.seconds) for t in resource] for resource in stage]
+        sums = [np.sum(part, axis=0) for part in parts]
+        time = sums[0] if len(sums) == 1 else norm4(sums)
+        total = total + time
+        for part, own in zip(parts, sums, strict=True):
+            weight = (own / np.maximum(time, 1e-30)) ** 3
+            slopes += [weight * p for p in part]
+    return total, np.stack(slopes, axis=1) / total[:, None]
 
 
 def _solve(family: str, side: int, rows: pd.DataFrame, centre: Coef, spread: Array) -> Coef:
@@ -119,12 +141,12 @@ def _of(dense: Mapping[tuple[str, ...], Coef], rows: pd.DataFrame, depth: int) -
 def fit(rows: pd.DataFrame, *, date: str | None = None, residuals: bool = True) -> list[Fit]:
     """Fits of prepared `rows` per pattern family: each device, architecture, kernel pair, and pooled.
 
-    A fit's library names both kernels, ``dense > sparse``. Residuals are out of five folds by shape.
+    A fit's library is the sparse kernel. Residuals are out of folds by shape.
     """
     date = date or dt.date.today().isoformat()
     of_modules = rows["family"].isin(dsa.FAMILIES)
     modules = dsa.fit(rows[of_modules], date=date, residuals=residuals) if of_modules.any() else []
-    rows = rows[~of_modules]
+    rows = rows[rows["family"].isin(FAMILIES)]
     fits = modules + _fit(rows, date)
     if not residuals or rows.empty:
         return fits
@@ -164,6 +186,8 @@ def _fit(rows: pd.DataFrame, date: str) -> list[Fit]:
             chain: list[dict[tuple[str, ...], Coef]] = chain,
         ) -> Fit:
             coef = {f"{SIDES[i]}_{name}": value for i in (0, 1) for name, value in chain[i][keys[i]].items()}
+            if family in PRODUCTS:
+                coef |= {"from_m": float(part["m"].min()), "to_m": float(part["m"].max())}
             surface = None
             if family in SURFACE and len(part) >= 12 and pair != ANY:
                 surface = _surface(family, part, coef)
@@ -173,7 +197,7 @@ def _fit(rows: pd.DataFrame, date: str) -> list[Fit]:
         out.append(make(group, ANY, ANY, [(), ()]))
         for names_, pair_rows in group.groupby(["baseline", "library"]):
             dense, sparse = (str(n) for n in cast("tuple[object, ...]", names_))
-            pair = _named(dense, sparse)
+            pair = sparse
             out.append(make(pair_rows, ANY, pair, [(dense,), (sparse,)]))
             for depth in range(1, len(PLACES) + 1):
                 for place, part in pair_rows.groupby(list(PLACES[:depth])):
@@ -182,11 +206,6 @@ def _fit(rows: pd.DataFrame, date: str) -> list[Fit]:
                     if at[-1] not in at[:-1]:
                         out.append(make(part, at[-1], pair, [(dense, *at), (sparse, *at)]))
     return out
-
-
-def _named(dense: str, sparse: str) -> str:
-    """Library of a fit: the sparse kernel, and the dense one where rows have several."""
-    return sparse if dense == "dense" else f"{dense} > {sparse}"
 
 
 def _recipe(family: str) -> smooth.Recipe:
@@ -208,8 +227,7 @@ def _residuals(rows: pd.DataFrame, date: str) -> dict[tuple[str, str], Residual]
     judged = unseen(rows, date)
     out: dict[tuple[str, str], Residual] = {}
     for family, part in judged.groupby("family"):
-        pairs = [_named(d, s) for d, s in zip(part["baseline"], part["library"], strict=True)]
-        for pair, own in (*part.groupby(np.array(pairs)), (ANY, part)):
+        for pair, own in (*part.groupby("library"), (ANY, part)):
             if len(own) >= 30 or pair == ANY:
                 off = np.log(own["speedup"].to_numpy() / own["mid"].to_numpy())
                 out[str(family), str(pair)] = residual_of(off, own["mid"].to_numpy(), BETWEEN_SOURCE)
@@ -249,40 +267,27 @@ def predict(rows: pd.DataFrame, fits: list[Fit] | None, *, cross: bool = False) 
     if of_modules.any():
         own = None if fits is None else [f for f in fits if f.family != FAMILY]
         mid[of_modules], lo[of_modules], hi[of_modules] = dsa.speedup(rows[of_modules], own)
+    whole = (rows["family"] == sparse_prompts.FAMILY).to_numpy()
+    if whole.any():
+        mid[whole], lo[whole], hi[whole] = sparse_prompts.speedup(rows[whole])
     of_kernels = None if fits is None else [f for f in fits if f.family == FAMILY]
     for key, at in rows.groupby(["family", "device", "baseline", "library", "dtype"]).indices.items():
         family, name, *_ = (str(part) for part in cast("tuple[object, ...]", key))
-        if family in dsa.FAMILIES:
+        if family not in FAMILIES:
             continue
         device = load(name)
         part = rows.iloc[at]
-        if family in FAMILIES:
-            found = _of_rows(part, of_kernels or list(measured(DEFAULT).own(FAMILY)))
-            if found is None:
-                continue
-            value, residual = speedup(family, part, found.coefficients), found.residual
-        else:
-            op = op_of(part)
-            answering = device if of_kernels is None else device.with_fits(FAMILY, of_kernels)
-            try:
-                t, dense = (time_op(o, answering, engine) for o in (op, dense_of(op)))
-            except UnsupportedError:
-                continue
-            value, residual = dense.total_s / t.total_s, t.gain
-            assert residual is not None
+        op = op_of(part)
+        answering = device if of_kernels is None else device.with_fits(FAMILY, of_kernels)
+        try:
+            t, dense = (time_op(o, answering, engine) for o in (op, dense_of(op)))
+        except UnsupportedError:
+            continue
+        value, residual = dense.total_s / t.total_s, t.gain
+        assert residual is not None
         low, high = residual.quantiles(value, cross=cross)
         mid[at], lo[at], hi[at] = value, value * np.exp(low), value * np.exp(high)
     return mid, lo, hi
-
-
-def _of_rows(rows: pd.DataFrame, fits: list[Fit]) -> Fit | None:
-    """The fit of `rows` of one pair of kernels on one device: its own, its architecture's, or of all."""
-    family, arch, device, dense, sparse = (
-        str(rows[c].iloc[0]) for c in ("family", "arch", "device", "baseline", "library")
-    )
-    known = {(f.device, f.library): f for f in fits if f.dtype == family}
-    wanted = [*((place, _named(dense, sparse)) for place in (device, arch, ANY)), (ANY, ANY)]
-    return next((known[w] for w in wanted if w in known), None)
 
 
 def write(rows: pd.DataFrame, out: Path) -> list[Fit]:

@@ -10,10 +10,9 @@ import numpy as np
 from simulator.base import console
 from simulator.base.errors import InputError
 from simulator.device.fits import Fit
-from simulator.fitting import dsa, judge, sparse
+from simulator.fitting import dsa, judge, sparse, sparse_prompts
 from simulator.fitting.sparse_rows import INPUTS, split
-from simulator.fitting.sparse_terms import FAMILIES
-from simulator.roofline.speedup import FAMILIES as OPS
+from simulator.roofline.speedup import FAMILIES
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -42,7 +41,7 @@ def validate(raw: pd.DataFrame, holdout: str | None) -> dict[str, Any]:
         raise InputError("nothing is left to judge", where="--holdout")
     out: list[dict[str, Any]] = []
     total: list[dict[str, Any]] = []
-    for family in (f for f in (*dsa.FAMILIES, *OPS, *FAMILIES) if (judged["family"] == f).any()):
+    for family in (f for f in (*dsa.FAMILIES, *FAMILIES, sparse_prompts.FAMILY) if (judged["family"] == f).any()):
         mine = judged[judged["family"] == family]
         total.append({"family": family, **figures(mine), "few": len(mine) < SMALLEST})
         for device, part in mine.groupby("device"):

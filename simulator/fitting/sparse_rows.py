@@ -126,7 +126,7 @@ def _library(rows: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     # A module is named as the tables of modules name it: engine, release, kernel.
     sparse, dense = (rows[c].str.replace(r" .*module:", ":", regex=True) for c in ("sparse_kernel", "dense_kernel"))
     dsa = family.str.startswith("DSA")
-    baseline = np.select([dsa, family == "MInference"], [dense, rows["dense_kernel"]], "dense")
+    baseline = np.where(dsa, dense, "dense")
     library = np.select(
         [
             dsa,

@@ -25,6 +25,11 @@ NM24_TILES = ((128.0, 256.0), (128.0, 128.0), (64.0, 128.0), (64.0, 64.0), (32.0
 
 1,024 columns of 4,096 rows cost an RTX 3090 what 768 do.
 """
+_LOADS = [1.0 / tm + 1.0 / tn for tm, tn in NM24_TILES]
+_TILE_COSTS = [
+    (tm, tn, tm * tn * max(loads / _LOADS[0], 1.0)) for (tm, tn), loads in zip(NM24_TILES, _LOADS, strict=True)
+]
+"""Rows and columns of a tile, and its elements times its loads per element over the largest's [-]."""
 MOST_SPLITS = 4.0
 """Splits of the inner loop of a product of few tiles [-]; assumed, as of the dense products."""
 NM24_INDEX_BYTES = 0.25
@@ -157,13 +162,11 @@ def _least_waves(m: Array, n: Array, flop: Array, r: Rates) -> Array:
 
     A smaller tile loads its operands more often than the largest, whose loads the products just hide.
     """
-    (tall, wide), *_ = NM24_TILES
-    loads = 1.0 / tall + 1.0 / wide
     times = []
-    for tm, tn in NM24_TILES:
+    for tm, tn, cost in _TILE_COSTS:
         tiles = ceil(m / tm) * ceil(n / tn)
         split = clip(floor(r.sm / tiles), 1.0, MOST_SPLITS)
-        times.append(ceil(tiles * split / r.sm) / split * (max((1.0 / tm + 1.0 / tn) / loads, 1.0) * tm * tn))
+        times.append(ceil(tiles * split / r.sm) / split * cost)
     return reduce(minimum, times) * r.sm / (m * n) * flop / r.math
 
 

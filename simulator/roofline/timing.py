@@ -143,16 +143,35 @@ def _fastest(
 
     Without a start where it is part of another kernel.
     """
-    own = time(op, device, engine, touched)
     if not isinstance(op, Moe) and op.kernel:
-        own = _by_kernel(op, device, time(dense_of(op), device, engine, touched), own)
+        plain = dense_of(op)
+        own = _by_kernel(op, plain, device, _once(time, plain, device, engine, touched))
+    else:
+        own = _once(time, op, device, engine, touched)
     if not getattr(op, "launches", 1.0):
         own = own._replace(total=own.total - own.launch, launch=0.0)
     return own if op.instead is None else _faster(own, _fastest(op.instead, time, device, engine, touched))
 
 
-def _by_kernel(op: Linear | Attention, device: Device, dense: _Raw, own: _Raw) -> _Raw:
-    """Time of `dense` over the measured speed-up of the kernel of `op`, whose own terms are `own`.
+def _once(
+    time: Callable[[T, Device, Engine, Array], _Raw], op: T, device: Device, engine: Engine, touched: Array
+) -> _Raw:
+    """`time` of an op, kept: the dense twin of an op that a sparse kernel runs is the baseline's."""
+    if isinstance(touched, float) and not touched:
+        try:
+            return _kept(time, op, device, engine, touched)
+        except TypeError:  # an op over arrays has no hash
+            pass
+    return time(op, device, engine, touched)
+
+
+@lru_cache(maxsize=8192)
+def _kept(time: Callable[..., _Raw], op: Op, device: Device, engine: Engine, touched: Array) -> _Raw:
+    return time(op, device, engine, touched)
+
+
+def _by_kernel(op: Linear | Attention, plain: Linear | Attention, device: Device, dense: _Raw) -> _Raw:
+    """Time of the dense op `plain` over the measured speed-up of the kernel of `op`.
 
     What starts beside a product and was no part of the kernels compared (activations quantised) stays as it is. Never
     below the floor of its bytes and flop, nor its weights at the rate of a dense kernel: kernels were measured on many
@@ -160,20 +179,42 @@ def _by_kernel(op: Linear | Attention, device: Device, dense: _Raw, own: _Raw) -
     """
     pattern, _, library = op.kernel.partition("/")
     found = lookup(device, "sparse", pattern, library)
-    rates = rates_of(device, math_of(device, _multiplied_in(dense_of(op))))
-    gain = speedup(pattern, shape_of(op), rates, found.fit)
-    beside = maximum(dense.launch - found.fit.coefficients["dense_launch_s"], 0.0)
-    moved = op.traffic().total_bytes
-    least = floor_s(op.flop, moved, hardware(device, math_of(device, _multiplied_in(op))))
+    told = found.fit.coefficients
+    gain = speedup(pattern, shape_of(op), rates_of(device, math_of(device, _multiplied_in(plain))), found.fit)
+    beside = maximum(dense.launch - told["dense_launch_s"], 0.0)
+    hw = hardware(device, math_of(device, _multiplied_in(op)))
+    flop, moved = op.flop, _moved_bytes(op)
+    memory = dense.memory * (moved / _moved_bytes(plain))
+    least, unmeasured = floor_s(flop, moved, hw), False
     if isinstance(op, Linear):
-        least = maximum(least, own.memory * (op.weight_read_bytes / moved))
-    return own._replace(
-        total=maximum(beside + (dense.total - beside) / gain, least),
-        found=_divided(dense.found, found),
-        family=f"sparse.{pattern}",
-        extrapolated=False,
-        gain=_told(found),
+        if op.nm24:
+            _need_nm24(op, device)
+        least = maximum(least, memory * (op.weight_read_bytes / moved))
+        # Twice as many rows, or half as many, as the kernel was measured at.
+        unmeasured = some((op.m > 2.0 * told["to_m"]) | (op.m < 0.5 * told["from_m"]))
+    return _Raw(
+        maximum(beside + (dense.total - beside) / gain, least),
+        flop / hw.math_flop_per_s,
+        memory,
+        0.0,
+        dense.launch,
+        _divided(dense.found, found),
+        f"sparse.{pattern}",
+        unmeasured,
+        _told(found),
     )
+
+
+def _moved_bytes(op: Linear | Attention) -> Array:
+    """Useful bytes read and written by one call [B]."""
+    if isinstance(op, Attention):
+        return op.kv_read_bytes + sum(op.qo_bytes) + op.kv_write_bytes
+    return op.weight_read_bytes + op.groups * op.m * (op.k * op.fmt.act_bytes + op.n * op.fmt.out_bytes)
+
+
+def _need_nm24(op: Linear, device: Device) -> None:
+    if not device.has(op.fmt.math, sparse24=True):
+        raise UnsupportedError(f"{device.name} has no 2:4 tensor cores for {op.fmt.math}")
 
 
 def _multiplied_in(op: Linear | Attention) -> DType:
@@ -187,6 +228,7 @@ def _divided(dense: Found, gain: Found) -> Found:
     return Found(fit, dense.basis.merge(gain.basis), dense.stands_in or gain.stands_in)
 
 
+@lru_cache(maxsize=4096)
 def _told(found: Found) -> Residual:
     """Error of a speed-up; of another device's or kernel's it holds the spread between sources."""
     residual = found.fit.residual
@@ -208,8 +250,8 @@ def _product(op: Linear, device: Device, engine: Engine, touched: Array) -> _Raw
     flop = op.flop
     fewer = _below_one(op.flop_keep)
     sparse = op.nm24 or op.gathered is not None or op.expand is not None or fewer
-    if op.nm24 and not device.has(op.fmt.math, sparse24=True):
-        raise UnsupportedError(f"{device.name} has no 2:4 tensor cores for {op.fmt.math}")
+    if op.nm24:
+        _need_nm24(op, device)
     n = op.n * op.read_keep if op.gathered == "n" else op.n
     k = op.k * op.read_keep if op.gathered == "k" else op.k
     t = gemm_time(

@@ -12,19 +12,21 @@ from simulator.base.dtypes import DType, get_format
 from simulator.base.errors import InputError
 from simulator.device.catalogue import load
 from simulator.device.fit_file import dump, parse
-from simulator.device.fits import Residual
+from simulator.device.fits import Fit, Residual
 from simulator.fitting import module, sparse, sparse_judged
+from simulator.fitting.sparse import log_slopes, sides
 from simulator.fitting.sparse_rows import split
 from simulator.fitting.sparse_stated import stated
-from simulator.fitting.sparse_terms import log_slopes, sides
 from simulator.ops.dense import dense_of
 from simulator.ops.module import AttentionModule, ModuleKind
 from simulator.ops.ops import Linear
+from simulator.results.prediction import predict
 from simulator.roofline import timing
 from simulator.roofline.engine import get_engine
 from simulator.roofline.lookup import lookup
-from simulator.roofline.speedup import Rates, _least_waves, names, rates_of, shape_of, speedup, total_s
+from simulator.roofline.speedup import KernelShape, Rates, _least_waves, names, rates_of, shape_of, speedup, total_s
 from simulator.roofline.timing import time_op
+from simulator.scenario.scenario import Scenario
 
 COLUMNS = ("m", "n", "k", "batch", "q_len", "kv_len", "n_heads", "n_kv_heads", "head_dim")
 
@@ -274,3 +276,88 @@ def test_wins_and_losses_called_are_counted_on_the_measured_side_of_one():
     told = sparse_judged.called(np.array([0.5, 0.9, 1.0, 1.1, 2.0]), np.array([0.8, 1.2, 1.0, 1.3, 1.0]))
     assert told == {"wins": 2, "wins_called": 0.5, "losses": 2, "losses_called": 0.5}
     assert sparse_judged.called(np.array([2.0]), np.array([2.0]))["losses_called"] is None
+
+
+def test_prompts_of_whole_models_are_answered_by_their_policy():
+    """MInference's rows are those of `predict`: at 10,000 tokens it starts later than dense, at 300,000 sooner."""
+    table = raw(
+        category="sparse attention e2e prefill",
+        pattern="MInference dynamic (vertical-slash etc.)",
+        device="A100-SXM-80G",
+        dtype="bf16",
+        batch=1.0,
+        q_len=np.array([10_000.0, 100_000.0, 300_000.0]),
+        n_heads=32.0,
+        dense_kernel="FlashAttention-2 (HF)",
+        sparse_kernel="MInference w/ SGLang kernels",
+        dense_time_s=1.0,
+        sparse_time_s=1.0,
+    )
+    rows = sparse.prepare(table)
+    mid, lo, hi = sparse.predict(rows, None)
+    asked = [
+        predict(
+            Scenario.of(
+                model="llama-3-8b-1m",
+                device="a100-sxm-80g",
+                engine="hf",
+                dtype="bf16",
+                policy="minference",
+                prompt_tokens=int(q),
+                output_tokens=1,
+                ignore_context_limit=True,
+                gpu_memory_utilization=1.0,
+            )
+        ).row["ttft_speedup"]
+        for q in rows["q_len"]
+    ]
+    assert mid == pytest.approx(asked)
+    assert mid[0] < 1.0 < mid[-1]
+    assert np.all((lo < mid) & (mid < hi))
+
+
+def test_rows_far_from_the_measured_ones_are_extrapolated():
+    op = Linear(role="mlp.up", m=4096.0, n=4096.0, k=4096.0, fmt=get_format("fp16"), flop_keep=0.25, nm24=True)
+    op = replace(op, bytes_per_weight=0.5625, kernel="V:N:M/Spatha", vector=128.0)
+    many, few = (time_op(replace(op, m=m), load("rtx-3090"), get_engine("vllm")) for m in (4096.0, 1.0))
+    assert (many.basis, few.basis) == ("CALIBRATED", "EXTRAPOLATED")
+    # Weights alone: 4,096 x 4,096 x 0.5625 B at most at the card's 936 GB/s.
+    assert few.total_s > 4096 * 4096 * 0.5625 / 936e9
+
+
+@pytest.mark.parametrize(
+    ("pattern", "shape", "expected"),
+    [
+        # Starts of 1 us beside 3 us of weights; the gate whole and half of up and down.
+        ("CATS", KernelShape(keep=0.5, n=3.0, k=1e6, whole=1 / 3, matrices=3.0), 4.0 / 3.0),
+        ("CATS", KernelShape(keep=0.5, n=1.0, k=1e6), (1 / 3 + 1) / (1 / 3 + 0.5)),
+        ("ProSparse", KernelShape(keep=0.25, n=1.0, k=1e6), (1.0 + 1.0) / (1.0 + 0.25)),
+        # 4 x 0.5 flop a pair.
+        ("NSA", KernelShape(keep=0.25, pairs=1e6, rows=0.0, head_dim=0.5), (1.0 + 2.0) / (1.0 + 0.5)),
+    ],
+)
+def test_speed_ups_by_hand(pattern, shape, expected):
+    """Coefficients of 1, 1 us a start, on a device of 2e12 B/s and 1e12 flop/s: a matrix of 1e6 takes 1 us."""
+    rates_ = Rates(math=1e12, vector=1e12, hbm=2e12, sm=1.0)
+    names_ = ("launch_s", "stream", "math", "gate", "kept", "pairs", "row")
+    coef = {f"{side}_{n}": 1e-6 if n == "launch_s" else 1.0 for side in ("dense", "sparse") for n in names_}
+    fit = Fit("sparse", "any", pattern, "any", coef, None, 0, (), "", Residual(0.1, 0.1, -0.1, 0.1))
+    assert speedup(pattern, shape, rates_, fit) == pytest.approx(expected)
+
+
+def test_sputnik_and_spatha_by_hand():
+    """Non-zeros, the union of 8 rows, output and row work add up; Spatha's three products do, beside its operand."""
+    rates_ = Rates(math=1e12, vector=1e12, hbm=2e12, sm=1.0)
+    coef = dict.fromkeys([f"dense_{n}" for n in ("math", "stream")], 0.0) | {"dense_launch_s": 1.0}
+    shape = KernelShape(keep=0.5, m=128.0, n=64.0, k=4.0, vector=128.0)
+    flop = 2.0 * 128 * 64 * 4
+    one = dict.fromkeys(["sparse_nonzero", "sparse_union", "sparse_out", "sparse_row"], 1.0) | {"sparse_launch_s": 0.0}
+    union = 1 - 0.5**8
+    sputnik = (0.5 * flop + union * flop / 8 / 128) / 1e12 + 2 * 128 * 64 / 2e12 + 128 * 64 * 2.0 * 2 / 1e12
+    fit = Fit("sparse", "any", "Sputnik", "any", coef | one, None, 0, (), "", Residual(0.1, 0.1, -0.1, 0.1))
+    assert speedup("Sputnik", shape, rates_, fit) == pytest.approx(1.0 / sputnik)
+    one = dict.fromkeys([f"sparse_{n}" for n in ("math", "waves", "reload", "out", "operand")], 1.0)
+    fit = replace(fit, dtype="V:N:M", coefficients=coef | one | {"sparse_launch_s": 0.0})
+    # One tile of 128 x 64 is the product: its wave costs what its flop do.
+    spatha = 3 * 0.5 * flop / 1e12 + 2 * (128 * 64 + 128 * 4) / 2e12
+    assert speedup("V:N:M", shape, rates_, fit) == pytest.approx(1.0 / spatha)
