@@ -149,7 +149,7 @@ def kernel_time(kernel: KernelScenario) -> KernelTime:
     # A paper times its own kernels with its own clock: the spread between sources is part of the interval.
     times = [time_op(op, group.device, group.engine)._replace(stands_in=True) for op in ops]
     waits = float(group.engine.exposed_s(group.device, sum(np.sum(alone_of(op, group.engine)) for op in ops)))
-    dense = [op for op in group.dense.lowering.ops(kernel.step) if _matches(op, kernel.ops)]
+    dense = [op for op in group.twin.lowering.ops(kernel.step) if _matches(op, kernel.ops)]
     sums = Sums.of(group, times, by)
     return KernelTime(
         group,

@@ -14,8 +14,10 @@ from simulator.inference.status import Status
 from simulator.model.formats import GROUPS, choose
 from simulator.model.spec import ModelSpec
 from simulator.ops.module import AttentionModule
+from simulator.ops.ops import Op
+from simulator.ops.part import OpPart
 from simulator.ops.step import decode_step, prefill_step
-from simulator.policies import Policies
+from simulator.policies import Policies, Policy
 from simulator.roofline.engine import Engine, get_engine
 from simulator.roofline.timing import measured_as_module, time_op
 from simulator.scenario.catalogue import CATALOGUE, fits
@@ -41,7 +43,7 @@ class Group:
     ignore_context: bool = False
     trace: Trace | None = None
     modules: bool | None = None
-    """Whether blocks measured as a whole answer; None: where every policy and the dense model were measured."""
+    """Whether blocks measured as a whole answer; None: where they can."""
     quality: QualityFile | None = None
 
     @classmethod
@@ -87,9 +89,9 @@ class Group:
 
     @cached_property
     def as_modules(self) -> bool:
-        """Whether the engine was measured with the attention blocks of this group as a whole.
+        """Whether the attention blocks of this group are those its engine was measured with as a whole, in both phases.
 
-        Both phases, with the policies and without: what is compared is timed alike.
+        A policy that leaves the blocks alone keeps them; one that works inside them has to be measured, too.
         """
         if self.modules is not None:
             return self.modules
@@ -97,21 +99,28 @@ class Group:
         for layer, _ in self.model.layer_groups():
             # A module was measured with one format of its projections.
             plain = plain and len({layer.formats.of(m) for m in GROUPS["attention"] if m in layer.matrices}) == 1
-        if not plain or not all(policy.modules for policy in self.policies.members):
+        if not plain:
+            return False
+        whole = Lowering(
+            self.model, Policies(), self.fmt, KV_FORMATS[self.kv_dtype], self.tp, self.ep, self.trace, as_modules=True
+        )
+        mine = Policies(tuple(p for p in self.policies.members if not _spares(p, whole)))
+        if not all(policy.modules for policy in mine.members):
             return False
         steps = prefill_step(1.0, 2.0), decode_step(1.0, 2.0)
-        kv = KV_FORMATS[self.kv_dtype]
-        cut = (
-            Lowering(self.model, p, self.fmt, kv, self.tp, self.ep, as_modules=True)
-            for p in (self.policies, Policies())
-        )
+        cut = (replace(whole, policies=p) for p in (mine, Policies()))
         blocks = [op for low in cut for step in steps for op in low.ops(step) if isinstance(op, AttentionModule)]
         return all(measured_as_module(op, self.device, self.engine) for op in blocks)
 
     @cached_property
     def dense(self) -> Group:
-        """The same group without policies."""
-        return replace(self, policies=Policies(), trace=None, modules=self.as_modules)
+        """The same group without policies: one answer, whatever was asked beside it."""
+        return replace(self, policies=Policies(), trace=None)
+
+    @cached_property
+    def twin(self) -> Group:
+        """The dense group in the ops of this one: what kernel by kernel is compared with."""
+        return self.dense if self.dense.as_modules == self.as_modules else replace(self.dense, modules=self.as_modules)
 
     @cached_property
     def transferred(self) -> bool:
@@ -153,6 +162,17 @@ class Group:
         """What to say where prompt and output are longer than the model allows."""
         limit = self.model.max_context
         return f"prompt + output exceed the model's {limit} tokens; shorten them or add --ignore-context-limit"
+
+
+def _spares(policy: Policy, whole: Lowering) -> bool:
+    """Whether `policy` leaves the ops of long contexts' attention blocks as they are."""
+
+    def block(policies: Policies) -> list[Op]:
+        low = replace(whole, policies=policies, as_modules=False)
+        ops = [op for step in (prefill_step(1.0, 32768.0), decode_step(8.0, 32768.0)) for op in low.ops(step)]
+        return [op for op in ops if op.part in (OpPart.ATTENTION, OpPart.PROJECTIONS)]
+
+    return block(Policies((policy,))) == block(Policies())
 
 
 def runnable(scenario: Scenario) -> Group:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING
@@ -290,6 +290,11 @@ class Sums:
             {key: _taken(x, back) for key, x in self.changed_s.items()},
         )
 
+    def scaled(self, factor: Array) -> Sums:
+        """The sums of ops that take `factor` times as long."""
+        changed = {key: x * factor for key, x in self.changed_s.items()}
+        return replace(self, gpu_s=self.gpu_s * factor, changed_s=changed, _details=lambda: self.details.scaled(factor))
+
     @cached_property
     def details(self) -> Details:
         """What the interval and the breakdown are made of."""
@@ -353,6 +358,17 @@ class Details:
             self.errors.each(lambda width: _taken(width, back)),
         )
 
+    def scaled(self, factor: Array) -> Details:
+        """The details of ops that take `factor` times as long."""
+        return replace(
+            self,
+            math_s=self.math_s * factor,
+            moved_s=self.moved_s * factor,
+            gathered_s=self.gathered_s * factor,
+            shares_s={bound: x * factor for bound, x in self.shares_s.items()},
+            errors=self.errors.scaled(factor),
+        )
+
     def __add__(self, other: Details) -> Details:
         return Details(
             self.math_s + other.math_s,
@@ -369,8 +385,18 @@ def _taken(x: Array, back: np.ndarray) -> Array:
 
 
 def finished(group: Group, step: Step, sums: Sums, times: tuple[OpTime, ...] = ()) -> StepTime:
-    """A step whose ops add up to `sums`, in the engine's hands."""
+    """A step whose ops add up to `sums`, in the engine's hands.
+
+    Where the engine was measured with whole attention blocks but not with what a policy makes of them, the policy's
+    ops are timed one by one, and take as long as those of the dense model do in its measured blocks:
+    ``t = ops(policy) * modules(dense) / ops(dense)``.
+    """
     engine, device = group.engine, group.device
+    if group.twin is not group.dense:
+        factor = step_time(group.dense, step).gpu_s / step_time(group.twin, step).gpu_s
+        names = ("total_s", "math_s", "memory_s", "link_s", "launch_s")
+        sums = sums.scaled(factor)
+        times = tuple(t._replace(**{name: getattr(t, name) * factor for name in names}) for t in times)
     wanted = engine.graph_prefill if step.prefills else engine.graph_decode
     mode = "graph" if wanted and sums.graph_safe else "graph split" if wanted else "eager"
     floor = maximum(sums.read_bytes - device.l2_bytes, 0.0) * (1.0 / device.hbm_bytes_per_s)

@@ -86,6 +86,14 @@ class Errors:
 
         return Errors({family: (both(lo), both(hi)) for family, (lo, hi) in self.families.items()}, self.basis)
 
+    def scaled(self, factor: Array) -> Errors:
+        """The errors of ops that take `factor` times as long."""
+
+        def both(widths: Widths) -> Widths:
+            return widths[0] * factor, None if widths[1] is None else widths[1] * factor * factor
+
+        return Errors({family: (both(lo), both(hi)) for family, (lo, hi) in self.families.items()}, self.basis)
+
     def interval(self, step_s: Array, sigma: float, density_s: Array = 0.0, density_sigma: float = 0.0) -> Interval:
         """Interval of a step of `step_s` seconds that runs the ops.
 

@@ -14,6 +14,7 @@ from simulator.device.fits import Basis
 from simulator.fitting import module as fitting
 from simulator.fitting.asked import predicted
 from simulator.inference.group import Group, group_of
+from simulator.inference.step import step_time
 from simulator.ops.module import AttentionModule
 from simulator.ops.step import Step, decode_step, prefill_step
 from simulator.ops.traffic import Operand
@@ -265,6 +266,29 @@ def test_dense_and_dsa_are_timed_alike_where_the_engine_was_measured_with_both()
     assert not group(model="llama-2-7b", policy="dense", tp=1).as_modules
     other = group(policy="mustafar(keep=0.5)", model="llama-2-7b", tp=1)
     assert not other.dense.as_modules
+
+
+def test_one_dense_answer_whatever_policy_is_asked_beside_it():
+    """A policy that spares the blocks keeps the modules; one that works inside them is scaled as its dense twin is."""
+    steps = prefill_step(1.0, 4096.0), decode_step(64.0, 8192.0)
+    asked = {name: group(policy=name) for name in ("dsa", "expert_pruning", "mixture_of_depths", "dense")}
+    assert {name: g.as_modules for name, g in asked.items()} == {
+        "dsa": True,
+        "expert_pruning": True,
+        "mixture_of_depths": False,
+        "dense": True,
+    }
+    for step in steps:
+        dense = {float(step_time(g.dense, step).total_s) for g in asked.values()}
+        assert dense == {float(step_time(asked["dense"], step).total_s)}
+    inside = asked["mixture_of_depths"]
+    bare, twin = replace(inside, modules=False), replace(inside.dense, modules=False)
+    for step in steps:
+        one, all_ = step_time(inside, step), step_time(inside.dense, step)
+        assert one.gpu_s / all_.gpu_s == pytest.approx(step_time(bare, step).gpu_s / step_time(twin, step).gpu_s)
+        assert one.lo_s < one.total_s < one.hi_s
+        assert sum(one.shares_s.values()) == pytest.approx(one.total_s)
+        assert sum(t.total_s for t in one.ops) == pytest.approx(one.gpu_s)
 
 
 def test_memory_counts_the_same_weights_with_and_without_modules():
