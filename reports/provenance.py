@@ -45,9 +45,9 @@ GENERAL = (
 
 def not_modelled(policies: Iterable[str], general: Sequence[str] = GENERAL) -> Section:
     """What the predictions leave out, policy by policy and in general."""
-    from simulator.policies import parse
+    from simulator.policies import parse, without_kernel
 
-    members = {m.name: m for p in policies for m in parse(p).members}
+    members = {m.name: m for p in policies for m in parse(without_kernel(p)).members}
     rows = tuple(
         (Cell(name), Cell(m.summary), Cell(m.not_modelled or "nothing that is known"), Cell(m.citation))
         for name, m in members.items()

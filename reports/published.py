@@ -23,9 +23,9 @@ def touched_claims(policies: Iterable[str]) -> Section | None:
     from simulator.claims.judge import judge
     from simulator.claims.rows import committed
     from simulator.claims.statistics import summary
-    from simulator.policies import POLICIES, parse
+    from simulator.policies import POLICIES, parse, without_kernel
 
-    names = {m.name for p in policies for m in parse(p).members}
+    names = {m.name for p in policies for m in parse(without_kernel(p)).members}
     names = {n for n in names if n in POLICIES}
     if not names:
         return None

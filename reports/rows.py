@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import numpy as np
 
 from simulator.base.errors import InputError
 from simulator.inference.status import STATUSES, Status
+from simulator.policies import IDEAL, in_kernel
 from simulator.results.answer import Rows, Words, from_columns, read_column
 from simulator.results.columns import COLUMNS, SCHEMA_VERSION, arrow_schema
 
@@ -54,6 +55,8 @@ class Sweep:
         Sizes are exact (float64); times, bytes and ratios have float32's seven digits.
     plan : dict
         Grids, profile hashes and versions as the sweep wrote them.
+    bounds : int
+        Rows of ideal kernels, which are no choice and left out [-].
     """
 
     path: Path
@@ -61,6 +64,7 @@ class Sweep:
     command: str
     plan: Mapping[str, Any]
     traces: Mapping[str, str]
+    bounds: int = 0
 
     @property
     def n(self) -> int:
@@ -175,7 +179,21 @@ def read(path: Path) -> Sweep:
         raise InputError(f"its plan is not JSON ({error}); sweep again", where=where) from None
     if not _is_plan(plan) or not isinstance(traces, dict):
         raise InputError("its plan is not as a sweep writes it; sweep again", where=where)
-    return Sweep(path, from_columns(columns), metadata.get("shadowline.command", ""), plan, traces)
+    rows = from_columns(columns)
+    bound = rows.kernel.is_(IDEAL)
+    if bound.all():
+        raise InputError("holds bounds alone, which nobody can run; sweep again without --kernel ideal", where=where)
+    if bound.any():
+        rows = rows.take(np.flatnonzero(~bound))
+    rows = replace(rows, policy=_in_kernels(rows.policy, rows.kernel))
+    return Sweep(path, rows, metadata.get("shadowline.command", ""), plan, traces, int(bound.sum()))
+
+
+def _in_kernels(policy: Words, kernel: Words) -> Words:
+    """Policies with their kernel, where that is not the one they mean."""
+    pairs, codes = np.unique(np.stack([policy.codes, kernel.codes]), axis=1, return_inverse=True)
+    names = [in_kernel(policy.words[int(p)], kernel.words[int(k)] if k >= 0 else "") for p, k in pairs.T]
+    return Words(codes.ravel().astype(np.int32), names)
 
 
 def _problem(columns: Mapping[str, Any]) -> str:

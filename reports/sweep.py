@@ -257,6 +257,8 @@ def _assumptions(a: Advice) -> tuple[str, ...]:
         "Prices are list prices of the profiles; loss of quality is measured, published or carried over from other"
         f" models (EXTRAPOLATED), and {LOSS_UNKNOWN} is not none.",
     ]
+    if s.bounds:
+        texts.append(f"{plural(s.bounds, 'row')} of ideal kernels, bounds that nobody can run, left out.")
     if beyond:
         texts.append("Lengths beyond a model's context are predicted on, as extrapolated.")
     return tuple(texts)

@@ -4,7 +4,17 @@ Ours register through the same entry points (group ``shadowline.policies``) as a
 """
 
 from simulator.policies.base import Aspect, Compatibility, Context, KvLayout, Policy
-from simulator.policies.grammar import FREE, POLICIES, Policies, expand, free_names, in_kernel, parse, split
+from simulator.policies.grammar import (
+    FREE,
+    POLICIES,
+    Policies,
+    expand,
+    free_names,
+    in_kernel,
+    parse,
+    split,
+    without_kernel,
+)
 from simulator.policies.kernel import IDEAL, PUBLISHED, Kernel
 
 __all__ = [
@@ -24,4 +34,5 @@ __all__ = [
     "in_kernel",
     "parse",
     "split",
+    "without_kernel",
 ]

@@ -137,8 +137,14 @@ def expand(text: str) -> list[Policies]:
 
 
 def in_kernel(policy: str, kernel: str) -> str:
-    """Spelling of a policy with its kernel, where that is not the one its parameters mean."""
-    return policy if kernel in ("", parse(policy).kernel) else f"{policy}, {kernel} kernel"
+    """Spelling of a policy with its kernel, where that is not the one its parameters mean; one that has it stays."""
+    named = without_kernel(policy) != policy
+    return policy if named or kernel in ("", parse(policy).kernel) else f"{policy}, {kernel} kernel"
+
+
+def without_kernel(label: str) -> str:
+    """Spelling of the policy in what `in_kernel` made; a spelling holds no space."""
+    return label.partition(", ")[0]
 
 
 def free_names() -> list[str]:

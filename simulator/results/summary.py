@@ -13,7 +13,7 @@ import numpy as np
 from simulator.base import console
 from simulator.base.interval import Interval
 from simulator.inference.status import Status
-from simulator.policies import in_kernel
+from simulator.policies import IDEAL, in_kernel
 from simulator.results.answer import Row, Rows
 from simulator.results.loss import LOSS_UNKNOWN, UNIT, front
 from simulator.results.verdict import RULE, Tally, figure, tally, wins
@@ -111,7 +111,8 @@ class Summary:
     def best(self) -> list[Row]:
         """Row with most tokens/s per GPU of every model and device, dense or one that wins over it.
 
-        Where dense was not asked for or does not fit, policies have nothing to win over: the fastest of them.
+        Where dense was not asked for or does not fit, policies have nothing to win over: the fastest of them. An ideal
+        kernel is a bound that nobody can run, so it is the best only where nothing else was asked.
         """
         of: dict[tuple[str, str], list[Row]] = {}
         alone: dict[tuple[str, str], list[Row]] = {}
@@ -123,7 +124,8 @@ class Summary:
             if chosen is not None:
                 of.setdefault(at, []).append(chosen)
         dense = {key[:2] for key, found in self.found.items() if key[2] == "dense" and found.best is not None}
-        return [fastest(of[at] if at in dense else rows) for at, rows in alone.items()]
+        best = (of[at] if at in dense else rows for at, rows in alone.items())
+        return [fastest([row for row in rows if row.kernel != IDEAL] or rows) for rows in best]
 
     def tallies(self, *, largest: bool = False) -> list[Tally]:
         """What each policy does against dense at the same batch, or each at its largest, over the loads that fit."""

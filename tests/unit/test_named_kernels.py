@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,7 +26,7 @@ from simulator.policies.kernel import Evidence, table
 from simulator.policies.software import software
 from simulator.results.free import options
 from simulator.results.prediction import predict
-from simulator.results.swept import sweep
+from simulator.results.swept import sweep, write
 from simulator.scenario.grid import Grid
 from simulator.scenario.scenario import Scenario
 
@@ -139,6 +141,26 @@ def test_an_engine_that_runs_a_policy_in_its_own_kernel_has_that_for_the_publish
         assert predict(chosen).answer.speedup.mid > 1.1
     elsewhere = Scenario(model="llama-7b", device="a10", policy="nm24", engine="vllm")
     assert elsewhere.policies.kernel == "cusparselt"
+
+
+def test_a_bound_is_never_the_best_row_of_a_sweep_nor_in_a_report(tmp_path: Path) -> None:
+    from reports.advice import advise
+    from reports.rows import read
+
+    names = {"policy": ("dense", "nm24", "kivi(bits=2)"), "kernel": (PUBLISHED, IDEAL)}
+    grid = Grid(model=("llama-3.1-8b",), device=("h100-sxm",), batch=(1, 16), prompt_tokens=(4096,), **names)
+    best = sweep(grid).summary.best[0]
+    assert best.kernel != IDEAL
+    bound = sweep(Grid(model=grid.model, device=grid.device, policy=("nm24",), kernel=(IDEAL,)))
+    assert [row.kernel for row in bound.summary.best] == [IDEAL]
+    one = replace(grid, kernel=(PUBLISHED, "fused", IDEAL), policy=("dense", "kivi(bits=2)"))
+    write([one], tmp_path / "s.parquet", command="", quiet=True)
+    found = read(tmp_path / "s.parquet")
+    assert (found.n, found.bounds) == (6, 2)
+    assert advise(found).policies == ["kivi(bits=2)", "kivi(bits=2), fused kernel"]
+    write([replace(grid, kernel=(IDEAL,), policy=("nm24",))], tmp_path / "b.parquet", command="", quiet=True)
+    with pytest.raises(InputError, match="bounds alone"):
+        read(tmp_path / "b.parquet")
 
 
 # --- where it runs ---------------------------------------------------------------------------------------------
