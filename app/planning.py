@@ -14,7 +14,9 @@ import pandas as pd
 
 from simulator.base.console import milliseconds, number
 from simulator.base.interval import Interval
+from simulator.results import verdict
 from simulator.results.loss import short
+from simulator.results.verdict import Verdict
 
 SHOWN = (
     "device",
@@ -27,6 +29,8 @@ SHOWN = (
     "ttft_ms",
     "tpot_ms",
     "tokens_per_s",
+    "verdict",
+    "p_win",
     "basis",
     "meets",
 )
@@ -67,7 +71,7 @@ def plan(rows: pd.DataFrame, usd_per_h: Mapping[str, float], targets: Targets) -
         where met), meets, cost (what is minimised: rent per hour with a throughput target, else per token).
     """
     good = rows[rows["status"] == "ok"].copy()
-    for name in ("device", "policy", "basis", "bound", "reason", "status"):
+    for name in ("device", "policy", "verdict", "basis", "bound", "reason", "status"):
         good[name] = good[name].astype(object)
     good["gpus"] = good["tp"] * good["pp"]
     price = good["device"].map(dict(usd_per_h)).astype(float) * good["gpus"]
@@ -91,6 +95,18 @@ def plan(rows: pd.DataFrame, usd_per_h: Mapping[str, float], targets: Targets) -
 def best_of(found: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     """First row of every combination of `by`, in the plan's order."""
     return found.drop_duplicates(by)
+
+
+def recommended(found: pd.DataFrame) -> pd.Series:
+    """First row that is dense or wins over it; the first of all where dense is not among them."""
+    dense = found["policy"] == "dense"
+    return (found[dense | (found["verdict"] == Verdict.WINS)] if dense.any() else found).iloc[0]
+
+
+def against_dense(row: Mapping[Hashable, Any] | pd.Series) -> str:
+    """``wins, 1.35x dense (1.20-1.50, P(win) 0.99)`` at the row's batch."""
+    name = "throughput_speedup_same_batch"
+    return verdict.told(Interval(*(float(row[name + end]) for end in ("", "_lo", "_hi"))))
 
 
 def named(row: Mapping[Hashable, Any] | pd.Series) -> str:

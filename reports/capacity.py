@@ -15,6 +15,8 @@ from reports.served import Row, Served, read
 from reports.text import DASH, count, listed, ms, plural, share, wrapped
 from simulator.base.console import milliseconds, number
 from simulator.base.errors import ShadowlineError
+from simulator.results.verdict import Verdict
+from simulator.serving.beside import told_beside
 from simulator.serving.slo import METRICS
 
 if TYPE_CHECKING:
@@ -68,10 +70,12 @@ def compose(path: Path) -> Report:
 
 
 def recommended(served: Served) -> Row | None:
-    """A plan's first row; of runs, the cheapest per token of those that keep the promises, or keep up."""
+    """A plan's first row; of runs that keep the promises, or keep up, the cheapest that is dense or wins over it."""
     if served.search is not None:
         return served.rows[0] if served.rows else None
     good = [r for r in served.rows if keeps(r) and r["usd_per_mtoken"] is not None]
+    if any(r["policy"] == "dense" for r in good):
+        good = [r for r in good if r["policy"] == "dense" or r["verdict"] == Verdict.WINS]
     return min(good, key=lambda r: r["usd_per_mtoken"], default=None)
 
 
@@ -162,9 +166,14 @@ def answer(served: Served, best: Row | None) -> str:
                 else f"Of {plural(len(served.rows), 'run')} {bad} {'does' if bad == 1 else 'do'} not"
             ) + _because(over, bad)
         else:
-            second = f"All {len(served.rows)} runs do; it is the cheapest per token"
-        return f"{first}. {second}."
-    return f"{first}. {_against_dense(served, best)}"
+            second = f"All {len(served.rows)} runs do; it is the cheapest per token of dense and what wins over it"
+        return f"{first}. {second}.{_beside(best)}"
+    return f"{first}. {_against_dense(served, best)}{_beside(best)}"
+
+
+def _beside(best: Row) -> str:
+    text = told_beside(best)
+    return f" {text}." if text else ""
 
 
 def _because(over: int, bad: int) -> str:

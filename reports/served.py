@@ -18,7 +18,20 @@ from simulator.serving.output import COLUMNS, RECORDS, SCHEMA_VERSION
 from simulator.serving.slo import Promise, parse_slo
 
 Row = Mapping[str, Any]
-TEXT = ("model", "device", "policy", "kernel", "engine", "dtype", "kv_dtype", "scheduler", "router", "status", "basis")
+TEXT = (
+    "model",
+    "device",
+    "policy",
+    "kernel",
+    "engine",
+    "dtype",
+    "kv_dtype",
+    "scheduler",
+    "router",
+    "status",
+    "basis",
+    "verdict",
+)
 FLAGS = ("meets_slo",)
 GIVEN = ("tp", "pp", "ep", "replicas", "prefill_replicas", "gpus", "requests", "usd_per_h", "kv_share_mean")
 """Numbers that are never null."""

@@ -121,6 +121,7 @@ def show(found: Plan, name: str, slo: str, objective: str, seconds: float, quali
     """The answer, the best of every device and policy, the front, and what was left out."""
     from simulator.policies import in_kernel
     from simulator.results.quality import loss_named
+    from simulator.serving.beside import told_beside
     from simulator.serving.slo import parse_slo
 
     num, ms = console.number, console.milliseconds
@@ -156,6 +157,8 @@ def show(found: Plan, name: str, slo: str, objective: str, seconds: float, quali
                 f" {runs['usd_per_h']:.2f} USD/h: {runs['launch']}"
             )
     console.out(_how_sure(best, parse_slo(slo)))
+    if best["policy"] != "dense":
+        console.out(told_beside(best))
     dense = [r for r in found.rows if r["policy"] == "dense"]
     if best["policy"] == "dense" and len(found.by_policy) > 1:
         console.out("no policy saves anything against dense under these promises")

@@ -184,9 +184,12 @@ def command(
 def show(rows: Sequence[dict[str, Any]], name: str, *, searched: bool = False) -> None:
     """The answer in a sentence, then latencies, then load and cost of every run."""
     from simulator.policies import in_kernel
+    from simulator.serving.beside import told_beside
 
     for row in rows:
         console.out(_sentence(row, name, searched=searched))
+    for beside in dict.fromkeys(filter(None, map(told_beside, rows))):
+        console.out(beside)
     console.out()
     ms = console.milliseconds
     console.table(

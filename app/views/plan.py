@@ -105,7 +105,7 @@ def _tell(found: pd.DataFrame, targets: Targets) -> None:
             icon=":material/near_me:",
         )
         return
-    top = good.iloc[0]
+    top = planning.recommended(good)
     hour = (
         f"${number(top['usd_per_h'])} an hour for {int(top['replicas'])} x {int(top['gpus'])} GPUs, "
         if (targets.tokens_per_s)
@@ -122,7 +122,10 @@ def _tell(found: pd.DataFrame, targets: Targets) -> None:
             st.markdown("No dense deployment meets the targets.")
         else:
             saved = 1.0 - top["cost"] / dense.iloc[0]["cost"]
-            st.markdown(f"That is {saved:.0%} cheaper than the cheapest dense one, {planning.named(dense.iloc[0])}.")
+            st.markdown(
+                f"That is {saved:.0%} cheaper than the cheapest dense one, {planning.named(dense.iloc[0])}. At its own"
+                f" batch: {planning.against_dense(top)}."
+            )
 
 
 def _draw(found: pd.DataFrame, targets: Targets) -> None:

@@ -119,7 +119,7 @@ def _ends(speedup: Interval[float], dash: str = "-") -> str:
 def as_chance(speedup: Interval[float]) -> str:
     """P(win) with two digits, never as sure as 0 or 1 where it is not."""
     p = float(speedup.above(1.0))
-    return f"{p:.0f}" if p in (0.0, 1.0) else f"{min(max(p, 0.01), 0.99):.2f}"
+    return f"{min(max(p, 0.01), 0.99):.2f}" if speedup.lo < speedup.hi else f"{p:g}"
 
 
 def everywhere(speedup: Speedups) -> str:

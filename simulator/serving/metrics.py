@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from simulator.inference.evaluate import BUSY_SHARE, IDLE_SHARE
+from simulator.serving.beside import beside_dense
 from simulator.serving.fleet import Outcome
 from simulator.serving.slo import METRICS, QUANTILES, STATISTICS, Promise
 from simulator.serving.tabulate import basis_of
@@ -251,4 +252,7 @@ def summary(outcome: Outcome, slo: Sequence[Promise] = ()) -> dict[str, Any]:
         "usd_per_mtoken": deployment.usd_per_s * time / tokens * 1e6,
         "simulated_per_s": len(requests) / outcome.seconds if outcome.seconds else None,
     }
-    return row
+    # Little's law: tokens per second and replica times the time of each.
+    each = row["tpot_p50_s"]
+    running = deployment.scheduler.max_num_seqs if each is None else tokens / time / deployment.replicas * each
+    return row | beside_dense(deployment, requests, min(running, deployment.scheduler.max_num_seqs))

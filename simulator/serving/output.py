@@ -78,6 +78,11 @@ COLUMNS: Mapping[str, tuple[str, str]] = {
     "usd_per_h": ("USD/h", "list price of the fleet"),
     "usd_per_mtoken": ("USD", "rent over the makespan per million output tokens"),
     "simulated_per_s": ("1/s", "requests simulated per second of processor time"),
+    "speedup": ("", "throughput over dense of a static batch of the mean load; null for dense, as the next three"),
+    "speedup_lo": ("", "its 5 % quantile"),
+    "speedup_hi": ("", "its 95 % quantile"),
+    "p_win": ("", "probability that it is above 1"),
+    "verdict": ("", "wins | loses | as fast as dense | undecided; empty for dense"),
 }
 """Columns of a run's row: unit and meaning; ``serve --json`` and ``plan --json`` give them."""
 SERVE_COLUMNS: Mapping[str, tuple[str, str]] = {
