@@ -41,8 +41,14 @@ def learned(rows: Iterable[Judged]) -> dict[str, Spread]:
     """Spread of every family that has published speed-ups, and of `ANY`.
 
     A row's log error is ``|ln(published / predicted)| / share``; ``1.645 sigma`` is the 0.9 quantile of a family's
-    errors, its papers weighing the same and all families together as one more: with few papers the others count.
+    errors, its papers weighing the same and all families together as one more, times Student's factor of so many
+    papers over the normal one: what few papers teach is less sure.
     """
+    from scipy.stats import t as student
+
+    def sigma(w: np.ndarray, papers: int) -> float:
+        return _quantile(error, w) * float(student.ppf(0.95, papers)) / Z90**2
+
     known = [r for r in rows if r.changed and r.share >= LEAST_SHARE and r.speedup]
     papers, families = np.array([r.paper for r in known]), np.array([r.changed for r in known])
     error = np.abs(np.log([(r.published_speedup or np.nan) / (r.speedup or np.nan) for r in known]))
@@ -53,8 +59,8 @@ def learned(rows: Iterable[Judged]) -> dict[str, Spread]:
         of = families == family
         w, n = all_.copy(), len(set(papers[of]))
         w[of] += n * np.array(weights(list(papers[of])))
-        out[family] = Spread(_sigma(error, w), n, int(of.sum()))
-    out[ANY] = Spread(_sigma(error, all_), len(set(papers)), len(known))
+        out[family] = Spread(sigma(w, n + 1), n, int(of.sum()))
+    out[ANY] = Spread(sigma(all_, len(set(papers))), len(set(papers)), len(known))
     return out
 
 
@@ -80,7 +86,8 @@ def write(path: Path, spreads: Mapping[str, Spread], date: str) -> None:
         raise InputError(f"cannot write {path}: {reason(error)}", where="--spread") from None
 
 
-def _sigma(error: np.ndarray, w: np.ndarray) -> float:
+def _quantile(error: np.ndarray, w: np.ndarray) -> float:
+    """The 0.9 quantile with weights `w`, every error in the middle of its own."""
     order = np.argsort(error)
     below = np.cumsum(w[order]) - 0.5 * w[order]
-    return float(np.interp(0.9 * w.sum(), below, error[order]) / Z90)
+    return float(np.interp(0.9 * w.sum(), below, error[order]))
