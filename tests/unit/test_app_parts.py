@@ -97,6 +97,7 @@ def rows(**columns) -> pd.DataFrame:
     default = {
         "device": ["a"] * n,
         "policy": ["dense"] * n,
+        "verdict": ["wins"] * n,
         "basis": ["CALIBRATED"] * n,
         "bound": ["compute"] * n,
         "reason": [None] * n,
@@ -148,6 +149,23 @@ def test_a_time_that_is_not_known_meets_no_target():
     # Only the row of one output token keeps both; it has no time between tokens.
     assert found["meets"].tolist() == [True, False, False]
     assert found["output_tokens"][0] == 1
+
+
+def test_a_policy_that_is_not_sure_to_win_is_not_recommended():
+    """Cheapest first: an undecided policy, a winning one, dense. Without dense there is nothing to win over."""
+    found = planning.plan(
+        rows(
+            policy=["quest", "w4a16", "dense"],
+            verdict=["undecided", "wins", "not known"],
+            tokens_per_s=[300.0, 200.0, 100.0],
+        ),
+        {"a": 1.0},
+        Targets(),
+    )
+    assert found.iloc[0]["policy"] == "quest"
+    assert planning.recommended(found)["policy"] == "w4a16"
+    assert planning.recommended(found[found["policy"] != "w4a16"])["policy"] == "dense"
+    assert planning.recommended(found[found["policy"] == "quest"])["policy"] == "quest"
 
 
 def test_rows_that_do_not_fit_are_no_plan():
