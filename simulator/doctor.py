@@ -39,7 +39,17 @@ EXTRAS = {
 }
 """What each optional part of the project is for."""
 
-DATA_FILES = ("gemm", "attention", "collective", "moe", "elementwise", "sparse_attention", "sparse_kernels", "e2e")
+DATA_FILES = (
+    "gemm",
+    "attention",
+    "collective",
+    "moe",
+    "elementwise",
+    "sparse_attention",
+    "linear_attention",
+    "sparse_kernels",
+    "e2e",
+)
 """Measured tables that validate and a refit read, as ``<name>.parquet`` in ``$SHADOWLINE_DATA``."""
 
 MOST_SHOWN = 130

@@ -14,8 +14,11 @@ from simulator.base.errors import ShadowlineError
 from simulator.device.catalogue import load
 from simulator.device.fits import Fit
 from simulator.device.types import Device
+from simulator.fitting.linear_attention import FIXED as LINEAR_FIXED
+from simulator.fitting.linear_attention import op_of as _linear
 from simulator.fitting.module import FIXED as MODULE_FIXED
 from simulator.fitting.module import op_of as _module
+from simulator.ops.linear_attention import LinearAttention
 from simulator.ops.module import AttentionModule
 from simulator.ops.ops import Attention, Collective, Elementwise, Linear, Moe
 from simulator.roofline.collective import link_bytes
@@ -26,7 +29,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 ROLE = "measured"
-Asked = Linear | Attention | AttentionModule | Moe | Collective | Elementwise
+Asked = Linear | Attention | AttentionModule | LinearAttention | Moe | Collective | Elementwise
 
 
 def _column(rows: pd.DataFrame, name: str) -> np.ndarray:
@@ -115,6 +118,7 @@ OPS: Mapping[str, tuple[tuple[str, ...], Callable[[pd.DataFrame], Asked]]] = {
     "gemm": (("dtype",), _gemm),
     "attention": (("phase", "dtype", "kv_dtype", "head_dim", "window"), _attention),
     "module": (MODULE_FIXED, _module),
+    "linear_attention": (LINEAR_FIXED, _linear),
     "moe": (("dtype", "gated", "distribution"), _moe),
     "collective": (("op", "n_gpus", "n_nodes"), _collective),
     "elementwise": (("kind",), _elementwise),

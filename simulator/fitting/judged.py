@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from simulator.device.fits import Fit
 
-KERNEL_KINDS = ("gemm", "attention", "collective", "moe", "elementwise", "sparse_attention")
+KERNEL_KINDS = ("gemm", "attention", "collective", "moe", "elementwise", "sparse_attention", "linear_attention")
 FAMILIES = {"sparse_attention": "module"}
 """Family, and module of `simulator.fitting`, of a kind of measured rows that is not named as it is."""
 SMALLEST = 50
@@ -67,6 +67,8 @@ TEXTS = (
     "mla_dtype",
     "gemm_dtype",
     "compress_ratio",
+    "kind",
+    "kernel_source",
 )
 COUNTS = (
     "batch",
@@ -312,7 +314,7 @@ def _left_out(module: Any, rows: pd.DataFrame, column: str) -> Iterator[Judged]:
 
 def _measured_elsewhere(rows: pd.DataFrame, left_out: Any) -> Any:
     """Whether `SMALLEST` rows of the same device and format (fp16 and bf16 are one) are left to fit on."""
-    keys = [k for k in ("device", "dtype", "kv_dtype", "phase", "op", "module") if k in rows]
+    keys = [k for k in ("device", "dtype", "kv_dtype", "phase", "op", "module", "kernel_part") if k in rows]
     label = rows[keys].astype(str).replace("fp16", "bf16").agg("|".join, axis=1)
     return (label.map(label[~left_out].value_counts()).fillna(0) >= SMALLEST).to_numpy()
 

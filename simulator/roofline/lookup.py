@@ -11,6 +11,7 @@ from simulator.base.dtypes import DType
 from simulator.base.errors import UnsupportedError
 from simulator.device.fits import ANY, LOCAL, VENDOR, Basis, Fit
 from simulator.device.types import Device
+from simulator.ops.linear_attention import LinearAttention
 from simulator.ops.module import AttentionModule
 from simulator.ops.ops import Attention, Collective, Elementwise, Linear, Moe
 
@@ -31,6 +32,15 @@ NEAR_DTYPES: Mapping[str, tuple[str, ...]] = {
     "decode.bf16": ("decode.fp8",),
     "decode.fp8": ("decode.bf16",),
     "decode.fp8.fp8": ("decode.fp8", "decode.bf16"),
+    **{
+        f"{part}.{kind}.{phase}": (
+            f"{part}.{other}.{phase}",
+            *((f"{part}.{kind}.decode",) if phase == "verify" else ()),
+        )
+        for part in ("scan", "conv")
+        for kind, other in (("gdn", "kda"), ("kda", "gdn"), ("mamba2", "gdn"))
+        for phase in ("prefill", "decode", "verify")
+    },
 }
 """Formats whose kernels behave alike, nearest first; used when a device has no fit of its own."""
 
@@ -81,7 +91,9 @@ class Found:
     stands_in: bool
 
 
-def key_of(op: Linear | Attention | AttentionModule | Moe | Collective | Elementwise) -> tuple[str, str]:
+def key_of(
+    op: Linear | Attention | AttentionModule | LinearAttention | Moe | Collective | Elementwise,
+) -> tuple[str, str]:
     """(family, format or operation) under which the kernels of `op` are fitted."""
     if isinstance(op, Linear):
         return "gemm", op.fmt.name
@@ -89,10 +101,17 @@ def key_of(op: Linear | Attention | AttentionModule | Moe | Collective | Element
         return "attention", attention_key("decode-mla" if op.latent else op.phase, op.math, op.kv_element_bytes)
     if isinstance(op, AttentionModule):
         return "module", module_key(op)
+    if isinstance(op, LinearAttention):
+        return "linear_attention", linear_key(op)
     if isinstance(op, Moe):
         return "moe", op.fmt.name
     # Of a streaming kernel only the bytes count, whatever their format.
     return ("collective", op.op) if isinstance(op, Collective) else ("elementwise", "bf16")
+
+
+def linear_key(op: LinearAttention) -> str:
+    """Key of linear attention: recurrence or convolution, rule of the state, phase."""
+    return f"{op.kernel_part}.{op.kind}.{op.phase}"
 
 
 def module_key(op: AttentionModule) -> str:
@@ -194,7 +213,7 @@ def lookup(device: Device, family: str, key: str, library: str | None = None) ->
     return Found(fit, Basis.DATASHEET if alone else Basis.EXTRAPOLATED, stands_in=True)
 
 
-ANOTHER_SIGMA: Mapping[str, float] = {"module": 0.45}
+ANOTHER_SIGMA: Mapping[str, float] = {"module": 0.45, "linear_attention": 0.3}
 """Log standard deviation added to a fit of another engine's kernels, by family [-].
 
 Median miss of a module by another engine's fit is 25 %, see docs/calibration_sparse_attention.md; kernels of the other

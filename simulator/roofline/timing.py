@@ -15,6 +15,7 @@ from simulator.base.errors import UnsupportedError
 from simulator.device.catalogue import Device
 from simulator.device.fits import ANY, Basis, Fit, Residual
 from simulator.ops.dense import dense_of
+from simulator.ops.linear_attention import LinearAttention
 from simulator.ops.module import AttentionModule
 from simulator.ops.ops import Attention, Collective, Elementwise, Linear, Moe, Op
 from simulator.ops.traffic import Operand
@@ -25,6 +26,7 @@ from simulator.roofline.elementwise import DEFAULT, elementwise_time
 from simulator.roofline.engine import Engine
 from simulator.roofline.gemm import floor_s, gemm_time
 from simulator.roofline.hardware import Hardware, hardware
+from simulator.roofline.linear_attention import linear_demand, linear_time
 from simulator.roofline.lookup import Found, key_of, lookup, same_kernel
 from simulator.roofline.module import as_dense, module_rates, module_time
 from simulator.roofline.moe import moe_time
@@ -100,7 +102,9 @@ SPARSE_WIDENING = 1.5
 
 
 def _answer(
-    op: Linear | Attention | AttentionModule | Moe | Collective | Elementwise, device: Device, engine: Engine
+    op: Linear | Attention | AttentionModule | LinearAttention | Moe | Collective | Elementwise,
+    device: Device,
+    engine: Engine,
 ) -> Found:
     """The fit of `engine`'s kernel for `op`."""
     family, key = key_of(op)
@@ -382,6 +386,14 @@ def _block(op: AttentionModule, device: Device, found: Found) -> _Raw:
     rates = module_rates(device, op.fmt, op.math)
     t = module_time(op.demand(), rates, found.fit.coefficients, found.fit.surface)
     return _Raw(t.total_s, t.math_s, t.memory_s, 0.0, t.launch_s, found, f"module.{op.kind}.{op.phase}")
+
+
+@_time.register
+def _linear_attention(op: LinearAttention, device: Device, engine: Engine, touched: Array) -> _Raw:
+    found = _answer(op, device, engine)
+    t = linear_time(linear_demand(op, device), found.fit.coefficients, found.fit.surface)
+    family = f"linear_attention.{op.kernel_part}.{op.phase}"
+    return _Raw(t.total_s, t.math_s, t.memory_s, 0.0, t.launch_s, found, family)
 
 
 @_time.register

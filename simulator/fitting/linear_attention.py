@@ -1,0 +1,148 @@
+"""Fit the kernels of linear attention: one fit per device, kernel part, rule, phase and library."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from simulator.device.fits import Fit
+from simulator.device.surface import Surface
+from simulator.fitting import judge
+from simulator.fitting.smooth import Array, Axis, Recipe, fit_family
+from simulator.ops.linear_attention import LinearAttention
+from simulator.roofline.linear_attention import START, LinearDemand, linear_demand, linear_time
+from simulator.roofline.lookup import linear_key
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+FAMILY = "linear_attention"
+SHAPE = ("batch", "q_len", "k_heads", "v_heads", "k_dim", "v_dim", "channels")
+INPUTS = ("kind", "phase", *SHAPE)
+"""A shape is held out of the recurrence and the convolution at once."""
+NEEDED = ("framework", "kind", "phase", "kernel_source", "kernel", "batch", "seq_len")
+FIXED = ("kind", "kernel_part", "phase", "k_dim", "v_dim")
+"""Columns of one op."""
+
+
+def prepare(rows: pd.DataFrame) -> pd.DataFrame:
+    """Usable rows with their engine as the source, repeats aggregated; adds `key`, `library` and demand."""
+    from simulator.device import catalogue as devices
+
+    rows = judge.usable(rows, FAMILY, NEEDED).copy()
+    known = {name: devices.resolve(name) for name in rows["device"].astype(str).unique()}
+    mamba = (rows["kind"] == "mamba2").to_numpy()
+
+    def either(mamba2: str, delta: str) -> Array:
+        return np.where(
+            mamba, rows[mamba2].to_numpy(float, na_value=np.nan), rows[delta].to_numpy(float, na_value=np.nan)
+        )
+
+    rows = rows.assign(
+        device=rows["device"].astype(str).map(known),
+        source=rows["source"].astype(str) + "/" + rows["framework"].astype(str),
+        kernel_part=np.where(rows["kernel_source"].astype(str).str.contains("conv1d"), "conv", "scan"),
+        library=rows["kernel"].astype(str),
+        q_len=rows["seq_len"].to_numpy(float),
+        k_heads=either("n_groups", "num_k_heads"),
+        v_heads=either("nheads", "num_v_heads"),
+        k_dim=either("d_state", "head_k_dim"),
+        v_dim=either("head_dim", "head_v_dim"),
+    )
+    known_width = (rows["framework"] == "trtllm") & (rows["kind"] == "gdn") & (rows["kernel_part"] == "conv")
+    keys = rows["k_heads"] * rows["k_dim"]
+    # TensorRT-LLM times this convolution on the keys' channels alone: equal times whatever the values' heads.
+    rows["channels"] = np.where(known_width, keys, 2.0 * keys + rows["v_heads"] * rows["v_dim"])
+    rows = rows[rows[list(SHAPE)].notna().all(axis=1)]
+    return with_demand(judge.aggregate(rows, ["device", "source", "library", "kernel_part", *INPUTS]))
+
+
+def op_of(rows: pd.DataFrame) -> LinearAttention:
+    """The op of prepared rows that agree in all that is not a size."""
+    first = rows.iloc[0]
+    batch, q_len, k_heads, v_heads, channels = (rows[c].to_numpy(float) for c in (*SHAPE[:4], "channels"))
+    return LinearAttention(
+        role="measured",
+        kind=first["kind"],
+        kernel_part=first["kernel_part"],
+        phase=first["phase"],
+        batch=batch,
+        q_len=q_len,
+        k_heads=k_heads,
+        v_heads=v_heads,
+        k_dim=float(first["k_dim"]),
+        v_dim=float(first["v_dim"]),
+        channels=channels,
+        reuse=1.0,
+    )
+
+
+def with_demand(rows: pd.DataFrame) -> pd.DataFrame:
+    """`rows` with `key` and what each asks of its device beside it."""
+    from simulator.device.catalogue import load
+
+    values = {name: np.empty(len(rows)) for name in LinearDemand._fields}
+    key = np.empty(len(rows), dtype=object)
+    for at in rows.groupby(["device", *FIXED], sort=False).indices.values():
+        part = rows.iloc[at]
+        op = op_of(part)
+        for name, value in zip(LinearDemand._fields, linear_demand(op, load(str(part["device"].iloc[0]))), strict=True):
+            values[name][at] = value
+        key[at] = linear_key(op)
+    return rows.assign(key=key, **{f"_{k}": v for k, v in values.items()})
+
+
+def _counted(rows: pd.DataFrame) -> LinearDemand:
+    return LinearDemand(*rows[[f"_{c}" for c in LinearDemand._fields]].to_numpy(float).T)
+
+
+def log_model(rows: pd.DataFrame | LinearDemand, coef: Mapping[str, float], surface: Surface | None) -> Array:
+    """Log seconds of prepared rows."""
+    demand = rows if isinstance(rows, LinearDemand) else _counted(rows)
+    return np.log(linear_time(demand, coef, surface).total_s)
+
+
+def coords(rows: pd.DataFrame) -> dict[str, Array]:
+    """Coordinates of the residual surface."""
+    return {name: rows[f"_{name}"].to_numpy(float) for name in ("batch", "q_len", "heads")}
+
+
+RECIPE = Recipe(
+    family=FAMILY,
+    inputs=INPUTS,
+    log_model=log_model,
+    coords=coords,
+    axes=(Axis("batch", 2.0, 0.3), Axis("q_len", 2.0, 0.3), Axis("heads", 2.0, 0.3)),
+    start=START,
+    spread=dict.fromkeys(START, 1.0),
+    between_source=0.2,
+    between_device=0.15,
+    smallest=12,
+    ridge=0.02,
+    huber=0.15,
+    refit=False,
+    pool_by="scope",
+    passes=20,
+    counted=_counted,
+)
+
+
+def fit(rows: pd.DataFrame, *, date: str | None = None, residuals: bool = True) -> list[Fit]:
+    """Fits of every device, key and library of prepared `rows`, then the pooled ones."""
+    return fit_family(RECIPE, rows, date=date, residuals=residuals)
+
+
+def without(rows: pd.DataFrame) -> Callable[[Any], list[Fit]]:
+    """Function from a mask of left-out rows to the fits of the rest; fits only what the mask touches."""
+    base = fit(rows)
+    labels = (rows["key"].astype(str) + "|" + rows["library"].astype(str)).to_numpy(str)
+
+    def rest(left_out: Any) -> list[Fit]:
+        gone = set(labels[left_out].tolist())
+        kept = [f for f in base if f"{f.dtype}|{f.library}" not in gone]
+        again = rows[np.isin(labels, list(gone)) & ~left_out]
+        return kept + (fit(again) if len(again) else [])
+
+    return rest
