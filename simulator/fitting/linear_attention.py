@@ -12,7 +12,7 @@ from simulator.device.surface import Surface
 from simulator.fitting import judge
 from simulator.fitting.smooth import Array, Axis, Recipe, fit_family
 from simulator.ops.linear_attention import LinearAttention
-from simulator.roofline.linear_attention import START, LinearDemand, linear_demand, linear_time
+from simulator.roofline.linear_attention import SCANNED, START, LinearDemand, linear_demand, linear_time
 from simulator.roofline.lookup import linear_key
 
 if TYPE_CHECKING:
@@ -109,29 +109,32 @@ def coords(rows: pd.DataFrame) -> dict[str, Array]:
     return {name: rows[f"_{name}"].to_numpy(float) for name in ("batch", "q_len", "heads")}
 
 
-RECIPE = Recipe(
-    family=FAMILY,
-    inputs=INPUTS,
-    log_model=log_model,
-    coords=coords,
-    axes=(Axis("batch", 2.0, 0.3), Axis("q_len", 2.0, 0.3), Axis("heads", 2.0, 0.3)),
-    start=START,
-    spread=dict.fromkeys(START, 1.0),
-    between_source=0.2,
-    between_device=0.15,
-    smallest=12,
-    ridge=0.02,
-    huber=0.15,
-    refit=False,
-    pool_by="scope",
-    passes=20,
-    counted=_counted,
-)
+def _recipe(kernel_part: str) -> Recipe:
+    start = {k: v for k, v in START.items() if kernel_part == "scan" or k not in SCANNED}
+    return Recipe(
+        family=FAMILY,
+        inputs=INPUTS,
+        log_model=log_model,
+        coords=coords,
+        axes=(Axis("batch", 3.0, 0.3), Axis("q_len", 3.0, 0.3), Axis("heads", 3.0, 0.3)),
+        start=start,
+        spread=dict.fromkeys(start, 1.0),
+        between_source=0.2,
+        between_device=0.15,
+        smallest=12,
+        ridge=0.02,
+        huber=0.15,
+        refit=False,
+        pool_by="scope",
+        passes=20,
+        counted=_counted,
+    )
 
 
 def fit(rows: pd.DataFrame, *, date: str | None = None, residuals: bool = True) -> list[Fit]:
     """Fits of every device, key and library of prepared `rows`, then the pooled ones."""
-    return fit_family(RECIPE, rows, date=date, residuals=residuals)
+    parts = rows.groupby("kernel_part")
+    return [f for name, part in parts for f in fit_family(_recipe(str(name)), part, date=date, residuals=residuals)]
 
 
 def without(rows: pd.DataFrame) -> Callable[[Any], list[Fit]]:

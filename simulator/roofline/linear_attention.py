@@ -32,6 +32,8 @@ START: Mapping[str, float] = {
     "row_s": 1e-8,
 }
 """Coefficients and where a fit of them starts: 1 is the datasheet's rate."""
+SCANNED = ("math", "chunk_s")
+"""Coefficients that a convolution has no use for: it multiplies little, and its tokens wait for none."""
 
 
 class LinearDemand(NamedTuple):
@@ -107,9 +109,9 @@ def linear_time(d: LinearDemand, coef: Mapping[str, float], surface: Surface | N
         Log residual over ``batch``, ``q_len`` and ``heads``.
     """
     memory = (coef["stream"] * d.stream_bytes + (coef["hit"] + coef["kept"] * d.cold) * d.kept_bytes) / d.bytes_per_s
-    math = coef["math"] * d.flop / d.flop_per_s
+    math = coef.get("math", 0.0) * d.flop / d.flop_per_s
     a, b = memory * memory, math * math
-    total = coef["launch_s"] + coef["row_s"] * d.batch + sqrt(sqrt(a * a + b * b)) + coef["chunk_s"] * d.chunks
+    total = coef["launch_s"] + coef["row_s"] * d.batch + sqrt(sqrt(a * a + b * b)) + coef.get("chunk_s", 0.0) * d.chunks
     if surface is not None:
         total = total * exp(surface(batch=d.batch, q_len=d.q_len, heads=d.heads))
     # Of the state one 16-bit pass at least: engines may keep half the bytes, and write a drafted token's late.

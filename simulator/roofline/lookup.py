@@ -33,9 +33,9 @@ NEAR_DTYPES: Mapping[str, tuple[str, ...]] = {
     "decode.fp8": ("decode.bf16",),
     "decode.fp8.fp8": ("decode.fp8", "decode.bf16"),
     **{
-        f"{part}.{kind}.{phase}": (
-            f"{part}.{other}.{phase}",
-            *((f"{part}.{kind}.decode",) if phase == "verify" else ()),
+        f"{part}.{phase}.{kind}": (
+            f"{part}.{phase}.{other}",
+            *((f"{part}.decode.{kind}",) if phase == "verify" else ()),
         )
         for part in ("scan", "conv")
         for kind, other in (("gdn", "kda"), ("kda", "gdn"), ("mamba2", "gdn"))
@@ -110,8 +110,8 @@ def key_of(
 
 
 def linear_key(op: LinearAttention) -> str:
-    """Key of linear attention: recurrence or convolution, rule of the state, phase."""
-    return f"{op.kernel_part}.{op.kind}.{op.phase}"
+    """Key of linear attention: recurrence or convolution, phase, rule of the state."""
+    return f"{op.kernel_part}.{op.phase}.{op.kind}"
 
 
 def module_key(op: AttentionModule) -> str:
