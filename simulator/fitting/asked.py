@@ -23,7 +23,8 @@ from simulator.ops.module import AttentionModule
 from simulator.ops.ops import Attention, Collective, Elementwise, Linear, Moe
 from simulator.roofline.collective import link_bytes
 from simulator.roofline.engine import get_engine
-from simulator.roofline.timing import math_of, time_op
+from simulator.roofline.hardware import math_of
+from simulator.roofline.timing import time_op
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -9,8 +9,8 @@ import numpy as np
 from simulator.base.dtypes import Format, get_format
 from simulator.device.catalogue import load
 from simulator.ops.ops import Attention, Linear
+from simulator.roofline.hardware import math_of
 from simulator.roofline.speedup import KernelShape, Rates, rates_of, shape_of
-from simulator.roofline.timing import math_of
 
 if TYPE_CHECKING:
     import pandas as pd

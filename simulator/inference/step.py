@@ -21,8 +21,8 @@ from simulator.ops.step import Step
 from simulator.ops.transfers import HostCompute, Transfer
 from simulator.ops.union import transfer_sigma
 from simulator.roofline.engine import Engine, StepParts
-from simulator.roofline.hardware import hardware
-from simulator.roofline.timing import OpTime, math_of, time_op, working_set_bytes
+from simulator.roofline.hardware import hardware, math_of
+from simulator.roofline.timing import OpTime, time_op, working_set_bytes
 from simulator.roofline.transfer import exposed
 from simulator.roofline.uncertainty import Errors, Interval
 

@@ -8,6 +8,7 @@ from math import inf
 from typing import TYPE_CHECKING, Any
 
 from simulator.base.dtypes import DType, Format, get_format
+from simulator.base.errors import UnsupportedError
 from simulator.device.surface import Surface
 
 if TYPE_CHECKING:
@@ -113,3 +114,18 @@ def _measured(device: Device) -> dict[str, Any]:
         return {}
     names = ("gather_run_bytes", "gather_share", "nonzeros_per_cycle")
     return {n: found.coefficients[n] for n in names if n in found.coefficients} | {"cached": found.surface}
+
+
+def math_of(device: Device, dtype: DType) -> DType:
+    """`dtype`, or fp16 where a quantised model's 16-bit parts meet a device without bf16 (T4)."""
+    if dtype is DType.BF16 and not device.has(dtype) and device.has(DType.FP16):
+        return DType.FP16
+    return dtype
+
+
+def vector_dtype(device: Device) -> DType:
+    """Format of element-wise arithmetic on `device`."""
+    for dtype in (DType.BF16, DType.FP16, DType.FP32):
+        if device.has(dtype):
+            return dtype
+    raise UnsupportedError(f"{device.name} has no floating-point rate in its profile")

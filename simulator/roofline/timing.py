@@ -25,7 +25,7 @@ from simulator.roofline.collective import collective_time
 from simulator.roofline.elementwise import DEFAULT, elementwise_time
 from simulator.roofline.engine import Engine
 from simulator.roofline.gemm import floor_s, gemm_time
-from simulator.roofline.hardware import Hardware, hardware
+from simulator.roofline.hardware import Hardware, hardware, math_of, vector_dtype
 from simulator.roofline.linear_attention import linear_demand, linear_time
 from simulator.roofline.lookup import Found, key_of, lookup, same_kernel
 from simulator.roofline.module import as_dense, module_rates, module_time
@@ -398,7 +398,7 @@ def _linear_attention(op: LinearAttention, device: Device, engine: Engine, touch
 
 @_time.register
 def _elementwise(op: Elementwise, device: Device, engine: Engine, touched: Array) -> _Raw:
-    hw = _among(hardware(device, _vector_dtype(device)), touched)
+    hw = _among(hardware(device, vector_dtype(device)), touched)
     found = _answer(op, device, engine)
     fit = found.fit
     factor, kernels = engine.unfused(op.kind)
@@ -438,7 +438,7 @@ def _collective(op: Collective, device: Device, engine: Engine, touched: Array) 
         raise UnsupportedError(f"{device.name} has no link to other GPUs in its profile; use tp=1")
     # Between machines there is a network that no profile describes: fits of such groups carry it in their share.
     link, fastest = device.link_for(op.n_ranks) if op.nodes == 1 else device.link, device.link
-    hw = hardware(device, _vector_dtype(device))
+    hw = hardware(device, vector_dtype(device))
     if link is not fastest:
         share = link.bandwidth_bytes_per_s / fastest.bandwidth_bytes_per_s
         hw = replace(hw, link_bytes_per_s=hw.link_bytes_per_s * share)
@@ -477,7 +477,7 @@ def working_set_bytes(ops: Iterable[Op], device: Device) -> Array | None:
 
     A CPU keeps a kernel's operands in a cache only if all that is read until it runs again fits there.
     """
-    if hardware(device, _vector_dtype(device)).cached is None:
+    if hardware(device, vector_dtype(device)).cached is None:
         return None
     return sum((op.count * a.read_bytes for op in ops for a in op.traffic().access.values()), 0.0)
 
@@ -485,17 +485,3 @@ def working_set_bytes(ops: Iterable[Op], device: Device) -> Array | None:
 def _among(hw: Hardware, touched_bytes: Array) -> Hardware:
     """`hw` as a kernel sees it that shares its caches with `touched_bytes`."""
     return hw if hw.cached is None else replace(hw, touched_bytes=touched_bytes)
-
-
-def math_of(device: Device, dtype: DType) -> DType:
-    """`dtype`, or fp16 where a quantised model's 16-bit parts meet a device without bf16 (T4)."""
-    if dtype is DType.BF16 and not device.has(dtype) and device.has(DType.FP16):
-        return DType.FP16
-    return dtype
-
-
-def _vector_dtype(device: Device) -> DType:
-    for dtype in (DType.BF16, DType.FP16, DType.FP32):
-        if device.has(dtype):
-            return dtype
-    raise UnsupportedError(f"{device.name} has no floating-point rate in its profile")

@@ -17,9 +17,9 @@ from simulator.ops.ops import Elementwise, Expand, Linear
 from simulator.ops.traffic import Operand
 from simulator.roofline import sparse
 from simulator.roofline.engine import get_engine
-from simulator.roofline.hardware import GATHER_RUN_BYTES, Hardware, hardware
+from simulator.roofline.hardware import GATHER_RUN_BYTES, Hardware, hardware, math_of
 from simulator.roofline.optime import interval_factors
-from simulator.roofline.timing import _decode_tiles, math_of, time_op, working_set_bytes
+from simulator.roofline.timing import _decode_tiles, time_op, working_set_bytes
 
 CACHED = Surface((("bytes", (20.0, 30.0)),), np.array([np.log(8.0), 0.0]))
 """Eight times main memory's rate up to 1 MiB, that rate from 1 GiB on."""
