@@ -28,6 +28,8 @@ def compressed_tensors(reader: Reader, half: DType) -> Scheme:
     sparsity = reader.section("sparsity_config")
     if sparsity is not None and sparsity.word("format", default="dense") != "dense":
         sparsity.fail("format", f"is {sparsity.config['format']!r}; sparse files are not modelled")
+    if reader.config.get("transform_config"):
+        reader.fail("transform_config", "rotates activations on the way, which is not modelled")
     filed = reader.word("format", default="")
     groups = reader.section("config_groups")
     rules, default = list(left_out(reader, "ignore", style=Style.EXACT)), None

@@ -135,6 +135,8 @@ def gptq(reader: Reader, half: DType) -> Scheme:
         rules.append(Rule(Listed(entries((f"re:(?:.*\\.)?{name}",), "dynamic")), merged))
     inside = reader.config.get("modules_in_block_to_quantize")
     if inside:
+        if not isinstance(inside, list):
+            reader.fail("modules_in_block_to_quantize", "must be a list of modules")
         flat = [name for item in inside for name in (item if isinstance(item, list) else [item])]
         rules.append(Rule(Listed(entries(flat, "modules_in_block_to_quantize")), default))
     head = default if reader.flag("lm_head") else None

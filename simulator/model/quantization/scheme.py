@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum, auto
 from functools import cached_property
@@ -145,8 +145,10 @@ class Scheme:
         return default
 
 
-def entries(values: Iterable[object], key: str) -> tuple[str, ...]:
-    """Names of modules out of a file, checked to be text of a sensible length."""
+def entries(values: object, key: str) -> tuple[str, ...]:
+    """Names of modules out of a file, checked to be a list of texts of a sensible length."""
+    if not isinstance(values, list | tuple):
+        raise InputError(f"key {key!r} must be a list of modules")
     out = tuple(values)
     for value in out:
         if not isinstance(value, str) or not value or len(value) > LONGEST_ENTRY:

@@ -41,7 +41,7 @@ def torchao(reader: Reader, half: DType) -> Scheme:
     name, data = inner.word("_type", default=""), inner.config.get("_data") or {}
     if name not in BY_MODULE:
         return Scheme("torchao", _stored(inner, name, data, half), tuple(rules))
-    section = Reader(data, f"{inner.where} (_data)", inner.text)
+    section = inner.section("_data") or inner
     table = section.section("module_fqn_to_config") or section.section("fqn_to_config")
     if table is None:
         inner.fail("_data", "must hold 'module_fqn_to_config'")
