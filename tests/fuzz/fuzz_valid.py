@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import sys
+import tomllib
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -36,7 +37,12 @@ def profile_texts() -> list[str]:
 
 @lru_cache
 def config_trees() -> list[Any]:
-    return [json.loads(read("hw_profiles", "models", f"{m}.json")) for m in MODELS]
+    plain = {m: json.loads(read("hw_profiles", "models", f"{m}.json")) for m in (*MODELS, "kimi-k2.5")}
+    quantised = [
+        {**plain[MODELS[-1]], "quantization_config": json.loads(table["config"])}
+        for table in tomllib.loads(read("hw_profiles", "models", "quantised.toml")).values()
+    ]
+    return [plain["kimi-k2.5"], *quantised, *(plain[m] for m in MODELS)]
 
 
 @lru_cache
