@@ -79,8 +79,8 @@ def _padded(op: Moe) -> float:
     hidden, width = op.fmt.pads
     if hidden == width == 1:
         return 1.0
-    own = op.intermediate / op.tp
-    return math.ceil(op.hidden / hidden) * hidden * math.ceil(own / width) * width / (op.hidden * own)
+    wide, own = float(op.hidden), float(op.intermediate / op.tp)
+    return math.ceil(wide / hidden) * hidden * math.ceil(own / width) * width / (wide * own)
 
 
 @lru_cache(maxsize=4096)

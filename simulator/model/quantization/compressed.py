@@ -118,9 +118,7 @@ def _packed(weights: Reader, bits: int, size: int, filed: str, strategy: str, ha
 
 def _block(weights: Reader) -> tuple[int, int]:
     value = weights.config.get("block_structure")
-    if isinstance(value, str) and value.count("x") == 1 and all(p.isdigit() for p in value.split("x")):
-        value = [int(p) for p in value.split("x")]
-    whole = isinstance(value, list) and len(value) == 2 and all(isinstance(v, int) and v > 0 for v in value)
-    if not whole:
+    sizes = value.split("x") if isinstance(value, str) else value if isinstance(value, list) else []
+    if len(sizes) != 2 or not all(str(size).isdecimal() and int(size) > 0 for size in sizes):
         weights.fail("block_structure", f"is {str(value)[:40]}; it must be two whole numbers")
-    return value[0], value[1]
+    return int(sizes[0]), int(sizes[1])

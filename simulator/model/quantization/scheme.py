@@ -173,7 +173,7 @@ def apply(scheme: Scheme, model: ModelSpec) -> ModelSpec:
         naming = Naming()
     else:
         _check_names(scheme, model, naming)
-    places = {
+    places: dict[tuple[int | None, str], Stored | None] = {
         (i, m): _of_matrix(scheme, naming, layer, i, m) for i, layer in enumerate(model.layers) for m in layer.matrices
     }
     places[None, "embed"] = scheme.of(naming.embed, scheme.embedding)
