@@ -1,25 +1,39 @@
-"""The catalogue of models: ``python -m simulator.models [NAME]``."""
+"""The catalogue of models: ``python -m simulator.models [NAME]``, ``python -m simulator.models --check PLACE...``."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from simulator.base import console
+from simulator.base.errors import EXIT_BAD_INPUT, InputError
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 
 @app.command()
 def command(
-    name: Annotated[str | None, typer.Argument(help="model name, folder, config.json or hub id")] = None,
+    names: Annotated[
+        list[str] | None, typer.Argument(help="model names, folders, config.json files or hub ids")
+    ] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="what is read of each, and why not; a folder stands for all configs in it")
+    ] = False,
     json_: Annotated[bool, typer.Option("--json", help='{"rows": [...]} on stdout')] = False,
 ) -> None:
-    """List the bundled models, or show what Shadowline reads from one."""
+    """List the bundled models, show what Shadowline reads from others, or check many at once.
+
+    Exit 0; 2 bad input, also where --check finds a config that is not read.
+    """
     from simulator.model.hub import find_model, list_models
 
-    rows = [row_of(find_model(m)) for m in ([name] if name else list_models())]
+    if check:
+        _check(names or list(list_models()), json_)
+        return
+    rows = [row_of(find_model(m)) for m in names or list_models()]
     if json_:
         console.out_json({"rows": rows})
         return
@@ -54,20 +68,80 @@ def command(
         left=2,
         note="KV bytes in 16 bit, on one GPU",
     )
-    if name:
-        console.out(f"source: {rows[0]['source']}")
-        for note in rows[0]["notes"]:
+    for row in rows if names else ():
+        console.out(f"source of {row['model']}: {row['source']}")
+        for note in row["notes"]:
             console.out(f"note: {note}")
+
+
+def _check(names: Sequence[str], as_json: bool) -> None:
+    """One line for each config: what is read of it, or why it is not."""
+    from simulator.model.hub import find_model
+
+    rows: list[dict[str, Any]] = []
+    for name in _configs(names):
+        try:
+            rows.append({"place": name, "refused": None, **row_of(find_model(name))})
+        except InputError as error:
+            rows.append({"place": name, "refused": str(error)})
+    read = [r for r in rows if r["refused"] is None]
+    if as_json:
+        console.out_json({"rows": rows, "read": len(read)})
+    else:
+        if read:
+            console.table(
+                f"{len(read)} of {len(rows)} read",
+                ["config", "architecture", "params", "active", "weights GB", "KV B/token", "KV", "formats"],
+                [
+                    [
+                        r["place"],
+                        r["architecture"],
+                        f"{r['params']:,}",
+                        f"{r['active_params']:,}",
+                        f"{r['weights_bytes'] / 1e9:.2f}",
+                        f"{r['kv_bytes_per_token']:,.0f}",
+                        r["kv_dtype"] or "16 bit",
+                        r["dtype"],
+                    ]
+                    for r in read
+                ],
+                left=2,
+                note="weights on one GPU as engines load them; KV bytes in 16 bit",
+            )
+        for r in rows:
+            if r["refused"] is not None:
+                console.out(f"not read: {r['place']}: {r['refused'].removeprefix(r['place'] + ': ')}")
+    if len(read) < len(rows):
+        console.say(f"error: {len(rows) - len(read)} of {len(rows)} configs are not read")
+        raise typer.Exit(EXIT_BAD_INPUT)
+
+
+def _configs(names: Sequence[str]) -> Iterator[str]:
+    """Each name, and each config that lies in a folder which is no model itself."""
+    for name in names:
+        folder = Path(name).expanduser()
+        if not folder.is_dir() or (folder / "config.json").is_file():
+            yield name
+            continue
+        found = sorted({*folder.glob("*.json"), *folder.rglob("config.json")})
+        found = [file for file in found if not file.name.endswith("hf_quant_config.json")]
+        if not found:
+            raise InputError("holds no config.json and no other .json file", where=name)
+        yield from map(str, found)
 
 
 def row_of(model: Any) -> dict[str, Any]:
     """The line of the catalogue for one `ModelSpec`, as `--json` prints it."""
     from simulator.base.dtypes import get_format
     from simulator.inference.formats import folded, told
+    from simulator.inference.lowering import Lowering
+    from simulator.inference.memory import weights_bytes
     from simulator.model.layer import MoeSpec
+    from simulator.policies import Policies
 
     first, last = model.layers[0], model.layers[-1]
     ffn = last.ffn.expert if isinstance(last.ffn, MoeSpec) else last.ffn
+    stored, fmt = folded(model, get_format(model.dtype))
     return {
         "model": model.name,
         "architecture": model.architecture,
@@ -80,7 +154,8 @@ def row_of(model: Any) -> dict[str, Any]:
         "intermediate": ffn.intermediate,
         "max_context": model.max_context,
         "kv_bytes_per_token": model.kv_bytes_per_token(2.0),
-        "dtype": told(*folded(model, get_format(model.dtype))),
+        "weights_bytes": weights_bytes(Lowering(stored, Policies(), fmt, 2.0)),
+        "dtype": told(stored, fmt),
         "kv_dtype": model.kv_dtype,
         "notes": list(model.notes),
         "source": model.source,

@@ -232,9 +232,10 @@ def _on_disk(file: Path) -> Located:
 
 
 def _beside(file: Path) -> Path | None:
-    """ModelOpt's file beside a ``config.json``, where there is one."""
-    other = file.parent / "hf_quant_config.json"
-    return other if file.name == "config.json" and other.is_file() else None
+    """ModelOpt's file beside a ``config.json``, or beside one kept as ``NAME_config.json``, where there is one."""
+    before, end, _ = file.name.rpartition("config.json")
+    other = file.parent / f"{before}hf_quant_config.json"
+    return other if end and other != file and other.is_file() else None
 
 
 def _parse(raw: bytes, where: str) -> tuple[dict[str, Any], str]:

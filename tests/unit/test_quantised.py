@@ -18,6 +18,7 @@ from simulator.model import hub
 from simulator.model.architectures import from_config
 from simulator.model.formats import GROUP_OF, apart, choose
 from simulator.model.quantization import METHODS
+from simulator.models import app as models_app
 from simulator.ops.ops import Linear, Moe
 from simulator.ops.step import decode_step, prefill_step
 from simulator.predict import app
@@ -144,6 +145,34 @@ def test_modelopts_own_file_is_read(tmp_path: Path) -> None:
     assert group_of(Scenario(model=str(tmp_path), device="b200")).dtype == "fp8_static"
 
 
+def test_two_files_that_disagree_are_refused(tmp_path: Path) -> None:
+    """NVIDIA's DeepSeek-V4 keeps the FP8 config of the model it was made of beside ModelOpt's own file."""
+    with pytest.raises(InputError, match=r"says fp8, but hf_quant_config\.json beside it modelopt"):
+        hub.from_file(folder_of(tmp_path, {**DENSE, "quantization_config": BLOCKS}, hf_quant_config=modelopt("NVFP4")))
+
+
+def test_check_says_what_is_read_and_why_not(tmp_path: Path) -> None:
+    """Loose files with ModelOpt's beside one of them, and folders of models, in one table."""
+    (tmp_path / "org--a_config.json").write_text(json.dumps(DENSE))
+    (tmp_path / "org--a_hf_quant_config.json").write_text(json.dumps(modelopt("FP8", kv_cache_quant_algo="FP8")))
+    for name, config in (("b", MOE), ("c", {**DENSE, "quantization_config": {"quant_method": "magic"}})):
+        (tmp_path / name).mkdir()
+        folder_of(tmp_path / name, config)
+    done = CliRunner().invoke(models_app, ["--check", str(tmp_path), "llama-2-7b", "--json"])
+    assert done.exit_code == 2
+    rows = {Path(r["place"]).parent.name + "/" + Path(r["place"]).name: r for r in json.loads(done.stdout)["rows"]}
+    assert len(rows) == 4
+    first = next(r for place, r in rows.items() if place.endswith("org--a_config.json"))
+    assert (first["dtype"], first["kv_dtype"]) == ("fp8_static", "fp8")
+    assert first["weights_bytes"] == pytest.approx(2 * 2 * 32000 * 4096 + L * 218_103_808, rel=1e-3)
+    assert rows["b/config.json"]["refused"] is None
+    assert "'magic' is not modelled" in rows["c/config.json"]["refused"]
+    shown = CliRunner().invoke(models_app, ["--check", "gpt-oss-20b", "kimi-k2.5"])
+    assert shown.exit_code == 0
+    assert "2 of 2 read" in shown.stdout
+    assert "bf16, experts mxfp4" in shown.stdout
+
+
 def test_a_repository_called_quantised_that_does_not_say_how_is_refused(tmp_path: Path, monkeypatch: Any) -> None:
     """ModelOpt's early repositories say it in a second file alone; without it they are not the 16-bit model."""
     snapshot = tmp_path / "models--nvidia--Some-8B-NVFP4" / "snapshots" / "abc"
@@ -172,7 +201,7 @@ def test_no_spelling_of_a_quantised_repository_means_another_format() -> None:
         assert hub.find_model(name).method == method
 
 
-@pytest.mark.parametrize("spelling", ["nvidia/DeepSeek-R1-NVFP4", "nvidia/Kimi-K2.5-NVFP4"])
+@pytest.mark.parametrize("spelling", ["nvidia/DeepSeek-R1-NVFP4", "nvidia/DeepSeek-V3-0324-NVFP4"])
 def test_a_quantised_repository_that_is_not_bundled_is_asked_of_the_hub(spelling: str, monkeypatch: Any) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(InputError, match="not bundled"):

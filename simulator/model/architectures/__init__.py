@@ -98,13 +98,15 @@ def from_config(
 def _quantised(model: ModelSpec, reader: Reader, beside: Mapping[str, Any] | None) -> ModelSpec:
     """`model` with the formats that its config, or the file beside it, states."""
     half = DType.FP16 if model.dtype == "fp16" else DType.BF16
+    other = None if beside is None else scheme_of(beside, f"{reader.where} (hf_quant_config.json)", half)
     for key in _QUANTISED:
         section = reader.section(key)
         if section is not None and section.config:
-            return apply(scheme_of(section.config, section.where, half, reader.text), model)
-    if beside is not None:
-        return apply(scheme_of(beside, f"{reader.where} (hf_quant_config.json)", half), model)
-    return model
+            scheme = scheme_of(section.config, section.where, half, reader.text)
+            if other is not None and other.method != scheme.method:
+                reader.fail(key, f"says {scheme.method}, but hf_quant_config.json beside it {other.method}")
+            return apply(scheme, model)
+    return model if other is None else apply(other, model)
 
 
 def _check_experts(model: ModelSpec, reader: Reader) -> None:

@@ -57,7 +57,12 @@ def compressed_tensors(reader: Reader, half: DType) -> Scheme:
 
 
 def kv_of(reader: Reader) -> str | None:
-    """KV format of a ``kv_cache_scheme``."""
+    """KV format of a ``kv_cache_scheme``: an object, or its name."""
+    if isinstance(reader.config.get("kv_cache_scheme"), str):
+        name = reader.word("kv_cache_scheme", default="").casefold()
+        if name not in ("fp8", "int8"):
+            reader.fail("kv_cache_scheme", f"is {name!r}; known: fp8, int8")
+        return name
     section = reader.section("kv_cache_scheme")
     if section is None:
         return None
