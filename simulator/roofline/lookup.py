@@ -14,6 +14,7 @@ from simulator.device.types import Device
 from simulator.ops.linear_attention import LinearAttention
 from simulator.ops.module import AttentionModule
 from simulator.ops.ops import Attention, Collective, Elementwise, Linear, Moe
+from simulator.roofline.module import OWN_TERMS
 
 NEAR_DTYPES: Mapping[str, tuple[str, ...]] = {
     "fp8": ("fp8_static", "fp8_block", "int8"),
@@ -204,7 +205,8 @@ def lookup(device: Device, family: str, key: str, library: str | None = None) ->
     if share != 1.0:
         fit = _on_newer_cores(fit, share)
     if family in ANOTHER_SIGMA and other:
-        fit = replace(fit, residual=fit.residual.widened(ANOTHER_SIGMA[family]))
+        shared = {name: value for name, value in fit.coefficients.items() if name not in OWN_TERMS}
+        fit = replace(fit, coefficients=shared, residual=fit.residual.widened(ANOTHER_SIGMA[family]))
     if near[fit.dtype]:
         fit = replace(fit, residual=fit.residual.widened(NEAR_SIGMA))
     if exact:
@@ -214,7 +216,7 @@ def lookup(device: Device, family: str, key: str, library: str | None = None) ->
 
 
 ANOTHER_SIGMA: Mapping[str, float] = {"module": 0.45, "linear_attention": 0.3}
-"""Log standard deviation added to a fit of another engine's kernels, by family [-].
+"""Log standard deviation added to a fit of another engine's kernels, without the terms of that engine, by family [-].
 
 Median miss of a module by another engine's fit is 25 %, see docs/calibration_sparse_attention.md; kernels of the other
 families differ less, and their `Residual.between_source` says by how much.

@@ -78,6 +78,10 @@ there are several KV heads.
 """
 
 
+OWN_TERMS = frozenset({*HOST_TERMS, *SHORT_TERMS, *CHUNK_TERMS, *EDGE_TERMS, *REFERENCE_TERMS})
+"""Coefficients of what one engine does: none of them answers for another engine's module."""
+
+
 def start(kind: str, phase: str, library: str = "") -> dict[str, float]:
     """Coefficients of a module or kernel of one phase, as a fit starts; what some engine does besides, by `library`."""
     engine = library.partition("-")[0]

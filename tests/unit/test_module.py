@@ -20,7 +20,7 @@ from simulator.ops.step import Step, decode_step, prefill_step
 from simulator.ops.traffic import Operand
 from simulator.roofline.engine import get_engine
 from simulator.roofline.lookup import generation_of, lookup, module_key
-from simulator.roofline.module import ModuleRates, module_rates, module_time, start
+from simulator.roofline.module import OWN_TERMS, ModuleRates, module_rates, module_time, start
 from simulator.roofline.timing import time_op
 from simulator.scenario.scenario import Scenario
 
@@ -249,6 +249,17 @@ def test_an_engine_that_was_not_measured_on_a_device_answers_with_its_like():
     assert found.stands_in
     own = lookup(load("h100-sxm"), "module", module_key(op()), "vllm-0.24.0:FLASHMLA_SPARSE")
     assert own.basis is Basis.CALIBRATED
+
+
+def test_an_engines_own_terms_do_not_answer_for_another():
+    """SGLang submits prompts from the host; an engine without rows of MSA does not inherit that."""
+    key = module_key(op("msa", "m3", "prefill"))
+    own = lookup(load("h100-sxm"), "module", key, "sglang-0.5.16:sglang_minimax_prefill_triton_sparse").fit
+    assert own.coefficients["host_s"] > 1e-4
+    other = lookup(load("h100-sxm").with_fits("module", [own]), "module", key, "another-1.0:kernel").fit
+    assert other.coefficients == {k: v for k, v in own.coefficients.items() if k not in OWN_TERMS}
+    assert "host_s" not in other.coefficients
+    assert other.residual.q95 > own.residual.q95
 
 
 def group(device: str = "h100-sxm", policy: str = "dsa", **changed) -> Group:
