@@ -114,11 +114,15 @@ def fit(
     rank: int,
     seed: int,
     epochs: int,
-    batch: int = 256,
-    peak: float = 3e-3,
+    batch: int = 64,
+    peak: float = 1e-3,
     device: str = "cpu",
 ) -> tuple[Any, float]:
     """Train a method's predictors on mean squared error: AdamW, cosine to zero.
+
+    Inputs are standardised over the training tokens, which is folded into the first matrix afterwards; the second one
+    starts at zero and its bias at the mean target, so that only the context is left to learn. Inputs in [0, 1] are
+    all but constant: hidden units that begin on their wrong side never fire, and the output is a static mask.
 
     Parameters
     ----------
@@ -145,9 +149,10 @@ def fit(
     for r in plan:
         goal = targets[r.kind][:, list(r.layers)]
         net = network(inputs[r.site, r.at].shape[1], rank, goal[0].numel())
-        # Starting at the mean target leaves only the context to learn.
+        net[2].weight.data.zero_()
         net[2].bias.data.copy_(goal.float().mean(0).flatten())
         nets.append(net)
+    scale = {site: _scale(x) for site, x in inputs.items()}
     nets.to(device)
     optim = torch.optim.AdamW(nets.parameters(), lr=peak, fused=True)
     steps = epochs * max(1, tokens // batch)
@@ -159,7 +164,8 @@ def fit(
         for at in range(0, tokens - batch + 1, batch):
             rows = order[at : at + batch]
             goals = {kind: y[rows].to(device).float() for kind, y in targets.items()}
-            seen = {site: features(x[rows].to(device)) for site, x in inputs.items()}
+            seen = {site: (features(x[rows]) - scale[site][0]) / scale[site][1] for site, x in inputs.items()}
+            seen = {site: x.to(device) for site, x in seen.items()}
             loss = torch.zeros((), device=device)
             for r, net in zip(plan, nets, strict=True):
                 goal = goals[r.kind][:, r.layers[0] : r.layers[-1] + 1].flatten(1)
@@ -170,7 +176,27 @@ def fit(
             schedule.step()
             if epoch == epochs - 1:
                 last.append(loss.item())
-    return nets.eval().requires_grad_(False), float(np.mean(last)) if last else float("nan")
+    nets.eval().requires_grad_(False)
+    for r, net in zip(plan, nets, strict=True):
+        mean, spread = (x.to(device) for x in scale[r.site, r.at])
+        net[0].weight /= spread
+        net[0].bias -= net[0].weight @ mean
+    return nets, float(np.mean(last)) if last else float("nan")
+
+
+def _scale(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and standard deviation of each feature over tokens; features that hardly move are not blown up."""
+    import torch
+
+    total, square, count = torch.zeros(x.shape[1]), torch.zeros(x.shape[1]), len(x)
+    for rows in x.split(4096):
+        seen = features(rows)
+        total += seen.sum(0)
+    mean = total / count
+    for rows in x.split(4096):
+        square += (features(rows) - mean).square().sum(0)
+    spread = (square / count).sqrt()
+    return mean, spread.clamp_min(0.1 * float(spread.square().mean().sqrt()) + 1e-12)
 
 
 def restore(state: Mapping[str, torch.Tensor]) -> Any:

@@ -167,7 +167,7 @@ def test_every_window_begins_with_the_tokenizers_first_token(
 
     from tokenizers import processors
 
-    from traces import experiment, quality
+    from traces import experiment, scoring
 
     folder = tmp_path / "begins"
     shutil.copytree(model, folder)
@@ -177,13 +177,13 @@ def test_every_window_begins_with_the_tokenizers_first_token(
     )
     words.save_pretrained(folder)
     seen: list[Any] = []
-    cut = quality.windows
+    cut = scoring.windows
 
     def windows(*arguments: Any, **more: Any) -> Any:
         seen.append(cut(*arguments, **more))
         return seen[-1]
 
-    for module in (quality, experiment):
+    for module in (scoring, experiment):
         monkeypatch.setattr(module, "windows", windows)
     code, _, err = run(shadow, *train_arguments(folder, text, tmp_path / "p"))
     assert code == 0, err

@@ -16,7 +16,7 @@ from traces.bench import Bench  # noqa: E402
 from traces.blocks import blocks  # noqa: E402
 from traces.experiment import choose, per_sequence, predicted, random  # noqa: E402
 from traces.masks import Fixed, gate_thresholded, keep_largest, masked, normalise, thresholded  # noqa: E402
-from traces.predictors import METHODS, Predicted, fit, readers, restore  # noqa: E402
+from traces.predictors import METHODS, Predicted, features, fit, readers, restore  # noqa: E402
 from traces.scoring import judge, kept_shares, rank_correlation, recall, scene, shares, windows  # noqa: E402
 
 pytestmark = pytest.mark.torch
@@ -270,6 +270,25 @@ def test_a_predictor_learns_what_depends_on_its_input(bench: Bench) -> None:
     targets = {k: (x[:, :1, None] > 0.5).float().expand(512, 3, w) for k, w in bench.widths.items()}
     _, loss = fit("shadowllm", {("attn.o", 0): x}, targets, rank=16, seed=0, epochs=40, batch=64)
     assert loss < 2 * 0.25 * 0.5
+
+
+def test_predictors_follow_the_context_and_their_hidden_units_fire(bench: Bench) -> None:
+    """Inputs as a real model's are after scaling: two channels hold the extremes, the others move by a hundredth.
+
+    Targets follow which of four contexts a token is in, which two linear features of the small channels tell.
+    """
+    draw = torch.Generator().manual_seed(3)
+    small = torch.randn(2048, 30, generator=draw)
+    x = torch.cat([torch.zeros(2048, 1), torch.ones(2048, 1), 0.5 + 0.01 * small], 1)
+    ways = torch.randn(30, 2, generator=draw)
+    context = ((small @ ways > 0) * torch.tensor([1, 2])).sum(1)
+    targets = {k: torch.rand(4, 3, w, generator=draw)[context] for k, w in bench.widths.items()}
+    nets, _ = fit("shadowllm", {("attn.o", 0): x}, targets, rank=16, seed=0, epochs=10)
+    for net, kind in zip(nets, ("heads", "neurons"), strict=True):
+        fires = net[1](net[0](features(x))) > 0
+        assert (fires.any(0) & ~fires.all(0)).float().mean() > 0.9
+        goal = targets[kind][:, 1 if kind == "heads" else 0 :].flatten(1)
+        assert net(features(x)).std(0).mean() > 0.5 * goal.std(0).mean()
 
 
 @pytest.mark.parametrize("method", METHODS)
