@@ -205,7 +205,8 @@ def lookup(device: Device, family: str, key: str, library: str | None = None) ->
     if share != 1.0:
         fit = _on_newer_cores(fit, share)
     if family in ANOTHER_SIGMA and other:
-        shared = {name: value for name, value in fit.coefficients.items() if name not in OWN_TERMS}
+        own = OWN_TERMS if family == "module" else ()
+        shared = {name: value for name, value in fit.coefficients.items() if name not in own}
         fit = replace(fit, coefficients=shared, residual=fit.residual.widened(ANOTHER_SIGMA[family]))
     if near[fit.dtype]:
         fit = replace(fit, residual=fit.residual.widened(NEAR_SIGMA))

@@ -262,6 +262,15 @@ def test_an_engines_own_terms_do_not_answer_for_another():
     assert other.residual.q95 > own.residual.q95
 
 
+def test_another_familys_coefficient_of_the_same_name_stays():
+    """Chunks of a gated delta net are its mathematics, not an engine's habit."""
+    fits = [f for f in load("h100-sxm").measured.own("linear_attention") if "chunk_s" in f.coefficients]
+    found = lookup(
+        load("h100-sxm").with_fits("linear_attention", fits[:1]), "linear_attention", fits[0].dtype, "other-1.0:x"
+    )
+    assert found.fit.coefficients == fits[0].coefficients
+
+
 def group(device: str = "h100-sxm", policy: str = "dsa", **changed) -> Group:
     values = {"model": "deepseek-v3", "device": device, "policy": policy, "tp": 8, "batch": 64, "prompt_tokens": 8192}
     return group_of(Scenario(**{**values, **changed}))
