@@ -124,7 +124,7 @@ def _configs(names: Sequence[str]) -> Iterator[str]:
             yield name
             continue
         found = sorted({*folder.glob("*.json"), *folder.rglob("config.json")})
-        found = [file for file in found if not file.name.endswith("hf_quant_config.json")]
+        found = [file for file in found if not file.name.endswith(("quant_config.json", "quantize_config.json"))]
         if not found:
             raise InputError("holds no config.json and no other .json file", where=name)
         yield from map(str, found)

@@ -32,6 +32,8 @@ _QUANTISED_NAME = re.compile(
     r"(?:[-_.]|$)"
 )
 """Words in the name of a repository that say that its weights are quantised."""
+_BESIDE = {"hf_quant_config.json": "modelopt", "quantize_config.json": "gptq", "quant_config.json": "awq"}
+"""Files beside a config.json that say how early ModelOpt, GPTQ and AWQ checkpoints are quantised, and their method."""
 _CONFIG_LIMIT_BYTES = 16 * 2**20
 
 
@@ -186,6 +188,8 @@ def read(found: Located) -> ModelSpec:
         config.pop("quantization_config", None)
     elif found.beside is not None:
         beside, _ = _parse(read_limited(found.beside, _CONFIG_LIMIT_BYTES), str(found.beside))
+        kind = next(k for name, k in _BESIDE.items() if found.beside.name.endswith(name))
+        beside = {"quant_method": kind, **beside}
     model = from_config(config, found.name, where=where, text=text, source=source, beside=beside)
     if found.repository and not model.method and _QUANTISED_NAME.search(found.name):
         raise InputError(
@@ -232,10 +236,10 @@ def _on_disk(file: Path) -> Located:
 
 
 def _beside(file: Path) -> Path | None:
-    """ModelOpt's file beside a ``config.json``, or beside one kept as ``NAME_config.json``, where there is one."""
+    """File of its quantisation beside a ``config.json`` or ``NAME_config.json``, where there is one."""
     before, end, _ = file.name.rpartition("config.json")
-    other = file.parent / f"{before}hf_quant_config.json"
-    return other if end and other != file and other.is_file() else None
+    others = (file.parent / f"{before}{name}" for name in _BESIDE)
+    return next((other for other in others if end and other != file and other.is_file()), None)
 
 
 def _parse(raw: bytes, where: str) -> tuple[dict[str, Any], str]:
@@ -399,9 +403,10 @@ def _download(repo: str, revision: str | None) -> Path:
     try:
         found = Path(fetch(repo, "config.json", revision=revision))
         if _QUANTISED_NAME.search(_short_name(repo)):
-            # ModelOpt keeps the formats in a file of their own; most other repositories have none.
-            with suppress(hub_errors.EntryNotFoundError):
-                fetch(repo, "hf_quant_config.json", revision=revision)
+            # Some keep the formats in a file of their own; most repositories have none.
+            for name in _BESIDE:
+                with suppress(hub_errors.EntryNotFoundError):
+                    fetch(repo, name, revision=revision)
         return found
     except hub_errors.GatedRepoError:
         problem = (

@@ -42,7 +42,9 @@ def test_the_corpus_is_as_large_as_it_says() -> None:
     assert len({name for name, *_ in CASES}) == len(CASES) >= 40
     tried = {str(c[2].get("quant_method", "modelopt")) for c in CASES}
     # Aliases of a reader need no case of their own.
-    assert {METHODS[name] for name in tried} == set(METHODS.values()) - {METHODS["fp_quant"], METHODS["bitnet"]}
+    assert {METHODS[name] for name in tried} == set(METHODS.values()) - {
+        METHODS[m] for m in ("fp_quant", "bitnet", "mlx")
+    }
 
 
 @pytest.mark.parametrize(("shape", "quantised", "pick"), [c[1:] for c in CASES], ids=[c[0] for c in CASES])
@@ -147,8 +149,47 @@ def test_modelopts_own_file_is_read(tmp_path: Path) -> None:
 
 def test_two_files_that_disagree_are_refused(tmp_path: Path) -> None:
     """NVIDIA's DeepSeek-V4 keeps the FP8 config of the model it was made of beside ModelOpt's own file."""
-    with pytest.raises(InputError, match=r"says fp8, but hf_quant_config\.json beside it modelopt"):
+    with pytest.raises(InputError, match="says fp8, but the file beside it modelopt"):
         hub.from_file(folder_of(tmp_path, {**DENSE, "quantization_config": BLOCKS}, hf_quant_config=modelopt("NVFP4")))
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "like"),
+    [
+        ("quantize_config", {"bits": 4, "group_size": 128, "desc_act": False, "sym": True}, "gptq 4"),
+        ("quant_config", {"w_bit": 4, "q_group_size": 128, "zero_point": True, "version": "GEMM"}, "awq"),
+    ],
+)
+def test_early_files_beside_the_config(name: str, config: dict[str, Any], like: str, tmp_path: Path) -> None:
+    """AutoGPTQ's and AutoAWQ's first checkpoints say it in files of their own, and name no method."""
+    got = group_of(Scenario(model=folder_of(tmp_path, DENSE, **{name: config}), device="b200"))
+    pick = next(c[3] for c in CASES if c[0] == like)
+    assert weights_bytes(got.lowering) == pytest.approx(stored(DENSE, pick), rel=0.01)
+
+
+def test_experts_of_their_own_dtype(tmp_path: Path) -> None:
+    """DeepSeek-V4: FP8 blocks, and ``expert_dtype`` beside them for the experts."""
+    own = {**MLA, "expert_dtype": "fp4", "quantization_config": BLOCKS}
+    got = group_of(Scenario(model=folder_of(tmp_path, own), device="b200"))
+    assert "experts mxfp4" in got.dtype
+    assert "attention fp8_block" in got.dtype
+    with pytest.raises(InputError, match="expert_dtype"):
+        from_config({**own, "expert_dtype": "fp3"}, "x")
+
+
+def test_mlx_quantises_the_ends_too(tmp_path: Path) -> None:
+    """Four bits with a 16-bit scale and bias per 64: 4.5 of them for every matrix, the embedding among them."""
+    said = {
+        "group_size": 64,
+        "bits": 4,
+        "mode": "affine",
+        "model.layers.0.mlp.down_proj": {"bits": 8, "group_size": 64},
+    }
+    got = weights_bytes(
+        group_of(Scenario(model=folder_of(tmp_path, {**DENSE, "quantization": said}), device="b200")).lowering
+    )
+    matrices = 2 * 32000 * 4096 + L * 218_103_808
+    assert got == pytest.approx(matrices * 4.5 / 8 + 4096 * 14336 * 4 / 8 + 2 * (2 * L + 1) * 4096, rel=1e-3)
 
 
 def test_check_says_what_is_read_and_why_not(tmp_path: Path) -> None:

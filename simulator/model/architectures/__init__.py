@@ -17,15 +17,17 @@ from simulator.base.errors import InputError, suggest
 # Each of these registers its family.
 from simulator.model.architectures import classic, experts, gemma, llama  # noqa: F401
 from simulator.model.architectures.registry import ARCHITECTURES, Parser, architecture
-from simulator.model.quantization import apply, scheme_of
+from simulator.model.quantization import Scheme, apply, scheme_of
+from simulator.model.quantization.layouts import float4
 from simulator.model.reader import Reader, with_where
 from simulator.model.spec import ModelSpec
 
 __all__ = ["ARCHITECTURES", "Parser", "Reader", "architecture", "from_config"]
 
 _TEXT_SECTIONS = ("text_config", "llm_config", "language_config")
-_QUANTISED = ("quantization_config", "compression_config")
-_SHARED = ("torch_dtype", "dtype", *_QUANTISED)
+_QUANTISED = ("quantization_config", "compression_config", "quantization")
+"""Where a config says how it is quantised; the last is MLX's."""
+_SHARED = ("torch_dtype", "dtype", "expert_dtype", *_QUANTISED)
 """Keys that stand outside the text part of a nested config."""
 _EXPERTS = re.compile(r"(?:n|num|moe_num)_(?:(?:routed|local|total)_)?experts|expert_num|moe_num_experts")
 
@@ -54,7 +56,7 @@ def from_config(
     source : str, optional
         Reference kept in `ModelSpec.source`.
     beside : Mapping, optional
-        What ``hf_quant_config.json`` beside it says; the config's own ``quantization_config`` goes first.
+        What its quantisation file beside it says (``hf_quant_config.json``, ...), which must agree with its own.
 
     Raises
     ------
@@ -98,15 +100,25 @@ def from_config(
 def _quantised(model: ModelSpec, reader: Reader, beside: Mapping[str, Any] | None) -> ModelSpec:
     """`model` with the formats that its config, or the file beside it, states."""
     half = DType.FP16 if model.dtype == "fp16" else DType.BF16
-    other = None if beside is None else scheme_of(beside, f"{reader.where} (hf_quant_config.json)", half)
+    other = None if beside is None else scheme_of(beside, f"{reader.where} (the file beside it)", half)
     for key in _QUANTISED:
         section = reader.section(key)
         if section is not None and section.config:
             scheme = scheme_of(section.config, section.where, half, reader.text)
             if other is not None and other.method != scheme.method:
-                reader.fail(key, f"says {scheme.method}, but hf_quant_config.json beside it {other.method}")
-            return apply(scheme, model)
-    return model if other is None else apply(other, model)
+                reader.fail(key, f"says {scheme.method}, but the file beside it {other.method}")
+            return apply(_with_experts(scheme, reader, half), model)
+    if other is None and reader.config.get("expert_dtype") is not None:
+        other = Scheme("expert_dtype", None)
+    return model if other is None else apply(_with_experts(other, reader, half), model)
+
+
+def _with_experts(scheme: Scheme, reader: Reader, half: DType) -> Scheme:
+    """`scheme` with the experts' own format, which DeepSeek-V4 states beside it: MXFP4 under FP8."""
+    kind = reader.word("expert_dtype", default="")
+    if kind not in ("", "fp4", "fp8"):
+        reader.fail("expert_dtype", f"is {kind!r}; known: fp4, fp8")
+    return replace(scheme, experts=float4(32, half, activations=True)) if kind == "fp4" else scheme
 
 
 def _check_experts(model: ModelSpec, reader: Reader) -> None:

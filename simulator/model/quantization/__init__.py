@@ -3,6 +3,6 @@
 # Each of these registers its methods.
 from simulator.model.quantization import auto_round, compressed, modelopt, quark, torchao  # noqa: F401
 from simulator.model.quantization.methods import METHODS, scheme_of
-from simulator.model.quantization.scheme import apply
+from simulator.model.quantization.scheme import Scheme, apply
 
-__all__ = ["METHODS", "apply", "scheme_of"]
+__all__ = ["METHODS", "Scheme", "apply", "scheme_of"]

@@ -15,6 +15,9 @@ Method = Callable[[Reader, DType], Scheme]
 METHODS: dict[str, Method] = {}
 """Readers of a config by its ``quant_method``."""
 
+_GPTQ_ONLY = {"desc_act", "damp_percent", "true_sequential", "zero_point", "version", "sym"}
+"""Keys of early GPTQ and AWQ files, which name no method either."""
+
 SKIPPED = ("modules_to_not_convert", "ignored_layers", "llm_int8_skip_modules", "skip_modules")
 """Keys under which files list what is left in 16 bit."""
 
@@ -195,6 +198,29 @@ def bitnet(reader: Reader, half: DType) -> Scheme:
     return Scheme("bitnet", Stored(Format("int8", DType.INT8, 2.0, 8.0)), left_out(reader))
 
 
+@method("mlx")
+def mlx(reader: Reader, half: DType) -> Scheme:
+    """MLX: every linear layer and the embedding in groups with a 16-bit scale and bias; modules by name differ."""
+
+    def stored(one: Reader) -> Stored:
+        mode = one.word("mode", default="affine")
+        if mode in ("mxfp4", "nvfp4"):
+            return float4(32 if mode == "mxfp4" else 16, half, activations=False)
+        bits = one.whole("bits", high=8)
+        if mode != "affine" or bits not in (2, 3, 4, 5, 6, 8):
+            one.fail("bits", f"is {bits} in mode {mode!r}; known: 2 to 6 and 8 in affine, mxfp4, nvfp4")
+        return grouped(bits, one.whole("group_size", default=64, high=2**20), half, zero=16)
+
+    default, rules = stored(reader), []
+    for name, change in reader.config.items():
+        if isinstance(change, Mapping):
+            how = stored(Reader({**reader.config, **change}, f"{reader.where} ({name})"))
+            rules.append(Rule(Listed(entries((name,), "quantization")), how))
+        elif change is False and "." in name:
+            rules.append(Rule(Listed(entries((name,), "quantization")), None))
+    return Scheme("mlx", default, tuple(rules), head=default, embedding=default)
+
+
 @method("exl2", "exl3")
 def exllama(reader: Reader, half: DType) -> Scheme:
     """EXL2 and EXL3: the mean bits per weight, scales included, and those of the output matrix."""
@@ -224,6 +250,8 @@ def scheme_of(config: Mapping[str, Any], where: str, half: DType, text: str | No
     name = reader.word("quant_method", default="modelopt" if modelopt else "").casefold()
     if not name and (reader.flag("load_in_4bit") or reader.flag("load_in_8bit")):
         name = "bitsandbytes"
+    if not name and {"bits", "group_size"} <= set(config) and set(config) - _GPTQ_ONLY == set(config):
+        name = "mlx"
     if not name:
         reader.fail("quant_method", "is missing, so the format of the weights is not known")
     if name not in METHODS:

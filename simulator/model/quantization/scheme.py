@@ -124,6 +124,8 @@ class Scheme:
         Of the ends where no rule speaks of them.
     only : str
         Group of matrices that `default` is for; "" for every linear layer.
+    experts : Stored or None
+        Of the routed experts where it is another than `default`.
     kv_dtype : str or None
         Stated format of the KV cache.
     """
@@ -134,6 +136,7 @@ class Scheme:
     head: Stored | None = None
     embedding: Stored | None = None
     only: str = ""
+    experts: Stored | None = None
     kv_dtype: str | None = None
 
     def of(self, path: str, default: Stored | None) -> Stored | None:
@@ -187,6 +190,8 @@ def apply(scheme: Scheme, model: ModelSpec) -> ModelSpec:
 def _of_matrix(scheme: Scheme, naming: Naming, layer: LayerSpec, index: int, matrix: str) -> Stored | None:
     """How one matrix is stored: as every module that is fused in it."""
     default = scheme.default if scheme.only in ("", GROUP_OF[matrix]) else None
+    if matrix == "moe.experts" and scheme.experts is not None:
+        default = scheme.experts
     if not scheme.rules:
         return default
     block = naming.layer.format(index)
