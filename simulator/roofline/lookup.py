@@ -32,6 +32,8 @@ NEAR_DTYPES: Mapping[str, tuple[str, ...]] = {
     "prefill.fp8.fp8": ("prefill.fp8", "prefill.bf16"),
     "decode.bf16": ("decode.fp8",),
     "decode.fp8": ("decode.bf16",),
+    "decode-mla.bf16": ("decode-mla.fp8",),
+    "decode-mla.fp8": ("decode-mla.bf16",),
     "decode.fp8.fp8": ("decode.fp8", "decode.bf16"),
     **{
         f"{part}.{phase}.{kind}": (
