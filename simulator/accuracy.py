@@ -18,7 +18,7 @@ import typer
 
 from simulator.base import console
 from simulator.base.errors import InputError, reason
-from simulator.fitting.judged import KERNEL_KINDS, figures, judge_rows, read_rows
+from simulator.fitting.judged import FILES, KERNEL_KINDS, figures, judge_rows, read_rows
 
 GOLDEN = "accuracy.json"
 """Golden copy in `hw_profiles`, so that an installed Shadowline can say how wrong it is."""
@@ -32,6 +32,7 @@ TARGETS = {
     "elementwise": (None, None),
     "sparse_attention": (0.10, 0.30),
     "linear_attention": (0.08, 0.25),
+    "alltoall": (0.10, 0.25),
 }
 """Median and p90 APE the design asks of unseen shapes, kernel known [-]."""
 
@@ -46,7 +47,7 @@ def measure(data: Path, holdout: str | None) -> dict[str, Any]:
     """
     out: dict[str, Any] = {}
     for kind in KERNEL_KINDS:
-        path = data / f"{kind}.parquet"
+        path = data / f"{FILES.get(kind, kind)}.parquet"
         if not path.is_file():
             continue
         judged, _ = judge_rows(kind, read_rows(path), holdout)

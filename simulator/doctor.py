@@ -46,6 +46,7 @@ DATA_FILES = (
     "moe",
     "elementwise",
     "sparse_attention",
+    "expert_alltoall",
     "linear_attention",
     "sparse_kernels",
     "e2e",

@@ -29,22 +29,25 @@ def dump(path: Path, fits: Iterable[Fit]) -> None:
     fits = list(fits)
     if not fits:
         raise InputError("no fits to write", where=str(path))
+    device = fits[0].device if path.parent.name != DEFAULT else DEFAULT
     lines = [
         f"schema = {SCHEMA}",
         f'family = "{fits[0].family}"',
-        f'device = "{fits[0].device if path.parent.name != DEFAULT else DEFAULT}"',
+        f'device = "{device}"',
         f'date = "{max(f.date for f in fits)}"',
         "# residual: e = ln(measured/predicted), out of fold. surface: 8e-3 ln, C order.",
     ]
     for fit in fits:
-        lines += _fit_lines(fit)
+        lines += _fit_lines(fit, device)
     with replaced(path) as temporary:
         temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def _fit_lines(fit: Fit) -> list[str]:
-    head = {"device": fit.device, "dtype": fit.dtype, "library": fit.library, "n": fit.n, "sources": list(fit.sources)}
+def _fit_lines(fit: Fit, device: str) -> list[str]:
+    head: dict[str, Any] = {} if fit.device == device else {"device": fit.device}
+    head |= {"dtype": fit.dtype, "library": fit.library, "n": fit.n, "sources": list(fit.sources)}
     told = {f.name: getattr(fit.residual, f.name) for f in fields(fit.residual)}
+    told = {name: value for name, value in told.items() if value != ()}
     head |= {"coefficients": dict(fit.coefficients), "residual": told}
     lines = ["", "[[fit]]", *(f"{key} = {toml_value(value, DIGITS)}" for key, value in head.items())]
     if fit.surface is not None:

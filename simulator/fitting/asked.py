@@ -14,10 +14,13 @@ from simulator.base.errors import ShadowlineError
 from simulator.device.catalogue import load
 from simulator.device.fits import Fit
 from simulator.device.types import Device
+from simulator.fitting.alltoall import FIXED as EXCHANGE_FIXED
+from simulator.fitting.alltoall import op_of as _exchange
 from simulator.fitting.linear_attention import FIXED as LINEAR_FIXED
 from simulator.fitting.linear_attention import op_of as _linear
 from simulator.fitting.module import FIXED as MODULE_FIXED
 from simulator.fitting.module import op_of as _module
+from simulator.ops.expert_exchange import ExpertExchange
 from simulator.ops.linear_attention import LinearAttention
 from simulator.ops.module import AttentionModule
 from simulator.ops.ops import Attention, Collective, Elementwise, Linear, Moe
@@ -30,7 +33,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 ROLE = "measured"
-Asked = Linear | Attention | AttentionModule | LinearAttention | Moe | Collective | Elementwise
+Asked = Linear | Attention | AttentionModule | LinearAttention | Moe | Collective | Elementwise | ExpertExchange
 
 
 def _column(rows: pd.DataFrame, name: str) -> np.ndarray:
@@ -104,6 +107,8 @@ def _bare_s(op: Asked, device: Device) -> Array:
     """The yardstick: ``max(flop/peak, bytes/bandwidth)``, of a collective its bytes over the link [s]."""
     if isinstance(op, Collective):
         return link_bytes(op.op, op.message_bytes, op.n_ranks) / device.link.bandwidth_bytes_per_s
+    if isinstance(op, ExpertExchange):
+        return op.link_bytes / device.link_for(op.n_ranks).bandwidth_bytes_per_s
     demand = op.traffic()
     least: Array = demand.total_bytes / device.hbm_bytes_per_s
     for dtype, flop in demand.flop.items():
@@ -120,6 +125,7 @@ OPS: Mapping[str, tuple[tuple[str, ...], Callable[[pd.DataFrame], Asked]]] = {
     "attention": (("phase", "dtype", "kv_dtype", "head_dim", "window"), _attention),
     "module": (MODULE_FIXED, _module),
     "linear_attention": (LINEAR_FIXED, _linear),
+    "alltoall": (EXCHANGE_FIXED, _exchange),
     "moe": (("dtype", "gated", "distribution"), _moe),
     "collective": (("op", "n_gpus", "n_nodes"), _collective),
     "elementwise": (("kind",), _elementwise),

@@ -17,7 +17,18 @@ if TYPE_CHECKING:
 
     from simulator.device.fits import Fit
 
-KERNEL_KINDS = ("gemm", "attention", "collective", "moe", "elementwise", "sparse_attention", "linear_attention")
+KERNEL_KINDS = (
+    "gemm",
+    "attention",
+    "collective",
+    "moe",
+    "elementwise",
+    "sparse_attention",
+    "linear_attention",
+    "alltoall",
+)
+FILES = {"alltoall": "expert_alltoall"}
+"""Table of the data folder that holds the rows of a kind, where it is not named as the kind is."""
 FAMILIES = {"sparse_attention": "module"}
 """Family, and module of `simulator.fitting`, of a kind of measured rows that is not named as it is."""
 SMALLEST = 50
@@ -69,6 +80,8 @@ TEXTS = (
     "compress_ratio",
     "kind",
     "kernel_source",
+    "comm_backend",
+    "comm_dtype",
 )
 COUNTS = (
     "batch",

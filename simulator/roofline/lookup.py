@@ -11,6 +11,7 @@ from simulator.base.dtypes import DType
 from simulator.base.errors import UnsupportedError
 from simulator.device.fits import ANY, LOCAL, VENDOR, Basis, Fit
 from simulator.device.types import Device
+from simulator.ops.expert_exchange import ExpertExchange
 from simulator.ops.linear_attention import LinearAttention
 from simulator.ops.module import AttentionModule
 from simulator.ops.ops import Attention, Collective, Elementwise, Linear, Moe
@@ -95,7 +96,7 @@ class Found:
 
 
 def key_of(
-    op: Linear | Attention | AttentionModule | LinearAttention | Moe | Collective | Elementwise,
+    op: Linear | Attention | AttentionModule | LinearAttention | Moe | Collective | Elementwise | ExpertExchange,
 ) -> tuple[str, str]:
     """(family, format or operation) under which the kernels of `op` are fitted."""
     if isinstance(op, Linear):
@@ -106,10 +107,17 @@ def key_of(
         return "module", module_key(op)
     if isinstance(op, LinearAttention):
         return "linear_attention", linear_key(op)
+    if isinstance(op, ExpertExchange):
+        return "alltoall", exchange_key(op)
     if isinstance(op, Moe):
         return "moe", op.fmt.name
     # Of a streaming kernel only the bytes count, whatever their format.
     return ("collective", op.op) if isinstance(op, Collective) else ("elementwise", "bf16")
+
+
+def exchange_key(op: ExpertExchange) -> str:
+    """Key of exchanges between experts' ranks: a copy per rank or per expert, direction, ranks, bits on the link."""
+    return f"{'expert' if op.per_expert else 'rank'}.{op.op}.{op.n_ranks}.{8.0 * op.element_bytes:.0f}"
 
 
 def linear_key(op: LinearAttention) -> str:
@@ -218,7 +226,7 @@ def lookup(device: Device, family: str, key: str, library: str | None = None) ->
     return Found(fit, Basis.DATASHEET if alone else Basis.EXTRAPOLATED, stands_in=True)
 
 
-ANOTHER_SIGMA: Mapping[str, float] = {"module": 0.45, "linear_attention": 0.3}
+ANOTHER_SIGMA: Mapping[str, float] = {"module": 0.45, "linear_attention": 0.3, "alltoall": 0.3}
 """Log standard deviation added to a fit of another engine's kernels, without the terms of that engine, by family [-].
 
 Median miss of a module by another engine's fit is 25 %, see docs/calibration_sparse_attention.md; kernels of the other

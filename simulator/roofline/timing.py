@@ -15,6 +15,7 @@ from simulator.base.errors import UnsupportedError
 from simulator.device.catalogue import Device
 from simulator.device.fits import ANY, Basis, Fit, Residual
 from simulator.ops.dense import dense_of
+from simulator.ops.expert_exchange import ExpertExchange
 from simulator.ops.linear_attention import LinearAttention
 from simulator.ops.module import AttentionModule
 from simulator.ops.ops import Attention, Collective, Elementwise, Linear, Moe, Op
@@ -24,6 +25,7 @@ from simulator.roofline.attention import attention_time
 from simulator.roofline.collective import collective_time
 from simulator.roofline.elementwise import DEFAULT, elementwise_time
 from simulator.roofline.engine import Engine
+from simulator.roofline.expert_exchange import exchange_demand, exchange_time
 from simulator.roofline.gemm import floor_s, gemm_time
 from simulator.roofline.hardware import Hardware, hardware, math_of, vector_dtype
 from simulator.roofline.linear_attention import linear_demand, linear_time
@@ -102,7 +104,7 @@ SPARSE_WIDENING = 1.5
 
 
 def _answer(
-    op: Linear | Attention | AttentionModule | LinearAttention | Moe | Collective | Elementwise,
+    op: Linear | Attention | AttentionModule | LinearAttention | Moe | Collective | Elementwise | ExpertExchange,
     device: Device,
     engine: Engine,
 ) -> Found:
@@ -447,6 +449,13 @@ def _collective(op: Collective, device: Device, engine: Engine, touched: Array) 
     t = collective_time(op.op, op.message_bytes, op.n_ranks, hw=hw, coef=fit.coefficients, surface=fit.surface)
     beyond = op.nodes == 1 and op.n_ranks > link.max_ranks
     return _Raw(t.total_s, 0.0, 0.0, t.link_s, t.latency_s, found, "collective", beyond)
+
+
+@_time.register
+def _exchange(op: ExpertExchange, device: Device, engine: Engine, touched: Array) -> _Raw:
+    found = _answer(op, device, engine)
+    t = exchange_time(exchange_demand(op, device), found.fit.coefficients, found.fit.surface)
+    return _Raw(t.total_s, 0.0, 0.0, t.link_s, t.launch_s, found, "alltoall")
 
 
 @_time.register

@@ -1,0 +1,134 @@
+"""Fit dispatch and combine of expert parallelism: one fit per device, direction, format, ranks and kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from simulator.device.fits import Fit
+from simulator.device.surface import Surface
+from simulator.fitting import judge
+from simulator.fitting.smooth import Array, Axis, Recipe, fit_family
+from simulator.ops.expert_exchange import ExpertExchange
+from simulator.roofline.expert_exchange import START, ExchangeDemand, exchange_demand, exchange_time
+from simulator.roofline.lookup import exchange_key
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+FAMILY = "alltoall"
+SHAPE = ("num_tokens", "hidden_size", "topk", "num_experts", "sms")
+INPUTS = ("op", "comm_dtype", "ep_size", *SHAPE)
+NEEDED = ("framework", "comm_backend", "kernel", *INPUTS[:-1])
+SMS, DEFAULT_SMS = r"-sms(\d+)$", 24.0
+"""SMs a kernel is told to copy with, as its name ends, and those of one that is told nothing [-]."""
+FIXED = ("op", "comm_dtype", "ep_size", "per_expert")
+"""Columns of one op."""
+ELEMENT_BYTES: Mapping[tuple[str, str], float] = {
+    ("dispatch", "default"): 1.0,
+    ("dispatch", "fp8"): 1.0,
+    ("dispatch", "nvfp4"): 0.5625,
+    ("dispatch", "fp4"): 0.5625,
+}
+"""Bytes of an element where it is not 2: DeepEP sends 8 bit and brings back 16 (deepseek-ai/DeepEP, README)."""
+IN_MILLISECONDS = ("trtllm", "vllm")
+"""Engines whose tables count microseconds that the data took for milliseconds.
+
+A low-latency dispatch of one token would last 70 ms; a thousandth meets SGLang's times of the same kernels.
+"""
+
+
+def prepare(rows: pd.DataFrame) -> pd.DataFrame:
+    """Usable rows with their engine as the source, repeats aggregated; adds `key`, `library` and demand."""
+    from simulator.device import catalogue as devices
+
+    rows = judge.usable(rows, FAMILY, NEEDED).copy()
+    known = {name: devices.resolve(name) for name in rows["device"].astype(str).unique()}
+    backend, engine = rows["comm_backend"].astype(str), rows["framework"].astype(str)
+    rows = rows.assign(
+        device=rows["device"].astype(str).map(known),
+        source=rows["source"].astype(str) + "/" + engine,
+        library=rows["kernel"].astype(str).str.partition(":")[0] + ":" + backend.str.replace(SMS, "", regex=True),
+        sms=backend.str.extract(SMS)[0].astype(float).fillna(DEFAULT_SMS),
+        per_expert=backend.str.contains(r"(?:^|[-_])ll$|generation"),
+        time_s=rows["time_s"].to_numpy(float) * np.where(engine.isin(IN_MILLISECONDS), 1e-3, 1.0),
+        comm_dtype=rows["comm_dtype"].astype(str),
+        op=rows["op"].astype(str),
+    )
+    rows = rows[rows["node_num"] == 1] if "node_num" in rows else rows
+    return with_demand(judge.aggregate(rows, ["device", "source", "library", "per_expert", *INPUTS]))
+
+
+def op_of(rows: pd.DataFrame) -> ExpertExchange:
+    """The op of prepared rows that agree in all that is not a size."""
+    first = rows.iloc[0]
+    tokens, hidden, top_k, sms = (rows[c].to_numpy(float) for c in (*SHAPE[:3], "sms"))
+    return ExpertExchange(
+        role="measured",
+        op=first["op"],
+        tokens=tokens,
+        hidden=hidden,
+        top_k=top_k,
+        n_ranks=int(first["ep_size"]),
+        element_bytes=ELEMENT_BYTES.get((first["op"], first["comm_dtype"]), 2.0),
+        per_expert=bool(first["per_expert"]),
+        sms=sms,
+    )
+
+
+def with_demand(rows: pd.DataFrame) -> pd.DataFrame:
+    """`rows` with `key` and what each asks of its device beside it."""
+    from simulator.device.catalogue import load
+
+    values = {name: np.empty(len(rows)) for name in ExchangeDemand._fields}
+    key = np.empty(len(rows), dtype=object)
+    for at in rows.groupby(["device", *FIXED], sort=False).indices.values():
+        part = rows.iloc[at]
+        op = op_of(part)
+        demand = exchange_demand(op, load(str(part["device"].iloc[0])))
+        for name, value in zip(ExchangeDemand._fields, demand, strict=True):
+            values[name][at] = value
+        key[at] = exchange_key(op)
+    return rows.assign(key=key, **{f"_{k}": v for k, v in values.items()})
+
+
+def _counted(rows: pd.DataFrame) -> ExchangeDemand:
+    return ExchangeDemand(*rows[[f"_{c}" for c in ExchangeDemand._fields]].to_numpy(float).T)
+
+
+def log_model(rows: pd.DataFrame | ExchangeDemand, coef: Mapping[str, float], surface: Surface | None) -> Array:
+    """Log seconds of prepared rows."""
+    demand = rows if isinstance(rows, ExchangeDemand) else _counted(rows)
+    return np.log(exchange_time(demand, coef, surface).total_s)
+
+
+def coords(rows: pd.DataFrame) -> dict[str, Array]:
+    """Coordinates of the residual surface."""
+    return {name: rows[f"_{name}"].to_numpy(float) for name in ("tokens", "hidden", "sms")}
+
+
+RECIPE = Recipe(
+    family=FAMILY,
+    inputs=INPUTS,
+    log_model=log_model,
+    coords=coords,
+    axes=(Axis("tokens", 2.0, 0.1), Axis("hidden", 1.0, 0.3), Axis("sms", 1.0, 0.3)),
+    start=START,
+    spread=dict.fromkeys(START, 1.0),
+    between_source=0.2,
+    between_device=0.15,
+    smallest=20,
+    ridge=0.02,
+    huber=0.15,
+    refit=False,
+    pool_by="scope",
+    passes=20,
+    counted=_counted,
+)
+
+
+def fit(rows: pd.DataFrame, *, date: str | None = None, residuals: bool = True) -> list[Fit]:
+    """Fits of every device, key and library of prepared `rows`, then the pooled ones."""
+    return fit_family(RECIPE, rows, date=date, residuals=residuals)
