@@ -80,7 +80,7 @@ def _completed(loaded: Loaded, prompt: str, tokens: int = 16) -> str:
         for _ in range(tokens):
             best = loaded.model(input_ids=ids, use_cache=False).logits[:, -1:].argmax(-1)
             ids = torch.cat([ids, best], 1)
-    return loaded.tokenizer.decode(ids[0, before:], skip_special_tokens=True)
+    return str(loaded.tokenizer.decode(ids[0, before:], skip_special_tokens=True))
 
 
 def bits_per_byte(loaded: Loaded, text: str) -> float:
@@ -95,7 +95,7 @@ def bits_per_byte(loaded: Loaded, text: str) -> float:
     first = first_tokens(words)
     size = len(text.encode())
     if not first:
-        size -= len(words.decode(ids[:1]).encode())
+        size -= len(str(words.decode(ids[:1])).encode())
     total = 0.0
     step = WINDOW - 1
     # Without a first token a window begins with the last one of the window before, so that all but one are scored.

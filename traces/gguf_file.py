@@ -132,7 +132,7 @@ def _load(file: Path, reader: GGUFReader, folder: Path, dtype: str) -> None:
     try:
         with quiet:
             tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, local_files_only=True)
-            model, info = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 file.parent,
                 gguf_file=file.name,
                 dtype=getattr(torch, DTYPES[dtype]),
@@ -141,6 +141,7 @@ def _load(file: Path, reader: GGUFReader, folder: Path, dtype: str) -> None:
             )
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, NotImplementedError, TypeError) as error:
         raise InputError(f"transformers cannot read it: {first_line(error)}", where=str(file)) from None
+    model, info = loaded
     _check_split_of_text(tokenizer, reader, file)
     _check_facts(model.config, reader, file)
     _check_tensors(model, info, reader, file)
@@ -181,7 +182,7 @@ def _check_split_of_text(tokenizer: PreTrainedTokenizerBase, reader: GGUFReader,
 
 def _check_facts(config: Any, reader: GGUFReader, file: Path) -> None:
     """Refuse a fact of the architecture that the config does not hold."""
-    from transformers.integrations import GGUF_CONFIG_MAPPING
+    from transformers.integrations.ggml import GGUF_CONFIG_MAPPING
 
     architecture = _value(reader, "general.architecture")
     read = next((keys for name, keys in GGUF_CONFIG_MAPPING.items() if fold(name) == fold(architecture)), None)

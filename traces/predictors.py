@@ -177,7 +177,8 @@ def fit(
             if epoch == epochs - 1:
                 last.append(loss.item())
     nets.eval().requires_grad_(False)
-    for r, net in zip(plan, nets, strict=True):
+    fitted: list[Any] = list(nets)
+    for r, net in zip(plan, fitted, strict=True):
         mean, spread = (x.to(device) for x in scale[r.site, r.at])
         net[0].weight /= spread
         net[0].bias -= net[0].weight @ mean

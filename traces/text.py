@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from simulator.base.errors import InputError, reason, suggest
 
@@ -157,7 +157,7 @@ def first_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
 
     Models that learned with it lose most of their sense without it, so every window begins with it.
     """
-    bos = tokenizer.bos_token_id
+    bos: Any = tokenizer.bos_token_id
     ids = tokenizer("a")["input_ids"]
     return (bos,) if bos is not None and ids[:1] == [bos] else ()
 
