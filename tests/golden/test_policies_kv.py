@@ -230,11 +230,11 @@ def test_nsa_reads_what_its_table_says(context: int, published: int) -> None:
 
 
 def test_nsa_pads_small_groups_and_fsa_reduces_partial_outputs() -> None:
-    """P = 8192, four heads a group: pairs of 1536 a query, 1536 x 1537/2 + 6656 x 1536, times 16/4 in NSA; FSA writes
-    8192 x 32 heads x 128 x 4 B x 16 blocks of partial outputs instead."""
-    pairs = 1536 * 1537 / 2 + 6656 * 1536
-    flop = pairs * 4 * 4096
-    assert core(prompt("llama-3.1-8b", "nsa", 8192.0)).flop == pytest.approx(4 * flop)
+    """P = 8192, four heads a group: pairs of 1024 a query, 1024 x 1025/2 + 7168 x 1024, times 16/4 in NSA, whose window
+    is a kernel of its own; FSA sees 1536 at once and writes 8192 x 32 heads x 128 x 4 B x 16 partial outputs."""
+    blocks = next(o for o in prompt("llama-3.1-8b", "nsa", 8192.0) if isinstance(o, Attention) and "top-k" in o.kernel)
+    assert blocks.flop == pytest.approx(4 * (1024 * 1025 / 2 + 7168 * 1024) * 4 * 4096)
+    flop = (1536 * 1537 / 2 + 6656 * 1536) * 4 * 4096
     ops = prompt("llama-3.1-8b", "fsa", 8192.0)
     assert core(ops).flop == pytest.approx(flop)
     assert total(ops, "attn.reduce", "write_bytes") == LAYERS * 8192 * 32 * 128 * 4 * 16
@@ -244,7 +244,7 @@ def test_nsa_keeps_its_compressed_scores() -> None:
     """P = 8192: the branch computes 1/16 of a causal attention, then Q K^T over all 8192 x 512 pairs of each head. Of
     these scores 8192 x 512 for each of 8 KV heads, 4 B each, are zeroed, written and read; a quarter as many sums are
     zeroed and written."""
-    ops = prompt("llama-3.1-8b", "nsa", 8192.0)
+    ops = prompt("llama-3.1-8b", "fsa", 8192.0)
     scores = 8192 * 512 * 8 * 4
     assert total(ops, "kv.scores", "read_bytes") == LAYERS * scores
     assert total(ops, "kv.scores", "write_bytes") == LAYERS * 2 * 1.25 * scores
@@ -326,14 +326,15 @@ def test_scoring_passes_read_keys_and_store_nothing() -> None:
         ("snapkv", "kv.observe", p * key),
         ("sample_attention", "kv.estimate.prefill", p * key),
         ("zipvl", "kv.probe", p * key),
-        ("nsa", "kv.estimate.prefill", p / 16 * 2 * key),
-        ("nsa", "kv.estimate.scores", p / 16 * key),
+        ("fsa", "kv.estimate.prefill", p / 16 * 2 * key),
+        ("fsa", "kv.estimate.scores", p / 16 * key),
     ):
         ops = prompt("llama-3.1-8b", policy, float(p))
         assert one(ops, role) == (pytest.approx(read), 0.0), policy
         out = of(ops, role)[0].traffic().access[Operand.ACTIVATION].write_bytes
-        assert np.sum(out) == (p * 8192 if (policy, role) == ("nsa", "kv.estimate.prefill") else 0.0), policy
-        assert one(ops, "attn.core.prefill") == (p * GQA, p * GQA)
+        assert np.sum(out) == (p * 8192 if (policy, role) == ("fsa", "kv.estimate.prefill") else 0.0), policy
+        cores = [o.traffic().access[Operand.KV] for o in of(ops, "attn.core.prefill")]
+        assert {(float(a.read_bytes), float(a.write_bytes)) for a in cores} == {(p * GQA, p * GQA)}
 
 
 def test_the_index_of_dsa_is_stored() -> None:
