@@ -109,8 +109,9 @@ def _more() -> None:
     st.selectbox("Engine", engines, start, key="engine", help=_about("engine"), bind="query-params")
     for key, label, formats in (("dtype", "Weights", FORMATS), ("kv_cache_dtype", "KV cache", KV_FORMATS)):
         # Groups of modules are written: experts=nvfp4,attention=bf16.
-        free = {"accept_new_options": True} if key == "dtype" else {}
-        st.selectbox(label, [AUTO, *formats], key=key, help=_about(key), bind="query-params", **free)
+        written = key == "dtype"
+        about = _about(key)
+        st.selectbox(label, [AUTO, *formats], key=key, help=about, bind="query-params", accept_new_options=written)
     key = "gpu_memory_utilization"
     st.number_input(
         "Share of memory for the engine", 0.05, 1.0, 0.9, 0.01, "%.2f", key, _about(key), bind="query-params"
