@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from simulator.base import console
-from simulator.base.errors import InputError, reason
-from simulator.base.files import replaced
+from simulator.base.errors import InputError
+from simulator.base.files import read_limited, refuse_overwriting, refuse_unwritable, replaced
 
 if TYPE_CHECKING:
     from reports.content import Logo, Report, Table
@@ -37,7 +37,7 @@ class Paper(StrEnum):
 
 
 MIME = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".svg": "image/svg+xml"}
-MOST_LOGO_BYTES = 2_000_000
+MOST_LOGO_BYTES, MOST_NOTE_BYTES = 2 * 2**20, 2**20
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
@@ -76,13 +76,20 @@ def command(
     The same input gives the same bytes. Exit 0; 2 bad input.
     """
     outputs = _outputs(out)
+    texts = [("--notes", Path(n[1:])) for n in notes or [] if n.startswith("@")]
+    refuse_overwriting(
+        [("--out", path) for path in outputs],
+        [("INPUT", Path(source) if source else None), ("--trace", trace), ("--logo", logo), *texts],
+    )
     front = {"logo": _logo(logo), "notes": _notes(notes or [])}
     report = replace(_compose(kind or _kind(source), source, trace, _data(validation, data)), **front)
     if title.strip():
         report = replace(report, title=title.strip())
     files = {path: _rendered(report, path, paper) for path in outputs}
     if with_data:
-        files |= _csv_files(report, outputs[0])
+        tables = _csv_files(report, outputs[0])
+        refuse_overwriting([("--with-data", path) for path in tables], [("INPUT", Path(source) if source else None)])
+        files |= tables
     _write(files)
     if json_:
         console.out_json({"rows": [{"file": str(p), "bytes": len(b)} for p, b in files.items()]})
@@ -97,9 +104,8 @@ def _outputs(out: list[Path] | None) -> list[Path]:
     for path in out:
         if path.suffix.lower() not in (".html", ".pdf"):
             raise InputError(f"{path.name!r} must end in .html or .pdf", where="--out")
-        if path.is_dir():
-            raise InputError(f"{path} is a folder", where="--out")
-    return list(dict.fromkeys(out))
+        refuse_unwritable(path, "--out")
+    return out
 
 
 def _kind(source: str) -> Kind:
@@ -171,9 +177,9 @@ def _notes(notes: list[str]) -> tuple[str, ...]:
     for note in notes:
         if note.startswith("@"):
             try:
-                note = Path(note[1:]).read_text("utf-8")
-            except (OSError, UnicodeDecodeError) as error:
-                raise InputError(f"cannot read {note[1:]}: {error}", where="--notes") from None
+                note = read_limited(Path(note[1:]), MOST_NOTE_BYTES).decode("utf-8")
+            except UnicodeDecodeError:
+                raise InputError(f"{note[1:]} is not UTF-8 text", where="--notes") from None
         texts += [part.strip() for part in note.split("\n\n") if part.strip()]
     return tuple(texts)
 
@@ -186,12 +192,7 @@ def _logo(path: Path | None) -> Logo | None:
     suffix = path.suffix.lower()
     if suffix not in MIME:
         raise InputError(f"{path.name!r} must end in {', '.join(MIME)}", where="--logo")
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {reason(error)}", where="--logo") from None
-    if len(content) > MOST_LOGO_BYTES:
-        raise InputError(f"{path} has {len(content) / 1e6:.1f} MB; at most {MOST_LOGO_BYTES / 1e6:g}", where="--logo")
+    content = read_limited(path, MOST_LOGO_BYTES)
     starts = {".png": b"\x89PNG", ".jpg": b"\xff\xd8", ".jpeg": b"\xff\xd8"}.get(suffix, b"")
     if not content.startswith(starts) or (suffix == ".svg" and b"<svg" not in content):
         raise InputError(f"{path} is no {suffix[1:].upper()} picture", where="--logo")

@@ -14,7 +14,7 @@ import typer
 from simulator.base import console
 from simulator.base.errors import EXIT_NOTHING_FEASIBLE, InputError
 from simulator.scenario.fields import LOAD, flag
-from simulator.scenario.options import refuse_beside, scenario_options, with_options
+from simulator.scenario.options import paths_of, refuse_beside, scenario_options, with_options
 from simulator.serving import options
 
 TABLE_ERROR = 0.02
@@ -90,10 +90,11 @@ def command(
         found = judge_file(judge, workers=workers, cluster=cluster, quiet=quiet)
         console.out_json(found) if json_ else show_judged(found)
         return
+    from simulator.base.files import refuse_overwriting, refuse_unwritable
     from simulator.base.units import parse_quantity
     from simulator.scenario.scenario import Scenario
     from simulator.serving.deployment import Deployment
-    from simulator.serving.output import RECORD_FILES, about, refuse_unwritable, write_json, write_records
+    from simulator.serving.output import RECORD_FILES, about, write_json, write_records
     from simulator.serving.reuse import apply_reuse
     from simulator.serving.runs import Task, run
     from simulator.serving.scaleout import compute
@@ -134,9 +135,11 @@ def command(
             "all requests arrive at once, there is no rate to change; drop it",
             where="--capacity" if capacity else "--rate-scale",
         )
-    for path, where in ((out, "--out"), (timeline, "--timeline"), (load_over_time, "--load")):
+    outputs = (("--out", out), ("--timeline", timeline), ("--load", load_over_time))
+    for where, path in outputs:
         if path is not None:
             refuse_unwritable(path, where)
+    refuse_overwriting(outputs, (*paths_of(given), *paths_of(arriving)))
     keep = any(path is not None for path in (out, timeline, load_over_time))
     if keep and timeline is not None and len(deployments) * len(scales) > 1:
         raise InputError("shows one run; give one --rate-scale, --policy, --device", where="--timeline")

@@ -13,7 +13,7 @@ import typer
 from simulator.base import console
 from simulator.base.errors import EXIT_NOTHING_FEASIBLE, InputError
 from simulator.scenario.fields import LOAD
-from simulator.scenario.options import refuse_beside, scenario_options, with_options
+from simulator.scenario.options import paths_of, refuse_beside, scenario_options, with_options
 
 # `--help` answers before numpy, pydantic and the policies are needed.
 if TYPE_CHECKING:
@@ -65,6 +65,9 @@ def command(
     _check(grids)
     kept: list[Rows] = []
     if out is not None:
+        from simulator.base.files import refuse_overwriting
+
+        refuse_overwriting([("--out", out)], [("--grid", grid), *paths_of(given)])
         line = "python -m simulator.sweep " + shlex.join(_repeatable(sys.argv[1:]))
         summary = write(grids, out, command=line, resume=resume, quiet=quiet or json_)
     else:

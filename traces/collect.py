@@ -16,6 +16,7 @@ import typer
 
 from simulator.base import console
 from simulator.base.errors import InputError
+from simulator.base.files import refuse_overwriting
 
 if TYPE_CHECKING:
     import numpy as np
@@ -100,14 +101,13 @@ def _day() -> str:
 
 def _check_out(out: Path) -> None:
     """Say before hours of work what `write_trace` would refuse after them."""
-    if out.is_file():
-        raise InputError(f"{out} is a file; a trace is a folder", where="--out")
+    from simulator.trace.files import refuse_replacing
+
     if (out / "quality.parquet").is_file():
         raise InputError(
             f"{out} holds judged predictors beside its trace; delete it first, or choose another folder", where="--out"
         )
-    if out.is_dir() and any(out.iterdir()) and not (out / "manifest.json").is_file():
-        raise InputError(f"{out} holds files that are no trace; name another folder", where="--out")
+    refuse_replacing(out)
 
 
 def _length(config: Any, asked: int | None) -> int:
@@ -159,6 +159,7 @@ def main(
     from traces.weights import weights_sha256
 
     _check_out(out)
+    refuse_overwriting([("--out", out)], [("--model", Path(model)), ("--text", text)])
     text_files(text)
     found = find(model, revision=revision, allow_pickle=allow_pickle)
     quieten()

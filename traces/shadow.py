@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -14,7 +13,7 @@ import typer
 
 from simulator.base import console
 from simulator.base.errors import InputError, UnknownNameError
-from simulator.base.files import replaced
+from simulator.base.files import replaced, scratch
 
 if TYPE_CHECKING:
     import numpy as np
@@ -170,8 +169,8 @@ def _train(
         if not missing:
             continue
         scales = sorted({p.scale for p in mine})
-        with tempfile.TemporaryDirectory(dir=out) as folder:
-            data = gather(loaded.model, parts, chosen, criterion, methods=METHODS, scales=scales, folder=Path(folder))
+        with scratch(out, "samples") as folder:
+            data = gather(loaded.model, parts, chosen, criterion, methods=METHODS, scales=scales, folder=folder)
             means = {
                 f"{kind}.{scale}": data.mean_target(kind, scale).contiguous()
                 for kind in ("heads", "neurons")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -12,10 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from simulator.base.errors import InputError, reason
-from simulator.base.files import replaced
+from simulator.base.files import refuse_foreign, refuse_special, replaced
+from simulator.base.lock import WriterLock
 
 if TYPE_CHECKING:
     from traces.means import State
+
+OURS = r"plan\.json|state\.safetensors|log\.jsonl|lock|\.(plan\.json|state\.safetensors|log\.jsonl)\..{8}\.tmp"
+"""Names in the folder of a run's state; one that holds others is somebody else's."""
 
 
 class Snapshots:
@@ -42,22 +45,16 @@ class Snapshots:
     """
 
     def __init__(self, out: Path, plan: Mapping[str, Any], *, settled: Mapping[str, Any], resume: bool):
+        refuse_special(out, "--out")
         self.folder = out.with_name(out.name + ".parts")
+        refuse_foreign(self.folder, OURS)
         self.digest = hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()
         self.settled = dict(settled)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._lock = (self.folder / "lock").open("a")
+            self._lock = WriterLock(self.folder / "lock", out)
         except OSError as error:
             raise InputError(f"cannot write {self.folder}: {reason(error)}", where="--out") from None
-        try:
-            # The kernel drops this lock with the process, however it dies.
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._lock.close()
-            raise InputError(
-                f"another process is writing {out}; wait for it or choose another folder", where="--out"
-            ) from None
         self._open(resume)
 
     def _open(self, resume: bool) -> None:
@@ -123,7 +120,7 @@ class Snapshots:
 
     def close(self) -> None:
         """Let another writer in; the state stays."""
-        self._lock.close()
+        self._lock.release()
 
     def finish(self) -> None:
         """Remove the folder; the trace is written."""
@@ -132,7 +129,5 @@ class Snapshots:
 
 
 def _replace(path: Path, raw: bytes) -> None:
-    with replaced(path) as temporary, temporary.open("wb") as file:
-        file.write(raw)
-        file.flush()
-        os.fsync(file.fileno())
+    with replaced(path) as temporary:
+        temporary.write_bytes(raw)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
@@ -11,12 +12,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from simulator.base.errors import InputError, reason
-from simulator.base.files import replaced
+from simulator.base.files import refuse_foreign, refuse_unwritable, replaced
+from simulator.base.lock import WriterLock
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 FORMATS = (".parquet", ".csv", ".json")
+OURS = r"plan|lock(\.\d+)?|part-\d{6}\.parquet|\.part-\d{6}\.parquet\..{8}\.tmp"
+"""Names in a folder of parts; one that holds others is somebody else's."""
 
 
 class PartStore:
@@ -39,20 +43,22 @@ class PartStore:
 
     def __init__(self, out: Path, plan: Mapping[str, Any], *, resume: bool):
         self.out = out
+        refuse_unwritable(out, "--out")
         self.folder = out.with_name(out.name + ".parts")
         self.digest = hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()
         if out.suffix not in FORMATS:
             raise InputError(f"{out.name!r} must end in {', '.join(FORMATS)}", where="--out")
-        if out.is_dir():
-            raise InputError(f"{out} is a folder; give a file name in it", where="--out")
         self._open(resume)
 
     def _open(self, resume: bool) -> None:
         stale = self.folder.exists()
+        refuse_foreign(self.folder, OURS)
         try:
             self.out.parent.mkdir(parents=True, exist_ok=True)
             self.folder.mkdir(exist_ok=True)
-            self._lock()
+            self._lock = WriterLock(self.folder / "lock", self.out)
+            for done in self.out.parent.glob(f".{glob.escape(self.folder.name)}.*.done"):
+                shutil.rmtree(done, ignore_errors=True)
             self._lay(stale, resume)
         except OSError as error:
             if not stale:
@@ -73,26 +79,6 @@ class PartStore:
                 for part in self.folder.glob("part-*"):
                     part.unlink()
         plan.write_text(self.digest + "\n")
-
-    def _lock(self) -> None:
-        lock, own = self.folder / "lock", self.folder / f"lock.{os.getpid()}"
-        own.write_text(str(os.getpid()))
-        try:
-            for _ in range(2):
-                try:
-                    # The lock appears with its holder in it, so nobody can take it for a dead one's.
-                    os.link(own, lock)
-                    return
-                except FileExistsError:
-                    holder = lock.read_text().strip()
-                if holder.isdigit() and _alive(int(holder)):
-                    raise InputError(
-                        f"process {holder} is writing {self.out}; wait for it or choose another file", where="--out"
-                    )
-                lock.unlink(missing_ok=True)
-        finally:
-            own.unlink(missing_ok=True)
-        raise InputError(f"cannot lock {self.folder}", where="--out")
 
     def has(self, number: int) -> bool:
         """Whether part `number` is there, whole."""
@@ -128,6 +114,7 @@ class PartStore:
         # Out of the way at once, so that the next sweep of this file makes a folder of its own.
         done = self.folder.with_name(f".{self.folder.name}.{os.getpid()}.done")
         self.folder.rename(done)
+        self._lock.release()
         shutil.rmtree(done, ignore_errors=True)
 
     def _join_parquet(self, path: Path, count: int, schema: pa.Schema) -> None:
@@ -156,19 +143,9 @@ class PartStore:
 
     def close(self) -> None:
         """Release the lock; parts are kept, a folder without any goes."""
-        (self.folder / "lock").unlink(missing_ok=True)
+        self._lock.release()
         if not any(self.folder.glob("part-*")):
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def _path(self, number: int) -> Path:
         return self.folder / f"part-{number:06d}.parquet"
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return pid != os.getpid()

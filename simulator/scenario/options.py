@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 import typer
@@ -48,6 +50,18 @@ def refuse_beside(context: typer.Context, allowed: Collection[str], why: str) ->
         source = context.get_parameter_source(name)
         if name not in allowed and source is not None and source.name != "DEFAULT":
             raise InputError(why, where=next(p.opts[0] for p in context.command.params if p.name == name))
+
+
+def paths_of(given: Mapping[str, Any]) -> list[tuple[str, Path]]:
+    """Flag and path of everything given that names a file or a folder that is there."""
+    out = []
+    for name, value in given.items():
+        for text in value if isinstance(value, list | tuple) else [value]:
+            # A list may be one text with commas; a path may hold one.
+            for part in {str(text), *str(text).split(",")} if isinstance(text, str | Path) else ():
+                if part and os.path.exists(part):
+                    out.append(("--" + name.replace("_", "-"), Path(part)))
+    return out
 
 
 def scenario_options(

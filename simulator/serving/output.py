@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from simulator.base.console import as_json
-from simulator.base.errors import InputError, reason
 from simulator.base.files import replaced
 from simulator.serving.fleet import Outcome
 from simulator.serving.metrics import over_time
@@ -149,15 +147,3 @@ def write_json(path: Path, value: Mapping[str, Any], flag: str) -> None:
     """Write one JSON object, whole or not at all."""
     with replaced(path, flag) as temporary, temporary.open("w", encoding="utf-8") as file:
         json.dump(value, file)
-
-
-def refuse_unwritable(path: Path, flag: str) -> None:
-    """Say now that `path` cannot be written, not when everything is computed; nothing stays behind."""
-    if path.is_dir():
-        raise InputError(f"cannot write {path}: it is a folder", where=flag)
-    there = next(p for p in path.absolute().parents if p.exists())
-    try:
-        with tempfile.TemporaryFile(dir=there):
-            pass
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {reason(error)}", where=flag) from None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from simulator.base.errors import InputError, UnknownNameError, reason
-from simulator.base.files import read_limited, read_parquet
+from simulator.base.files import read_limited, read_parquet, refuse_special, replaced
 from simulator.trace.curves import Trace
 from simulator.trace.schema import (
     CURVES,
@@ -60,25 +59,43 @@ def write_trace(
     arrow = {name: _table(name, columns) for name, columns in tables.items()}
     _check_names(arrow[CURVES])
     folder = Path(folder)
-    if folder.exists() and not (folder / MANIFEST).is_file() and any(folder.iterdir()):
-        raise InputError("holds files that are no trace; name another folder", where=str(folder))
-    fresh = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
-    try:
-        fresh.mkdir(parents=True)
+    refuse_replacing(folder)
+    with replaced(folder) as fresh:
+        fresh.mkdir()
         files = {name: _write_table(fresh / name, table) for name, table in arrow.items()}
         whole = manifest.model_copy(update={"files": files})
         text = json.dumps(whole.model_dump(by_alias=True), indent=1, sort_keys=True)
         (fresh / MANIFEST).write_text(text + "\n", "utf-8")
-        if folder.exists():
-            folder.rename(old)
-        fresh.rename(folder)
-    except OSError as error:
-        raise InputError(f"cannot write {folder}: {reason(error)}", where="--out") from None
-    finally:
-        for leftover in (fresh, old):
-            shutil.rmtree(leftover, ignore_errors=True)
     return folder
+
+
+def refuse_replacing(folder: Path) -> None:
+    """Refuse a folder that a trace must not take the place of: only a whole trace, alone in it, may go.
+
+    Raises
+    ------
+    InputError
+        A file, a manifest of another kind, a trace with tables missing, or anything beside its tables.
+    """
+    refuse_special(folder, "--out")
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise InputError(f"{folder} is a file; a trace is a folder", where="--out")
+    names = {entry.name for entry in folder.iterdir()}
+    if not names:
+        return
+    other = "name another folder, or move what is in it"
+    try:
+        listed = {MANIFEST, *read_manifest(folder)[0].files} if MANIFEST in names else set()
+    except InputError as error:
+        raise InputError(f"{folder} holds no trace of ours ({error}); {other}", where="--out") from None
+    if not listed:
+        raise InputError(f"{folder} holds files that are no trace; {other}", where="--out")
+    if names != listed:
+        beside, missing = sorted(names - listed), sorted(listed - names)
+        what = f"also holds {beside[0]!r}" if beside else f"lacks {missing[0]!r} of its trace"
+        raise InputError(f"{folder} {what}; {other}", where="--out")
 
 
 def add_quality(folder: Path, quality: Columns) -> Path:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -100,21 +102,59 @@ def test_parts_of_another_plan_are_refused_and_kept(tmp_path: Path) -> None:
     assert PartStore(out, PLAN, resume=True).has(1)
 
 
+HOLDER = """
+import sys, time
+from pathlib import Path
+from simulator.base.lock import WriterLock
+WriterLock(Path(sys.argv[1]), Path("o.parquet"))
+print("held", flush=True)
+time.sleep(60)
+"""
+
+
 def test_a_second_writer_is_refused_and_a_dead_one_is_not_waited_for(tmp_path: Path) -> None:
     out = tmp_path / "o.parquet"
     fill(out).close()
     lock = tmp_path / "o.parquet.parts" / "lock"
-    alive = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    alive = subprocess.Popen([sys.executable, "-c", HOLDER, lock], stdout=subprocess.PIPE)
     try:
-        lock.write_text(str(alive.pid))
-        with pytest.raises(InputError, match=f"process {alive.pid} is writing"):
+        assert alive.stdout is not None
+        assert alive.stdout.readline() == b"held\n"
+        told = rf"process {alive.pid} on {re.escape(socket.gethostname())}, since 2.*, is writing .*\(lock {lock}\)"
+        with pytest.raises(InputError, match=told):
             PartStore(out, PLAN, resume=True)
         assert lock.exists()
     finally:
         alive.kill()
-        alive.wait()
+        alive.communicate()
     PartStore(out, PLAN, resume=True).close()
     assert not lock.exists()
+
+
+@pytest.mark.parametrize("holder", [str(os.getppid()), '{"process": 1, "host": "h", "started": "2026"}', "", "\xff"])
+def test_a_lock_file_that_no_process_holds_refuses_nobody(tmp_path: Path, holder: str) -> None:
+    """Process 1 and our parent live: numbers of dead writers that were given to others."""
+    out = tmp_path / "o.parquet"
+    fill(out).close()
+    (tmp_path / "o.parquet.parts" / "lock").write_text(holder)
+    PartStore(out, PLAN, resume=True).close()
+
+
+def test_a_folder_of_somebody_elses_is_never_taken_for_parts(tmp_path: Path) -> None:
+    out = tmp_path / "o.parquet"
+    folder = tmp_path / "o.parquet.parts"
+    folder.mkdir()
+    (folder / "part-1.stl").write_text("solid")
+    for resume in (False, True):
+        with pytest.raises(InputError, match=r"holds 'part-1.stl', which is not ours"):
+            PartStore(out, PLAN, resume=resume)
+    assert [p.name for p in folder.iterdir()] == ["part-1.stl"]
+
+
+@pytest.mark.parametrize("out", [".", "..", "a/..", "/"])
+def test_an_output_without_a_name_is_one_line(out: str) -> None:
+    with pytest.raises(InputError, match="no name of its own"):
+        PartStore(Path(out), PLAN, resume=False)
 
 
 def test_a_truncated_part_is_named_and_no_output_appears(tmp_path: Path) -> None:

@@ -234,7 +234,7 @@ def test_what_is_no_sweep_is_refused_in_one_line(run: Run, small_sweep: Path, tm
         (changed(small_sweep, tmp_path / "old.parquet", schema="99"),): "schema 99 is unknown",
         (changed(small_sweep, tmp_path / "plan.parquet", plan="{"),): "is not JSON",
         (small_sweep, "--logo", small_sweep): "must end in",
-        (small_sweep, "--notes", "@absent.txt"): "cannot read absent.txt",
+        (small_sweep, "--notes", "@absent.txt"): "absent.txt: cannot read: No such file",
         (small_sweep, "--data", tmp_path): "goes with --validation",
         (small_sweep, "--trace", tmp_path): "manifest.json",
         ("h100-smx",): "did you mean 'h100-sxm'",

@@ -169,3 +169,29 @@ def test_every_statistic_and_tensor_is_documented(repo: Path) -> None:
     for s in STATISTICS.values():
         assert s.equation.replace("|", "\\|") in text, s.equation
         assert set(s.tensors) <= set(TENSORS)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("manifest.json", '{"name": "my extension", "version": 3}', "holds no trace of ours"),
+        ("manifest.json", "[]", "holds no trace of ours"),
+        ("manifest.json", "", "holds no trace of ours"),
+        ("curves.parquet", None, "lacks 'curves.parquet'"),
+        ("notes.txt", "months", "also holds 'notes.txt'"),
+        (".git", "", "also holds '.git'"),
+        ("quality.parquet", "judged", "also holds 'quality.parquet'"),
+    ],
+)
+def test_only_a_whole_trace_of_ours_is_replaced(
+    tmp_path: Path, synthetic: SimpleNamespace, name: str, text: str | None, words: str
+) -> None:
+    """Any folder with a manifest.json was deleted, with all that lay in it."""
+    folder = synthetic.make(tmp_path / "t")
+    path = folder / name
+    path.unlink() if text is None else path.write_text(text)
+    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+    with pytest.raises(InputError, match=words):
+        synthetic.make(folder)
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
+    assert list(tmp_path.iterdir()) == [folder]
