@@ -65,6 +65,8 @@ NAMINGS: Mapping[str, Naming] = {
     **dict.fromkeys(
         ("llama", "aquila", "yi", "mistral", "qwen2", "qwen3", "olmo2", "cohere", "qwen3_moe", "glm4_moe"), _PLAIN
     ),
+    **dict.fromkeys(("mimo", "mimo_v2_flash", "qwen2_vl_text", "qwen2_5_vl_text", "qwen3_vl_text"), _PLAIN),
+    "qwen3_vl_moe_text": Naming(modules=_PACKED, experts="mlp.experts"),
     **dict.fromkeys(("gemma", "gemma2", "gemma3_text", "deepseek_v2", "deepseek_v3", "kimi_k2"), _PLAIN),
     "qwen2_moe": Naming(modules=LLAMA, shared="mlp.shared_expert"),
     **dict.fromkeys(("mixtral", "minimax_m2"), Naming(modules=_MIXTRAL, **_MIXTRAL_BLOCK)),

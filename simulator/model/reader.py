@@ -123,6 +123,15 @@ class Reader:
             self.fail(key, f"is {_show(value)}; it must be a list of texts")
         return tuple(value)
 
+    def switches(self, key: str, n_layers: int) -> tuple[bool, ...] | None:
+        """List of one 0 or 1 per layer, None when the key is not set."""
+        value = self.config.get(key)
+        if value is None:
+            return None
+        if not isinstance(value, list) or len(value) != n_layers or not all(item in (0, 1) for item in value):
+            self.fail(key, f"must list a 0 or a 1 for each of the {n_layers} layers")
+        return tuple(bool(item) for item in value)
+
     def section(self, key: str) -> Reader | None:
         """Reader of a nested object, None when the key is not set."""
         value = self.config.get(key)

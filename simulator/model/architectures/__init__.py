@@ -27,7 +27,7 @@ __all__ = ["ARCHITECTURES", "Parser", "Reader", "architecture", "from_config"]
 _TEXT_SECTIONS = ("text_config", "llm_config", "language_config")
 _QUANTISED = ("quantization_config", "compression_config", "quantization")
 """Where a config says how it is quantised; the last is MLX's."""
-_SHARED = ("torch_dtype", "dtype", "expert_dtype", *_QUANTISED)
+_SHARED = ("torch_dtype", "dtype", "expert_dtype", "tie_word_embeddings", *_QUANTISED)
 """Keys that stand outside the text part of a nested config."""
 _EXPERTS = re.compile(r"(?:n|num|moe_num)_(?:(?:routed|local|total)_)?experts|expert_num|moe_num_experts")
 

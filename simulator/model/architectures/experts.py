@@ -1,4 +1,4 @@
-"""Mixtures of experts: Mixtral, Qwen-MoE, DeepSeek (with MLA), GPT-OSS, GLM-4.5, MiniMax-M2."""
+"""Mixtures of experts: Mixtral, Qwen-MoE, DeepSeek (with MLA), GPT-OSS, GLM-4.5, MiniMax-M2, MiMo."""
 
 from __future__ import annotations
 
@@ -58,9 +58,9 @@ def qwen2_moe(reader: Reader, name: str) -> ModelSpec:
     return decoder(reader, name, attention, _qwen_layers(reader, moe), sliding=sliding)
 
 
-@architecture("qwen3_moe")
+@architecture("qwen3_moe", "qwen3_vl_moe_text")
 def qwen3_moe(reader: Reader, name: str) -> ModelSpec:
-    """Qwen3-30B-A3B, 235B-A22B and Qwen3-Coder: no shared expert."""
+    """Qwen3-30B-A3B, 235B-A22B, Qwen3-Coder and the text part of Qwen3-VL's: no shared expert."""
     bias = reader.flag("attention_bias")
     attention = rotary_attention(reader, reader.whole("hidden_size"), qkv_bias=bias, o_bias=bias, qk_norm="head")
     activation = reader.activation("hidden_act", default="silu")
@@ -146,6 +146,40 @@ def minimax_m2(reader: Reader, name: str) -> ModelSpec:
     n_experts = reader.whole("num_local_experts")
     moe = MoeSpec(n_experts, _top_k(reader, n_experts, "num_experts_per_tok"), gated_ffn(reader))
     return decoder(reader, name, attention, moe)
+
+
+@architecture("mimo_v2_flash")
+def mimo_v2_flash(reader: Reader, name: str) -> ModelSpec:
+    """MiMo-V2-Flash: layers that slide have twice the KV heads and softmax sinks; values are narrower than keys."""
+    n_layers = reader.layers("num_hidden_layers")
+    slides = reader.switches("hybrid_layer_pattern", n_layers)
+    routed = reader.switches("moe_layer_freq", n_layers)
+    if slides is None or routed is None:
+        missing = "hybrid_layer_pattern" if slides is None else "moe_layer_freq"
+        reader.fail(missing, "is missing; the file must say which layers it means")
+    bias = reader.flag("attention_bias")
+
+    def attention(prefix: str, n_kv_heads: int | None, sinks: bool, window: int | None) -> AttentionSpec:
+        n_heads = reader.whole(f"{prefix}num_attention_heads", "num_attention_heads")
+        return AttentionSpec(
+            n_heads,
+            n_kv_heads or reader.heads(n_heads, f"{prefix}num_key_value_heads"),
+            reader.whole(f"{prefix}head_dim", "head_dim"),
+            reader.whole(f"{prefix}v_head_dim", "v_head_dim"),
+            window,
+            qkv_bias=bias,
+            sinks=sinks,
+        )
+
+    full = attention("", None, reader.flag("add_full_attention_sink_bias"), None)
+    # transformers leaves the sliding heads' number out and doubles the other.
+    doubled = None if reader.config.get("swa_num_key_value_heads") else 2 * full.n_kv_heads
+    sinks = reader.flag("add_swa_attention_sink_bias", default=True)
+    sliding = attention("swa_", doubled, sinks, reader.whole("sliding_window"))
+    moe, dense = _shared_moe(reader, n_experts=reader.whole("n_routed_experts")), gated_ffn(reader)
+    model = decoder(reader, name, full, tuple(moe if r else dense for r in routed))
+    pairs = zip(model.layers, slides, strict=True)
+    return replace(model, layers=tuple(replace(layer, attention=sliding if s else full) for layer, s in pairs))
 
 
 @architecture("gpt_oss")

@@ -144,16 +144,16 @@ def late_sliding(reader: Reader, max_window_layers: int) -> tuple[bool, ...]:
     return tuple(index >= first for index in range(n_layers))
 
 
-@architecture("qwen2")
+@architecture("qwen2", "mimo", "qwen2_vl_text", "qwen2_5_vl_text")
 def qwen2(reader: Reader, name: str) -> ModelSpec:
-    """Qwen1.5, Qwen2, Qwen2.5, QwQ: biases on Q, K and V only."""
+    """Qwen1.5, Qwen2, Qwen2.5, QwQ, the text part of Qwen2-VL, MiMo-7B: biases on Q, K and V only."""
     attention = rotary_attention(reader, reader.whole("hidden_size"), qkv_bias=True)
     return decoder(reader, name, attention, gated_ffn(reader), sliding=late_sliding(reader, 28))
 
 
-@architecture("qwen3")
+@architecture("qwen3", "qwen3_vl_text")
 def qwen3(reader: Reader, name: str) -> ModelSpec:
-    """Qwen3 dense: RMS norm on each query and key head."""
+    """Qwen3 dense and the text part of Qwen3-VL: RMS norm on each query and key head."""
     bias = reader.flag("attention_bias")
     attention = rotary_attention(reader, reader.whole("hidden_size"), qkv_bias=bias, o_bias=bias, qk_norm="head")
     return decoder(reader, name, attention, gated_ffn(reader), sliding=late_sliding(reader, 28))
