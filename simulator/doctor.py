@@ -117,7 +117,7 @@ def examine() -> tuple[Check, ...]:
     """Every check; with a core package missing, only those that need none of them."""
     checks = [*_python(), *_parts()]
     if not any(c.state == PROBLEM for c in checks):
-        checks += [*_calibrated(), *_gpus(), *_outside(), *_own()]
+        checks += [*_calibrated(), *_engines(), *_gpus(), *_outside(), *_own()]
     return (*checks, *_folders())
 
 
@@ -206,6 +206,18 @@ def _calibrated() -> Iterator[Check]:
         date = max((f.date for here in fits.values() for f in here), default="")
         note = f"fitted {date}" + (", by you" if mine else "")
         yield Check("calibrated devices", device, OK, f"rows: {text}", note)
+
+
+def _engines() -> Iterator[Check]:
+    """Engines, and whether each names its kernel for every format it can be asked for."""
+    from simulator.roofline.engine import load_engines
+
+    for engine in load_engines().values():
+        if missing := engine.unnamed:
+            advice = "name one in hw_profiles/engines.toml; whichever was measured answers until then"
+            yield Check("engines", engine.name, PROBLEM, f"no kernel for {', '.join(missing)}", advice)
+        else:
+            yield Check("engines", engine.name, OK, f"{engine.title}: a kernel for every format")
 
 
 def _gpus() -> Iterator[Check]:

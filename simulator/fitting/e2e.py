@@ -13,7 +13,7 @@ import numpy as np
 from simulator.base import console
 from simulator.base.errors import InputError
 from simulator.fitting import e2e_fit, judge
-from simulator.fitting.e2e_rows import SETUP, prepare
+from simulator.fitting.e2e_rows import SETUP, counts, prepare
 from simulator.fitting.e2e_steps import predict
 from simulator.roofline.engine import Engine, load_engines
 
@@ -49,6 +49,8 @@ def validate(raw: pd.DataFrame, holdout: str | None) -> dict[str, Any]:
     for reason, n in judged["reason"][judged["reason"] != ""].value_counts().items():
         excluded[str(reason)] = excluded.get(str(reason), 0) + int(n)
     good = judged[judged["reason"] == ""]
+    if good.empty:
+        raise InputError(f"no row can be judged: {counts(excluded)}", where="--data")
     out: list[dict[str, Any]] = []
     for split, part in good.groupby("split"):
         out += [{**r, "split": split} for r in table(part, BY)]
@@ -137,7 +139,7 @@ def show(result: Mapping[str, Any]) -> None:
             [[*(str(r.get(k, "")) for k in labels), *_cells(r)] for r in rows],
             left=len(labels),
         )
-    console.out("left out: " + ", ".join(f"{n} {reason}" for reason, n in result["excluded"].items()))
+    console.out(f"left out: {counts(result['excluded'])}")
 
 
 def _cells(row: Mapping[str, Any]) -> list[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from simulator.base.dtypes import AUTO
@@ -104,13 +105,18 @@ def prepare(raw: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, int]]:
         else:
             kept.append(setup)
     if not kept:
-        raise InputError("no row has a complete setup", where="--data")
+        raise InputError(f"no row has a complete setup: {counts(reasons)}", where="--data")
     rows = pd.DataFrame(kept)
     keys = ["family", "source", *SETUP, "metric"]
     grouped = rows.groupby(keys, sort=True)["time_s"]
     out = grouped.median().to_frame()
     out["repeats"] = grouped.size()
     return out.reset_index(), dict(reasons.most_common())
+
+
+def counts(excluded: Mapping[str, int]) -> str:
+    """Rows left out by reason, in words."""
+    return ", ".join(f"{n:,} {reason}" for reason, n in excluded.items())
 
 
 def _setup(row: dict[str, Any], model: ModelSpec | None, device: Device | None) -> tuple[dict[str, Any] | None, str]:

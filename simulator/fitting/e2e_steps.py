@@ -83,6 +83,8 @@ def predict(rows: pd.DataFrame, engines: Mapping[str, Engine]) -> pd.DataFrame:
         static = part["loop"].iloc[0] == "static"
         parts.append(_static(group, part) if static else _closed(group, part))
     out = pd.concat(parts).sort_index()
+    if (out["reason"] != FITS).all():
+        return out
     faster = (out["time_s"] < TOO_FAST * out["naive_s"]) & (out["reason"] == FITS)
     return out.assign(reason=np.where(faster, IMPOSSIBLE, out["reason"]))
 

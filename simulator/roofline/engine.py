@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import math
 import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from importlib import resources
 from typing import Any
 
 from simulator.base.arrays import Array, maximum
-from simulator.base.dtypes import Format
+from simulator.base.dtypes import FORMATS, KV_FORMATS, Format
 from simulator.base.errors import UnknownNameError
 from simulator.device.catalogue import Device
 
@@ -19,6 +20,16 @@ ASSUMED_SPREAD = 0.10
 """Step error assumed for an engine whose own was never measured [-]."""
 FOREIGN_SPREAD = 0.25
 """Further step error on an architecture the engine was never measured on [-]."""
+ASKED: Mapping[str, tuple[str, ...]] = {
+    "attention": tuple(f"{phase}.{kv}" for phase in ("prefill", "decode", "decode-mla") for kv in KV_FORMATS),
+    "collective": ("all_reduce", "all_gather"),
+    "elementwise": ("bf16",),
+    "moe": (*FORMATS, "w4a16.mx"),
+}
+"""Families of which every engine calls one library, and the formats and operations it may be asked for.
+
+Products have a ``vendor`` fit that pools the libraries of a place; whole blocks, linear attention and exchanges between
+experts' ranks belong to the engines that were measured with them."""
 FEWEST = 8
 """Setups below which a measured spread is not used [-]."""
 
@@ -208,12 +219,20 @@ class Engine:
             return self.kv[fmt.name]
         return fmt.name if fmt.name in ("fp16", "fp32") else "bf16"
 
+    @property
+    def unnamed(self) -> tuple[str, ...]:
+        """What it can be asked for and names no kernel of, as ``family.key``: whichever was measured would answer."""
+        return tuple(f"{f}.{k}" for f, keys in ASKED.items() for k in keys if self._named(f, k, "") is None)
+
     def kernel(self, device: Device, family: str, key: str) -> str | None:
         """Library it calls for ops of `family` and format or operation `key`, the most special entry first; or None."""
+        return self._named(family, key, device.arch)
+
+    def _named(self, family: str, key: str, arch: str) -> str | None:
         parts = [family, *key.split(".")]
         for end in range(len(parts), 0, -1):
             name = ".".join(parts[:end])
-            for full in (f"{name}.{device.arch}", name):
+            for full in (f"{name}.{arch}", name):
                 if full in self.kernels:
                     return self.kernels[full]
         return None

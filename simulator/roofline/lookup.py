@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from simulator.base.dtypes import DType
+from simulator.base.dtypes import FORMATS, DType
 from simulator.base.errors import UnsupportedError
 from simulator.device.fits import ANY, LOCAL, VENDOR, Basis, Fit
 from simulator.device.types import Device
@@ -113,6 +113,17 @@ def key_of(
         return "moe", op.fmt.name
     # Of a streaming kernel only the bytes count, whatever their format.
     return ("collective", op.op) if isinstance(op, Collective) else ("elementwise", "bf16")
+
+
+def kernel_key(
+    op: Linear | Attention | AttentionModule | LinearAttention | Moe | Collective | Elementwise | ExpertExchange,
+) -> str:
+    """Key by which an engine names its kernel for `op`: that of the fit, and what tells two kernels of it apart.
+
+    Experts stored in MXFP4 and widened on the way run other kernels (``w4a16.mx``) than integers with scales do.
+    """
+    key = key_of(op)[1]
+    return f"{key}.mx" if isinstance(op, Moe) and key == "w4a16" and op.fmt.pads == FORMATS["mxfp4"].pads else key
 
 
 def exchange_key(op: ExpertExchange) -> str:

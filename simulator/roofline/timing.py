@@ -29,7 +29,7 @@ from simulator.roofline.expert_exchange import exchange_demand, exchange_time
 from simulator.roofline.gemm import floor_s, gemm_time
 from simulator.roofline.hardware import Hardware, hardware, math_of, vector_dtype
 from simulator.roofline.linear_attention import linear_demand, linear_time
-from simulator.roofline.lookup import Found, key_of, lookup, same_kernel
+from simulator.roofline.lookup import Found, kernel_key, key_of, lookup, same_kernel
 from simulator.roofline.module import as_dense, module_rates, module_time
 from simulator.roofline.moe import moe_time
 from simulator.roofline.optime import OpTime
@@ -110,7 +110,7 @@ def _answer(
 ) -> Found:
     """The fit of `engine`'s kernel for `op`."""
     family, key = key_of(op)
-    library = engine.kernel(device, family, key)
+    library = engine.kernel(device, family, kernel_key(op))
     if isinstance(op, Collective) and op.nodes > 1:
         library = f"{library}_{op.nodes}nodes"
     return lookup(device, family, key, library)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -16,6 +17,7 @@ import pytest
 from simulator import __main__ as front
 from simulator import doctor
 from simulator.device.catalogue import load, to_toml
+from simulator.roofline.engine import load_engines
 
 Call = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -198,3 +200,11 @@ def test_amd_cards_are_read_from_the_kernel(tmp_path: Path):
         (card / name).write_text(text + "\n")
     (tmp_path / "card1" / "device").mkdir(parents=True)
     assert doctor._amd(tmp_path) == [("AMD Instinct MI300X", "1,024 MiB")]
+
+
+def test_an_engine_without_a_kernel_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    bare = dataclasses.replace(load_engines()["vllm"], kernels={"attention": "vllm-fa3"})
+    monkeypatch.setattr("simulator.roofline.engine.load_engines", lambda: {"vllm": bare})
+    found = {c.name: c for c in doctor.examine() if c.topic == "engines"}
+    assert found["vllm"].state == doctor.PROBLEM
+    assert "moe.w4a16" in found["vllm"].found

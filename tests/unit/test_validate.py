@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 
 from simulator.base.errors import InputError
+from simulator.fitting import e2e
 from simulator.fitting import judged as judging
 from simulator.fitting.asked import predicted
 
@@ -128,3 +129,18 @@ def test_fitting_only_what_a_hold_out_touches_changes_no_prediction(data_dir, ki
     full, _ = predicted(kind, rows[left_out], module.fit(rows[~left_out]))
     for column in ("mid_s", "lo_s", "hi_s"):
         np.testing.assert_allclose(quick[column], full[column], rtol=1e-9)
+
+
+E2E = {"source": "s", "engine": "vllm", "model": "llama-3.1-8b", "device": "H100-SXM", "metric": "tpot", "value": 9.0}
+E2E |= {"unit": "ms", "batch": 4, "input_len": 512, "output_len": 128, "tp": 1, "n_gpus": 1, "quant": "bf16"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [({"tp": 64, "n_gpus": 64}, "2 tensor parallelism over several nodes"), ({"engine": "mystery"}, "2 engine is not")],
+)
+def test_rows_that_are_all_refused_are_one_line(changes: dict[str, object], told: str) -> None:
+    """A KeyError before."""
+    rows = pd.DataFrame([{**E2E, **changes}, {**E2E, **changes, "batch": 8}])
+    with pytest.raises(InputError, match=f"no row .*: {told}"):
+        e2e.validate(rows, None)
