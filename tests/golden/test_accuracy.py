@@ -6,14 +6,15 @@
 import pytest
 
 from simulator import accuracy
-from simulator.accuracy import KERNEL_KINDS
+from simulator.accuracy import FILES, KERNEL_KINDS
 from simulator.base import console
 
 
 @pytest.mark.data
 @pytest.mark.parametrize("kind", KERNEL_KINDS)
 def test_committed_fits_are_no_worse_than_the_golden_copy(kind, data_dir, tmp_path):
-    (tmp_path / f"{kind}.parquet").symlink_to(data_dir / f"{kind}.parquet")
+    name = f"{FILES.get(kind, kind)}.parquet"
+    (tmp_path / name).symlink_to(data_dir / name)
     now = accuracy.measure(tmp_path, None)
     then = accuracy.golden()["committed"]
     same = [k for k in then if k in now and now[k]["file_sha256"] == then[k]["file_sha256"]]
