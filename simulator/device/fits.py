@@ -13,6 +13,7 @@ from enum import StrEnum
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from simulator.base.arrays import Array
 from simulator.device.surface import Surface
 
 DEFAULT = "_default"
@@ -43,7 +44,13 @@ class Basis(StrEnum):
         """The worse of the two."""
         return self if self is other or self.rank >= other.rank else other
 
+    @classmethod
+    def worst(cls, rank: Array) -> Basis:
+        """The worst of the ranks of points."""
+        return _BY_RANK[int(np.max(rank))]
 
+
+_BY_RANK = list(Basis)
 _RANKS = {basis: rank for rank, basis in enumerate(Basis)}
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from simulator.base.dtypes import Format, get_format
 from simulator.device.catalogue import load
 from simulator.ops.ops import Attention, Linear
-from simulator.roofline.hardware import math_of
+from simulator.roofline.hardware import hardware, math_of
 from simulator.roofline.speedup import KernelShape, Rates, rates_of, shape_of
 
 if TYPE_CHECKING:
@@ -77,6 +77,6 @@ def rates(rows: pd.DataFrame) -> Rates:
     for key, at in rows.groupby(["device", "dtype"], sort=False).indices.items():
         device, dtype = (str(part) for part in cast("tuple[object, ...]", key))
         profile = load(device)
-        found = rates_of(profile, math_of(profile, get_format(dtype).math))
+        found = rates_of(hardware(profile, math_of(profile, get_format(dtype).math)))
         columns[:, at] = np.array(found)[:, None]
     return Rates(*columns)

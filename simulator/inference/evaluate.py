@@ -43,10 +43,15 @@ class Points:
 
     @property
     def basis(self) -> Basis:
-        """Worst basis of prefill and decode."""
-        basis = self.prefill.basis.merge(self.decode.basis)
+        """Worst basis of the points."""
+        return Basis.worst(self.rank)
+
+    @cached_property
+    def rank(self) -> Array:
+        """`Basis.rank` of the worse of prefill and decode at each point [-]."""
         beyond = self.group.ignore_context or self.group.transferred
-        return basis.merge(Basis.EXTRAPOLATED) if beyond else basis
+        least = Basis.EXTRAPOLATED.rank if beyond else Basis.CALIBRATED.rank
+        return np.maximum(np.maximum(self.prefill.rank, self.decode.rank), least)
 
     @cached_property
     def e2e_s(self) -> Interval[np.ndarray]:

@@ -101,8 +101,13 @@ class StepTime:
 
     @property
     def basis(self) -> Basis:
-        """The worst of the ops."""
-        return self.sums.details.errors.basis
+        """The worst of the ops, at the worst of the points."""
+        return Basis.worst(self.rank)
+
+    @property
+    def rank(self) -> Array:
+        """`Basis.rank` of the worst op at each point [-]."""
+        return self.sums.details.errors.rank
 
     @property
     def gpu_s(self) -> Array:

@@ -108,7 +108,7 @@ def _told(points: Points, dense: Points) -> Rows:
         tpot_s=ends(points.tpot_s, timed),
         e2e_s=ends(points.e2e_s, timed),
         tokens_per_s=ends(points.tokens_per_s, ok),
-        basis=Words(np.full(n, points.basis.rank), list(map(str, Basis))),
+        basis=Words(np.broadcast_to(points.rank, shape).ravel(), list(map(str, Basis))),
         bound=Words(np.where(timed, points.bound.ravel(), -1), list(map(str, Bound))),
         mode=Words(np.where(timed, 0, -1), [points.decode.mode]),
         max_batch=flat(points.max_batch),

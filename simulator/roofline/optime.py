@@ -8,9 +8,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from simulator.base.arrays import Array
+from simulator.base.arrays import Array, every, maximum, some, where
 from simulator.device.fits import Basis, Fit, Residual
 from simulator.ops.ops import Op
+
+CARRIED_WIDENING = 1.5
+"""Interval beyond what a fit was measured at, in log width, over that of the fit [-]."""
 
 
 class OpTime(NamedTuple):
@@ -26,12 +29,15 @@ class OpTime(NamedTuple):
         Time of one call, from which its error class is told [s].
     family : str
         Error family: ops of one family err together.
-    widen : float
-        Interval over that of the fit, in log width [-].
+    fitted : Basis
+        How good the fit is for the op's kernel, format and device.
+    carried : Array of bool
+        Where it is beyond what the fit was measured at (a sparse kernel timed by the dense one's, rows far from the
+        measured ones): the interval is `CARRIED_WIDENING` times as wide, in log, and holds the spread between sources.
     apart : float
         Further factor between the figure and either end, for what no fit of calls contains [-].
     stands_in : bool
-        The fit was made for another kernel or device, so that the spread between sources is added.
+        The fit was made for another kernel or device, so that the spread between sources is added everywhere.
     gain : Residual, optional
         Error of its speed-up over the dense op, where that of its sparse kernel was measured.
     """
@@ -44,9 +50,9 @@ class OpTime(NamedTuple):
     launch_s: Array
     call_s: Array
     family: str
-    basis: Basis
+    fitted: Basis
     fit: Fit
-    widen: float = 1.0
+    carried: Array = False
     apart: float = 1.0
     stands_in: bool = False
     gain: Residual | None = None
@@ -57,9 +63,23 @@ class OpTime(NamedTuple):
         return f"{self.fit.device}/{self.fit.family}/{self.fit.dtype}/{self.fit.library}"
 
     @property
+    def rank(self) -> Array:
+        """`Basis.rank` of each point [-]."""
+        return maximum(self.fitted.rank, where(self.carried, Basis.EXTRAPOLATED.rank, Basis.CALIBRATED.rank))
+
+    @property
+    def basis(self) -> Basis:
+        """The worst of its points."""
+        return Basis.worst(self.rank)
+
+    @property
     def factors(self) -> tuple[Array, Array]:
         """Ends of the 90 % interval over `total_s` [-]."""
-        low, high = interval_factors(self.fit.residual, self.call_s, self.widen, self.stands_in)
+        residual, far = self.fit.residual, self.carried
+        low, high = (1.0, 1.0) if every(far) else interval_factors(residual, self.call_s, cross=self.stands_in)
+        if some(far):
+            lower, higher = interval_factors(residual, self.call_s, CARRIED_WIDENING, cross=True)
+            low, high = where(far, lower, low), where(far, higher, high)
         return low / self.apart, high * self.apart
 
     @property

@@ -9,14 +9,13 @@ rate, and in seconds for launches and fixed work. Every term is a physical count
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import lru_cache, reduce
+from functools import reduce
 from typing import NamedTuple
 
 from simulator.base.arrays import Array, ceil, clip, exp, floor, log2, minimum, sqrt
-from simulator.base.dtypes import DType
 from simulator.device.fits import Fit
-from simulator.device.types import Device
 from simulator.ops.ops import Attention, Linear, causal_pairs
+from simulator.roofline.hardware import Hardware
 
 SHARED_ROWS = 8.0
 """Sparse rows of one thread block that read an operand row once [-]."""
@@ -121,10 +120,9 @@ def shape_of(op: Linear | Attention) -> KernelShape:
     )
 
 
-@lru_cache(maxsize=1024)
-def rates_of(device: Device, math: DType) -> Rates:
-    """Rates of `device` for products in `math`."""
-    return Rates(device.peak_flop_per_s(math), device.vector_flop_per_s, device.hbm_bytes_per_s, float(device.sm_count))
+def rates_of(hw: Hardware) -> Rates:
+    """Rates of a device for products in one format."""
+    return Rates(hw.math_flop_per_s, hw.vector_flop_per_s, hw.hbm_bytes_per_s, hw.sm_count)
 
 
 def names(side: Side) -> dict[str, float]:

@@ -49,7 +49,7 @@ class _Raw(NamedTuple):
     launch: Array
     found: Found
     family: str
-    extrapolated: bool = False
+    carried: Array = False
     gain: Residual | None = None
 
 
@@ -86,21 +86,16 @@ def _timed(op: Op, device: Device, engine: Engine, touched_bytes: Array = 0.0) -
         raw.launch * count,
         raw.total,
         raw.family,
-        found.basis.merge(Basis.EXTRAPOLATED) if raw.extrapolated else found.basis,
+        found.basis,
         found.fit,
-        SPARSE_WIDENING if raw.extrapolated else 1.0,
-        # A sparse kernel is another one than the dense kernel that was fitted.
-        stands_in=found.stands_in or raw.extrapolated,
+        raw.carried,
+        stands_in=found.stands_in,
         gain=raw.gain,
     )
 
 
 # Layers alike, a policy beside its dense twin, a load asked about again: single predictions ask for equal ops.
 _remembered = lru_cache(maxsize=8192)(_timed)
-
-
-SPARSE_WIDENING = 1.5
-"""Interval of a sparse kernel, in log width, over the dense fit it is carried from [-]."""
 
 
 def _answer(
@@ -186,18 +181,19 @@ def _by_kernel(op: Linear | Attention, plain: Linear | Attention, device: Device
     pattern, _, library = op.kernel.partition("/")
     found = lookup(device, "sparse", pattern, library)
     told = found.fit.coefficients
-    gain = speedup(pattern, shape_of(op), rates_of(device, math_of(device, _multiplied_in(plain))), found.fit)
+    gain = speedup(pattern, shape_of(op), rates_of(hardware(device, math_of(device, _multiplied_in(plain)))), found.fit)
     beside = maximum(dense.launch - told["dense_launch_s"], 0.0)
     hw = hardware(device, math_of(device, _multiplied_in(op)))
     flop, moved = op.flop, _moved_bytes(op)
     memory = dense.memory * (moved / _moved_bytes(plain))
-    least, unmeasured = floor_s(flop, moved, hw), False
+    least = floor_s(flop, moved, hw)
+    unmeasured: Array = False
     if isinstance(op, Linear):
         if op.nm24:
             _need_nm24(op, device)
         least = maximum(least, memory * (op.weight_read_bytes / moved))
         # Twice as many rows, or half as many, as the kernel was measured at.
-        unmeasured = some((op.m > 2.0 * told["to_m"]) | (op.m < 0.5 * told["from_m"]))
+        unmeasured = (op.m > 2.0 * told["to_m"]) | (op.m < 0.5 * told["from_m"])
     return _Raw(
         maximum(beside + (dense.total - beside) / gain, least),
         flop / hw.math_flop_per_s,
@@ -381,7 +377,7 @@ def _module(op: AttentionModule, device: Device, engine: Engine, touched: Array)
         return own
     found = _answer(op.like, device, engine)
     fit = replace(found.fit, coefficients=as_dense(found.fit.coefficients))
-    return _faster(_block(op, device, replace(found, fit=fit))._replace(extrapolated=True), own)
+    return _faster(_block(op, device, replace(found, fit=fit))._replace(carried=True), own)
 
 
 def _block(op: AttentionModule, device: Device, found: Found) -> _Raw:

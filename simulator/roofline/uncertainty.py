@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 from simulator.base.arrays import Array, log, maximum, sqrt
 from simulator.base.interval import Z90
-from simulator.device.fits import Basis
 from simulator.roofline.optime import OpTime
 
 WITHIN_FAMILY = 0.3
@@ -25,7 +24,6 @@ class Interval:
 
     below_s: Array
     above_s: Array
-    basis: Basis
 
 
 Widths = tuple[Array, Array | None]
@@ -40,20 +38,20 @@ class Errors:
     ----------
     families : mapping of family to (below, above)
         Widths towards shorter and towards longer times [s], [s^2].
-    basis : Basis
-        The worst of the ops.
+    rank : Array of int
+        `Basis.rank` of the worst op at each point [-].
     """
 
     families: Mapping[str, tuple[Widths, Widths]]
-    basis: Basis = Basis.CALIBRATED
+    rank: Array = 0
 
     @classmethod
     def of(cls, times: Iterable[OpTime], *, by_role: bool = False) -> Errors:
         """Errors of `times`; `by_role` takes ops of one role as one kernel, whose errors add and do not cancel."""
         widths: dict[object, tuple[str, Array, Array]] = {}
-        basis = Basis.CALIBRATED
+        rank: Array = 0
         for i, t in enumerate(times):
-            basis = basis.merge(t.basis)
+            rank = maximum(rank, t.rank)
             low, high = t.factors
             key, below, above = t.op.role if by_role else i, t.total_s * (1.0 - low), t.total_s * (high - 1.0)
             if key in widths:
@@ -65,13 +63,13 @@ class Errors:
         for family, below, above in widths.values():
             own = (below, None), (above, None)
             families[family] = _joined(families[family], own) if family in families else own
-        return cls(families, basis)
+        return cls(families, rank)
 
     def __add__(self, other: Errors) -> Errors:
         families = dict(self.families)
         for family, own in other.families.items():
             families[family] = _joined(families[family], own) if family in families else own
-        return Errors(families, self.basis.merge(other.basis))
+        return Errors(families, maximum(self.rank, other.rank))
 
     def of_family(self, family: str, step_s: Array) -> Array:
         """Log error of what of `step_s` seconds is of one family [-]: ``ln(hi / lo) / (2 z)`` of its 90 % interval."""
@@ -79,12 +77,12 @@ class Errors:
         return log((1.0 + above) / maximum(1.0 - below, 1e-3)) / (2.0 * Z90)
 
     def each(self, f: Callable[[Array], Array]) -> Errors:
-        """`f` of every width and sum of squares."""
+        """`f`, which takes some of the points, of every width, sum of squares and rank."""
 
         def both(widths: Widths) -> Widths:
             return f(widths[0]), None if widths[1] is None else f(widths[1])
 
-        return Errors({family: (both(lo), both(hi)) for family, (lo, hi) in self.families.items()}, self.basis)
+        return Errors({family: (both(lo), both(hi)) for family, (lo, hi) in self.families.items()}, f(self.rank))
 
     def scaled(self, factor: Array) -> Errors:
         """The errors of ops that take `factor` times as long."""
@@ -92,7 +90,7 @@ class Errors:
         def both(widths: Widths) -> Widths:
             return widths[0] * factor, None if widths[1] is None else widths[1] * factor * factor
 
-        return Errors({family: (both(lo), both(hi)) for family, (lo, hi) in self.families.items()}, self.basis)
+        return Errors({family: (both(lo), both(hi)) for family, (lo, hi) in self.families.items()}, self.rank)
 
     def interval(self, step_s: Array, sigma: float, density_s: Array = 0.0, density_sigma: float = 0.0) -> Interval:
         """Interval of a step of `step_s` seconds that runs the ops.
@@ -111,7 +109,7 @@ class Errors:
                 square = seconds * seconds
                 low = low + square * math.expm1(-Z90 * error) ** 2
                 high = high + square * math.expm1(Z90 * error) ** 2
-        return Interval(sqrt(low), sqrt(high), self.basis)
+        return Interval(sqrt(low), sqrt(high))
 
 
 def _joined(a: tuple[Widths, Widths], b: tuple[Widths, Widths]) -> tuple[Widths, Widths]:

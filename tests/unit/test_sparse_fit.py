@@ -12,7 +12,7 @@ from simulator.base.dtypes import DType, get_format
 from simulator.base.errors import InputError
 from simulator.device.catalogue import load
 from simulator.device.fit_file import dump, parse
-from simulator.device.fits import Fit, Residual
+from simulator.device.fits import Basis, Fit, Residual
 from simulator.fitting import module, sparse, sparse_judged
 from simulator.fitting.sparse import log_slopes, sides
 from simulator.fitting.sparse_rows import split
@@ -23,6 +23,7 @@ from simulator.ops.ops import Linear
 from simulator.results.prediction import predict
 from simulator.roofline import timing
 from simulator.roofline.engine import get_engine
+from simulator.roofline.hardware import hardware
 from simulator.roofline.lookup import lookup
 from simulator.roofline.speedup import KernelShape, Rates, _least_waves, names, rates_of, shape_of, speedup, total_s
 from simulator.roofline.timing import time_op
@@ -246,7 +247,7 @@ def test_a_kernel_is_the_dense_time_over_its_speedup_and_no_faster_than_its_byte
     op = replace(op, bytes_per_weight=0.5625, kernel="V:N:M/Spatha", vector=128.0)
     dense, sparse_ = (timing.time_op(o, device, engine) for o in (dense_of(op), op))
     found = lookup(device, "sparse", "V:N:M", "Spatha")
-    gain = speedup("V:N:M", shape_of(op), rates_of(device, op.fmt.math), found.fit)
+    gain = speedup("V:N:M", shape_of(op), rates_of(hardware(device, op.fmt.math)), found.fit)
     assert found.fit.device == "rtx-3090"
     assert found.basis == "CALIBRATED"
     assert dense.total_s / sparse_.total_s == pytest.approx(gain)
@@ -323,6 +324,10 @@ def test_rows_far_from_the_measured_ones_are_extrapolated():
     assert (many.basis, few.basis) == ("CALIBRATED", "EXTRAPOLATED")
     # Weights alone: 4,096 x 4,096 x 0.5625 B at most at the card's 936 GB/s.
     assert few.total_s > 4096 * 4096 * 0.5625 / 936e9
+    both = time_op(replace(op, m=np.array([4096.0, 1.0])), load("rtx-3090"), get_engine("vllm"))
+    assert both.rank.tolist() == [Basis.CALIBRATED.rank, Basis.EXTRAPOLATED.rank]
+    for at, one in enumerate((many, few)):
+        assert [end[at] for end in both.factors] == pytest.approx(one.factors)
 
 
 @pytest.mark.parametrize(
