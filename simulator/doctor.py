@@ -31,6 +31,7 @@ EXTRAS = {
     "reports": "HTML and PDF reports",
     "app": "the dashboard",
     "traces": "traces of real models",
+    "gguf": "traces of models in GGUF files",
     "kernels": "Triton kernels, timing and calibration of a GPU",
     "cluster": "sweeps and plans over several machines",
     "docs": "the documentation site",

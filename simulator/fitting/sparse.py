@@ -28,7 +28,7 @@ from simulator.fitting.sparse_rows import INPUTS, TIMES, prepare
 from simulator.fitting.sparse_stated import stated
 from simulator.ops.dense import dense_of
 from simulator.roofline.engine import get_engine
-from simulator.roofline.speedup import FAMILIES, MOST, SURFACE_AXES, Side, names, norm4, total_s
+from simulator.roofline.speedup import FAMILIES, SURFACE_AXES, Side, most, names, norm4, total_s
 from simulator.roofline.timing import time_op
 
 if TYPE_CHECKING:
@@ -248,7 +248,7 @@ def unseen(rows: pd.DataFrame, date: str = "") -> pd.DataFrame:
 def speedup(family: str, rows: pd.DataFrame, coef: Mapping[str, float]) -> Array:
     """Modelled dense over sparse time of `rows` without a surface, shape (rows,) [-]."""
     dense, sparse = (total_s(s, coef, p) for s, p in zip(sides(family, rows), ("dense_", "sparse_"), strict=True))
-    return np.minimum(dense / sparse, MOST.get(family, np.inf))
+    return np.minimum(dense / sparse, most(family, shapes(rows)))
 
 
 def predict(rows: pd.DataFrame, fits: list[Fit] | None, *, cross: bool = False) -> tuple[Array, Array, Array]:

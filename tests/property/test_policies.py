@@ -188,7 +188,11 @@ def test_keeping_all_is_dense_and_overhead_is_the_difference(policy: str, model:
             assert np.sum(own.read_bytes(operand)) == pytest.approx(read, rel=1e-9)
         # Neurons computed by the CPU keep their activations there.
         if not policy.startswith("powerinfer"):
-            assert np.sum(own.total_bytes) == pytest.approx(np.sum(dense.total_bytes), rel=1e-9)
+            more = 0.0
+            if policy.startswith("prosparse") and not step.prefills:
+                # Gate and up are two kernels: the second reads 4,096 16-bit inputs of each of 32 layers again.
+                more = float(step.rows) * 4096 * 2 * 32
+            assert np.sum(own.total_bytes) == pytest.approx(np.sum(dense.total_bytes) + more, rel=1e-9)
         assert np.sum(own.total_flop) == pytest.approx(np.sum(dense.total_flop), rel=1e-9)
 
 

@@ -324,7 +324,8 @@ def test_no_coefficient_names_a_paper(repo: Path) -> None:
     for file in files:
         text = file.read_text(encoding="utf-8")
         assert not ids.search(text), file
-        if "claims" not in file.parts:
+        # The verb of the golden copy judges what was called a win or a loss; it predicts nothing.
+        if "claims" not in file.parts and file.name != "accuracy.py":
             assert "simulator.claims" not in text, file
     # What writes the docs knows which paper's rows belong to which system; it predicts nothing.
     judges = [f for f in (repo / "simulator" / "claims").glob("*.py") if f.name != "tables.py"]

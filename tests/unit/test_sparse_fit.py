@@ -165,6 +165,15 @@ def test_two_to_four_never_doubles():
     assert sparse.speedup("2:4", rows, coef) == pytest.approx(2.0)
 
 
+def test_no_kernel_of_cats_gains_more_than_the_weights_it_skips():
+    """All of 100 rows kept gain nothing; a fifth of up kept beside a whole gate leaves 0.6 of both."""
+    coef = {"dense_launch_s": 0.0, "dense_stream": 9.0, "sparse_launch_s": 0.0, "sparse_gate": 1.0, "sparse_kept": 1.0}
+    fit = Fit("sparse", "any", "CATS", "Triton", coef, None, 1, (), "", Residual(0.1, 0.1, -0.1, 0.1))
+    rates_ = Rates(math=1e12, vector=1e12, hbm=1e12, sm=1.0)
+    shape = KernelShape(keep=np.array([1.0, 0.2]), n=100.0, k=100.0, whole=0.5)
+    assert speedup("CATS", shape, rates_, fit) == pytest.approx([1.0, 1.0 / 0.6])
+
+
 def test_rows_are_left_out_with_a_reason():
     table = raw(
         m=4096.0,
