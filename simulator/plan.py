@@ -81,10 +81,6 @@ def command(
         console.say(f"no policy given surely loses at most {max_loss:g} points on {model}; dense alone")
     axes = {k: axis(k, v, flag(k)) for k, v in given.items() if k not in ("model", "policy")}
     grid = Grid(model=(model,), policy=chosen, **axes)
-    if max(grid.pp) > 1:
-        from simulator.serving.tabulate import STAGES
-
-        console.say(f"warning: {STAGES}")
     settings = product(
         names([scheduler], "--scheduler"),
         whole_numbers(max_num_seqs, "--max-num-seqs"),

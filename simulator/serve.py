@@ -163,10 +163,6 @@ def command(
 
         loads = [{k: v.tolist() for k, v in over_time(o).items()} for o in outcomes]
         write_json(load_over_time, {"command": line, "runs": loads}, "--load")
-    if given["pp"] > 1:
-        from simulator.serving.tabulate import STAGES
-
-        console.say(f"warning: {STAGES}")
     for row in rows:
         if row["table_error"] > TABLE_ERROR:
             console.say(

@@ -129,12 +129,16 @@ def estimate(deployment: Deployment, requests: Requests, load: Load, slo: Sequen
 
 def _floors(deployment: Deployment, load: Load, slo: Sequence[Promise]) -> tuple[float, str]:
     """Largest ratio of floor to limit, and its words: each request alone on the replica."""
-    group = deployment.group
+    group, scheduler = deployment.group, deployment.scheduler
     worst, words = 0.0, ""
     for promise in slo:
         if promise.metric in ("ttft", "e2e"):
             at = float(_of(load.prompt, promise.statistic))
-            floor = float(np.max(mixed_step(group, NOBODY, 1.0, 1.0, at, at).total_s)) * PROMPT_MARGIN
+            # Chunks follow each other through the stages; the last of them passes all.
+            chunk = min(at, scheduler.max_num_batched_tokens) if scheduler.chunks else at
+            steps = ((at, False), (chunk, True))
+            alone = [mixed_step(group, NOBODY, 1.0, 1.0, t, t, whole=w).total_s for t, w in steps]
+            floor = float(np.max(alone)) * PROMPT_MARGIN
         else:
             floor = float(np.max(step_time(group, decode_step(1.0 / group.pp, 2.0)).total_s))
         if floor / promise.limit_s > worst:

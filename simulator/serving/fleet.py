@@ -17,7 +17,7 @@ from simulator.serving.prefix import PrefixCache
 from simulator.serving.replica import EVENT, Replica
 from simulator.serving.requests import Requests
 from simulator.serving.steptime import StepTable
-from simulator.serving.tabulate import busy_shares
+from simulator.serving.tabulate import busy_shares, through_stages_s
 
 CACHE_THRESHOLD, IMBALANCE = 0.5, 32
 """Prefix-aware routing: least share of a prompt that must match, and the difference in requests above which the
@@ -204,13 +204,14 @@ def _replicas(deployment: Deployment, table: StepTable, book: Book, count: int, 
 def _collect(
     deployment: Deployment, requests: Requests, book: Book, replicas: Sequence[Replica], chosen: Sequence[int]
 ) -> Outcome:
+    behind = _through_stages_s(deployment, replicas, chosen, book)
     return Outcome(
         deployment=deployment,
         requests=requests,
         replica=np.array(chosen),
         admitted_s=np.array(book.admitted),
-        first_s=np.array(book.first),
-        finish_s=np.array(book.finish),
+        first_s=np.array(book.first) + behind,
+        finish_s=np.array(book.finish) + behind,
         queues=((requests.arrival_s, np.array(book.admitted)),),
         preemptions=np.array(book.preemptions),
         hits=np.array(book.hits),
@@ -218,6 +219,24 @@ def _collect(
         gaps=np.array([g for r in replicas for g in r.gaps]),
         seconds=0.0,
     )
+
+
+def _through_stages_s(
+    deployment: Deployment, replicas: Sequence[Replica], chosen: Sequence[int], book: Book
+) -> np.ndarray:
+    """Per request, how long after the step of its last chunk the pipeline's last stage is done with it [s]."""
+    out = np.zeros(len(book.arrival))
+    if deployment.group.pp == 1:
+        return out
+    first, at = np.array(book.first), np.array(chosen)
+    for k, replica in enumerate(replicas):
+        events = np.array(replica.events, EVENT)
+        events = events[events["chunks"] > 0]
+        mine = np.flatnonzero(at == k)
+        # A prompt ends with a step: its first token's time is that step's start and duration, to the last bit.
+        step = np.searchsorted(events["start_s"] + events["duration_s"], first[mine])
+        out[mine] = through_stages_s(deployment.group, events)[step]
+    return out
 
 
 def _split(deployment: Deployment, requests: Requests, table: StepTable) -> Outcome:
@@ -230,8 +249,9 @@ def _split(deployment: Deployment, requests: Requests, table: StepTable) -> Outc
     prompts.left = [1] * len(requests)
     prompts.output = [1] * len(requests)
     first = _replicas(deployment, table, prompts, deployment.prefill_replicas, requests.id_tokens)
-    route(deployment, first, prompts)
-    arrival = np.array(prompts.finish) + _transfer_s(deployment, requests)
+    prefilled = route(deployment, first, prompts)
+    behind = _through_stages_s(deployment, first, prefilled, prompts)
+    arrival = np.array(prompts.finish) + behind + _transfer_s(deployment, requests)
     more = np.flatnonzero(requests.output > 1)
     order = more[np.argsort(arrival[more], kind="stable")]
     rest = Book(
@@ -245,8 +265,8 @@ def _split(deployment: Deployment, requests: Requests, table: StepTable) -> Outc
     )
     second = _replicas(deployment, table, rest, deployment.replicas)
     chosen = route(deployment, second, rest)
-    whole = _collect(deployment, requests, prompts, [*first, *second], [-1] * len(requests))
-    finish, preemptions, replica = (v.copy() for v in (whole.finish_s, whole.preemptions, whole.replica))
+    whole = _collect(deployment, requests, prompts, [*first, *second], prefilled)
+    finish, preemptions, replica = whole.finish_s.copy(), whole.preemptions.copy(), np.full(len(requests), -1)
     finish[order], replica[order] = rest.finish, np.array(chosen, int) + len(first)
     preemptions[order] += np.array(rest.preemptions, int)
     handed = (np.array(rest.arrival), np.array(rest.admitted))

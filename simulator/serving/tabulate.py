@@ -40,11 +40,15 @@ class _Sides:
         return (*self.decode, *self.prompt, *self.tail)
 
 
-def mixed_step(group: Group, n: Array, x: Array, r: Array, q: Array, c: Array) -> StepTime:
-    """`n` decoding sequences of context `x` beside `r` chunks of `q` tokens that end at context `c`."""
+def mixed_step(group: Group, n: Array, x: Array, r: Array, q: Array, c: Array, *, whole: bool = False) -> StepTime:
+    """`n` decoding sequences of context `x` beside `r` chunks of `q` tokens that end at context `c`.
+
+    A full pipeline holds 1/pp of them in each stage, so a step of the time returned makes room for all; with `whole`
+    the chunks pass all stages together: when the last of them is done.
+    """
     pp = float(group.pp)
     n, x, r, q, c = (np.asarray(v, float) for v in (n, x, r, q, c))
-    return step_time(group, step_of(n / pp, x, r / pp, q, c))
+    return step_time(group, step_of(n / pp, x, r if whole else r / pp, q, c))
 
 
 def _sum(step: StepTime, places: tuple[int, ...]) -> np.ndarray:
@@ -137,12 +141,6 @@ def tabulate(group: Group, sequences: int, tokens: int, context: int, end: str =
         wait_token_s=token,
     )
 
-
-STAGES = (
-    "with pp > 1 a step holds 1/pp of its prompts, too: throughput is that of a full pipeline, but a prompt that"
-    " comes alone is answered in less than `predict` says"
-)
-"""What a simulation of several pipeline stages does not know."""
 
 _END = {"mid": "total_s", "lo": "lo_s", "hi": "hi_s"}
 
@@ -243,6 +241,31 @@ def basis_of(group: Group) -> Basis:
     return prompt.basis.merge(step_time(group, decode_step(8.0 / group.pp, 1024.0)).basis)
 
 
+def through_stages_s(group: Group, events: np.ndarray) -> np.ndarray:
+    """From the step that makes room for the next to the last stage's end of its prompts, shape (events,) [s].
+
+    Parameters
+    ----------
+    events : ndarray of `simulator.serving.replica.EVENT`, shape (events,)
+        Steps with prompts.
+    """
+    if group.pp == 1 or not len(events):
+        return np.zeros(len(events))
+    sizes = _sizes(events)
+    step, whole = (mixed_step(group, *sizes, whole=w).total_s for w in (False, True))
+    return np.broadcast_to(np.maximum(whole - step, 0.0), len(events))
+
+
+def _sizes(events: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Arguments of `mixed_step` for steps with prompts: equal chunks with as many query-key pairs."""
+    told = ("steps", "sequences", "context", "chunks", "tokens", "pairs")
+    steps, n, context, chunks, tokens, pairs = (events[name] for name in told)
+    x = np.maximum(context / np.maximum(n, 1.0) + (steps - 1.0) / 2.0, 1.0)
+    each = tokens / chunks
+    beside = np.where(steps > 0, np.maximum(n, NOBODY), NOBODY)
+    return beside, x, chunks, each, np.maximum(pairs / tokens + (each - 1.0) / 2.0, each)
+
+
 def busy_shares(group: Group, events: np.ndarray) -> np.ndarray:
     """Share of each event in which the busiest of arithmetic and memory works [-], shape (events,).
 
@@ -251,17 +274,11 @@ def busy_shares(group: Group, events: np.ndarray) -> np.ndarray:
     events : ndarray of `simulator.serving.replica.EVENT`, shape (events,)
     """
     out = np.zeros(len(events))
-    told = ("steps", "sequences", "context", "chunks", "tokens", "pairs")
-    steps, n, context, chunks, tokens, pairs = (events[name] for name in told)
-    x = np.maximum(context / np.maximum(n, 1.0) + (steps - 1.0) / 2.0, 1.0)
-    prompt = chunks > 0
+    prompt = events["chunks"] > 0
     if prompt.any():
-        each = tokens[prompt] / chunks[prompt]
-        beside = np.where(steps[prompt] > 0, np.maximum(n[prompt], NOBODY), NOBODY)
-        after = np.maximum(pairs[prompt] / tokens[prompt] + (each - 1.0) / 2.0, each)
-        step = mixed_step(group, beside, x[prompt], chunks[prompt], each, after)
-        out[prompt] = step.busy
+        out[prompt] = mixed_step(group, *_sizes(events[prompt])).busy
     if not prompt.all():
-        pure = ~prompt
-        out[pure] = step_time(group, decode_step(n[pure] / float(group.pp), x[pure])).busy
+        steps, n, context = (events[~prompt][name] for name in ("steps", "sequences", "context"))
+        x = np.maximum(context / np.maximum(n, 1.0) + (steps - 1.0) / 2.0, 1.0)
+        out[~prompt] = step_time(group, decode_step(n / float(group.pp), x)).busy
     return np.minimum(out, 1.0)

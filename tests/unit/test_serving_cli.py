@@ -423,10 +423,3 @@ def test_help_says_what_the_verbs_do(run):
         status, out, _ = run(verb, "--help")
         assert status == 0
         assert "--slo" in out
-
-
-@pytest.mark.parametrize(("pp", "warned"), [("1", False), ("2", True)])
-def test_several_pipeline_stages_warn_of_a_prompt_that_comes_alone(run: Run, pp: str, warned: bool) -> None:
-    """A step holds 1/pp of its prompts, so the TTFT of a lone one is shorter than predict says: the run says so."""
-    status, _, said = run("serve", *MODEL, *POISSON, "--pp", pp)
-    assert (status, "a prompt that comes alone" in said) == (0, warned)

@@ -264,6 +264,23 @@ def test_prompts_take_from_a_contextual_policy_what_it_saves():
     assert gains["prefill-first"] > gains["chunked"] + 0.03 > 1.03
 
 
+@pytest.mark.parametrize("pp", [1, 2, 4])
+@pytest.mark.parametrize("split", [0, 1])
+def test_a_prompt_that_comes_alone_passes_all_stages(pp, split):
+    """As `predict` answers it; what follows it is not slowed: the pipeline is full again a step later."""
+    from simulator.inference.evaluate import evaluate
+
+    scenario = LINE(update={"pp": pp})
+    fleet = replace(deployment(Scheduler(), scenario), prefill_replicas=split, transfer_bytes_per_s=5e10)
+    lone = simulate(fleet, Requests.of([0.0], [4000], [20]))
+    told = evaluate(fleet.group, *(np.array([float(v)]) for v in (1, 4000, 20)))
+    assert lone.ttft_s[0] == pytest.approx(float(told.ttft_s.mid[0]), rel=0.02)
+    if pp > 1 and not split:
+        # Sixteen prompts at once fill the stages: together far from sixteen times the lone one.
+        burst = simulate(fleet, Requests.of([0.0] * 16, [4000] * 16, [1] * 16))
+        assert burst.ttft_s.max() < (16.0 / pp + 1.0) * 1.1 * lone.ttft_s[0]
+
+
 def test_capacity_is_where_the_promise_breaks():
     slo = parse_slo("ttft:p99<500ms;tpot:p99<30ms")
     requests = traffic(1.0, 800)
