@@ -139,7 +139,7 @@ def row_of(model: Any) -> dict[str, Any]:
     from simulator.model.layer import MoeSpec
     from simulator.policies import Policies
 
-    first, last = model.layers[0], model.layers[-1]
+    last, (attention, _) = model.layers[-1], model.attentions[0]
     ffn = last.ffn.expert if isinstance(last.ffn, MoeSpec) else last.ffn
     stored, fmt = folded(model, get_format(model.dtype))
     return {
@@ -149,8 +149,8 @@ def row_of(model: Any) -> dict[str, Any]:
         "active_params": model.n_active_params,
         "layers": model.n_layers,
         "hidden": model.hidden,
-        "heads": first.attention.n_heads,
-        "kv_heads": first.attention.n_kv_heads,
+        "heads": attention.n_heads,
+        "kv_heads": attention.n_kv_heads,
         "intermediate": ffn.intermediate,
         "max_context": model.max_context,
         "kv_bytes_per_token": model.kv_bytes_per_token(2.0),

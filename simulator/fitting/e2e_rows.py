@@ -216,7 +216,7 @@ def _dtype(quant: str | None, source: str, model: ModelSpec, device: Device) -> 
     if in_blocks and quant.startswith("gemm=fp8"):
         # The published checkpoint has scales per 128x128 tile, whatever the row calls it.
         return "fp8_block", ""
-    if "nvfp4" in quant and any(layer.attention.mla is not None for layer in model.layers):
+    if "nvfp4" in quant and any(attention.mla is not None for attention, _ in model.attentions):
         return NVFP4_BESIDE_MLA, ""
     if quant == "gemm=int4_wo;moe=int4_wo" and model.quantised:
         return AUTO, ""

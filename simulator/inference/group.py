@@ -17,7 +17,7 @@ from simulator.ops.module import AttentionModule
 from simulator.ops.ops import Op
 from simulator.ops.part import OpPart
 from simulator.ops.step import decode_step, prefill_step
-from simulator.policies import Policies, Policy
+from simulator.policies import ATTENTION_ASPECTS, Policies, Policy
 from simulator.roofline.engine import Engine, get_engine
 from simulator.roofline.timing import measured_as_module, time_op
 from simulator.scenario.catalogue import CATALOGUE, fits
@@ -95,7 +95,7 @@ class Group:
         """
         if self.modules is not None:
             return self.modules
-        plain = all(layer.attention.mla and layer.attention.mla.q_lora_rank for layer in self.model.layers)
+        plain = all(attention.mla and attention.mla.q_lora_rank for attention, _ in self.model.attentions)
         for layer, _ in self.model.layer_groups():
             # A module was measured with one format of its projections.
             plain = plain and len({layer.formats.of(m) for m in GROUPS["attention"] if m in layer.matrices}) == 1
@@ -111,6 +111,16 @@ class Group:
         cut = (replace(whole, policies=p) for p in (mine, Policies()))
         blocks = [op for low in cut for step in steps for op in low.ops(step) if isinstance(op, AttentionModule)]
         return all(measured_as_module(op, self.device, self.engine) for op in blocks)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is left out of the model, and which layers a policy on attention does not reach."""
+        model = self.model
+        if model.n_attention_layers == model.n_layers:
+            return model.notes
+        on_attention = (p for p in self.policies.members if p.aspects & ATTENTION_ASPECTS)
+        layers = f"works on {model.n_attention_layers} of {model.n_layers} layers, those with attention"
+        return (*model.notes, *(f"{policy.name} {layers}" for policy in on_attention))
 
     @cached_property
     def dense(self) -> Group:

@@ -10,19 +10,17 @@ from typing import Any, NamedTuple
 
 from simulator.base.dtypes import DType, Format, sixteen_bit
 from simulator.base.errors import UnsupportedError
+from simulator.inference import delta_net
 from simulator.model.layer import AttentionSpec, FfnSpec, LayerSpec, MlaSpec, MoeSpec
 from simulator.model.spec import ModelSpec
 from simulator.ops.module import AttentionModule
-from simulator.ops.ops import Attention, Collective, Elementwise, Linear, Moe, Op
+from simulator.ops.ops import ACT_BYTES, Attention, Collective, Elementwise, Linear, Moe, Op
 from simulator.ops.part import OpPart
 from simulator.ops.step import Step
 from simulator.policies import Aspect, Context, KvLayout, Policies, Policy
 from simulator.policies.common import mla_module
 from simulator.policies.ideal import ideal
 from simulator.trace.curves import Trace
-
-ACT_BYTES = 2.0
-"""Bytes of an activation element between kernels [B]."""
 
 _projection = partial(Linear, part=OpPart.PROJECTIONS)
 _neurons = partial(Linear, part=OpPart.FFN)
@@ -80,17 +78,19 @@ class Lowering:
     def why_not(self) -> str | None:
         """Reason the cut or a policy does not apply, or None."""
         for layer, _ in self.model.layer_groups():
-            attention = layer.attention
-            if attention.n_heads % self.tp:
+            attention, net = layer.attention, layer.delta_net
+            if net is not None and net.k_heads % self.tp:
+                return f"{net.k_heads} key heads of a gated delta net cannot be split over tp={self.tp}"
+            if attention is not None and attention.n_heads % self.tp:
                 return f"{attention.n_heads} heads cannot be split over tp={self.tp}"
-            kv = attention.n_kv_heads
-            if attention.mla is None and kv % self.tp and self.tp % kv:
+            kv = attention.n_kv_heads if attention is not None and attention.mla is None else self.tp
+            if kv % self.tp and self.tp % kv:
                 return f"{kv} KV heads neither divide nor fill tp={self.tp}"
             if isinstance(layer.ffn, MoeSpec) and layer.ffn.n_experts % self.ep:
                 return f"{layer.ffn.n_experts} experts cannot be split over ep={self.ep}"
         if self.tp % self.ep:
             return f"ep={self.ep} does not divide tp={self.tp}"
-        latent = any(layer.attention.mla for layer in self.model.layers)
+        latent = any(attention.mla for attention, _ in self.model.attentions)
         for policy in self.policies.members:
             reasons = (policy.why_not(self.model, fmt) for fmt in self._rewritten_formats(policy))
             reason = next(filter(None, reasons), None)
@@ -191,17 +191,24 @@ class Lowering:
 
     @cached_property
     def kv_layouts(self) -> tuple[tuple[KvLayout, int], ...]:
-        """KV layout of one sequence per layer on one GPU, and how many layers have it."""
+        """KV layout of one sequence per layer with attention on one GPU, and how many layers have it."""
         step = Step(decode_rows=1.0)
         out = []
         for layer, indices in self.groups:
             attention = layer.attention
+            if attention is None:
+                continue
             dense = kv_bytes_per_token(attention, self.tp, self.kv_element_bytes)
             window = float("inf") if attention.window is None else float(attention.window)
             kv = KvLayout(token_bytes=dense, dense_bytes=dense, max_tokens=window)
             kv = self.policies.layout(kv, self._context(layer, indices[0], step))
             out.append((kv, len(indices)))
         return tuple(out)
+
+    @property
+    def state_bytes(self) -> float:
+        """What one sequence keeps on one GPU in layers without attention, however long it gets [B]."""
+        return self.model.state_bytes / self.tp
 
     def _context(self, layer: LayerSpec, index: int, step: Step) -> Context:
         trace = self.trace and self.trace.layer(index, self.model.n_layers)
@@ -262,11 +269,14 @@ class Lowering:
 
     def _layer(self, layer: LayerSpec, step: Step, count: float, cores: Sequence[Op]) -> Iterator[Op]:
         yield self._norm("norm", step, count * layer.n_norms, layer.norm == "rms")
-        mla = layer.attention.mla
-        if mla is None:
-            yield from self._attention(layer, step, count, cores)
-        else:
-            yield from self._mla(layer, mla, step, count, cores)
+        attention, net = layer.attention, layer.delta_net
+        if net is not None:
+            fmt = {m: self.format_of(layer, m) for m in net.matrices}
+            yield from delta_net.block(net, self.model.hidden, self.tp, fmt, step, count, cores)
+        elif attention is not None and attention.mla is not None:
+            yield from self._mla(layer, attention, attention.mla, step, count, cores)
+        elif attention is not None:
+            yield from self._attention(layer, attention, step, count, cores)
         if self.tp > 1 and not layer.parallel:
             yield self._all_reduce("attn.all_reduce", step, count)
         if isinstance(layer.ffn, MoeSpec):
@@ -276,11 +286,13 @@ class Lowering:
         if self.tp > 1:
             yield self._all_reduce("mlp.all_reduce", step, count)
 
-    def _attention(self, layer: LayerSpec, step: Step, count: float, cores: Sequence[Op]) -> Iterator[Op]:
-        hidden, a = self.model.hidden, layer.attention
+    def _attention(
+        self, layer: LayerSpec, a: AttentionSpec, step: Step, count: float, cores: Sequence[Op]
+    ) -> Iterator[Op]:
+        hidden = self.model.hidden
         q = a.n_heads * a.head_dim / self.tp
         kv_heads = kv_heads_here(a, self.tp)
-        n = q + kv_heads * (a.head_dim + a.v_head_dim)
+        n = a.q_width / self.tp + kv_heads * (a.head_dim + a.v_head_dim)
         qkv, out = self.format_of(layer, "attn.qkv"), self.format_of(layer, "attn.o")
         yield _projection(role="attn.qkv", m=step.rows, n=n, k=hidden, fmt=qkv, count=count)
         if a.qk_norm:
@@ -289,14 +301,26 @@ class Lowering:
             yield self._passes("attn.rope", "rope", step, q + kv_heads * a.head_dim, count)
         yield from cores
         o_in = a.n_heads * a.v_head_dim / self.tp
+        if a.gated:
+            moved = step.rows * o_in * ACT_BYTES
+            yield Elementwise(
+                role="attn.gate", kind="activation", read_bytes=2.0 * moved, write_bytes=moved, count=count
+            )
         yield _projection(role="attn.o", m=step.rows, n=hidden, k=o_in, fmt=out, count=count)
 
     def _cores(self, layer: LayerSpec, step: Step, count: float) -> Iterator[Op]:
-        """Attention itself, and with MLA what a prompt rebuilds of its context and what decoding absorbs."""
+        """Attention itself, and with MLA what a prompt rebuilds of its context and what decoding absorbs.
+
+        In a layer without attention the convolution and the recurrence.
+        """
         a = layer.attention
+        if a is None:
+            if layer.delta_net is not None:
+                yield from delta_net.cores(layer.delta_net, self.tp, step, count)
+            return
         heads, mla = a.n_heads / self.tp, a.mla
         if mla is not None and self.as_modules:
-            yield from self._modules(layer, step, count)
+            yield from self._modules(layer, a, step, count)
             return
         kv_heads = kv_heads_here(a, self.tp)
         math = self.fmt.math if self.fmt.math in (DType.BF16, DType.FP16, DType.FP32) else DType.BF16
@@ -348,9 +372,8 @@ class Lowering:
             if mla is not None:
                 yield _projection(role="attn.absorb_v", n=a.v_head_dim, k=mla.kv_lora_rank, **absorbed)
 
-    def _modules(self, layer: LayerSpec, step: Step, count: float) -> Iterator[Op]:
+    def _modules(self, layer: LayerSpec, a: AttentionSpec, step: Step, count: float) -> Iterator[Op]:
         """The whole block of each phase; a step of both multiplies the projections once, with the prompt's tokens."""
-        a = layer.attention
         widths, fmt = mla_module(a, self.model.hidden), self.format_of(layer, "attn.o")
         common = {"kind": "mla-dense", "n_heads": a.n_heads / self.tp, "widths": widths, "fmt": fmt}
         common |= {"math": DType.BF16, "kv_element_bytes": self.kv_element_bytes, "count": count}
@@ -365,12 +388,13 @@ class Lowering:
                 common |= {"reads_weights": False, "launches": 3.0}
             yield AttentionModule(role="attn.module", phase="decode", **sizes, **common)
 
-    def _mla(self, layer: LayerSpec, mla: MlaSpec, step: Step, count: float, cores: Sequence[Op]) -> Iterator[Op]:
+    def _mla(
+        self, layer: LayerSpec, a: AttentionSpec, mla: MlaSpec, step: Step, count: float, cores: Sequence[Op]
+    ) -> Iterator[Op]:
         """DeepSeek-V2 section 2.1: latents down, heads up; decode absorbs the up-projections."""
         if self.as_modules:
             yield from cores
             return
-        a = layer.attention
         hidden, rows, heads = self.model.hidden, step.rows, a.n_heads / self.tp
         fmt = {m: self.format_of(layer, m) for m in layer.matrices}
         q_in = hidden

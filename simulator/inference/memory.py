@@ -152,9 +152,12 @@ def home_bytes(lowering: Lowering, device: Device) -> float:
 def kv_bytes_per_sequence(
     lowering: Lowering, tokens: Array, *, prompt: Array | None = None, pp: int = 1, block_tokens: int = 16
 ) -> np.ndarray:
-    """KV cache of one sequence of `tokens`, `prompt` of them read at once, on one GPU, whole pages [B]."""
+    """KV cache of one sequence of `tokens`, `prompt` of them read at once, on one GPU, whole pages [B].
+
+    With it the state that layers without attention keep of it, whatever its length.
+    """
     reserved = paged_tokens(tokens, block_tokens)
-    total = np.zeros(np.shape(reserved))
+    total = np.full(np.shape(reserved), lowering.state_bytes)
     for kv, layers in lowering.kv_layouts:
         total = total + kv.bytes(reserved, prompt) * layers
     return total * (math.ceil(lowering.model.n_layers / pp) / lowering.model.n_layers)

@@ -14,9 +14,10 @@ from simulator.base.arrays import Array, every, maximum, minimum, some
 from simulator.base.dtypes import DType
 from simulator.device.catalogue import Device
 from simulator.device.fits import Basis
-from simulator.inference.lowering import ACT_BYTES, Follows
+from simulator.inference.lowering import Follows
+from simulator.ops.linear_attention import LinearAttention
 from simulator.ops.module import AttentionModule
-from simulator.ops.ops import Attention, Collective, Elementwise, Linear, Moe, Op
+from simulator.ops.ops import ACT_BYTES, Attention, Collective, Elementwise, Linear, Moe, Op
 from simulator.ops.step import Step
 from simulator.ops.transfers import HostCompute, Transfer
 from simulator.ops.union import transfer_sigma
@@ -258,6 +259,8 @@ class Sums:
             elif isinstance(op, AttentionModule):
                 demand = op.demand()
                 read = read + count * (demand.weight_bytes + demand.kv_bytes)
+            elif isinstance(op, LinearAttention):
+                read = read + count * 0.5 * op.kept_bytes
             elif isinstance(op, Collective):
                 extra = extra + count * engine.collective_extra_s(op.message_bytes, op.n_ranks)
             elif isinstance(op, Transfer | HostCompute):
@@ -456,7 +459,7 @@ def _attribute(t: OpTime, shares: Shares) -> None:
     reads = Bound.ACTIVATIONS
     if isinstance(t.op, Linear | Moe):
         reads = Bound.WEIGHTS
-    elif isinstance(t.op, Attention | AttentionModule):
+    elif isinstance(t.op, Attention | AttentionModule | LinearAttention):
         reads = Bound.KV
     if every(t.launch_s <= t.memory_s):
         _split(t.total_s, (reads, t.memory_s), (Bound.COMPUTE, t.math_s), shares)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from simulator.base.checks import require_positive
 from simulator.base.errors import InputError
+from simulator.model.delta_net import DeltaNetSpec
 from simulator.model.formats import AS_PUBLISHED, Formats
 
 Position = Literal["rope", "alibi", "learned", "none"]
@@ -14,14 +16,6 @@ QkNorm = Literal["head", "width"]
 Activation = Literal["relu", "relu2", "silu", "gelu"]
 Part = Literal["embedding", "position", "attention", "ffn", "router", "norm", "projection", "lm_head"]
 PARTS: tuple[Part, ...] = get_args(Part)
-
-
-def require_positive(owner: object, *names: str) -> None:
-    """Refuse any of the named fields of `owner` that is not a whole number of 1 or more."""
-    for name in names:
-        value = getattr(owner, name)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise InputError(f"{type(owner).__name__}.{name} is {value!r}; it must be a whole number above 0")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +69,8 @@ class AttentionSpec:
         One learned logit per head joins the softmax (GPT-OSS).
     fused_qkv : bool
         The checkpoint stores Q, K and V as one matrix. Engines fuse them either way.
+    gated : bool
+        The query projection yields a gate on the output beside each query (Qwen3-Next).
     """
 
     n_heads: int
@@ -89,6 +85,7 @@ class AttentionSpec:
     mla: MlaSpec | None = None
     sinks: bool = False
     fused_qkv: bool = False
+    gated: bool = False
 
     def __post_init__(self) -> None:
         require_positive(self, "n_heads", "n_kv_heads", "head_dim", "v_head_dim")
@@ -103,6 +100,11 @@ class AttentionSpec:
     def group_size(self) -> int:
         """Query heads that read one key/value head [-]."""
         return self.n_heads // self.n_kv_heads
+
+    @property
+    def q_width(self) -> int:
+        """Outputs of the query projection per token, the output's gate among them [-]."""
+        return self.n_heads * self.head_dim * (2 if self.gated else 1)
 
     @property
     def kv_elements_per_token(self) -> int:
@@ -122,7 +124,7 @@ class AttentionSpec:
         if self.mla is not None:
             return total + self._mla_params(hidden, self.mla)
         q_out, k_out = self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim
-        out = q_out + k_out + self.n_kv_heads * self.v_head_dim
+        out = self.q_width + k_out + self.n_kv_heads * self.v_head_dim
         total += hidden * out + (out if self.qkv_bias else 0)
         if self.qk_norm == "head":
             total += 2 * self.head_dim
@@ -212,10 +214,12 @@ class MoeSpec:
 
 @dataclass(frozen=True, slots=True)
 class LayerSpec:
-    """One decoder layer.
+    """One decoder layer: attention, or a gated delta net in its place, and a feed-forward block.
 
     Attributes
     ----------
+    attention : AttentionSpec or None
+        None where `delta_net` stands in its place: such a layer has no KV cache.
     n_norms : int
         Norms over the hidden width, those inside attention not counted.
     norm_bias : bool
@@ -226,20 +230,27 @@ class LayerSpec:
         Matrices that the checkpoint stores in another format than the model's own.
     """
 
-    attention: AttentionSpec
+    attention: AttentionSpec | None
     ffn: FfnSpec | MoeSpec
     n_norms: int = 2
     norm: Norm = "rms"
     norm_bias: bool = False
     parallel: bool = False
     formats: Formats = AS_PUBLISHED
+    delta_net: DeltaNetSpec | None = None
+
+    def __post_init__(self) -> None:
+        if (self.attention is None) == (self.delta_net is None):
+            raise InputError("a layer has either attention or a gated delta net")
 
     @property
     def matrices(self) -> tuple[str, ...]:
         """Weight matrices by name, as `simulator.model.formats.GROUPS` calls them; routers are never quantised."""
-        mla = self.attention.mla
-        if mla is None:
-            names: tuple[str, ...] = ("attn.qkv", "attn.o")
+        mla = self.attention and self.attention.mla
+        if self.delta_net is not None:
+            names: tuple[str, ...] = self.delta_net.matrices
+        elif mla is None:
+            names = ("attn.qkv", "attn.o")
         else:
             down = ("attn.q_down",) if mla.q_lora_rank is not None else ()
             names = (*down, "attn.q_up", "attn.kv_down", "attn.kv_up", "attn.o")
@@ -251,7 +262,8 @@ class LayerSpec:
     def n_params(self, part: Part, hidden: int) -> int:
         """Parameters of `part` in this layer [-]; 0 for parts outside the layers."""
         if part == "attention":
-            return self.attention.n_params(hidden)
+            mixer = self.attention or self.delta_net
+            return 0 if mixer is None else mixer.n_params(hidden)
         if part == "ffn":
             return self.ffn.n_params(hidden)
         if part == "router":

@@ -17,10 +17,10 @@ class Naming:
     ----------
     layer : str
         Path of a layer, with ``{}`` for its number.
-    attention, ffn : str
+    attention, ffn, state : str
         Blocks within a layer; "" where their modules stand in the layer itself.
     modules : Mapping
-        Modules of a matrix by what follows ``attn.``, ``mlp.`` or ``moe.`` in its name, without their block.
+        Modules of a matrix by what follows ``attn.``, ``state.``, ``mlp.`` or ``moe.`` in its name, without block.
     experts, shared : str
         Blocks of the routed experts, with ``{}`` for an expert's number, and of the shared one.
     router : str
@@ -32,6 +32,7 @@ class Naming:
     layer: str = "model.layers.{}"
     attention: str = "self_attn"
     ffn: str = "mlp"
+    state: str = "linear_attn"
     modules: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     experts: str = "mlp.experts.{}"
     shared: str = "mlp.shared_experts"
@@ -58,6 +59,8 @@ _BLOOM = {**LLAMA, "qkv": ("query_key_value",), "o": ("dense",), "up": ("dense_h
 _GPTJ = {**LLAMA, "o": ("out_proj",), "up": ("fc_in",), "down": ("fc_out",)}
 _MIXTRAL = {**LLAMA, "gate_up": ("w1", "w3"), "down": ("w2",)}
 _MIXTRAL_BLOCK = {"experts": "block_sparse_moe.experts.{}", "router": "block_sparse_moe.gate"}
+_DELTA = {**LLAMA, "in": ("in_proj_qkv", "in_proj_z"), "gates": ("in_proj_b", "in_proj_a"), "out": ("out_proj",)}
+_NEXT = {**_DELTA, "in": ("in_proj_qkvz",), "gates": ("in_proj_ba",)}
 _PLAIN = Naming(modules=LLAMA)
 _H = {"layer": "transformer.h.{}", "attention": "attn", "embed": "transformer.wte"}
 
@@ -66,6 +69,9 @@ NAMINGS: Mapping[str, Naming] = {
         ("llama", "aquila", "yi", "mistral", "qwen2", "qwen3", "olmo2", "cohere", "qwen3_moe", "glm4_moe"), _PLAIN
     ),
     **dict.fromkeys(("mimo", "mimo_v2_flash", "qwen2_vl_text", "qwen2_5_vl_text", "qwen3_vl_text"), _PLAIN),
+    "qwen3_next": Naming(modules=_NEXT, shared="mlp.shared_expert"),
+    "qwen3_5_text": Naming(modules=_DELTA),
+    "qwen3_5_moe_text": Naming(modules=_DELTA, shared="mlp.shared_expert"),
     "qwen3_vl_moe_text": Naming(modules=_PACKED, experts="mlp.experts"),
     **dict.fromkeys(("gemma", "gemma2", "gemma3_text", "deepseek_v2", "deepseek_v3", "kimi_k2"), _PLAIN),
     "qwen2_moe": Naming(modules=LLAMA, shared="mlp.shared_expert"),
@@ -120,10 +126,12 @@ def modules_of(naming: Naming, layer: LayerSpec, matrix: str) -> tuple[str, ...]
     """Modules of a matrix within its layer; those of experts keep ``{}`` for the expert's number."""
     block, _, rest = matrix.partition(".")
     if block == "attn":
-        mla = layer.attention.mla
+        mla = layer.attention and layer.attention.mla
         # Without a query latent the one query matrix keeps its plain name.
         plain_query = matrix == "attn.q_up" and mla is not None and mla.q_lora_rank is None
         return _under(naming.attention, ("q_proj",) if plain_query else naming.modules[rest])
+    if block == "state":
+        return _under(naming.state, naming.modules[rest])
     if matrix == "moe.experts":
         assert isinstance(layer.ffn, MoeSpec)
         up = naming.modules["gate_up" if layer.ffn.expert.gated else "up"]
@@ -136,6 +144,7 @@ def modules_of(naming: Naming, layer: LayerSpec, matrix: str) -> tuple[str, ...]
 def others_of(naming: Naming) -> Iterator[str]:
     """Modules within a layer that are never quantised, but that lists name all the same."""
     yield naming.router
+    yield f"{naming.state}.conv1d"
     yield from (f"{naming.ffn}.{name}" for name in ("router", "gate", "shared_expert_gate", "act_fn"))
 
 

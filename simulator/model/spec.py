@@ -13,6 +13,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from simulator.base.checks import require_positive
 from simulator.base.dtypes import Format
 from simulator.base.errors import InputError
 from simulator.model.formats import AS_PUBLISHED, Formats
@@ -28,7 +29,6 @@ from simulator.model.layer import (
     Part,
     Position,
     QkNorm,
-    require_positive,
 )
 
 __all__ = [
@@ -135,6 +135,21 @@ class ModelSpec:
         """Distinct layers with the indices they stand at, in order of first appearance."""
         return self._groups
 
+    @cached_property
+    def attentions(self) -> tuple[tuple[AttentionSpec, int], ...]:
+        """Attention blocks of distinct layers, and how many layers have each; layers without one are left out."""
+        return tuple((layer.attention, len(where)) for layer, where in self._groups if layer.attention is not None)
+
+    @property
+    def n_attention_layers(self) -> int:
+        """Layers with a KV cache; the others keep a state [-]."""
+        return sum(layers for _, layers in self.attentions)
+
+    @property
+    def state_bytes(self) -> float:
+        """What a sequence keeps in layers without attention, however long it gets [B]."""
+        return sum(len(where) * layer.delta_net.state_bytes for layer, where in self._groups if layer.delta_net)
+
     @property
     def quantised(self) -> bool:
         """Whether any matrix has another format than `dtype`."""
@@ -233,7 +248,7 @@ class ModelSpec:
 
     def kv_bytes_per_token(self, bytes_per_element: float = 2.0) -> float:
         """KV cache bytes that one more token adds in all layers while no window is full [B]."""
-        elements = sum(len(i) * g.attention.kv_elements_per_token for g, i in self._groups)
+        elements = sum(layers * attention.kv_elements_per_token for attention, layers in self.attentions)
         return elements * bytes_per_element
 
     def kv_bytes(self, tokens: ArrayLike, bytes_per_element: float = 2.0) -> NDArray[np.float64]:
@@ -246,7 +261,7 @@ class ModelSpec:
         """
         length = np.asarray(tokens, dtype=np.float64)
         total = np.zeros_like(length)
-        for layer, where in self._groups:
-            seen = length if layer.attention.window is None else np.minimum(length, layer.attention.window)
-            total += seen * (len(where) * layer.attention.kv_elements_per_token)
+        for attention, layers in self.attentions:
+            seen = length if attention.window is None else np.minimum(length, attention.window)
+            total += seen * (layers * attention.kv_elements_per_token)
         return total * bytes_per_element

@@ -12,6 +12,8 @@ from simulator.ops.pairs import causal_pairs
 from simulator.ops.part import OpPart
 from simulator.ops.traffic import Access, Operand, Traffic
 
+ACT_BYTES = 2.0
+"""Bytes of an activation element between kernels [B]."""
 STREAM = inf
 
 

@@ -3,7 +3,7 @@
 Ours register through the same entry points (group ``shadowline.policies``) as anyone else's.
 """
 
-from simulator.policies.base import Aspect, Compatibility, Context, KvLayout, Policy
+from simulator.policies.base import ATTENTION_ASPECTS, Aspect, Compatibility, Context, KvLayout, Policy
 from simulator.policies.grammar import (
     FREE,
     POLICIES,
@@ -18,6 +18,7 @@ from simulator.policies.grammar import (
 from simulator.policies.kernel import IDEAL, PUBLISHED, Kernel
 
 __all__ = [
+    "ATTENTION_ASPECTS",
     "FREE",
     "IDEAL",
     "POLICIES",

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, create_model
 
 from simulator.base.arrays import Array, ceil, maximum, minimum
 from simulator.base.dtypes import Format
-from simulator.model.layer import LayerSpec
+from simulator.model.layer import AttentionSpec, LayerSpec
 from simulator.model.spec import ModelSpec
 from simulator.ops.ops import Op
 from simulator.ops.step import Step
@@ -35,6 +35,11 @@ class Aspect(StrEnum):
     KV_PLACE = "KV placement"
     KV_ALLOCATION = "KV allocation"
 
+
+ATTENTION_ASPECTS = frozenset(
+    {Aspect.PREFILL_MASK} | {Aspect.KV_TOKENS, Aspect.KV_READS, Aspect.KV_FORMAT, Aspect.KV_PLACE, Aspect.KV_ALLOCATION}
+)
+"""Aspects of attention and its KV cache: a layer without them is left as it is."""
 
 ORDER = tuple(Aspect)
 """Aspects in the order they are applied and written: a format compresses the tokens that are left."""
@@ -94,6 +99,13 @@ class Context:
     fmt: Format
     kv_element_bytes: float
     trace: LayerCurves | None = None
+
+    @property
+    def attention(self) -> AttentionSpec:
+        """Attention of the layer; TypeError in one that keeps a state in its place."""
+        if self.layer.attention is None:
+            raise TypeError("this layer has no attention")
+        return self.layer.attention
 
     @property
     def decode_only(self) -> bool:

@@ -50,14 +50,14 @@ def measured_union(ctx: Context, tensor: str, keep: Array) -> Array:
 def _groups_alike(ctx: Context) -> bool:
     """Whether the trace measured KV heads of as many query heads as this layer's; another model's may not have."""
     trace = ctx.trace
-    return trace is not None and trace.has_union("attn.kv_head") and trace.group_size == ctx.layer.attention.group_size
+    return trace is not None and trace.has_union("attn.kv_head") and trace.group_size == ctx.attention.group_size
 
 
 def kv_heads_kept(ctx: Context, keep: float) -> float:
     """Share of the KV heads one token needs at a share `keep` of its query heads [-]."""
     if ctx.trace is not None and _groups_alike(ctx):
         return ctx.trace.share("attn.kv_head", keep)
-    return group_keep(keep, ctx.layer.attention.group_size)
+    return group_keep(keep, ctx.attention.group_size)
 
 
 def kv_head_union(ctx: Context, keep: float) -> Array:
@@ -78,7 +78,6 @@ def sparse_layer(
     read, and multiply-adds done, for the union over the rows of the step. Rows are gathered: one neuron is a row of
     `hidden` elements, one head `head_dim`. `tensor` names what a neuron's choice is measured on in a trace.
     """
-    attention = ctx.layer.attention
     if isinstance(op, Attention):
         return replace(
             op,
@@ -90,13 +89,14 @@ def sparse_layer(
         return op
     row_bytes = ctx.model.hidden * op.fmt.weight_bytes
     if op.role == "attn.qkv":
+        attention = ctx.attention
         q, kv = measured_union(ctx, "attn.head", heads), kv_head_union(ctx, heads)
-        share_q = attention.n_heads / (attention.n_heads + 2.0 * attention.n_kv_heads)
+        share_q = attention.q_width / (attention.q_width + 2.0 * attention.n_kv_heads * attention.head_dim)
         union: Array = share_q * q + (1.0 - share_q) * kv
         run, axis = attention.head_dim * row_bytes, "n"
     elif op.role == "attn.o":
         union = measured_union(ctx, "attn.head", heads)
-        run, axis = attention.head_dim * row_bytes, "k"
+        run, axis = ctx.attention.head_dim * row_bytes, "k"
     elif op.role in ("mlp.gate_up", "mlp.up"):
         union, run, axis = measured_union(ctx, tensor, neurons), row_bytes, "n"
     elif op.role == "mlp.down":
@@ -166,7 +166,7 @@ def predictor(
 
 def _track(ctx: Context, count: Array) -> Elementwise:
     """Which of the newest tokens each head lacks, and the copies of what was computed for it."""
-    heads = ctx.layer.attention.n_heads / ctx.tp
+    heads = ctx.attention.n_heads / ctx.tp
     moved = ctx.step.rows * heads * _TRACKED * 4.0
     return Elementwise(
         role="kv.track",
@@ -246,7 +246,7 @@ class DejaVu(Policy):
             return (op,)
         sparse = sparse_layer(op, ctx, heads=self.attn_keep, neurons=self.keep, fallback=self.fallback)
         if op.role == "attn.qkv":
-            heads = ctx.layer.attention.n_heads
+            heads = ctx.attention.n_heads
             return (
                 *predictor(
                     "predictor.attn",
@@ -343,7 +343,7 @@ class ShadowLlm(Policy):
 
     def _predictors(self, ctx: Context) -> tuple[Op, ...]:
         layers = float(ctx.model.n_layers)
-        heads = sum(layer.attention.n_heads for layer in ctx.model.layers)
+        heads = sum(layers * attention.n_heads for attention, layers in ctx.model.attentions)
         neurons = sum(layer.ffn.intermediate for layer in ctx.model.layers if isinstance(layer.ffn, FfnSpec))
         return (
             *predictor(

@@ -50,7 +50,7 @@ class StreamingLlm(Policy):
             return (op,)
         kept = minimum(op.tokens, float(self.sinks + self.window))
         attention = replace(op, attended=kept)
-        if ctx.layer.attention.position != "rope":
+        if ctx.attention.position != "rope":
             return (attention,)
         key_bytes = op.batch * kept * op.n_kv_heads * op.head_dim * op.kv_element_bytes
         rotate = Elementwise(
@@ -158,7 +158,7 @@ class H2o(Policy):
 
     def layout(self, kv: KvLayout, ctx: Context) -> KvLayout:
         """The share that stays, and an fp32 accumulator per token and KV head."""
-        heads = kv.dense_bytes / (2.0 * ctx.layer.attention.head_dim * ctx.kv_element_bytes)
+        heads = kv.dense_bytes / (2.0 * ctx.attention.head_dim * ctx.kv_element_bytes)
         return replace(
             kv,
             keep=self.keep,
@@ -266,7 +266,7 @@ class SnapKv(Policy):
         """The picked part of the prompt and every generated token."""
         # A sliding window bounds generated tokens too.
         most = min(kv.max_tokens, self._budget(ctx))
-        each = ctx.layer.attention.group_size if self.gqa == "repeated" else 1.0
+        each = ctx.attention.group_size if self.gqa == "repeated" else 1.0
         return replace(
             kv,
             token_bytes=kv.token_bytes * each,

@@ -193,7 +193,7 @@ class DoubleSparsity(Policy):
 
     def layout(self, kv: KvLayout, ctx: Context) -> KvLayout:
         """Labels beside the cache, or labels and a double buffer in place of it."""
-        heads = kv.dense_bytes / (2.0 * ctx.layer.attention.head_dim * ctx.kv_element_bytes)
+        heads = kv.dense_bytes / (2.0 * ctx.attention.head_dim * ctx.kv_element_bytes)
         meta = kv.meta_bytes + self._label_bytes(heads)
         if not self.offload:
             return replace(kv, meta_bytes=meta)

@@ -264,7 +264,7 @@ class Dsa(Policy):
 
     def why_not(self, model: ModelSpec, fmt: Format) -> str | None:
         """It is built on MLA."""
-        if not all(layer.attention.mla for layer in model.layers):
+        if not all(attention.mla for attention, _ in model.attentions):
             return f"DSA picks MLA latents; {model.name} has ordinary KV heads; nsa or quest apply"
         return None
 
@@ -276,7 +276,7 @@ class Dsa(Policy):
         """Indexer projections after the queries, its scores and top-k before the attention; or the module of both."""
         if isinstance(op, AttentionModule):
             index = {"index_heads": self.index_heads, "index_dim": self.index_dim, "top_k": self.budget}
-            return (replace(op, kind="dsa", widths=mla_module(ctx.layer.attention, ctx.model.hidden, **index)),)
+            return (replace(op, kind="dsa", widths=mla_module(ctx.attention, ctx.model.hidden, **index)),)
         if op.role == "attn.q_up" and isinstance(op, Linear):
             width = float(self.index_heads * self.index_dim)
             fmt, m, count = op.fmt, op.m, op.count

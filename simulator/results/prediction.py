@@ -141,10 +141,10 @@ def predict(scenario: Scenario) -> Prediction:
     answer = found.at(0)
     if points is None or not answer.timed:
         words = f"{answer.status}: {answer.reason}"
-        return Prediction(scenario, answer, sentence=words, trace=_named(group), notes=group.model.notes)
+        return Prediction(scenario, answer, sentence=words, trace=_named(group), notes=group.notes)
     ops = (*_op_rows("prefill", points.prefill.ops), *_op_rows("decode", points.decode.ops))
     shares = _shares(points)
-    return Prediction(scenario, answer, ops, shares, _sentence(answer, shares), _named(group), group.model.notes)
+    return Prediction(scenario, answer, ops, shares, _sentence(answer, shares), _named(group), group.notes)
 
 
 def _named(group: Group) -> dict[str, str] | None:

@@ -231,12 +231,13 @@ class ModelFacts(BaseModel):
     def of(cls, model: ModelSpec) -> Self:
         """Facts of a model; those of its last layer, and of one expert where it has experts."""
         layer = model.layers[-1]
+        attention = model.attentions[-1][0]
         ffn = layer.ffn.expert if isinstance(layer.ffn, MoeSpec) else layer.ffn
         return cls(
             n_layers=model.n_layers,
             hidden=model.hidden,
-            n_heads=layer.attention.n_heads,
-            n_kv_heads=layer.attention.n_kv_heads,
+            n_heads=attention.n_heads,
+            n_kv_heads=attention.n_kv_heads,
             intermediate=ffn.intermediate,
             activation=str(ffn.activation),
         )

@@ -99,10 +99,17 @@ def test_every_switch_changes_the_count_as_in_the_twin(name: str, change: dict[s
 _SMALL = {"vocab_size": 512, "hidden_size": 64, "num_hidden_layers": 6, "max_position_embeddings": 4096}
 _HEADS = {"num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 16, "intermediate_size": 96}
 _EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 48}
+_DELTA = {"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 16}
+_DELTA |= {"linear_value_head_dim": 32, "linear_conv_kernel_dim": 4}
+_SHARED = {"num_experts": 8, "shared_expert_intermediate_size": 32}
 WRITTEN: list[tuple[str, dict[str, Any]]] = [
     ("qwen3_vl", {"text_config": _SMALL | _HEADS, "tie_word_embeddings": True}),
     ("qwen3_vl", {"text_config": _SMALL | _HEADS, "tie_word_embeddings": False}),
     ("qwen3_vl_moe", {"text_config": _SMALL | _HEADS | _EXPERTS | {"num_experts": 8}, "tie_word_embeddings": False}),
+    ("qwen3_next", _SMALL | _HEADS | _EXPERTS | _DELTA | _SHARED | {"mlp_only_layers": [1]}),
+    ("qwen3_next", _SMALL | _HEADS | _EXPERTS | _DELTA | _SHARED | {"attention_bias": True, "num_hidden_layers": 9}),
+    ("qwen3_5_text", _SMALL | _HEADS | _DELTA | {"linear_num_value_heads": 2, "linear_conv_kernel_dim": 3}),
+    ("qwen3_5_moe", {"text_config": _SMALL | _HEADS | _EXPERTS | _DELTA | _SHARED, "tie_word_embeddings": False}),
     (
         "mimo_v2_flash",
         _SMALL

@@ -15,7 +15,7 @@ from simulator.base.dtypes import DType
 from simulator.base.errors import InputError, suggest
 
 # Each of these registers its family.
-from simulator.model.architectures import classic, experts, gemma, llama  # noqa: F401
+from simulator.model.architectures import classic, delta_net, experts, gemma, llama  # noqa: F401
 from simulator.model.architectures.registry import ARCHITECTURES, Parser, architecture
 from simulator.model.quantization import Scheme, apply, scheme_of
 from simulator.model.quantization.layouts import float4

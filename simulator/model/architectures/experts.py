@@ -11,11 +11,12 @@ from simulator.model.reader import Reader
 from simulator.model.spec import ModelSpec
 
 
-def _top_k(reader: Reader, n_experts: int, *keys: str) -> int:
-    top_k = reader.whole(*keys)
-    if top_k > n_experts:
-        reader.fail(keys[0], f"is {top_k}, more than the {n_experts} experts")
-    return top_k
+def top_k(reader: Reader, n_experts: int, *keys: str) -> int:
+    """Experts of a token, no more than there are [-]."""
+    count = reader.whole(*keys)
+    if count > n_experts:
+        reader.fail(keys[0], f"is {count}, more than the {n_experts} experts")
+    return count
 
 
 @architecture("mixtral")
@@ -23,11 +24,11 @@ def mixtral(reader: Reader, name: str) -> ModelSpec:
     """Mixtral: every FFN is a mixture."""
     attention = rotary_attention(reader, reader.whole("hidden_size"))
     n_experts = reader.whole("num_local_experts")
-    moe = MoeSpec(n_experts, _top_k(reader, n_experts, "num_experts_per_tok"), gated_ffn(reader))
+    moe = MoeSpec(n_experts, top_k(reader, n_experts, "num_experts_per_tok"), gated_ffn(reader))
     return decoder(reader, name, attention, moe, sliding=None)
 
 
-def _qwen_layers(reader: Reader, moe: MoeSpec) -> tuple[FfnSpec | MoeSpec, ...]:
+def qwen_layers(reader: Reader, moe: MoeSpec) -> tuple[FfnSpec | MoeSpec, ...]:
     """Every ``decoder_sparse_step``-th layer routes, unless listed in ``mlp_only_layers``."""
     step = reader.whole("decoder_sparse_step", default=1)
     listed = reader.config.get("mlp_only_layers") or []
@@ -49,13 +50,13 @@ def qwen2_moe(reader: Reader, name: str) -> ModelSpec:
     n_experts = reader.whole("num_experts", "num_local_experts")
     moe = MoeSpec(
         n_experts,
-        _top_k(reader, n_experts, "num_experts_per_tok"),
+        top_k(reader, n_experts, "num_experts_per_tok"),
         FfnSpec(reader.whole("moe_intermediate_size"), True, activation),
         shared=FfnSpec(reader.whole("shared_expert_intermediate_size"), True, activation),
         shared_gate=True,
     )
     sliding = late_sliding(reader, 28)
-    return decoder(reader, name, attention, _qwen_layers(reader, moe), sliding=sliding)
+    return decoder(reader, name, attention, qwen_layers(reader, moe), sliding=sliding)
 
 
 @architecture("qwen3_moe", "qwen3_vl_moe_text")
@@ -66,10 +67,10 @@ def qwen3_moe(reader: Reader, name: str) -> ModelSpec:
     activation = reader.activation("hidden_act", default="silu")
     n_experts = reader.whole("num_experts", "num_local_experts")
     expert = FfnSpec(reader.whole("moe_intermediate_size"), True, activation)
-    moe = MoeSpec(n_experts, _top_k(reader, n_experts, "num_experts_per_tok"), expert)
+    moe = MoeSpec(n_experts, top_k(reader, n_experts, "num_experts_per_tok"), expert)
     # transformers slides all layers here once `use_sliding_window` is set.
     sliding = (reader.flag("use_sliding_window"),) * reader.layers("num_hidden_layers")
-    return decoder(reader, name, attention, _qwen_layers(reader, moe), sliding=sliding)
+    return decoder(reader, name, attention, qwen_layers(reader, moe), sliding=sliding)
 
 
 def _first_dense(reader: Reader, moe: MoeSpec, default: int) -> tuple[FfnSpec | MoeSpec, ...]:
@@ -89,7 +90,7 @@ def _shared_moe(reader: Reader, *, n_experts: int) -> MoeSpec:
         reader.fail("n_group", f"is {n_groups}, which does not divide the {n_experts} experts")
     return MoeSpec(
         n_experts,
-        _top_k(reader, n_experts, "num_experts_per_tok"),
+        top_k(reader, n_experts, "num_experts_per_tok"),
         FfnSpec(width, True, activation),
         shared=FfnSpec(width * n_shared, True, activation) if n_shared else None,
         n_groups=n_groups,
@@ -144,7 +145,7 @@ def minimax_m2(reader: Reader, name: str) -> ModelSpec:
         reader, reader.whole("hidden_size"), qk_norm="width" if reader.flag("use_qk_norm", default=True) else None
     )
     n_experts = reader.whole("num_local_experts")
-    moe = MoeSpec(n_experts, _top_k(reader, n_experts, "num_experts_per_tok"), gated_ffn(reader))
+    moe = MoeSpec(n_experts, top_k(reader, n_experts, "num_experts_per_tok"), gated_ffn(reader))
     return decoder(reader, name, attention, moe)
 
 
@@ -190,7 +191,7 @@ def gpt_oss(reader: Reader, name: str) -> ModelSpec:
     n_experts = reader.whole("num_local_experts", "num_experts")
     moe = MoeSpec(
         n_experts,
-        _top_k(reader, n_experts, "num_experts_per_tok", "experts_per_token"),
+        top_k(reader, n_experts, "num_experts_per_tok", "experts_per_token"),
         gated_ffn(reader, bias=True),
         router_bias=True,
     )

@@ -273,12 +273,20 @@ def _shapes(model: ModelSpec, layer: LayerSpec | None, matrix: str) -> Iterator[
     if layer is None:
         yield model.vocab, model.embed_proj_dim or hidden, 1, 1
         return
-    a, mla = layer.attention, layer.attention.mla
+    a, net = layer.attention, layer.delta_net
     block, _, rest = matrix.partition(".")
-    if block == "attn":
+    if net is not None and block == "state":
+        yield {
+            "in": (net.channels + net.v_width, hidden, 1, 1),
+            "gates": (2 * net.v_heads, hidden, 1, 1),
+            "out": (hidden, net.v_width, 1, 1),
+        }[rest]
+        return
+    if a is not None and block == "attn":
+        mla = a.mla
         heads_v = a.n_heads * a.v_head_dim
         if matrix == "attn.qkv":
-            n = a.n_heads * a.head_dim + a.n_kv_heads * (a.head_dim + a.v_head_dim)
+            n = a.q_width + a.n_kv_heads * (a.head_dim + a.v_head_dim)
             yield n, hidden, 1 if a.fused_qkv else 3, 1
         elif matrix == "attn.o":
             yield hidden, heads_v, 1, 1
