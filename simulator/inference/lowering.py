@@ -10,15 +10,13 @@ from typing import Any, NamedTuple
 
 from simulator.base.dtypes import DType, Format, sixteen_bit
 from simulator.base.errors import UnsupportedError
-from simulator.inference import delta_net
-from simulator.model.layer import AttentionSpec, FfnSpec, LayerSpec, MlaSpec, MoeSpec
+from simulator.inference import delta_net, latent
+from simulator.model.layer import AttentionSpec, FfnSpec, LayerSpec, MoeSpec
 from simulator.model.spec import ModelSpec
-from simulator.ops.module import AttentionModule
 from simulator.ops.ops import ACT_BYTES, Attention, Collective, Elementwise, Linear, Moe, Op
 from simulator.ops.part import OpPart
 from simulator.ops.step import Step
 from simulator.policies import Aspect, Context, KvLayout, Policies, Policy
-from simulator.policies.common import mla_module
 from simulator.policies.ideal import ideal
 from simulator.trace.curves import Trace
 
@@ -90,11 +88,11 @@ class Lowering:
                 return f"{layer.ffn.n_experts} experts cannot be split over ep={self.ep}"
         if self.tp % self.ep:
             return f"ep={self.ep} does not divide tp={self.tp}"
-        latent = any(attention.mla for attention, _ in self.model.attentions)
+        of_latents = any(attention.mla for attention, _ in self.model.attentions)
         for policy in self.policies.members:
             reasons = (policy.why_not(self.model, fmt) for fmt in self._rewritten_formats(policy))
             reason = next(filter(None, reasons), None)
-            if reason is None and latent and not policy.compatibility.mla:
+            if reason is None and of_latents and not policy.compatibility.mla:
                 reason = f"{policy.name} works on K and V of single heads; MLA caches one latent for all of them"
             if Aspect.KV_FORMAT in policy.aspects and self.kv_element_bytes < 2.0:
                 reason = f"{policy.name} sets the KV format itself; use --kv-cache-dtype bf16"
@@ -274,7 +272,11 @@ class Lowering:
             fmt = {m: self.format_of(layer, m) for m in net.matrices}
             yield from delta_net.block(net, self.model.hidden, self.tp, fmt, step, count, cores)
         elif attention is not None and attention.mla is not None:
-            yield from self._mla(layer, attention, attention.mla, step, count, cores)
+            if self.as_modules:
+                yield from cores
+            else:
+                fmt = {m: self.format_of(layer, m) for m in layer.matrices}
+                yield from latent.block(attention, attention.mla, self.model.hidden, self.tp, fmt, step, count, cores)
         elif attention is not None:
             yield from self._attention(layer, attention, step, count, cores)
         if self.tp > 1 and not layer.parallel:
@@ -320,7 +322,8 @@ class Lowering:
             return
         heads, mla = a.n_heads / self.tp, a.mla
         if mla is not None and self.as_modules:
-            yield from self._modules(layer, a, step, count)
+            fmt = self.format_of(layer, "attn.o")
+            yield from latent.modules(a, self.model.hidden, self.tp, fmt, self.kv_element_bytes, step, count)
             return
         kv_heads = kv_heads_here(a, self.tp)
         math = self.fmt.math if self.fmt.math in (DType.BF16, DType.FP16, DType.FP32) else DType.BF16
@@ -371,44 +374,6 @@ class Lowering:
             )
             if mla is not None:
                 yield _projection(role="attn.absorb_v", n=a.v_head_dim, k=mla.kv_lora_rank, **absorbed)
-
-    def _modules(self, layer: LayerSpec, a: AttentionSpec, step: Step, count: float) -> Iterator[Op]:
-        """The whole block of each phase; a step of both multiplies the projections once, with the prompt's tokens."""
-        widths, fmt = mla_module(a, self.model.hidden), self.format_of(layer, "attn.o")
-        common = {"kind": "mla-dense", "n_heads": a.n_heads / self.tp, "widths": widths, "fmt": fmt}
-        common |= {"math": DType.BF16, "kv_element_bytes": self.kv_element_bytes, "count": count}
-        if step.prefills:
-            new = step.prefill_tokens
-            sizes = {"batch": step.prefill_rows, "q_len": new, "past_len": step.prefill_context - new}
-            yield AttentionModule(role="attn.module.prefill", phase="prefill", **sizes, **common)
-        if step.decodes:
-            sizes = {"batch": step.decode_rows, "q_len": 1.0, "past_len": step.decode_context - 1.0}
-            if step.prefills:
-                # What is left to start: two absorbed products and the attention between them.
-                common |= {"reads_weights": False, "launches": 3.0}
-            yield AttentionModule(role="attn.module", phase="decode", **sizes, **common)
-
-    def _mla(
-        self, layer: LayerSpec, a: AttentionSpec, mla: MlaSpec, step: Step, count: float, cores: Sequence[Op]
-    ) -> Iterator[Op]:
-        """DeepSeek-V2 section 2.1: latents down, heads up; decode absorbs the up-projections."""
-        if self.as_modules:
-            yield from cores
-            return
-        hidden, rows, heads = self.model.hidden, step.rows, a.n_heads / self.tp
-        fmt = {m: self.format_of(layer, m) for m in layer.matrices}
-        q_in = hidden
-        if mla.q_lora_rank is not None:
-            q_in = mla.q_lora_rank
-            yield _projection(role="attn.q_down", m=rows, n=q_in, k=hidden, fmt=fmt["attn.q_down"], count=count)
-        latent = mla.kv_lora_rank + mla.qk_rope_head_dim
-        yield _projection(role="attn.kv_down", m=rows, n=latent, k=hidden, fmt=fmt["attn.kv_down"], count=count)
-        wide = heads * a.head_dim
-        yield _projection(role="attn.q_up", m=rows, n=wide, k=q_in, fmt=fmt["attn.q_up"], count=count)
-        yield self._passes("attn.rope", "rope", step, (heads + 1) * mla.qk_rope_head_dim, count)
-        yield from cores
-        out = heads * a.v_head_dim
-        yield _projection(role="attn.o", m=rows, n=hidden, k=out, fmt=fmt["attn.o"], count=count)
 
     def _ffn(self, layer: LayerSpec, ffn: FfnSpec, step: Step, count: float, role: str) -> Iterator[Op]:
         hidden, width = self.model.hidden, ffn.intermediate / self.tp

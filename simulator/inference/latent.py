@@ -1,0 +1,65 @@
+"""Multi-head latent attention as the ops one GPU runs: its projections around the cores, or one module of both."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+
+from simulator.base.dtypes import DType, Format
+from simulator.model.layer import AttentionSpec, MlaSpec
+from simulator.ops.module import AttentionModule
+from simulator.ops.ops import ACT_BYTES, Elementwise, Linear, Op
+from simulator.ops.part import OpPart
+from simulator.ops.step import Step
+from simulator.policies.common import mla_module
+
+
+def block(
+    a: AttentionSpec,
+    mla: MlaSpec,
+    hidden: int,
+    tp: int,
+    fmt: Mapping[str, Format],
+    step: Step,
+    count: float,
+    inner: Sequence[Op],
+) -> Iterator[Op]:
+    """Latents down, heads up; decode absorbs the up-projections (DeepSeek-V2, section 2.1).
+
+    Parameters
+    ----------
+    fmt : Mapping
+        Format of each of the layer's matrices.
+    inner : Sequence
+        Attention and what it multiplies beside it.
+    """
+    projection = partial(Linear, m=step.rows, count=count, part=OpPart.PROJECTIONS)
+    heads, q_in = a.n_heads / tp, hidden
+    if mla.q_lora_rank is not None:
+        q_in = mla.q_lora_rank
+        yield projection(role="attn.q_down", n=q_in, k=hidden, fmt=fmt["attn.q_down"])
+    latent = mla.kv_lora_rank + mla.qk_rope_head_dim
+    yield projection(role="attn.kv_down", n=latent, k=hidden, fmt=fmt["attn.kv_down"])
+    yield projection(role="attn.q_up", n=heads * a.head_dim, k=q_in, fmt=fmt["attn.q_up"])
+    moved = step.rows * ((heads + 1) * mla.qk_rope_head_dim) * ACT_BYTES
+    yield Elementwise(role="attn.rope", kind="rope", read_bytes=moved, write_bytes=moved, count=count)
+    yield from inner
+    yield projection(role="attn.o", n=hidden, k=heads * a.v_head_dim, fmt=fmt["attn.o"])
+
+
+def modules(
+    a: AttentionSpec, hidden: int, tp: int, fmt: Format, kv_element_bytes: float, step: Step, count: float
+) -> Iterator[Op]:
+    """The whole block of each phase; a step of both multiplies the projections once, with the prompt's tokens."""
+    common = {"kind": "mla-dense", "n_heads": a.n_heads / tp, "widths": mla_module(a, hidden), "fmt": fmt}
+    common |= {"math": DType.BF16, "kv_element_bytes": kv_element_bytes, "count": count}
+    if step.prefills:
+        new = step.prefill_tokens
+        sizes = {"batch": step.prefill_rows, "q_len": new, "past_len": step.prefill_context - new}
+        yield AttentionModule(role="attn.module.prefill", phase="prefill", **sizes, **common)
+    if step.decodes:
+        sizes = {"batch": step.decode_rows, "q_len": 1.0, "past_len": step.decode_context - 1.0}
+        if step.prefills:
+            # What is left to start: two absorbed products and the attention between them.
+            common |= {"reads_weights": False, "launches": 3.0}
+        yield AttentionModule(role="attn.module", phase="decode", **sizes, **common)
