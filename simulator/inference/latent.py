@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
+from typing import Any, cast
 
-from simulator.base.dtypes import DType, Format
+from simulator.base.dtypes import DType, Format, sixteen_bit
+from simulator.model.indexer import IndexerSpec
 from simulator.model.layer import AttentionSpec, MlaSpec
 from simulator.ops.module import AttentionModule
 from simulator.ops.ops import ACT_BYTES, Elementwise, Linear, Op
 from simulator.ops.part import OpPart
 from simulator.ops.step import Step
+from simulator.policies import Context
 from simulator.policies.common import mla_module
+from simulator.policies.kv_trained import Dsa
 
 
 def block(
@@ -41,10 +46,37 @@ def block(
     latent = mla.kv_lora_rank + mla.qk_rope_head_dim
     yield projection(role="attn.kv_down", n=latent, k=hidden, fmt=fmt["attn.kv_down"])
     yield projection(role="attn.q_up", n=heads * a.head_dim, k=q_in, fmt=fmt["attn.q_up"])
+    if a.indexer is not None and not a.indexer.shared:
+        yield from _indexer(a.indexer, hidden, q_in, fmt, projection)
     moved = step.rows * ((heads + 1) * mla.qk_rope_head_dim) * ACT_BYTES
     yield Elementwise(role="attn.rope", kind="rope", read_bytes=moved, write_bytes=moved, count=count)
     yield from inner
     yield projection(role="attn.o", n=hidden, k=heads * a.v_head_dim, fmt=fmt["attn.o"])
+
+
+def _indexer(
+    indexer: IndexerSpec, hidden: int, q_rank: int, fmt: Mapping[str, Format], projection: Callable[..., Linear]
+) -> Iterator[Op]:
+    """Its queries, its key and the weight of each of its heads; every rank has them all."""
+    yield projection(role="indexer.q", n=indexer.n_heads * indexer.head_dim, k=q_rank, fmt=fmt["indexer.q"])
+    yield projection(role="indexer.k", n=indexer.head_dim, k=hidden, fmt=fmt["indexer.k"])
+    half = sixteen_bit(fmt["indexer.k"])
+    yield projection(role="indexer.weights", n=indexer.n_heads, k=hidden, fmt=half)
+
+
+def policy_of(indexer: IndexerSpec) -> Dsa:
+    """The policy that does to dense MLA what `indexer` does."""
+    return Dsa(budget=indexer.top_k, index_heads=indexer.n_heads, index_dim=indexer.head_dim)
+
+
+def picked(core: Op, indexer: IndexerSpec, ctx: Context) -> Iterator[Op]:
+    """A core of MLA with the choice of its tokens, which is the model's own work here."""
+    for op in policy_of(indexer).rewrite(core, ctx):
+        if isinstance(op, AttentionModule):
+            yield replace(op, indexes=not indexer.shared)
+        elif not (op.overhead and indexer.shared):
+            # Every op of the policy is a frozen record.
+            yield replace(cast(Any, op), overhead=False) if op.overhead else op
 
 
 def modules(

@@ -174,6 +174,9 @@ class Lowering:
     def _layer_ops(self, layer: LayerSpec, step: Step, count: float, only: Follows | None) -> list[tuple[Op, Follows]]:
         """The dense model's ops of `count` layers, those of one kind where `only` says so."""
         cores = [] if only is Follows.TOKENS else list(self._cores(layer, step, count))
+        if layer.attention is not None and layer.attention.indexer is not None:
+            ctx = self._context(layer, 0, step)
+            cores = [op for core in cores for op in latent.picked(core, layer.attention.indexer, ctx)]
         if only is Follows.CONTEXT:
             return [(core, only) for core in cores]
         return [
@@ -199,7 +202,10 @@ class Lowering:
             dense = kv_bytes_per_token(attention, self.tp, self.kv_element_bytes)
             window = float("inf") if attention.window is None else float(attention.window)
             kv = KvLayout(token_bytes=dense, dense_bytes=dense, max_tokens=window)
-            kv = self.policies.layout(kv, self._context(layer, indices[0], step))
+            ctx = self._context(layer, indices[0], step)
+            if attention.indexer is not None and not attention.indexer.shared:
+                kv = latent.policy_of(attention.indexer).layout(kv, ctx)
+            kv = self.policies.layout(kv, ctx)
             out.append((kv, len(indices)))
         return tuple(out)
 

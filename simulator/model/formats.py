@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from simulator.base.dtypes import AUTO, FORMATS, Format, get_format
 from simulator.base.errors import InputError, UnknownNameError
 
+INDEXER = ("indexer.q", "indexer.k")
+"""Matrices of an indexer; the weights of its heads stay in 16 bit."""
 STATE = ("state.in", "state.gates", "state.out")
 """Matrices of a layer that keeps a state in place of a KV cache."""
 
 GROUPS: Mapping[str, tuple[str, ...]] = {
-    "attention": ("attn.qkv", "attn.q_down", "attn.q_up", "attn.kv_down", "attn.kv_up", "attn.o", *STATE),
+    "attention": ("attn.qkv", "attn.q_down", "attn.q_up", "attn.kv_down", "attn.kv_up", "attn.o", *INDEXER, *STATE),
     "ffn": ("mlp.gate_up", "mlp.up", "mlp.down"),
     "experts": ("moe.experts",),
     "shared_expert": ("moe.shared.gate_up", "moe.shared.up", "moe.shared.down"),

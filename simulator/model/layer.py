@@ -8,7 +8,8 @@ from typing import Literal, get_args
 from simulator.base.checks import require_positive
 from simulator.base.errors import InputError
 from simulator.model.delta_net import DeltaNetSpec
-from simulator.model.formats import AS_PUBLISHED, Formats
+from simulator.model.formats import AS_PUBLISHED, INDEXER, Formats
+from simulator.model.indexer import IndexerSpec
 
 Position = Literal["rope", "alibi", "learned", "none"]
 Norm = Literal["rms", "layer"]
@@ -71,6 +72,8 @@ class AttentionSpec:
         The checkpoint stores Q, K and V as one matrix. Engines fuse them either way.
     gated : bool
         The query projection yields a gate on the output beside each query (Qwen3-Next).
+    indexer : IndexerSpec or None
+        Picks the latents that a query attends to; None = all. With MLA of low-rank queries only.
     """
 
     n_heads: int
@@ -86,6 +89,7 @@ class AttentionSpec:
     sinks: bool = False
     fused_qkv: bool = False
     gated: bool = False
+    indexer: IndexerSpec | None = None
 
     def __post_init__(self) -> None:
         require_positive(self, "n_heads", "n_kv_heads", "head_dim", "v_head_dim")
@@ -95,6 +99,8 @@ class AttentionSpec:
             )
         if self.window is not None:
             require_positive(self, "window")
+        if self.indexer is not None and (self.mla is None or self.mla.q_lora_rank is None):
+            raise InputError("an indexer needs multi-head latent attention with low-rank queries")
 
     @property
     def group_size(self) -> int:
@@ -142,6 +148,8 @@ class AttentionSpec:
         down = mla.kv_lora_rank + mla.qk_rope_head_dim
         up = self.n_heads * (mla.qk_nope_head_dim + self.v_head_dim)
         total += hidden * down + (down if self.qkv_bias else 0)
+        if self.indexer is not None:
+            total += self.indexer.n_params(hidden, mla.q_lora_rank or 0)
         return total + mla.kv_lora_rank + mla.kv_lora_rank * up
 
 
@@ -254,6 +262,8 @@ class LayerSpec:
         else:
             down = ("attn.q_down",) if mla.q_lora_rank is not None else ()
             names = (*down, "attn.q_up", "attn.kv_down", "attn.kv_up", "attn.o")
+            own = self.attention is not None and self.attention.indexer
+            names += INDEXER if own and not own.shared else ()
         if not isinstance(self.ffn, MoeSpec):
             return (*names, *self.ffn.matrices("mlp"))
         shared = self.ffn.shared.matrices("moe.shared") if self.ffn.shared is not None else ()

@@ -73,7 +73,10 @@ NAMINGS: Mapping[str, Naming] = {
     "qwen3_5_text": Naming(modules=_DELTA),
     "qwen3_5_moe_text": Naming(modules=_DELTA, shared="mlp.shared_expert"),
     "qwen3_vl_moe_text": Naming(modules=_PACKED, experts="mlp.experts"),
-    **dict.fromkeys(("gemma", "gemma2", "gemma3_text", "deepseek_v2", "deepseek_v3", "kimi_k2"), _PLAIN),
+    **dict.fromkeys(
+        ("gemma", "gemma2", "gemma3_text", "deepseek_v2", "deepseek_v3", "kimi_k2", "deepseek_v32", "glm_moe_dsa"),
+        _PLAIN,
+    ),
     "qwen2_moe": Naming(modules=LLAMA, shared="mlp.shared_expert"),
     **dict.fromkeys(("mixtral", "minimax_m2"), Naming(modules=_MIXTRAL, **_MIXTRAL_BLOCK)),
     "gpt_oss": Naming(modules=_PACKED, experts="mlp.experts", router="mlp.router"),
@@ -130,6 +133,8 @@ def modules_of(naming: Naming, layer: LayerSpec, matrix: str) -> tuple[str, ...]
         # Without a query latent the one query matrix keeps its plain name.
         plain_query = matrix == "attn.q_up" and mla is not None and mla.q_lora_rank is None
         return _under(naming.attention, ("q_proj",) if plain_query else naming.modules[rest])
+    if block == "indexer":
+        return _under(f"{naming.attention}.indexer", ("wq_b",) if rest == "q" else ("wk",))
     if block == "state":
         return _under(naming.state, naming.modules[rest])
     if matrix == "moe.experts":
@@ -145,6 +150,7 @@ def others_of(naming: Naming) -> Iterator[str]:
     """Modules within a layer that are never quantised, but that lists name all the same."""
     yield naming.router
     yield f"{naming.state}.conv1d"
+    yield from (f"{naming.attention}.{name}" for name in ("indexer.weights_proj", "indexer.k_norm", "indexers_proj"))
     yield from (f"{naming.ffn}.{name}" for name in ("router", "gate", "shared_expert_gate", "act_fn"))
 
 

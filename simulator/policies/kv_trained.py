@@ -266,6 +266,8 @@ class Dsa(Policy):
         """It is built on MLA."""
         if not all(attention.mla for attention, _ in model.attentions):
             return f"DSA picks MLA latents; {model.name} has ordinary KV heads; nsa or quest apply"
+        if any(attention.indexer for attention, _ in model.attentions):
+            return f"{model.name} has it already"
         return None
 
     @property

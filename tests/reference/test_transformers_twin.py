@@ -101,11 +101,18 @@ _HEADS = {"num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 16, "i
 _EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 48}
 _DELTA = {"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 16}
 _DELTA |= {"linear_value_head_dim": 32, "linear_conv_kernel_dim": 4}
+_LATENT = {"num_attention_heads": 8, "num_key_value_heads": 8, "intermediate_size": 96, "q_lora_rank": 32, "n_group": 1}
+_LATENT |= {"kv_lora_rank": 16, "qk_nope_head_dim": 24, "qk_rope_head_dim": 8, "v_head_dim": 32, "topk_group": 1}
+_LATENT |= {"n_routed_experts": 8, "n_shared_experts": 1, "first_k_dense_replace": 2}
+_LATENT |= {"index_n_heads": 4, "index_head_dim": 16, "index_topk": 64}
 _SHARED = {"num_experts": 8, "shared_expert_intermediate_size": 32}
 WRITTEN: list[tuple[str, dict[str, Any]]] = [
     ("qwen3_vl", {"text_config": _SMALL | _HEADS, "tie_word_embeddings": True}),
     ("qwen3_vl", {"text_config": _SMALL | _HEADS, "tie_word_embeddings": False}),
     ("qwen3_vl_moe", {"text_config": _SMALL | _HEADS | _EXPERTS | {"num_experts": 8}, "tie_word_embeddings": False}),
+    ("deepseek_v32", _SMALL | _LATENT | _EXPERTS | {"attention_bias": True}),
+    ("glm_moe_dsa", _SMALL | _LATENT | _EXPERTS | {"index_topk_freq": 4, "index_skip_topk_offset": 3}),
+    ("glm_moe_dsa", _SMALL | _LATENT | _EXPERTS | {"indexer_types": ["full", "shared"] * 3}),
     ("qwen3_next", _SMALL | _HEADS | _EXPERTS | _DELTA | _SHARED | {"mlp_only_layers": [1]}),
     ("qwen3_next", _SMALL | _HEADS | _EXPERTS | _DELTA | _SHARED | {"attention_bias": True, "num_hidden_layers": 9}),
     ("qwen3_5_text", _SMALL | _HEADS | _DELTA | {"linear_num_value_heads": 2, "linear_conv_kernel_dim": 3}),

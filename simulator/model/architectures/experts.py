@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from simulator.model.architectures.llama import decoder, gated_ffn, late_sliding, rotary_attention
 from simulator.model.architectures.registry import architecture
+from simulator.model.indexer import IndexerSpec
 from simulator.model.layer import AttentionSpec, FfnSpec, MlaSpec, MoeSpec
 from simulator.model.reader import Reader
 from simulator.model.spec import ModelSpec
@@ -96,6 +97,40 @@ def _shared_moe(reader: Reader, *, n_experts: int) -> MoeSpec:
         n_groups=n_groups,
         top_k_groups=reader.whole("topk_group", default=1, high=n_groups),
     )
+
+
+def _indexers(reader: Reader) -> tuple[IndexerSpec, ...]:
+    """Indexer of each layer: GLM-5.2's layers share a choice by list, pattern (F, S) or every n-th has its own."""
+    n_layers = reader.layers("num_hidden_layers")
+    if reader.optional_whole("q_lora_rank") is None:
+        reader.fail("q_lora_rank", "is missing; the indexer takes its queries from their latent")
+    types, pattern = reader.strings("indexer_types"), reader.word("index_topk_pattern", default="")
+    if types is None and pattern:
+        types = tuple({"F": "full", "S": "shared"}.get(letter, letter) for letter in pattern)
+    if types is None:
+        every = reader.whole("index_topk_freq", default=1)
+        offset = reader.whole("index_skip_topk_offset", default=2, low=0)
+        types = tuple("full" if max(i - offset + 1, 0) % every == 0 else "shared" for i in range(n_layers))
+    if len(types) != n_layers or set(types) - {"full", "shared"} or types[0] != "full":
+        reader.fail("indexer_types", f"must say full or shared for each of the {n_layers} layers, full for the first")
+    sizes = [reader.whole(key) for key in ("index_n_heads", "index_head_dim", "index_topk")]
+    return tuple(IndexerSpec(*sizes, shared=kind == "shared") for kind in types)
+
+
+@architecture("deepseek_v32", "glm_moe_dsa")
+def sparse_deepseek(reader: Reader, name: str) -> ModelSpec:
+    """DeepSeek-V3.2 and GLM-5: DeepSeek-V3 with an indexer that picks the latents a query attends to."""
+    types = reader.strings("layer_types")
+    unknown = set(types or ()) - {"indexed_attention", "deepseek_sparse_attention"}
+    if unknown:
+        reader.fail("layer_types", f"has {sorted(unknown)[0]!r}, which is not supported")
+    plain = Reader({k: v for k, v in reader.config.items() if k != "layer_types"}, reader.where, reader.text)
+    model = deepseek(plain, name)
+    layers = []
+    for layer, indexer in zip(model.layers, _indexers(reader), strict=True):
+        assert layer.attention is not None
+        layers.append(replace(layer, attention=replace(layer.attention, indexer=indexer)))
+    return replace(model, layers=tuple(layers))
 
 
 @architecture("deepseek_v2", "deepseek_v3", "kimi_k2")

@@ -282,6 +282,11 @@ def _shapes(model: ModelSpec, layer: LayerSpec | None, matrix: str) -> Iterator[
             "out": (hidden, net.v_width, 1, 1),
         }[rest]
         return
+    indexer = a and a.indexer
+    if a is not None and indexer and block == "indexer" and a.mla is not None:
+        rank = a.mla.q_lora_rank or 0
+        yield (indexer.n_heads * indexer.head_dim, rank, 1, 1) if rest == "q" else (indexer.head_dim, hidden, 1, 1)
+        return
     if a is not None and block == "attn":
         mla = a.mla
         heads_v = a.n_heads * a.v_head_dim
