@@ -66,7 +66,8 @@ def _indexer(
 
 def policy_of(indexer: IndexerSpec) -> Dsa:
     """The policy that does to dense MLA what `indexer` does."""
-    return Dsa(budget=indexer.top_k, index_heads=indexer.n_heads, index_dim=indexer.head_dim)
+    sizes = {"budget": indexer.top_k, "index_heads": indexer.n_heads, "index_dim": indexer.head_dim}
+    return Dsa.model_validate(sizes)
 
 
 def picked(core: Op, indexer: IndexerSpec, ctx: Context) -> Iterator[Op]:
