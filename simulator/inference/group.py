@@ -85,6 +85,7 @@ class Group:
             self.ep,
             self.trace,
             self.as_modules,
+            self.transferred,
         )
 
     @cached_property

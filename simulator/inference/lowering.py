@@ -16,6 +16,7 @@ from simulator.model.spec import ModelSpec
 from simulator.ops.ops import ACT_BYTES, Attention, Collective, Elementwise, Linear, Moe, Op
 from simulator.ops.part import OpPart
 from simulator.ops.step import Step
+from simulator.ops.union_law import UnionLaw
 from simulator.policies import Aspect, Context, KvLayout, Policies, Policy
 from simulator.policies.ideal import ideal
 from simulator.trace.curves import Trace
@@ -60,6 +61,8 @@ class Lowering:
         Tensor-parallel ranks, and how many groups of them the experts are split between.
     trace : Trace, optional
         Measured curves; every layer is then lowered apart, each with those of its relative depth.
+    transferred : bool
+        The trace is another model's.
     as_modules : bool
         MLA blocks are attention modules, as an engine was measured with them, not their single ops.
     """
@@ -72,6 +75,7 @@ class Lowering:
     ep: int = 1
     trace: Trace | None = None
     as_modules: bool = False
+    transferred: bool = False
 
     def why_not(self) -> str | None:
         """Reason the cut or a policy does not apply, or None."""
@@ -215,7 +219,7 @@ class Lowering:
         return self.model.state_bytes / self.tp
 
     def _context(self, layer: LayerSpec, index: int, step: Step) -> Context:
-        trace = self.trace and self.trace.layer(index, self.model.n_layers)
+        trace = self.trace and self.trace.layer(index, self.model.n_layers, own=not self.transferred)
         return Context(self.model, layer, index, step, self.tp, self.fmt, self.kv_element_bytes, trace)
 
     def _rewritten(self, op: Op, follows: Follows, ctx: Context) -> list[Lowered]:
@@ -449,7 +453,7 @@ def _folded(ops: list[Lowered]) -> list[Lowered]:
     for new in ops:
         op: Any = new.op
         values = [getattr(op, f.name) for f in fields(op) if f.name != "count"]
-        key = (type(op), new.by, *(v if isinstance(v, str | int | float) else id(v) for v in values))
+        key = (type(op), new.by, *(v if isinstance(v, str | int | float | UnionLaw) else id(v) for v in values))
         if key in found:
             first: Any = found[key].op
             new = new._replace(op=replace(first, count=first.count + op.count))

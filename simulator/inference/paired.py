@@ -138,9 +138,8 @@ def _run(
     error: Array = 0.0
     if beside is not None and dense is not None:
         known = dense.sums.details.errors.families
-        alone = sums.details.gathered_s * step.density_sigma if step.density_sigma else 0.0
         members = changing(points.group.policies.members, beside.group.policies.members)
-        changed, error, spread = changes(members, sums.changed_s, sums.details.errors, known, alone)
+        changed, error, spread = changes(members, sums.changed_s, sums.details.errors, known, sums.details.density_s)
     kernels, changed, error = (mean_nodes(x, ndim) * times for x in (sums.gpu_s, changed, error))
     return Run(total_s, kernels, changed, error, spread)
 

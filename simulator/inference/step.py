@@ -20,7 +20,6 @@ from simulator.ops.module import AttentionModule
 from simulator.ops.ops import ACT_BYTES, Attention, Collective, Elementwise, Linear, Moe, Op
 from simulator.ops.step import Step
 from simulator.ops.transfers import HostCompute, Transfer
-from simulator.ops.union import transfer_sigma
 from simulator.roofline.engine import Engine, StepParts
 from simulator.roofline.hardware import hardware, math_of
 from simulator.roofline.timing import OpTime, time_op, working_set_bytes
@@ -65,8 +64,8 @@ class StepTime:
         'graph', 'eager' or 'graph split'.
     floor_s : Array
         Least time to read the weights and the KV of the step once, beyond what L2 holds [s].
-    sigma, density_sigma : float
-        Log error of the whole step, and of the density of another model's trace [-].
+    sigma : float
+        Log error of the whole step [-].
     ops : tuple of OpTime
         The ops one by one, where they were asked for.
     """
@@ -76,7 +75,6 @@ class StepTime:
     mode: str
     floor_s: Array
     sigma: float
-    density_sigma: float
     ops: tuple[OpTime, ...] = ()
 
     @property
@@ -87,7 +85,7 @@ class StepTime:
     @cached_property
     def _interval(self) -> Interval:
         details = self.sums.details
-        return details.errors.interval(self.total_s, self.sigma, details.gathered_s, self.density_sigma)
+        return details.errors.interval(self.total_s, self.sigma, details.density_s)
 
     @cached_property
     def lo_s(self) -> Array:
@@ -319,8 +317,8 @@ class Details:
         What arithmetic and memory alone would take [s].
     least_math_s : Array
         The linear layers' flop at the peak of the highest clock; 2:4 skips half of them [s].
-    gathered_s : Array
-        Time that scales with the density of another model's trace [s].
+    density_s : Array
+        One standard deviation of the kernels' time by what models differ in their unions [s].
     shares_s : Shares
         Kernels' time by `Bound` [s].
     errors : Errors
@@ -330,7 +328,7 @@ class Details:
     math_s: Array
     moved_s: Array
     least_math_s: Array
-    gathered_s: Array
+    density_s: Array
     shares_s: Shares
     errors: Errors
 
@@ -341,19 +339,19 @@ class Details:
         math: Array = 0.0
         moved: Array = 0.0
         least: Array = 0.0
-        gathered: Array = 0.0
+        density: Array = 0.0
         for t in times:
             op = t.op
             math, moved = math + t.math_s, moved + t.memory_s
             if isinstance(op, Linear):
                 least = least + op.flop * (op.count / _most_flop_per_s(group.device, op.fmt.math, op.nm24))
-                if op.gathered is not None and not op.overhead:
-                    gathered = gathered + t.total_s
+                if op.union is not None and op.union.log_error:
+                    density = density + t.total_s * op.union.error(op.read_keep, op.m, op.whole)
             elif isinstance(op, AttentionModule):
                 flop = op.demand().projection_flop
                 least = least + flop * (op.count / _most_flop_per_s(group.device, op.fmt.math, False))
             _attribute(t, shares)
-        return cls(math, moved, least, gathered, shares, Errors.of(times, by_role=group.lowering.by_layer))
+        return cls(math, moved, least, density, shares, Errors.of(times, by_role=group.lowering.by_layer))
 
     def taken(self, back: np.ndarray) -> Details:
         """The details of many points that are `back` of these."""
@@ -361,7 +359,7 @@ class Details:
             _taken(self.math_s, back),
             _taken(self.moved_s, back),
             _taken(self.least_math_s, back),
-            _taken(self.gathered_s, back),
+            _taken(self.density_s, back),
             {bound: _taken(x, back) for bound, x in self.shares_s.items()},
             self.errors.each(lambda width: _taken(width, back)),
         )
@@ -372,7 +370,7 @@ class Details:
             self,
             math_s=self.math_s * factor,
             moved_s=self.moved_s * factor,
-            gathered_s=self.gathered_s * factor,
+            density_s=self.density_s * factor,
             shares_s={bound: x * factor for bound, x in self.shares_s.items()},
             errors=self.errors.scaled(factor),
         )
@@ -382,7 +380,7 @@ class Details:
             self.math_s + other.math_s,
             self.moved_s + other.moved_s,
             self.least_math_s + other.least_math_s,
-            self.gathered_s + other.gathered_s,
+            self.density_s + other.density_s,
             {bound: mine + other.shares_s[bound] for bound, mine in self.shares_s.items()},
             self.errors + other.errors,
         )
@@ -422,7 +420,7 @@ def finished(group: Group, step: Step, sums: Sums, times: tuple[OpTime, ...] = (
         alone=sums.alone,
     )
     sigma = engine.spread(device, step.prefills)
-    return StepTime(parts, sums, mode, floor, sigma, transfer_sigma() if group.transferred else 0.0, times)
+    return StepTime(parts, sums, mode, floor, sigma, times)
 
 
 @lru_cache(maxsize=1024)

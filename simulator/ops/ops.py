@@ -11,6 +11,7 @@ from simulator.base.dtypes import DType, Format
 from simulator.ops.pairs import causal_pairs
 from simulator.ops.part import OpPart
 from simulator.ops.traffic import Access, Operand, Traffic
+from simulator.ops.union_law import UnionLaw
 
 ACT_BYTES = 2.0
 """Bytes of an activation element between kernels [B]."""
@@ -122,6 +123,8 @@ class Linear:
         Rows of the weight that share a choice of columns [-].
     whole : float
         Share of the weight read whole beside the rows picked: a gate fused with up [-].
+    union : UnionLaw, optional
+        Where `read_keep` of rows picked token by token comes from.
     """
 
     role: str
@@ -147,6 +150,7 @@ class Linear:
     kernel: str = ""
     vector: Array = 1.0
     whole: float = 0.0
+    union: UnionLaw | None = None
     part: OpPart = OpPart.OTHER
     overhead: bool = False
     graph_safe: bool = True

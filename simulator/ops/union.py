@@ -85,13 +85,11 @@ class UnionTable:
         return np.where(z <= nodes[0], r[0], np.where(z >= nodes[-1], r[1], between))
 
 
-def union_density(keep: Array, rows: Array, model: str | None = None, table: UnionTable | None = None) -> Array:
-    """Share of neurons that at least one of `rows` tokens keeps [-].
+def union_density(keep: Array, rows: Array, table: UnionTable) -> Array:
+    """Share of units that at least one of `rows` tokens keeps [-].
 
-    ``d(B) = 1 - (1 - keep)^r(B)`` with the effective rows r(B) of `table` (measured curves of a trace), else
-    of the published tables, interpolated in log B and continued with their last slope; a model with its own
-    table uses that one, others the geometric mean of the three. d(1) = keep and d(B) = 1 at keep = 1 hold
-    exactly.
+    ``d(B) = 1 - (1 - keep)^r(B)`` with the effective rows r(B) of `table`, interpolated in log B and continued with
+    their last slope. d(1) = keep and d(B) = 1 at keep = 1 hold exactly.
 
     Parameters
     ----------
@@ -99,16 +97,10 @@ def union_density(keep: Array, rows: Array, model: str | None = None, table: Uni
         Share kept per token [-].
     rows : Array
         Tokens of the step [-].
-    model : str, optional
-        Model name; one with a published table uses it.
-    table : UnionTable, optional
-        Measured densities of the layer; wins over `model`.
+    table : UnionTable
+        Measured densities: a trace's, or those of `simulator.ops.union_law`.
     """
-    if table is not None:
-        effective = real(table.effective_rows(keep, rows))
-    else:
-        effective = _published(model).at(rows)
-    return -expm1(effective * log1p(-real(keep)))
+    return -expm1(real(table.effective_rows(keep, rows)) * log1p(-real(keep)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,25 +125,12 @@ class _Growth:
 
 
 @cache
-def _published(model: str | None) -> _Growth:
-    """Growth of the model's own table, or the geometric mean of all three."""
-    tables = [PUBLISHED[model]] if model in PUBLISHED else [*PUBLISHED.values()]
-    return _Growth.of(ROWS, np.exp(np.mean([np.log(effective_rows(t)) for t in tables], axis=0)))
-
-
-@cache
-def transfer_sigma() -> float:
-    """Log-space error of d(B) when one model's effective rows stand in for another's [-].
-
-    Root mean square over the ordered pairs of the published tables and their batches from 2 on.
-    """
-    errors = [
-        np.log(union_density(target[0], ROWS[1:], source) / target[1:])
-        for source in PUBLISHED
-        for name, target in PUBLISHED.items()
-        if name != source
-    ]
-    return float(np.sqrt(np.mean(np.square(errors))))
+def published(model: str = "") -> UnionTable:
+    """The model's own router table, or one whose effective rows are the geometric mean of all three."""
+    found = [PUBLISHED[model]] if model in PUBLISHED else [*PUBLISHED.values()]
+    first = np.exp(np.mean([np.log(t[0]) for t in found]))
+    effective = np.exp(np.mean([np.log(effective_rows(t)) for t in found], axis=0))
+    return UnionTable(ROWS, -np.expm1(effective * np.log1p(-first))[None])
 
 
 def independent_density(keep: Array, rows: Array) -> Array:

@@ -15,9 +15,10 @@ from simulator.model.spec import ModelSpec
 from simulator.ops.ops import Attention, Elementwise, Linear, Op
 from simulator.ops.part import OpPart
 from simulator.ops.traffic import Operand
+from simulator.ops.union_law import Touched
 from simulator.policies.base import Aspect, Compatibility, Context, Policy, Swept, alias
 from simulator.policies.common import Fallback, only, or_dense
-from simulator.policies.contextual import measured_union, predictor
+from simulator.policies.contextual import predictor, touched
 from simulator.policies.grammar import POLICIES
 
 _INPUT = {
@@ -94,22 +95,22 @@ class Cats(Policy):
         """Half of gate_up stays whole, the other half and down are gathered."""
         if not ctx.decode_only or not isinstance(op, Linear) or _all_kept(self.fallback, self.keep):
             return (op,)
-        union = measured_union(ctx, "ffn.gate", self.keep)
+        union = touched(ctx, "ffn.gate", self.keep, relu=self.kernel == "operator")
         if self.kernel == "operator":
             return self._by_operators(op, ctx, union)
         kernel = "CATS/Triton" if self.kernel == "flags" else ""
         if op.role == "mlp.gate_up":
-            share = 0.5 + 0.5 * union
+            share = union._replace(density=0.5 + 0.5 * union.density)
             up = gathered(op, share, ctx, "n", self.fallback, kernel=kernel, whole=0.5)
             if up.kernel:  # its timings contain the threshold
                 return (up,)
             mask = _threshold(op, ctx, op.n / 2.0)
-            return (up, mask) if self.kernel == "flags" else (up, mask, self._listed(op, ctx, union))
+            return (up, mask) if self.kernel == "flags" else (up, mask, self._listed(op, ctx, union.density))
         if op.role == "mlp.down":
             return (gathered(op, union, ctx, "k", self.fallback, kernel=kernel),)
         return (op,)
 
-    def _by_operators(self, op: Linear, ctx: Context, union: Array) -> tuple[Op, ...]:
+    def _by_operators(self, op: Linear, ctx: Context, union: Touched) -> tuple[Op, ...]:
         """Gate as a dense product of its own; up skips outputs and down inputs, each in an operator of ProSparse."""
         if op.role == "mlp.gate_up":
             gate, up = (replace(op, role=role, n=op.n / 2.0) for role in ("mlp.gate", "mlp.up"))
@@ -140,7 +141,7 @@ def _all_kept(fallback: Fallback, keep: float) -> bool:
 
 def gathered(
     op: Linear,
-    union: Array,
+    union: Touched,
     ctx: Context,
     axis: Literal["n", "k"],
     fallback: Fallback = "none",
@@ -154,12 +155,13 @@ def gathered(
     """
     sparse = replace(
         op,
-        read_keep=op.read_keep * union,
-        flop_keep=op.flop_keep * union,
+        read_keep=op.read_keep * union.density,
+        flop_keep=op.flop_keep * union.density,
         gathered=axis,
         run_bytes=run or ctx.model.hidden * op.fmt.weight_bytes,
         kernel=kernel and only(op, kernel),
         whole=whole,
+        union=union.law,
     )
     return or_dense(sparse, op, fallback)
 
@@ -235,7 +237,7 @@ class Teal(Policy):
         keep = self.keep if own is None else own
         if _all_kept(self.fallback, keep):
             return (op,)
-        union = measured_union(ctx, _INPUT[op.role], keep)
+        union = touched(ctx, _INPUT[op.role], keep)
         sparse = gathered(op, union, ctx, "k", self.fallback, self.block * op.fmt.weight_bytes)
         return (sparse, *self._factors(op)) if self.rank else (sparse,)
 
@@ -304,7 +306,7 @@ class Relu(Policy):
         }
         if not ctx.decode_only or not isinstance(op, Linear) or shares.get(op.role, 1.0) == 1.0:
             return (op,)
-        union = measured_union(ctx, _INPUT[op.role], shares[op.role])
+        union = touched(ctx, _INPUT[op.role], shares[op.role], relu=True)
         return (gathered(op, union, ctx, "k", self.fallback, float(op.n) * op.fmt.weight_bytes),)
 
 
@@ -384,7 +386,7 @@ class Polar(Policy):
         if _all_kept(self.fallback, self.keep):
             return (op,)
         assert isinstance(ffn, FfnSpec)
-        union = measured_union(ctx, "ffn.down", self.keep)
+        union = touched(ctx, "ffn.down", self.keep)
         if op.role == "mlp.down":
             return (gathered(op, union, ctx, "k", self.fallback),)
         router_ops = predictor(

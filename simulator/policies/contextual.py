@@ -17,6 +17,7 @@ from simulator.ops.ops import Attention, Elementwise, Linear, Op
 from simulator.ops.part import OpPart
 from simulator.ops.traffic import Operand
 from simulator.ops.union import union_density
+from simulator.ops.union_law import Touched, default_law, kind
 from simulator.policies.base import Aspect, Compatibility, Context, Policy, Swept
 from simulator.policies.common import Fallback, or_dense
 from simulator.policies.grammar import POLICIES
@@ -37,14 +38,20 @@ def group_keep(keep: float, group: float) -> float:
     return 1.0 - (1.0 - keep) ** group
 
 
-def measured_union(ctx: Context, tensor: str, keep: Array) -> Array:
-    """Share of the units of `tensor` that the rows of the step touch, from the trace where there is one [-].
+def touched(ctx: Context, tensor: str, keep: Array, *, relu: bool = False) -> Touched:
+    """Share of the units of `tensor` that the rows of the step touch: the one rule of which curve answers.
 
-    Without a trace the published tables stand in, whatever the tensor.
+    A trace's own curve, else the default of the tensor and the activation (`simulator.ops.union_law`); `relu` where
+    the method runs on a model whose activation was made a ReLU, whatever its config says.
     """
     everything = not isinstance(keep, np.ndarray) and keep == 1.0
-    table = None if ctx.trace is None or everything else ctx.trace.union(tensor)
-    return union_density(keep, ctx.step.rows, ctx.model.name, table)
+    if ctx.trace is not None and not everything:
+        table, law = ctx.trace.union(tensor)
+    else:
+        ffn = ctx.layer.ffn
+        activation = "relu" if relu else (ffn if isinstance(ffn, FfnSpec) else ffn.expert).activation
+        table, law = default_law(kind(tensor, activation), ctx.model.name, activation)
+    return Touched(union_density(keep, ctx.step.rows, table), law)
 
 
 def _groups_alike(ctx: Context) -> bool:
@@ -60,13 +67,13 @@ def kv_heads_kept(ctx: Context, keep: float) -> float:
     return group_keep(keep, ctx.attention.group_size)
 
 
-def kv_head_union(ctx: Context, keep: float) -> Array:
+def kv_head_union(ctx: Context, keep: float) -> Touched:
     """Share of the KV heads with a kept query head in any row of the step [-].
 
     A trace without grouped heads, or with other groups than the model's, gives it through its query heads.
     """
     tensor = "attn.kv_head" if _groups_alike(ctx) else "attn.head"
-    return measured_union(ctx, tensor, kv_heads_kept(ctx, keep))
+    return touched(ctx, tensor, kv_heads_kept(ctx, keep))
 
 
 def sparse_layer(
@@ -81,8 +88,8 @@ def sparse_layer(
     if isinstance(op, Attention):
         return replace(
             op,
-            head_keep=measured_union(ctx, "attn.head", heads),
-            kv_head_keep=kv_head_union(ctx, heads),
+            head_keep=touched(ctx, "attn.head", heads).density,
+            kv_head_keep=kv_head_union(ctx, heads).density,
             graph_safe=True,
         )
     if not isinstance(op, Linear):
@@ -90,20 +97,21 @@ def sparse_layer(
     row_bytes = ctx.model.hidden * op.fmt.weight_bytes
     if op.role == "attn.qkv":
         attention = ctx.attention
-        q, kv = measured_union(ctx, "attn.head", heads), kv_head_union(ctx, heads)
+        q, kv = touched(ctx, "attn.head", heads), kv_head_union(ctx, heads)
         share_q = attention.q_width / (attention.q_width + 2.0 * attention.n_kv_heads * attention.head_dim)
-        union: Array = share_q * q + (1.0 - share_q) * kv
+        union = q._replace(density=share_q * q.density + (1.0 - share_q) * kv.density)
         run, axis = attention.head_dim * row_bytes, "n"
     elif op.role == "attn.o":
-        union = measured_union(ctx, "attn.head", heads)
+        union = touched(ctx, "attn.head", heads)
         run, axis = ctx.attention.head_dim * row_bytes, "k"
     elif op.role in ("mlp.gate_up", "mlp.up"):
-        union, run, axis = measured_union(ctx, tensor, neurons), row_bytes, "n"
+        union, run, axis = touched(ctx, tensor, neurons), row_bytes, "n"
     elif op.role == "mlp.down":
-        union, run, axis = measured_union(ctx, tensor, neurons), row_bytes, "k"
+        union, run, axis = touched(ctx, tensor, neurons), row_bytes, "k"
     else:
         return op
-    sparse = replace(op, read_keep=union, flop_keep=op.flop_keep * union, gathered=axis, run_bytes=run)
+    share = union.density
+    sparse = replace(op, read_keep=share, flop_keep=op.flop_keep * share, gathered=axis, run_bytes=run, union=union.law)
     return or_dense(sparse, op, fallback)
 
 

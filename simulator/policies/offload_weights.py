@@ -17,7 +17,7 @@ from simulator.ops.traffic import Operand
 from simulator.ops.transfers import FLASH_THREADS, HostCompute, Transfer
 from simulator.policies.activation import gathered
 from simulator.policies.base import Aspect, Compatibility, Context, KvLayout, Policy, Swept, alias
-from simulator.policies.contextual import measured_union, predictor
+from simulator.policies.contextual import predictor, touched
 from simulator.policies.grammar import POLICIES
 
 ALL = ("",)
@@ -95,12 +95,13 @@ class PowerInfer(Policy):
             )
             return (replace(op, resident=hot), load)
         if attention:
-            active = measured_union(ctx, "attn.head", self.attn_keep)
+            union = touched(ctx, "attn.head", self.attn_keep)
         else:
-            active = measured_union(ctx, "ffn.down", self.keep)
+            union = touched(ctx, "ffn.down", self.keep, relu=True)
+        active = union.density
         on_gpu = minimum(active * max(self.hits, hot), hot)
         axis: Literal["n", "k"] = "k" if op.role in ("mlp.down", "attn.o") else "n"
-        gpu = replace(gathered(op, on_gpu, ctx, axis), resident=hot)
+        gpu = replace(gathered(op, union._replace(density=on_gpu), ctx, axis), resident=hot)
         parts = (gpu,) if hot == 1.0 else (gpu, *self._cold(op, ctx, active - on_gpu))
         if attention or axis == "k":
             return parts
@@ -198,7 +199,8 @@ class LlmInFlash(Policy):
         chunk = row * (2.0 if self.bundle else 1.0)
         if not ctx.decode_only:
             return (held, _load(op, whole * (1.0 - self.resident), float("inf")))
-        active = measured_union(ctx, "ffn.down", self.keep)
+        union = touched(ctx, "ffn.down", self.keep, relu=True)
+        active = union.density
         # What a step needs and the window does not hold is loaded, whatever the share per token says.
         new = whole * clip(self.new * active / self.keep, active - self.resident, 1.0)
         copy = Elementwise(
@@ -211,7 +213,7 @@ class LlmInFlash(Policy):
             overhead=True,
         )
         axis: Literal["n", "k"] = "k" if op.role == "mlp.down" else "n"
-        ops: tuple[Op, ...] = (_load(op, new, chunk), copy, gathered(held, active, ctx, axis))
+        ops: tuple[Op, ...] = (_load(op, new, chunk), copy, gathered(held, union, ctx, axis))
         if axis == "k" or not self.rank:
             return ops
         assert isinstance(ctx.layer.ffn, FfnSpec)

@@ -92,23 +92,24 @@ class Errors:
 
         return Errors({family: (both(lo), both(hi)) for family, (lo, hi) in self.families.items()}, self.rank)
 
-    def interval(self, step_s: Array, sigma: float, density_s: Array = 0.0, density_sigma: float = 0.0) -> Interval:
+    def interval(self, step_s: Array, sigma: float, density_s: Array = 0.0) -> Interval:
         """Interval of a step of `step_s` seconds that runs the ops.
 
         ``W^2 = sum over families of rho (sum w)^2 + (1 - rho) sum w^2 + (step_s d)^2`` for either side, with w
         the half width of one op, rho = `WITHIN_FAMILY`, independence between families, and d the log-space
-        error `sigma` of the whole step: ``1 - exp(-1.645 sigma)`` below, ``exp(1.645 sigma) - 1`` above. `density_s`
-        seconds whose density has a log-space error of its own add a term of the same form.
+        error `sigma` of the whole step: ``1 - exp(-1.645 sigma)`` below, ``exp(1.645 sigma) - 1`` above. `density_s`,
+        one standard deviation by what is read, adds ``1.645 density_s`` to either side.
         """
         low: Array = 0.0
         high: Array = 0.0
         for below, above in self.families.values():
             low, high = low + _square(below), high + _square(above)
-        for seconds, error in ((step_s, sigma), (density_s, density_sigma)):
-            if error:
-                square = seconds * seconds
-                low = low + square * math.expm1(-Z90 * error) ** 2
-                high = high + square * math.expm1(Z90 * error) ** 2
+        if sigma:
+            square = step_s * step_s
+            low = low + square * math.expm1(-Z90 * sigma) ** 2
+            high = high + square * math.expm1(Z90 * sigma) ** 2
+        apart = Z90 * density_s
+        low, high = low + apart * apart, high + apart * apart
         return Interval(sqrt(low), sqrt(high))
 
 

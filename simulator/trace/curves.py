@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from simulator.base.errors import UnsupportedError
 from simulator.ops.union import UnionTable
+from simulator.ops.union_law import UNITS, UnionLaw, between_models, kind
 from simulator.trace.schema import WHOLE_LAYER, Manifest
 
 if TYPE_CHECKING:
@@ -92,10 +93,10 @@ class Trace:
         """Shares kept at which the curve was measured, ascending, without the exact non-zeros."""
         return tuple(k for k in self._index.get((layer, head, tensor, statistic), {}) if k != _NO_KEEP)
 
-    def layer(self, index: int, n_layers: int) -> LayerCurves:
+    def layer(self, index: int, n_layers: int, *, own: bool = True) -> LayerCurves:
         """Curves for layer `index` of a model of `n_layers`: the measured layer at the same relative depth."""
         at = round(index * (self.n_layers - 1) / max(n_layers - 1, 1))
-        return LayerCurves(self, at)
+        return LayerCurves(self, at, own)
 
     def union(self, layer: int, tensor: str) -> UnionTable | None:
         """Union densities of `tensor` at every measured share kept, the exact non-zeros among them, or None."""
@@ -146,9 +147,9 @@ class Noted:
         self.asked.add(name)
         return getattr(self.trace, name)
 
-    def layer(self, index: int, n_layers: int) -> LayerCurves:
+    def layer(self, index: int, n_layers: int, *, own: bool = True) -> LayerCurves:
         """As `Trace.layer`; to say which layer answers is no question yet."""
-        return LayerCurves(cast(Trace, self), self.trace.layer(index, n_layers).index)
+        return LayerCurves(cast(Trace, self), self.trace.layer(index, n_layers).index, own)
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,10 +160,13 @@ class LayerCurves:
     ----------
     index : int
         Layer of the measured model.
+    own : bool
+        Of the model that is asked about; else another's.
     """
 
     trace: Trace
     index: int
+    own: bool = True
 
     def curve(self, tensor: str, statistic: str, *, keep: float | None = None, head: int = WHOLE_LAYER) -> Curve | None:
         """As `Trace.curve`."""
@@ -187,8 +191,8 @@ class LayerCurves:
         ones = [float(c.value[0]) for c in curves if c is not None]
         return float(np.interp(keep, [0.0, *keeps, 1.0], [0.0, *ones, 1.0]))
 
-    def union(self, tensor: str) -> UnionTable:
-        """As `Trace.union`.
+    def union(self, tensor: str) -> tuple[UnionTable, UnionLaw]:
+        """As `Trace.union`, and what it is called; another model's curve errs as far as models differ.
 
         Raises
         ------
@@ -201,4 +205,10 @@ class LayerCurves:
                 f"the trace in {self.trace.path} has no union_density of {tensor!r} in layer {self.index};"
                 " collect it again, or leave out --trace"
             )
-        return table
+        manifest = self.trace.manifest
+        name = kind(tensor, manifest.facts.activation)
+        # KV heads are united heads: they differ between models as those do.
+        known = name if name in UNITS else "attn.head"
+        error = 0.0 if self.own else between_models(known)
+        source = f"in {manifest.model} (--trace {self.trace.path})"
+        return table, UnionLaw(UNITS[known], source, float(table.rows[-1]), error)

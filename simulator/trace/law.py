@@ -94,7 +94,7 @@ def left_out(rows: np.ndarray, density: np.ndarray) -> float:
     worst = 0.0
     for i in range(1, len(rows) - 1):
         table = UnionTable(np.delete(rows, i), np.delete(density, i)[None])
-        there = float(union_density(float(density[0]), float(rows[i]), table=table))
+        there = float(union_density(float(density[0]), float(rows[i]), table))
         worst = max(worst, abs(there / float(density[i]) - 1.0))
     return worst
 
