@@ -6,7 +6,7 @@ SmolLM2-135M-Instruct, means over its layers; neurons of a ReLU follow the route
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -69,10 +69,13 @@ class UnionLaw:
         slope = (1.0 - whole) * (1.0 - d) * -log1p(-d) / maximum(density, 1e-12)
         return slope * log(maximum(rows, 1.0)) * self.log_error
 
-    @property
-    def told(self) -> str:
-        """In words."""
-        return f"{self.units} as {self.source}"
+
+def in_words(laws: Iterable[UnionLaw]) -> str:
+    """What is united as whose measurement says, each source once."""
+    by_source: dict[str, list[str]] = {}
+    for law in laws:
+        by_source.setdefault(law.source, []).append(law.units)
+    return "; ".join(f"{', '.join(dict.fromkeys(units))} as {source}" for source, units in by_source.items())
 
 
 class Touched(NamedTuple):

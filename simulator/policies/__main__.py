@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from simulator.base import console
+from simulator.ops.union_law import in_words
 from simulator.policies.card import Card
 from simulator.policies.grammar import POLICIES
 
@@ -67,6 +68,8 @@ def _show(card: Card) -> None:
             left=4,
         )
     console.table("Goes with", ["", ""], card.goes_with.items(), left=2)
+    if card.unions:
+        console.out(f"union over rows: {in_words(card.unions)}; --trace DIR: as measured there")
     if p.not_modelled:
         console.out(f"not modelled: {p.not_modelled}")
     if p.name != "dense":

@@ -15,7 +15,7 @@ from simulator.model.spec import ModelSpec
 from simulator.ops.ops import Attention, Elementwise, Linear, Op
 from simulator.ops.part import OpPart
 from simulator.ops.traffic import Operand
-from simulator.ops.union_law import Touched
+from simulator.ops.union_law import RELU, Touched
 from simulator.policies.base import Aspect, Compatibility, Context, Policy, Swept, alias
 from simulator.policies.common import Fallback, only, or_dense
 from simulator.policies.contextual import predictor, touched
@@ -78,6 +78,7 @@ class Cats(Policy):
     not_modelled: ClassVar[str] = "accuracy; atomic additions of the down projection"
     always_shown: ClassVar[tuple[str, ...]] = ("keep",)
     swept: ClassVar[Swept | None] = ("keep", "share")
+    unites: ClassVar[tuple[str, ...]] = ("ffn.gate",)
 
     keep: float = Field(0.5, gt=0.0, le=1.0, description="share of neurons kept per token")
     fallback: Fallback = Field("none", description=_FALLBACK)
@@ -166,7 +167,7 @@ def gathered(
     return or_dense(sparse, op, fallback)
 
 
-POLICIES.register("prosparse")(
+_prosparse = POLICIES.register("prosparse")(
     alias(
         Cats,
         "prosparse",
@@ -176,6 +177,7 @@ POLICIES.register("prosparse")(
         kernel="operator",
     )
 )
+_prosparse.unites = (RELU,)
 
 
 @POLICIES.register("teal")
@@ -202,6 +204,7 @@ class Teal(Policy):
     not_modelled: ClassVar[str] = "accuracy; atomic additions of split-K"
     always_shown: ClassVar[tuple[str, ...]] = ("keep",)
     swept: ClassVar[Swept | None] = ("keep", "share")
+    unites: ClassVar[tuple[str, ...]] = ("attn.in", "attn.o", "ffn.in", "ffn.down", RELU)
 
     keep: float = Field(0.5, gt=0.0, le=1.0, description="share of inputs kept, where not told")
     qkv_keep: float | None = Field(None, gt=0.0, le=1.0, description="inputs of Q, K, V")
@@ -286,6 +289,7 @@ class Relu(Policy):
     not_modelled: ClassVar[str] = "accuracy and its recovery by training"
     always_shown: ClassVar[tuple[str, ...]] = ("down_keep",)
     swept: ClassVar[Swept | None] = ("down_keep", "share")
+    unites: ClassVar[tuple[str, ...]] = ("attn.in", "ffn.in", RELU)
 
     down_keep: float = Field(0.38, gt=0.0, le=1.0, description="non-zero inputs of down")
     up_keep: float = Field(1.0, gt=0.0, le=1.0, description="non-zero inputs of gate and up")
@@ -347,6 +351,7 @@ class Polar(Policy):
     not_modelled: ClassVar[str] = "accuracy"
     always_shown: ClassVar[tuple[str, ...]] = ("attn_keep",)
     swept: ClassVar[Swept | None] = ("attn_keep", "share")
+    unites: ClassVar[tuple[str, ...]] = (RELU,)
 
     attn_keep: float = Field(0.5, gt=0.0, le=1.0, description="share of heads or groups kept")
     keep: float = Field(0.0955, gt=0.0, le=1.0, description="neurons per token in ReLU models; others stay dense")

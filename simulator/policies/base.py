@@ -213,6 +213,8 @@ class Policy(BaseModel):
     """Parameter that says how sparse it is; None where no single one does."""
     modules: ClassVar[bool] = False
     """Rewrites attention modules, too: blocks an engine was measured with as a whole."""
+    unites: ClassVar[tuple[str, ...]] = ()
+    """Tensors of a trace whose union over rows it reads (`simulator.ops.union_law`), ``relu`` for ReLU neurons."""
     hardware: ClassVar[str] = "gpu"
     """Hardware it was designed for: ``gpu`` or ``fpga``."""
 

@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
+from simulator.ops.union_law import UnionLaw, default_law
 from simulator.policies.base import Policy
 from simulator.policies.grammar import POLICIES
 from simulator.policies.software import Software, software
@@ -88,6 +89,11 @@ class Card:
         known = [f"{k}: {v}" if k != "note" else v for k, v in self.software.model_dump().items() if v]
         return "; ".join(known) or "none known"
 
+    @property
+    def unions(self) -> tuple[UnionLaw, ...]:
+        """Whose curves the unions over the rows of a batch follow without a trace."""
+        return tuple(default_law(name, "", "silu")[1] for name in self.policy.unites)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values for ``--json``."""
         p = self.policy
@@ -100,6 +106,7 @@ class Card:
             "rewrites": sorted(a.value for a in p.aspects),
             "not_modelled": p.not_modelled,
             "software": self.software.model_dump(),
+            "unions": [asdict(law) for law in self.unions],
             "kernels": [k.to_dict() for k in p.kernels()],
             "mechanism": (p.__doc__ or "").strip(),
             "parameters": [

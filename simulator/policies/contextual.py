@@ -17,7 +17,7 @@ from simulator.ops.ops import Attention, Elementwise, Linear, Op
 from simulator.ops.part import OpPart
 from simulator.ops.traffic import Operand
 from simulator.ops.union import union_density
-from simulator.ops.union_law import Touched, default_law, kind
+from simulator.ops.union_law import RELU, Touched, default_law, kind
 from simulator.policies.base import Aspect, Compatibility, Context, Policy, Swept
 from simulator.policies.common import Fallback, or_dense
 from simulator.policies.grammar import POLICIES
@@ -228,6 +228,7 @@ class DejaVu(Policy):
     )
     always_shown: ClassVar[tuple[str, ...]] = ("keep",)
     swept: ClassVar[Swept | None] = ("keep", "share")
+    unites: ClassVar[tuple[str, ...]] = ("attn.head", RELU)
 
     keep: float = Field(0.25, gt=0.0, le=1.0, description="share of neurons kept per token")
     attn_keep: float = Field(0.5, gt=0.0, le=1.0, description="share of heads kept per token")
@@ -314,6 +315,7 @@ class ShadowLlm(Policy):
     not_modelled: ClassVar[str] = "accuracy; recomputed K and V of heads that return"
     always_shown: ClassVar[tuple[str, ...]] = ("keep",)
     swept: ClassVar[Swept | None] = ("keep", "share")
+    unites: ClassVar[tuple[str, ...]] = ("attn.head", "ffn.down", RELU)
 
     keep: float = Field(0.5, gt=0.0, le=1.0, description="share of heads and of neurons kept per token")
     attn_keep: float | None = Field(None, gt=0.0, le=1.0, description="share of heads; default keep")

@@ -15,6 +15,7 @@ from simulator.model.spec import ModelSpec
 from simulator.ops.ops import Attention, Elementwise, Linear, Op
 from simulator.ops.traffic import Operand
 from simulator.ops.transfers import FLASH_THREADS, HostCompute, Transfer
+from simulator.ops.union_law import RELU
 from simulator.policies.activation import gathered
 from simulator.policies.base import Aspect, Compatibility, Context, KvLayout, Policy, Swept, alias
 from simulator.policies.contextual import predictor, touched
@@ -57,6 +58,7 @@ class PowerInfer(Policy):
     not_modelled: ClassVar[str] = "accuracy; KV in host memory; the CPU's arithmetic, which binds at large batches"
     always_shown: ClassVar[tuple[str, ...]] = ("keep", "hot")
     swept: ClassVar[Swept | None] = ("keep", "share")
+    unites: ClassVar[tuple[str, ...]] = (RELU, "attn.head")
 
     keep: float = Field(0.1, gt=0.0, le=1.0, description="share of neurons active per token")
     hot: float = Field(0.26, gt=0.0, le=1.0, description="share of neurons in GPU memory")
@@ -173,6 +175,7 @@ class LlmInFlash(Policy):
     not_modelled: ClassVar[str] = "accuracy; the CPU's bookkeeping of the row matrix"
     always_shown: ClassVar[tuple[str, ...]] = ("keep",)
     swept: ClassVar[Swept | None] = ("keep", "share")
+    unites: ClassVar[tuple[str, ...]] = (RELU,)
 
     keep: float = Field(0.1, gt=0.0, le=1.0, description="share of neurons predicted per token")
     new: float = Field(0.024, ge=0.0, le=1.0, description="share loaded per token")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,8 @@ from simulator.ops.part import OpPart
 if TYPE_CHECKING:
     from simulator.inference.evaluate import Points
     from simulator.inference.group import Group
+    from simulator.ops.ops import Op
+    from simulator.ops.union_law import UnionLaw
     from simulator.results.answer import Row
     from simulator.roofline.optime import OpTime
     from simulator.scenario.scenario import Scenario
@@ -64,6 +66,8 @@ class Prediction:
         Folder, manifest hash and model of the trace the curves came from.
     notes : tuple of str
         What is left out of the model.
+    unions : mapping of UnionLaw to float
+        The curves that unions over the rows of a decode step follow, and the rows asked for [-].
     """
 
     scenario: Scenario
@@ -73,6 +77,7 @@ class Prediction:
     sentence: str = ""
     trace: dict[str, str] | None = None
     notes: tuple[str, ...] = ()
+    unions: Mapping[UnionLaw, float] = field(default_factory=dict)
 
     @cached_property
     def row(self) -> dict[str, str | float | int | None]:
@@ -106,6 +111,10 @@ class Prediction:
             "sentence": self.sentence,
             "sources": list(self.sources),
             "trace": self.trace,
+            "unions": [
+                {**asdict(law), "asked_rows": rows, "extrapolated": rows > law.rows}
+                for law, rows in self.unions.items()
+            ],
             "notes": list(self.notes),
             "scenario": self.scenario.to_dict(),
             "command": self.scenario.command,
@@ -144,7 +153,21 @@ def predict(scenario: Scenario) -> Prediction:
         return Prediction(scenario, answer, sentence=words, trace=_named(group), notes=group.notes)
     ops = (*_op_rows("prefill", points.prefill.ops), *_op_rows("decode", points.decode.ops))
     shares = _shares(points)
-    return Prediction(scenario, answer, ops, shares, _sentence(answer, shares), _named(group), group.notes)
+    words, unions = _sentence(answer, shares), united(t.op for t in points.decode.ops)
+    return Prediction(scenario, answer, ops, shares, words, _named(group), group.notes, unions)
+
+
+def united(ops: Iterable[Op]) -> dict[UnionLaw, float]:
+    """The curves that the unions of `ops` follow, and the most rows asked of each [-]."""
+    import numpy as np
+
+    from simulator.ops.ops import Linear
+
+    found: dict[UnionLaw, float] = {}
+    for op in ops:
+        if isinstance(op, Linear) and op.union is not None:
+            found[op.union] = max(found.get(op.union, 0.0), float(np.max(op.m)))
+    return found
 
 
 def _named(group: Group) -> dict[str, str] | None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, cast
 
 from simulator.base import console
 from simulator.base.errors import InputError
+from simulator.ops.union_law import in_words
 
 if TYPE_CHECKING:
     from simulator.results.prediction import Prediction
@@ -23,7 +24,7 @@ def show(prediction: Prediction) -> None:
     console.out(prediction.sentence)
     if prediction.ops:
         console.out(how_sure(prediction))
-    for line in run_in(prediction):
+    for line in (*run_in(prediction), *united(prediction)):
         console.out(line)
     console.out(f"formats: weights {answer.dtype}; KV cache {answer.kv_dtype}")
     for note in prediction.notes:
@@ -105,6 +106,18 @@ def run_in(prediction: Prediction) -> list[str]:
     if fits := sorted({o.source for o in prediction.ops if o.source.split("/")[1] in ("module", "sparse")}):
         told += f"; timed by {', '.join(fits)}"
     return [f"kernel: {told}", *bound(prediction), f"software: {answer.software}"]
+
+
+def united(prediction: Prediction) -> list[str]:
+    """Whose curves the unions over the rows of a step follow, and where they go on beyond what was measured."""
+    if not prediction.unions:
+        return []
+    told = in_words(prediction.unions)
+    beyond = [(rows, law.rows) for law, rows in prediction.unions.items() if rows > law.rows]
+    if beyond:
+        rows, measured = max(beyond)
+        told += f"; {rows:,.0f} rows lie beyond the {measured:,.0f} measured, extrapolated"
+    return [f"union over rows: {told}"]
 
 
 def bound(prediction: Prediction) -> list[str]:

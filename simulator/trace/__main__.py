@@ -1,4 +1,4 @@
-"""Traces checked and judged: ``python -m simulator.trace check|union DIR ...``."""
+"""Traces checked and judged: ``python -m simulator.trace check|union|defaults DIR ...``."""
 
 from __future__ import annotations
 
@@ -79,6 +79,54 @@ def union(
         left=2,
         note="the worst layer of each group counts; table: a measured point left out and interpolated from"
         " its neighbours; use: layers a law is within 10 % of, else the table",
+    )
+
+
+@app.command()
+def defaults(
+    folders: Folders,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="write the defaults of the first folder, the others as their spread")
+    ] = None,
+    json_: Json = False,
+) -> None:
+    """Judge what stands for a model without a trace, at 2 to 64 rows; or write it from these traces."""
+    from dataclasses import asdict
+
+    from simulator.base.errors import InputError, reason
+    from simulator.base.files import replaced
+    from simulator.trace import read_trace
+    from simulator.trace.defaults import judge, text
+
+    traces = [read_trace(folder) for folder in folders]
+    if out is not None:
+        if len(traces) < 2:
+            raise InputError("what models differ by needs a second trace", where="--out")
+        command = " ".join(["python -m simulator.trace defaults", *map(str, folders), "--out", str(out)])
+        content = text(traces[0], traces[1:], command)
+        try:
+            with replaced(out) as new:
+                new.write_text(content, encoding="utf-8")
+        except OSError as error:
+            raise InputError(f"cannot write {out}: {reason(error)}", where="--out") from None
+        console.say(f"wrote {out}")
+        return
+    checks = [c for trace in traces for c in judge(trace)]
+    if json_:
+        console.out_json({"rows": [asdict(c) for c in checks]})
+        return
+    console.table(
+        "The default union against measured ones, 2 to 64 rows: relative error",
+        ["trace", "tensor", "law", "points", "median", "worst", "from 30% kept", "layers", "routers", "per ln B"],
+        [
+            [c.source, c.tensor, c.law.split(" (")[0], f"{c.n}"]
+            + ["-" if x != x else f"{x:.1%}" for x in (c.median, c.worst, c.worst_kept, c.layers, c.routers)]
+            + [f"{c.log_error:.3f}"]
+            for c in checks
+        ],
+        left=3,
+        note="means over layers at every share measured; layers: median of single ones; routers: median of OPT's"
+        " published routers, which stood for every tensor; per ln B: error of ln r(B)",
     )
 
 

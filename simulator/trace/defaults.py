@@ -15,6 +15,8 @@ from simulator.trace.depth import over_layers
 
 MOST_ROWS = 64.0
 """Rows up to which laws are judged; every batch from 2 on [-]."""
+LEAST_KEEP = 0.3
+"""Least share that methods are run at where a threshold picks the units [-]."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,8 +25,8 @@ class DefaultCheck:
 
     Attributes
     ----------
-    median, worst : float
-        Relative error of the mean over layers [-].
+    median, worst, worst_kept : float
+        Relative error of the mean over layers; the last where `LEAST_KEEP` or more is kept, NaN if never [-].
     layers : float
         Median relative error of single layers [-].
     routers : float
@@ -39,6 +41,7 @@ class DefaultCheck:
     n: int
     median: float
     worst: float
+    worst_kept: float
     layers: float
     routers: float
     log_error: float
@@ -98,7 +101,7 @@ def mean_of(trace: Trace, tensor: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def errors(table: UnionTable, rows: np.ndarray, density: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """ln of predicted over measured density at 2 to `MOST_ROWS` rows, and what an error of 1 per ln B would make it."""
+    """Log of predicted over measured density at 2 to `MOST_ROWS` rows, and what 1 per ln B would make it."""
     judged = (rows > 1.0) & (rows <= MOST_ROWS)
     x, d = rows[judged], np.minimum(density[..., judged], 1.0 - 1e-9)
     said = union_density(density[..., :1], x.reshape((1,) * (density.ndim - 1) + (-1,)), table)
@@ -125,6 +128,7 @@ def judge(trace: Trace) -> Iterator[DefaultCheck]:
             for of, d in ((table, by_layer.mean(1)), (table, by_layer), (published(), by_layer.mean(1)))
         )
         error = np.abs(np.expm1(mean[0]))
+        kept = error[by_layer.mean(1)[:, 0] >= LEAST_KEEP]
         yield DefaultCheck(
             trace.manifest.model,
             tensor,
@@ -132,6 +136,7 @@ def judge(trace: Trace) -> Iterator[DefaultCheck]:
             error.size,
             float(np.median(error)),
             float(error.max()),
+            float(kept.max()) if kept.size else float("nan"),
             float(np.median(np.abs(np.expm1(single[0])))),
             float(np.median(np.abs(np.expm1(before[0])))),
             _spread([mean]),

@@ -20,6 +20,7 @@ from simulator.model.hub import find_model
 from simulator.ops.ops import Attention, Elementwise, Linear, Op
 from simulator.ops.step import Step, decode_step, prefill_step
 from simulator.ops.union import union_density
+from simulator.ops.union_law import default_law
 from simulator.policies import parse
 from simulator.roofline.engine import get_engine
 from simulator.roofline.timing import time_op
@@ -100,7 +101,7 @@ def test_a_dense_path_bounds_what_a_union_can_cost() -> None:
 
 def test_one_list_of_heads_serves_the_batch() -> None:
     """OPT-6.7B, half of the heads of a token: 16 rows read and compute the union, in products and attention alike."""
-    union = float(union_density(0.5, 16.0, "opt-6.7b"))
+    union = float(union_density(0.5, 16.0, default_law("attn.head", "opt-6.7b", "relu")[0]))
     assert 0.8 < union < 1.0
     for policy in ("dejavu(attn_keep=0.5)", "shadowllm(keep=0.5)"):
         for rows, share in ((1.0, 0.5), (16.0, union)):

@@ -18,14 +18,14 @@ from simulator.inference.lowering import Lowering
 from simulator.model.hub import find_model
 from simulator.ops.ops import Attention, Linear
 from simulator.ops.step import decode_step, prefill_step
-from simulator.ops.union import PUBLISHED, transfer_sigma, union_density
+from simulator.ops.union_law import RELU, UNITS, default_law, kind
 from simulator.policies import POLICIES, parse
 from simulator.results import prediction
 from simulator.results import printed as questions
 from simulator.scenario.catalogue import pick_trace
 from simulator.scenario.grid import Grid, read_grids
 from simulator.scenario.scenario import Scenario
-from simulator.trace import STATISTICS, Trace, read_trace, write_trace
+from simulator.trace import TABLES, Trace, read_trace, write_trace
 
 
 def gathered(model: str, policy: str, trace: Trace | None, rows: float) -> list[tuple[str, float, float]]:
@@ -131,26 +131,37 @@ def test_the_prompt_and_other_policies_do_not_change(opt: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def as_published(tmp_path_factory: pytest.TempPathFactory, synthetic: SimpleNamespace) -> dict[str, Trace]:
-    """Traces that measured exactly what is used without one."""
+def as_default(tmp_path_factory: pytest.TempPathFactory, synthetic: SimpleNamespace) -> dict[tuple[str, bool], Trace]:
+    """Traces that measured exactly what is used without one; the second of a SiLU model made a ReLU model."""
     found = {}
-    for model in ("opt-6.7b", "llama-3.1-8b"):
-        folder = synthetic.make(
-            tmp_path_factory.mktemp("published") / model,
-            model,
-            density=lambda k, b, _, model=model: union_density(k, b, model),
-            tensors=tuple(t for t in STATISTICS["union_density"].tensors if t != "attn.kv_head"),
-            keeps=(0.25,),
+    for model, relu in (("opt-6.7b", True), ("llama-3.1-8b", False), ("llama-3.1-8b", True)):
+        spec = find_model(model)
+        activation = "relu" if relu else "silu"
+        tables = {t: default_law(kind(t, activation), model, activation)[0] for t in UNITS if t != RELU}
+        points = [
+            (layer, -1, tensor, "union_density", line[0], b, d, 64)
+            for layer in range(spec.n_layers)
+            for tensor, table in tables.items()
+            for line in table.density
+            for b, d in zip(table.rows, line, strict=True)
+        ]
+        curves = dict(zip(TABLES["curves.parquet"], map(list, zip(*points, strict=True)), strict=True))
+        folder = tmp_path_factory.mktemp("default") / model
+        found[model, relu] = read_trace(
+            write_trace(folder, synthetic.manifest_of(model), curves=curves, neurons=synthetic.neurons)
         )
-        found[model] = read_trace(folder)
     return found
 
 
 @pytest.mark.parametrize("name", POLICIES)
-def test_a_trace_of_what_is_published_changes_nothing(name: str, as_published: dict[str, Trace]) -> None:
+def test_a_trace_of_the_defaults_changes_nothing(name: str, as_default: dict[tuple[str, bool], Trace]) -> None:
     """For every policy: lowering layer by layer neither loses nor repeats an op."""
-    for model, trace in as_published.items():
+    unites = POLICIES[name].unites
+    for (model, relu), trace in as_default.items():
         spec = find_model(model)
+        made_relu = RELU in unites and "ffn.down" not in unites
+        if relu != (made_relu or model == "opt-6.7b"):
+            continue
         lows = [Lowering(spec, parse(name), FORMATS[spec.dtype], 2.0, trace=t) for t in (None, trace)]
         if lows[0].why_not():
             continue
@@ -261,7 +272,7 @@ def test_a_transferred_trace_maps_by_depth_and_says_so(opt: Path) -> None:
 
 
 def test_transfer_widens_the_interval(opt: Path) -> None:
-    """By the error the published tables make of each other: the same point, its own trace and not."""
+    """By what models differ in: the same point, its own trace and not."""
     own = group_of(scenario(opt))
     point = (np.array([16.0]), np.array([512.0]), np.array([128.0]))
     narrow = evaluate(own, *point)
@@ -272,14 +283,6 @@ def test_transfer_widens_the_interval(opt: Path) -> None:
     assert wide.tpot_s.hi[0] - wide.tpot_s.lo[0] > narrow.tpot_s.hi[0] - narrow.tpot_s.lo[0]
     assert wide.ttft_s.hi[0] == narrow.ttft_s.hi[0]  # the prompt runs dense
     assert wide.basis == "EXTRAPOLATED"
-
-
-def test_the_transfer_error_is_that_of_the_published_tables() -> None:
-    """OPT-66B's curve from OPT-6.7B's effective rows, by hand at 16 rows, is part of it."""
-    r = np.log1p(-PUBLISHED["opt-6.7b"][4]) / np.log1p(-PUBLISHED["opt-6.7b"][0])
-    by_hand = 1.0 - (1.0 - PUBLISHED["opt-66b"][0]) ** r
-    assert float(union_density(PUBLISHED["opt-66b"][0], 16.0, "opt-6.7b")) == pytest.approx(by_hand)
-    assert 0.1 < transfer_sigma() < 0.25
 
 
 def test_transfer_without_a_trace_is_refused() -> None:

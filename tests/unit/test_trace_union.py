@@ -36,9 +36,7 @@ def run(app: Any, *arguments: str, capsys: pytest.CaptureFixture[str], patch: py
 def test_a_measured_point_comes_back_exactly(opt: Path, synthetic: SimpleNamespace) -> None:
     table = read_trace(opt).union(1, "ffn.down")
     for keep in KEEPS:
-        np.testing.assert_allclose(
-            union_density(keep, B, table=table), synthetic.by_depth(keep, B, 1), rtol=1e-12, atol=FULL
-        )
+        np.testing.assert_allclose(union_density(keep, B, table), synthetic.by_depth(keep, B, 1), rtol=1e-12, atol=FULL)
 
 
 def test_between_and_beyond_the_measured_shares_and_rows(opt: Path, synthetic: SimpleNamespace) -> None:
@@ -47,7 +45,7 @@ def test_between_and_beyond_the_measured_shares_and_rows(opt: Path, synthetic: S
     rows = np.array([3.0, 24.0, 40.0, 1024.0])
     for keep in (0.02, 0.17, 0.4):
         np.testing.assert_allclose(
-            union_density(keep, rows, table=table), synthetic.by_depth(keep, rows, 1), rtol=1e-9, atol=FULL
+            union_density(keep, rows, table), synthetic.by_depth(keep, rows, 1), rtol=1e-9, atol=FULL
         )
 
 
@@ -56,7 +54,7 @@ def test_more_keep_or_rows_never_touch_less_whatever_was_measured() -> None:
     density = np.sort(np.sort(rng.uniform(0.01, 1.0, (4, len(B))), axis=0), axis=1)
     table = UnionTable(B, density)
     keep, rows = np.linspace(0.001, 1.0, 300), np.geomspace(1, 1e4, 100)
-    d = union_density(keep[:, None], rows[None, :], table=table)
+    d = union_density(keep[:, None], rows[None, :], table)
     assert np.all(np.diff(d, axis=0) >= -1e-12)
     assert np.all(np.diff(d, axis=1) >= -1e-9)
     np.testing.assert_allclose(d[:, 0], keep, rtol=1e-9)
@@ -74,7 +72,7 @@ def test_exact_zeros_are_one_more_measured_share(tmp_path: Path, synthetic: Simp
     table = read_trace(folder).union(0, "ffn.down")
     assert table is not None
     np.testing.assert_allclose(table.density[:, 0], [0.02, 0.04])
-    np.testing.assert_allclose(union_density(0.1, B, table=table), synthetic.power_law(0.1, B, 0))
+    np.testing.assert_allclose(union_density(0.1, B, table), synthetic.power_law(0.1, B, 0))
 
 
 @pytest.mark.parametrize(
@@ -113,7 +111,7 @@ def test_no_law_stands_for_the_published_tables() -> None:
     for c in checks:
         model = c.source.split(",")[0]
         table = UnionTable(B, PUBLISHED[model][None])
-        np.testing.assert_allclose(union_density(c.density_1, B, table=table), PUBLISHED[model], rtol=1e-9)
+        np.testing.assert_allclose(union_density(c.density_1, B, table), PUBLISHED[model], rtol=1e-9)
 
 
 SHIPPED = [
@@ -138,7 +136,7 @@ def test_what_the_simulator_answers_is_what_the_shipped_models_do(folder: Path) 
         assert c.table_error <= (0.125 if few else TOLERANCE), c
         assert c.errors.get("frequency", 0.0) <= TOLERANCE, c
         curve = trace.curve(c.layer, c.tensor, "union_density", keep=None if c.keep != c.keep else c.keep)
-        answer = union_density(c.density_1, curve.x, table=trace.union(c.layer, c.tensor))
+        answer = union_density(c.density_1, curve.x, trace.union(c.layer, c.tensor))
         np.testing.assert_allclose(answer, curve.value, rtol=TOLERANCE)
 
 
