@@ -62,7 +62,8 @@ def curves(trace: Trace, tensor: str) -> tuple[np.ndarray, np.ndarray] | None:
 
 def text(base: Trace, others: Sequence[Trace], command: str) -> str:
     """``union.toml``: the mean curves of `base`, and how far the others' lie from them."""
-    entries, rows = [], None
+    entries: list[str] = []
+    rows: np.ndarray = ROWS
     for tensor in UNITS:
         found = curves(base, tensor) if tensor != RELU else None
         if found is None:

@@ -135,7 +135,7 @@ def test_what_models_differ_by_widens_the_interval_of_a_batch_and_not_of_one_row
 def test_teal_at_batch_four_is_slower_than_dense() -> None:
     """Llama-2-7B on RTX 4090, half of the inputs kept: the routers of OPT said 1.07 times as fast."""
     found = predict(Scenario.of(model="llama-2-7b", device="rtx-4090", policy="teal(keep=0.5,fallback=none)", batch=4))
-    assert 1.0 / found.row["throughput_speedup_same_batch"] == pytest.approx(1.11, abs=0.02)
+    assert 1.0 / found.answer.speedup.mid == pytest.approx(1.11, abs=0.02)
 
 
 PARAMETERS = {"powerinfer": "(attn_keep=0.5)", "turbosparse": "(attn_keep=0.5)"}
