@@ -62,12 +62,13 @@ def expect(ops: Sequence[Op], device: Device, in_flight_bytes: float = np.inf) -
     demand = sum((op.traffic().scaled(op.count) for op in ops), Traffic())
     cold = sum(float(a.read_bytes) for o, a in demand.access.items() if o in (Operand.WEIGHT, Operand.KV))
     total = max(work, float(latency_floor_s(cold, in_flight_bytes)))
-    width = Errors.of(_gathered(t, device) for t in own).interval(total, ASSUMED_SPREAD)
+    errors = Errors.of(_gathered(t, device) for t in own)
+    width = errors.interval(total, ASSUMED_SPREAD)
     return Expected(
         total,
         max(total - float(width.below_s), 0.0),
         total + float(width.above_s),
-        str(width.basis if own else Basis.DATASHEET),
+        str(Basis.worst(errors.rank) if own else Basis.DATASHEET),
         float(demand.total_bytes),
         float(demand.total_flop),
         float(demand.launches),

@@ -224,10 +224,14 @@ def show(summary: Summary, out: Path | None) -> None:
     quality = summary.quality()
     if any(row.policy != "dense" for row, _ in quality):
         missing = sorted({key[2] for key in summary.found} - {in_kernel(row.policy, row.kernel) for row, _ in quality})
+        # Of many pairs of model and device a screen holds what is worth a choice; --json has the rest.
+        many = len({(row.model, row.device) for row, _ in quality}) > MOST_PAIRS
+        shown = [(row, first) for row, first in quality if not many or (first and row.policy != "dense")]
+        which = ", those of the front" if many else ""
         console.table(
-            "Speed against quality: each policy at its most tokens/s per GPU",
+            f"Speed against quality: each policy at its most tokens/s per GPU{which}",
             ["model", "device", "policy", "front", "tokens/s/GPU", "vs dense", "loss", "same token", "source"],
-            [_quality_row(row, first) for row, first in quality],
+            [_quality_row(row, first) for row, first in shown],
             left=4,
             note=f"loss: {UNIT}; front: no other policy here is both as fast and as good; same token: next tokens that"
             " are dense's, where measured" + (f"; {LOSS_UNKNOWN}: {', '.join(missing)}" if missing else ""),
@@ -236,6 +240,10 @@ def show(summary: Summary, out: Path | None) -> None:
         console.out(f"software: {told}")
     if out is not None:
         console.out(f"all rows: {out}")
+
+
+MOST_PAIRS = 4
+"""Pairs of model and device up to which a printed table shows every policy's speed and loss [-]."""
 
 
 def _best_row(a: Row) -> list[str]:

@@ -235,7 +235,8 @@ def test_catss_ablation_lists_its_neurons_and_waits() -> None:
     paper, ablated = (
         kernel_time(KernelScenario.of({**bare, "policy": f"cats(keep=0.9{k})"})).time_s for k in ("", ",kernel=index")
     )
-    assert 0.0 < ablated - paper < 20e-6
+    # The paper's kernel is timed by its measurement, the ablation by its parts: they agree within 5 %.
+    assert ablated == pytest.approx(paper, rel=0.05)
 
 
 # --- upkeep ----------------------------------------------------------------------------------------------------

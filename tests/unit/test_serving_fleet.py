@@ -261,7 +261,7 @@ def test_prompts_take_from_a_contextual_policy_what_it_saves():
             for s in (LINE(update=model), sparse)
         )
         gains[name] = dense / thin
-    assert gains["prefill-first"] > gains["chunked"] + 0.03 > 1.03
+    assert gains["prefill-first"] > gains["chunked"] + 0.02 > 1.03
 
 
 @pytest.mark.parametrize("pp", [1, 2, 4])
