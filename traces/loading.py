@@ -294,8 +294,10 @@ def _model(checkpoint: Checkpoint, dtype: str, place: str, allow_pickle: bool) -
             )
         spread["device_map"] = "balanced"
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model, told = AutoModelForCausalLM.from_pretrained(
             checkpoint.folder,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # `_require_all` refuses them by name
             trust_remote_code=False,
             local_files_only=True,
             use_safetensors=None if allow_pickle else True,
@@ -309,6 +311,7 @@ def _model(checkpoint: Checkpoint, dtype: str, place: str, allow_pickle: bool) -
         raise InputError(f"{checkpoint.name} cannot be loaded: {text}", where="--model") from None
     except (OSError, KeyError, ImportError, RuntimeError) as error:
         raise InputError(f"{checkpoint.name} cannot be loaded: {first_line(error)}", where="--model") from None
+    _require_all(checkpoint.name, told)
     if place != "balanced":
         try:
             model.to(place)  # type: ignore[arg-type]  # wrapped by transformers, so that its own `self` is lost
@@ -317,6 +320,19 @@ def _model(checkpoint: Checkpoint, dtype: str, place: str, allow_pickle: bool) -
                 f"{checkpoint.name} does not fit on {place}; try --dtype bf16 or --device cpu", where="--device"
             ) from None
     return model.eval().requires_grad_(False)
+
+
+def _require_all(name: str, told: dict[str, Any]) -> None:
+    """Refuse a model whose weights were not all read: transformers leaves random ones where names do not meet."""
+    for key, what, why in (
+        ("missing_keys", "lacks", "its layers would have random weights"),
+        ("unexpected_keys", "holds", "which the model of its config.json has no place for"),
+        ("mismatched_keys", "holds", "in another shape than config.json says"),
+    ):
+        found = sorted(str(k[0] if isinstance(k, tuple) else k) for k in told.get(key) or ())
+        if found:
+            more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+            raise InputError(f"{name} {what} {found[0]!r}{more}, {why}; fetch it again, or mend it", where="--model")
 
 
 def first_line(error: Exception) -> str:

@@ -63,7 +63,7 @@ class StepTime:
     mode : str
         'graph', 'eager' or 'graph split'.
     floor_s : Array
-        Least time to read the weights and the KV of the step once, beyond what L2 holds [s].
+        Least time to read the weights and the KV of the step once, beyond what L2 holds, and to do its products [s].
     sigma : float
         Log error of the whole step [-].
     ops : tuple of OpTime
@@ -89,9 +89,8 @@ class StepTime:
 
     @cached_property
     def lo_s(self) -> Array:
-        """Lower end of the 90 % interval, at least `floor_s` and the linear layers' flop at the highest clock [s]."""
-        least = minimum(maximum(self.floor_s, self.sums.details.least_math_s), self.total_s)
-        return maximum(self.total_s - self._interval.below_s, least)
+        """Lower end of the 90 % interval, at least `floor_s` [s]."""
+        return maximum(self.total_s - self._interval.below_s, minimum(self.floor_s, self.total_s))
 
     @cached_property
     def hi_s(self) -> Array:
@@ -212,6 +211,8 @@ class Sums:
         Kernels launched, those among them that are no kernels of the stream, and those that meet an empty one [-].
     read_bytes : Array
         Weights and KV of linear layers and attention, each read once [B].
+    least_math_s : Array
+        Products of linear layers, experts and attention at the peak of the highest clock [s].
     graph_safe : bool
         A CUDA graph can hold all of them.
     changed_s : mapping of (policy, error family) to Array
@@ -224,6 +225,7 @@ class Sums:
     copies: Array
     alone: Array
     read_bytes: Array
+    least_math_s: Array
     graph_safe: bool
     _details: Callable[[], Details]
     changed_s: Changed
@@ -243,9 +245,11 @@ class Sums:
         copies: Array = 0.0
         alone: Array = 0.0
         read: Array = 0.0
+        least: Array = 0.0
         safe = True
         for t in times:
             op, count = t.op, t.op.count
+            least = least + least_math_s(op, group.device)
             gpu = gpu + t.total_s
             mine = submitted(op, engine)
             launches = launches + mine
@@ -264,7 +268,7 @@ class Sums:
             elif isinstance(op, Transfer | HostCompute):
                 copies = copies + mine
             safe = safe and op.graph_safe and not op.host_sync
-        return cls(gpu, extra, launches, copies, alone, read, safe, lambda: Details.of(group, times), changed)
+        return cls(gpu, extra, launches, copies, alone, read, least, safe, lambda: Details.of(group, times), changed)
 
     def __add__(self, other: Sums) -> Sums:
         return Sums(
@@ -274,6 +278,7 @@ class Sums:
             self.copies + other.copies,
             self.alone + other.alone,
             self.read_bytes + other.read_bytes,
+            self.least_math_s + other.least_math_s,
             self.graph_safe and other.graph_safe,
             lambda: self.details + other.details,
             {
@@ -291,6 +296,7 @@ class Sums:
             _taken(self.copies, back),
             _taken(self.alone, back),
             _taken(self.read_bytes, back),
+            _taken(self.least_math_s, back),
             self.graph_safe,
             lambda: self.details.taken(back),
             {key: _taken(x, back) for key, x in self.changed_s.items()},
@@ -315,8 +321,6 @@ class Details:
     ----------
     math_s, moved_s : Array
         What arithmetic and memory alone would take [s].
-    least_math_s : Array
-        The linear layers' flop at the peak of the highest clock; 2:4 skips half of them [s].
     density_s : Array
         One standard deviation of the kernels' time by what models differ in their unions [s].
     shares_s : Shares
@@ -327,7 +331,6 @@ class Details:
 
     math_s: Array
     moved_s: Array
-    least_math_s: Array
     density_s: Array
     shares_s: Shares
     errors: Errors
@@ -338,27 +341,20 @@ class Details:
         shares: Shares = dict.fromkeys(Bound, 0.0)
         math: Array = 0.0
         moved: Array = 0.0
-        least: Array = 0.0
         density: Array = 0.0
         for t in times:
             op = t.op
             math, moved = math + t.math_s, moved + t.memory_s
-            if isinstance(op, Linear):
-                least = least + op.flop * (op.count / _most_flop_per_s(group.device, op.fmt.math, op.nm24))
-                if op.union is not None and op.union.log_error:
-                    density = density + t.total_s * op.union.error(op.read_keep, op.m, op.whole)
-            elif isinstance(op, AttentionModule):
-                flop = op.demand().projection_flop
-                least = least + flop * (op.count / _most_flop_per_s(group.device, op.fmt.math, False))
+            if isinstance(op, Linear) and op.union is not None and op.union.log_error:
+                density = density + t.total_s * op.union.error(op.read_keep, op.m, op.whole)
             _attribute(t, shares)
-        return cls(math, moved, least, density, shares, Errors.of(times, by_role=group.lowering.by_layer))
+        return cls(math, moved, density, shares, Errors.of(times, by_role=group.lowering.by_layer))
 
     def taken(self, back: np.ndarray) -> Details:
         """The details of many points that are `back` of these."""
         return Details(
             _taken(self.math_s, back),
             _taken(self.moved_s, back),
-            _taken(self.least_math_s, back),
             _taken(self.density_s, back),
             {bound: _taken(x, back) for bound, x in self.shares_s.items()},
             self.errors.each(lambda width: _taken(width, back)),
@@ -379,7 +375,6 @@ class Details:
         return Details(
             self.math_s + other.math_s,
             self.moved_s + other.moved_s,
-            self.least_math_s + other.least_math_s,
             self.density_s + other.density_s,
             {bound: mine + other.shares_s[bound] for bound, mine in self.shares_s.items()},
             self.errors + other.errors,
@@ -405,7 +400,7 @@ def finished(group: Group, step: Step, sums: Sums, times: tuple[OpTime, ...] = (
         times = tuple(t._replace(**{name: getattr(t, name) * factor for name in names}) for t in times)
     wanted = engine.graph_prefill if step.prefills else engine.graph_decode
     mode = "graph" if wanted and sums.graph_safe else "graph split" if wanted else "eager"
-    floor = maximum(sums.read_bytes - device.l2_bytes, 0.0) * (1.0 / device.hbm_bytes_per_s)
+    floor = maximum((sums.read_bytes - device.l2_bytes) * (1.0 / device.hbm_bytes_per_s), sums.least_math_s)
     parts = engine.step(
         device,
         gpu_s=sums.gpu_s,
@@ -421,6 +416,21 @@ def finished(group: Group, step: Step, sums: Sums, times: tuple[OpTime, ...] = (
     )
     sigma = engine.spread(device, step.prefills)
     return StepTime(parts, sums, mode, floor, sigma, times)
+
+
+def least_math_s(op: Op, device: Device) -> Array:
+    """Products of an op at the peak of the highest clock, or of what may run in its place where those take less [s]."""
+    if isinstance(op, Linear):
+        own = op.flop * (op.count / _most_flop_per_s(device, op.fmt.math, op.nm24))
+    elif isinstance(op, Attention):
+        own = op.flop * (op.count / _most_flop_per_s(device, op.math, False))
+    elif isinstance(op, Moe):
+        own = op.flop * (op.count / _most_flop_per_s(device, op.fmt.math, False))
+    elif isinstance(op, AttentionModule):
+        return op.demand().projection_flop * (op.count / _most_flop_per_s(device, op.fmt.math, False))
+    else:
+        return 0.0
+    return own if op.instead is None else minimum(own, least_math_s(op.instead, device))
 
 
 @lru_cache(maxsize=1024)

@@ -387,13 +387,18 @@ class Moe:
         """Weights of one expert on one GPU [-]."""
         return self.matrices * self.hidden * self.intermediate / self.tp
 
+    @property
+    def flop(self) -> Array:
+        """Multiply-adds of the routed tokens on one GPU, counted twice [flop]."""
+        return 2.0 * (self.tokens * self.top_k / self.ep) * self.expert_elements
+
     def traffic(self) -> Traffic:
         """Active experts' weights once, routed activations in and out."""
         per = self.fmt.weight_bytes if self.bytes_per_weight is None else self.bytes_per_weight
         routed = self.tokens * self.top_k / self.ep
         act = self.fmt.act_bytes
         return Traffic(
-            {self.fmt.math: 2.0 * routed * self.expert_elements},
+            {self.fmt.math: self.flop},
             {
                 Operand.WEIGHT: Access(self.active_experts * self.expert_elements * per),
                 Operand.ACTIVATION: Access(

@@ -172,7 +172,7 @@ class Engine:
         graph, prefills : bool
             Whether the step replays a graph, and whether it computes prompts.
         floor_s : Array
-            Least time of the step's weights and KV; what the engine saves never goes below it [s].
+            Least time of the step's weights, KV and products; what the engine saves never goes below it [s].
         copies : Array
             Launches among them that are no kernels of the stream: none of their time is hidden there [-].
         alone : Array

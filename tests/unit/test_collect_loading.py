@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -210,3 +211,42 @@ def test_hub_errors_say_what_to_run(monkeypatch: pytest.MonkeyPatch, error: str,
 def test_bad_repository_name_and_offline_without_a_fake() -> None:
     assert "is not a repository name" in refused("some one/mod:el")
     assert "not in the cache and HF_HUB_OFFLINE is set" in refused("someone/never-downloaded")
+
+
+def _renamed(state: dict[str, Any]) -> None:
+    state["model.layers.0.mlp.gate_proj_old.weight"] = state.pop("model.layers.0.mlp.gate_proj.weight")
+
+
+def _lacking(state: dict[str, Any]) -> None:
+    del state["model.layers.0.self_attn.k_proj.weight"]
+
+
+def _more(state: dict[str, Any]) -> None:
+    state["model.layers.7.mlp.gate_proj.weight"] = state["model.layers.0.mlp.gate_proj.weight"].clone()
+
+
+def _reshaped(state: dict[str, Any]) -> None:
+    state["model.layers.0.mlp.gate_proj.weight"] = state["model.layers.0.mlp.gate_proj.weight"][:-8].contiguous()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (_renamed, "lacks 'model.layers.0.mlp.gate_proj.weight'"),
+        (_lacking, "lacks 'model.layers.0.self_attn.k_proj.weight', its layers would have random weights"),
+        (_more, "holds 'model.layers.7.mlp.gate_proj.weight', which the model of its config.json has no place for"),
+        (_reshaped, "holds 'model.layers.0.mlp.gate_proj.weight', in another shape than config.json says"),
+    ],
+)
+def test_weights_that_do_not_meet_the_config_are_refused(
+    tmp_path: Path, change: Callable[[dict[str, Any]], None], words: str
+) -> None:
+    """Layers without weights were random ones, and their statistics were written as the model's."""
+    from safetensors.torch import load_file, save_file
+
+    save_tiny(tmp_path)
+    file = tmp_path / "model.safetensors"
+    state = load_file(file)
+    change(state)
+    save_file(state, file, {"format": "pt"})
+    assert words in refused(str(tmp_path))
