@@ -422,10 +422,8 @@ def least_math_s(op: Op, device: Device) -> Array:
     """Products of an op at the peak of the highest clock, or of what may run in its place where those take less [s]."""
     if isinstance(op, Linear):
         own = op.flop * (op.count / _most_flop_per_s(device, op.fmt.math, op.nm24))
-    elif isinstance(op, Attention):
-        own = op.flop * (op.count / _most_flop_per_s(device, op.math, False))
-    elif isinstance(op, Moe):
-        own = op.flop * (op.count / _most_flop_per_s(device, op.fmt.math, False))
+    elif isinstance(op, Attention | Moe):
+        own = op.flop * (op.count / _most_flop_per_s(device, op.fmt.math if isinstance(op, Moe) else op.math, False))
     elif isinstance(op, AttentionModule):
         return op.demand().projection_flop * (op.count / _most_flop_per_s(device, op.fmt.math, False))
     else:

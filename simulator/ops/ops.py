@@ -62,10 +62,8 @@ class Expand:
 
     Attributes
     ----------
-    elements : Array
-        Dense elements written to the tile per call [-].
-    nonzeros : Array
-        Stored values scattered per call [-].
+    elements, nonzeros : Array
+        Dense elements written to the tile, and stored values scattered, per call [-].
     instructions : Array
         Instructions of single lanes that unpack values in registers per call [-].
     """
@@ -395,8 +393,7 @@ class Moe:
     def traffic(self) -> Traffic:
         """Active experts' weights once, routed activations in and out."""
         per = self.fmt.weight_bytes if self.bytes_per_weight is None else self.bytes_per_weight
-        routed = self.tokens * self.top_k / self.ep
-        act = self.fmt.act_bytes
+        routed, act = self.tokens * self.top_k / self.ep, self.fmt.act_bytes
         return Traffic(
             {self.fmt.math: self.flop},
             {
