@@ -294,7 +294,8 @@ def _model(checkpoint: Checkpoint, dtype: str, place: str, allow_pickle: bool) -
             )
         spread["device_map"] = "balanced"
     try:
-        model, told = AutoModelForCausalLM.from_pretrained(
+        # With the loading info it answers a pair, which its annotation does not say.
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             checkpoint.folder,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # `_require_all` refuses them by name
@@ -304,6 +305,7 @@ def _model(checkpoint: Checkpoint, dtype: str, place: str, allow_pickle: bool) -
             dtype=kind,
             **spread,
         )
+        model, told = loaded
     except ValueError as error:
         text = first_line(error)
         if "trust_remote_code" in str(error):
@@ -314,7 +316,7 @@ def _model(checkpoint: Checkpoint, dtype: str, place: str, allow_pickle: bool) -
     _require_all(checkpoint.name, told)
     if place != "balanced":
         try:
-            model.to(place)  # type: ignore[arg-type]  # wrapped by transformers, so that its own `self` is lost
+            model.to(place)
         except torch.OutOfMemoryError:
             raise InputError(
                 f"{checkpoint.name} does not fit on {place}; try --dtype bf16 or --device cpu", where="--device"

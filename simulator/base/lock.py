@@ -13,7 +13,7 @@ from simulator.base.errors import InputError, reason
 try:
     import fcntl
 except ModuleNotFoundError:  # Windows, where an open file cannot be removed
-    fcntl = None  # type: ignore[assignment]
+    fcntl = None
 
 
 def taken(handle: int) -> bool:

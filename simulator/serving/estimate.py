@@ -137,8 +137,8 @@ def _floors(deployment: Deployment, load: Load, slo: Sequence[Promise]) -> tuple
             # Chunks follow each other through the stages; the last of them passes all.
             chunk = min(at, scheduler.max_num_batched_tokens) if scheduler.chunks else at
             steps = ((at, False), (chunk, True))
-            alone = [mixed_step(group, NOBODY, 1.0, 1.0, t, t, whole=w).total_s for t, w in steps]
-            floor = float(np.max(alone)) * PROMPT_MARGIN
+            alone = (mixed_step(group, NOBODY, 1.0, 1.0, t, t, whole=w).total_s for t, w in steps)
+            floor = max(float(np.max(s)) for s in alone) * PROMPT_MARGIN
         else:
             floor = float(np.max(step_time(group, decode_step(1.0 / group.pp, 2.0)).total_s))
         if floor / promise.limit_s > worst:

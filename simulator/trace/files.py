@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from pydantic import ValidationError
 
@@ -239,7 +239,8 @@ def _write_table(path: Path, table: pa.Table) -> FileRecord:
         path,
         compression="zstd",
         compression_level=19,
-        use_dictionary=[name for name in table.column_names if name not in _ENCODINGS],
+        # pyarrow's stubs know the switch only, not the list of columns.
+        use_dictionary=cast("Any", [name for name in table.column_names if name not in _ENCODINGS]),
         column_encoding={name: way for name, way in _ENCODINGS.items() if name in table.column_names},
     )
     return FileRecord(sha256=_digest(path), rows=table.num_rows)
