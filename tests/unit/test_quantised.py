@@ -354,7 +354,7 @@ def test_lists_of_groups() -> None:
         "experts=fp8,head=fp8",
     )
     for bad, said in (
-        ("exprts=fp8", "did you mean 'experts'"),
+        ("experst=fp8", "did you mean 'experts'"),
         ("experts=fp9", "did you mean"),
         ("experts=fp8,experts=fp8", "named twice"),
         ("experts=fp8,bf16", "write its group"),
