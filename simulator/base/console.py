@@ -92,8 +92,8 @@ def table(title: str, headers: Sequence[str], body: Iterable[Sequence[str]], *, 
     for row in rows:
         grid.add_row(*(row[i] for i in shown))
     # A table wider than the terminal is for the terminal to wrap: rich would crop it.
-    wide = Console(file=sys.stdout, width=max(room, sum(widths)), highlight=False, markup=False)
-    console = Console(file=sys.stdout, width=room, highlight=False, markup=False)
+    wide = Console(file=sys.stdout, width=max(room, sum(widths)), highlight=False, markup=False, emoji=False)
+    console = Console(file=sys.stdout, width=room, highlight=False, markup=False, emoji=False)
     console.print(visible(title), style="bold")
     if same:
         console.print("in all rows: " + ", ".join(same))

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from simulator.device.fits import Fit
 from simulator.device.surface import Surface
-from simulator.fitting import judge
-from simulator.fitting.smooth import Array, Axis, Recipe, fit_family
+from simulator.device.types import Device
+from simulator.fitting import demand, judge
+from simulator.fitting.smooth import Axis, fit_family
 from simulator.ops.expert_exchange import ExpertExchange
 from simulator.roofline.expert_exchange import START, ExchangeDemand, exchange_demand, exchange_time
 from simulator.roofline.lookup import exchange_key
@@ -80,55 +81,29 @@ def op_of(rows: pd.DataFrame) -> ExpertExchange:
 
 def with_demand(rows: pd.DataFrame) -> pd.DataFrame:
     """`rows` with `key` and what each asks of its device beside it."""
-    from simulator.device.catalogue import load
 
-    values = {name: np.empty(len(rows)) for name in ExchangeDemand._fields}
-    key = np.empty(len(rows), dtype=object)
-    for at in rows.groupby(["device", *FIXED], sort=False).indices.values():
-        part = rows.iloc[at]
+    def asked(part: pd.DataFrame, device: Device) -> tuple[str, ExchangeDemand]:
         op = op_of(part)
-        demand = exchange_demand(op, load(str(part["device"].iloc[0])))
-        for name, value in zip(ExchangeDemand._fields, demand, strict=True):
-            values[name][at] = value
-        key[at] = exchange_key(op)
-    return rows.assign(key=key, **{f"_{k}": v for k, v in values.items()})
+        return exchange_key(op), exchange_demand(op, device)
+
+    return demand.beside(rows, FIXED, ExchangeDemand._fields, asked)
 
 
 def _counted(rows: pd.DataFrame) -> ExchangeDemand:
-    return ExchangeDemand(*rows[[f"_{c}" for c in ExchangeDemand._fields]].to_numpy(float).T)
+    return ExchangeDemand(*demand.columns(rows, ExchangeDemand._fields))
 
 
-def log_model(rows: pd.DataFrame | ExchangeDemand, coef: Mapping[str, float], surface: Surface | None) -> Array:
-    """Log seconds of prepared rows."""
-    demand = rows if isinstance(rows, ExchangeDemand) else _counted(rows)
-    return np.log(exchange_time(demand, coef, surface).total_s)
+def _total_s(asked: ExchangeDemand, coef: Mapping[str, float], surface: Surface | None) -> Any:
+    return exchange_time(asked, coef, surface).total_s
 
 
-def coords(rows: pd.DataFrame) -> dict[str, Array]:
-    """Coordinates of the residual surface."""
-    return {name: rows[f"_{name}"].to_numpy(float) for name in ("tokens", "hidden", "sms")}
-
-
-RECIPE = Recipe(
-    family=FAMILY,
-    inputs=INPUTS,
-    log_model=log_model,
-    coords=coords,
-    axes=(Axis("tokens", 2.0, 0.1), Axis("hidden", 1.0, 0.3), Axis("sms", 1.0, 0.3)),
-    start=START,
-    spread=dict.fromkeys(START, 1.0),
-    between_source=0.2,
-    between_device=0.15,
-    smallest=20,
-    ridge=0.02,
-    huber=0.15,
-    refit=False,
-    pool_by="scope",
-    passes=20,
-    counted=_counted,
-)
+AXES = (Axis("tokens", 2.0, 0.1), Axis("hidden", 1.0, 0.3), Axis("sms", 1.0, 0.3))
+RECIPE = demand.recipe(FAMILY, INPUTS, _counted, _total_s, START, AXES, smallest=20)
 
 
 def fit(rows: pd.DataFrame, *, date: str | None = None, residuals: bool = True) -> list[Fit]:
     """Fits of every device, key and library of prepared `rows`, then the pooled ones."""
     return fit_family(RECIPE, rows, date=date, residuals=residuals)
+
+
+without = demand.without(fit)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from simulator.device.fits import Fit
 from simulator.device.surface import Surface
-from simulator.fitting import judge
+from simulator.device.types import Device
+from simulator.fitting import demand, judge
 from simulator.fitting.smooth import Array, Axis, Recipe, fit_family
 from simulator.ops.linear_attention import LinearAttention
 from simulator.roofline.linear_attention import SCANNED, START, LinearDemand, linear_demand, linear_time
@@ -81,54 +82,28 @@ def op_of(rows: pd.DataFrame) -> LinearAttention:
 
 def with_demand(rows: pd.DataFrame) -> pd.DataFrame:
     """`rows` with `key` and what each asks of its device beside it."""
-    from simulator.device.catalogue import load
 
-    values = {name: np.empty(len(rows)) for name in LinearDemand._fields}
-    key = np.empty(len(rows), dtype=object)
-    for at in rows.groupby(["device", *FIXED], sort=False).indices.values():
-        part = rows.iloc[at]
+    def asked(part: pd.DataFrame, device: Device) -> tuple[str, LinearDemand]:
         op = op_of(part)
-        for name, value in zip(LinearDemand._fields, linear_demand(op, load(str(part["device"].iloc[0]))), strict=True):
-            values[name][at] = value
-        key[at] = linear_key(op)
-    return rows.assign(key=key, **{f"_{k}": v for k, v in values.items()})
+        return linear_key(op), linear_demand(op, device)
+
+    return demand.beside(rows, FIXED, LinearDemand._fields, asked)
 
 
 def _counted(rows: pd.DataFrame) -> LinearDemand:
-    return LinearDemand(*rows[[f"_{c}" for c in LinearDemand._fields]].to_numpy(float).T)
+    return LinearDemand(*demand.columns(rows, LinearDemand._fields))
 
 
-def log_model(rows: pd.DataFrame | LinearDemand, coef: Mapping[str, float], surface: Surface | None) -> Array:
-    """Log seconds of prepared rows."""
-    demand = rows if isinstance(rows, LinearDemand) else _counted(rows)
-    return np.log(linear_time(demand, coef, surface).total_s)
+def _total_s(asked: LinearDemand, coef: Mapping[str, float], surface: Surface | None) -> Any:
+    return linear_time(asked, coef, surface).total_s
 
 
-def coords(rows: pd.DataFrame) -> dict[str, Array]:
-    """Coordinates of the residual surface."""
-    return {name: rows[f"_{name}"].to_numpy(float) for name in ("batch", "q_len", "heads")}
+AXES = (Axis("batch", 3.0, 0.3), Axis("q_len", 3.0, 0.3), Axis("heads", 3.0, 0.3))
 
 
 def _recipe(kernel_part: str) -> Recipe:
     start = {k: v for k, v in START.items() if kernel_part == "scan" or k not in SCANNED}
-    return Recipe(
-        family=FAMILY,
-        inputs=INPUTS,
-        log_model=log_model,
-        coords=coords,
-        axes=(Axis("batch", 3.0, 0.3), Axis("q_len", 3.0, 0.3), Axis("heads", 3.0, 0.3)),
-        start=start,
-        spread=dict.fromkeys(start, 1.0),
-        between_source=0.2,
-        between_device=0.15,
-        smallest=12,
-        ridge=0.02,
-        huber=0.15,
-        refit=False,
-        pool_by="scope",
-        passes=20,
-        counted=_counted,
-    )
+    return demand.recipe(FAMILY, INPUTS, _counted, _total_s, start, AXES, smallest=12)
 
 
 def fit(rows: pd.DataFrame, *, date: str | None = None, residuals: bool = True) -> list[Fit]:
@@ -137,15 +112,4 @@ def fit(rows: pd.DataFrame, *, date: str | None = None, residuals: bool = True) 
     return [f for name, part in parts for f in fit_family(_recipe(str(name)), part, date=date, residuals=residuals)]
 
 
-def without(rows: pd.DataFrame) -> Callable[[Any], list[Fit]]:
-    """Function from a mask of left-out rows to the fits of the rest; fits only what the mask touches."""
-    base = fit(rows)
-    labels = (rows["key"].astype(str) + "|" + rows["library"].astype(str)).to_numpy(str)
-
-    def rest(left_out: Any) -> list[Fit]:
-        gone = set(labels[left_out].tolist())
-        kept = [f for f in base if f"{f.dtype}|{f.library}" not in gone]
-        again = rows[np.isin(labels, list(gone)) & ~left_out]
-        return kept + (fit(again) if len(again) else [])
-
-    return rest
+without = demand.without(fit)

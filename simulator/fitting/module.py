@@ -7,7 +7,7 @@ projections share a fit: what they change is counted (bytes, rate) or one launch
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,8 +15,9 @@ import numpy as np
 from simulator.base.dtypes import DType, get_format
 from simulator.device.fits import Fit
 from simulator.device.surface import Surface
-from simulator.fitting import judge
-from simulator.fitting.smooth import Array, Axis, Recipe, fit_family
+from simulator.device.types import Device
+from simulator.fitting import demand, judge
+from simulator.fitting.smooth import Axis, fit_family
 from simulator.ops.module import (
     AttentionModule,
     ModuleDemand,
@@ -165,72 +166,42 @@ COLUMNS = (*ModuleDemand._fields, *ModuleRates._fields)
 
 def with_demand(rows: pd.DataFrame) -> pd.DataFrame:
     """`rows` with `key` and what each asks of its device beside it, `COLUMNS`."""
-    from simulator.device.catalogue import load
 
-    values = {name: np.empty(len(rows)) for name in COLUMNS}
-    key = np.empty(len(rows), dtype=object)
-    for at in rows.groupby(["device", *FIXED], sort=False).indices.values():
-        part = rows.iloc[at]
+    def asked(part: pd.DataFrame, device: Device) -> tuple[str, tuple[Any, ...]]:
         op = op_of(part)
-        rates = module_rates(load(str(part["device"].iloc[0])), op.fmt, op.math)
-        for name, value in zip(COLUMNS, (*op.demand(), *rates), strict=True):
-            values[name][at] = value
-        key[at] = module_key(op)
+        return module_key(op), (*op.demand(), *module_rates(device, op.fmt, op.math))
+
     # The op's own names of sizes stand beside the data's.
-    return rows.assign(key=key, module=rows["kind"], **{f"_{k}": v for k, v in values.items()})
+    return demand.beside(rows, FIXED, COLUMNS, asked).assign(module=rows["kind"])
 
 
 Counted = tuple[ModuleDemand, ModuleRates]
 
 
-def _counted(rows: pd.DataFrame) -> Counted:
+def counted(rows: pd.DataFrame) -> Counted:
     """Demand and rates of prepared rows as arrays."""
-    values = rows[[f"_{c}" for c in COLUMNS]].to_numpy(float).T
+    values = demand.columns(rows, COLUMNS)
     return ModuleDemand(*values[: len(ModuleDemand._fields)]), ModuleRates(*values[len(ModuleDemand._fields) :])
 
 
-def log_model(rows: pd.DataFrame | Counted, coef: Mapping[str, float], surface: Surface | None) -> Array:
-    """Log seconds of prepared rows."""
-    demand, rates = rows if isinstance(rows, tuple) else _counted(rows)
-    return np.log(module_time(demand, rates, coef, surface).total_s)
+def _total_s(asked: Counted, coef: Mapping[str, float], surface: Surface | None) -> Any:
+    return module_time(*asked, coef, surface).total_s
 
 
-def coords(rows: pd.DataFrame) -> dict[str, Array]:
-    """Coordinates of the residual surface."""
-    return {name: rows[f"_{name}"].to_numpy(float) for name in ("tokens", "context", "heads")}
-
-
-def _recipe(kind: str, phase: str, library: str) -> Recipe:
-    first = start(kind, phase, library)
-    return Recipe(
-        family=FAMILY,
-        inputs=INPUTS,
-        log_model=log_model,
-        coords=coords,
-        axes=(Axis("tokens", 2.0, 0.3), Axis("context", 2.0, 0.3), Axis("heads", 3.0, 0.3)),
-        start=first,
-        spread=dict.fromkeys(first, 1.0),
-        between_source=0.2,
-        between_device=0.15,
-        smallest=20,
-        ridge=0.05,
-        huber=0.15,
-        refit=False,
-        pool_by="scope",
-        passes=12,
-        counted=_counted,
-    )
+AXES = (Axis("tokens", 2.0, 0.3), Axis("context", 2.0, 0.3), Axis("heads", 3.0, 0.3))
 
 
 def fit(rows: pd.DataFrame, *, date: str | None = None, residuals: bool = True) -> list[Fit]:
     """Fits of every device, key and library of prepared `rows`, then the pooled ones."""
     out: list[Fit] = []
     for (kind, phase, library), part in rows.groupby(["kind", "phase", "library"]):
-        recipe = _recipe(str(kind), str(phase), str(library))
+        first = start(str(kind), str(phase), str(library))
+        recipe = demand.recipe(FAMILY, INPUTS, counted, _total_s, first, AXES, smallest=20, ridge=0.05, passes=12)
         out += fit_family(recipe, part, date=date, residuals=residuals)
     return out
 
 
+without = demand.without(fit)
 PAIRED = ("device", "source", "phase", "dtype", "kv_dtype", *SHAPE)
 CLOSE = 0.05
 """Log speed-up below which neither side wins [-]."""
@@ -279,17 +250,3 @@ def speedups(judged: pd.DataFrame) -> list[dict[str, Any]]:
         for names, part in groups
         if len(part)
     ]
-
-
-def without(rows: pd.DataFrame) -> Callable[[Any], list[Fit]]:
-    """Function from a mask of left-out rows to the fits of the rest; fits only what the mask touches."""
-    base = fit(rows)
-    labels = (rows["key"].astype(str) + "|" + rows["library"].astype(str)).to_numpy(str)
-
-    def rest(left_out: Any) -> list[Fit]:
-        gone = set(labels[left_out].tolist())
-        kept = [f for f in base if f"{f.dtype}|{f.library}" not in gone]
-        again = rows[np.isin(labels, list(gone)) & ~left_out]
-        return kept + (fit(again) if len(again) else [])
-
-    return rest

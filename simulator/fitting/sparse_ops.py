@@ -54,7 +54,7 @@ def op_of(rows: pd.DataFrame) -> Linear | Attention:
         axis = "k" if "down" in library else "n"
         return Linear(**whole, gathered=axis, read_keep=keep, flop_keep=keep)
     on_24 = pattern in TENSOR_CORES_24
-    stored = keep * (fmt.weight_bytes + (0.25 if on_24 else 4.0))
+    stored = keep * (fmt.weight_bytes + (0.25 if on_24 else 4.0 / vector))
     return Linear(**whole, bytes_per_weight=stored, flop_keep=keep, nm24=on_24, vector=vector)
 
 

@@ -48,7 +48,9 @@ class Parameter:
         if field.annotation is bool:
             words = "true | false"
         low, high = bounds.get("ge", bounds.get("gt")), bounds.get("le", bounds.get("lt"))
-        return cls(name, field.default, field.description or "", choices, low, high, " | ".join(choices) or words)
+        return cls(
+            name, field.default, field.description or "", choices, low, high, " | ".join(map(str, choices)) or words
+        )
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from simulator.base.dtypes import DType, Format
 from simulator.model.spec import ModelSpec
@@ -50,6 +50,14 @@ def csr_bytes(keep: float, weight_bytes: float, k: float) -> float:
     return keep * (weight_bytes + 4.0) + 4.0 / k
 
 
+def vector_bytes(keep: float, weight_bytes: float, v: int, k: float) -> float:
+    """Bytes per dense weight of kept columns of `v` rows: the values, a 32-bit column for `v` of them, a pointer each.
+
+    ``keep (b + 4 / v) + 4 / (v k)``, with rows of `k` elements.
+    """
+    return keep * (weight_bytes + 4.0 / v) + 4.0 / (v * k)
+
+
 def residue_24(keep: float) -> float:
     """Non-zeros per weight that 2 of 4 cannot hold, zeros drawn independently [-].
 
@@ -69,6 +77,7 @@ class SparseWeights(ByDepth):
     tiled_csl  4 keep + 10/8192 [1]_                       dense, tensor cores               elements, non-zeros
     bitmap     b keep + 1/8 + 4/4096 [2]_                  dense, tensor cores               elements, non-zeros
     csr        (b + 4) keep + 4/k [3]_                     keep, ordinary fp32 lanes         none
+    vectors    (b + 4/v) keep + 4/(v k) [4]_               keep, tensor cores                none
     sparta     9/16 b, and CSR of what 2:4 cannot hold     half at 2:4, the rest as CSR      none
     ========== =========================================== ================================= ==================
 
@@ -79,6 +88,8 @@ class SparseWeights(ByDepth):
     .. [1] Xia et al., "Flash-LLM", arXiv:2309.10285.
     .. [2] Fan et al., "SpInfer", EuroSys 2025.
     .. [3] Gale et al., "Sparse GPU Kernels for Deep Learning", arXiv:2006.10901.
+    .. [4] Castro et al., "Probing the Efficacy of Hardware-Aware Weight Pruning to Optimize the SpMM routine on Ampere
+       GPUs" (CLASP), PACT 2022, doi:10.1145/3559009.3569691.
     """
 
     name: ClassVar[str] = "sparse_weights"
@@ -91,10 +102,18 @@ class SparseWeights(ByDepth):
     )
 
     keep: float = Field(0.5, gt=0.0, le=1.0, description="share of weights that are not zero")
-    format: Literal["tiled_csl", "bitmap", "csr", "sparta"] = Field(
+    format: Literal["tiled_csl", "bitmap", "csr", "vectors", "sparta"] = Field(
         "bitmap", description="how the non-zeros are stored"
     )
+    v: int = Field(8, ge=2, le=8, description="rows of a column that are kept or dropped together: 2, 4 or 8 (vectors)")
     depth: str = Field("", max_length=200, description="shares kept from first to last layer, a:b:...")
+
+    @field_validator("v")
+    @classmethod
+    def _published(cls, v: int) -> int:
+        if v not in (2, 4, 8):
+            raise ValueError("kernels exist for 2, 4 and 8")
+        return v
 
     def why_not(self, model: ModelSpec, fmt: Format) -> str | None:
         """Formats hold 8- and 16-bit values of ordinary linear layers."""
@@ -120,6 +139,10 @@ class SparseWeights(ByDepth):
             per = csr_bytes(keep, b, float(op.k))
             sputnik = only(op, "Sputnik/Sputnik")
             return (replace(op, fmt=lanes, bytes_per_weight=per, flop_keep=op.flop_keep * keep, kernel=sputnik),)
+        if self.format == "vectors":
+            per = vector_bytes(keep, b, self.v, float(op.k))
+            kept, clasp = op.flop_keep * keep, only(op, f"CLASP/v={self.v}")
+            return (replace(op, bytes_per_weight=per, flop_keep=kept, vector=float(self.v), kernel=clasp),)
         half = (8.0 * b + NM24_METADATA_BITS) / 2.0 / 8.0
         rest = residue_24(keep)
         return (
@@ -152,6 +175,12 @@ for _name, _summary, _citation, _defaults in (
         "unstructured weights in CSR on ordinary lanes",
         "Gale et al. 2020, arXiv:2006.10901",
         {"format": "csr", "keep": 0.2},
+    ),
+    (
+        "clasp",
+        "column vectors of weights kept or dropped whole, on tensor cores",
+        "Castro et al. 2022, PACT, doi:10.1145/3559009.3569691",
+        {"format": "vectors", "keep": 0.1},
     ),
     (
         "sparta",

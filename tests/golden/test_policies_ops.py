@@ -326,6 +326,7 @@ def test_prosparse_multiplies_its_gate_densely() -> None:
         ("nm24", "2:4/vendor", 1),
         ("vnm(v=128,m=10)", "V:N:M/Spatha", 128),
         ("sputnik", "Sputnik/Sputnik", 1),
+        ("clasp(v=4)", "CLASP/v=4", 4),
         ("flash_llm", "", 1),
     ],
 )

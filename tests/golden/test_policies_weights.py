@@ -77,6 +77,19 @@ def test_sputnik_csr_runs_on_ordinary_lanes() -> None:
     assert next(o for o in ops if o.role == "mlp.down").fmt.math is DType.FP32
 
 
+def test_clasp_keeps_columns_of_eight_rows_on_tensor_cores() -> None:
+    """A 32-bit column for 8 values and a pointer for 8 rows: keep (2 + 4/8) B per weight and 4/8 B per row."""
+    ops = linears("clasp(keep=0.2)")
+    assert read(ops, "mlp.down") == pytest.approx(LAYERS * D * F * (0.2 * 2.5 + 4 / (8 * F)))
+    assert flop(ops, "mlp.down") == pytest.approx(LAYERS * 2 * D * F * 0.2)
+    assert next(o for o in ops if o.role == "mlp.down").fmt.math is DType.FP16
+
+
+def test_clasp_has_kernels_for_three_heights() -> None:
+    with pytest.raises(InputError, match="2, 4 and 8"):
+        linears("clasp(v=6)")
+
+
 def test_sparta_splits_into_24_and_a_residue() -> None:
     """keep 1/2: of four weights 3 are kept with p = 4/16 and 4 with 1/16: residue (4 + 2)/16/4 = 0.09375 per weight.
     Bytes 9/16 x 2 + 6 x 0.09375 + 4/k."""

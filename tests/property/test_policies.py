@@ -230,6 +230,7 @@ KEPT = (
     "sparse_weights(keep={})",
     "flash_llm(keep={})",
     "sputnik(keep={})",
+    "clasp(keep={})",
     "sparta(keep={})",
     "gqsa(keep={})",
     "slicegpt(keep={})",

@@ -38,6 +38,12 @@ def test_a_pipe_gets_one_uncropped_line_per_row_whatever_the_terminal(printed):
     assert [heads.index(h) for h in HEADS] == sorted(heads.index(h) for h in HEADS)
 
 
+def test_text_between_colons_is_no_emoji(printed):
+    """``a:b:...`` of a depth came out with a picture in place of ``:b:``."""
+    row = ["sparse_weights", "shares a:b:c", "1", "2"]
+    assert any("shares a:b:c" in line for line in printed(0, [row]))
+
+
 @pytest.mark.parametrize("columns", [60, 80, 100])
 def test_a_terminal_wraps_between_words_only(printed, columns):
     lines = printed(columns)

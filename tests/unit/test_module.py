@@ -229,7 +229,7 @@ def test_rows_of_the_model_are_fitted_and_answered_through_time_op():
     truth |= {"pad_tokens": 0.05, "index": 1.2, "index_math": 2.0, "row_s": 1e-9, "score": 1.0, "select_s": 2e-5}
     shapes = [(b, s, h) for b in (1, 4, 16, 64, 256) for s in (511, 2047, 8191, 32767) for h in (16, 32, 128)]
     rows = fitting.prepare(raw([{"batch": b, "past_len": s, "n_heads": h} for b, s, h in shapes]))
-    rows = rows.assign(time_s=np.exp(fitting.log_model(rows, truth, None)))
+    rows = rows.assign(time_s=module_time(*fitting.counted(rows), truth).total_s)
     fits = fitting.fit(rows, date="2026-11-30")
     assert {f.device for f in fits} == {"h100-sxm", "sm90", "any"}
     judged, excluded = predicted("module", rows, fits)
