@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from enum import Enum, auto
 from functools import cached_property, partial
@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 from simulator.base.dtypes import DType, Format, sixteen_bit
 from simulator.base.errors import UnsupportedError
 from simulator.inference import delta_net, latent
-from simulator.model.layer import AttentionSpec, FfnSpec, LayerSpec, MoeSpec
+from simulator.inference.kv_shape import kv_bytes_per_token, kv_heads_here, sequences
+from simulator.model.layer import AttentionSpec, FfnSpec, LayerSpec, MoeSpec, SideSpec
 from simulator.model.spec import ModelSpec
 from simulator.ops.ops import ACT_BYTES, Attention, Collective, Elementwise, Linear, Moe, Op
 from simulator.ops.part import OpPart
@@ -201,7 +202,7 @@ class Lowering:
         out = []
         for layer, indices in self.groups:
             attention = layer.attention
-            if attention is None:
+            if attention is None or attention.kv_from == "before":
                 continue
             dense = kv_bytes_per_token(attention, self.tp, self.kv_element_bytes)
             window = float("inf") if attention.window is None else float(attention.window)
@@ -254,6 +255,8 @@ class Lowering:
                 fmt=sixteen_bit(self.fmt),
             )
 
+        yield from self._sides(model.sides, step, 1.0)
+
     def _final_norm(self, step: Step) -> Iterator[Op]:
         if self.model.final_norm:
             yield self._norm("norm.final", step, 1.0, self.model.layers[-1].norm == "rms")
@@ -297,6 +300,14 @@ class Lowering:
             yield from self._ffn(layer, layer.ffn, step, count, "mlp")
         if self.tp > 1:
             yield self._all_reduce("mlp.all_reduce", step, count)
+        yield from self._sides(layer.sides, step, count)
+
+    def _sides(self, sides: Iterable[SideSpec], step: Step, count: float) -> Iterator[Op]:
+        """Small matrices beside the blocks; engines hold them whole on every GPU."""
+        for side in sides:
+            yield Linear(
+                role=f"side.{side.name}", m=step.rows, n=side.n, k=side.k, fmt=sixteen_bit(self.fmt), count=count
+            )
 
     def _attention(
         self, layer: LayerSpec, a: AttentionSpec, step: Step, count: float, cores: Sequence[Op]
@@ -304,16 +315,17 @@ class Lowering:
         hidden = self.model.hidden
         q = a.n_heads * a.head_dim / self.tp
         kv_heads = kv_heads_here(a, self.tp)
-        n = a.q_width / self.tp + kv_heads * (a.head_dim + a.v_head_dim)
+        n = a.q_width / self.tp + kv_heads * a.kv_width / a.n_kv_heads
         qkv, out = self.format_of(layer, "attn.qkv"), self.format_of(layer, "attn.o")
         yield _projection(role="attn.qkv", m=step.rows, n=n, k=hidden, fmt=qkv, count=count)
+        turned = q + (0.0 if a.kv_from == "before" else kv_heads * a.head_dim)
         if a.qk_norm:
-            yield self._passes("attn.qk_norm", "norm", step, q + kv_heads * a.head_dim, count)
+            yield self._passes("attn.qk_norm", "norm", step, turned, count)
         if a.position == "rope":
-            yield self._passes("attn.rope", "rope", step, q + kv_heads * a.head_dim, count)
+            yield self._passes("attn.rope", "rope", step, turned, count)
         yield from cores
         o_in = a.n_heads * a.v_head_dim / self.tp
-        if a.gated:
+        if a.gate:
             moved = step.rows * o_in * ACT_BYTES
             yield Elementwise(
                 role="attn.gate", kind="activation", read_bytes=2.0 * moved, write_bytes=moved, count=count
@@ -347,19 +359,21 @@ class Lowering:
                     fmt=self.format_of(layer, "attn.kv_up"),
                     count=count,
                 )
+            batch, q_len, kv_len = sequences(a, step.prefill_rows, step.prefill_tokens, step.prefill_context)
             yield Attention(
                 role="attn.core.prefill",
                 phase="prefill",
-                batch=step.prefill_rows,
-                q_len=step.prefill_tokens,
-                kv_len=step.prefill_context,
+                batch=batch,
+                q_len=q_len,
+                kv_len=kv_len,
                 n_heads=heads,
                 n_kv_heads=kv_heads if mla is None else heads,
                 head_dim=a.head_dim,
                 v_head_dim=a.v_head_dim,
                 math=math,
                 kv_element_bytes=self.kv_element_bytes,
-                window=a.window,
+                window=None if a.chunked else a.window,
+                stores=a.kv_from != "before",
                 count=count,
             )
         if step.decodes:
@@ -371,15 +385,16 @@ class Lowering:
                 phase="decode",
                 batch=step.decode_rows,
                 q_len=1.0,
-                kv_len=step.decode_context,
+                kv_len=sequences(a, step.decode_rows, 1.0, step.decode_context)[2],
                 n_heads=heads,
                 n_kv_heads=kv_heads if mla is None else 1.0,
                 head_dim=a.head_dim if mla is None else float(mla.kv_lora_rank + mla.qk_rope_head_dim),
                 v_head_dim=a.v_head_dim if mla is None else float(mla.kv_lora_rank),
                 math=math,
                 kv_element_bytes=self.kv_element_bytes,
-                window=a.window,
+                window=None if a.chunked else a.window,
                 latent=mla is not None,
+                stores=a.kv_from != "before",
                 count=count,
             )
             if mla is not None:
@@ -459,18 +474,6 @@ def _folded(ops: list[Lowered]) -> list[Lowered]:
             new = new._replace(op=replace(first, count=first.count + op.count))
         found[key] = new
     return list(found.values())
-
-
-def kv_heads_here(a: AttentionSpec, tp: int) -> float:
-    """KV heads one GPU holds: at least one, so KV is replicated when tp exceeds them [-]."""
-    return max(a.n_kv_heads / tp, 1.0)
-
-
-def kv_bytes_per_token(a: AttentionSpec, tp: int, element_bytes: float) -> float:
-    """Dense KV bytes of one token in one layer on one GPU; the MLA latent is on every GPU [B]."""
-    if a.mla is not None:
-        return a.kv_elements_per_token * element_bytes
-    return kv_heads_here(a, tp) * (a.head_dim + a.v_head_dim) * element_bytes
 
 
 def require(lowering: Lowering) -> None:

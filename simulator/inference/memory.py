@@ -125,7 +125,7 @@ def _bias_elements(lowering: Lowering) -> float:
     parts = ("attention", "ffn", "router", "projection", "lm_head")
     total = float(sum(model.params(part) for part in parts))
     if model.tied_embeddings:
-        total += model.params("embedding")
+        total += model.params("embedding") - model.tables
     return max(total - matrices, 0.0)
 
 

@@ -13,8 +13,10 @@ from simulator.model.indexer import IndexerSpec
 
 Position = Literal["rope", "alibi", "learned", "none"]
 Norm = Literal["rms", "layer"]
-QkNorm = Literal["head", "width"]
-Activation = Literal["relu", "relu2", "silu", "gelu"]
+QkNorm = Literal["head", "width", "plain"]
+Gate = Literal["width", "head"]
+KvFrom = Literal["own", "k", "before"]
+Activation = Literal["relu", "relu2", "silu", "gelu", "xielu"]
 Part = Literal["embedding", "position", "attention", "ffn", "router", "norm", "projection", "lm_head"]
 PARTS: tuple[Part, ...] = get_args(Part)
 
@@ -64,14 +66,21 @@ class AttentionSpec:
     position : {'rope', 'alibi', 'learned', 'none'}
     qkv_bias, o_bias : bool
         With MLA, `qkv_bias` is the bias of the two down projections.
-    qk_norm : {'head', 'width'} or None
-        RMS norm of queries and keys over each head (Qwen3) or over all heads at once (OLMo-2).
+    qk_norm : {'head', 'width', 'plain'} or None
+        Norm of queries and keys over each head with weights for one of them (Qwen3), with weights for all (OLMo-2,
+        StableLM), or without weights (Llama 4).
+    qk_norm_bias : bool
+        That norm has a bias beside its weight (Persimmon).
     sinks : bool
         One learned logit per head joins the softmax (GPT-OSS).
     fused_qkv : bool
         The checkpoint stores Q, K and V as one matrix. Engines fuse them either way.
-    gated : bool
-        The query projection yields a gate on the output beside each query (Qwen3-Next).
+    gate : {'width', 'head'} or None
+        Gate on the output, projected beside the queries: one for each element (Qwen3-Next) or for each head (Laguna).
+    chunked : bool
+        `window` is the length of chunks: a query sees its own chunk from its start (Llama 4).
+    kv_from : {'own', 'k', 'before'}
+        K and V are projected here, V is K (Gemma 4's full layers), or both are an earlier layer's, which keeps them.
     indexer : IndexerSpec or None
         Picks the latents that a query attends to; None = all. With MLA of low-rank queries only.
     """
@@ -88,8 +97,11 @@ class AttentionSpec:
     mla: MlaSpec | None = None
     sinks: bool = False
     fused_qkv: bool = False
-    gated: bool = False
+    gate: Gate | None = None
     indexer: IndexerSpec | None = None
+    qk_norm_bias: bool = False
+    chunked: bool = False
+    kv_from: KvFrom = "own"
 
     def __post_init__(self) -> None:
         require_positive(self, "n_heads", "n_kv_heads", "head_dim", "v_head_dim")
@@ -99,6 +111,8 @@ class AttentionSpec:
             )
         if self.window is not None:
             require_positive(self, "window")
+        if self.chunked and self.window is None:
+            raise InputError("chunked attention needs the length of a chunk, its window")
         if self.indexer is not None and (self.mla is None or self.mla.q_lora_rank is None):
             raise InputError("an indexer needs multi-head latent attention with low-rank queries")
 
@@ -110,15 +124,24 @@ class AttentionSpec:
     @property
     def q_width(self) -> int:
         """Outputs of the query projection per token, the output's gate among them [-]."""
-        return self.n_heads * self.head_dim * (2 if self.gated else 1)
+        gates = {None: 0, "head": self.n_heads, "width": self.n_heads * self.v_head_dim}[self.gate]
+        return self.n_heads * self.head_dim + gates
+
+    @property
+    def kv_width(self) -> int:
+        """Outputs of the K and V projections per token [-]."""
+        widths = {"own": self.head_dim + self.v_head_dim, "k": self.head_dim, "before": 0}[self.kv_from]
+        return self.n_kv_heads * widths
 
     @property
     def kv_elements_per_token(self) -> int:
         """Cached elements per token of this layer [-].
 
         ``n_kv_heads * (head_dim + v_head_dim)``; with MLA ``kv_lora_rank + qk_rope_head_dim``, once
-        per token because keys and values are both rebuilt from the same latent.
+        per token because keys and values are both rebuilt from the same latent; 0 where an earlier layer keeps them.
         """
+        if self.kv_from == "before":
+            return 0
         if self.mla is not None:
             return self.mla.kv_lora_rank + self.mla.qk_rope_head_dim
         return self.n_kv_heads * (self.head_dim + self.v_head_dim)
@@ -129,14 +152,20 @@ class AttentionSpec:
         total = o_in * hidden + (hidden if self.o_bias else 0) + (self.n_heads if self.sinks else 0)
         if self.mla is not None:
             return total + self._mla_params(hidden, self.mla)
-        q_out, k_out = self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim
-        out = self.q_width + k_out + self.n_kv_heads * self.v_head_dim
-        total += hidden * out + (out if self.qkv_bias else 0)
+        out = self.q_width + self.kv_width
+        gates = self.q_width - self.n_heads * self.head_dim
+        total += hidden * out + (out - (gates if self.gate == "head" else 0) if self.qkv_bias else 0)
+        return total + self._qk_norm_params()
+
+    def _qk_norm_params(self) -> int:
+        keys = int(self.kv_from != "before")
         if self.qk_norm == "head":
-            total += 2 * self.head_dim
+            total = self.head_dim * (1 + keys)
         elif self.qk_norm == "width":
-            total += q_out + k_out
-        return total
+            total = (self.n_heads + keys * self.n_kv_heads) * self.head_dim
+        else:
+            return 0
+        return total * (2 if self.qk_norm_bias else 1)
 
     def _mla_params(self, hidden: int, mla: MlaSpec) -> int:
         q_out = self.n_heads * self.head_dim
@@ -221,6 +250,18 @@ class MoeSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class SideSpec:
+    """A small matrix beside attention and FFN that every token passes, never quantised: `n` outputs of `k` inputs."""
+
+    name: str
+    n: int
+    k: int
+
+    def __post_init__(self) -> None:
+        require_positive(self, "n", "k")
+
+
+@dataclass(frozen=True, slots=True)
 class LayerSpec:
     """One decoder layer: attention, or a gated delta net in its place, and a feed-forward block.
 
@@ -230,12 +271,16 @@ class LayerSpec:
         None where `delta_net` stands in its place: such a layer has no KV cache.
     n_norms : int
         Norms over the hidden width, those inside attention not counted.
-    norm_bias : bool
-        The norm has a bias beside its weight.
+    norm_bias, norm_weight : bool
+        The norm has a bias beside its weight; it has a weight (OLMo's and NanoChat's have none).
     parallel : bool
         Attention and FFN read the same input and are added together (GPT-J, GPT-NeoX, Falcon).
     formats : Formats
         Matrices that the checkpoint stores in another format than the model's own.
+    sides : tuple of SideSpec
+        Small matrices beside attention and FFN, in the order they run.
+    vectors : int
+        Learned elements that are no matrix, no bias and no norm over the hidden width: scales, inner norms [-].
     """
 
     attention: AttentionSpec | None
@@ -246,6 +291,9 @@ class LayerSpec:
     parallel: bool = False
     formats: Formats = AS_PUBLISHED
     delta_net: DeltaNetSpec | None = None
+    norm_weight: bool = True
+    sides: tuple[SideSpec, ...] = ()
+    vectors: int = 0
 
     def __post_init__(self) -> None:
         if (self.attention is None) == (self.delta_net is None):
@@ -279,5 +327,11 @@ class LayerSpec:
         if part == "router":
             return self.ffn.n_router_params(hidden) if isinstance(self.ffn, MoeSpec) else 0
         if part == "norm":
-            return self.n_norms * hidden * (2 if self.norm_bias else 1)
+            return self.n_norms * self.norm_params(hidden) + self.vectors
+        if part == "projection":
+            return sum(side.n * side.k for side in self.sides)
         return 0
+
+    def norm_params(self, hidden: int) -> int:
+        """Weight and bias of one norm over the hidden width [-]."""
+        return hidden * (int(self.norm_weight) + int(self.norm_bias))

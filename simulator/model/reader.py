@@ -42,10 +42,38 @@ class Reader:
         File or model the config came from; printed in front of every complaint.
     text : str, optional
         The file's text, to name the line of a bad key.
+    aliases : Mapping, optional
+        Other names of keys in this family's files; a key that stands under its own name wins.
+
+    Attributes
+    ----------
+    asked : set of str
+        Keys that were asked for, set or not; readers derived from this one add to the same set.
     """
 
-    def __init__(self, config: Mapping[str, Any], where: str, text: str | None = None):
+    def __init__(
+        self,
+        config: Mapping[str, Any],
+        where: str,
+        text: str | None = None,
+        aliases: Mapping[str, tuple[str, ...]] | None = None,
+    ):
         self.config, self.where, self.text = config, where, text
+        self.aliases = aliases or {}
+        self.asked: set[str] = set()
+
+    def derived(
+        self,
+        changes: Mapping[str, Any] | None = None,
+        without: tuple[str, ...] = (),
+        aliases: Mapping[str, tuple[str, ...]] | None = None,
+    ) -> Reader:
+        """The same file with `changes`, `without` some keys, or with other names of keys."""
+        config = {k: v for k, v in {**self.config, **(changes or {})}.items() if k not in without}
+        reader = Reader(config, self.where, self.text, {**self.aliases, **(aliases or {})})
+        self.asked.update(without)
+        reader.asked = self.asked
+        return reader
 
     def fail(self, key: str, problem: str) -> NoReturn:
         """Raise the `refusal` of `key`."""
@@ -62,10 +90,12 @@ class Reader:
         return InputError(f"key {key!r} {problem}", where=where)
 
     def _find(self, keys: tuple[str, ...]) -> tuple[str, Any]:
-        for key in keys:
+        every = tuple(name for key in keys for name in (key, *self.aliases.get(key, ())))
+        self.asked.update(every)
+        for key in every:
             if self.config.get(key) is not None:
                 return key, self.config[key]
-        return keys[0], None
+        return (self.aliases.get(keys[0]) or keys)[0], None
 
     def whole(self, *keys: str, default: Any = _REQUIRED, low: int = 1, high: int = _LARGEST) -> int:
         """Whole number under the first of `keys` that is set; `default` when none is."""
@@ -116,16 +146,26 @@ class Reader:
 
     def strings(self, key: str) -> tuple[str, ...] | None:
         """List of texts, None when the key is not set."""
-        value = self.config.get(key)
+        key, value = self._find((key,))
         if value is None:
             return None
         if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
             self.fail(key, f"is {_show(value)}; it must be a list of texts")
         return tuple(value)
 
+    def numbers(self, key: str) -> tuple[int, ...] | None:
+        """List of whole numbers from zero on, None when the key is not set."""
+        key, value = self._find((key,))
+        if value is None:
+            return None
+        whole = isinstance(value, list) and all(isinstance(i, int) and not isinstance(i, bool) for i in value)
+        if not whole or any(i < 0 for i in value):
+            self.fail(key, f"is {_show(value)}; it must be a list of whole numbers")
+        return tuple(value)
+
     def switches(self, key: str, n_layers: int) -> tuple[bool, ...] | None:
         """List of one 0 or 1 per layer, None when the key is not set."""
-        value = self.config.get(key)
+        key, value = self._find((key,))
         if value is None:
             return None
         if not isinstance(value, list) or len(value) != n_layers or not all(item in (0, 1) for item in value):
@@ -134,7 +174,7 @@ class Reader:
 
     def section(self, key: str) -> Reader | None:
         """Reader of a nested object, None when the key is not set."""
-        value = self.config.get(key)
+        key, value = self._find((key,))
         if value is None:
             return None
         if not isinstance(value, Mapping):

@@ -29,6 +29,7 @@ from simulator.model.layer import (
     Part,
     Position,
     QkNorm,
+    SideSpec,
 )
 
 __all__ = [
@@ -44,6 +45,7 @@ __all__ = [
     "Part",
     "Position",
     "QkNorm",
+    "SideSpec",
 ]
 
 
@@ -72,6 +74,11 @@ class ModelSpec:
     embed_norm : bool
         A norm right after the embedding (BLOOM).
     lm_head_bias : bool
+    tables : int
+        Elements of tables that tokens look up beside the embedding of `vocab` rows: rows that no output has, other
+        embeddings, those of each layer (Gemma 3n) [-].
+    sides : tuple of SideSpec
+        Small matrices outside the layers that every token passes.
     dtype : str
         Format of the published weights: ``bf16``, ``fp16`` or ``fp32``.
     ends : Formats
@@ -104,6 +111,8 @@ class ModelSpec:
     final_norm: bool = True
     embed_norm: bool = False
     lm_head_bias: bool = False
+    tables: int = 0
+    sides: tuple[SideSpec, ...] = ()
     dtype: str = "bf16"
     ends: Formats = AS_PUBLISHED
     kv_dtype: str | None = None
@@ -195,24 +204,24 @@ class ModelSpec:
         ----------
         part : str
             One of `PARTS`; ``lm_head`` is 0 when it is tied to the embedding, ``projection`` is the
-            pair between embedding and hidden width.
+            pair between embedding and hidden width and the small matrices beside the blocks.
         """
         width = self.embed_proj_dim or self.hidden
         if part == "embedding":
-            return self.vocab * width
+            return self.vocab * width + self.tables
         if part == "position":
             return self.learned_positions * self.hidden
-        if part == "projection":
-            return 2 * width * self.hidden if self.embed_proj_dim else 0
         if part == "lm_head":
             matrix = 0 if self.tied_embeddings else self.vocab * width
             return matrix + (self.vocab if self.lm_head_bias else 0)
         if part not in PARTS:
             raise InputError(f"unknown model part {part!r}; parts are {', '.join(PARTS)}")
         total = sum(len(where) * layer.n_params(part, self.hidden) for layer, where in self._groups)
+        if part == "projection":
+            total += 2 * width * self.hidden if self.embed_proj_dim else 0
+            total += sum(side.n * side.k for side in self.sides)
         if part == "norm":
-            outside = int(self.final_norm) + int(self.embed_norm)
-            total += outside * self.hidden * (2 if self.layers[0].norm_bias else 1)
+            total += (int(self.final_norm) + int(self.embed_norm)) * self.layers[-1].norm_params(self.hidden)
         return total
 
     def params_by_part(self) -> dict[Part, int]:

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from simulator.base.dtypes import FORMATS
-from simulator.inference.lowering import Lowering, kv_bytes_per_token
+from simulator.inference.kv_shape import kv_bytes_per_token
+from simulator.inference.lowering import Lowering
 from simulator.model.hub import find_model, list_models
 from simulator.model.layer import MoeSpec
 from simulator.ops.ops import Attention, Collective, Linear, Moe, Op

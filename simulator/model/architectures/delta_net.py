@@ -57,7 +57,7 @@ def _hybrid(reader: Reader, name: str, ffn: FfnSpec | tuple[FfnSpec | MoeSpec, .
     bias = reader.flag("attention_bias")
     attention = replace(
         rotary_attention(reader, reader.whole("hidden_size"), qkv_bias=bias, o_bias=bias, qk_norm="head"),
-        gated=reader.flag("attn_output_gate", default=True),
+        gate="width" if reader.flag("attn_output_gate", default=True) else None,
     )
     # Kinds of layers were read above; what slides is asked of what is left, which is nothing.
     plain = Reader({k: v for k, v in reader.config.items() if k != "layer_types"}, reader.where, reader.text)

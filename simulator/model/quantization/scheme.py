@@ -291,7 +291,7 @@ def _shapes(model: ModelSpec, layer: LayerSpec | None, matrix: str) -> Iterator[
         mla = a.mla
         heads_v = a.n_heads * a.v_head_dim
         if matrix == "attn.qkv":
-            n = a.q_width + a.n_kv_heads * (a.head_dim + a.v_head_dim)
+            n = a.q_width + a.kv_width
             yield n, hidden, 1 if a.fused_qkv else 3, 1
         elif matrix == "attn.o":
             yield hidden, heads_v, 1, 1
