@@ -132,6 +132,9 @@ def main(app: Callable[..., Any]) -> NoReturn:
     from typer.exceptions import TyperException
 
     try:
+        if isinstance(app, typer.Typer):
+            app = typer.main.get_command(app)
+            _once_each(app)
         code = app(standalone_mode=False)
         sys.stdout.flush()
     except ShadowlineError as error:
@@ -164,6 +167,30 @@ def main(app: Callable[..., Any]) -> NoReturn:
         what = f"cannot use {error.filename}" if error.filename else "cannot write the answer"
         fail(InputError(f"{what}: {reason(error)}"))
     raise SystemExit(code if isinstance(code, int) else 0)
+
+
+def _once_each(command: Any) -> None:
+    """Let `command`, and those in it, refuse a flag of one value that is given twice: the parser keeps the last."""
+    for inner in getattr(command, "commands", {}).values():
+        _once_each(inner)
+    make = command.make_parser
+
+    def make_parser(context: Any) -> Any:
+        parser = make(context)
+        parse = parser.parse_args
+
+        def parse_args(args: list[str]) -> Any:
+            values, rest, order = parse(args=args)
+            for param in order:
+                takes_one = param.param_type_name == "option" and not (param.multiple or param.is_flag or param.count)
+                if takes_one and order.count(param) > 1:
+                    raise InputError("is given twice; give one", where=" or ".join(param.opts))
+            return values, rest, order
+
+        parser.parse_args = parse_args
+        return parser
+
+    command.make_parser = make_parser
 
 
 def _drop_stdout() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
     """Run a verb in this process: exit status, stdout, stderr."""
 
     def call(module: Any, *arguments: str | Path) -> tuple[int, str, str]:
+        arguments = _changed(arguments)
         monkeypatch.setattr(sys, "argv", ["traces", *map(str, arguments)])
         with pytest.raises(SystemExit) as left:
             console.main(module.app)
@@ -66,6 +67,15 @@ def model(tmp_path_factory: pytest.TempPathFactory, text: Path) -> Path:
     folder = tmp_path_factory.mktemp("model") / "tiny"
     pretrain.write_model(transformers.LlamaForCausalLM(config), words, folder)
     return folder
+
+
+def _changed(arguments: Sequence[str | Path]) -> tuple[str | Path, ...]:
+    """Arguments in which a flag given again replaces what the common ones gave it."""
+    out = list(arguments)
+    for flag in {a for a in out if str(a).startswith("--") and out.count(a) > 1}:
+        at = out.index(flag)
+        del out[at : at + 2]
+    return tuple(out)
 
 
 def train_arguments(model: Path, text: Path, out: Path) -> list[str | Path]:
