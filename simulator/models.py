@@ -59,7 +59,7 @@ def command(
                 r["architecture"],
                 f"{r['params'] / 1e9:.3g}B",
                 f"{r['active_params'] / 1e9:.3g}B",
-                *(f"{r[k]:,}" for k in ("layers", "hidden", "heads", "kv_heads", "intermediate", "max_context")),
+                *(f"{r[k] or 0:,}" for k in ("layers", "hidden", "heads", "kv_heads", "intermediate", "max_context")),
                 f"{r['kv_bytes_per_token']:,.0f}",
                 r["dtype"],
             ]
@@ -136,11 +136,10 @@ def row_of(model: Any) -> dict[str, Any]:
     from simulator.inference.formats import folded, told
     from simulator.inference.lowering import Lowering
     from simulator.inference.memory import weights_bytes
-    from simulator.model.layer import MoeSpec
     from simulator.policies import Policies
 
-    last, (attention, _) = model.layers[-1], model.attentions[0]
-    ffn = last.ffn.expert if isinstance(last.ffn, MoeSpec) else last.ffn
+    attention = model.attentions[0][0] if model.attentions else None
+    ffn = model.feed_forwards[-1][0] if model.feed_forwards else None
     stored, fmt = folded(model, get_format(model.dtype))
     return {
         "model": model.name,
@@ -149,11 +148,12 @@ def row_of(model: Any) -> dict[str, Any]:
         "active_params": model.n_active_params,
         "layers": model.n_layers,
         "hidden": model.hidden,
-        "heads": attention.n_heads,
-        "kv_heads": attention.n_kv_heads,
-        "intermediate": ffn.intermediate,
+        "heads": attention and attention.n_heads,
+        "kv_heads": attention and attention.n_kv_heads,
+        "intermediate": ffn and ffn.intermediate,
         "max_context": model.max_context,
         "kv_bytes_per_token": model.kv_bytes_per_token(2.0),
+        "state_bytes": model.state_bytes(),
         "weights_bytes": weights_bytes(Lowering(stored, Policies(), fmt, 2.0)),
         "dtype": told(stored, fmt),
         "kv_dtype": model.kv_dtype,

@@ -10,20 +10,20 @@ from typing import Any, NamedTuple
 
 from simulator.base.dtypes import DType, Format, sixteen_bit
 from simulator.base.errors import UnsupportedError
-from simulator.inference import delta_net, latent
+from simulator.inference import feed_forward, latent, state
 from simulator.inference.kv_shape import kv_bytes_per_token, kv_heads_here, sequences
-from simulator.model.layer import AttentionSpec, FfnSpec, LayerSpec, MoeSpec, SideSpec
+from simulator.model.layer import AttentionSpec, LayerSpec, MoeSpec, SideSpec
 from simulator.model.spec import ModelSpec
+from simulator.ops.linear_attention import LinearAttention
 from simulator.ops.ops import ACT_BYTES, Attention, Collective, Elementwise, Linear, Moe, Op
 from simulator.ops.part import OpPart
 from simulator.ops.step import Step
 from simulator.ops.union_law import UnionLaw
-from simulator.policies import Aspect, Context, KvLayout, Policies, Policy
+from simulator.policies import ATTENTION_ASPECTS, Aspect, Context, KvLayout, Policies, Policy
 from simulator.policies.ideal import ideal
 from simulator.trace.curves import Trace
 
 _projection = partial(Linear, part=OpPart.PROJECTIONS)
-_neurons = partial(Linear, part=OpPart.FFN)
 _at_the_end = partial(Linear, part=OpPart.HEAD)
 
 
@@ -81,9 +81,10 @@ class Lowering:
     def why_not(self) -> str | None:
         """Reason the cut or a policy does not apply, or None."""
         for layer, _ in self.model.layer_groups():
-            attention, net = layer.attention, layer.delta_net
-            if net is not None and net.k_heads % self.tp:
-                return f"{net.k_heads} key heads of a gated delta net cannot be split over tp={self.tp}"
+            attention = layer.attention
+            uneven = layer.state and layer.state.why_not(self.tp)
+            if uneven:
+                return uneven
             if attention is not None and attention.n_heads % self.tp:
                 return f"{attention.n_heads} heads cannot be split over tp={self.tp}"
             kv = attention.n_kv_heads if attention is not None and attention.mla is None else self.tp
@@ -97,6 +98,8 @@ class Lowering:
         for policy in self.policies.members:
             reasons = (policy.why_not(self.model, fmt) for fmt in self._rewritten_formats(policy))
             reason = next(filter(None, reasons), None)
+            if reason is None and policy.aspects & ATTENTION_ASPECTS and not self.model.attentions:
+                reason = f"{policy.name} works on attention, which no layer of {self.model.name} has"
             if reason is None and of_latents and not policy.compatibility.mla:
                 reason = f"{policy.name} works on K and V of single heads; MLA caches one latent for all of them"
             if Aspect.KV_FORMAT in policy.aspects and self.kv_element_bytes < 2.0:
@@ -217,7 +220,7 @@ class Lowering:
     @property
     def state_bytes(self) -> float:
         """What one sequence keeps on one GPU in layers without attention, however long it gets [B]."""
-        return self.model.state_bytes / self.tp
+        return self.model.state_bytes(self.tp)
 
     def _context(self, layer: LayerSpec, index: int, step: Step) -> Context:
         trace = self.trace and self.trace.layer(index, self.model.n_layers, own=not self.transferred)
@@ -280,25 +283,27 @@ class Lowering:
 
     def _layer(self, layer: LayerSpec, step: Step, count: float, cores: Sequence[Op]) -> Iterator[Op]:
         yield self._norm("norm", step, count * layer.n_norms, layer.norm == "rms")
-        attention, net = layer.attention, layer.delta_net
-        if net is not None:
-            fmt = {m: self.format_of(layer, m) for m in net.matrices}
-            yield from delta_net.block(net, self.model.hidden, self.tp, fmt, step, count, cores)
-        elif attention is not None and attention.mla is not None:
+        attention, hidden = layer.attention, self.model.hidden
+        fmt = {m: self.format_of(layer, m) for m in layer.matrices}
+        scans = [core for core in cores if isinstance(core, LinearAttention)]
+        if layer.state is not None:
+            yield from state.block(layer.state, hidden, self.tp, fmt, step, count, scans)
+        cores = cores[: len(cores) - len(scans)]
+        if attention is not None and attention.mla is not None:
             if self.as_modules:
                 yield from cores
             else:
-                fmt = {m: self.format_of(layer, m) for m in layer.matrices}
-                yield from latent.block(attention, attention.mla, self.model.hidden, self.tp, fmt, step, count, cores)
+                yield from latent.block(attention, attention.mla, hidden, self.tp, fmt, step, count, cores)
         elif attention is not None:
             yield from self._attention(layer, attention, step, count, cores)
-        if self.tp > 1 and not layer.parallel:
+        if self.tp > 1 and layer.mixes and not layer.parallel:
             yield self._all_reduce("attn.all_reduce", step, count)
         if isinstance(layer.ffn, MoeSpec):
-            yield from self._moe(layer, layer.ffn, step, count)
-        else:
-            yield from self._ffn(layer, layer.ffn, step, count, "mlp")
-        if self.tp > 1:
+            half = sixteen_bit(self.fmt)
+            yield from feed_forward.experts(layer.ffn, hidden, self.tp, self.ep, fmt, half, step, count)
+        elif layer.ffn is not None:
+            yield from feed_forward.dense(layer.ffn, hidden, self.tp, fmt, step, count)
+        if self.tp > 1 and layer.ffn is not None:
             yield self._all_reduce("mlp.all_reduce", step, count)
         yield from self._sides(layer.sides, step, count)
 
@@ -335,13 +340,14 @@ class Lowering:
     def _cores(self, layer: LayerSpec, step: Step, count: float) -> Iterator[Op]:
         """Attention itself, and with MLA what a prompt rebuilds of its context and what decoding absorbs.
 
-        In a layer without attention the convolution and the recurrence.
+        After it the convolution and the recurrence of a block that keeps a state.
         """
-        a = layer.attention
-        if a is None:
-            if layer.delta_net is not None:
-                yield from delta_net.cores(layer.delta_net, self.tp, step, count)
-            return
+        if layer.attention is not None:
+            yield from self._attended(layer, layer.attention, step, count)
+        if layer.state is not None:
+            yield from state.cores(layer.state, self.tp, step, count)
+
+    def _attended(self, layer: LayerSpec, a: AttentionSpec, step: Step, count: float) -> Iterator[Op]:
         heads, mla = a.n_heads / self.tp, a.mla
         if mla is not None and self.as_modules:
             fmt = self.format_of(layer, "attn.o")
@@ -399,44 +405,6 @@ class Lowering:
             )
             if mla is not None:
                 yield _projection(role="attn.absorb_v", n=a.v_head_dim, k=mla.kv_lora_rank, **absorbed)
-
-    def _ffn(self, layer: LayerSpec, ffn: FfnSpec, step: Step, count: float, role: str) -> Iterator[Op]:
-        hidden, width = self.model.hidden, ffn.intermediate / self.tp
-        up, down = ffn.matrices(role)
-        fmt = self.format_of(layer, up)
-        yield _neurons(role=up, m=step.rows, n=ffn.n_up * width, k=hidden, fmt=fmt, count=count)
-        rows = step.rows * width * ACT_BYTES
-        yield Elementwise(
-            role=f"{role}.act",
-            part=OpPart.FFN,
-            kind="activation",
-            read_bytes=rows * ffn.n_up,
-            write_bytes=rows,
-            count=count,
-        )
-        fmt = self.format_of(layer, down)
-        yield _neurons(role=down, m=step.rows, n=hidden, k=width, fmt=fmt, count=count)
-
-    def _moe(self, layer: LayerSpec, moe: MoeSpec, step: Step, count: float) -> Iterator[Op]:
-        hidden = self.model.hidden
-        yield _neurons(
-            role="moe.router", m=step.rows, n=moe.n_experts, k=hidden, fmt=sixteen_bit(self.fmt), count=count
-        )
-        yield Moe(
-            role="moe.experts",
-            tokens=step.rows,
-            hidden=hidden,
-            intermediate=moe.expert.intermediate,
-            top_k=moe.top_k,
-            n_experts=moe.n_experts,
-            gated=moe.expert.gated,
-            fmt=self.format_of(layer, "moe.experts"),
-            tp=self.tp // self.ep,
-            ep=self.ep,
-            count=count,
-        )
-        if moe.shared is not None:
-            yield from self._ffn(layer, moe.shared, step, count, "moe.shared")
 
     def _norm(self, role: str, step: Step, count: float, rms: bool) -> Op:
         row = self.model.hidden * ACT_BYTES

@@ -1,19 +1,17 @@
-"""A layer that keeps a state in place of a KV cache: the gated delta net."""
+"""Layers that keep a state by the delta rule: the gated delta net, and Kimi's delta attention."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from simulator.base.checks import require_positive
 from simulator.base.errors import InputError
-from simulator.model.formats import STATE
-
-CONV_BYTES = 2.0
-"""Bytes of an element of the inputs that the convolution keeps [B]."""
+from simulator.model.state import Convolution, Product, Recurrence, StateSpec, uneven
 
 
 @dataclass(frozen=True, slots=True)
-class DeltaNetSpec:
+class DeltaNetSpec(StateSpec):
     """One block of gated delta rule [1]_ behind a short convolution, as Qwen3-Next has it.
 
     Attributes
@@ -32,6 +30,8 @@ class DeltaNetSpec:
     .. [1] Gated delta networks, arXiv:2412.06464.
     """
 
+    title: ClassVar[str] = "gated delta net"
+
     k_heads: int
     v_heads: int
     k_dim: int
@@ -45,11 +45,6 @@ class DeltaNetSpec:
             raise InputError(f"{self.v_heads} value heads cannot be shared evenly by {self.k_heads} key heads")
 
     @property
-    def matrices(self) -> tuple[str, ...]:
-        """Names of its matrices; queries, keys, values and output gate are one, and both gates of the state."""
-        return STATE
-
-    @property
     def channels(self) -> int:
         """Queries, keys and values of one token, which the convolution goes over [-]."""
         return 2 * self.k_heads * self.k_dim + self.v_width
@@ -59,16 +54,93 @@ class DeltaNetSpec:
         """Values of one token, and as many outputs [-]."""
         return self.v_heads * self.v_dim
 
+    def products(self, hidden: int, ranks: int = 1) -> tuple[Product, ...]:
+        """Queries, keys, values and output gate in one; both gates of the state; the output."""
+        return (
+            Product("state.in", (self.channels + self.v_width) / ranks, hidden),
+            Product("state.gates", 2 * self.v_heads / ranks, hidden),
+            Product("state.out", hidden, self.v_width / ranks),
+        )
+
+    def others(self, hidden: int) -> int:
+        """The convolution, two decays of each head, the norm [-]."""
+        return self.channels * self.taps + 2 * self.v_heads + self.v_dim
+
+    def convolution(self, ranks: int = 1) -> Convolution:
+        """Over queries, keys and values."""
+        return Convolution(self.channels / ranks, self.taps)
+
+    def recurrence(self, ranks: int = 1) -> Recurrence:
+        """One state per value head."""
+        sizes = self.k_heads / ranks, self.v_heads / ranks, self.k_dim, self.v_dim
+        return Recurrence("gdn", *sizes, self.state_element_bytes)
+
+    def why_not(self, ranks: int) -> str | None:
+        """Key heads must be split evenly."""
+        return uneven(f"key heads of a {self.title}", self.k_heads, ranks)
+
+
+@dataclass(frozen=True, slots=True)
+class KimiDeltaSpec(StateSpec):
+    """One block of Kimi delta attention [1]_: a decay for each channel of the key, through a matrix of low rank.
+
+    Attributes
+    ----------
+    heads, head_dim : int
+        Heads of queries, keys and values alike, and their width.
+    taps : int
+        Tokens that the convolution sees, the newest included.
+    full_rank_gate : bool
+        The output's gate is one matrix, not two of rank `head_dim`.
+    state_element_bytes : float
+        Bytes of an element of the state [B].
+
+    References
+    ----------
+    .. [1] Kimi Linear, arXiv:2510.26692.
+    """
+
+    title: ClassVar[str] = "Kimi delta attention"
+
+    heads: int
+    head_dim: int
+    taps: int
+    full_rank_gate: bool = False
+    state_element_bytes: float = 4.0
+
+    def __post_init__(self) -> None:
+        require_positive(self, "heads", "head_dim", "taps")
+
     @property
-    def state_bytes(self) -> float:
-        """What one sequence keeps, however long it gets: states and the newest inputs of the convolution [B].
+    def width(self) -> int:
+        """Queries of one token; as many keys, values and outputs [-]."""
+        return self.heads * self.head_dim
 
-        ``v_heads k_dim v_dim`` elements and ``channels (taps - 1)`` in 16 bit, as engines allocate them.
-        """
-        states = self.v_heads * self.k_dim * self.v_dim * self.state_element_bytes
-        return states + self.channels * (self.taps - 1) * CONV_BYTES
+    def products(self, hidden: int, ranks: int = 1) -> tuple[Product, ...]:
+        """Queries, keys and values; the step's size; decay and output gate down to one head's width and up again."""
+        ups = 1 if self.full_rank_gate else 2
+        gate = self.width if self.full_rank_gate else 0
+        return (
+            Product("state.in", (3 * self.width + gate) / ranks, hidden),
+            Product("state.gates", self.heads / ranks, hidden),
+            Product("state.gate_down", ups * self.head_dim, hidden),
+            Product("state.gate_up", ups * self.width / ranks, self.head_dim),
+            Product("state.out", hidden, self.width / ranks),
+        )
 
-    def n_params(self, hidden: int) -> int:
-        """Weights of a block of width `hidden`, with its convolution, decays and inner norm [-]."""
-        inputs = hidden * (self.channels + self.v_width + 2 * self.v_heads)
-        return inputs + self.channels * self.taps + 2 * self.v_heads + self.v_dim + self.v_width * hidden
+    def others(self, hidden: int) -> int:
+        """The convolution, a bias of each decay, a rate of each head, the norm [-]."""
+        return 3 * self.width * self.taps + self.width + self.heads + self.head_dim
+
+    def convolution(self, ranks: int = 1) -> Convolution:
+        """Over queries, keys and values."""
+        return Convolution(3 * self.width / ranks, self.taps)
+
+    def recurrence(self, ranks: int = 1) -> Recurrence:
+        """One state per head."""
+        heads = self.heads / ranks
+        return Recurrence("kda", heads, heads, self.head_dim, self.head_dim, self.state_element_bytes)
+
+    def why_not(self, ranks: int) -> str | None:
+        """Heads must be split evenly."""
+        return uneven(f"heads of {self.title}", self.heads, ranks)

@@ -10,14 +10,16 @@ from simulator.base.errors import InputError, UnknownNameError
 
 INDEXER = ("indexer.q", "indexer.k")
 """Matrices of an indexer; the weights of its heads stay in 16 bit."""
-STATE = ("state.in", "state.gates", "state.out")
+STATE = ("state.in", "state.gates", "state.gate_down", "state.gate_up", "state.out")
 """Matrices of a layer that keeps a state in place of a KV cache."""
+LATENT = ("moe.latent_down", "moe.latent_up")
+"""Matrices around experts that are narrower than the model; every token passes them, as it does a shared expert."""
 
 GROUPS: Mapping[str, tuple[str, ...]] = {
     "attention": ("attn.qkv", "attn.q_down", "attn.q_up", "attn.kv_down", "attn.kv_up", "attn.o", *INDEXER, *STATE),
     "ffn": ("mlp.gate_up", "mlp.up", "mlp.down"),
     "experts": ("moe.experts",),
-    "shared_expert": ("moe.shared.gate_up", "moe.shared.up", "moe.shared.down"),
+    "shared_expert": ("moe.shared.gate_up", "moe.shared.up", "moe.shared.down", *LATENT),
     "head": ("lm_head",),
     "embedding": ("embed",),
 }

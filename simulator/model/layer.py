@@ -7,9 +7,9 @@ from typing import Literal, get_args
 
 from simulator.base.checks import require_positive
 from simulator.base.errors import InputError
-from simulator.model.delta_net import DeltaNetSpec
-from simulator.model.formats import AS_PUBLISHED, INDEXER, Formats
+from simulator.model.formats import AS_PUBLISHED, INDEXER, LATENT, Formats
 from simulator.model.indexer import IndexerSpec
+from simulator.model.state import StateSpec
 
 Position = Literal["rope", "alibi", "learned", "none"]
 Norm = Literal["rms", "layer"]
@@ -146,6 +146,15 @@ class AttentionSpec:
             return self.mla.kv_lora_rank + self.mla.qk_rope_head_dim
         return self.n_kv_heads * (self.head_dim + self.v_head_dim)
 
+    @property
+    def matrices(self) -> tuple[str, ...]:
+        """Names of its matrices; queries, keys and values are one, as engines fuse them."""
+        if self.mla is None:
+            return ("attn.qkv", "attn.o")
+        down = ("attn.q_down",) if self.mla.q_lora_rank is not None else ()
+        index = INDEXER if self.indexer is not None and not self.indexer.shared else ()
+        return (*down, "attn.q_up", "attn.kv_down", "attn.kv_up", "attn.o", *index)
+
     def n_params(self, hidden: int) -> int:
         """Weights, biases, sinks and inner norms of a block of width `hidden` [-]."""
         o_in = self.n_heads * self.v_head_dim
@@ -194,7 +203,7 @@ class FfnSpec:
     def __post_init__(self) -> None:
         require_positive(self, "intermediate")
 
-    def matrices(self, prefix: str) -> tuple[str, str]:
+    def matrices(self, prefix: str = "mlp") -> tuple[str, str]:
         """Names of its matrices; gate and up are one, as engines fuse them."""
         return f"{prefix}.gate_up" if self.gated else f"{prefix}.up", f"{prefix}.down"
 
@@ -221,6 +230,8 @@ class MoeSpec:
         A hidden-to-1 gate scales the shared block (Qwen1.5-MoE, Qwen2-MoE).
     n_groups, top_k_groups : int
         Group-limited routing: experts come from `top_k_groups` of `n_groups` groups (DeepSeek).
+    latent : int or None
+        Width that the routed experts work at, between two matrices of their own (Nemotron-3 Super); None = the model's.
     """
 
     n_experts: int
@@ -231,9 +242,12 @@ class MoeSpec:
     shared_gate: bool = False
     n_groups: int = 1
     top_k_groups: int = 1
+    latent: int | None = None
 
     def __post_init__(self) -> None:
         require_positive(self, "n_experts", "top_k", "n_groups", "top_k_groups")
+        if self.latent is not None:
+            require_positive(self, "latent")
         if self.top_k > self.n_experts:
             raise InputError(f"top_k is {self.top_k} but there are only {self.n_experts} experts")
 
@@ -242,11 +256,20 @@ class MoeSpec:
         gate = hidden if self.shared_gate else 0
         return self.n_experts * (hidden + (1 if self.router_bias else 0)) + gate
 
+    def matrices(self) -> tuple[str, ...]:
+        """Names of its matrices; all experts are one, as engines group them."""
+        shared = self.shared.matrices("moe.shared") if self.shared is not None else ()
+        return (*(LATENT if self.latent is not None else ()), "moe.experts", *shared)
+
+    def expert_params(self, hidden: int) -> int:
+        """Weights of one routed expert in a model of width `hidden` [-]."""
+        return self.expert.n_params(self.latent or hidden)
+
     def n_params(self, hidden: int, experts: int | None = None) -> int:
-        """Weights of `experts` routed experts (all when None) and the shared block [-]."""
+        """Weights of `experts` routed experts (all when None), of what is around them and of the shared block [-]."""
         count = self.n_experts if experts is None else experts
         shared = self.shared.n_params(hidden) if self.shared is not None else 0
-        return count * self.expert.n_params(hidden) + shared
+        return count * self.expert_params(hidden) + shared + 2 * hidden * (self.latent or 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,12 +286,16 @@ class SideSpec:
 
 @dataclass(frozen=True, slots=True)
 class LayerSpec:
-    """One decoder layer: attention, or a gated delta net in its place, and a feed-forward block.
+    """One decoder layer: attention, a block that keeps a state, a feed-forward block, or some of them.
 
     Attributes
     ----------
     attention : AttentionSpec or None
-        None where `delta_net` stands in its place: such a layer has no KV cache.
+        None in a layer without: it has no KV cache.
+    ffn : FfnSpec, MoeSpec or None
+        None in a layer that mixes tokens alone (Nemotron-H).
+    state : StateSpec or None
+        Keeps a state in place of the cache, or beside it (Falcon-H1, where both read the same input and are added).
     n_norms : int
         Norms over the hidden width, those inside attention not counted.
     norm_bias, norm_weight : bool
@@ -284,46 +311,40 @@ class LayerSpec:
     """
 
     attention: AttentionSpec | None
-    ffn: FfnSpec | MoeSpec
+    ffn: FfnSpec | MoeSpec | None
     n_norms: int = 2
     norm: Norm = "rms"
     norm_bias: bool = False
     parallel: bool = False
     formats: Formats = AS_PUBLISHED
-    delta_net: DeltaNetSpec | None = None
+    state: StateSpec | None = None
     norm_weight: bool = True
     sides: tuple[SideSpec, ...] = ()
     vectors: int = 0
 
     def __post_init__(self) -> None:
-        if (self.attention is None) == (self.delta_net is None):
-            raise InputError("a layer has either attention or a gated delta net")
+        if self.n_norms < 0:
+            raise InputError(f"a layer cannot have {self.n_norms} norms")
+
+    @property
+    def mixes(self) -> bool:
+        """Whether tokens see each other in this layer."""
+        return self.attention is not None or self.state is not None
 
     @property
     def matrices(self) -> tuple[str, ...]:
         """Weight matrices by name, as `simulator.model.formats.GROUPS` calls them; routers are never quantised."""
-        mla = self.attention and self.attention.mla
-        if self.delta_net is not None:
-            names: tuple[str, ...] = self.delta_net.matrices
-        elif mla is None:
-            names = ("attn.qkv", "attn.o")
-        else:
-            down = ("attn.q_down",) if mla.q_lora_rank is not None else ()
-            names = (*down, "attn.q_up", "attn.kv_down", "attn.kv_up", "attn.o")
-            own = self.attention is not None and self.attention.indexer
-            names += INDEXER if own and not own.shared else ()
-        if not isinstance(self.ffn, MoeSpec):
-            return (*names, *self.ffn.matrices("mlp"))
-        shared = self.ffn.shared.matrices("moe.shared") if self.ffn.shared is not None else ()
-        return (*names, "moe.experts", *shared)
+        attention = self.attention.matrices if self.attention is not None else ()
+        state = self.state.matrices if self.state is not None else ()
+        ffn = self.ffn.matrices() if self.ffn is not None else ()
+        return (*attention, *state, *ffn)
 
     def n_params(self, part: Part, hidden: int) -> int:
         """Parameters of `part` in this layer [-]; 0 for parts outside the layers."""
         if part == "attention":
-            mixer = self.attention or self.delta_net
-            return 0 if mixer is None else mixer.n_params(hidden)
+            return sum(block.n_params(hidden) for block in (self.attention, self.state) if block is not None)
         if part == "ffn":
-            return self.ffn.n_params(hidden)
+            return 0 if self.ffn is None else self.ffn.n_params(hidden)
         if part == "router":
             return self.ffn.n_router_params(hidden) if isinstance(self.ffn, MoeSpec) else 0
         if part == "norm":

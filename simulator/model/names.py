@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
+from simulator.model.formats import LATENT
 from simulator.model.layer import LayerSpec, MoeSpec
 from simulator.model.spec import ModelSpec
 
@@ -61,6 +62,7 @@ _MIXTRAL = {**LLAMA, "gate_up": ("w1", "w3"), "down": ("w2",)}
 _MIXTRAL_BLOCK = {"experts": "block_sparse_moe.experts.{}", "router": "block_sparse_moe.gate"}
 _DELTA = {**LLAMA, "in": ("in_proj_qkv", "in_proj_z"), "gates": ("in_proj_b", "in_proj_a"), "out": ("out_proj",)}
 _NEXT = {**_DELTA, "in": ("in_proj_qkvz",), "gates": ("in_proj_ba",)}
+_MAMBA = {**LLAMA, "in": ("in_proj",), "gate_down": ("x_proj",), "gate_up": ("dt_proj",), "out": ("out_proj",)}
 _PLAIN = Naming(modules=LLAMA)
 _H = {"layer": "transformer.h.{}", "attention": "attn", "embed": "transformer.wte"}
 
@@ -76,6 +78,25 @@ NAMINGS: Mapping[str, Naming] = {
     **dict.fromkeys(
         ("gemma", "gemma2", "gemma3_text", "deepseek_v2", "deepseek_v3", "kimi_k2", "deepseek_v32", "glm_moe_dsa"),
         _PLAIN,
+    ),
+    "nemotron_h": Naming(
+        layer="backbone.layers.{}",
+        **dict.fromkeys(("attention", "ffn", "state"), "mixer"),
+        modules={**_MAMBA, "latent_down": ("fc1_latent_proj",), "latent_up": ("fc2_latent_proj",)},
+        experts="mixer.experts.{}",
+        shared="mixer.shared_experts",
+        router="mixer.gate",
+        embed="backbone.embeddings",
+    ),
+    "bamba": Naming(ffn="feed_forward", state="mamba", modules=_MAMBA),
+    "falcon_h1": Naming(ffn="feed_forward", state="mamba", modules=_MAMBA, head="lm_head"),
+    "granitemoehybrid": Naming(
+        ffn="shared_mlp",
+        state="mamba",
+        modules={**_MAMBA, "gate_up": ("input_linear",), "down": ("output_linear",)},
+        experts="block_sparse_moe",
+        shared="shared_mlp",
+        router="block_sparse_moe.router",
     ),
     "qwen2_moe": Naming(modules=LLAMA, shared="mlp.shared_expert"),
     **dict.fromkeys(("mixtral", "minimax_m2"), Naming(modules=_MIXTRAL, **_MIXTRAL_BLOCK)),
@@ -141,6 +162,8 @@ def modules_of(naming: Naming, layer: LayerSpec, matrix: str) -> tuple[str, ...]
         assert isinstance(layer.ffn, MoeSpec)
         up = naming.modules["gate_up" if layer.ffn.expert.gated else "up"]
         return _under(naming.experts, (*up, *naming.modules["down"]))
+    if block == "moe" and matrix in LATENT:
+        return _under(naming.router.rpartition(".")[0], naming.modules[rest])
     if block == "moe":
         return _under(naming.shared, naming.modules[rest.partition(".")[2]])
     return _under(naming.ffn, naming.modules[rest])

@@ -149,15 +149,25 @@ class ModelSpec:
         """Attention blocks of distinct layers, and how many layers have each; layers without one are left out."""
         return tuple((layer.attention, len(where)) for layer, where in self._groups if layer.attention is not None)
 
+    @cached_property
+    def feed_forwards(self) -> tuple[tuple[FfnSpec, int], ...]:
+        """FFN, or one routed expert, of distinct layers, and how many layers have each; layers without are left out."""
+        pairs = ((layer.ffn, len(where)) for layer, where in self._groups if layer.ffn is not None)
+        return tuple((ffn.expert if isinstance(ffn, MoeSpec) else ffn, layers) for ffn, layers in pairs)
+
     @property
     def n_attention_layers(self) -> int:
         """Layers with a KV cache; the others keep a state [-]."""
         return sum(layers for _, layers in self.attentions)
 
+    def state_bytes(self, ranks: int = 1) -> float:
+        """What a sequence keeps on one of `ranks` GPUs in place of a KV cache, however long it gets [B]."""
+        return sum(len(where) * layer.state.state_bytes(ranks) for layer, where in self._groups if layer.state)
+
     @property
-    def state_bytes(self) -> float:
-        """What a sequence keeps in layers without attention, however long it gets [B]."""
-        return sum(len(where) * layer.delta_net.state_bytes for layer, where in self._groups if layer.delta_net)
+    def n_state_layers(self) -> int:
+        """Layers that keep a state [-]."""
+        return sum(len(where) for layer, where in self._groups if layer.state)
 
     @property
     def quantised(self) -> bool:
@@ -243,7 +253,7 @@ class ModelSpec:
         for layer, where in self._groups:
             if isinstance(layer.ffn, MoeSpec):
                 moe = layer.ffn
-                idle += len(where) * (moe.n_experts - moe.top_k) * moe.expert.n_params(self.hidden)
+                idle += len(where) * (moe.n_experts - moe.top_k) * moe.expert_params(self.hidden)
         return self.n_params - idle
 
     def weight_bytes(self, bytes_per_weight: float | Mapping[Part, float]) -> float:

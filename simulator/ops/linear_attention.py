@@ -12,10 +12,10 @@ from typing import Literal
 
 from simulator.base.arrays import Array
 from simulator.base.dtypes import DType
+from simulator.base.recurrence import StateRule
 from simulator.ops.part import OpPart
 from simulator.ops.traffic import Access, Operand, Traffic
 
-LinearKind = Literal["gdn", "kda", "mamba2"]
 CHUNK = 64.0
 """Tokens that a prompt's kernel multiplies at once before it hands the state on [-]."""
 
@@ -26,8 +26,8 @@ class LinearAttention:
 
     Attributes
     ----------
-    kind : {'gdn', 'kda', 'mamba2'}
-        Rule by which the state changes.
+    kind : str
+        Rule by which the state changes, of `simulator.base.recurrence`.
     kernel_part : {'scan', 'conv'}
         The recurrence, or the causal convolution over its inputs.
     phase : {'prefill', 'decode', 'verify'}
@@ -50,7 +50,7 @@ class LinearAttention:
     """
 
     role: str
-    kind: LinearKind
+    kind: StateRule
     kernel_part: Literal["scan", "conv"]
     phase: Literal["prefill", "decode", "verify"]
     batch: Array
@@ -78,11 +78,17 @@ class LinearAttention:
 
     @property
     def stream_bytes(self) -> Array:
-        """Activations read and written once [B]: the inputs, fp32 gates per head (per key channel in KDA), outputs."""
+        """Activations read and written once [B]: inputs, outputs, and fp32 gates per head or channel (`_gates`)."""
         if self.kernel_part == "conv":
             return 2.0 * self.act_bytes * self.tokens * self.channels
-        gates = self.v_heads * (self.k_dim + 1.0 if self.kind == "kda" else 2.0)
+        gates = self.v_heads * self._gates
         return self.tokens * (self.act_bytes * (self.channels + self.v_heads * self.v_dim) + 4.0 * gates)
+
+    @property
+    def _gates(self) -> float:
+        """Gates of one head: two; one for each channel of the key and one (KDA), or for those of the value [-]."""
+        per_channel = {"kda": self.k_dim + 1.0, "mamba1": self.v_dim, "rglru": 2.0 * self.v_dim}
+        return per_channel.get(self.kind, 2.0)
 
     @property
     def kept_bytes(self) -> Array:

@@ -17,7 +17,7 @@ from simulator.ops.part import OpPart
 from simulator.ops.traffic import Operand
 from simulator.ops.union_law import RELU, Touched
 from simulator.policies.base import Aspect, Compatibility, Context, Policy, Swept, alias
-from simulator.policies.common import Fallback, only, or_dense
+from simulator.policies.common import Fallback, dense_ffn_only, only, or_dense
 from simulator.policies.contextual import predictor, touched
 from simulator.policies.grammar import POLICIES
 
@@ -48,9 +48,7 @@ def _threshold(op: Op, ctx: Context, width: Array) -> Elementwise:
 
 
 def _ordinary_ffn(model: ModelSpec) -> str | None:
-    if not all(isinstance(layer.ffn, FfnSpec) for layer in model.layers):
-        return "the method thresholds a dense FFN; experts are not covered"
-    return None
+    return dense_ffn_only(model, "the method thresholds a dense FFN; experts are not covered")
 
 
 @POLICIES.register("cats")

@@ -12,6 +12,7 @@ from pydantic import model_validator
 
 from simulator.base.arrays import Array, clip, maximum, minimum, where
 from simulator.model.layer import AttentionSpec
+from simulator.model.spec import ModelSpec
 from simulator.ops.dense import is_dense
 from simulator.ops.module import ModuleWidths, mla_widths
 from simulator.ops.ops import STREAM, Attention, Elementwise, Linear, Op
@@ -55,6 +56,15 @@ def band_depth(ctx: Context) -> float:
 def only(op: Linear | Attention, kernel: str) -> str:
     """`kernel` where `op` is still dense; no published kernel does what another policy asks as well."""
     return kernel if is_dense(op) else ""
+
+
+def dense_ffn_only(
+    model: ModelSpec, what: str = "the method works on a dense FFN; experts are not covered"
+) -> str | None:
+    """`what` where the model has experts, None where its feed-forward blocks are dense."""
+    if model.is_moe:
+        return what
+    return None if model.feed_forwards else f"{model.name} has no feed-forward block"
 
 
 Fallback = Literal["none", "dense"]

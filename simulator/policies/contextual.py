@@ -11,7 +11,7 @@ from pydantic import Field
 
 from simulator.base.arrays import Array
 from simulator.base.dtypes import FORMATS, Format
-from simulator.model.layer import FfnSpec
+from simulator.model.layer import FfnSpec, MoeSpec
 from simulator.model.spec import ModelSpec
 from simulator.ops.ops import Attention, Elementwise, Linear, Op
 from simulator.ops.part import OpPart
@@ -19,7 +19,7 @@ from simulator.ops.traffic import Operand
 from simulator.ops.union import union_density
 from simulator.ops.union_law import RELU, Touched, default_law, kind
 from simulator.policies.base import Aspect, Compatibility, Context, Policy, Swept
-from simulator.policies.common import Fallback, or_dense
+from simulator.policies.common import Fallback, dense_ffn_only, or_dense
 from simulator.policies.grammar import POLICIES
 
 _PREDICTOR = FORMATS["fp16"]
@@ -49,7 +49,9 @@ def touched(ctx: Context, tensor: str, keep: Array, *, relu: bool = False) -> To
         table, law = ctx.trace.union(tensor)
     else:
         ffn = ctx.layer.ffn
-        activation = "relu" if relu else (ffn if isinstance(ffn, FfnSpec) else ffn.expert).activation
+        own = ffn.expert if isinstance(ffn, MoeSpec) else ffn
+        # A layer without a feed-forward block is like the layers that have one.
+        activation = "relu" if relu else (own or ctx.model.feed_forwards[-1][0]).activation
         table, law = default_law(kind(tensor, activation), ctx.model.name, activation)
     return Touched(union_density(keep, ctx.step.rows, table), law)
 
@@ -188,9 +190,8 @@ def _track(ctx: Context, count: Array) -> Elementwise:
 
 
 def _needs_ffn(model: ModelSpec) -> str | None:
-    if model.is_moe:
-        return "neurons of routed experts are not covered by the method; use a model without experts"
-    return None
+    experts = "neurons of routed experts are not covered by the method; use a model without experts"
+    return dense_ffn_only(model, experts)
 
 
 def _weights_are_gathered(fmt: Format) -> str | None:

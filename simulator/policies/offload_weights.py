@@ -18,6 +18,7 @@ from simulator.ops.transfers import FLASH_THREADS, HostCompute, Transfer
 from simulator.ops.union_law import RELU
 from simulator.policies.activation import gathered
 from simulator.policies.base import Aspect, Compatibility, Context, KvLayout, Policy, Swept, alias
+from simulator.policies.common import dense_ffn_only
 from simulator.policies.contextual import predictor, touched
 from simulator.policies.grammar import POLICIES
 
@@ -28,9 +29,7 @@ _ATTENTION = ("attn.qkv", "attn.o")
 
 
 def _dense_ffn(model: ModelSpec) -> str | None:
-    if not all(isinstance(layer.ffn, FfnSpec) for layer in model.layers):
-        return "the method places neurons of a dense FFN; experts are not covered"
-    return None
+    return dense_ffn_only(model, "the method places neurons of a dense FFN; experts are not covered")
 
 
 @POLICIES.register("powerinfer")

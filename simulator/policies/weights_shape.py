@@ -8,11 +8,10 @@ from typing import ClassVar
 from pydantic import Field
 
 from simulator.base.dtypes import Format
-from simulator.model.layer import FfnSpec
 from simulator.model.spec import ModelSpec
 from simulator.ops.ops import Collective, Elementwise, Linear, Moe, Op
 from simulator.policies.base import Aspect, Compatibility, Context, Policy, Swept
-from simulator.policies.common import ByDepth
+from simulator.policies.common import ByDepth, dense_ffn_only
 from simulator.policies.grammar import POLICIES
 from simulator.policies.weights import is_weight
 
@@ -92,9 +91,7 @@ class Cfsp(ByDepth):
 
     def why_not(self, model: ModelSpec, fmt: Format) -> str | None:
         """Neurons of ordinary FFNs."""
-        if not all(isinstance(layer.ffn, FfnSpec) for layer in model.layers):
-            return "published for dense FFNs only, not for experts"
-        return None
+        return dense_ffn_only(model, "published for dense FFNs only, not for experts")
 
     def rewrite(self, op: Op, ctx: Context) -> tuple[Op, ...]:
         """A narrower FFN."""

@@ -8,7 +8,7 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from simulator.model.layer import MoeSpec
+from simulator.base.errors import InputError
 from simulator.model.spec import ModelSpec
 
 SCHEMA_VERSION = 1
@@ -229,10 +229,10 @@ class ModelFacts(BaseModel):
 
     @classmethod
     def of(cls, model: ModelSpec) -> Self:
-        """Facts of a model; those of its last layer, and of one expert where it has experts."""
-        layer = model.layers[-1]
-        attention = model.attentions[-1][0]
-        ffn = layer.ffn.expert if isinstance(layer.ffn, MoeSpec) else layer.ffn
+        """Facts of a model; of the last kind of its attentions and FFNs, of one expert where it has experts."""
+        if not model.attentions or not model.feed_forwards:
+            raise InputError(f"{model.name} has no attention or no feed-forward block, which traces are taken of")
+        attention, ffn = model.attentions[-1][0], model.feed_forwards[-1][0]
         return cls(
             n_layers=model.n_layers,
             hidden=model.hidden,

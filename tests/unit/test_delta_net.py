@@ -15,7 +15,6 @@ from simulator.inference.group import group_of
 from simulator.inference.lowering import Lowering
 from simulator.inference.memory import kv_bytes_per_sequence
 from simulator.model.architectures import from_config
-from simulator.model.layer import LayerSpec
 from simulator.ops.linear_attention import LinearAttention
 from simulator.ops.ops import Linear
 from simulator.ops.step import Step, decode_step, prefill_step
@@ -61,11 +60,11 @@ def test_every_fourth_layer_has_attention_unless_the_file_lists_them() -> None:
     kinds = [layer.attention is not None for layer in model().layers]
     assert kinds == [False, False, False, True] * 2
     listed = ["full_attention", *["linear_attention"] * 7]
-    assert [layer.delta_net is None for layer in model(layer_types=listed).layers] == [True] + [False] * 7
+    assert [layer.state is None for layer in model(layer_types=listed).layers] == [True] + [False] * 7
 
 
 def test_parameters_of_one_block_by_hand() -> None:
-    net = model().layers[0].delta_net
+    net = model().layers[0].state
     assert net is not None
     # q, k, v and the output gate; two gates a head; convolution; dt and A a head; norm of a head; output.
     by_hand = 64 * (CHANNELS + 128) + 64 * 8 + CHANNELS * 4 + 8 + 32 + 128 * 64
@@ -76,7 +75,7 @@ def test_kv_counts_attention_layers_and_the_state_does_not_grow() -> None:
     m = model()
     assert m.n_attention_layers == 2
     assert m.kv_bytes_per_token(2.0) == 2 * KV_BYTES
-    assert m.state_bytes == 6 * STATE_BYTES
+    assert m.state_bytes() == 6 * STATE_BYTES
     per = kv_bytes_per_sequence(lowering(), np.array([1600.0, 16000.0]))
     assert per == pytest.approx([2 * KV_BYTES * n + 6 * STATE_BYTES for n in (1600, 16000)])
     split = kv_bytes_per_sequence(lowering(tp=2), np.array([1600.0]))
@@ -124,7 +123,6 @@ def test_heads_that_cannot_be_split_are_named() -> None:
         ({"layer_types": ["linear_attention"] * 7}, "layer_types"),
         ({"linear_num_value_heads": 3}, "linear_num_value_heads"),
         ({"mamba_ssm_dtype": "float8"}, "mamba_ssm_dtype"),
-        ({"layer_types": ["linear_attention"] * 8}, "no layer has attention"),
     ],
 )
 def test_what_is_not_understood_is_refused(change: dict[str, Any], key: str) -> None:
@@ -132,10 +130,10 @@ def test_what_is_not_understood_is_refused(change: dict[str, Any], key: str) -> 
         model(**change)
 
 
-def test_a_layer_has_one_of_both() -> None:
-    layer = model().layers[0]
-    with pytest.raises(InputError, match="either attention or"):
-        LayerSpec(None, layer.ffn)
+def test_a_policy_on_attention_is_refused_where_no_layer_has_any() -> None:
+    states_alone = model(layer_types=["linear_attention"] * 8)
+    low = Lowering(states_alone, parse("quest"), get_format("bf16"), 2.0)
+    assert low.why_not() == "quest works on attention, which no layer of hybrid has"
 
 
 @pytest.mark.parametrize(("policy", "told"), [("quest", True), ("dense", False), ("cats", False)])

@@ -13,9 +13,10 @@ from typing import Any
 
 from simulator.base.dtypes import DType
 from simulator.base.errors import InputError, suggest
+from simulator.base.units import format_bytes
 
 # Each of these registers its family.
-from simulator.model.architectures import classic, delta_net, experts, gemma, llama  # noqa: F401
+from simulator.model.architectures import classic, delta_net, experts, gemma, llama, mamba  # noqa: F401
 from simulator.model.architectures.registry import ARCHITECTURES, Parser, architecture
 from simulator.model.quantization import Scheme, apply, scheme_of
 from simulator.model.quantization.layouts import float4
@@ -90,6 +91,10 @@ def from_config(
     _check_experts(model, reader)
     if reader.whole("num_nextn_predict_layers", "mtp_num_hidden_layers", default=0, low=0):
         notes += ("multi-token-prediction layers are left out",)
+    if model.n_state_layers:
+        where_kept = "beside" if any(layer.state and layer.attention for layer in model.layers) else "in place of"
+        kept = f"{format_bytes(model.state_bytes())} of each sequence"
+        notes += (f"{model.n_state_layers} of {model.n_layers} layers keep a state {where_kept} a KV cache, {kept}",)
     model = replace(model, dtype=reader.dtype(), source=source, notes=model.notes + notes)
     try:
         return _quantised(model, reader, beside)

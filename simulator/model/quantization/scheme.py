@@ -11,7 +11,7 @@ from typing import cast
 
 from simulator.base.dtypes import Format
 from simulator.base.errors import InputError
-from simulator.model.formats import GROUP_OF
+from simulator.model.formats import GROUP_OF, LATENT
 from simulator.model.layer import LayerSpec, MoeSpec
 from simulator.model.names import Naming, modules_of, naming_of, others_of, spellings
 from simulator.model.spec import ModelSpec
@@ -273,14 +273,10 @@ def _shapes(model: ModelSpec, layer: LayerSpec | None, matrix: str) -> Iterator[
     if layer is None:
         yield model.vocab, model.embed_proj_dim or hidden, 1, 1
         return
-    a, net = layer.attention, layer.delta_net
+    a = layer.attention
     block, _, rest = matrix.partition(".")
-    if net is not None and block == "state":
-        yield {
-            "in": (net.channels + net.v_width, hidden, 1, 1),
-            "gates": (2 * net.v_heads, hidden, 1, 1),
-            "out": (hidden, net.v_width, 1, 1),
-        }[rest]
+    if layer.state is not None and block == "state":
+        yield from ((round(p.n), round(p.k), 1, 1) for p in layer.state.products(hidden) if p.matrix == matrix)
         return
     indexer = a and a.indexer
     if a is not None and indexer and block == "indexer" and a.mla is not None:
@@ -305,6 +301,9 @@ def _shapes(model: ModelSpec, layer: LayerSpec | None, matrix: str) -> Iterator[
             }[rest]
         return
     moe = layer.ffn if isinstance(layer.ffn, MoeSpec) else None
+    if moe is not None and moe.latent is not None and matrix in LATENT:
+        yield (moe.latent, hidden, 1, 1) if matrix == LATENT[0] else (hidden, moe.latent, 1, 1)
+        return
     ffn = (
         layer.ffn
         if not isinstance(layer.ffn, MoeSpec)
@@ -315,6 +314,8 @@ def _shapes(model: ModelSpec, layer: LayerSpec | None, matrix: str) -> Iterator[
     if ffn is None:
         return
     times = moe.n_experts if moe is not None and matrix == "moe.experts" else 1
+    if moe is not None and matrix == "moe.experts" and moe.latent is not None:
+        hidden = moe.latent
     if not matrix.endswith("down"):
         yield ffn.n_up * ffn.intermediate, hidden, ffn.n_up, times
     if matrix == "moe.experts" or matrix.endswith("down"):
