@@ -17,7 +17,7 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions
 @app.command()
 def command(
     names: Annotated[
-        list[str] | None, typer.Argument(help="model names, folders, config.json files or hub ids")
+        list[str] | None, typer.Argument(help="model names, folders, config.json or .gguf files, hub ids")
     ] = None,
     check: Annotated[
         bool, typer.Option("--check", help="what is read of each, and why not; a folder stands for all configs in it")
@@ -117,7 +117,10 @@ def _check(names: Sequence[str], as_json: bool) -> None:
 
 
 def _configs(names: Sequence[str]) -> Iterator[str]:
-    """Each name, and each config that lies in a folder which is no model itself."""
+    """Each name, and each config and GGUF file that lies in a folder which is no model itself."""
+    from simulator.model.gguf.header import parts_of
+    from simulator.model.hub import GGUF
+
     for name in names:
         folder = Path(name).expanduser()
         if not folder.is_dir() or (folder / "config.json").is_file():
@@ -125,8 +128,9 @@ def _configs(names: Sequence[str]) -> Iterator[str]:
             continue
         found = sorted({*folder.glob("*.json"), *folder.rglob("config.json")})
         found = [file for file in found if not file.name.endswith(("quant_config.json", "quantize_config.json"))]
+        found += sorted({parts_of(file)[0] for file in folder.rglob(f"*{GGUF}")})
         if not found:
-            raise InputError("holds no config.json and no other .json file", where=name)
+            raise InputError("holds no config.json, no other .json and no .gguf file", where=name)
         yield from map(str, found)
 
 

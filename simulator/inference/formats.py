@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 
 from simulator.base.dtypes import DType, Format, get_format, weight_only
 from simulator.device.catalogue import Device
@@ -52,7 +53,7 @@ def _half(dtype: str, device: Device) -> Format:
 def _on(fmt: Format, device: Device, half: Format) -> Format:
     """`fmt` of a checkpoint as `device` runs it."""
     if fmt.math in HALVES:
-        return Format(fmt.name, half.math, fmt.weight_bits)
+        return replace(fmt, math=half.math)
     if fmt.math in (DType.FP8, DType.FP4) and not device.has(fmt.math) and device.has(DType.BF16):
         return weight_only(fmt, half.math)
     return fmt

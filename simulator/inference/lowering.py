@@ -299,8 +299,8 @@ class Lowering:
         if self.tp > 1 and layer.mixes and not layer.parallel:
             yield self._all_reduce("attn.all_reduce", step, count)
         if isinstance(layer.ffn, MoeSpec):
-            half = sixteen_bit(self.fmt)
-            yield from feed_forward.experts(layer.ffn, hidden, self.tp, self.ep, fmt, half, step, count)
+            routes = self.model.rest or sixteen_bit(self.fmt)
+            yield from feed_forward.experts(layer.ffn, hidden, self.tp, self.ep, fmt, routes, step, count)
         elif layer.ffn is not None:
             yield from feed_forward.dense(layer.ffn, hidden, self.tp, fmt, step, count)
         if self.tp > 1 and layer.ffn is not None:
@@ -383,7 +383,10 @@ class Lowering:
                 count=count,
             )
         if step.decodes:
-            absorbed = {"m": step.decode_rows, "groups": heads, "fmt": sixteen_bit(self.fmt), "count": count}
+            # llama.cpp multiplies by the halves of kv_up as they are stored; other engines widen them when they load.
+            stored = self.format_of(layer, "attn.kv_up") if mla and self.model.method == "gguf" else None
+            halves = stored or sixteen_bit(self.fmt)
+            absorbed = {"m": step.decode_rows, "groups": heads, "fmt": halves, "count": count}
             if mla is not None:
                 yield _projection(role="attn.absorb_k", n=mla.kv_lora_rank, k=mla.qk_nope_head_dim, **absorbed)
             yield Attention(

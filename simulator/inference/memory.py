@@ -99,9 +99,10 @@ def weights_bytes(lowering: Lowering, pp: int = 1) -> float:
         else:
             layers += stored_bytes(op)
     # fp32 models keep their vectors and tables in fp32; every other format leaves them in 16 bit.
-    wide = 4.0 if lowering.fmt.weight_bits >= 32 else 2.0
+    half = 4.0 if lowering.fmt.weight_bits >= 32 else 2.0
+    wide = half if model.rest is None else model.rest.weight_bytes
     stored = model.ends.of("embed")
-    embedding = model.params("embedding") / lowering.tp * (wide if stored is None else stored.weight_bytes)
+    embedding = model.params("embedding") / lowering.tp * (half if stored is None else stored.weight_bytes)
     if model.tied_embeddings:
         ends, embedding = max(ends, embedding), 0.0
     small = sum(model.params(part) for part in ("position", "norm")) * wide

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from simulator.base.dtypes import AUTO, FORMATS, Format, get_format
+from simulator.base.dtypes import AUTO, Format, get_format
 from simulator.base.errors import InputError, UnknownNameError
 
 INDEXER = ("indexer.q", "indexer.k")
@@ -76,8 +76,8 @@ class Chosen:
 
     def __str__(self) -> str:
         if self.whole is not None:
-            return self.whole.name
-        return ",".join(f"{group}={fmt.name}" for group, fmt in self.groups) or AUTO
+            return self.whole.spelling
+        return ",".join(f"{group}={fmt.spelling}" for group, fmt in self.groups) or AUTO
 
 
 def choose(text: str) -> Chosen:
@@ -92,8 +92,6 @@ def choose(text: str) -> Chosen:
     if text == AUTO:
         return Chosen()
     if "=" not in text:
-        if text not in FORMATS:
-            raise UnknownNameError("dtype", text, (*FORMATS, AUTO), where="--dtype")
         return Chosen(get_format(text))
     found: dict[str, Format] = {}
     for part in text.split(","):

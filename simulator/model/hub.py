@@ -23,17 +23,19 @@ from simulator.base.errors import AmbiguousNameError, InputError, UnknownNameErr
 from simulator.base.files import parse_toml, read_limited
 from simulator.base.memo import Memo, Stamp, stamp
 from simulator.model.architectures import from_config
+from simulator.model.gguf.header import parts_of
 from simulator.model.spec import ModelSpec
 
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+\Z")
 _REVISION = re.compile(r"[\w][\w./-]*\Z")
 _QUANTISED_NAME = re.compile(
-    r"(?:^|[-_.])(?:nvfp4|mxfp[48]|nf4|fp[48]|w[48]a(?:4|8|16)|int[248]|[348]bit|awq|gptq|bnb|exl[23]|hqq|autoround)"
+    r"(?:^|[-_.])(?:nvfp4|mxfp[48]|nf4|fp[48]|w[48]a(?:4|8|16)|int[248]|[348]bit|awq|gptq|gguf|bnb|exl[23]|hqq|autoround|i?q[1-8]_[\w.]+)"
     r"(?:[-_.]|$)"
 )
 """Words in the name of a repository that say that its weights are quantised."""
 _BESIDE = {"hf_quant_config.json": "modelopt", "quantize_config.json": "gptq", "quant_config.json": "awq"}
 """Files beside a config.json that say how early ModelOpt, GPTQ and AWQ checkpoints are quantised, and their method."""
+GGUF = ".gguf"
 _CONFIG_LIMIT_BYTES = 16 * 2**20
 
 
@@ -122,6 +124,8 @@ class Located:
     @property
     def stamp(self) -> tuple[Stamp, ...]:
         """Stamp of the files."""
+        if isinstance(self.file, Path) and self.file.suffix == GGUF:
+            return tuple(map(stamp, parts_of(self.file)))
         return (stamp(self.file), *(() if self.beside is None else (stamp(self.beside),)))
 
 
@@ -136,7 +140,7 @@ def locate(text: str) -> Located:
     Parameters
     ----------
     text : str
-        A bundled name or alias; a folder with a ``config.json``; a ``.json`` file; or
+        A bundled name or alias; a folder with a ``config.json``; a ``.json`` or ``.gguf`` file; or
         ``org/name[@revision]``, looked up in Hugging Face's cache and then on its hub. A path wins
         over a repository of the same spelling; a bundled name wins over a folder unless the text
         has a path separator.
@@ -151,9 +155,9 @@ def locate(text: str) -> Located:
     text = text.strip()
     path = _as_path(text)
     looks_like_path = path is not None and _has_separator(text)
-    if path is not None and (looks_like_path or path.suffix == ".json"):
+    if path is not None and (looks_like_path or path.suffix in (".json", GGUF)):
         return _on_disk(path)
-    if text.endswith(".json") or text.startswith((".", "~", os.sep)):
+    if text.endswith((".json", GGUF)) or text.startswith((".", "~", os.sep)):
         raise InputError(f"there is no file or folder {text!r}", where="--model")
     repo, _, revision = text.partition("@")
     if not revision and "@" not in text:
@@ -178,6 +182,10 @@ def locate(text: str) -> Located:
 def read(found: Located) -> ModelSpec:
     """Model of a located config."""
     where = f"models/{found.name}.json" if found.bundled else str(found.file)
+    if isinstance(found.file, Path) and found.file.suffix == GGUF:
+        from simulator.model.gguf.read import read_model
+
+        return read_model(found.file)
     raw = found.file.read_bytes() if found.bundled else read_limited(Path(str(found.file)), _CONFIG_LIMIT_BYTES)
     config, text = _parse(raw, where)
     source = str(config["_source"]) if found.bundled else where
@@ -192,6 +200,12 @@ def read(found: Located) -> ModelSpec:
         beside = {"quant_method": kind, **beside}
     model = from_config(config, found.name, where=where, text=text, source=source, beside=beside)
     if found.repository and not model.method and _QUANTISED_NAME.search(found.name):
+        if "gguf" in found.name:
+            raise InputError(
+                f"{found.repository} holds GGUF files, whose formats its config.json does not say; fetch the one you"
+                f" run ('hf download {found.repository} FILE.gguf') and pass its path",
+                where=where,
+            )
         raise InputError(
             f"{found.repository} is called a quantised model, but its config.json says nothing of it; fetch its"
             f" quantisation config too: 'hf download {found.repository} hf_quant_config.json'",
@@ -224,6 +238,8 @@ def from_file(path: str | Path) -> ModelSpec:
 def _on_disk(file: Path) -> Located:
     if file.is_dir():
         if not (file / "config.json").is_file():
+            if whole := _gguf_in(file):
+                return _on_disk(whole)
             other = ""
             if (file / "params.json").exists():
                 other = " (it has Mistral's params.json; the Hugging Face form is needed)"
@@ -233,6 +249,15 @@ def _on_disk(file: Path) -> Located:
         file = file / "config.json"
     name = folder_name(file.parent) if file.name == "config.json" else file.stem
     return Located(file, name or "model", beside=_beside(file))
+
+
+def _gguf_in(folder: Path) -> Path | None:
+    """The one GGUF model of a folder, by its first part; None where there is none."""
+    found = sorted({parts_of(file)[0] for file in folder.glob(f"*{GGUF}")})
+    if len(found) > 1:
+        listed = ", ".join(file.name for file in found[:5])
+        raise InputError(f"the folder holds {len(found)} GGUF models; name one: {listed}", where=str(folder))
+    return found[0] if found else None
 
 
 def _beside(file: Path) -> Path | None:

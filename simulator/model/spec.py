@@ -84,6 +84,9 @@ class ModelSpec:
     ends : Formats
         Format of the embedding (``embed``) and the output matrix (``lm_head``) where it is not `dtype`; those of the
         layers' matrices stand in each `LayerSpec`.
+    rest : Format or None
+        Format of what is none of those matrices: routers, norms, biases, tables of positions. None: 16 bit, or fp32
+        beside fp32 weights.
     kv_dtype : str or None
         KV cache format that the checkpoint states, a key of `simulator.base.dtypes.KV_FORMATS`.
     method : str
@@ -115,6 +118,7 @@ class ModelSpec:
     sides: tuple[SideSpec, ...] = ()
     dtype: str = "bf16"
     ends: Formats = AS_PUBLISHED
+    rest: Format | None = None
     kv_dtype: str | None = None
     method: str = ""
     source: str = ""
@@ -195,7 +199,8 @@ class ModelSpec:
         """The same model without formats of its layers' matrices; the embedding, which no product reads, keeps its."""
         if not self.quantised:
             return self
-        return self.stored(lambda layer, matrix, fmt: fmt if matrix == "embed" else None)
+        plain = replace(self, rest=None)
+        return plain.stored(lambda layer, matrix, fmt: fmt if matrix == "embed" else None)
 
     @property
     def n_layers(self) -> int:

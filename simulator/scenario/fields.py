@@ -58,7 +58,7 @@ _COMMAS = "commas between"
 class Fields:
     """The fields of a `Scenario`; each has one flag of the same name."""
 
-    model: Annotated[str, About("model name, folder, config.json or hub id", _COMMAS, bounds=_NAME)]
+    model: Annotated[str, About("model name, folder, config.json, .gguf file or hub id", _COMMAS, bounds=_NAME)]
     device: Annotated[str, About("device name or profile file", _COMMAS, bounds=_NAME)]
     policy: Annotated[str, About("sparsity policy: 'name(key=value)' joined by +")] = "dense"
     kernel: Annotated[

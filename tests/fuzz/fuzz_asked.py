@@ -28,6 +28,7 @@ from fuzz_valid import (
     spellings,
     split,
 )
+from gguf_bytes import FACTS, TENSORS, gguf
 from hypothesis import strategies as st
 
 
@@ -79,6 +80,39 @@ def configs(draw: Any) -> Case:
         return Case(verb, (name, "@/config.json"), files)
     policy = draw(st.sampled_from(("dense", "quest(budget=64)", "w4a16", "shadowllm(keep=0.5)")))
     return Case(verb, ("--model", "@/config.json", "--device", "h100-sxm", "--policy", policy, "--json"), files)
+
+
+@st.composite
+def gguf_files(draw: Any) -> Case:
+    facts, tensors = dict(FACTS), list(TENSORS)
+    for _ in range(draw(st.integers(0, 3))):
+        key = draw(st.sampled_from(sorted(facts)))
+        how = draw(st.sampled_from(("drop", "number", "text", "list")))
+        numbers = st.sampled_from((0, 1, 2, 3, 7, 64, 2**31, 2**32 - 1))
+        values = {"number": numbers, "text": st.sampled_from(WORDS), "list": st.lists(numbers, max_size=3)}
+        if how == "drop":
+            del facts[key]
+        else:
+            facts[key] = draw(values[how])
+    for _ in range(draw(st.integers(0, 2))):
+        at = draw(st.integers(0, len(tensors) - 1))
+        name, shape, kind = tensors[at]
+        size = draw(st.sampled_from((0, 1, 2, 255, 256, 2**32, 2**63)))
+        changed = (
+            (draw(st.sampled_from(WORDS)), shape, kind),
+            (name, (*shape[1:], size), kind),
+            (name, shape, size % 99),
+        )
+        tensors[at] = draw(st.sampled_from(changed))
+    content = gguf(facts, tensors)
+    if draw(st.booleans()):
+        content = draw(edited_bytes(content))
+    file = draw(st.sampled_from(("f.gguf", "f.gguf", "f-00001-of-00001.gguf", "f-00001-of-00002.gguf")))
+    verb = draw(st.sampled_from(("models", "predict")))
+    if verb == "models":
+        return Case(verb, (f"@/{file}", "--json"), {file: content})
+    policy = draw(st.sampled_from(("dense", "quest(budget=64)", "kv_quant(bits=4)")))
+    return Case(verb, ("--model", f"@/{file}", "--device", "rtx-4090", "--policy", policy, "--json"), {file: content})
 
 
 @st.composite

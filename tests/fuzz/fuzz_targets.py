@@ -10,6 +10,7 @@ from fuzz_asked import (
     claim_files,
     configs,
     fit_files,
+    gguf_files,
     measured,
     policies,
     profiles,
@@ -22,6 +23,7 @@ from fuzz_asked import (
 TARGETS: Mapping[str, Any] = {
     "profiles": profiles(),
     "configs": configs(),
+    "gguf": gguf_files(),
     "policies": policies(),
     "ranges": ranges(),
     "sweep-files": sweep_files(),

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parents[1]), str(HERE.parents[1] / "kernels")]
+sys.path[:0] = [str(HERE), str(HERE.parent / "cases"), str(HERE.parents[1]), str(HERE.parents[1] / "kernels")]
 OURS = ("simulator", "app", "reports")
 MOST_MEMORY = 6 << 30
 """Address space beyond what is mapped at the start [B]; a bomb ends in MemoryError instead of the machine's."""

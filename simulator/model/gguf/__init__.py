@@ -1,0 +1,1 @@
+"""Models out of GGUF files: their header alone is read, never a weight."""
