@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from traces.masks import Fixed, keep_largest, masked, normalise, open_first_head
 from traces.other_methods import kv_methods, threshold_methods
 from traces.predictors import HEADLINE, Plan, Predicted, parameter_count, plans, restore
 from traces.scoring import windows
+from traces.table_on_disk import TableOnDisk
 
 if TYPE_CHECKING:
     import torch
@@ -43,24 +45,34 @@ def per_sequence(scored: torch.Tensor, sequences: int) -> torch.Tensor:
     return grouped.mean(1, keepdim=True).expand_as(grouped).reshape(scored.shape)
 
 
-def true_scores(bench: Bench, criterion: str, scale: str) -> list[dict[str, torch.Tensor]]:
-    """Normalised scores of the scored tokens on the dense model, per batch of the scene."""
+@dataclass(frozen=True)
+class _Scores(Sequence[Mapping[str, "torch.Tensor"]]):
+    """Normalised scores per batch of a scene, (tokens, layers, units) per kind, read when they are asked for."""
+
+    batches: tuple[Mapping[str, TableOnDisk], ...]
+    device: torch.device
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, number: Any) -> Any:
+        return {kind: table[:].to(self.device) for kind, table in self.batches[number].items()}
+
+
+def true_scores(bench: Bench, criterion: str, scale: str, folder: Path) -> Sequence[Mapping[str, torch.Tensor]]:
+    """Normalised scores of the scored tokens on the dense model, per batch of the scene; kept in `folder`."""
     found = []
-    for part, _ in bench.scene.batches:
+    for number, (part, _) in enumerate(bench.scene.batches):
         ids = bench.scene.ids[part]
         importance, _seen = scores(bench.model, bench.parts, ids, [criterion])
-        found.append(
-            {
-                kind: normalise(
-                    importance[kind, criterion]
-                    .view(len(ids), ids.shape[1], len(bench.parts), -1)[:, bench.scene.prompt : -1]
-                    .flatten(0, 1),
-                    scale,
-                )
-                for kind in KINDS
-            }
-        )
-    return found
+        batch = {}
+        for kind in KINDS:
+            whole = importance[kind, criterion].view(len(ids), ids.shape[1], len(bench.parts), -1)
+            real = normalise(whole[:, bench.scene.prompt : -1].flatten(0, 1), scale)
+            batch[kind] = TableOnDisk.empty(folder / f"{kind}.{number}", tuple(real.shape), "float32")
+            batch[kind].write(slice(None), real)
+        found.append(batch)
+    return _Scores(tuple(found), bench.scene.ids.device)
 
 
 def oracle(
@@ -233,6 +245,7 @@ def evaluation(
     train_ids: Any,
     first: Sequence[int],
     length: int,
+    folder: Path,
     methods: Sequence[str] = METHODS,
 ) -> list[Step]:
     """Every measurement in order, cheapest methods first.
@@ -250,6 +263,8 @@ def evaluation(
         Tokens that thresholds are set on.
     first : sequence of int
         What each window begins with.
+    folder : Path
+        Gets the oracle's scores of one criterion at a time, 4 bytes per unit and scored token.
     methods : sequence of str
         Of `METHODS`.
     """
@@ -259,7 +274,7 @@ def evaluation(
         *threshold_methods(bench, calibration, CURVE),
         *kv_methods(bench, (*COARSE, 0.8, 0.9)),
     ]
-    scores_of = _Truth(bench)
+    scores_of = _Truth(bench, folder)
     for criterion in known["criteria"]:
         for scale in ("layer", "global") if criterion in HEADLINE else ("layer",):
             found += _one_criterion(bench, predictors, known["seeds"], criterion, scale, scores_of)
@@ -343,16 +358,15 @@ def _one_criterion(
 
 
 class _Truth:
-    """`true_scores` by criterion and scale: the largest thing an evaluation holds, so only the latest is kept."""
+    """`true_scores` by criterion and scale: the largest thing an evaluation writes, so only the latest is kept."""
 
-    def __init__(self, bench: Bench):
-        self.bench = bench
+    def __init__(self, bench: Bench, folder: Path):
+        self.bench, self.folder = bench, folder
         self.key = "", ""
-        self.found: list[dict[str, torch.Tensor]] = []
+        self.found: Sequence[Mapping[str, torch.Tensor]] = ()
 
-    def __call__(self, criterion: str, scale: str) -> list[dict[str, torch.Tensor]]:
+    def __call__(self, criterion: str, scale: str) -> Sequence[Mapping[str, torch.Tensor]]:
         if self.key != (criterion, scale):
-            self.found = []  # The old scores go before the new ones come.
-            self.found = true_scores(self.bench, criterion, scale)
+            self.found = true_scores(self.bench, criterion, scale, self.folder)
             self.key = criterion, scale
         return self.found

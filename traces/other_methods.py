@@ -15,24 +15,23 @@ from traces.scoring import Score, judge, shares
 if TYPE_CHECKING:
     import torch
 
-Magnitudes = dict[tuple[str, int], Any]
+Thresholds = dict[tuple[str, int], dict[float, float]]
+"""By site and layer, by sparsity."""
 _SITES = ("attn.in", "attn.o", "ffn.in", "ffn.down")
 
 
 def threshold_methods(bench: Bench, calibration: torch.Tensor, sparsities: Sequence[float]) -> Iterator[Step]:
     """CATS (gated models) and TEAL at thresholds that are quantiles over `calibration` tokens, per layer and matrix."""
-    magnitudes = cache(lambda: _magnitudes(bench, calibration, _SITES))
+    thresholds = cache(lambda: _quantiles(bench, calibration, sparsities))
     methods = {"teal": _teal} | ({"cats": _cats} if bench.parts[0].gated else {})
     for s in sparsities:
         for name, measure in methods.items():
-            yield Step(name, f"{name} {s:g}", lambda m=measure, s=s: m(bench, magnitudes(), s))
+            yield Step(name, f"{name} {s:g}", lambda m=measure, s=s: m(bench, thresholds(), s))
 
 
-def _teal(bench: Bench, magnitudes: Magnitudes, sparsity: float) -> None:
-    import numpy as np
-
+def _teal(bench: Bench, thresholds: Thresholds, sparsity: float) -> None:
     live: dict[str, list[float]] = {}
-    limits = {k: float(np.quantile(v, sparsity)) for k, v in magnitudes.items() if k[0] in _SITES}
+    limits = {k: v[sparsity] for k, v in thresholds.items() if k[0] in _SITES}
     score = judge(bench.model, bench.scene, lambda _: thresholded(bench.parts, limits, live))
     mean = {site: sum(v) / len(v) for site, v in live.items()}
     roles = {
@@ -45,11 +44,9 @@ def _teal(bench: Bench, magnitudes: Magnitudes, sparsity: float) -> None:
     _threshold_row(bench, score, "teal", 1.0 - sparsity, roles)
 
 
-def _cats(bench: Bench, magnitudes: Magnitudes, sparsity: float) -> None:
-    import numpy as np
-
+def _cats(bench: Bench, thresholds: Thresholds, sparsity: float) -> None:
     live: dict[str, list[float]] = {}
-    gates = [float(np.quantile(magnitudes["gate", i], sparsity)) for i in range(len(bench.parts))]
+    gates = [thresholds["gate", i][sparsity] for i in range(len(bench.parts))]
     score = judge(bench.model, bench.scene, lambda _: gate_thresholded(bench.parts, gates, live))
     kept = sum(live["ffn.down"]) / len(live["ffn.down"])
     # The gate, half of ffn_in, is computed dense.
@@ -71,23 +68,27 @@ def _threshold_row(bench: Bench, score: Score, method: str, keep: float, roles: 
     )
 
 
-def _magnitudes(bench: Bench, ids: torch.Tensor, sites: Sequence[str]) -> Magnitudes:
+def _quantiles(bench: Bench, ids: torch.Tensor, shares: Sequence[float]) -> Thresholds:
+    """Magnitudes below which a share of each site's inputs, and of each gate, lies on `ids`."""
+    import numpy as np
     import torch
 
-    found: dict[tuple[str, int], Any] = {}
+    found: Thresholds = {}
 
     def keep(key: tuple[str, int], x: torch.Tensor) -> None:
-        found[key] = x.abs().float().flatten().cpu().numpy()
+        limits = np.quantile(x.abs().float().flatten().cpu().numpy(), shares)
+        found[key] = dict(zip(shares, map(float, limits), strict=True))
 
     handles = []
     for i, part in enumerate(bench.parts):
-        for site in sites:
+        for site in _SITES:
             handles.append(
                 part.site(site)[0].register_forward_pre_hook(lambda _m, args, key=(site, i): keep(key, args[0]))
             )
         handles.append(part.activation.register_forward_hook(lambda _m, _a, out, key=("gate", i): keep(key, out)))
     with hooked(handles), torch.inference_mode():
-        bench.model(input_ids=ids, use_cache=False)
+        # Without the head: the logits of all calibration tokens are the largest tensor of the pass.
+        bench.model.base_model(input_ids=ids, use_cache=False)
     return found
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from simulator.base.errors import UnknownNameError
 from traces.masks import keep_largest
+from traces.table_on_disk import TableOnDisk, mean_over_tokens
 
 if TYPE_CHECKING:
     import torch
@@ -108,8 +109,8 @@ def network(inputs: int, rank: int, outputs: int) -> Any:
 
 def fit(
     method: str,
-    inputs: Mapping[tuple[str, int], torch.Tensor],
-    targets: Mapping[str, torch.Tensor],
+    inputs: Mapping[tuple[str, int], TableOnDisk | torch.Tensor],
+    targets: Mapping[str, TableOnDisk | torch.Tensor],
     *,
     rank: int,
     seed: int,
@@ -126,8 +127,8 @@ def fit(
 
     Parameters
     ----------
-    inputs : mapping of (site, layer) to array of shape (tokens, width)
-    targets : mapping of kind to array of shape (tokens, layers, units)
+    inputs : mapping of (site, layer) to table of shape (tokens, width)
+    targets : mapping of kind to table of shape (tokens, layers, units)
         Normalised scores [-].
 
     Returns
@@ -145,12 +146,13 @@ def fit(
     plan = readers(method, n_layers)
     inputs = {(r.site, r.at): inputs[r.site, r.at] for r in plan}
     torch.manual_seed(seed)
+    means = {kind: mean_over_tokens(y) for kind, y in targets.items()}
     nets = nn.ModuleList()
     for r in plan:
-        goal = targets[r.kind][:, list(r.layers)]
-        net = network(inputs[r.site, r.at].shape[1], rank, goal[0].numel())
+        goal = means[r.kind][list(r.layers)].flatten()
+        net = network(inputs[r.site, r.at].shape[1], rank, len(goal))
         net[2].weight.data.zero_()
-        net[2].bias.data.copy_(goal.float().mean(0).flatten())
+        net[2].bias.data.copy_(goal)
         nets.append(net)
     scale = {site: _scale(x) for site, x in inputs.items()}
     nets.to(device)
@@ -185,17 +187,16 @@ def fit(
     return nets, float(np.mean(last)) if last else float("nan")
 
 
-def _scale(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _scale(x: TableOnDisk | torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and standard deviation of each feature over tokens; features that hardly move are not blown up."""
     import torch
 
     total, square, count = torch.zeros(x.shape[1]), torch.zeros(x.shape[1]), len(x)
-    for rows in x.split(4096):
-        seen = features(rows)
-        total += seen.sum(0)
+    for at in range(0, count, 4096):
+        total += features(x[at : at + 4096]).sum(0)
     mean = total / count
-    for rows in x.split(4096):
-        square += (features(rows) - mean).square().sum(0)
+    for at in range(0, count, 4096):
+        square += (features(x[at : at + 4096]) - mean).square().sum(0)
     spread = (square / count).sqrt()
     return mean, spread.clamp_min(0.1 * float(spread.square().mean().sqrt()) + 1e-12)
 

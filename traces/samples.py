@@ -11,6 +11,8 @@ from traces.blocks import Block
 from traces.criteria import KINDS, scores
 from traces.masks import normalise
 from traces.predictors import readers
+from traces.scoring import windows_per_pass
+from traces.table_on_disk import TableOnDisk, mean_over_tokens
 
 if TYPE_CHECKING:
     import torch
@@ -18,21 +20,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Samples:
-    """Inputs and normalised scores of the same tokens, in memory-mapped files.
+    """Inputs and normalised scores of the same tokens, on disk.
 
     Parameters
     ----------
-    inputs : mapping of (site, layer) to Tensor of shape (tokens, width)
-    targets : mapping of (kind, scale) to Tensor of shape (tokens, layers, units)
+    inputs : mapping of (site, layer) to TableOnDisk of shape (tokens, width)
+    targets : mapping of (kind, scale) to TableOnDisk of shape (tokens, layers, units)
         Scores normalised globally or per layer, fp16 [-].
     """
 
-    inputs: Mapping[tuple[str, int], torch.Tensor]
-    targets: Mapping[tuple[str, str], torch.Tensor]
+    inputs: Mapping[tuple[str, int], TableOnDisk]
+    targets: Mapping[tuple[str, str], TableOnDisk]
 
     def mean_target(self, kind: str, scale: str) -> torch.Tensor:
         """Mean over tokens, (layers, units): what a static choice by this criterion ranks by."""
-        return self.targets[kind, scale].float().mean(0)
+        return mean_over_tokens(self.targets[kind, scale])
 
 
 def gather(
@@ -44,7 +46,7 @@ def gather(
     methods: Sequence[str],
     scales: Sequence[str],
     folder: Path,
-    rows: int = 4,
+    rows: int | None = None,
 ) -> Samples:
     """Run the model forward and back over `ids` and write one row per token to `folder`.
 
@@ -53,22 +55,20 @@ def gather(
     Parameters
     ----------
     ids : Tensor of shape (windows, length)
-    rows : int
+    rows : int, optional
         Windows per pass; with the model, this bounds the memory.
     """
-    import numpy as np
-    import torch
-
+    rows = rows or windows_per_pass(model, ids.shape[1])
     per_window = ids.shape[1] - 1
     tokens = len(ids) * per_window
     sites = sorted({(r.site, r.at) for m in methods for r in readers(m, len(parts))})
-    files: dict[Any, Any] = {}
+    files: dict[Any, TableOnDisk] = {}
 
-    def file(key: Any, shape: tuple[int, ...]) -> Any:
+    def write(key: Any, into: slice, x: torch.Tensor) -> None:
         if key not in files:
-            name = ".".join(str(k) for k in key) + ".npy"
-            files[key] = np.lib.format.open_memmap(folder / name, mode="w+", dtype=np.float16, shape=(tokens, *shape))
-        return files[key]
+            name = ".".join(str(k) for k in key)
+            files[key] = TableOnDisk.empty(folder / name, (tokens, *x.shape[1:]), "float16")
+        files[key].write(into, x)
 
     for at in range(0, len(ids), rows):
         part = ids[at : at + rows]
@@ -79,13 +79,10 @@ def gather(
             return x.view(count, per_window + 1, *x.shape[1:])[:, :-1].flatten(0, 1)
 
         for key in sites:
-            x = inner(seen[key])
-            file(key, (x.shape[1],))[into] = x.half().cpu().numpy()
+            write(key, into, inner(seen[key]))
         for kind in KINDS:
             for scale in scales:
-                y = normalise(inner(importance[kind, criterion]), scale)
-                file((kind, scale), tuple(y.shape[1:]))[into] = y.half().cpu().numpy()
-    held = {key: torch.from_numpy(array) for key, array in files.items()}
+                write((kind, scale), into, normalise(inner(importance[kind, criterion]), scale))
     return Samples(
-        {key: held[key] for key in sites}, {(kind, scale): held[kind, scale] for kind in KINDS for scale in scales}
+        {key: files[key] for key in sites}, {(kind, scale): files[kind, scale] for kind in KINDS for scale in scales}
     )

@@ -113,10 +113,11 @@ def _judge(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, t
     return loss.view(targets.shape).double().sum(1), logits.argmax(-1)
 
 
-def scene(model: Any, ids: torch.Tensor, prompt: int, *, rows: int = 4) -> Scene:
+def scene(model: Any, ids: torch.Tensor, prompt: int, *, rows: int | None = None) -> Scene:
     """Run the prompts dense and remember what dense says about the rest."""
     import torch
 
+    rows = rows or windows_per_pass(model, ids.shape[1])
     found, losses, best = [], [], []
     with torch.inference_mode():
         for at in range(0, len(ids), rows):
@@ -129,6 +130,15 @@ def scene(model: Any, ids: torch.Tensor, prompt: int, *, rows: int = 4) -> Scene
             losses.append(loss)
             best.append(top)
     return Scene(ids, prompt, tuple(found), torch.cat(losses), torch.cat(best))
+
+
+_PASS_BYTES = 2**26
+
+
+def windows_per_pass(model: Any, length: int) -> int:
+    """As many windows as have logits of 64 MiB, 1 to 4: a pass forward and back holds some twenty times that."""
+    vocabulary = len(out_by_in(model.get_output_embeddings()))
+    return min(4, max(1, _PASS_BYTES // (4 * vocabulary * length)))
 
 
 Setting = Callable[[int], AbstractContextManager[Any]]

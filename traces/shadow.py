@@ -273,8 +273,9 @@ def evaluate(
     snapshots = Snapshots(out, plan, settled={}, resume=resume)
     try:
         bench = Bench(loaded.model, blocks(loaded.model), scene(loaded.model, chosen, prompt))
-        steps = evaluation(bench, predictors, known, learned, words.first, length, wanted)
-        _measure(bench, steps, snapshots, quiet=json_)
+        with tempfile.TemporaryDirectory(dir=snapshots.folder) as folder:
+            steps = evaluation(bench, predictors, known, learned, words.first, length, Path(folder), wanted)
+            _measure(bench, steps, snapshots, quiet=json_)
     except BaseException:
         snapshots.close()
         raise
