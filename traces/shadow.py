@@ -273,8 +273,8 @@ def evaluate(
     snapshots = Snapshots(out, plan, settled={}, resume=resume)
     try:
         bench = Bench(loaded.model, blocks(loaded.model), scene(loaded.model, chosen, prompt))
-        with tempfile.TemporaryDirectory(dir=snapshots.folder) as folder:
-            steps = evaluation(bench, predictors, known, learned, words.first, length, Path(folder), wanted)
+        with scratch(snapshots.folder, "scores") as folder:
+            steps = evaluation(bench, predictors, known, learned, words.first, length, folder, wanted)
             _measure(bench, steps, snapshots, quiet=json_)
     except BaseException:
         snapshots.close()

@@ -17,7 +17,7 @@ from simulator.base.lock import WriterLock
 if TYPE_CHECKING:
     from traces.means import State
 
-OURS = r"plan\.json|state\.safetensors|log\.jsonl|lock|\.(plan\.json|state\.safetensors|log\.jsonl)\..{8}\.tmp"
+OURS = r"plan\.json|state\.safetensors|log\.jsonl|lock|\.(plan\.json|state\.safetensors|log\.jsonl|scores)\..{8}\.tmp"
 """Names in the folder of a run's state; one that holds others is somebody else's."""
 
 
