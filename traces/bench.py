@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from simulator.base.errors import InputError
 from simulator.trace import TABLES
@@ -14,13 +14,11 @@ from traces.criteria import KINDS
 from traces.masks import keep_largest, masked
 from traces.predictors import Predicted
 from traces.scoring import Scene, Score, judge, kept_shares, rank_correlation, recall, shares, stack
-
-if TYPE_CHECKING:
-    import torch
+from traces.table_on_disk import TableOnDisk
 
 NAN = float("nan")
 Row = dict[str, Any]
-_EVERY = 8  # one scored token in so many enters the rank correlation
+_EVERY = 64  # one scored token in so many enters recall and rank correlation
 
 
 @dataclass(frozen=True)
@@ -105,7 +103,7 @@ class Bench:
     def run(
         self,
         chooser: Callable[[int], Any],
-        truth: Sequence[Mapping[str, torch.Tensor]] | None = None,
+        truth: Sequence[Mapping[str, TableOnDisk]] | None = None,
         *,
         keep: float,
         budget: str,
@@ -117,7 +115,7 @@ class Bench:
         ----------
         chooser : callable
             Batch number to a `Chooser`.
-        truth : sequence of mapping of kind to Tensor of shape (tokens, layers, units), optional
+        truth : sequence of mapping of kind to table of shape (tokens, layers, units), optional
             Normalised scores of the dense model, per batch.
         """
         import torch
@@ -137,12 +135,11 @@ class Bench:
                 return
             for kind in KINDS:
                 first = 1 if kind == "heads" else 0
-                real = truth[number][kind][:, first:]
-                mask = stack(used, kind)[:, -real.shape[1] :]
+                real = truth[number][kind][::_EVERY][:, first:].to(self.scene.ids.device)
+                mask = stack(used, kind)[::_EVERY, -real.shape[1] :]
                 found.append(recall(mask, keep_largest(real, keep, budget)))
                 if isinstance(choosers[number], Predicted):
-                    guess = choosers[number].stacked(kind)
-                    ranked.append(rank_correlation(guess[::_EVERY], real[::_EVERY]))
+                    ranked.append(rank_correlation(choosers[number].stacked(kind)[::_EVERY], real))
 
         score = judge(self.model, self.scene, setting, after=after)
         mean = [

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from simulator.base import console
 from simulator.base.errors import UnsupportedError
 from traces import kv_quality
 from traces.bench import Bench, Row, Step
 from traces.criteria import KINDS, magnitude, scores
-from traces.masks import Fixed, keep_largest, masked, normalise, open_first_heads
+from traces.masks import TARGETS, Fixed, keep_largest, masked, normalise, open_first_heads
 from traces.other_methods import kv_methods, threshold_methods
 from traces.predictors import HEADLINE, Plan, Predicted, parameter_count, plans, restore
 from traces.scoring import windows
@@ -27,6 +26,7 @@ KV_METHODS = kv_quality.METHODS
 METHODS = ("random", "static", "teal", "cats", *KV_METHODS, "oracle", "shadowllm", "dejavu")
 """What ``--methods`` names."""
 CURVE = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+"""Sparsities of what `evaluation` measures at more than `COARSE`."""
 
 
 def choose(scored: Mapping[str, torch.Tensor], keep: float, budget: str) -> Fixed:
@@ -45,43 +45,32 @@ def per_sequence(scored: torch.Tensor, sequences: int) -> torch.Tensor:
     return grouped.mean(1, keepdim=True).expand_as(grouped).reshape(scored.shape)
 
 
-@dataclass(frozen=True)
-class _Scores(Sequence[Mapping[str, "torch.Tensor"]]):
-    """Normalised scores per batch of a scene, (tokens, layers, units) per kind, read when they are asked for."""
-
-    batches: tuple[Mapping[str, TableOnDisk], ...]
-    device: torch.device
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __getitem__(self, number: Any) -> Any:
-        return {kind: table[:].to(self.device) for kind, table in self.batches[number].items()}
+Truth: TypeAlias = Sequence[Mapping[str, TableOnDisk]]
+"""Normalised scores per batch of a scene, (tokens, layers, units) per kind."""
 
 
-def true_scores(bench: Bench, criterion: str, scale: str, folder: Path) -> Sequence[Mapping[str, torch.Tensor]]:
-    """Normalised scores of the scored tokens on the dense model, per batch of the scene; kept in `folder`."""
-    found = []
+def true_scores(bench: Bench, criterion: str, scales: Sequence[str], folder: Path) -> dict[str, Truth]:
+    """Normalised scores of the scored tokens on the dense model, by target scale; kept in `folder`."""
+    found: dict[str, list[dict[str, TableOnDisk]]] = {scale: [] for scale in scales}
     for number, (part, _) in enumerate(bench.scene.batches):
         ids = bench.scene.ids[part]
         importance, _seen = scores(bench.model, bench.parts, ids, [criterion])
-        batch = {}
-        for kind in KINDS:
-            whole = importance[kind, criterion].view(len(ids), ids.shape[1], len(bench.parts), -1)
-            real = normalise(whole[:, bench.scene.prompt : -1].flatten(0, 1), scale)
-            batch[kind] = TableOnDisk.empty(folder / f"{kind}.{number}", tuple(real.shape), "float32")
-            batch[kind].write(slice(None), real)
-        found.append(batch)
-    return _Scores(tuple(found), bench.scene.ids.device)
+        for scale in scales:
+            batch = {}
+            for kind in KINDS:
+                whole = importance[kind, criterion].view(len(ids), ids.shape[1], len(bench.parts), -1)
+                real = normalise(whole[:, bench.scene.prompt : -1].flatten(0, 1), scale)
+                batch[kind] = TableOnDisk.empty(folder / f"{kind}.{scale}.{number}", tuple(real.shape), "float32")
+                batch[kind].write(slice(None), real)
+            found[scale].append(batch)
+    return {**found}
 
 
-def oracle(
-    bench: Bench, truth: Sequence[Mapping[str, torch.Tensor]], keep: float, budget: str, mask: str, **names: Any
-) -> None:
+def oracle(bench: Bench, truth: Truth, keep: float, budget: str, mask: str, **names: Any) -> None:
     """The criterion itself, of the dense model on the very tokens that are scored."""
 
     def chooser(number: int) -> Fixed:
-        batch = truth[number]
+        batch = {kind: table[:].to(bench.scene.ids.device) for kind, table in truth[number].items()}
         if mask == "sequence":
             part, _ = bench.scene.batches[number]
             count = len(bench.scene.ids[part])
@@ -102,12 +91,7 @@ def oracle(
 
 
 def static(
-    bench: Bench,
-    importance: Mapping[str, torch.Tensor],
-    truth: Sequence[Mapping[str, torch.Tensor]] | None,
-    keep: float,
-    budget: str,
-    **names: Any,
+    bench: Bench, importance: Mapping[str, torch.Tensor], truth: Truth | None, keep: float, budget: str, **names: Any
 ) -> None:
     """One mask for every token, from weights or from training tokens; (layers, units) per kind."""
     tokens = bench.scene.best.shape[1]
@@ -164,15 +148,7 @@ def random(bench: Bench, keep: float, budget: str, seed: int) -> None:
 
 
 def predicted(
-    bench: Bench,
-    method: str,
-    nets: Any,
-    truth: Sequence[Mapping[str, torch.Tensor]],
-    keep: float,
-    budget: str,
-    mask: str,
-    seed: int,
-    **names: Any,
+    bench: Bench, method: str, nets: Any, truth: Truth, keep: float, budget: str, mask: str, seed: int, **names: Any
 ) -> None:
     """ShadowLLM or Deja Vu with trained predictors, deciding while the sparse model runs.
 
@@ -247,11 +223,12 @@ def evaluation(
     length: int,
     folder: Path,
     methods: Sequence[str] = METHODS,
+    sparsities: Sequence[float] = CURVE,
 ) -> list[Step]:
     """Every measurement in order, cheapest methods first.
 
-    `COARSE` sparsities for every criterion, the whole `CURVE` for the first of `HEADLINE`; target scale and mask are
-    varied for all of `HEADLINE`.
+    Target scale and budget are varied for all of `HEADLINE`, the mask for the first of them, which alone gets more
+    sparsities than `COARSE`.
 
     Parameters
     ----------
@@ -264,20 +241,23 @@ def evaluation(
     first : sequence of int
         What each window begins with.
     folder : Path
-        Gets the oracle's scores of one criterion at a time, 4 bytes per unit and scored token.
+        Gets the oracle's scores of one criterion at a time, 4 bytes per unit, scored token and target scale.
     methods : sequence of str
         Of `METHODS`.
+    sparsities : sequence of float
+        Shares of heads and neurons dropped [-].
     """
     calibration = windows(train_ids, length, min(4, len(train_ids) // length), first=first).to(bench.model.device)
     found = [
-        *_without_context(bench, known["seeds"]),
-        *threshold_methods(bench, calibration, CURVE),
+        *_without_context(bench, known["seeds"], sparsities),
+        *threshold_methods(bench, calibration, sparsities),
         *kv_methods(bench, (*COARSE, 0.8, 0.9)),
     ]
     scores_of = _Truth(bench, folder)
     for criterion in known["criteria"]:
-        for scale in ("layer", "global") if criterion in HEADLINE else ("layer",):
-            found += _one_criterion(bench, predictors, known["seeds"], criterion, scale, scores_of)
+        for scale in _scales(criterion):
+            curve = sparsities if criterion == HEADLINE[0] and scale == "layer" else set(sparsities) & {*COARSE}
+            found += _one_criterion(bench, predictors, known["seeds"], criterion, scale, sorted(curve), scores_of)
     return [step for step in found if step.method in methods]
 
 
@@ -297,11 +277,11 @@ def measured(bench: Bench, steps: Iterable[Step]) -> Iterator[tuple[Step, list[R
         yield step, bench.rows[before:]
 
 
-def _without_context(bench: Bench, seeds: int) -> Iterator[Step]:
+def _without_context(bench: Bench, seeds: int, sparsities: Sequence[float]) -> Iterator[Step]:
     """What needs no predictor and sees no token: units drawn, and the largest weights."""
     device = bench.model.device
     weights = cache(lambda: {kind: magnitude(bench.parts, kind).to(device) for kind in KINDS})
-    for s in CURVE:
+    for s in sparsities:
         keep = round(1.0 - s, 6)
         for seed in range(seeds):
             yield Step("random", f"random {s:g}", partial(random, bench, keep, "layer", seed))
@@ -313,7 +293,13 @@ def _without_context(bench: Bench, seeds: int) -> Iterator[Step]:
 
 
 def _one_criterion(
-    bench: Bench, predictors: Path, seeds: int, criterion: str, scale: str, scores_of: _Truth
+    bench: Bench,
+    predictors: Path,
+    seeds: int,
+    criterion: str,
+    scale: str,
+    sparsities: Sequence[float],
+    scores_of: _Truth,
 ) -> Iterator[Step]:
     names = {"criterion": criterion, "targets": scale}
     truth = partial(scores_of, criterion, scale)
@@ -324,12 +310,12 @@ def _one_criterion(
         return load_file(predictors / name, device=str(bench.model.device))
 
     own = [p for p in plans([criterion], seeds) if p.scale == scale]
-    curve = CURVE if criterion == HEADLINE[0] and scale == "layer" else COARSE
-    for s in sorted({*COARSE, *curve}):
+    for s in sparsities:
         keep = round(1.0 - s, 6)
-        varied = criterion in HEADLINE and scale == "layer" and s in COARSE
         # Scores scaled otherwise rank alike inside a layer: budgets per layer are measured for one scale.
+        varied = criterion in HEADLINE and scale == "layer" and s in COARSE
         budgets = ("global", "layer") if varied else ("global",)
+        per_sequence = varied and criterion == HEADLINE[0]
         say = f"{criterion} {s:g}"
 
         def run_oracle(budget: str, mask: str, keep: float = keep) -> None:
@@ -346,15 +332,20 @@ def _one_criterion(
         for budget in budgets:
             yield Step("oracle", f"oracle {say}", partial(run_oracle, budget, "token"))
             yield Step("static", f"static {say}", partial(run_static, budget))
-        if varied:
+        if per_sequence:
             yield Step("oracle", f"oracle {say} per sequence", partial(run_oracle, "global", "sequence"))
         for plan in own:
             for budget in ("layer",) if plan.method == "dejavu" else budgets:
                 yield Step(plan.method, f"{plan.method} {say}", partial(run_predicted, plan, budget, "token"))
-            if varied:
+            if per_sequence:
                 budget = "layer" if plan.method == "dejavu" else "global"
                 label = f"{plan.method} {say} per sequence"
                 yield Step(plan.method, label, partial(run_predicted, plan, budget, "sequence"))
+
+
+def _scales(criterion: str) -> tuple[str, ...]:
+    """Target scales that are compared for a criterion."""
+    return TARGETS[::-1] if criterion in HEADLINE else ("layer",)
 
 
 class _Truth:
@@ -362,11 +353,11 @@ class _Truth:
 
     def __init__(self, bench: Bench, folder: Path):
         self.bench, self.folder = bench, folder
-        self.key = "", ""
-        self.found: Sequence[Mapping[str, torch.Tensor]] = ()
+        self.criterion = ""
+        self.found: dict[str, Truth] = {}
 
-    def __call__(self, criterion: str, scale: str) -> Sequence[Mapping[str, torch.Tensor]]:
-        if self.key != (criterion, scale):
-            self.found = true_scores(self.bench, criterion, scale, self.folder)
-            self.key = criterion, scale
-        return self.found
+    def __call__(self, criterion: str, scale: str) -> Truth:
+        if self.criterion != criterion:
+            self.found = true_scores(self.bench, criterion, _scales(criterion), self.folder)
+            self.criterion = criterion
+        return self.found[scale]

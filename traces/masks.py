@@ -35,7 +35,7 @@ def normalise(scores: torch.Tensor, targets: str) -> torch.Tensor:
 
 
 def keep_largest(scores: torch.Tensor, keep: float, budget: str) -> torch.Tensor:
-    """Exactly ``round(keep * n)`` of the n units: n of each layer, or of all layers together.
+    """Exactly ``round(keep * n)`` of the n units: n of each layer, or of all layers together; of equals the first.
 
     Parameters
     ----------
@@ -53,9 +53,16 @@ def keep_largest(scores: torch.Tensor, keep: float, budget: str) -> torch.Tensor
     if budget not in BUDGETS:
         raise UnknownNameError("budget", budget, BUDGETS, where="--budgets")
     flat = scores.flatten(1) if budget == "global" else scores
-    chosen = flat.topk(round(keep * flat.shape[-1]), dim=-1).indices
-    mask = torch.zeros(flat.shape, dtype=torch.bool, device=flat.device)
-    return mask.scatter_(-1, chosen, True).view(scores.shape)
+    count, wanted = flat.shape[-1], round(keep * flat.shape[-1])
+    if not wanted:
+        return torch.zeros(scores.shape, dtype=torch.bool, device=scores.device)
+    # The smallest score that stays; half the time of topk, which sorts what it finds.
+    limit = flat.kthvalue(count - wanted + 1, dim=-1, keepdim=True).values
+    mask, equal = flat > limit, flat == limit
+    missing = wanted - mask.sum(-1, keepdim=True)
+    if bool((equal.sum(-1, keepdim=True) > missing).any()):
+        equal &= equal.cumsum(-1, dtype=torch.int32) <= missing
+    return (mask | equal).view(scores.shape)
 
 
 class Chooser(Protocol):

@@ -14,6 +14,7 @@ import typer
 from simulator.base import console
 from simulator.base.errors import InputError, UnknownNameError
 from simulator.base.files import replaced, scratch
+from traces.experiment import CURVE
 
 if TYPE_CHECKING:
     import numpy as np
@@ -41,6 +42,17 @@ def _names(what: str, text: str, known: Sequence[str], where: str = "") -> list[
     if not names:
         raise InputError(f"names no {what}; give all, or some of {', '.join(known)}", where=where or f"--{what}s")
     return names
+
+
+def _shares(text: str) -> list[float]:
+    """Shares between 0 and 1, with commas, ascending and each once."""
+    try:
+        found = sorted({round(float(part), 6) for part in text.split(",")})
+    except ValueError:
+        found = []
+    if not found or not 0.0 < found[0] <= found[-1] < 1.0:
+        raise InputError(f"{text!r} is not shares between 0 and 1 with commas, as 0.3,0.5", where="--sparsities")
+    return found
 
 
 def _load(model: str, revision: str | None, dtype: str, device: str) -> Loaded:
@@ -224,6 +236,10 @@ def evaluate(
     threads: _THREADS = 0,
     revision: _REVISION = None,
     methods: Annotated[str, typer.Option("--methods", help="all, or names with commas")] = "all",
+    criteria: Annotated[str, typer.Option("--criteria", help="all that were trained, or names with commas")] = "all",
+    sparsities: Annotated[
+        str, typer.Option("--sparsities", help="shares dropped, with commas; criteria but the first: 0.3, 0.5, 0.7")
+    ] = ",".join(map(str, CURVE)),
     resume: Annotated[bool, typer.Option("--resume", help="continue what an interrupted run left")] = False,
     json_: Annotated[bool, typer.Option("--json", help='{"rows": [...]} on stdout')] = False,
 ) -> None:
@@ -240,6 +256,8 @@ def evaluate(
 
     wanted = _names("method", methods, METHODS)
     known = _manifest(predictors)
+    known["criteria"] = _names("criterion", criteria, known["criteria"], "--criteria")
+    drops = _shares(sparsities)
     if out.suffix != ".parquet":
         raise InputError(f"{out} should end in .parquet", where="--out")
     if trace is not None:
@@ -268,13 +286,14 @@ def evaluate(
         "device": loaded.device,
         "threads": used,
         "methods": wanted,
+        "sparsities": drops,
         "versions": {name: version(name) for name in ("shadowline", "torch", "transformers")},
     }
     snapshots = Snapshots(out, plan, settled={}, resume=resume)
     try:
         bench = Bench(loaded.model, blocks(loaded.model), scene(loaded.model, chosen, prompt))
         with scratch(snapshots.folder, "scores") as folder:
-            steps = evaluation(bench, predictors, known, learned, words.first, length, folder, wanted)
+            steps = evaluation(bench, predictors, known, learned, words.first, length, folder, wanted, drops)
             _measure(bench, steps, snapshots, quiet=json_)
     except BaseException:
         snapshots.close()
