@@ -227,8 +227,8 @@ def evaluation(
 ) -> list[Step]:
     """Every measurement in order, cheapest methods first.
 
-    Target scale and budget are varied for all of `HEADLINE`, the mask for the first of them, which alone gets more
-    sparsities than `COARSE`.
+    Target scale and budget are varied for all of `HEADLINE`; the first of them alone gets more sparsities than
+    `COARSE`, and masks per sequence at a half.
 
     Parameters
     ----------
@@ -315,7 +315,7 @@ def _one_criterion(
         # Scores scaled otherwise rank alike inside a layer: budgets per layer are measured for one scale.
         varied = criterion in HEADLINE and scale == "layer" and s in COARSE
         budgets = ("global", "layer") if varied else ("global",)
-        per_sequence = varied and criterion == HEADLINE[0]
+        per_sequence = varied and criterion == HEADLINE[0] and s == 0.5
         say = f"{criterion} {s:g}"
 
         def run_oracle(budget: str, mask: str, keep: float = keep) -> None:

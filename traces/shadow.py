@@ -1,36 +1,22 @@
-"""Predictors of heads and neurons, trained and judged: ``python -m traces.shadow train|evaluate``."""
+"""Predictors of heads and neurons, trained and judged: ``python -m traces.shadow train|evaluate|tables|reproduce``."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Iterator, Sequence
-from importlib.metadata import version
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from simulator.base import console
 from simulator.base.errors import InputError, UnknownNameError
-from simulator.base.files import replaced, scratch
 from traces.experiment import CURVE
-
-if TYPE_CHECKING:
-    import numpy as np
-
-    from traces.bench import Bench, Step
-    from traces.loading import Loaded
-    from traces.predictors import Plan
-    from traces.snapshot import Snapshots
-    from traces.text import Tokens
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
-MANIFEST = "predictors.json"
-SCHEMA = 2
-TRAIN_SHARE = 0.6
-"""Predictors learn on the first part of the text and are judged on the rest [-]."""
+SHIPPED = Path(__file__).resolve().parent / "shipped"
+OF_SHIPPED = ("tiny-llama-py", "tiny-opt-py")
+"""Shipped with their weights."""
 
 
 def _names(what: str, text: str, known: Sequence[str], where: str = "") -> list[str]:
@@ -53,20 +39,6 @@ def _shares(text: str) -> list[float]:
     if not found or not 0.0 < found[0] <= found[-1] < 1.0:
         raise InputError(f"{text!r} is not shares between 0 and 1 with commas, as 0.3,0.5", where="--sparsities")
     return found
-
-
-def _load(model: str, revision: str | None, dtype: str, device: str) -> Loaded:
-    from traces.loading import find, load, quieten
-
-    quieten()
-    return load(find(model, revision=revision), dtype=dtype, device=device)
-
-
-def _length(loaded: Loaded, length: int) -> int:
-    known = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
-    if known and length > known:
-        raise InputError(f"the model was made for {known} tokens, not {length}", where="--length")
-    return length
 
 
 _MODEL = Annotated[str, typer.Option("--model", help="Hugging Face folder or hub id")]
@@ -97,126 +69,30 @@ def train(
     json_: Annotated[bool, typer.Option("--json", help="the manifest on stdout")] = False,
 ) -> None:
     """Train ShadowLLM's and Deja Vu's predictors on the first 60 % of a text."""
-    from traces.blocks import blocks
+    from traces import shadow_runs
     from traces.criteria import CRITERIA
-    from traces.loading import use_threads
-    from traces.predictors import plans
-    from traces.text import read_tokens
 
-    wanted = _names("criterion", criteria, list(CRITERIA), "--criteria")
-    if out.is_file():
-        raise InputError(f"{out} is a file; name a folder", where="--out")
-    if (out / MANIFEST).exists() and not resume:
-        raise InputError(f"{out} holds predictors; add --resume or remove it", where="--out")
-    use_threads(threads)
-    loaded = _load(model, revision, dtype, device)
-    parts = blocks(loaded.model)
-    if len(parts) < 2:
-        raise InputError("a model of one layer has nothing to predict", where="--model")
-    words = read_tokens(text, loaded.tokenizer)
-    length = _length(loaded, length)
-    manifest: dict[str, Any] = {
-        "schema": SCHEMA,
-        "model": loaded.checkpoint.name,
-        "revision": loaded.checkpoint.revision,
-        "config_sha256": loaded.checkpoint.config_sha256,
-        "text_sha256": words.sha256,
-        "train_share": TRAIN_SHARE,
-        "length": length,
-        "tokens": max_tokens // length * (length - 1),
-        "rank": rank,
-        "epochs": epochs,
-        "criteria": wanted,
-        "seeds": seeds,
-        "loss": {},
-    }
-    if resume and (out / MANIFEST).exists():
-        before = _manifest(out)
-        for key in ("config_sha256", "text_sha256", "length", "tokens", "rank", "epochs"):
-            if before[key] != manifest[key]:
-                raise InputError(f"{out} was trained with another {key}; name another folder", where="--resume")
-        manifest["loss"] = before["loss"]
-    out.mkdir(parents=True, exist_ok=True)
-    todo = plans(wanted, seeds)
-    for plan, loss, parameters in console.progress(
-        _train(loaded, parts, words, todo, manifest, out), len(todo), "train", quiet=json_
-    ):
-        manifest["loss"][plan.file] = {"mean_squared_error": loss, "parameters": parameters}
-        _write(out / MANIFEST, manifest)
+    manifest = shadow_runs.train(
+        model,
+        text,
+        out,
+        criteria=_names("criterion", criteria, list(CRITERIA), "--criteria"),
+        seeds=seeds,
+        rank=rank,
+        epochs=epochs,
+        max_tokens=max_tokens,
+        length=length,
+        dtype=dtype,
+        device=device,
+        threads=threads,
+        revision=revision,
+        resume=resume,
+        quiet=json_,
+    )
     if json_:
         console.out_json(manifest)
     else:
-        console.out(f"{len(todo)} predictors of {model} in {out}")
-
-
-def _learned_from(text: Tokens) -> np.ndarray:
-    """The first part of a text's tokens, which predictors and thresholds are fitted on."""
-    return text.ids[: int(len(text.ids) * TRAIN_SHARE)]
-
-
-def _write(path: Path, manifest: dict[str, Any]) -> None:
-    with replaced(path) as temporary:
-        temporary.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
-
-
-def _train(
-    loaded: Loaded, parts: Any, text: Tokens, todo: list[Plan], manifest: dict[str, Any], out: Path
-) -> Iterator[tuple[Plan, float, int]]:
-    from safetensors.torch import save_file
-
-    from traces.predictors import METHODS, fit, parameter_count
-    from traces.samples import gather
-    from traces.scoring import windows
-
-    length, tokens = manifest["length"], manifest["tokens"]
-    chosen = windows(_learned_from(text), length, tokens // (length - 1), first=text.first)
-    chosen = chosen.to(loaded.model.device)
-    for criterion in dict.fromkeys(p.criterion for p in todo):
-        mine = [p for p in todo if p.criterion == criterion]
-        missing = [p for p in mine if p.file not in manifest["loss"] or not (out / p.file).exists()]
-        for plan in mine:
-            if plan not in missing:
-                known = manifest["loss"][plan.file]
-                yield plan, known["mean_squared_error"], known["parameters"]
-        if not missing:
-            continue
-        scales = sorted({p.scale for p in mine})
-        with scratch(out, "samples") as folder:
-            data = gather(loaded.model, parts, chosen, criterion, methods=METHODS, scales=scales, folder=folder)
-            means = {
-                f"{kind}.{scale}": data.mean_target(kind, scale).contiguous()
-                for kind in ("heads", "neurons")
-                for scale in scales
-            }
-            save_file(means, out / f"mean.{criterion}.safetensors")
-            for plan in missing:
-                nets, loss = fit(
-                    plan.method,
-                    data.inputs,
-                    {kind: data.targets[kind, plan.scale] for kind in ("heads", "neurons")},
-                    rank=manifest["rank"],
-                    seed=plan.seed,
-                    epochs=manifest["epochs"],
-                    device=str(loaded.model.device),
-                )
-                state = {k: v.half().cpu().contiguous() for k, v in nets.state_dict().items()}
-                save_file(state, out / plan.file)
-                yield plan, loss, parameter_count(nets)
-
-
-def _manifest(folder: Path) -> dict[str, Any]:
-    path = folder / MANIFEST
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except OSError:
-        raise InputError(
-            f"{folder} holds no predictors; make them with python -m traces.shadow train", where="--predictors"
-        ) from None
-    except ValueError as error:
-        raise InputError(f"is not JSON ({error})", where=str(path)) from None
-    if manifest.get("schema") != SCHEMA:
-        raise InputError(f"schema {manifest.get('schema')!r} is unknown; train again", where=str(path))
-    return manifest
+        console.out(f"{len(manifest['loss'])} predictors of {model} in {out}")
 
 
 @app.command()
@@ -244,93 +120,126 @@ def evaluate(
     json_: Annotated[bool, typer.Option("--json", help='{"rows": [...]} on stdout')] = False,
 ) -> None:
     """Perplexity and agreement against sparsity on the last 40 % of a text, for every method."""
-    from simulator.trace import read_trace
-    from traces.bench import Bench
-    from traces.blocks import blocks
-    from traces.experiment import METHODS, evaluation
-    from traces.loading import use_threads
-    from traces.scoring import scene, windows
-    from traces.snapshot import Snapshots
-    from traces.text import read_tokens
-    from traces.weights import weights_sha256
+    from traces import shadow_runs
+    from traces.experiment import METHODS
 
     wanted = _names("method", methods, METHODS)
-    known = _manifest(predictors)
+    known = shadow_runs.read_manifest(predictors)
     known["criteria"] = _names("criterion", criteria, known["criteria"], "--criteria")
-    drops = _shares(sparsities)
-    if out.suffix != ".parquet":
-        raise InputError(f"{out} should end in .parquet", where="--out")
-    if trace is not None:
-        read_trace(trace)  # An error now and not after hours of runs.
-    used = use_threads(threads)
-    loaded = _load(model, revision, dtype, device)
-    if known["config_sha256"] != loaded.checkpoint.config_sha256:
-        raise InputError(
-            f"{predictors} was trained for {known['model']}, not for {loaded.checkpoint.name}", where="--predictors"
-        )
-    words = read_tokens(text, loaded.tokenizer)
-    length = _length(loaded, length)
-    if prompt >= length - 1:
-        raise InputError(f"leaves nothing of {length} tokens to score", where="--prompt")
-    # Another text was not seen in training at all; of the same one, only the rest was not.
-    learned = _learned_from(words)
-    rest = words.ids[len(learned) :] if words.sha256 == known["text_sha256"] else words.ids
-    chosen = windows(rest, length, max_tokens // length, first=words.first).to(loaded.model.device)
-    plan = {
-        "predictors": known,
-        "weights": weights_sha256(loaded.checkpoint.folder),
-        "text": words.sha256,
-        "windows": hashlib.sha256(chosen.cpu().numpy().tobytes()).hexdigest(),
-        "prompt": prompt,
-        "dtype": loaded.dtype,
-        "device": loaded.device,
-        "threads": used,
-        "methods": wanted,
-        "sparsities": drops,
-        "versions": {name: version(name) for name in ("shadowline", "torch", "transformers")},
-    }
-    snapshots = Snapshots(out, plan, settled={}, resume=resume)
-    try:
-        bench = Bench(loaded.model, blocks(loaded.model), scene(loaded.model, chosen, prompt))
-        with scratch(snapshots.folder, "scores") as folder:
-            steps = evaluation(bench, predictors, known, learned, words.first, length, folder, wanted, drops)
-            _measure(bench, steps, snapshots, quiet=json_)
-    except BaseException:
-        snapshots.close()
-        raise
-    _save_rows(bench, out, trace)
-    snapshots.finish()
+    rows = shadow_runs.evaluate(
+        model,
+        text,
+        predictors,
+        out,
+        known=known,
+        methods=wanted,
+        sparsities=_shares(sparsities),
+        trace=trace,
+        max_tokens=max_tokens,
+        length=length,
+        prompt=prompt,
+        dtype=dtype,
+        device=device,
+        threads=threads,
+        revision=revision,
+        resume=resume,
+        quiet=json_,
+    )
     if json_:
-        console.out_json({"rows": bench.rows})
+        console.out_json({"rows": rows})
     else:
         from traces.shadow_tables import print_tables
 
-        print_tables(bench.rows, model)
+        print_tables(rows, model)
 
 
-def _measure(bench: Bench, steps: list[Step], snapshots: Snapshots, *, quiet: bool) -> None:
-    """Rows of `steps`, those first that an interrupted run had; each is saved as soon as it is there."""
-    from traces.experiment import measured
+@app.command()
+def tables(
+    traces: Annotated[
+        list[Path] | None, typer.Argument(metavar="TRACE...", help="folders of judged traces; those that ship")
+    ] = None,
+    json_: Annotated[bool, typer.Option("--json", help='{"verdicts": [...]} on stdout')] = False,
+) -> None:
+    """ShadowLLM's claims judged by the quality of traces, then every measurement."""
+    from simulator.trace import read_trace
+    from traces.shadow_tables import print_tables
 
-    before = snapshots.logged()
-    for rows in before:
-        bench.rows += rows
-    work = steps[len(before) :]
-    for _, rows in console.progress(measured(bench, work), len(work), "evaluate", quiet=quiet):
-        snapshots.log(rows)
+    found = {}
+    for folder in traces or sorted(p.parent for p in SHIPPED.glob("*/trace/quality.parquet")):
+        trace = read_trace(folder)
+        if trace.quality is None:
+            raise InputError("has no quality; python -m traces.shadow evaluate --trace adds it", where=str(folder))
+        columns = {name: column.tolist() for name, column in trace.quality.items()}
+        found[trace.manifest.model] = [
+            dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)
+        ]
+    _print_verdicts(found, json_=json_)
+    if not json_:
+        for model, rows in found.items():
+            print_tables(rows, model)
 
 
-def _save_rows(bench: Bench, out: Path, trace: Path | None) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+def _print_verdicts(by_model: dict[str, list[dict[str, Any]]], *, json_: bool) -> None:
+    from traces import verdicts
 
-    from simulator.trace import add_quality
+    if not json_:
+        verdicts.show(by_model)
+        return
+    console.out_json(
+        {
+            "verdicts": [
+                {"model": model, "claim": v.claim.text, "paper": v.claim.paper, "verdict": v.told}
+                | {
+                    side: {f"{s:g}": r for s, r in ratios.items()}
+                    for side, ratios in (("ours", v.ours), ("other", v.other))
+                }
+                for model, rows in by_model.items()
+                for v in verdicts.verdicts(rows)
+            ]
+        }
+    )
 
-    columns = bench.columns()
-    with replaced(out) as temporary:
-        pq.write_table(pa.table(columns), temporary, compression="zstd")
-    if trace is not None:
-        add_quality(trace, columns)
+
+@app.command()
+def reproduce(
+    name: Annotated[str, typer.Argument(metavar="MODEL", help="a shipped model: " + ", ".join(OF_SHIPPED))],
+    out: Annotated[Path, typer.Option("--out", help="folder for predictors and quality.parquet")],
+    quick: Annotated[
+        bool, typer.Option("--quick", help="plainact, one seed, a half, few tokens: under a minute")
+    ] = False,
+    threads: _THREADS = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="continue what an interrupted run left")] = False,
+    json_: Annotated[bool, typer.Option("--json", help='{"verdicts": [...]} on stdout')] = False,
+) -> None:
+    """Train the predictors of a shipped model, judge them on 20,400 tokens and print the claims."""
+    from traces import shadow_runs
+
+    if name not in OF_SHIPPED:
+        raise UnknownNameError("model", name, OF_SHIPPED, where="MODEL")
+    model, text = str(SHIPPED / name / "model"), SHIPPED / "heldout.txt"
+    predictors = out / "predictors"
+    same: dict[str, Any] = {"threads": threads, "resume": resume, "quiet": json_}
+    known = shadow_runs.train(
+        model,
+        text,
+        predictors,
+        criteria=["plainact"] if quick else ["plainact", "l2norm"],
+        seeds=1 if quick else 3,
+        max_tokens=6144 if quick else 12288,
+        **same,
+    )
+    rows = shadow_runs.evaluate(
+        model,
+        text,
+        predictors,
+        out / "quality.parquet",
+        known=known,
+        methods=["random", "static", "teal", "cats", "oracle", "shadowllm", "dejavu"],
+        sparsities=[0.5] if quick else [0.3, 0.5, 0.7],
+        max_tokens=2048 if quick else 40_960,
+        **same,
+    )
+    _print_verdicts({name: rows}, json_=json_)
 
 
 if __name__ == "__main__":
