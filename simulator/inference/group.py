@@ -96,11 +96,10 @@ class Group:
         """
         if self.modules is not None:
             return self.modules
-        plain = all(attention.mla and attention.mla.q_lora_rank for attention, _ in self.model.attentions)
-        for layer, _ in self.model.layer_groups():
-            # A module was measured with one format of its projections.
-            plain = plain and len({layer.formats.of(m) for m in GROUPS["attention"] if m in layer.matrices}) == 1
-        if not plain:
+        whole_blocks = [layer for layer, _ in self.model.layer_groups() if layer.attention and layer.attention.module]
+        # A module was measured with one format of its projections.
+        formats = ({b.formats.of(m) for m in GROUPS["attention"] if m in b.matrices} for b in whole_blocks)
+        if not whole_blocks or any(len(of_one) > 1 for of_one in formats):
             return False
         whole = Lowering(
             self.model, Policies(), self.fmt, KV_FORMATS[self.kv_dtype], self.tp, self.ep, self.trace, as_modules=True

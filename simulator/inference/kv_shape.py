@@ -21,7 +21,7 @@ def kv_heads_here(a: AttentionSpec, tp: int) -> float:
 
 
 def kv_bytes_per_token(a: AttentionSpec, tp: int, element_bytes: float) -> float:
-    """Dense KV bytes of one token in one layer on one GPU; the MLA latent is on every GPU [B]."""
-    if a.mla is not None:
+    """Dense KV bytes of one token in one layer on one GPU; a latent is on every GPU [B]."""
+    if a.latents:
         return a.kv_elements_per_token * element_bytes
     return kv_heads_here(a, tp) * (a.head_dim + a.v_head_dim) * element_bytes

@@ -1,4 +1,4 @@
-"""Multi-head latent attention as the ops one GPU runs: its projections around the cores, or one module of both."""
+"""Multi-head latent attention as the ops one GPU runs: its projections around the cores."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, cast
 
-from simulator.base.dtypes import DType, Format, sixteen_bit
+from simulator.base.dtypes import Format, sixteen_bit
 from simulator.model.indexer import IndexerSpec
 from simulator.model.layer import AttentionSpec, MlaSpec
 from simulator.ops.module import AttentionModule
@@ -15,7 +15,6 @@ from simulator.ops.ops import ACT_BYTES, Elementwise, Linear, Op
 from simulator.ops.part import OpPart
 from simulator.ops.step import Step
 from simulator.policies import Context
-from simulator.policies.common import mla_module
 from simulator.policies.kv_trained import Dsa
 
 
@@ -78,21 +77,3 @@ def picked(core: Op, indexer: IndexerSpec, ctx: Context) -> Iterator[Op]:
         elif not (op.overhead and indexer.shared):
             # Every op of the policy is a frozen record.
             yield replace(cast(Any, op), overhead=False) if op.overhead else op
-
-
-def modules(
-    a: AttentionSpec, hidden: int, tp: int, fmt: Format, kv_element_bytes: float, step: Step, count: float
-) -> Iterator[Op]:
-    """The whole block of each phase; a step of both multiplies the projections once, with the prompt's tokens."""
-    common = {"kind": "mla-dense", "n_heads": a.n_heads / tp, "widths": mla_module(a, hidden), "fmt": fmt}
-    common |= {"math": DType.BF16, "kv_element_bytes": kv_element_bytes, "count": count}
-    if step.prefills:
-        new = step.prefill_tokens
-        sizes = {"batch": step.prefill_rows, "q_len": new, "past_len": step.prefill_context - new}
-        yield AttentionModule(role="attn.module.prefill", phase="prefill", **sizes, **common)
-    if step.decodes:
-        sizes = {"batch": step.decode_rows, "q_len": 1.0, "past_len": step.decode_context - 1.0}
-        if step.prefills:
-            # What is left to start: two absorbed products and the attention between them.
-            common |= {"reads_weights": False, "launches": 3.0}
-        yield AttentionModule(role="attn.module", phase="decode", **sizes, **common)

@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 
 from simulator.base.dtypes import DType, Format, sixteen_bit
 from simulator.base.errors import UnsupportedError
-from simulator.inference import feed_forward, latent, state
+from simulator.inference import blocks, compressed, feed_forward, latent, modules, state
 from simulator.inference.kv_shape import kv_bytes_per_token, kv_heads_here, sequences
+from simulator.model.formats import INDEXER
 from simulator.model.layer import AttentionSpec, LayerSpec, MoeSpec, SideSpec
 from simulator.model.spec import ModelSpec
 from simulator.ops.linear_attention import LinearAttention
@@ -87,14 +88,17 @@ class Lowering:
                 return uneven
             if attention is not None and attention.n_heads % self.tp:
                 return f"{attention.n_heads} heads cannot be split over tp={self.tp}"
-            kv = attention.n_kv_heads if attention is not None and attention.mla is None else self.tp
+            kv = attention.n_kv_heads if attention is not None and not attention.latents else self.tp
             if kv % self.tp and self.tp % kv:
                 return f"{kv} KV heads neither divide nor fill tp={self.tp}"
+            groups = attention.compressed.o_groups if attention is not None and attention.compressed else self.tp
+            if groups % self.tp:
+                return f"{groups} groups of outputs cannot be split over tp={self.tp}"
             if isinstance(layer.ffn, MoeSpec) and layer.ffn.n_experts % self.ep:
                 return f"{layer.ffn.n_experts} experts cannot be split over ep={self.ep}"
         if self.tp % self.ep:
             return f"ep={self.ep} does not divide tp={self.tp}"
-        of_latents = any(attention.mla for attention, _ in self.model.attentions)
+        of_latents = any(attention.latents for attention, _ in self.model.attentions)
         for policy in self.policies.members:
             reasons = (policy.why_not(self.model, fmt) for fmt in self._rewritten_formats(policy))
             reason = next(filter(None, reasons), None)
@@ -102,6 +106,8 @@ class Lowering:
                 reason = f"{policy.name} works on attention, which no layer of {self.model.name} has"
             if reason is None and of_latents and not policy.compatibility.mla:
                 reason = f"{policy.name} works on K and V of single heads; MLA caches one latent for all of them"
+            if reason is None and policy.aspects & ATTENTION_ASPECTS:
+                reason = _own_choice(policy, self.model)
             if Aspect.KV_FORMAT in policy.aspects and self.kv_element_bytes < 2.0:
                 reason = f"{policy.name} sets the KV format itself; use --kv-cache-dtype bf16"
             if reason:
@@ -182,9 +188,12 @@ class Lowering:
     def _layer_ops(self, layer: LayerSpec, step: Step, count: float, only: Follows | None) -> list[tuple[Op, Follows]]:
         """The dense model's ops of `count` layers, those of one kind where `only` says so."""
         cores = [] if only is Follows.TOKENS else list(self._cores(layer, step, count))
-        if layer.attention is not None and layer.attention.indexer is not None:
+        a = layer.attention
+        if a is not None and a.indexer is not None:
             ctx = self._context(layer, 0, step)
-            cores = [op for core in cores for op in latent.picked(core, layer.attention.indexer, ctx)]
+            cores = [op for core in cores for op in latent.picked(core, a.indexer, ctx)]
+        if a is not None and a.blocks is not None:
+            cores = [op for core in cores for op in blocks.picked(core, a.blocks)]
         if only is Follows.CONTEXT:
             return [(core, only) for core in cores]
         return [
@@ -210,6 +219,10 @@ class Lowering:
             dense = kv_bytes_per_token(attention, self.tp, self.kv_element_bytes)
             window = float("inf") if attention.window is None else float(attention.window)
             kv = KvLayout(token_bytes=dense, dense_bytes=dense, max_tokens=window)
+            if attention.compressed is not None:
+                kv = compressed.layout(attention, attention.compressed, self.kv_element_bytes)
+            if attention.blocks is not None:
+                kv = replace(kv, meta_bytes=attention.blocks.key_bytes)
             ctx = self._context(layer, indices[0], step)
             if attention.indexer is not None and not attention.indexer.shared:
                 kv = latent.policy_of(attention.indexer).layout(kv, ctx)
@@ -283,17 +296,23 @@ class Lowering:
 
     def _layer(self, layer: LayerSpec, step: Step, count: float, cores: Sequence[Op]) -> Iterator[Op]:
         yield self._norm("norm", step, count * layer.n_norms, layer.norm == "rms")
+        if layer.streams > 1:
+            row = step.rows * self.model.hidden * ACT_BYTES
+            # Read before a block to make its input, read and written after it.
+            sizes = {"read_bytes": 2.0 * layer.streams * row, "write_bytes": layer.streams * row}
+            yield Elementwise(role="streams.mix", kind="unary", count=count * layer.n_norms, **sizes)
         attention, hidden = layer.attention, self.model.hidden
         fmt = {m: self.format_of(layer, m) for m in layer.matrices}
         scans = [core for core in cores if isinstance(core, LinearAttention)]
         if layer.state is not None:
             yield from state.block(layer.state, hidden, self.tp, fmt, step, count, scans)
         cores = cores[: len(cores) - len(scans)]
-        if attention is not None and attention.mla is not None:
-            if self.as_modules:
-                yield from cores
-            else:
-                yield from latent.block(attention, attention.mla, hidden, self.tp, fmt, step, count, cores)
+        if attention is not None and self.as_modules and attention.module:
+            yield from cores
+        elif attention is not None and attention.mla is not None:
+            yield from latent.block(attention, attention.mla, hidden, self.tp, fmt, step, count, cores)
+        elif attention is not None and attention.compressed is not None:
+            yield from compressed.block(attention, attention.compressed, hidden, self.tp, fmt, step, count, cores)
         elif attention is not None:
             yield from self._attention(layer, attention, step, count, cores)
         if self.tp > 1 and layer.mixes and not layer.parallel:
@@ -323,6 +342,9 @@ class Lowering:
         n = a.q_width / self.tp + kv_heads * a.kv_width / a.n_kv_heads
         qkv, out = self.format_of(layer, "attn.qkv"), self.format_of(layer, "attn.o")
         yield _projection(role="attn.qkv", m=step.rows, n=n, k=hidden, fmt=qkv, count=count)
+        if a.blocks is not None:
+            index = {m: self.format_of(layer, m) for m in INDEXER}
+            yield from blocks.products(a.blocks, hidden, self.tp, index, step, count)
         turned = q + (0.0 if a.kv_from == "before" else kv_heads * a.head_dim)
         if a.qk_norm:
             yield self._passes("attn.qk_norm", "norm", step, turned, count)
@@ -349,12 +371,15 @@ class Lowering:
 
     def _attended(self, layer: LayerSpec, a: AttentionSpec, step: Step, count: float) -> Iterator[Op]:
         heads, mla = a.n_heads / self.tp, a.mla
-        if mla is not None and self.as_modules:
+        if a.module and self.as_modules:
             fmt = self.format_of(layer, "attn.o")
-            yield from latent.modules(a, self.model.hidden, self.tp, fmt, self.kv_element_bytes, step, count)
+            yield from modules.calls(a, self.model.hidden, self.tp, fmt, self.kv_element_bytes, step, count)
             return
         kv_heads = kv_heads_here(a, self.tp)
         math = self.fmt.math if self.fmt.math in (DType.BF16, DType.FP16, DType.FP32) else DType.BF16
+        if a.compressed is not None:
+            yield from compressed.cores(a, a.compressed, self.tp, math, self.kv_element_bytes, step, count)
+            return
         if step.prefills:
             if mla is not None:
                 yield _projection(
@@ -431,6 +456,16 @@ class Lowering:
             count=count,
             message_bytes=step.rows * self.model.hidden * ACT_BYTES,
         )
+
+
+def _own_choice(policy: Policy, model: ModelSpec) -> str | None:
+    """Why a policy on attention does not apply to a model that folds its tokens or picks its blocks itself."""
+    for attention, _ in model.attentions:
+        if attention.compressed is not None:
+            return f"{policy.name} works on one cache entry per token; {model.name} folds several into one"
+        if attention.blocks is not None and Aspect.KV_FORMAT not in policy.aspects:
+            return f"{policy.name} picks tokens; {model.name} picks the blocks it attends to itself"
+    return None
 
 
 def _folded(ops: list[Lowered]) -> list[Lowered]:

@@ -4,9 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from simulator.base.dtypes import AUTO, Format, get_format
 from simulator.base.errors import InputError, UnknownNameError
+
+
+class Product(NamedTuple):
+    """A product with a weight matrix: its name, and outputs and inputs of each of so many `groups` of it [-]."""
+
+    matrix: str
+    n: float
+    k: float
+    groups: float = 1.0
+
+    @property
+    def weights(self) -> float:
+        """Elements of the matrix [-]."""
+        return self.groups * self.n * self.k
+
 
 INDEXER = ("indexer.q", "indexer.k")
 """Matrices of an indexer; the weights of its heads stay in 16 bit."""
@@ -16,7 +32,11 @@ LATENT = ("moe.latent_down", "moe.latent_up")
 """Matrices around experts that are narrower than the model; every token passes them, as it does a shared expert."""
 
 GROUPS: Mapping[str, tuple[str, ...]] = {
-    "attention": ("attn.qkv", "attn.q_down", "attn.q_up", "attn.kv_down", "attn.kv_up", "attn.o", *INDEXER, *STATE),
+    "attention": (
+        *("attn.qkv", "attn.q_down", "attn.q_up", "attn.kv_down", "attn.kv_up", "attn.fold", "attn.o_down", "attn.o"),
+        *INDEXER,
+        *STATE,
+    ),
     "ffn": ("mlp.gate_up", "mlp.up", "mlp.down"),
     "experts": ("moe.experts",),
     "shared_expert": ("moe.shared.gate_up", "moe.shared.up", "moe.shared.down", *LATENT),

@@ -1,4 +1,4 @@
-"""What picks the tokens that a layer of latents attends to: DeepSeek's lightning indexer."""
+"""What picks the tokens that a layer attends to: DeepSeek's lightning indexer, MiniMax's of blocks."""
 
 from __future__ import annotations
 
@@ -33,8 +33,52 @@ class IndexerSpec:
     def __post_init__(self) -> None:
         require_positive(self, "n_heads", "head_dim", "top_k")
 
+    @property
+    def key_bytes(self) -> float:
+        """Bytes of one key: fp8 with a scale [B]."""
+        return self.head_dim + 4.0
+
     def n_params(self, hidden: int, q_rank: int) -> int:
         """Queries, key, weights of the heads, and the key's norm with its bias [-]."""
         if self.shared:
             return 0
         return q_rank * self.n_heads * self.head_dim + hidden * (self.head_dim + self.n_heads) + 2 * self.head_dim
+
+
+@dataclass(frozen=True, slots=True)
+class BlockIndexerSpec:
+    """Indexer of blocks beside grouped-query attention, as MiniMax-M3 has it [1]_.
+
+    Attributes
+    ----------
+    n_heads, head_dim : int
+        Its query heads, one for each KV head, which share one key, and their width.
+    block, top_k : int
+        Tokens of a block, and blocks attended per query and KV head.
+
+    References
+    ----------
+    .. [1] MiniMax Sparse Attention, arXiv:2606.13392.
+    """
+
+    n_heads: int
+    head_dim: int
+    block: int
+    top_k: int
+
+    def __post_init__(self) -> None:
+        require_positive(self, "n_heads", "head_dim", "block", "top_k")
+
+    @property
+    def tokens(self) -> int:
+        """Tokens attended per query at most [-]."""
+        return self.block * self.top_k
+
+    @property
+    def key_bytes(self) -> float:
+        """Bytes of one key, in 16 bit [B]."""
+        return 2.0 * self.head_dim
+
+    def n_params(self, hidden: int) -> int:
+        """Queries and key, and a norm of each [-]."""
+        return hidden * (self.n_heads + 1) * self.head_dim + 2 * self.head_dim

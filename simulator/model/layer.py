@@ -7,8 +7,9 @@ from typing import Literal, get_args
 
 from simulator.base.checks import require_positive
 from simulator.base.errors import InputError
+from simulator.model.compressed import CompressedSpec
 from simulator.model.formats import AS_PUBLISHED, INDEXER, LATENT, Formats
-from simulator.model.indexer import IndexerSpec
+from simulator.model.indexer import BlockIndexerSpec, IndexerSpec
 from simulator.model.state import StateSpec
 
 Position = Literal["rope", "alibi", "learned", "none"]
@@ -83,6 +84,10 @@ class AttentionSpec:
         K and V are projected here, V is K (Gemma 4's full layers), or both are an earlier layer's, which keeps them.
     indexer : IndexerSpec or None
         Picks the latents that a query attends to; None = all. With MLA of low-rank queries only.
+    compressed : CompressedSpec or None
+        One KV head whose entry is both K and V, of the newest `window` tokens and of several tokens folded together.
+    blocks : BlockIndexerSpec or None
+        Picks the blocks that a query attends to; None = all.
     """
 
     n_heads: int
@@ -102,6 +107,8 @@ class AttentionSpec:
     qk_norm_bias: bool = False
     chunked: bool = False
     kv_from: KvFrom = "own"
+    compressed: CompressedSpec | None = None
+    blocks: BlockIndexerSpec | None = None
 
     def __post_init__(self) -> None:
         require_positive(self, "n_heads", "n_kv_heads", "head_dim", "v_head_dim")
@@ -115,6 +122,8 @@ class AttentionSpec:
             raise InputError("chunked attention needs the length of a chunk, its window")
         if self.indexer is not None and (self.mla is None or self.mla.q_lora_rank is None):
             raise InputError("an indexer needs multi-head latent attention with low-rank queries")
+        if self.compressed is not None and (self.n_kv_heads, self.head_dim) != (1, self.v_head_dim):
+            raise InputError("entries of several tokens need one KV head, whose key is its value")
 
     @property
     def group_size(self) -> int:
@@ -144,19 +153,49 @@ class AttentionSpec:
             return 0
         if self.mla is not None:
             return self.mla.kv_lora_rank + self.mla.qk_rope_head_dim
+        if self.compressed is not None:
+            return self.head_dim
         return self.n_kv_heads * (self.head_dim + self.v_head_dim)
+
+    @property
+    def folded_elements_per_token(self) -> float:
+        """Cached elements per token of entries for several tokens, which no window drops [-]."""
+        ratio = self.compressed.ratio if self.compressed is not None else 0
+        return self.head_dim / ratio if ratio else 0.0
+
+    @property
+    def latents(self) -> bool:
+        """Whether one cached entry serves all heads, as K and as V."""
+        return self.mla is not None or self.compressed is not None
+
+    @property
+    def module(self) -> str:
+        """Kind of attention module that engines were measured with on such a block; "" where there is none."""
+        if self.blocks is not None:
+            return "msa"
+        if self.compressed is not None:
+            return ("csa" if self.compressed.indexer else "hca") if self.compressed.ratio else ""
+        if self.mla is None or self.mla.q_lora_rank is None:
+            return ""
+        return "dsa" if self.indexer is not None else "mla-dense"
 
     @property
     def matrices(self) -> tuple[str, ...]:
         """Names of its matrices; queries, keys and values are one, as engines fuse them."""
+        if self.compressed is not None:
+            return tuple(p.matrix for p in self.compressed.products(1, self.n_heads, self.head_dim))
         if self.mla is None:
-            return ("attn.qkv", "attn.o")
+            return ("attn.qkv", "attn.o", *(INDEXER if self.blocks is not None else ()))
         down = ("attn.q_down",) if self.mla.q_lora_rank is not None else ()
         index = INDEXER if self.indexer is not None and not self.indexer.shared else ()
         return (*down, "attn.q_up", "attn.kv_down", "attn.kv_up", "attn.o", *index)
 
     def n_params(self, hidden: int) -> int:
         """Weights, biases, sinks and inner norms of a block of width `hidden` [-]."""
+        if self.compressed is not None:
+            products = self.compressed.products(hidden, self.n_heads, self.head_dim)
+            others = self.compressed.others(hidden, self.head_dim) + (self.n_heads if self.sinks else 0)
+            return round(sum(p.weights for p in products)) + others
         o_in = self.n_heads * self.v_head_dim
         total = o_in * hidden + (hidden if self.o_bias else 0) + (self.n_heads if self.sinks else 0)
         if self.mla is not None:
@@ -164,6 +203,7 @@ class AttentionSpec:
         out = self.q_width + self.kv_width
         gates = self.q_width - self.n_heads * self.head_dim
         total += hidden * out + (out - (gates if self.gate == "head" else 0) if self.qkv_bias else 0)
+        total += self.blocks.n_params(hidden) if self.blocks is not None else 0
         return total + self._qk_norm_params()
 
     def _qk_norm_params(self) -> int:
@@ -274,11 +314,20 @@ class MoeSpec:
 
 @dataclass(frozen=True, slots=True)
 class SideSpec:
-    """A small matrix beside attention and FFN that every token passes, never quantised: `n` outputs of `k` inputs."""
+    """A small matrix beside attention and FFN that every token passes, never quantised: `n` outputs of `k` inputs.
+
+    `beside` counts learned elements that go with it, biases and scales [-].
+    """
 
     name: str
     n: int
     k: int
+    beside: int = 0
+
+    @property
+    def n_params(self) -> int:
+        """Elements of the matrix and those that go with it [-]."""
+        return self.n * self.k + self.beside
 
     def __post_init__(self) -> None:
         require_positive(self, "n", "k")
@@ -308,6 +357,8 @@ class LayerSpec:
         Small matrices beside attention and FFN, in the order they run.
     vectors : int
         Learned elements that are no matrix, no bias and no norm over the hidden width: scales, inner norms [-].
+    streams : int
+        Residual streams, which are mixed before and after each block (hyper-connections) [-].
     """
 
     attention: AttentionSpec | None
@@ -321,8 +372,10 @@ class LayerSpec:
     norm_weight: bool = True
     sides: tuple[SideSpec, ...] = ()
     vectors: int = 0
+    streams: int = 1
 
     def __post_init__(self) -> None:
+        require_positive(self, "streams")
         if self.n_norms < 0:
             raise InputError(f"a layer cannot have {self.n_norms} norms")
 
@@ -350,7 +403,7 @@ class LayerSpec:
         if part == "norm":
             return self.n_norms * self.norm_params(hidden) + self.vectors
         if part == "projection":
-            return sum(side.n * side.k for side in self.sides)
+            return sum(side.n_params for side in self.sides)
         return 0
 
     def norm_params(self, hidden: int) -> int:

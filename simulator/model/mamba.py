@@ -7,7 +7,8 @@ from typing import ClassVar
 
 from simulator.base.checks import require_positive
 from simulator.base.errors import InputError
-from simulator.model.state import Convolution, Product, Recurrence, StateSpec, uneven
+from simulator.model.formats import Product
+from simulator.model.state import Convolution, Recurrence, StateSpec, uneven
 
 LANES = 64
 """Channels of Mamba-1 counted as one head: each has a state of its own, its kernels take so many at once [-]."""

@@ -79,6 +79,31 @@ NAMINGS: Mapping[str, Naming] = {
         ("gemma", "gemma2", "gemma3_text", "deepseek_v2", "deepseek_v3", "kimi_k2", "deepseek_v32", "glm_moe_dsa"),
         _PLAIN,
     ),
+    **dict.fromkeys(
+        ("deepseek_v4", "deepseek_ref"),
+        Naming(
+            layer="layers.{}",
+            attention="attn",
+            ffn="ffn",
+            modules={
+                "q_down": ("wq_a",),
+                "q_up": ("wq_b",),
+                "kv_down": ("wkv",),
+                "o_down": ("wo_a",),
+                "o": ("wo_b",),
+                "fold": ("compressor.wkv", "compressor.wgate"),
+                "gate_up": ("w1", "w3"),
+                "down": ("w2",),
+                "indexer.q": ("indexer.wq_b",),
+                "indexer.k": ("indexer.compressor.wkv", "indexer.compressor.wgate"),
+            },
+            experts="ffn.experts.{}",
+            shared="ffn.shared_experts",
+            router="ffn.gate",
+            embed="embed",
+            head="head",
+        ),
+    ),
     "nemotron_h": Naming(
         layer="backbone.layers.{}",
         **dict.fromkeys(("attention", "ffn", "state"), "mixer"),
@@ -154,6 +179,8 @@ def modules_of(naming: Naming, layer: LayerSpec, matrix: str) -> tuple[str, ...]
         # Without a query latent the one query matrix keeps its plain name.
         plain_query = matrix == "attn.q_up" and mla is not None and mla.q_lora_rank is None
         return _under(naming.attention, ("q_proj",) if plain_query else naming.modules[rest])
+    if block == "indexer" and matrix in naming.modules:
+        return _under(naming.attention, naming.modules[matrix])
     if block == "indexer":
         return _under(f"{naming.attention}.indexer", ("wq_b",) if rest == "q" else ("wk",))
     if block == "state":

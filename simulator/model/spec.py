@@ -234,7 +234,7 @@ class ModelSpec:
         total = sum(len(where) * layer.n_params(part, self.hidden) for layer, where in self._groups)
         if part == "projection":
             total += 2 * width * self.hidden if self.embed_proj_dim else 0
-            total += sum(side.n * side.k for side in self.sides)
+            total += sum(side.n_params for side in self.sides)
         if part == "norm":
             total += (int(self.final_norm) + int(self.embed_norm)) * self.layers[-1].norm_params(self.hidden)
         return total
@@ -272,7 +272,10 @@ class ModelSpec:
 
     def kv_bytes_per_token(self, bytes_per_element: float = 2.0) -> float:
         """KV cache bytes that one more token adds in all layers while no window is full [B]."""
-        elements = sum(layers * attention.kv_elements_per_token for attention, layers in self.attentions)
+        elements = sum(
+            layers * (attention.kv_elements_per_token + attention.folded_elements_per_token)
+            for attention, layers in self.attentions
+        )
         return elements * bytes_per_element
 
     def kv_bytes(self, tokens: ArrayLike, bytes_per_element: float = 2.0) -> NDArray[np.float64]:
@@ -288,4 +291,5 @@ class ModelSpec:
         for attention, layers in self.attentions:
             seen = length if attention.window is None else np.minimum(length, attention.window)
             total += seen * (layers * attention.kv_elements_per_token)
+            total += length * (layers * attention.folded_elements_per_token)
         return total * bytes_per_element

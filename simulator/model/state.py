@@ -8,20 +8,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 from simulator.base.recurrence import StateRule
+from simulator.model.formats import Product
 
 CONV_BYTES = 2.0
 """Bytes of an element of the inputs that a convolution keeps [B]."""
-
-
-class Product(NamedTuple):
-    """A product with a weight matrix: its name in `simulator.model.formats.GROUPS`, and its outputs and inputs [-]."""
-
-    matrix: str
-    n: float
-    k: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +98,7 @@ class StateSpec(ABC):
 
     def n_params(self, hidden: int) -> int:
         """Weights of a block of width `hidden` [-]."""
-        return round(sum(p.n * p.k for p in self.products(hidden))) + self.others(hidden)
+        return round(sum(p.weights for p in self.products(hidden))) + self.others(hidden)
 
 
 def uneven(what: str, heads: int, ranks: int) -> str | None:

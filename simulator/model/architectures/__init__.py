@@ -16,7 +16,7 @@ from simulator.base.errors import InputError, suggest
 from simulator.base.units import format_bytes
 
 # Each of these registers its family.
-from simulator.model.architectures import classic, delta_net, experts, gemma, llama, mamba  # noqa: F401
+from simulator.model.architectures import classic, compressed, delta_net, experts, gemma, llama, mamba  # noqa: F401
 from simulator.model.architectures.registry import ARCHITECTURES, Parser, architecture
 from simulator.model.quantization import Scheme, apply, scheme_of
 from simulator.model.quantization.layouts import float4
@@ -110,7 +110,9 @@ def _quantised(model: ModelSpec, reader: Reader, beside: Mapping[str, Any] | Non
         section = reader.section(key)
         if section is not None and section.config:
             scheme = scheme_of(section.config, section.where, half, reader.text)
-            if other is not None and other.method != scheme.method:
+            # Of a checkpoint whose experts alone were quantised again, the file beside it speaks of these.
+            again = scheme.experts is not None and other is not None and other.method == "modelopt"
+            if other is not None and other.method != scheme.method and not again:
                 reader.fail(key, f"says {scheme.method}, but the file beside it {other.method}")
             return apply(_with_experts(scheme, reader, half), model)
     if other is None and reader.config.get("expert_dtype") is not None:
@@ -123,7 +125,8 @@ def _with_experts(scheme: Scheme, reader: Reader, half: DType) -> Scheme:
     kind = reader.word("expert_dtype", default="")
     if kind not in ("", "fp4", "fp8"):
         reader.fail("expert_dtype", f"is {kind!r}; known: fp4, fp8")
-    return replace(scheme, experts=float4(32, half, activations=True)) if kind == "fp4" else scheme
+    told = kind != "fp4" or scheme.experts is not None
+    return scheme if told else replace(scheme, experts=float4(32, half, activations=True))
 
 
 def _check_experts(model: ModelSpec, reader: Reader) -> None:

@@ -82,7 +82,8 @@ def _first_dense(reader: Reader, moe: MoeSpec, default: int) -> tuple[FfnSpec | 
     return tuple(moe if i >= n_dense and i % step == 0 else dense for i in range(n_layers))
 
 
-def _shared_moe(reader: Reader, *, n_experts: int) -> MoeSpec:
+def shared_moe(reader: Reader, *, n_experts: int) -> MoeSpec:
+    """Routed experts beside shared ones of the same width, under DeepSeek's key names."""
     activation = reader.activation("hidden_act", default="silu")
     width = reader.whole("moe_intermediate_size")
     n_shared = reader.whole("n_shared_experts", default=0, low=0, high=10_000)
@@ -156,7 +157,7 @@ def deepseek(reader: Reader, name: str) -> ModelSpec:
     n_experts = reader.optional_whole("n_routed_experts")
     if n_experts is None:
         return decoder(reader, name, attention, gated_ffn(reader))
-    moe = _shared_moe(reader, n_experts=n_experts)
+    moe = shared_moe(reader, n_experts=n_experts)
     return decoder(reader, name, attention, _first_dense(reader, moe, default=0))
 
 
@@ -169,7 +170,7 @@ def glm4_moe(reader: Reader, name: str) -> ModelSpec:
         qkv_bias=reader.flag("attention_bias"),
         qk_norm="head" if reader.flag("use_qk_norm") else None,
     )
-    moe = _shared_moe(reader, n_experts=reader.whole("n_routed_experts"))
+    moe = shared_moe(reader, n_experts=reader.whole("n_routed_experts"))
     return decoder(reader, name, attention, _first_dense(reader, moe, default=1))
 
 
@@ -212,7 +213,7 @@ def mimo_v2_flash(reader: Reader, name: str) -> ModelSpec:
     doubled = None if reader.config.get("swa_num_key_value_heads") else 2 * full.n_kv_heads
     sinks = reader.flag("add_swa_attention_sink_bias", default=True)
     sliding = attention("swa_", doubled, sinks, reader.whole("sliding_window"))
-    moe, dense = _shared_moe(reader, n_experts=reader.whole("n_routed_experts")), gated_ffn(reader)
+    moe, dense = shared_moe(reader, n_experts=reader.whole("n_routed_experts")), gated_ffn(reader)
     model = decoder(reader, name, full, tuple(moe if r else dense for r in routed))
     pairs = zip(model.layers, slides, strict=True)
     return replace(model, layers=tuple(replace(layer, attention=sliding if s else full) for layer, s in pairs))

@@ -77,7 +77,13 @@ def fp8(reader: Reader, half: DType) -> Scheme:
         stored = float8(static=scheme == "static")
     else:
         stored = float8_blocks(*block, scale=8.0 if exponents and block[0] * block[1] < 1024 else 32.0)
-    return Scheme("fp8", stored, left_out(reader))
+    again = reader.word("moe_quant_algo", default="").upper()
+    if not again:
+        return Scheme("fp8", stored, left_out(reader))
+    if again != "NVFP4":
+        reader.fail("moe_quant_algo", f"is {again!r}; known: NVFP4")
+    # ModelOpt quantised the experts of an FP8 checkpoint again; what it ignored stayed as it was.
+    return Scheme("fp8", stored, left_out(reader, "modules_to_not_convert"), experts=float4(16, half, activations=True))
 
 
 @method("fbgemm_fp8", "ptpc_fp8")

@@ -278,6 +278,14 @@ def _shapes(model: ModelSpec, layer: LayerSpec | None, matrix: str) -> Iterator[
     if layer.state is not None and block == "state":
         yield from ((round(p.n), round(p.k), 1, 1) for p in layer.state.products(hidden) if p.matrix == matrix)
         return
+    if a is not None and a.compressed is not None and block in ("attn", "indexer"):
+        products = a.compressed.products(hidden, a.n_heads, a.head_dim)
+        yield from ((round(p.n * p.groups), round(p.k), 1, 1) for p in products if p.matrix == matrix)
+        return
+    if a is not None and a.blocks is not None and block == "indexer":
+        heads = a.blocks.n_heads if rest == "q" else 1
+        yield heads * a.blocks.head_dim, hidden, 1, 1
+        return
     indexer = a and a.indexer
     if a is not None and indexer and block == "indexer" and a.mla is not None:
         rank = a.mla.q_lora_rank or 0
