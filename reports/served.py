@@ -29,6 +29,7 @@ TEXT = (
     "scheduler",
     "router",
     "status",
+    "steady_why",
     "basis",
     "verdict",
 )
@@ -165,7 +166,7 @@ def _parquet(path: Path, digest: str) -> Served:
     except (KeyError, ValueError, RecursionError) as error:
         raise InputError(f"its summary cannot be read ({error}); serve again", where=where) from None
     rows = _rows(rows, where)
-    for name, kind in (("run", "int"), ("ttft_s", "double"), ("tpot_s", "double"), ("e2e_s", "double")):
+    for name, kind in (("run", "int"), *((c, "double") for c in ("arrival_s", "ttft_s", "tpot_s", "e2e_s"))):
         column = table[name]
         if not str(column.type).startswith(kind) or (column.null_count and name != "tpot_s"):
             raise InputError(f"column {name!r} is not {kind} throughout; serve again", where=where)
@@ -174,7 +175,7 @@ def _parquet(path: Path, digest: str) -> Served:
         raise InputError("its load over time is no list; serve again", where=where)
     if not rows or len(loads) != len(rows) or sorted(set(run.tolist())) != list(range(len(rows))):
         raise InputError("its requests and its summary do not belong together; serve again", where=where)
-    times = {c: table[c].to_numpy().astype(float) for c in ("ttft_s", "tpot_s", "e2e_s")}
+    times = {c: table[c].to_numpy().astype(float) for c in ("arrival_s", "ttft_s", "tpot_s", "e2e_s")}
     for name, values in times.items():
         if (np.isnan(values).any() and name != "tpot_s") or (values < 0.0).any() or (values > LONGEST_S).any():
             raise InputError(f"column {name!r} holds what is no time; serve again", where=where)
@@ -183,9 +184,16 @@ def _parquet(path: Path, digest: str) -> Served:
         digest,
         meta.get("shadowline.command", ""),
         rows,
-        requests=[{c: v[run == i] for c, v in times.items()} for i in range(len(rows))],
+        requests=[_steady(row, {c: v[run == i] for c, v in times.items()}) for i, row in enumerate(rows)],
         loads=[_load(told, where) for told in loads],
     )
+
+
+def _steady(row: Row, times: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Requests of the stationary part, those the row's percentiles are of."""
+    start = row["steady_from_s"]
+    inside = (times["arrival_s"] >= start) & (times["arrival_s"] <= start + row["steady_s"])
+    return {name: values[inside] for name, values in times.items()}
 
 
 def _served(path: Path, digest: str, command: str, rows: Sequence[Row], **more: Any) -> Served:

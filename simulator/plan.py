@@ -33,7 +33,9 @@ DEVICES = "a100-sxm-80g,h100-sxm,h200,b200,l40s,h20,mi300x"
         defaults={"model": None, "device": DEVICES, "tp": "1,2,4,8"},
         more={"policy": "a list [a,b] is several, free is every registered one at its defaults; dense is searched too"},
     ),
-    arriving=options.traffic_options(5000, "requests simulated per fleet"),
+    arriving=options.traffic_options(
+        None, "of a file the first N; of synthetic ones at least N per fleet, more until it is decided"
+    ),
 )
 def command(
     given: dict[str, Any],
@@ -188,8 +190,18 @@ def _how_sure(best: dict[str, Any], promises: Sequence[Promise]) -> str:
         for p in promises
         if (key := f"{p.metric}_{p.statistic}_hi_s") in best and (best[key] is None or best[key] >= p.limit_s)
     ]
-    text = f"how sure: {best['basis'].lower()}; with all steps at either end of their 90 % interval {ends}"
+    sure = f" keeps the promises with probability {best['p_slo']:.2f};"
+    run = f" {best['requests']:,} requests, {best['steady_requests']:,} of them in the stationary part"
+    run += f", decide it with {best['p_slo_run']:.2f}" if not best["settled_why"] else f": {best['settled_why']}"
+    text = f"how sure: {best['basis'].lower()};{sure}{run}; with all steps at either end of their 90 % interval {ends}"
     text += f"; the slow end breaks {' and '.join(broken)}" if broken else "; both ends keep the promises"
+    if broken:
+        more = (
+            f"{best['sure_gpus']} GPUs keep them"
+            if best["sure_gpus"]
+            else "no number of GPUs within --max-gpus keeps them"
+        )
+        text += f", {more} there (probability 0.95)"
     return text + ". Rent is the profiles' list price, an assumption"
 
 

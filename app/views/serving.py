@@ -23,6 +23,7 @@ from simulator.serving.deployment import ROUTERS
 from simulator.serving.scheduler import SCHEDULERS
 from simulator.serving.search import OBJECTIVES
 from simulator.serving.slo import STATISTICS
+from simulator.serving.traffic import SYNTHETIC as SYNTHETIC_COUNT
 
 MOST_UPLOAD_MB = 16
 MOST_REQUESTS = 50_000
@@ -135,11 +136,11 @@ def _traffic() -> tuple[dict[str, Any], dict[str, bytes]]:
             "Requests",
             10,
             MOST_REQUESTS,
-            1000,
+            SYNTHETIC_COUNT,
             key="q.count",
             bind="query-params",
             width=150,
-            help="The first ones of a file.",
+            help="The first ones of a file; a search takes more of synthetic ones until its answer is settled.",
         )
         if kind == SYNTHETIC:
             lengths = "A number, lognormal(mean=,cv=), uniform(low=,high=) or exponential(mean=)."

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from heapq import heappop, heappush
 
 import numpy as np
 
@@ -14,7 +15,7 @@ from simulator.inference.kvpool import reserved_blocks
 from simulator.serving.book import Book
 from simulator.serving.deployment import Deployment
 from simulator.serving.prefix import PrefixCache
-from simulator.serving.replica import EVENT, Replica
+from simulator.serving.replica import EVENT, FOREVER, Replica
 from simulator.serving.requests import Requests
 from simulator.serving.steptime import StepTable
 from simulator.serving.tabulate import busy_shares, through_stages_s
@@ -134,33 +135,42 @@ def route(deployment: Deployment, replicas: Sequence[Replica], book: Book) -> li
             replica.run()
         return chosen
     pick = _prefix_aware if deployment.router == "prefix-aware" else _least_loaded
-    chosen = []
+    # Only a replica that a sequence can have left since is run on; the others' loads are what they were.
+    chosen, loads = [], [0] * count
+    quiet = [FOREVER] * count
+    due: list[tuple[float, int]] = []
     for i, arrival in enumerate(book.arrival):
-        for replica in replicas:
-            replica.run(arrival)
-        k = pick(replicas, book, i)
+        while due and due[0][0] < arrival:
+            until, k = heappop(due)
+            if quiet[k] == until:
+                replicas[k].run(arrival)
+                loads[k], quiet[k] = replicas[k].load, replicas[k].quiet_s()
+                heappush(due, (quiet[k], k))
+        k = pick(replicas, loads, book, i)
+        replicas[k].run(arrival)
         replicas[k].add(i)
+        loads[k], quiet[k] = loads[k] + 1, replicas[k].clock
+        heappush(due, (quiet[k], k))
         chosen.append(k)
     for replica in replicas:
         replica.run()
     return chosen
 
 
-def _least_loaded(replicas: Sequence[Replica], book: Book, i: int) -> int:
+def _least_loaded(replicas: Sequence[Replica], loads: list[int], book: Book, i: int) -> int:
     """Fewest requests; equal ones take turns."""
-    count = len(replicas)
-    return min(range(count), key=lambda k: (replicas[k].load, (k - i) % count))
+    least, turn = min(loads), i % len(loads)
+    return loads.index(least, turn) if least in loads[turn:] else loads.index(least)
 
 
-def _prefix_aware(replicas: Sequence[Replica], book: Book, i: int) -> int:
+def _prefix_aware(replicas: Sequence[Replica], loads: list[int], book: Book, i: int) -> int:
     """The longest match if it is long and that replica not far behind, else the least loaded."""
-    loads = [r.load for r in replicas]
     if not book.ids or max(loads) - min(loads) > IMBALANCE:
-        return _least_loaded(replicas, book, i)
+        return _least_loaded(replicas, loads, book, i)
     matches = [r.prefix.match(book.ids[i])[0] if r.prefix else 0 for r in replicas]
     best = max(range(len(replicas)), key=lambda k: (matches[k], -loads[k]))
     if not book.ids[i] or matches[best] / len(book.ids[i]) < CACHE_THRESHOLD:
-        return _least_loaded(replicas, book, i)
+        return _least_loaded(replicas, loads, book, i)
     return best
 
 

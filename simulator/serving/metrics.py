@@ -11,6 +11,7 @@ from simulator.inference.evaluate import BUSY_SHARE, IDLE_SHARE
 from simulator.serving.beside import beside_dense
 from simulator.serving.fleet import Outcome
 from simulator.serving.slo import METRICS, QUANTILES, STATISTICS, Promise
+from simulator.serving.steady import Window, statistical, stays_below, window
 from simulator.serving.tabulate import basis_of
 
 GROWTH = 1.5
@@ -23,10 +24,17 @@ STATUSES = ("STABLE", "BACKLOGGED", "OVERLOADED")
 
 
 def values_of(outcome: Outcome, metric: str) -> tuple[np.ndarray, np.ndarray | None]:
-    """Values of a latency metric [s], and their weights where not all count the same."""
+    """Values of a latency metric in the stationary part [s], and their weights where not all count the same."""
+    part = window(outcome)
     if metric == "itl":
-        return inter_token_s(outcome)
-    return getattr(outcome, f"{metric}_s"), None
+        return inter_token_s(outcome, part)
+    found = getattr(outcome, f"{metric}_s")[part.has(outcome.requests.arrival_s)]
+    return found[np.isfinite(found)], None
+
+
+def _weighed(outcome: Outcome, metric: str) -> tuple[np.ndarray, np.ndarray]:
+    values, weights = values_of(outcome, metric)
+    return values, np.ones(len(values)) if weights is None else weights
 
 
 def statistic(values: np.ndarray, weights: np.ndarray | None, name: str) -> float:
@@ -47,14 +55,15 @@ def statistic(values: np.ndarray, weights: np.ndarray | None, name: str) -> floa
     return float(values[order][min(at, len(values) - 1)])
 
 
-def inter_token_s(outcome: Outcome) -> tuple[np.ndarray, np.ndarray]:
-    """Times between two tokens of a sequence [s], and how many of each.
+def inter_token_s(outcome: Outcome, part: Window | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Times between two tokens of a sequence [s], and how many of each; with `part` of steps that start in it.
 
     A run of decode steps counts at its mean step, which differs from its first and last by the growth of the
     contexts in it. Prompt steps that stall decoding add to the step after them.
     """
     times, counts = [outcome.gaps], [np.ones(len(outcome.gaps))]
-    for events in outcome.events:
+    for every in outcome.events:
+        events = every if part is None else every[part.has(every["start_s"])]
         duration, steps, sequences = (events[name] for name in ("duration_s", "steps", "sequences"))
         mean = duration / np.maximum(steps, 1.0)
         stalled = np.where((steps == 0) & (sequences > 0), duration, 0.0)
@@ -77,6 +86,24 @@ def kept(outcome: Outcome, slo: Sequence[Promise]) -> dict[str, float]:
     return out
 
 
+def probability(outcome: Outcome, slo: Sequence[Promise]) -> float:
+    """Probability that a run without end keeps `slo` at these step times: the least of the promises' [-]."""
+    return 0.0 if status(outcome) == "OVERLOADED" else probability_seen(outcome, slo)
+
+
+def probability_seen(outcome: Outcome, slo: Sequence[Promise]) -> float:
+    """As `probability`, from the latencies alone: those of a fleet that still fills are lower than they will be [-]."""
+    return min((stays_below(*_weighed(outcome, p.metric), p.statistic, p.limit_s) for p in slo), default=1.0)
+
+
+def miss(outcome: Outcome, slo: Sequence[Promise]) -> float:
+    """Largest ratio of a promised statistic to its limit [-]; inf where the fleet is overloaded."""
+    if status(outcome) == "OVERLOADED":
+        return float("inf")
+    found = kept(outcome, slo)
+    return max((r for p in slo if (r := found[p.text] / p.limit_s) == r), default=0.0)
+
+
 def meets(outcome: Outcome, slo: Sequence[Promise]) -> bool:
     """Whether all promises hold and the fleet keeps up; a promise about nothing (one-token outputs) holds."""
     if status(outcome) == "OVERLOADED":
@@ -86,12 +113,15 @@ def meets(outcome: Outcome, slo: Sequence[Promise]) -> bool:
 
 
 def goodput(outcome: Outcome, slo: Sequence[Promise]) -> float:
-    """Requests per second that stay below every limit themselves [1/s]; between-token times are left out."""
-    good = np.ones(len(outcome.requests), bool)
+    """Requests per second that stay below every limit themselves, of the stationary part [1/s]; between-token times
+    are left out.
+    """
+    part = window(outcome)
+    good = part.has(outcome.requests.arrival_s)
     for promise in slo:
         if promise.metric != "itl":
             good &= ~(getattr(outcome, f"{promise.metric}_s") >= promise.limit_s)
-    return float(good.sum()) / outcome.makespan_s
+    return float(good.sum()) / part.seconds
 
 
 def status(outcome: Outcome) -> str:
@@ -149,9 +179,10 @@ def over_time(outcome: Outcome, bins: int = 120) -> dict[str, np.ndarray]:
 
 
 def _kv_share(outcome: Outcome) -> float:
-    replicas = len(outcome.events)
-    used = sum(float(np.sum(_blocks(outcome, e) * e["duration_s"])) for e in outcome.events)
-    return used / (outcome.makespan_s * replicas * outcome.deployment.pool.blocks)
+    replicas, part = len(outcome.events), window(outcome)
+    inside = [e[part.has(e["start_s"])] for e in outcome.events]
+    used = sum(float(np.sum(_blocks(outcome, e) * e["duration_s"])) for e in inside)
+    return used / (part.seconds * replicas * outcome.deployment.pool.blocks)
 
 
 def _blocks(outcome: Outcome, events: np.ndarray) -> np.ndarray:
@@ -190,13 +221,13 @@ def _present(begin: np.ndarray, end: np.ndarray, edges: np.ndarray) -> np.ndarra
 
 
 def energy_j(outcome: Outcome) -> float:
-    """Energy of all GPUs from the first arrival to the last token, an estimate from the busiest resource [J]."""
-    deployment = outcome.deployment
+    """Energy of all GPUs in the stationary part, an estimate from the busiest resource [J]."""
+    deployment, part = outcome.deployment, window(outcome)
     per_replica = deployment.group.device.power_w * deployment.group.gpus
     total = 0.0
     for events, share in zip(outcome.events, outcome.busy, strict=True):
-        busy = float(np.sum(share * events["duration_s"]))
-        total += per_replica * (IDLE_SHARE * outcome.makespan_s + BUSY_SHARE * busy)
+        busy = float(np.sum((share * events["duration_s"])[part.has(events["start_s"])]))
+        total += per_replica * (IDLE_SHARE * part.seconds + BUSY_SHARE * busy)
     return total
 
 
@@ -204,7 +235,10 @@ def summary(outcome: Outcome, slo: Sequence[Promise] = ()) -> dict[str, Any]:
     """One row of figures: see `simulator.serving.output.COLUMNS`."""
     deployment, requests = outcome.deployment, outcome.requests
     state = status(outcome)
-    time, tokens = outcome.makespan_s, int(requests.output.sum())
+    part = window(outcome)
+    counted = part.has(requests.arrival_s)
+    # What comes in the stationary part is as much as what leaves in it, but for the noise of the arrivals.
+    time, tokens = part.seconds, int(requests.output[counted].sum())
     row: dict[str, Any] = {
         "model": deployment.group.model.name,
         "device": deployment.group.device.name,
@@ -227,21 +261,30 @@ def summary(outcome: Outcome, slo: Sequence[Promise] = ()) -> dict[str, Any]:
         "rate_per_s": requests.rate,
         "status": state,
         "basis": str(basis_of(deployment.group)),
-        "makespan_s": time,
-        "requests_per_s": len(requests) / time,
+        "makespan_s": outcome.makespan_s,
+        "steady_from_s": part.start_s,
+        "steady_s": time,
+        "steady_requests": int(counted.sum()),
+        "steady_why": part.why,
+        "requests_per_s": int(counted.sum()) / time,
         "output_tokens_per_s": tokens / time,
         "output_tokens_per_s_per_gpu": tokens / time / deployment.gpus,
     }
     for metric in METRICS:
         values, weights = values_of(outcome, metric)
+        known, ones = state != "OVERLOADED", np.ones(len(values)) if weights is None else weights
         for name in STATISTICS:
             # Percentiles of a queue that only grows say how long the trace is, not how good the fleet.
-            figure = statistic(values, weights, name) if state != "OVERLOADED" else None
-            row[f"{metric}_{name}_s"] = figure
+            figure = statistic(values, weights, name)
+            row[f"{metric}_{name}_s"] = figure if known else None
+            low, high = statistical(values, ones, name, figure) if known else (None, None)
+            row[f"{metric}_{name}_run_lo_s"] = low
+            row[f"{metric}_{name}_run_hi_s"] = None if high == float("inf") else high
     joules = energy_j(outcome)
     row |= {
         "goodput_per_s": goodput(outcome, slo) if slo else None,
         "meets_slo": meets(outcome, slo) if slo else None,
+        "p_slo_run": probability(outcome, slo) if slo else None,
         "preemptions": int(outcome.preemptions.sum()),
         "prefix_hit_rate": float(outcome.hits.sum() / requests.prompt.sum()),
         "prefix_bound": requests.prefix_bound() if requests.ids else None,

@@ -18,7 +18,7 @@ from simulator.serving.slo import METRICS, STATISTICS
 if TYPE_CHECKING:
     import pyarrow as pa
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 RECORD_FILES = (".parquet", ".csv")
 RECORDS: Mapping[str, tuple[str, str]] = {
     "run": ("", "row of the summary this request belongs to"),
@@ -37,7 +37,16 @@ RECORDS: Mapping[str, tuple[str, str]] = {
     "prefix_hit_tokens": ("tokens", "prompt tokens found in the prefix cache"),
 }
 """Columns of the per-request file: unit and meaning."""
-_LATENCIES = {f"{m}_{q}_s": ("s", f"{q} of {m}; null where OVERLOADED") for m in METRICS for q in STATISTICS}
+_LATENCIES = {
+    f"{m}_{q}{end}_s": ("s", f"{told} of {m}; null where {never}")
+    for m in METRICS
+    for q in STATISTICS
+    for end, told, never in (
+        ("", q, "OVERLOADED"),
+        ("_run_lo", f"lower end of what the run's length leaves open of {q} (90 %)", "OVERLOADED"),
+        ("_run_hi", f"upper end of what the run's length leaves open of {q} (90 %)", "OVERLOADED or not known"),
+    )
+}
 COLUMNS: Mapping[str, tuple[str, str]] = {
     "model": ("", "model name"),
     "device": ("", "device name"),
@@ -61,20 +70,25 @@ COLUMNS: Mapping[str, tuple[str, str]] = {
     "status": ("", "STABLE, BACKLOGGED (requests wait) or OVERLOADED (the queue only grows)"),
     "basis": ("", "CALIBRATED | EXTRAPOLATED | DATASHEET, the worse of prompt and decode steps"),
     "makespan_s": ("s", "first arrival to last token"),
-    "requests_per_s": ("1/s", "requests over the makespan"),
-    "output_tokens_per_s": ("1/s", "output tokens over the makespan"),
+    "steady_from_s": ("s", "start of the stationary part, after warm-up"),
+    "steady_s": ("s", "stationary part: warm-up and drain cut"),
+    "steady_requests": ("", "requests that come in it: all figures are theirs"),
+    "steady_why": ("", "why nothing was cut; empty where it was"),
+    "requests_per_s": ("1/s", "requests over the stationary part"),
+    "output_tokens_per_s": ("1/s", "output tokens over the stationary part"),
     "output_tokens_per_s_per_gpu": ("1/s", "the same per GPU"),
     **_LATENCIES,
     "goodput_per_s": ("1/s", "requests that stay below every limit themselves; null without --slo"),
     "meets_slo": ("", "whether all promises hold; null without --slo"),
+    "p_slo_run": ("", "probability that a run without end keeps the promises at these step times; null without --slo"),
     "preemptions": ("", "of all requests"),
     "prefix_hit_rate": ("", "prompt tokens found in the prefix cache over all"),
     "prefix_bound": ("", "the same for a cache that never evicts; null where ids are unknown"),
     "kv_tokens": ("tokens", "KV cache of a replica"),
-    "kv_share_mean": ("", "blocks in use over all, over the makespan"),
+    "kv_share_mean": ("", "blocks in use over all, over the stationary part"),
     "energy_j_per_token": ("J", "of all GPUs per output token, an estimate"),
     "usd_per_h": ("USD/h", "list price of the fleet"),
-    "usd_per_mtoken": ("USD", "rent over the makespan per million output tokens"),
+    "usd_per_mtoken": ("USD", "rent over the stationary part per million output tokens"),
     "simulated_per_s": ("1/s", "requests simulated per second of processor time"),
     "speedup": ("", "throughput over dense of a static batch of the mean load; null for dense, as the next three"),
     "speedup_lo": ("", "its 5 % quantile"),

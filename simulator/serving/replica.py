@@ -126,6 +126,18 @@ class Replica:
         """Blocks held, those of the next step included, those kept for reuse alone not [-]."""
         return self._grown() + self._held + self._pinned()
 
+    def quiet_s(self) -> float:
+        """No step that starts before this has a sequence leave, unless a request is added [s]."""
+        if self.waiting or self._partial >= 0 or self._next < len(self.queue):
+            return self.clock
+        if not self.running:
+            return FOREVER
+        k = self._until_one_leaves() - 1
+        room = self.block_tokens * (self.blocks - self._held - self._pinned())
+        if self.grows and self._sum - self._shared + self._n * (self.block_tokens + k - 1) > room:
+            return self.clock
+        return self.clock + self._swaps_s + (self.table.run(self._n, self._sum, k, FOREVER)[1] if k else 0.0)
+
     def run(self, until: float = FOREVER) -> None:
         """Run all steps that start before `until`, or until nothing is left to do."""
         queue, arrival, waiting = self.queue, self.book.arrival, self.waiting
@@ -243,10 +255,10 @@ class Replica:
 
     def _decode_steps(self, until: float, *, once: bool) -> None:
         """As many steps as pass without an event, at once."""
-        n, heap, running = self._n, self._heap, self.running
-        while running.get(heap[0] & MASK) != heap[0] >> SHIFT:
-            heappop(heap)
-        k = 1 if once else (heap[0] >> SHIFT) - self.steps
+        n, heap = self._n, self._heap
+        k = self._until_one_leaves()
+        if once:
+            k = 1
         if self.grows and k > 1:
             free = self.block_tokens * (self.blocks - self._held - self._pinned())
             if self._sum - self._shared + n * (self.block_tokens + k - 2) > free:
@@ -263,6 +275,13 @@ class Replica:
         self._sum += n * k
         if heap[0] >> SHIFT <= self.steps:
             self._finish()
+
+    def _until_one_leaves(self) -> int:
+        """Steps until a running sequence has its last token [-]."""
+        heap, running = self._heap, self.running
+        while running.get(heap[0] & MASK) != heap[0] >> SHIFT:
+            heappop(heap)
+        return (heap[0] >> SHIFT) - self.steps
 
     def _enter(self, i: int, context: int, left: int) -> None:
         """Request `i` decodes from the next step on, with `context` tokens in it and `left` to generate."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 
@@ -13,6 +14,18 @@ from simulator.scenario.fields import MAX_TOKENS
 MAX_REQUESTS = 10_000_000
 MAX_SECONDS = 1e11
 """Latest arrival; clocks in seconds since 1970 are at 2e9, in milliseconds at 2e12 [s]."""
+
+
+class Stream(Protocol):
+    """Requests without end, of which any number can be had."""
+
+    def first(self, count: int) -> Requests:
+        """The first `count`: those of a smaller number, and more."""
+        ...
+
+    def scaled(self, factor: float) -> Stream:
+        """`factor` times the rate, lengths kept."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +50,8 @@ class Requests:
         Line of each in its file, for messages.
     delay_s : float
         What each waited before it came here, part of its latency [s].
+    stream : Stream, optional
+        That they are the beginning of, where there are more to be had.
     """
 
     arrival_s: np.ndarray
@@ -48,6 +63,7 @@ class Requests:
     name: str = ""
     lines: np.ndarray | None = None
     delay_s: float = 0.0
+    stream: Stream | None = None
 
     @classmethod
     def of(
@@ -103,11 +119,12 @@ class Requests:
         """`factor` times the rate: timestamps are divided, lengths kept."""
         if not np.isfinite(factor) or factor <= 0.0:
             raise InputError(f"{factor:g} must be above 0", where="--rate-scale")
-        return replace(self, arrival_s=self.arrival_s / factor)
+        stream = None if self.stream is None else self.stream.scaled(factor)
+        return replace(self, arrival_s=self.arrival_s / factor, stream=stream)
 
     def at_once(self) -> Requests:
         """All at time 0."""
-        return replace(self, arrival_s=np.zeros(len(self)))
+        return replace(self, arrival_s=np.zeros(len(self)), stream=None)
 
     def first(self, count: int | None) -> Requests:
         """The first `count` requests."""
@@ -123,7 +140,12 @@ class Requests:
             reused=self.reused[index],
             ids=tuple(self.ids[i] for i in index) if self.ids else (),
             lines=None if self.lines is None else self.lines[index],
+            stream=None,
         )
+
+    def longer(self, count: int) -> Requests:
+        """The first `count` of the stream; without one, of these."""
+        return self.first(count) if self.stream is None else self.stream.first(count)
 
     def prefix_bound(self) -> float:
         """Share of prompt tokens that a cache which never evicts would find [-]."""

@@ -54,7 +54,7 @@ def apply_reuse(requests: Requests, text: str, seed: int) -> Reuse:
             raise InputError(f"{key}={v[key]:g} must be from 0 to 1", where="--reuse")
     if name == "chunk-reuse":
         saved = np.floor(requests.prompt * v["reused"] * (1.0 - v["recompute"]))
-        return Reuse(replace(requests, reused=np.minimum(saved, requests.prompt - 1).astype(np.int64)))
+        return Reuse(replace(requests, reused=np.minimum(saved, requests.prompt - 1).astype(np.int64), stream=None))
     if name == "prefix-groups":
         if not requests.ids:
             raise InputError(f"{requests.name} does not say which prompts begin alike (hash_ids)", where="--reuse")

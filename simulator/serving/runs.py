@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,11 +12,12 @@ from simulator.scenario.scenario import Scenario
 from simulator.serving.capacity import capacity
 from simulator.serving.deployment import Deployment
 from simulator.serving.fleet import Outcome, simulate
-from simulator.serving.metrics import statistic, status, summary, values_of
+from simulator.serving.metrics import miss, statistic, status, summary, values_of
 from simulator.serving.requests import Requests
 from simulator.serving.reuse import apply_reuse
 from simulator.serving.scheduler import Scheduler
-from simulator.serving.slo import METRICS, Promise, parse_slo
+from simulator.serving.slo import METRICS, STATISTICS, Promise, parse_slo
+from simulator.serving.steady import with_model
 from simulator.serving.tabulate import check
 
 
@@ -81,7 +83,7 @@ def run(task: Task) -> Run:
     row["answered_elsewhere"] = answered
     row["table_error"] = _table_error(task.deployment, requests)
     if task.interval:
-        row |= interval(task.deployment, requests)
+        row |= interval(task.deployment, requests, task.slo)
     return Run(row, outcome if task.keep else None)
 
 
@@ -151,18 +153,24 @@ def serve(
     return run(Task(deployment, traffic, rate_scale, promises, reuse, capacity, interval, keep=True, seed=seed))
 
 
-def interval(deployment: Deployment, requests: Requests) -> dict[str, Any]:
-    """Medians and p99 when all steps are at the lower, and at the upper end of their interval; None at an end that
-    is overloaded.
+def interval(deployment: Deployment, requests: Requests, slo: Sequence[Promise] = ()) -> dict[str, Any]:
+    """All statistics when all steps are at the lower, and at the upper end of their interval; None at an end that
+    is overloaded. With `slo` also the probability that the promises hold, steps anywhere in their interval.
     """
     out: dict[str, Any] = {}
-    for end in ("lo", "hi"):
+    ratios = {}
+    for end in ("lo", "hi", *(("mid",) if slo else ())):
         outcome = simulate(deployment, requests, end)
+        ratios[end] = miss(outcome, slo)
+        if end == "mid":
+            continue
         overloaded = status(outcome) == "OVERLOADED"
         for metric in METRICS:
-            for name in ("p50", "p99"):
+            for name in STATISTICS:
                 figure = statistic(*values_of(outcome, metric), name)
                 out[f"{metric}_{name}_{end}_s"] = None if overloaded else figure
+    if slo:
+        out["p_slo"] = with_model([ratios[end] for end in ("lo", "mid", "hi")])
     return out
 
 

@@ -11,17 +11,18 @@ from simulator.base.errors import UnsupportedError
 from simulator.policies import parse
 from simulator.serving.deployment import MAX_REPLICAS, Deployment
 from simulator.serving.estimate import HEADROOM, Estimate, Load, estimate
-from simulator.serving.fleet import Outcome, simulate
 from simulator.serving.launch import lacking
-from simulator.serving.metrics import kept, meets, status, summary
+from simulator.serving.metrics import miss, summary
 from simulator.serving.requests import Requests
 from simulator.serving.runs import interval
 from simulator.serving.scaleout import compute
+from simulator.serving.settle import Settled, settle
 from simulator.serving.slo import Promise
+from simulator.serving.steady import needed
 
 OBJECTIVES = {"cheapest": "usd_per_h", "fastest": "e2e_p50_s", "energy": "energy_j_per_token"}
 KINDS = 3
-WAVE = 8
+WAVE = 4
 """Candidates simulated between two looks at the best so far: fixed, so that the points searched do not depend on
 how many workers there are [-]."""
 
@@ -49,6 +50,7 @@ class Question:
     slo: tuple[Promise, ...]
     least: int
     most: int
+    end: str = "mid"
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,40 +134,33 @@ def prune(task: tuple[Deployment, Requests, tuple[Promise, ...]]) -> Candidate:
 
 def size(question: Question) -> Sized:
     """Fewest replicas between `least` and `most`: growing steps up, then bisection."""
-    done: dict[int, tuple[Outcome, bool, float]] = {}
+    done: dict[int, tuple[Settled, float]] = {}
 
     def holds(replicas: int) -> bool:
         if replicas not in done:
             fleet = replace(question.deployment, replicas=replicas)
-            outcome = simulate(fleet, question.requests)
-            done[replicas] = (outcome, meets(outcome, question.slo), _miss(outcome, question.slo))
-        return done[replicas][1]
+            found = settle(fleet, question.requests, question.slo, question.end)
+            done[replicas] = (found, miss(found.outcome, question.slo))
+        return done[replicas][0].ok
 
     low, high = question.least - 1, question.least
     while not holds(high):
         if high >= question.most:
-            high = min(done, key=lambda k: done[k][2])
+            high = min(done, key=lambda k: done[k][1])
             low = high - 1
             break
         low, high = high, min(max(high + 1, math.ceil(high * 1.3)), question.most)
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if holds(middle) else (middle, high)
-    outcome, ok, miss = done[high]
-    row = summary(outcome, question.slo)
+    found, worst = done[high]
+    row = summary(found.outcome, question.slo) | {"settled_why": found.why}
     scenario = question.deployment.scenario
     row |= {"given_dtype": scenario.dtype, "given_kv_dtype": scenario.kv_cache_dtype, "given_kernel": scenario.kernel}
     # How long it took here is no part of the answer, which is the same wherever it was found.
     del row["simulated_per_s"]
     fleet = replace(question.deployment, replicas=high)
-    return Sized(row, ok, miss, len(done), fleet)
-
-
-def _miss(outcome: Outcome, slo: Sequence[Promise]) -> float:
-    if status(outcome) == "OVERLOADED":
-        return math.inf
-    found = kept(outcome, slo)
-    return max((r for p in slo if (r := found[p.text] / p.limit_s) == r), default=0.0)
+    return Sized(row, found.ok, worst, len(done), fleet)
 
 
 def search(
@@ -185,7 +180,9 @@ def search(
     was found. Dense ones are held against dense ones, and those that vLLM can start against each other, so that what a
     policy saves and what can be had today are both known. The other objectives size every survivor.
     """
-    tasks = [(d, requests, slo) for d in deployments]
+    # What the closed form takes from the traffic must not depend on how much of it was asked for either.
+    seen = requests.longer(max(needed(slo), len(requests)))
+    tasks = [(d, seen, slo) for d in deployments]
     candidates = compute(prune, tasks, workers=workers, cluster=cluster, label="candidates", quiet=quiet)
     rejected: dict[str, tuple[int, str]] = {}
     left: list[Candidate] = []
@@ -230,7 +227,10 @@ def search(
     )
     good = [s.row for s in keeping]
     if keeping:
-        good[0] |= interval(keeping[0].fleet, requests)
+        fleet = keeping[0].fleet
+        good[0] |= interval(fleet, requests.longer(good[0]["requests"]), slo)
+        slow = size(Question(fleet, requests, slo, fleet.replicas, max_gpus // fleet.group.gpus, "hi"))
+        good[0]["sure_gpus"] = slow.row["gpus"] if slow.ok else None
     nearest = min(sized, key=lambda s: s.miss).row if sized and not good else None
     if nearest is None and not good:
         near = min(candidates, key=lambda c: c.estimate.miss)

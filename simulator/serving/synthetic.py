@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 
 from simulator.base.errors import InputError
 from simulator.scenario.fields import MAX_TOKENS
 from simulator.serving.calls import parse_call
-from simulator.serving.requests import Requests
+from simulator.serving.requests import MAX_REQUESTS, Requests
 
 ARRIVALS = {"poisson": {}, "gamma": {"cv": None}, "fixed": {}}
 """Times between arrivals: exponential; gamma of a coefficient of variation (bursts above 1); constant."""
@@ -70,14 +72,41 @@ def lengths(count: int, how: str, where: str, rng: np.random.Generator) -> np.nd
     return np.maximum(np.ceil(out), 1.0).astype(np.int64)
 
 
-def synthetic(count: int, rate: float, *, arrivals: str, prompt: str, output: str, seed: int = 0) -> Requests:
-    """`count` requests; the same seed gives the same ones."""
-    if not 1 <= count <= 10_000_000:
-        raise InputError("must be 1 to 10000000", where="--count")
-    rng = np.random.default_rng(seed)
-    return Requests.of(
-        arrival_times(count, rate, arrivals, rng),
-        lengths(count, prompt, "--prompt-tokens", rng),
-        lengths(count, output, "--output-tokens", rng),
-        name=f"{arrivals} {rate:g}/s, prompts {prompt}, outputs {output}",
+@dataclass(frozen=True)
+class SyntheticStream:
+    """Synthetic requests without end: of the same seed a longer run begins as a shorter one."""
+
+    rate: float
+    arrivals: str
+    prompt: str
+    output: str
+    seed: int
+    factor: float = 1.0
+
+    def first(self, count: int) -> Requests:
+        """The first `count` requests."""
+        return _first(self, count)
+
+    def scaled(self, factor: float) -> SyntheticStream:
+        """`factor` times the rate."""
+        return replace(self, factor=self.factor * factor)
+
+
+@lru_cache(maxsize=4)
+def _first(stream: SyntheticStream, count: int) -> Requests:
+    if not 1 <= count <= MAX_REQUESTS:
+        raise InputError(f"must be 1 to {MAX_REQUESTS}", where="--count")
+    # One generator each, so that more arrivals leave the lengths what they are.
+    arriving, prompting, answering = np.random.default_rng(stream.seed).spawn(3)
+    found = Requests.of(
+        arrival_times(count, stream.rate, stream.arrivals, arriving),
+        lengths(count, stream.prompt, "--prompt-tokens", prompting),
+        lengths(count, stream.output, "--output-tokens", answering),
+        name=f"{stream.arrivals} {stream.rate:g}/s, prompts {stream.prompt}, outputs {stream.output}",
     )
+    return replace(found, arrival_s=found.arrival_s / stream.factor, stream=stream)
+
+
+def synthetic(count: int, rate: float, *, arrivals: str, prompt: str, output: str, seed: int = 0) -> Requests:
+    """`count` requests; the same seed gives the same ones, and more of them after those."""
+    return SyntheticStream(rate, arrivals, prompt, output, seed).first(count)
