@@ -39,7 +39,7 @@ BAD = {
     ("serve", *MODEL, *POISSON, "--reuse", "chunk-reuse"): "--reuse: chunk-reuse needs 'reused'",
     ("serve", *MODEL, *POISSON, "--out", "r.txt"): "--out: 'r.txt' must end in .parquet or .csv",
     ("serve", *MODEL, "--requests", "none.csv"): "none.csv: cannot read",
-    ("serve", *MODEL, *POISSON, "--max-num-batched-tokens", "32"): "32 tokens leave none for prompts",
+    ("serve", *MODEL[:-2], *POISSON, "--max-num-batched-tokens", "32"): "32 tokens leave none for prompts",
     ("serve", *MODEL, *POISSON, "--policy", "zipvl"): "use --scheduler prefill-first",
     ("serve", "--judge", "none.parquet"): "--judge: cannot read",
     ("serve", *MODEL, *ONE, "--capacity"): "--capacity: all requests arrive at once",
