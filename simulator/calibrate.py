@@ -33,8 +33,10 @@ def calibrate(kind: str, raw: Any, device: str | None = None, date: str | None =
     Raises
     ------
     InputError
-        Missing columns, or no usable row.
+        Missing columns, no usable row, or a time far below what the datasheet allows.
     """
+    from simulator.fitting.asked import refuse_implausible
+
     module = module_of(kind)
     rows = module.prepare(raw)
     if device is not None:
@@ -44,6 +46,7 @@ def calibrate(kind: str, raw: Any, device: str | None = None, date: str | None =
         rows = rows[rows["device"] == name]
     if len(rows) == 0:
         raise InputError("no usable row (flags, times or --device leave nothing)", where="--data")
+    refuse_implausible(module.FAMILY, rows, module.INPUTS)
     return module.fit(rows, date=date)
 
 

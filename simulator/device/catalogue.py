@@ -14,8 +14,7 @@ import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import cache, lru_cache
-from importlib import resources
+from functools import lru_cache
 from pathlib import Path
 
 from simulator.base.errors import AmbiguousNameError, InputError, UnknownNameError, fold, reason, suggest
@@ -23,7 +22,7 @@ from simulator.base.files import read_limited
 from simulator.base.memo import Stamp
 from simulator.base.units import exact_quantity
 from simulator.device.fits import DEFAULT
-from simulator.device.measured import Measured
+from simulator.device.measured import Measured, shipped
 from simulator.device.text import inline, table_of, to_document, to_toml, write_document
 from simulator.device.types import Clock, Device, Kind, Link, MemoryTier, Peak, Sourced
 
@@ -200,18 +199,12 @@ def measured(name: str) -> Measured:
 
 def _fit_files(name: str) -> tuple[tuple[Stamp, ...], tuple[Stamp, ...]]:
     """Fit files of the device and pooled ones, the user's first."""
-    homes = (os.path.join(user_data_dir(), "measured"), os.path.join(_shipped(), "measured"))
+    homes = (os.path.join(user_data_dir(), "measured"), os.path.join(shipped(), "measured"))
     own, pooled = (
         tuple(Stamp.of(path) for home in homes for path in _tomls(os.path.join(home, folder)))
         for folder in (name, DEFAULT)
     )
     return own, pooled
-
-
-@cache
-def _shipped() -> str:
-    with resources.as_file(resources.files("hw_profiles")) as folder:
-        return str(folder)
 
 
 def _tomls(folder: str) -> list[str]:
@@ -255,7 +248,7 @@ def _stamp(path: Path) -> Stamp:
 @lru_cache(maxsize=1)
 def _package_files() -> dict[str, Path]:
     """Shipped profiles by name."""
-    return {p.stem: p for p in map(Path, _tomls(os.path.join(_shipped(), "devices")))}
+    return {p.stem: p for p in map(Path, _tomls(os.path.join(shipped(), "devices")))}
 
 
 def _files() -> dict[str, Path]:

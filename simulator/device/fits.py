@@ -21,8 +21,7 @@ ANY = "any"
 VENDOR = "vendor"
 """Library of the fit that answers when nobody names one."""
 LOCAL = "local"
-"""Library of fits made on the user's own machine by ``sparse_kernels.calibrate``: they answer before all but
-the very kernel that was asked for."""
+"""Library of fits made by ``sparse_kernels.calibrate``: they answer for any kernel."""
 
 LAUNCH_SPREAD_S = 2e-6
 """Standard deviation of a kernel's launch floor between sources: timed inside a CUDA graph or from the host [s]."""
@@ -140,7 +139,8 @@ class Residual:
 class Fit:
     """One fitted member of a family: coefficients, residual surface and their error.
 
-    `device` is a profile name; in the ``_default`` file a `Device.scope`, an architecture or ``any``.
+    `device` is a profile name; in the ``_default`` file a `Device.scope`, an architecture or ``any``. `by_user`: it was
+    read from the user's own folder, not shipped.
     """
 
     family: str
@@ -153,3 +153,4 @@ class Fit:
     sources: tuple[str, ...]
     date: str
     residual: Residual
+    by_user: bool = False

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from dataclasses import dataclass, field, replace
+from functools import cache, cached_property, lru_cache
+from importlib import resources
 from pathlib import Path
 
 from simulator.base.files import read_limited
@@ -90,9 +92,17 @@ def _read(files: tuple[Stamp, ...]) -> tuple[Fit, ...]:
     return tuple(f for s in files for f in _fits_of(s))
 
 
+@cache
+def shipped() -> str:
+    """Folder of the shipped profiles and fits."""
+    with resources.as_file(resources.files("hw_profiles")) as folder:
+        return str(folder)
+
+
 @lru_cache(maxsize=512)
 def _fits_of(file: Stamp) -> tuple[Fit, ...]:
-    return parse(read_limited(Path(file.path), _MOST_BYTES).decode("utf-8", "replace"), file.path)
+    fits = parse(read_limited(Path(file.path), _MOST_BYTES).decode("utf-8", "replace"), file.path)
+    return fits if file.path.startswith(shipped() + os.sep) else tuple(replace(f, by_user=True) for f in fits)
 
 
 @lru_cache(maxsize=512)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
 from simulator.base.arrays import Array
 from simulator.base.dtypes import KV_FORMATS, get_format
-from simulator.base.errors import ShadowlineError
+from simulator.base.errors import InputError, ShadowlineError
 from simulator.device.catalogue import load
 from simulator.device.fits import Fit
 from simulator.device.types import Device
@@ -131,6 +131,43 @@ OPS: Mapping[str, tuple[tuple[str, ...], Callable[[pd.DataFrame], Asked]]] = {
     "elementwise": (("kind",), _elementwise),
 }
 """Family -> columns that one op holds fixed, and the op of prepared rows that share them."""
+FASTEST = 20.0
+"""Roofline over measured time beyond which no kernel ran: operands that lie in L2 reach 5 of all rows known [-]."""
+
+
+def _by_op(family: str, rows: pd.DataFrame) -> Iterator[tuple[str, str, Asked, np.ndarray]]:
+    """Device, library and op of the prepared rows that share one, and where these stand."""
+    fixed, op_of = OPS[family]
+    for key, at in rows.groupby(["device", "library", *fixed], sort=False).indices.items():
+        name, library = (str(part) for part in cast("tuple[object, ...]", key)[:2])
+        yield name, library, op_of(rows.iloc[at]), at
+
+
+def refuse_implausible(family: str, rows: pd.DataFrame, inputs: Sequence[str]) -> None:
+    """Refuse prepared rows that no hardware ran: times in another unit, or of a kernel that did not start.
+
+    Parameters
+    ----------
+    inputs : sequence of str
+        Columns that tell the shape of a row.
+
+    Raises
+    ------
+    InputError
+        A time more than `FASTEST` times below ``max(flop/peak, bytes/bandwidth)``, with the row's shape.
+    """
+    for name, _, op, at in _by_op(family, rows):
+        least_s = np.broadcast_to(_bare_s(op, load(name)), len(at))
+        time_s = rows["time_s"].to_numpy(float)[at]
+        worst = int(np.argmax(least_s / time_s))
+        if least_s[worst] > FASTEST * time_s[worst]:
+            row = rows.iloc[at[worst]]
+            shape = ", ".join(f"{c}={row[c]}" for c in inputs if c in row)
+            raise InputError(
+                f"{time_s[worst]:.3g} s for {shape} is implausible: the datasheet of {name} allows"
+                f" {least_s[worst]:.3g} s at best; time_s is in seconds, of a kernel that ran",
+                where="--data",
+            )
 
 
 def predicted(family: str, rows: pd.DataFrame, fits: Sequence[Fit] | None) -> tuple[pd.DataFrame, dict[str, int]]:
@@ -143,18 +180,15 @@ def predicted(family: str, rows: pd.DataFrame, fits: Sequence[Fit] | None) -> tu
     fits : sequence of Fit or None
         What devices answer from in place of their own fits of the family; None: those.
     """
-    fixed, op_of = OPS[family]
     kernels = get_engine("kernels")
     names = ("mid_s", "lo_s", "hi_s", "naive_s")
     columns = {name: np.full(len(rows), np.nan) for name in names}
     basis = np.full(len(rows), "", dtype=object)
     devices: dict[str, Device] = {}
     unpredicted: dict[str, int] = {}
-    for key, at in rows.groupby(["device", "library", *fixed], sort=False).indices.items():
-        name, library = (str(part) for part in cast("tuple[object, ...]", key)[:2])
+    for name, library, op, at in _by_op(family, rows):
         if name not in devices:
             devices[name] = load(name) if fits is None else load(name).with_fits(family, fits)
-        op = op_of(rows.iloc[at])
         # Between machines the op says how many, and the look-up names the library.
         engine = kernels.calling(family, re.sub(r"_\d+nodes$", "", library))
         try:

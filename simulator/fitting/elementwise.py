@@ -7,8 +7,7 @@ split into reads and writes by the operands of the operation.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
@@ -65,7 +64,6 @@ def prepare(rows: pd.DataFrame) -> pd.DataFrame:
     out = judge.aggregate(rows, ["device", "source", *INPUTS])
     moved = out["bytes"].to_numpy(float)
     read = moved * np.array([OPERATIONS[o][1] for o in out["op"]])
-    every = [_hardware(d) for d in out["device"]]
     library = [LIBRARIES.get(str(s), "torch") for s in out["source"]]
     return out.assign(
         key=KEY,
@@ -75,8 +73,6 @@ def prepare(rows: pd.DataFrame) -> pd.DataFrame:
         kind=[OPERATIONS[o][0] for o in out["op"]],
         read_bytes=read,
         write_bytes=moved - read,
-        hbm=[h.hbm_bytes_per_s for h in every],
-        l2=[h.l2_bytes for h in every],
     )
 
 
@@ -86,24 +82,14 @@ def _hardware(device: str) -> Hardware:
     return hardware(devices.load(device), "fp32")
 
 
-def _stack(rows: pd.DataFrame) -> Hardware:
-    return replace(
-        _hardware(str(rows["device"].iloc[0])),
-        hbm_bytes_per_s=rows["hbm"].to_numpy(float),
-        l2_bytes=rows["l2"].to_numpy(float),
-    )
-
-
 def log_model(rows: pd.DataFrame, coef: Mapping[str, float], surface: Surface | None) -> Array:
     """Log seconds of rows of any kinds, before the floor."""
     out = np.empty(len(rows))
-    kinds = rows["kind"].to_numpy()
     read, write = rows["read_bytes"].to_numpy(float), rows["write_bytes"].to_numpy(float)
-    hw = _stack(rows)
-    for kind in np.unique(kinds):
-        at = kinds == kind
-        part = replace(hw, hbm_bytes_per_s=hw.hbm_bytes_per_s[at], l2_bytes=hw.l2_bytes[at])  # type: ignore[index]
-        time = elementwise_time(read[at], write[at], kind=str(kind), hw=part, coef=coef, surface=surface)
+    for key, at in rows.groupby(["kind", "device"], sort=False).indices.items():
+        kind, device = (str(part) for part in cast("tuple[object, ...]", key))
+        hw = _hardware(device)
+        time = elementwise_time(read[at], write[at], kind=kind, hw=hw, coef=coef, surface=surface)
         out[at] = time.memory_s + time.launch_s
     return np.log(out)
 

@@ -185,9 +185,12 @@ def _numbers(column: pd.Series, path: Path) -> pd.Series:
 
 def judge_rows(kind: str, raw: pd.DataFrame, holdout: str | None) -> tuple[list[Judged], dict[str, int]]:
     """Predictions for the rows to be judged, and counts of the rows left out by reason."""
+    from simulator.fitting.asked import refuse_implausible
+
     module = module_of(kind)
     excluded = _excluded(raw)
     rows = _prepared(module, _known(kind, raw, excluded), excluded)
+    refuse_implausible(module.FAMILY, rows, module.INPUTS)
     judged = list(_committed(module.FAMILY, rows) if holdout is None else _splits(module, rows, holdout))
     for j in judged:
         for reason, n in j.unpredicted.items():

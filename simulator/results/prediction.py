@@ -46,6 +46,7 @@ class OpRow:
     overhead: bool
     basis: str
     source: str
+    by_user: bool
 
 
 @dataclass(frozen=True)
@@ -184,17 +185,17 @@ def _op_rows(phase: str, times: Sequence[OpTime]) -> list[OpRow]:
         return float(x.mean()) if isinstance(x, np.ndarray) else float(x)
 
     # With a trace every layer is lowered apart; its ops are still one row of the breakdown.
-    together: dict[tuple[str, str, bool, str, str], np.ndarray] = {}
+    together: dict[tuple[str, str, bool, str, str, bool], np.ndarray] = {}
     for t in times:
         traffic = t.op.traffic().scaled(t.op.count)
         timed = (t.op.count, *(getattr(t, k) for k in ("total_s", *TERMS)))
         amounts = np.array([mean(x) for x in (*timed, traffic.total_flop, traffic.total_bytes)])
         part = ADDED if t.op.overhead else str(t.op.part)
-        key = (t.op.role, part, t.op.overhead, str(t.basis), t.source)
+        key = (t.op.role, part, t.op.overhead, str(t.basis), t.source, t.fit.by_user)
         together[key] = together.get(key, 0.0) + amounts
     return [
-        OpRow(phase, role, part, *map(float, amounts), overhead=overhead, basis=basis, source=source)
-        for (role, part, overhead, basis, source), amounts in together.items()
+        OpRow(phase, role, part, *map(float, amounts), overhead=overhead, basis=basis, source=source, by_user=by_user)
+        for (role, part, overhead, basis, source, by_user), amounts in together.items()
     ]
 
 

@@ -79,16 +79,23 @@ def show(prediction: Prediction) -> None:
 
 
 def how_sure(prediction: Prediction) -> str:
-    """Why the interval is as wide as it is: what was measured on this device, and the engine on its like."""
+    """Why the interval is as wide as it is: what was measured on this device, by whom, and the engine on its like."""
     from simulator.device.fits import Basis
     from simulator.inference.group import group_of
 
     group, answer = group_of(prediction.scenario), prediction.answer
     phase = "decode" if any(o.phase == "decode" for o in prediction.ops) else "prefill"
     ops = [o for o in prediction.ops if o.phase == phase]
-    known = sum(o.total_s for o in ops if o.basis == str(Basis.CALIBRATED)) / sum(o.total_s for o in ops)
+    total = sum(o.total_s for o in ops)
+    known = sum(o.total_s for o in ops if o.basis == str(Basis.CALIBRATED)) / total
     text = f"how sure: {answer.basis.lower()}, {known:.0%} of the kernels' time in {phase} is calibrated on"
     text += f" {answer.device}"
+    if own := sum(o.total_s for o in ops if o.by_user):
+        text += f", {own / total:.0%} of the whole comes from your own fits"
+    asked, used = ({o.source.split("/")[1] for o in ops if o.by_user or not only} for only in (False, True))
+    measured = group.device.measured
+    if unused := sorted(f for f in asked - used if any(fit.by_user for fit in measured.own(f))):
+        text += f"; your own {', '.join(unused)} fits are of other kernels or formats than are run here"
     if group.engine.archs and group.device.arch not in group.engine.archs:
         text += f"; {group.engine.name} was never measured on {group.device.arch}, which widens the interval"
     return text

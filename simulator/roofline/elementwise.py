@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
+from math import inf, log
 from typing import TYPE_CHECKING, Any
 
-from simulator.base.arrays import Array, exp, maximum, real
+import numpy as np
+
+from simulator.base.arrays import Array, exp, maximum, minimum, real
 from simulator.base.errors import UnknownNameError
 from simulator.roofline.bandwidth import resident_bytes_per_s
 
@@ -47,7 +53,7 @@ def elementwise_time(
     """Time of one streaming kernel.
 
     t = (t0 + passes*(read + write)/(share*hbm)) * exp(surface), never below the bytes beyond L2 at
-    full rate. Number formats do not enter: bytes decide.
+    full rate, nor above what more bytes take. Number formats do not enter: bytes decide.
 
     Parameters
     ----------
@@ -71,6 +77,40 @@ def elementwise_time(
     launch: Array = coef["t0_s"] * coef.get(f"start_{kind}", 1.0)
     if surface is not None:
         factor = exp(surface(bytes=moved))
+        if hw.cached is None and isinstance(rate, float):
+            least = _least_of_more(surface, launch, coef.get(f"passes_{kind}", 1.0) / rate)
+            factor = minimum(factor, least(moved) / (memory + launch))
         memory, launch = memory * factor, launch * factor
     total = maximum(memory + launch, elementwise_floor(read_bytes, write_bytes, hw=hw))
     return ElementwiseTime(total, memory, launch)
+
+
+@dataclass(frozen=True, slots=True)
+class _LeastOfMore:
+    """Least time [s] of any kernel that moves as many bytes or more; `sizes` hold every minimum of the time [B]."""
+
+    sizes: list[float]
+    least_s: np.ndarray
+
+    def __call__(self, moved: Array) -> Array:
+        if isinstance(moved, np.ndarray):
+            return self.least_s[np.searchsorted(self.sizes, moved)]
+        return float(self.least_s[bisect_left(self.sizes, moved)])
+
+
+@lru_cache(maxsize=4096)
+def _least_of_more(surface: Surface, launch_s: float, s_per_byte: float) -> _LeastOfMore:
+    """Of ``t = (launch + b/rate) exp(s ln b)``: between knots it has its minimum at ``b = launch rate (-s)/(1 + s)``.
+
+    Small kernels are measured to a microsecond; a surface that follows that noise falls faster than bytes grow.
+    """
+    (_, knots), values = surface.axes[0], surface.values
+    sizes = [2.0**k for k in knots]
+    for (a, low), (b, high) in pairwise(zip(list(sizes), values.tolist(), strict=True)):
+        slope = (high - low) / log(b / a)
+        if -1.0 < slope < 0.0:
+            at = launch_s / s_per_byte * -slope / (1.0 + slope)
+            sizes += [at] if a < at < b else []
+    sizes.sort()
+    time = (launch_s + s_per_byte * np.array(sizes)) * exp(surface(bytes=np.array(sizes)))
+    return _LeastOfMore(sizes, np.append(np.minimum.accumulate(time[::-1])[::-1], inf))

@@ -177,10 +177,10 @@ def lookup(device: Device, family: str, key: str, library: str | None = None) ->
     """The fit that answers for `key` of `family` on `device`, where `library` (None: whichever) does the work.
 
     Best first: the same kernel before another; the same format (or its twin) before a near one; the device itself
-    before its `Device.scope`, its architecture and all devices; then the library named, a `LOCAL` fit, the kernel
-    another framework ships, ``vendor``, `PREFERRED`, most rows. The same kernel is the library named, one of its
-    generation, ``vendor`` (a pool of a place's libraries) and `LOCAL`. Libraries between machines (``..._2nodes``)
-    answer for themselves only. The order is the measured one, see docs/validation.md.
+    before its `Device.scope`, its architecture and all devices; the user's own fits; then the library named, a `LOCAL`
+    fit, the kernel another framework ships, ``vendor``, `PREFERRED`, most rows. The same kernel is the library named,
+    one of its generation, ``vendor`` (a pool of a place's libraries) and `LOCAL`. Libraries between machines
+    (``..._2nodes``) answer for themselves only. The order is the measured one, see docs/validation.md.
 
     CALIBRATED is the device's own fit of the format and of the library named (or ``vendor``, `LOCAL`, or any where
     none is named); DATASHEET where neither the device nor its like was measured; EXTRAPOLATED what is between.
@@ -203,7 +203,8 @@ def lookup(device: Device, family: str, key: str, library: str | None = None) ->
         local, vendor = fit.library == LOCAL, fit.library == VENDOR
         other = library is not None and not (named or kin or local or vendor)
         rank = preferred.get(fit.library, len(preferred))
-        return other, near[fit.dtype], place, not named, not local, not kin, not vendor, rank, fit.dtype != key, -fit.n
+        placed = (other, near[fit.dtype], place, not fit.by_user)
+        return *placed, not named, not local, not kin, not vendor, rank, fit.dtype != key, -fit.n
 
     def usable(fits: Iterable[tuple[Fit, int]]) -> list[tuple[Fit, int]]:
         return [(f, place) for f, place in fits if f.dtype in near and _span(f.library) == span]

@@ -59,8 +59,9 @@ class OpTime(NamedTuple):
 
     @property
     def source(self) -> str:
-        """The fit behind it: device, family, format and library."""
-        return f"{self.fit.device}/{self.fit.family}/{self.fit.dtype}/{self.fit.library}"
+        """The fit behind it: device, family, format and library, and whether the user measured it."""
+        own = " (your own)" if self.fit.by_user else ""
+        return f"{self.fit.device}/{self.fit.family}/{self.fit.dtype}/{self.fit.library}{own}"
 
     @property
     def rank(self) -> Array:

@@ -5,14 +5,18 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from simulator.base.errors import InputError, UnsupportedError
+from simulator.calibrate import calibrate, write
 from simulator.device import fits as cal
 from simulator.device.catalogue import Device, load, measured, to_toml
 from simulator.device.fit_file import STEP_LN, THIN_LN, dump, parse
 from simulator.device.surface import Surface
+from simulator.fitting.judged import judge_rows
 from simulator.results.prediction import predict
+from simulator.results.printed import how_sure
 from simulator.roofline.lookup import lookup
 from simulator.scenario.scenario import Scenario
 
@@ -242,3 +246,46 @@ def test_an_edited_profile_or_fit_answers_anew_in_the_same_process(own_home):
     assert load("mine") != before
     assert load("mine") is load("mine")
     assert predict(scenario).row["tpot_s"] > 0.5
+
+
+# --- the user's own measurements
+
+
+def own_rows(scale: float = 1.0) -> pd.DataFrame:
+    """Products on an H100 that take twice their bytes' or flop's time, and a launch."""
+    shapes = [(m, n, 4096) for m in (1, 16, 64, 256, 1024, 4096) for n in (4096, 6144, 11008, 28672)]
+    rows = [{"source": "me", "device": "h100-sxm", "dtype": "bf16", "m": m, "n": n, "k": k} for m, n, k in shapes]
+    times = [2 * (3e-6 + max(m * n * k / 3.5e14, (n * k + m * n + m * k) / 1.4e12)) for m, n, k in shapes]
+    return pd.DataFrame(rows).assign(time_s=np.array(times) * scale)
+
+
+def test_own_fits_answer_before_larger_shipped_ones_and_the_answer_says_so(own_home):
+    """24 rows of one's own against the 1,000 and more that ship: twice the time of a product, and said."""
+    asked = Scenario.of(model="llama-3.1-8b", device="h100-sxm", batch=16)
+    before = predict(asked)
+    assert "own" not in how_sure(before)
+    write("gemm", calibrate("gemm", own_rows(), "h100-sxm"), own_home, pooled=False)
+    assert max(f.n for f in load("h100-sxm").measured.own("gemm") if not f.by_user) > 1000
+    after = predict(asked)
+    own = {op.source for op in after.ops if op.by_user}
+    assert own == {"h100-sxm/gemm/bf16/vendor (your own)"}
+    assert own < set(after.to_dict()["sources"])
+    assert after.answer.tpot_s.mid > 1.4 * before.answer.tpot_s.mid
+    assert "88% of the whole comes from your own fits" in how_sure(after)
+
+
+def test_own_fits_that_do_not_answer_are_said(own_home):
+    """Attention of PyTorch measured, vLLM's FlashAttention 3 asked for: its shipped fit is of the kernel."""
+    shipped = load("h100-sxm").measured.own("attention")
+    mine = [replace(f, library="torch_sdpa") for f in shipped if f.dtype == "decode.bf16"][:1]
+    dump(own_home / "h100-sxm" / "attention.toml", mine)
+    told = how_sure(predict(Scenario.of(model="llama-3.1-8b", device="h100-sxm", batch=16)))
+    assert "your own attention fits are of other kernels or formats than are run here" in told
+
+
+@pytest.mark.parametrize("through", [lambda rows: calibrate("gemm", rows), lambda rows: judge_rows("gemm", rows, None)])
+def test_rows_that_no_hardware_ran_are_refused(through):
+    """Seconds written as if they were milliseconds: 500 times less than the datasheet's least."""
+    with pytest.raises(InputError, match=r"--data: .* s for .*m=256, n=28672, k=4096 is implausible.*h100-sxm allows"):
+        through(own_rows(1e-3))
+    through(own_rows(0.25))  # what lies in L2 may be faster than memory

@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 
 from simulator.base.errors import UnknownNameError
+from simulator.device.catalogue import list_devices, load
+from simulator.device.surface import Surface
 from simulator.fitting.elementwise import KINDS as FITTED
 from simulator.fitting.elementwise import OPERATIONS
 from simulator.roofline.elementwise import DEFAULT, KINDS, elementwise_floor, elementwise_time
-from simulator.roofline.hardware import Hardware
+from simulator.roofline.hardware import Hardware, hardware
 
 HW = Hardware(132, 989e12, 67e12, 3.35e12, 50e6, 32, 450e9, 1e-6, 1.98e9, "hopper")
 
@@ -32,18 +34,12 @@ def test_kinds_differ_in_passes_and_start():
 def test_every_term_by_hand():
     """(6 + 4) GB twice over at half of 3.35 TB/s; 3 times 2 us; a surface of ln 5 multiplies both."""
     coef = {"t0_s": 2e-6, "bw_share": 0.5, "passes_norm": 2.0, "start_norm": 3.0}
-    seen = {}
-
-    def surface(**axes):
-        seen.update(axes)
-        return np.log(5.0)
-
+    surface = Surface((("bytes", (30.0, 34.0)),), np.log([5.0, 5.0]))
     for times, more in ((1.0, {}), (5.0, {"surface": surface})):
         t = elementwise_time(6e9, 4e9, kind="norm", hw=HW, coef=coef, **more)
         assert float(t.memory_s) == pytest.approx(times * 20e9 / (0.5 * 3.35e12))
         assert float(t.launch_s) == pytest.approx(times * 6e-6)
         assert float(t.total_s) == pytest.approx(float(t.memory_s + t.launch_s))
-    assert seen == {"bytes": 10e9}
     assert elementwise_floor(6e9, 4e9, hw=HW) == pytest.approx((10e9 - 50e6) / 3.35e12)
     assert elementwise_floor(1e6, 1e6, hw=HW) == 0.0
 
@@ -54,6 +50,33 @@ def test_never_below_the_bytes_beyond_l2_and_monotone():
     t = elementwise_time(moved, moved, kind="add", hw=HW, coef=fast).total_s
     assert np.all(t >= elementwise_floor(moved, moved, hw=HW))
     assert np.all(np.diff(elementwise_time(moved, moved, kind="add", hw=HW, coef=DEFAULT).total_s) > 0)
+
+
+def test_a_smaller_tensor_never_takes_longer():
+    """Measured at 8, 16 and 64 KiB as 4, 1 and 1.2 times ``t0 = 2 us``: 16 KiB and all that is less take the same."""
+    surface = Surface((("bytes", (13.0, 14.0, 16.0)),), np.log([4.0, 1.0, 1.2]))
+    coef = {"t0_s": 2e-6, "bw_share": 1.0}
+    at_16 = 2e-6 + 2.0**14 / 3.35e12
+    for moved in (1e3, 2.0**13, 10e3, 2.0**14):
+        t = elementwise_time(moved, 0.0, kind="add", hw=HW, coef=coef, surface=surface)
+        assert float(t.total_s) == pytest.approx(at_16)
+        assert float(t.memory_s + t.launch_s) == pytest.approx(at_16)
+    more = elementwise_time(2.0**16, 0.0, kind="add", hw=HW, coef=coef, surface=surface)
+    assert float(more.total_s) == pytest.approx(1.2 * (2e-6 + 2.0**16 / 3.35e12))
+
+
+@pytest.mark.parametrize("device", list_devices())
+def test_more_bytes_never_take_less(device):
+    hw = hardware(load(device), "fp32")
+    measured = load(device).measured
+    moved = np.geomspace(1.0, 1e11, 2001)
+    for fit in (*measured.own("elementwise"), *measured.pooled("elementwise")):
+        for kind in KINDS:
+            t = elementwise_time(moved, 0.0, kind=kind, hw=hw, coef=fit.coefficients, surface=fit.surface).total_s
+            assert np.all(np.diff(t) >= -1e-12 * t[1:]), (fit.library, kind)
+            alone = elementwise_time(30e3, 0.0, kind=kind, hw=hw, coef=fit.coefficients, surface=fit.surface).total_s
+            grid = elementwise_time(np.array([30e3]), 0.0, kind=kind, hw=hw, coef=fit.coefficients, surface=fit.surface)
+            assert float(alone) == pytest.approx(float(grid.total_s[0]))
 
 
 def test_unknown_kind_is_an_error():
