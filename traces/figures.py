@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,6 +56,12 @@ _DARK: dict[RcKeyType, Any] = {
 
 def draw(trace: Trace, path: Path, *, dark: bool = False) -> None:
     """Write every picture of the trace as a panel of one page."""
+    m = trace.manifest
+    draw_all(pictures(trace), path, f"{m.model}: {m.tokens:,} tokens, {m.dtype}", dark=dark)
+
+
+def draw_all(found: Sequence[Picture], path: Path, title: str, *, dark: bool = False) -> None:
+    """Write pictures as the panels of one page."""
     if path.suffix not in SUFFIXES:
         raise InputError(f"{path.name!r} must end in {', '.join(SUFFIXES)}", where="--plot")
     try:
@@ -64,16 +71,16 @@ def draw(trace: Trace, path: Path, *, dark: bool = False) -> None:
     mpl.use("agg")
     import matplotlib.pyplot as plt
 
-    found = pictures(trace)
-    down = -(-len(found) // ACROSS)
+    across = min(ACROSS, len(found))
+    down = -(-len(found) // across)
     with plt.rc_context(_STYLE | (_DARK if dark else {})):
-        figure, axes = plt.subplots(down, ACROSS, figsize=(16.5, 4.3 * down), layout="constrained", squeeze=False)
+        size = (5.5 * across, 4.3 * down)
+        figure, axes = plt.subplots(down, across, figsize=size, layout="constrained", squeeze=False)
         for ax in axes.flat[len(found) :]:
             ax.set_axis_off()
         for picture, ax in zip(found, axes.flat, strict=False):
             _panel(picture, ax)
-        m = trace.manifest
-        figure.suptitle(f"{m.model}: {m.tokens:,} tokens, {m.dtype}", x=0.01, ha="left", weight="bold")
+        figure.suptitle(title, x=0.01, ha="left", weight="bold")
         metadata = {"Date": None} if path.suffix == ".svg" else None
         try:
             with replaced(path, "--plot") as temporary:
@@ -105,7 +112,8 @@ def _panel(picture: Picture, ax: Axes) -> None:
         ax.set_xlim(0.0, 1.0)
         ax.xaxis.set_major_formatter(PercentFormatter(1.0))
     else:
-        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        whole = all((line.x == line.x.round()).all() for line in drawn.lines)
+        ax.xaxis.set_major_locator(MaxNLocator(integer=whole))
     if drawn.y_log:
         ax.set_yscale("log")
         ax.set_ylim(0.95 * min(1.0, *(float(line.y.min()) for line in drawn.lines)), drawn.most)

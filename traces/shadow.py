@@ -10,7 +10,7 @@ import typer
 
 from simulator.base import console
 from simulator.base.errors import InputError, UnknownNameError
-from traces.experiment import CURVE
+from simulator.scenario.options import scenario_options, with_options
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
@@ -114,14 +114,14 @@ def evaluate(
     methods: Annotated[str, typer.Option("--methods", help="all, or names with commas")] = "all",
     criteria: Annotated[str, typer.Option("--criteria", help="all that were trained, or names with commas")] = "all",
     sparsities: Annotated[
-        str, typer.Option("--sparsities", help="shares dropped, with commas; criteria but the first: 0.3, 0.5, 0.7")
-    ] = ",".join(map(str, CURVE)),
+        str | None, typer.Option("--sparsities", help="shares dropped, with commas; 0.1 to 0.9")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="continue what an interrupted run left")] = False,
     json_: Annotated[bool, typer.Option("--json", help='{"rows": [...]} on stdout')] = False,
 ) -> None:
     """Perplexity and agreement against sparsity on the last 40 % of a text, for every method."""
     from traces import shadow_runs
-    from traces.experiment import METHODS
+    from traces.experiment import CURVE, METHODS
 
     wanted = _names("method", methods, METHODS)
     known = shadow_runs.read_manifest(predictors)
@@ -133,7 +133,7 @@ def evaluate(
         out,
         known=known,
         methods=wanted,
-        sparsities=_shares(sparsities),
+        sparsities=CURVE if sparsities is None else _shares(sparsities),
         trace=trace,
         max_tokens=max_tokens,
         length=length,
@@ -198,6 +198,43 @@ def _print_verdicts(by_model: dict[str, list[dict[str, Any]]], *, json_: bool) -
             ]
         }
     )
+
+
+@app.command("figure")
+@with_options(given=scenario_options(without=("policy", "kernel", "trace", "trace_transfer", "quality")))
+def figure(
+    given: dict[str, Any],
+    *,
+    traces: Annotated[Path, typer.Argument(metavar="TRACE", help="folder of a judged trace")],
+    rank: Annotated[int, typer.Option(min=1, help="width of the predictors on another model than the trace's")] = 2048,
+    plot: Annotated[Path | None, typer.Option(help="also draw it: a .svg, .png or .pdf file")] = None,
+    json_: Annotated[bool, typer.Option("--json", help='{"rows": [...]} on stdout')] = False,
+) -> None:
+    """Quality against time per token at equal sparsity: ShadowLLM, Deja Vu and others on any device and batch."""
+    from simulator.results.speed_quality import picture, sentence, traded
+    from simulator.scenario.scenario import Scenario
+    from simulator.trace import read_trace
+
+    trace = read_trace(traces)
+    found = traded(trace, Scenario.of(**given), rank)
+    a = found[0].answer
+    where = f"{a.model} on {a.device}, batch {a.batch:.0f}, {a.prompt_tokens:.0f} + {a.output_tokens:.0f} tokens"
+    if plot is not None:
+        from traces.figures import draw_all
+
+        draw_all([picture(found, f"measured on {trace.manifest.model}")], plot, where)
+    if json_:
+        console.out_json({"rows": [t.to_dict() for t in found]})
+        return
+    console.table(
+        where,
+        ["policy", "dropped", "perplexity x", "same token", "TPOT ms", "vs dense"],
+        [t.cells() for t in found],
+        note=f"Perplexity over dense's and next tokens equal to dense's as measured on {trace.manifest.model},"
+        f" the best variant of each; times predicted. {sentence(found)}.",
+    )
+    if plot is not None:
+        console.say(f"drawn in {plot}")
 
 
 @app.command()
