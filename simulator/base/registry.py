@@ -11,6 +11,7 @@ from threading import RLock
 from types import ModuleType
 from typing import Generic, TypeVar
 
+from simulator.base.checks import require_type
 from simulator.base.console import visible
 from simulator.base.errors import UnknownNameError, fold
 from simulator.base.extras import PROJECT
@@ -109,6 +110,7 @@ class Registry(Mapping[str, T], Generic[T]):
                 point.load()
 
     def __getitem__(self, name: str) -> T:
+        require_type(str, **{self.kind: name})
         if not self._began:
             self._own(name)
         members = self._members if name in self._members else self._load()

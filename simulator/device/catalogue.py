@@ -17,6 +17,7 @@ from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
+from simulator.base.checks import require_type
 from simulator.base.errors import AmbiguousNameError, InputError, UnknownNameError, fold, reason, suggest
 from simulator.base.files import read_limited
 from simulator.base.memo import Stamp
@@ -64,6 +65,8 @@ def edited(device: Device, values: Mapping[str, str], source: str = "user-edit")
     """
     from simulator.device.file import ProfileError, build
 
+    require_type(Device, device=device)
+    require_type(Mapping, values=values)
     document = to_document(device)
     old = dict(device.facts())
     for path, text in values.items():

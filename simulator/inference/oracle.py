@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from math import inf
 
+from simulator.base.checks import require_type
 from simulator.base.errors import InputError, NothingFeasibleError
 from simulator.inference import memory
 from simulator.inference.group import Group, group_of
@@ -75,6 +76,7 @@ class Oracle:
     """
 
     def __init__(self, group: Group, *, max_num_seqs: int = 256, max_num_batched_tokens: int = 8192):
+        require_type(Group, group=group)
         if group.problem is not None:
             raise NothingFeasibleError(group.problem[1])
         for name, value in (("max_num_seqs", max_num_seqs), ("max_num_batched_tokens", max_num_batched_tokens)):
@@ -288,4 +290,5 @@ def oracle(scenario: Scenario, *, max_num_seqs: int = 256, max_num_batched_token
     >>> ask.decode_s(batch=16, context=1000.5) < ask.mixed_s(16, 1000.5, tokens=512)
     True
     """
+    require_type(Scenario, scenario=scenario)
     return Oracle(group_of(scenario), max_num_seqs=max_num_seqs, max_num_batched_tokens=max_num_batched_tokens)

@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from simulator.base import console
+from simulator.base.checks import require_type
 from simulator.ops.part import OpPart
 
 if TYPE_CHECKING:
@@ -145,7 +146,9 @@ def predict(scenario: Scenario) -> Prediction:
     """
     from simulator.inference.group import group_of
     from simulator.results.rows import load_of, rows
+    from simulator.scenario.scenario import Scenario
 
+    require_type(Scenario, scenario=scenario)
     group = group_of(scenario)
     found, points = rows(group, *load_of(scenario))
     answer = found.at(0)

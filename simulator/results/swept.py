@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from simulator.base import console
+from simulator.base.checks import require_type
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -135,7 +136,10 @@ def sweep(*grids: Grid) -> Swept:
     (6, {'ok'})
     """
     from simulator.results.summary import Summary
+    from simulator.scenario.grid import Grid
 
+    for grid in grids:
+        require_type(Grid, grid=grid)
     summary, found = Summary(), tuple(blocks(grids))
     for block in found:
         summary.add(block)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from simulator.base.checks import require_type
 from simulator.base.interval import Interval
 
 WIN = 1.02
@@ -85,6 +86,7 @@ def verdict(speedup: Interval[float]) -> Verdict:
     >>> verdict(predict(scenario).answer.speedup).value
     'wins'
     """
+    require_type(Interval, speedup=speedup)
     return list(Verdict)[int(verdicts(speedup.each(np.atleast_1d))[0])]
 
 

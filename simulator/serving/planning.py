@@ -8,6 +8,7 @@ from itertools import product
 from math import isfinite
 from typing import Any
 
+from simulator.base.checks import require_type
 from simulator.base.errors import InputError, UnknownNameError
 from simulator.policies import FREE, expand, free_names
 from simulator.results.choices import spellings
@@ -77,6 +78,9 @@ def plan(
     >>> [r["meets_slo"] for r in found.rows]
     [True, True, True, True]
     """
+    require_type(Grid, grid=grid)
+    require_type(Requests, traffic=traffic)
+    require_type(str, slo=slo)
     if objective not in OBJECTIVES:
         raise UnknownNameError("objective", objective, OBJECTIVES, where="--objective")
     if max_gpus < 1:

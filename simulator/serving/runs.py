@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from simulator.base.checks import require_type
 from simulator.scenario.scenario import Scenario
 from simulator.serving.capacity import capacity
 from simulator.serving.deployment import Deployment
@@ -145,6 +146,9 @@ def serve(
     >>> served.row["status"], served.row["meets_slo"], served.row["requests"]
     ('STABLE', True, 200)
     """
+    require_type(Scenario, scenario=scenario)
+    require_type(Requests, traffic=traffic)
+    require_type(str, slo=slo)
     deployment = Deployment(
         scenario, scheduler or Scheduler(), replicas, prefill_replicas, router, prefix_cache, transfer_bytes_per_s
     )

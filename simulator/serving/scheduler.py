@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from simulator.base.checks import require_type
 from simulator.base.errors import InputError, UnknownNameError
 
 SCHEDULERS = ("chunked", "prefill-first", "prefill-first-chunked")
@@ -40,6 +41,8 @@ class Scheduler:
     watermark: float = WATERMARK
 
     def __post_init__(self) -> None:
+        require_type(str, name=self.name, preemption=self.preemption)
+        require_type(int, max_num_seqs=self.max_num_seqs, max_num_batched_tokens=self.max_num_batched_tokens)
         if self.name not in SCHEDULERS:
             raise UnknownNameError("scheduler", self.name, SCHEDULERS, where="--scheduler")
         if self.preemption not in PREEMPTIONS:

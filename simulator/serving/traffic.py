@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import NoneType
 
 import numpy as np
 
+from simulator.base.checks import require_type
 from simulator.base.errors import InputError
 from simulator.serving.readers import read_requests
 from simulator.serving.requests import Requests
@@ -57,6 +59,7 @@ def traffic(
     >>> len(arriving)
     100
     """
+    require_type((str, Path, NoneType), requests=requests)
     lengths = {"--prompt-tokens": prompt_tokens, "--output-tokens": output_tokens}
     if requests is None:
         if rate is None:

@@ -96,3 +96,36 @@ def test_serve_and_plan_are_what_the_verbs_print(call):
     assert {r["policy"] for r in found.rows} == {"dense", "w4a16"}
     with pytest.raises(InputError, match="a plan is for one model, not for 2"):
         api.plan(api.Grid(model=("opt-125m", "opt-350m"), device=("l40s",)), arriving, "tpot:p99<20ms")
+
+
+WRONG = (None, 5, b"x", {}, [], 3.5, object())
+
+
+@pytest.mark.parametrize("value", WRONG, ids=lambda v: type(v).__name__)
+@pytest.mark.parametrize(
+    "call",
+    [
+        api.predict,
+        api.sweep,
+        api.oracle,
+        api.Oracle,
+        api.verdict,
+        api.policy,
+        api.model,
+        api.device,
+        api.Scheduler,
+        lambda v: api.edited(v, {}),
+        lambda v: api.serve(v, api.traffic(rate=1, prompt_tokens=8, output_tokens=8, count=2)),
+        lambda v: api.serve(api.Scenario(model="opt-125m", device="l40s"), v),
+        lambda v: api.plan(v, api.traffic(rate=1, prompt_tokens=8, output_tokens=8, count=2), "tpot:p99<1s"),
+        lambda v: api.plan(api.Grid(model=("opt-125m",), device=("l40s",)), v, "tpot:p99<1s"),
+        lambda v: api.traffic([v]),
+        lambda v: api.predict(api.Scenario(model=v, device="l40s")),
+        lambda v: api.Scenario(model="opt-125m", device="l40s", policy=[v]),
+    ],
+)
+def test_a_wrong_type_is_one_line(call, value):
+    with pytest.raises(InputError) as error:
+        call(value)
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 300
