@@ -5,16 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 from simulator.base.errors import InputError
 from simulator.trace import TABLES
 from traces.blocks import Block
 from traces.criteria import KINDS
+from traces.kv_quality import looking_back
 from traces.masks import keep_largest, masked
 from traces.predictors import Predicted
 from traces.scoring import Scene, Score, judge, kept_shares, rank_correlation, recall, shares, stack
 from traces.table_on_disk import TableOnDisk
+
+if TYPE_CHECKING:
+    from traces.kv_selectors import Looked
 
 NAN = float("nan")
 Row = dict[str, Any]
@@ -64,6 +69,11 @@ class Bench:
     parts: Sequence[Block]
     scene: Scene
     rows: list[Row] = field(default_factory=list)
+
+    @cached_property
+    def looking(self) -> tuple[tuple[Looked, ...], ...]:
+        """What the prompts looked at, by batch and layer."""
+        return looking_back(self.model, self.scene)
 
     @property
     def widths(self) -> dict[str, int]:

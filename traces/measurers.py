@@ -13,10 +13,14 @@ from simulator.policies import POLICIES, Policies, Policy
 from simulator.results.published_quality import COST_ONLY, masks
 from traces import kv_quality
 from traces.blocks import Block, as_stored, blocks, hooked, out_by_in
+from traces.kv_selectors import NEWEST
 from traces.masks import gate_thresholded, thresholded
 
 if TYPE_CHECKING:
     import torch
+
+    from traces.kv_selectors import Looked
+    from traces.scoring import Scene
 
 SITES = ("attn.in", "attn.o", "ffn.in", "ffn.down")
 _PREDICTORS = ("shadowllm", "dejavu")
@@ -42,6 +46,15 @@ class Subject:
     context: float
     read: list[float] = field(default_factory=list)
     """Share of the cache read, of every pass of a KV method [-]."""
+    before: Sequence[Looked] | None = None
+    """What the prompts of the batch that runs looked at, by layer; None where they are in the pass."""
+    _looking: tuple[Scene, tuple[tuple[Looked, ...], ...]] | None = None
+
+    def looking(self, scene: Scene) -> tuple[tuple[Looked, ...], ...]:
+        """What the prompts of `scene` looked at, by batch and layer; found out once."""
+        if self._looking is None or self._looking[0] is not scene:
+            self._looking = scene, kv_quality.looking_back(self.model, scene)
+        return self._looking[1]
 
     @cached_property
     def parts(self) -> list[Block]:
@@ -78,13 +91,16 @@ class Measurer:
         Parameters it follows; others must stand at their defaults.
     whole : bool
         The prompt runs under it too, in one pass with the rest.
+    kv : bool
+        It changes only what queries after the prompt read of the cache, whatever else runs.
     note : str
         What a reader should know of it.
     """
 
     run: Callable[[Subject, Any], AbstractContextManager[Any]]
     fields: tuple[str, ...]
-    whole: bool
+    whole: bool = False
+    kv: bool = False
     note: str = ""
 
 
@@ -158,6 +174,8 @@ def _h2o(subject: Subject, policy: Any) -> AbstractContextManager[None]:
 
 
 def _snapkv(subject: Subject, policy: Any) -> AbstractContextManager[None]:
+    if policy.observe > NEWEST:
+        raise InputError(f"observe={policy.observe} cannot be run here; {NEWEST} is the most", where="--policy")
     if policy.observe >= subject.prompt:
         raise InputError(f"observe={policy.observe} needs a longer prompt than {subject.prompt}", where="--prompt")
     return _attending(subject, "snapkv", budget=policy.budget, observe=policy.observe)
@@ -165,6 +183,15 @@ def _snapkv(subject: Subject, policy: Any) -> AbstractContextManager[None]:
 
 def _quest(subject: Subject, policy: Any) -> AbstractContextManager[None]:
     return _attending(subject, "quest", policy.dense_layers, budget=policy.budget, page=policy.page)
+
+
+def _double_sparsity(subject: Subject, policy: Any) -> AbstractContextManager[None]:
+    width = subject.parts[0].head_dim
+    if policy.channels > width:
+        raise InputError(f"channels={policy.channels} is more than the {width} of a head", where="--policy")
+    labels = kv_quality.label_channels(subject.model, subject.calibration, policy.channels)
+    together = policy.gqa == "shared"
+    return _attending(subject, "double_sparsity", budget=policy.budget, labels=labels, together=together)
 
 
 def _mustafar(subject: Subject, policy: Any) -> AbstractContextManager[None]:
@@ -178,7 +205,15 @@ def _kv_quant(subject: Subject, policy: Any) -> AbstractContextManager[None]:
 
 def _attending(subject: Subject, method: str, dense: int = 0, **options: Any) -> AbstractContextManager[None]:
     subject.read.clear()
-    return kv_quality.attending(subject.model, method, subject.prompt, subject.read, dense_layers=dense, **options)
+
+    def before(layer: int) -> Looked:
+        if subject.before is None:
+            raise ValueError(f"{method} needs what the prompt looked at")
+        return subject.before[layer]
+
+    return kv_quality.attending(
+        subject.model, method, subject.prompt, subject.read, dense_layers=dense, before=before, **options
+    )
 
 
 def _wanda(subject: Subject, policy: Any) -> AbstractContextManager[None]:
@@ -259,20 +294,22 @@ def _rewritten(
 _SHARES = ("keep", "qkv_keep", "o_keep", "up_keep", "down_keep")
 _BITS = ("bits", "v_bits", "group", "window", "scale_bytes")
 _ONE_SHOT = "masks of the dense model's inputs, all layers at once, without the method's own updates"
+_SCALES = "min-max rounding, scales not rounded"
 MEASURERS: dict[str, Measurer] = {
-    "teal": Measurer(_teal, _SHARES, False, "one share for all matrices that name none, not its greedy search"),
-    "wina": Measurer(_wina, _SHARES, False),
-    "cats": Measurer(_cats, ("keep",), False, "without its fine-tuning"),
-    "streaming_llm": Measurer(_streaming, ("window", "sinks"), True, "positions are not renumbered"),
-    "h2o": Measurer(_h2o, ("keep", "budget"), True),
-    "snapkv": Measurer(_snapkv, ("budget", "observe"), True),
-    "quest": Measurer(_quest, ("budget", "page", "dense_layers"), True),
-    "mustafar": Measurer(_mustafar, ("keep", "keep_v", "window"), True),
-    "kv_quant": Measurer(_kv_quant, _BITS, True, "min-max rounding, scales not rounded"),
-    "kivi": Measurer(_kv_quant, _BITS, True, "min-max rounding, scales not rounded"),
-    "w4a16": Measurer(_w4a16, ("group",), True, "rounded to nearest: AWQ and GPTQ lose less"),
-    "nm24": Measurer(_nm24, (), True, _ONE_SHOT),
-    **{name: Measurer(_wanda, ("keep",), True, _ONE_SHOT) for name in ("wanda", *masks())},
+    "teal": Measurer(_teal, _SHARES, note="one share for all matrices that name none, not its greedy search"),
+    "wina": Measurer(_wina, _SHARES),
+    "cats": Measurer(_cats, ("keep",), note="without its fine-tuning"),
+    "streaming_llm": Measurer(_streaming, ("window", "sinks"), kv=True, note="positions are not renumbered"),
+    "h2o": Measurer(_h2o, ("keep", "budget"), kv=True),
+    "snapkv": Measurer(_snapkv, ("budget", "observe"), kv=True),
+    "quest": Measurer(_quest, ("budget", "page", "dense_layers"), kv=True),
+    "double_sparsity": Measurer(_double_sparsity, ("budget", "channels", "gqa"), kv=True, note="labels not rounded"),
+    "mustafar": Measurer(_mustafar, ("keep", "keep_v", "window"), kv=True),
+    "kv_quant": Measurer(_kv_quant, _BITS, kv=True, note=_SCALES),
+    "kivi": Measurer(_kv_quant, _BITS, kv=True, note=_SCALES),
+    "w4a16": Measurer(_w4a16, ("group",), True, note="rounded to nearest: AWQ and GPTQ lose less"),
+    "nm24": Measurer(_nm24, (), True, note=_ONE_SHOT),
+    **{name: Measurer(_wanda, ("keep",), True, note=_ONE_SHOT) for name in ("wanda", *masks())},
 }
 """Policies that can be measured here, by name."""
 
@@ -303,7 +340,7 @@ def measurer_of(policy: Policy) -> Measurer:
 
 
 def measurers_of(policies: Policies) -> list[tuple[Policy, Measurer]]:
-    """How each member is run; several at once only where the prompt runs under all of them.
+    """How each member is run; several at once only where the prompt runs under all of them but the KV methods.
 
     Raises
     ------
@@ -313,7 +350,8 @@ def measurers_of(policies: Policies) -> list[tuple[Policy, Measurer]]:
     if not policies.members:
         raise InputError("dense is the baseline of every run; name a policy", where="--policy")
     found = [(p, measurer_of(p)) for p in policies.members]
-    if len(found) > 1 and not all(m.whole for _, m in found):
-        alone = ", ".join(p.name for p, m in found if not m.whole)
+    others = [(p, m) for p, m in found if not m.kv]
+    if any(m.whole for _, m in others) and not all(m.whole for _, m in others):
+        alone = ", ".join(p.name for p, m in others if not m.whole)
         raise UnsupportedError(f"{alone} leaves the prompt dense; measure it alone", where="--policy")
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -110,14 +111,15 @@ def kv_methods(bench: Bench, sparsities: Sequence[float]) -> Iterator[Step]:
 
 def _kv_method(bench: Bench, method: str, policy: str, options: dict[str, Any], dense_layers: int) -> None:
     read: list[float] = []
-    score = judge(
-        bench.model,
-        bench.scene,
-        lambda _: kv_quality.attending(
-            bench.model, method, bench.scene.prompt, read, dense_layers=dense_layers, **options
-        ),
-        whole=True,
-    )
+    before = bench.looking if method in kv_quality.LOOK_BACK else None
+
+    def at(number: int) -> AbstractContextManager[None]:
+        look = before and before[number].__getitem__
+        return kv_quality.attending(
+            bench.model, method, bench.scene.prompt, read, dense_layers=dense_layers, before=look, **options
+        )
+
+    score = judge(bench.model, bench.scene, at)
     share = sum(read) / len(read)
     cost = shares(
         bench.parts,

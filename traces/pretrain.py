@@ -7,7 +7,7 @@ trained on the Python standard library by one CPU core within half an hour each.
 from __future__ import annotations
 
 import json
-from math import cos, log, pi
+from math import log
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,17 +15,15 @@ import typer
 
 from simulator.base import console
 from simulator.base.errors import InputError, UnknownNameError
-from simulator.base.files import replaced
 from traces.corpus import SEPARATOR, Corpus, baselines, sha256, standard_library
+from traces.training import CONTEXT, fit, heldout_loss
 
 if TYPE_CHECKING:
-    import numpy as np
     import torch
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 VOCABULARY = 2048
-CONTEXT = 512
 PAD = "<|pad|>"
 ARCHITECTURES = {"opt": "tiny-opt-py", "llama": "tiny-llama-py"}
 SAMPLE_PROMPT = "def read_lines(path, encoding='utf-8'):\n    "
@@ -81,106 +79,6 @@ def new_model(arch: str) -> torch.nn.Module:
             OPTConfig(**shared, ffn_dim=768, word_embed_proj_dim=192, activation_function="relu", dropout=0.0)
         )
     return LlamaForCausalLM(LlamaConfig(**shared, intermediate_size=576, num_key_value_heads=4))
-
-
-def batch_at(ids: np.ndarray, step: int, *, rows: int, seed: int) -> np.ndarray:
-    """Windows of step `step`: a fresh shift and shuffle per epoch, a function of (seed, step) alone.
-
-    Returns
-    -------
-    ndarray of shape (rows, CONTEXT + 1)
-        Token ids; the last column is only a target.
-    """
-    import numpy as np
-
-    per_epoch = (len(ids) - 1 - CONTEXT) // CONTEXT // rows
-    epoch, at = divmod(step, per_epoch)
-    rng = np.random.default_rng([seed, epoch])
-    shift = int(rng.integers(CONTEXT))
-    chosen = rng.permutation((len(ids) - 1 - shift) // CONTEXT)[at * rows : (at + 1) * rows]
-    return np.stack([ids[shift + w * CONTEXT : shift + (w + 1) * CONTEXT + 1] for w in chosen]).astype(np.int64)
-
-
-def learning_rate(step: int, steps: int, peak: float, *, warm_up: int = 100) -> float:
-    """Linear warm-up, then half a cosine down to a twentieth of `peak` [-]."""
-    if step < warm_up:
-        return peak * (step + 1) / warm_up
-    done = (step - warm_up) / max(1, steps - warm_up)
-    return peak * (0.05 + 0.95 * 0.5 * (1.0 + cos(pi * done)))
-
-
-def optimizer(model: torch.nn.Module, peak: float) -> torch.optim.Optimizer:
-    """AdamW; matrices decay, biases and norms do not."""
-    import torch
-
-    groups = [
-        {"params": [p for p in model.parameters() if p.dim() >= 2], "weight_decay": 0.1},
-        {"params": [p for p in model.parameters() if p.dim() < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=peak, betas=(0.9, 0.95))
-
-
-def heldout_loss(model: torch.nn.Module, ids: np.ndarray, *, rows: int = 8) -> float:
-    """Mean negative log likelihood [nat/token] over windows of CONTEXT tokens that do not overlap."""
-    import torch
-    from torch.nn.functional import cross_entropy
-
-    windows = torch.as_tensor(ids[: (len(ids) - 1) // CONTEXT * CONTEXT + 1].astype("int64"))
-    inputs, targets = windows[:-1].view(-1, CONTEXT), windows[1:].view(-1, CONTEXT)
-    total = 0.0
-    with torch.inference_mode():
-        for at in range(0, len(inputs), rows):
-            logits = model(input_ids=inputs[at : at + rows], use_cache=False).logits
-            goal = targets[at : at + rows].reshape(-1)
-            total += float(cross_entropy(logits.float().flatten(0, 1), goal, reduction="sum"))
-    return total / targets.numel()
-
-
-def _save(path: Path, state: dict[str, Any]) -> None:
-    import torch
-
-    with replaced(path) as temporary:
-        torch.save(state, temporary)
-
-
-def fit(
-    model: torch.nn.Module,
-    ids: np.ndarray,
-    *,
-    steps: int,
-    rows: int,
-    seed: int,
-    peak: float,
-    checkpoint: Path,
-    quiet: bool = False,
-) -> None:
-    """Train in place in bf16 autocast over fp32 weights, continuing from `checkpoint` where it exists."""
-    import torch
-    from torch.nn.functional import cross_entropy
-
-    optim, first = optimizer(model, peak), 0
-    if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
-        model.load_state_dict(state["model"])
-        optim.load_state_dict(state["optimizer"])
-        first = state["step"]
-    model.train()
-    for step in range(first, steps):
-        for group in optim.param_groups:
-            group["lr"] = learning_rate(step, steps, peak)
-        windows = torch.as_tensor(batch_at(ids, step, rows=rows, seed=seed))
-        with torch.autocast("cpu", torch.bfloat16):
-            logits = model(input_ids=windows[:, :-1], use_cache=False).logits
-        loss = cross_entropy(logits.float().flatten(0, 1), windows[:, 1:].reshape(-1))
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optim.step()
-        optim.zero_grad()
-        if (step + 1) % 50 == 0 and not quiet:
-            console.say(f"step {step + 1}/{steps} loss {loss.item():.3f} nat/token")
-        if (step + 1) % 100 == 0:
-            _save(checkpoint, {"model": model.state_dict(), "optimizer": optim.state_dict(), "step": step + 1})
-    model.eval()
 
 
 def greedy_sample(model: Any, words: Any, *, tokens: int = 80) -> str:

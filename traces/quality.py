@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,11 +17,11 @@ from simulator.base.errors import InputError
 if TYPE_CHECKING:
     import numpy as np
 
-    from simulator.policies import Policies
+    from simulator.policies import Policies, Policy
     from simulator.trace import MeasuredPolicy, QualityFile
     from traces.loading import Loaded
-    from traces.measurers import Subject
-    from traces.scoring import Scene
+    from traces.measurers import Measurer, Subject
+    from traces.scoring import Scene, Setting
 
 CALIBRATION_SHARE = 1 / 8
 """Share of the sequences that thresholds and masks are set on; they are not scored."""
@@ -83,7 +83,7 @@ def measure(subject: Subject, scene: Scene, policies: Policies) -> MeasuredPolic
     with ExitStack() as stack:
         for policy, how in runs:
             stack.enter_context(how.run(subject, policy))
-        score = judge(subject.model, scene, lambda _: nullcontext(), whole=all(how.whole for _, how in runs))
+        score = judge(subject.model, scene, _batches(subject, scene, runs), whole=_whole(runs))
     if subject.read and min(subject.read) >= 1.0:
         raise InputError(
             f"{policies.spelling} keeps everything of windows of {scene.ids.shape[1]} tokens; raise --length",
@@ -96,6 +96,24 @@ def measure(subject: Subject, scene: Scene, policies: Policies) -> MeasuredPolic
         log_ratio_se=score.log_ratio_se,
         agreement=score.agreement,
     )
+
+
+def _whole(runs: Sequence[tuple[Policy, Measurer]]) -> bool:
+    return any(how.whole for _, how in runs)
+
+
+def _batches(subject: Subject, scene: Scene, runs: Sequence[tuple[Policy, Measurer]]) -> Setting:
+    """Setting of `judge` that hands methods what the prompts of its batch looked at, where they are not in the pass."""
+    from traces.kv_quality import LOOK_BACK
+
+    needed = not _whole(runs) and any(policy.name in LOOK_BACK for policy, _ in runs)
+
+    @contextmanager
+    def at(number: int) -> Iterator[None]:
+        subject.before = subject.looking(scene)[number] if needed else None
+        yield
+
+    return at
 
 
 def _length(loaded: Loaded, asked: int | None, prompt: int | None) -> tuple[int, int]:

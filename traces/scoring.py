@@ -122,7 +122,7 @@ def scene(model: Any, ids: torch.Tensor, prompt: int, *, rows: int | None = None
     with torch.inference_mode():
         for at in range(0, len(ids), rows):
             part = slice(at, min(at + rows, len(ids)))
-            cache = model(input_ids=ids[part, :prompt], use_cache=True).past_key_values
+            cache = model.base_model(input_ids=ids[part, :prompt], use_cache=True).past_key_values
             found.append((part, cache))
             rest = ids[part, prompt:]
             out = model(input_ids=rest[:, :-1], past_key_values=copy.deepcopy(cache), use_cache=True)

@@ -128,7 +128,7 @@ def test_a_run_goes_on_where_it_was_left(
     [
         ("tael", "did you mean 'teal'"),
         ("shadowllm", "traces.shadow"),
-        ("sparq", "these can: cats, h2o"),
+        ("sparq", "these can: cats, double_sparsity"),
         ("quest(gqa=shared)", "gqa=shared cannot be run here"),
         ("wanda(depth=0.4:0.6)", "depth=0.4:0.6 cannot be run here"),
         ("teal+w4a16", "teal leaves the prompt dense"),

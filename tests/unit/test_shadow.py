@@ -231,43 +231,6 @@ def test_mistakes_are_one_line(run: Run, model: Path, text: Path, tmp_path: Path
     assert not (tmp_path / "q.parquet").exists()
 
 
-def test_pretraining_repeats_itself_and_survives_a_kill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The state of step 100 read back gives the same weights at step 102 as no interruption."""
-    monkeypatch.setattr(pretrain, "CONTEXT", 8)
-    ids = np.random.default_rng(0).integers(0, 50, 4000).astype(np.uint16)
-    config = transformers.OPTConfig(
-        vocab_size=50,
-        hidden_size=8,
-        num_hidden_layers=1,
-        ffn_dim=8,
-        num_attention_heads=2,
-        max_position_embeddings=16,
-        word_embed_proj_dim=8,
-        dropout=0.0,
-    )
-
-    def fit(name: str, stop: int) -> Any:
-        torch.manual_seed(0)
-        model = transformers.OPTForCausalLM(config)
-        monkeypatch.setattr(pretrain, "learning_rate", lambda step, steps, peak: peak)
-        pretrain.fit(model, ids, steps=stop, rows=2, seed=1, peak=1e-3, checkpoint=tmp_path / name, quiet=True)
-        return torch.cat([p.detach().flatten() for p in model.parameters()])
-
-    whole = fit("a.pt", 102)
-    fit("b.pt", 100)
-    assert torch.equal(fit("b.pt", 102), whole)
-
-
-def test_batches_cover_an_epoch_once_and_depend_on_step_and_seed_alone() -> None:
-    ids = np.arange(20 * pretrain.CONTEXT + 1, dtype=np.uint32)
-    first = [pretrain.batch_at(ids, step, rows=3, seed=5) for step in range(6)]
-    starts = np.concatenate([b[:, 0] for b in first])
-    assert len(set(starts.tolist())) == 18
-    assert len({s % pretrain.CONTEXT for s in starts.tolist()}) == 1
-    assert np.array_equal(first[2], pretrain.batch_at(ids, 2, rows=3, seed=5))
-    assert not np.array_equal(first[2], pretrain.batch_at(ids, 2, rows=3, seed=6))
-
-
 def test_the_standard_library_is_split_by_file_and_names_no_machine() -> None:
     corpus = standard_library()
     assert not set(corpus.train_files) & set(corpus.heldout_files)

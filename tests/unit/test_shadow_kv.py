@@ -13,7 +13,8 @@ transformers = pytest.importorskip("transformers", reason="transformers not inst
 from simulator.base.errors import UnsupportedError  # noqa: E402
 from traces.bench import Bench  # noqa: E402
 from traces.blocks import blocks  # noqa: E402
-from traces.kv_quality import METHODS, attending, h2o, largest, quest, snapkv, streaming_llm  # noqa: E402
+from traces.kv_quality import METHODS, attending, label_channels, largest, looking_back  # noqa: E402
+from traces.kv_selectors import double_sparsity, h2o, looked, quest, snapkv, streaming_llm  # noqa: E402
 from traces.other_methods import kv_methods  # noqa: E402
 from traces.scoring import judge, scene  # noqa: E402
 
@@ -56,20 +57,25 @@ def bench(request: pytest.FixtureRequest) -> Bench:
 
 
 def causal() -> Any:
-    return torch.tril(torch.ones(TOKENS, TOKENS, dtype=torch.bool))
+    return torch.tril(torch.ones(TOKENS, TOKENS, dtype=torch.bool))[PROMPT:]
+
+
+def after(qk: tuple[Any, Any]) -> tuple[Any, Any]:
+    """Queries after the prompt, and all keys."""
+    return qk[0][:, :, PROMPT:], qk[1]
 
 
 def test_streaming_llm_reads_sinks_and_window(qk: tuple[Any, Any]) -> None:
-    seen = streaming_llm(*qk, prompt=PROMPT, budget=10, sinks=3)[0, 0] & causal()
-    for t in range(TOKENS):
-        expected = set(range(t + 1)) if t < PROMPT else {0, 1, 2, *range(t - 6, t + 1)}
-        assert set(seen[t].nonzero().flatten().tolist()) == expected
+    seen = streaming_llm(*after(qk), budget=10, sinks=3)[0, 0] & causal()
+    for t in range(PROMPT, TOKENS):
+        expected = {0, 1, 2, *range(t - 6, t + 1)}
+        assert set(seen[t - PROMPT].nonzero().flatten().tolist()) == expected
 
 
 def test_quest_takes_the_pages_with_the_highest_bound(qk: tuple[Any, Any]) -> None:
     q, k = qk
     page, budget = 4, 12
-    seen = quest(q, k, prompt=PROMPT, budget=budget, page=page) & causal()
+    seen = quest(*after(qk), budget=budget, page=page) & causal()
     for b in range(2):
         for h in range(HEADS):
             for t in range(PROMPT, TOKENS):
@@ -86,14 +92,15 @@ def test_quest_takes_the_pages_with_the_highest_bound(qk: tuple[Any, Any]) -> No
                 best = sorted(range(closed), key=lambda p: -bounds[p])[: budget // page - 1]
                 expected = {i for p in best for i in range(p * page, (p + 1) * page)}
                 expected |= set(range(closed * page, t + 1))
-                assert set(seen[b, h, t].nonzero().flatten().tolist()) == expected
+                assert set(seen[b, h, t - PROMPT].nonzero().flatten().tolist()) == expected
 
 
 def test_h2o_evicts_the_lightest_old_token_of_each_head(qk: tuple[Any, Any]) -> None:
     q, k = qk
     budget = 11
+    before = looked(q[:, :, :PROMPT], k[:, :, :PROMPT])
     heavy, recent = budget // 2, budget - budget // 2
-    seen = h2o(q, k, prompt=PROMPT, budget=budget) & causal()
+    seen = h2o(*after(qk), before=before, budget=budget) & causal()
     for b in range(2):
         for kv in range(KV_HEADS):
             heads = [kv * 2, kv * 2 + 1]
@@ -109,13 +116,14 @@ def test_h2o_evicts_the_lightest_old_token_of_each_head(qk: tuple[Any, Any]) -> 
                 alive = {*kept, *(i for i in alive if i > t - recent)}
                 order = sorted(alive)
                 for h in heads:
-                    assert set(seen[b, h, t].nonzero().flatten().tolist()) == alive
+                    assert set(seen[b, h, t - PROMPT].nonzero().flatten().tolist()) == alive
                     total[order] += torch.softmax(k[b, kv, order] @ q[b, h, t], 0).numpy()
 
 
 def test_snapkv_keeps_a_budget_of_the_prompt_and_all_that_follows(qk: tuple[Any, Any]) -> None:
     q, k = qk
-    seen = snapkv(q, k, prompt=PROMPT, budget=9, observe=4, pool=3) & causal()
+    before = looked(q[:, :, :PROMPT], k[:, :, :PROMPT])
+    seen = snapkv(*after(qk), before=before, budget=9, observe=4, pool=3) & causal()
     for b in range(2):
         for kv in range(KV_HEADS):
             mass = np.zeros(PROMPT - 4)
@@ -127,8 +135,58 @@ def test_snapkv_keeps_a_budget_of_the_prompt_and_all_that_follows(qk: tuple[Any,
             kept = set(np.argsort(-pooled)[:5].tolist()) | set(range(PROMPT - 4, PROMPT))
             for t in range(PROMPT, TOKENS):
                 for h in (kv * 2, kv * 2 + 1):
-                    found = set(seen[b, h, t].nonzero().flatten().tolist())
+                    found = set(seen[b, h, t - PROMPT].nonzero().flatten().tolist())
                     assert found == kept | set(range(PROMPT, t + 1))
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_double_sparsity_reads_the_best_tokens_of_its_label_channels(qk: tuple[Any, Any], together: bool) -> None:
+    q, k = qk
+    labels = torch.tensor([[0, 3], [5, 1]])
+    seen = double_sparsity(*after(qk), budget=7, labels=labels, together=together) & causal()
+    for b in range(2):
+        for kv in range(KV_HEADS):
+            some = labels[kv].tolist()
+            for t in range(PROMPT, TOKENS):
+                heads = (kv * 2, kv * 2 + 1)
+                scores = {h: k[b, kv, : t + 1][:, some] @ q[b, h, t][some] for h in heads}
+                if together:
+                    votes = sum(torch.softmax(scores[h], 0) for h in heads)
+                    scores = dict.fromkeys(heads, votes)
+                for h in heads:
+                    order = sorted(range(t), key=lambda i: -float(scores[h][i]))
+                    assert set(seen[b, h, t - PROMPT].nonzero().flatten().tolist()) == {t, *order[:6]}
+
+
+def test_label_channels_are_the_largest_on_the_text() -> None:
+    """Channel c of a KV head weighs E|q_c| of its group times E|k_c|; a bias made large on both sides wins."""
+    model = tiny("opt")
+    attention = model.model.decoder.layers[1].self_attn
+    for projection in (attention.q_proj, attention.k_proj):
+        projection.bias[2 * 6 + 4] = 50.0
+    found = label_channels(model, torch.arange(2, 14).view(2, 6), 2)
+    assert [tuple(x.shape) for x in found] == [(4, 2)] * 2
+    assert int(found[1][2, 0]) == 4
+
+
+@pytest.mark.parametrize("method", ["h2o", "snapkv"])
+def test_a_prompt_out_of_the_pass_is_the_same_as_in_it(bench: Bench, method: str) -> None:
+    """The rest alone, with what was recorded of the prompt, scores as one pass over both."""
+    options = {"budget": 10, "observe": 4} if method == "snapkv" else {"budget": 10}
+    before = looking_back(bench.model, bench.scene)
+    apart = judge(
+        bench.model,
+        bench.scene,
+        lambda n: attending(bench.model, method, PROMPT, [], before=before[n].__getitem__, **options),
+    )
+    whole = judge(bench.model, bench.scene, lambda _: attending(bench.model, method, PROMPT, [], **options), whole=True)
+    assert apart.perplexity == pytest.approx(whole.perplexity, rel=1e-5)
+    assert abs(np.log(apart.perplexity / bench.scene.dense_perplexity)) > 1e-3
+    with (
+        attending(bench.model, method, PROMPT, [], **options),
+        pytest.raises(ValueError, match="what the prompt looked at"),
+    ):
+        judge(bench.model, bench.scene, lambda _: attending(bench.model, method, PROMPT, [], **options))
 
 
 def test_the_largest_elements_of_a_vector_stay() -> None:
