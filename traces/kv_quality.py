@@ -105,8 +105,8 @@ def _dense(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     from torch.nn.functional import scaled_dot_product_attention
 
     group = q.shape[1] // k.shape[1]
-    wide = (x.repeat_interleave(group, 1) for x in (k, v))
-    return scaled_dot_product_attention(q, *wide, is_causal=True, scale=1.0)
+    wide_k, wide_v = (x.repeat_interleave(group, 1) for x in (k, v))
+    return scaled_dot_product_attention(q, wide_k, wide_v, is_causal=True, scale=1.0)
 
 
 def looking_back(model: Any, scene: Scene) -> tuple[tuple[Looked, ...], ...]:

@@ -48,7 +48,14 @@ class Subject:
     """Share of the cache read, of every pass of a KV method [-]."""
     before: Sequence[Looked] | None = None
     """What the prompts of the batch that runs looked at, by layer; None where they are in the pass."""
+    _labels: dict[int, tuple[torch.Tensor, ...]] = field(default_factory=dict)
     _looking: tuple[Scene, tuple[tuple[Looked, ...], ...]] | None = None
+
+    def labels(self, channels: int) -> tuple[torch.Tensor, ...]:
+        """Label channels of each layer; found out once."""
+        if channels not in self._labels:
+            self._labels[channels] = kv_quality.label_channels(self.model, self.calibration, channels)
+        return self._labels[channels]
 
     def looking(self, scene: Scene) -> tuple[tuple[Looked, ...], ...]:
         """What the prompts of `scene` looked at, by batch and layer; found out once."""
@@ -189,7 +196,7 @@ def _double_sparsity(subject: Subject, policy: Any) -> AbstractContextManager[No
     width = subject.parts[0].head_dim
     if policy.channels > width:
         raise InputError(f"channels={policy.channels} is more than the {width} of a head", where="--policy")
-    labels = kv_quality.label_channels(subject.model, subject.calibration, policy.channels)
+    labels = subject.labels(policy.channels)
     together = policy.gqa == "shared"
     return _attending(subject, "double_sparsity", budget=policy.budget, labels=labels, together=together)
 

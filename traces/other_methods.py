@@ -114,7 +114,7 @@ def _kv_method(bench: Bench, method: str, policy: str, options: dict[str, Any], 
     before = bench.looking if method in kv_quality.LOOK_BACK else None
 
     def at(number: int) -> AbstractContextManager[None]:
-        look = before and before[number].__getitem__
+        look = None if before is None else before[number].__getitem__
         return kv_quality.attending(
             bench.model, method, bench.scene.prompt, read, dense_layers=dense_layers, before=look, **options
         )

@@ -225,7 +225,9 @@ def main(
 
         def log(step: int) -> dict[str, float]:
             lost = bits_per_byte(loaded, held)
-            row = dict(zip(COLUMNS, (step, step * rows * CONTEXT, lost, neurons.taken_zeros()), strict=True))
+            row: dict[str, float] = dict(
+                zip(COLUMNS, (step, step * rows * CONTEXT, lost, neurons.taken_zeros()), strict=True)
+            )
             console.say(f"step {step}: {row['tokens']:,} tokens, {lost:.4f} bits per byte, {row['ffn_zeros']:.2%} zero")
             _write_curve(out / "curve.csv", [*curve, row])
             return row

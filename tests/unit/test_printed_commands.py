@@ -32,7 +32,7 @@ PAGES = [REPO / "README.md", REPO / "CONTRIBUTING.md", *sorted((REPO / "docs").r
 
 NOT_RUN = {
     "a shape: parts are left out": r"\s\.\.\.|\.\.\.$|\[-|\bVERB\b",
-    "torch: their own tests run these verbs": r"python -m traces\.(fetch|collect|quality|shadow|pretrain)",
+    "torch: their own tests run these verbs": r"python -m traces\.(fetch|collect|quality|shadow|pretrain|relufy)",
     "kernels: the tests of kernels run these verbs, timing needs a GPU": r"python -m sparse_kernels\.",
     "reads measured tables, which do not ship": r"--(data|judge) [\w.]+",
     "writes pages of the checkout": r"--docs docs",

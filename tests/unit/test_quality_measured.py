@@ -142,6 +142,16 @@ def test_what_cannot_be_measured_is_refused(policy: str, says: str) -> None:
     assert "\n" not in str(refused.value)
 
 
+def test_a_kv_method_goes_with_what_leaves_the_prompt_dense(subject: Subject) -> None:
+    """TEAL beside KIVI loses more than either alone."""
+    held = scene(subject.model, subject.calibration.repeat(2, 1), subject.prompt)
+    spelled = ("teal(keep=0.5)", "kivi(window=4)", "teal(keep=0.5)+kivi(window=4)")
+    teal, kivi, both = (np.log(quality.measure(subject, held, parse(p)).perplexity) for p in spelled)
+    dense = np.log(held.dense_perplexity)
+    assert min(teal, kivi) > dense + 1e-3
+    assert both > max(teal, kivi) + 1e-3
+
+
 def test_the_list_is_of_registered_policies_and_their_fields() -> None:
     for name, how in MEASURERS.items():
         assert set(how.fields) <= set(POLICIES[name].model_fields), name

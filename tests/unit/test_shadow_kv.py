@@ -172,7 +172,7 @@ def test_label_channels_are_the_largest_on_the_text() -> None:
 @pytest.mark.parametrize("method", ["h2o", "snapkv"])
 def test_a_prompt_out_of_the_pass_is_the_same_as_in_it(bench: Bench, method: str) -> None:
     """The rest alone, with what was recorded of the prompt, scores as one pass over both."""
-    options = {"budget": 10, "observe": 4} if method == "snapkv" else {"budget": 10}
+    options: dict[str, Any] = {"budget": 10, "observe": 4} if method == "snapkv" else {"budget": 10}
     before = looking_back(bench.model, bench.scene)
     apart = judge(
         bench.model,
@@ -198,7 +198,7 @@ def test_the_largest_elements_of_a_vector_stay() -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_budget_of_everything_is_dense(bench: Bench, method: str) -> None:
-    options = {"keep": 1.0} if method == "mustafar" else {"budget": 64}
+    options: dict[str, Any] = {"keep": 1.0} if method == "mustafar" else {"budget": 64}
     read: list[float] = []
     before = bench.model.config._attn_implementation
     score = judge(
@@ -213,7 +213,7 @@ def test_a_budget_of_everything_is_dense(bench: Bench, method: str) -> None:
 def test_only_queries_after_the_prompt_are_affected(bench: Bench) -> None:
     dense = bench.model(input_ids=bench.scene.ids, use_cache=False).logits
     for method in METHODS:
-        options = {"keep": 0.2, "window": 4} if method == "mustafar" else {"budget": 8}
+        options: dict[str, Any] = {"keep": 0.2, "window": 4} if method == "mustafar" else {"budget": 8}
         options |= {"observe": 4} if method == "snapkv" else {"page": 4} if method == "quest" else {}
         with attending(bench.model, method, PROMPT, [], **options):
             found = bench.model(input_ids=bench.scene.ids, use_cache=False).logits
