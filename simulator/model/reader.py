@@ -26,6 +26,7 @@ ACTIVATIONS: dict[str, Activation] = {
     "gelu_pytorch_tanh": "gelu",
     "gelu_accurate": "gelu",
     "quick_gelu": "gelu",
+    "xielu": "xielu",
 }
 
 _DTYPES = {"float16": "fp16", "half": "fp16", "bfloat16": "bf16", "float32": "fp32", "float": "fp32"}
@@ -110,6 +111,21 @@ class Reader:
         if not low <= value <= high:
             self.fail(key, f"is {_show(value)}; it must lie between {low} and {high}")
         return value
+
+    def uniform(self, *keys: str, default: Any = _REQUIRED) -> int:
+        """Like `whole` from zero on, or a list of one number for each layer, all the same."""
+        key, value = self._find(keys)
+        if isinstance(value, list) and value and all(item == value[0] for item in value):
+            return self.derived({key: value[0]}).whole(key, low=0)
+        return self.whole(*keys, default=default, low=0)
+
+    def unset(self, *keys: str) -> bool:
+        """Whether none of `keys` is set."""
+        return self._find(keys)[1] is None
+
+    def set_of(self, *keys: str) -> str:
+        """The first of `keys` that is set, under the name it stands under."""
+        return self._find(keys)[0]
 
     def optional_whole(self, *keys: str, default: Any = None) -> int | None:
         """Like `whole`, None when no key is set."""

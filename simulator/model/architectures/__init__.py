@@ -6,7 +6,6 @@ Packages outside register theirs under the entry point group ``shadowline.archit
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -16,8 +15,10 @@ from simulator.base.errors import InputError, suggest
 from simulator.base.units import format_bytes
 
 # Each of these registers its family.
-from simulator.model.architectures import classic, compressed, delta_net, experts, gemma, llama, mamba  # noqa: F401
+from simulator.model.architectures import classic, compressed, delta_net, experts, families, mamba  # noqa: F401
+from simulator.model.architectures.nested import NESTED_DEFAULTS, NESTED_KINDS
 from simulator.model.architectures.registry import ARCHITECTURES, Parser, architecture
+from simulator.model.architectures.unread import check
 from simulator.model.quantization import Scheme, apply, scheme_of
 from simulator.model.quantization.layouts import float4
 from simulator.model.reader import Reader, with_where
@@ -25,12 +26,11 @@ from simulator.model.spec import ModelSpec
 
 __all__ = ["ARCHITECTURES", "Parser", "Reader", "architecture", "from_config"]
 
-_TEXT_SECTIONS = ("text_config", "llm_config", "language_config")
+_TEXT_SECTIONS = ("text_config", "llm_config", "language_config", "thinker_config", "vlm_config")
 _QUANTISED = ("quantization_config", "compression_config", "quantization")
 """Where a config says how it is quantised; the last is MLX's."""
 _SHARED = ("torch_dtype", "dtype", "expert_dtype", "tie_word_embeddings", *_QUANTISED)
 """Keys that stand outside the text part of a nested config."""
-_EXPERTS = re.compile(r"(?:n|num|moe_num)_(?:(?:routed|local|total)_)?experts|expert_num|moe_num_experts")
 
 
 def from_config(
@@ -67,28 +67,15 @@ def from_config(
     where = where or name
     if not isinstance(config, Mapping):
         raise InputError("a model config must be a JSON object with keys", where=where)
-    reader = Reader(config, where, text)
-    notes: tuple[str, ...] = ()
+    reader, notes = _text_part(Reader(config, where, text), config)
     kind = reader.word("model_type", default="")
-    if kind not in ARCHITECTURES:
-        for key in _TEXT_SECTIONS:
-            section = reader.section(key)
-            if section is None:
-                continue
-            inner = section.word("model_type", default="")
-            if inner in ARCHITECTURES:
-                top = {k: config[k] for k in _SHARED if config.get(k) is not None}
-                reader = Reader({**top, **section.config}, section.where, text)
-                notes = (f"only the text part of {kind!r} is modelled, no vision or audio part",)
-                kind = inner
-                break
     if kind not in ARCHITECTURES:
         raise InputError(_unsupported(kind, config), where=where)
     try:
         model = ARCHITECTURES[kind](reader, name)
     except InputError as error:
         raise with_where(error, where) from None
-    _check_experts(model, reader)
+    check(model, reader)
     if reader.whole("num_nextn_predict_layers", "mtp_num_hidden_layers", default=0, low=0):
         notes += ("multi-token-prediction layers are left out",)
     if model.n_state_layers:
@@ -129,14 +116,34 @@ def _with_experts(scheme: Scheme, reader: Reader, half: DType) -> Scheme:
     return scheme if told else replace(scheme, experts=float4(32, half, activations=True))
 
 
-def _check_experts(model: ModelSpec, reader: Reader) -> None:
-    """Refuse a file that lists experts under an architecture that has none."""
-    for key, value in reader.config.items():
-        listed = isinstance(value, int) and not isinstance(value, bool) and value > 1
-        if listed and _EXPERTS.fullmatch(str(key)) and not model.is_moe:
-            reader.fail(
-                key, f"is {value}, but {model.architecture!r} is read without experts; its layers are not known"
-            )
+def _text_part(reader: Reader, config: Mapping[str, Any]) -> tuple[Reader, tuple[str, ...]]:
+    """The reader of the language model in a file, and what to say of what is around it."""
+    kind = reader.word("model_type", default="")
+    if kind in ARCHITECTURES:
+        return reader, ()
+    note = (f"only the text part of {kind!r} is modelled, no vision or audio part",)
+    text_kind = next((k for k in (f"{kind}_text", NESTED_KINDS.get(kind, "")) if k in ARCHITECTURES), "")
+    for key in _TEXT_SECTIONS:
+        section = reader.section(key)
+        if section is None:
+            continue
+        shared = {k: config[k] for k in _SHARED if config.get(k) is not None}
+        inside, more = _text_part(section, {**section.config, **shared})
+        inner = inside.word("model_type", default=text_kind)
+        if inner not in ARCHITECTURES:
+            continue
+        # The outer file decides whether the ends are tied; of the rest the text part knows better.
+        tied = {k: v for k, v in shared.items() if k == "tie_word_embeddings"}
+        missing = {k: v for k, v in NESTED_DEFAULTS.get(inner, {}).items() if inside.unset(k)}
+        if missing:
+            listed = ", ".join(f"{k} {v}" for k, v in missing.items())
+            more = (f"left out of the text part, so as transformers has it: {listed}", *more)
+        filled = {**shared, **missing, **inside.config, **tied, "model_type": inner}
+        return inside.derived(filled), (*note, *(m for m in more if not m.startswith("only the text")))
+    if text_kind and not reader.unset("hidden_size"):
+        # Files before transformers 4.52 have the text part's keys at the top.
+        return reader.derived({"model_type": text_kind}), note
+    return reader, ()
 
 
 def _unsupported(kind: str, config: Mapping[str, Any]) -> str:

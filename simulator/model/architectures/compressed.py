@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from simulator.model.architectures.experts import shared_moe
+from simulator.model.architectures.family import Experts, Family, mixture
 from simulator.model.architectures.registry import architecture
 from simulator.model.compressed import CompressedSpec
 from simulator.model.indexer import IndexerSpec
@@ -75,7 +75,7 @@ def deepseek_v4(reader: Reader, name: str) -> ModelSpec:
     if unknown:
         # Which of them an indexer picks from is known for these alone.
         reader.fail("compress_ratios", f"has {min(unknown)}; known: 0, 4, 128")
-    moe = shared_moe(reader, n_experts=reader.whole("n_routed_experts"))
+    moe = mixture(reader, Family(), Experts(shared="count"))
     streams, hidden = reader.whole("hc_mult"), reader.whole("hidden_size")
     around, at_the_end = hyper_connections(streams, hidden)
     kinds = {r: LayerSpec(_attention(reader, r, r == 4), moe, sides=around, streams=streams) for r in set(ratios)}

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from math import ceil
 
-from simulator.model.architectures.experts import top_k
-from simulator.model.architectures.llama import gated_ffn, rotary_attention
+from simulator.model.architectures.family import Family, biased, dense_of, heads_of, picked
 from simulator.model.architectures.registry import architecture
 from simulator.model.architectures.states import element_bytes, model_of, of_two_kinds
 from simulator.model.layer import AttentionSpec, FfnSpec, LayerSpec, MoeSpec, Position
@@ -84,7 +83,7 @@ def _nemotron_moe(reader: Reader) -> MoeSpec:
         reader.fail("n_shared_experts", "must be 1; the width of several together is not known")
     return MoeSpec(
         n_experts,
-        top_k(reader, n_experts, "num_experts_per_tok"),
+        picked(reader, n_experts),
         FfnSpec(reader.whole("moe_intermediate_size"), False, activation),
         shared=shared,
         n_groups=reader.whole("n_group", default=1),
@@ -159,9 +158,9 @@ def _grouped(reader: Reader, *, norm: bool = True) -> Mamba2Spec:
 def bamba(reader: Reader, name: str) -> ModelSpec:
     """Bamba: Mamba-2 in most layers, attention in those listed, an FFN in all."""
     listed = reader.numbers("attn_layer_indices") or ()
-    bias = reader.flag("attention_bias")
-    attention = rotary_attention(reader, reader.whole("hidden_size"), qkv_bias=bias, o_bias=bias)
-    ffn = gated_ffn(reader, bias=reader.flag("mlp_bias"))
+    hidden = reader.whole("hidden_size")
+    attention = heads_of(reader, biased(), hidden)
+    ffn = dense_of(reader, Family(ffn_bias="mlp_bias"), hidden)
     attends, keeps = LayerSpec(attention, ffn), LayerSpec(None, ffn, state=_grouped(reader))
     n_layers = reader.layers("num_hidden_layers")
     return model_of(reader, name, tuple(attends if i in listed else keeps for i in range(n_layers)))
@@ -170,11 +169,11 @@ def bamba(reader: Reader, name: str) -> ModelSpec:
 @architecture("falcon_h1")
 def falcon_h1(reader: Reader, name: str) -> ModelSpec:
     """Falcon-H1: attention and Mamba-2 side by side in every layer."""
-    bias = reader.flag("attention_bias")
-    attention = rotary_attention(reader, reader.whole("hidden_size"), qkv_bias=bias, o_bias=bias)
+    hidden = reader.whole("hidden_size")
+    attention = heads_of(reader, biased(), hidden)
     block = _grouped(reader, norm=reader.flag("mamba_rms_norm"))
     block = replace(block, out_bias=reader.flag("projectors_bias"))
-    layer = LayerSpec(attention, gated_ffn(reader, bias=reader.flag("mlp_bias")), state=block)
+    layer = LayerSpec(attention, dense_of(reader, Family(ffn_bias="mlp_bias"), hidden), state=block)
     return model_of(reader, name, (layer,) * reader.layers("num_hidden_layers"))
 
 
@@ -186,8 +185,8 @@ def granitemoehybrid(reader: Reader, name: str) -> ModelSpec:
     states = of_two_kinds(reader, n_layers, words)
     if states is None:
         reader.fail("layer_types", "is missing; the file must say which layers it means")
-    bias = reader.flag("attention_bias")
-    attention = rotary_attention(reader, reader.whole("hidden_size"), qkv_bias=bias, o_bias=bias)
+    hidden = reader.whole("hidden_size")
+    attention = heads_of(reader, biased(), hidden)
     # Without the word "rope" there are no positions.
     position: Position = "rope" if reader.word("position_embedding_type", default="") == "rope" else "none"
     activation = reader.activation("hidden_act", default="silu")
@@ -195,7 +194,7 @@ def granitemoehybrid(reader: Reader, name: str) -> ModelSpec:
     n_experts = reader.whole("num_local_experts", low=0)
     if n_experts:
         expert = FfnSpec(reader.whole("intermediate_size"), True, activation)
-        ffn = MoeSpec(n_experts, top_k(reader, n_experts, "num_experts_per_tok"), expert, shared=ffn)
+        ffn = MoeSpec(n_experts, picked(reader, n_experts), expert, shared=ffn)
     attends = LayerSpec(replace(attention, position=position), ffn)
     keeps = LayerSpec(None, ffn, state=_grouped(reader)) if any(states) else attends
     return model_of(reader, name, tuple(keeps if state else attends for state in states))
@@ -207,9 +206,10 @@ def jamba(reader: Reader, name: str) -> ModelSpec:
     inner = reader.whole("mamba_expand") * reader.whole("hidden_size")
     sizes = {"state": reader.whole("mamba_d_state"), "taps": reader.whole("mamba_d_conv")}
     block = _mamba(reader, "mamba_", inner=inner, inner_norms=True, **sizes)
-    attention = replace(rotary_attention(reader, reader.whole("hidden_size")), position="none")
-    dense, n_experts = gated_ffn(reader), reader.whole("num_experts")
-    moe = MoeSpec(n_experts, top_k(reader, n_experts, "num_experts_per_tok"), dense) if n_experts > 1 else dense
+    hidden = reader.whole("hidden_size")
+    attention = heads_of(reader, Family(position="none"), hidden)
+    dense, n_experts = dense_of(reader, Family(), hidden), reader.whole("num_experts")
+    moe = MoeSpec(n_experts, picked(reader, n_experts), dense) if n_experts > 1 else dense
     routed = reader.whole("expert_layer_period"), reader.whole("expert_layer_offset", low=0)
     attends = reader.whole("attn_layer_period"), reader.whole("attn_layer_offset", low=0)
     layers = []
