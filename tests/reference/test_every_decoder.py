@@ -1,0 +1,126 @@
+"""The default config of every decoder that the installed transformers knows: read with its exact size, or refused.
+
+A new release of transformers shows here what is missing: read it (a line in `simulator.model.architectures.families`
+where it is a relative), or name it under `REFUSED` with what its layers have that ours have not.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pytest
+from twin import text_params, twin
+
+from simulator.base.errors import InputError
+from simulator.model.architectures import from_config
+
+pytestmark = pytest.mark.torch
+
+_HEADS = {"head_dim": 64, "num_attention_heads": 8, "num_key_value_heads": 2}
+_ROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}
+_BY_LAYER = {"rope_parameters": dict.fromkeys(("full_attention", "sliding_attention"), _ROPE["rope_parameters"])}
+SMALL: Mapping[str, dict[str, Any]] = {
+    "deepseek_v2": {"num_experts_per_tok": 6},
+    "dots1": {"n_routed_experts": 8, "n_shared_experts": 2, "num_experts_per_tok": 2},
+    "glm4_moe": _HEADS,
+    "hunyuan_v1_dense": _HEADS | _ROPE,
+    "hunyuan_v1_moe": _HEADS | _ROPE | {"num_experts": 4, "moe_topk": 2},
+    "ministral": _HEADS,
+    "nemotron": _HEADS,
+    "cohere_compass": {"text_config": _BY_LAYER},
+    "cohere_compass_text": _BY_LAYER,
+    "hunyuan_vl": {"text_config": _HEADS | _ROPE},
+    "deepseek_ocr2": {"text_config": {"num_experts_per_tok": 6}},
+    "glm4v_moe": {"text_config": {"head_dim": 64}},
+    "qwen3_omni_moe_thinker": {"text_config": {"head_dim": 64}},
+    "qwen3_omni_moe": {"thinker_config": {"text_config": {"head_dim": 64}}},
+}
+"""What the default config of a class leaves open, so that even transformers makes no model of it."""
+
+TEXT_ALONE = frozenset({"aya_vision", "fast_vlm", "perception_lm"})
+"""Models whose towers transformers does not build from their defaults."""
+INNER = {"pi0": "vlm_config", "qwen2_5_omni": "thinker_config", "qwen3_omni_moe": "thinker_config"}
+"""Models of several models, and the one that has the text part."""
+UNBUILT = frozenset({"deepseek_ocr2", "gemma4_assistant", "musicgen", "musicgen_melody", "qwen3_omni_moe"})
+"""Of these transformers builds nothing from any defaults, or they write no text."""
+
+_LAYERS: Mapping[str, str] = {
+    "Mamba": "bamba falcon_h1 falcon_mamba granitemoehybrid jamba mamba mamba2 nemo_speechlm nemotron_h nemotron_h_omni"
+    " zamba zamba2",
+    "linear attention of other kinds": "bailing_hybrid glm5_next kimi_linear minimax olmo_hybrid qwen4_exp"
+    " qwen4_exp_text recurrent_gemma rwkv xlstm zaya",
+    "short convolutions": "lfm2 lfm2_moe lfm2_vl lfm3 lfm3_vl inkling2 inkling2_text inkling_mm_model inkling_text",
+    "sparse attention of their own": "deepseek_v4 minimax_m3_vl minimax_m3_vl_text axk2 dots3_note dots3_note_text"
+    " mistral_large4 hy_v4",
+    "layers of several sizes, shared KV or embeddings by layer": "gemma3n gemma3n_text gemma4 gemma4_text"
+    " gemma4_unified gemma4_unified_assistant gemma4_unified_text diffusion_gemma laguna step3p7",
+    "chunked attention": "llama4 llama4_text",
+    "experts of another kind": "axk1 beam ernie4_5_vl_moe jetmoe longcat_flash muse_spark dbrx doge",
+    "cross attention or a loop over layers": "blip blt idefics kosmos-2 kosmos-2.5 mllama hrm_text",
+    "key names or norms of their own": "chameleon cpmant emu3 git gpt_neox_japanese granite4_vision modernbert-decoder"
+    " xlm xlnet unlimited_ocr",
+    "several codebooks": "kyutai_speech_to_text moshi",
+    "no layer pattern in the default config": "mimo_v2_flash",
+}
+REFUSED: Mapping[str, str] = {kind: why for why, kinds in _LAYERS.items() for kind in kinds.split()}
+"""Decoders that are not read, and what they have."""
+
+
+def decoders() -> Iterator[str]:
+    """``model_type`` of every decoder-only language model and of every model around one."""
+    pytest.importorskip("torch", reason="torch not installed")
+    pytest.importorskip("transformers", reason="transformers not installed")
+    from transformers.models.auto import modeling_auto as auto
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    kinds = set(auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+    kinds |= {*auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES, *auto.MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES}
+    for kind in sorted(kinds):
+        made = CONFIG_MAPPING[kind]
+        defaults = getattr(made, "__dataclass_fields__", {})
+        encoder = any(name in defaults for name in ("is_decoder", "cross_attention_freq")) and "gpt_neox" not in kind
+        if not encoder and not getattr(made, "is_encoder_decoder", False) and kind not in UNBUILT:
+            yield kind
+
+
+def default_config(kind: str) -> Any:
+    """transformers' config of `kind`, with what it leaves open filled in."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    return CONFIG_MAPPING[kind](**SMALL.get(kind, {}))
+
+
+def twin_of(kind: str, config: Any) -> int:
+    """Parameters of transformers' model of `config`, or of its text part where that alone can be built [-]."""
+    inner = getattr(config, INNER[kind]) if kind in INNER else config
+    return text_params(twin(inner.get_text_config(decoder=True) if kind in TEXT_ALONE else inner))
+
+
+@pytest.fixture(scope="module")
+def outcome() -> dict[str, str]:
+    """What became of each decoder: "equal", "differs: ..." or the line it is refused with."""
+    torch = pytest.importorskip("torch", reason="torch not installed")
+    torch.set_num_threads(1)
+    found = {}
+    for kind in decoders():
+        config = default_config(kind)
+        try:
+            read = from_config(json.loads(config.to_json_string(use_diff=False)), kind).n_params
+        except InputError as error:
+            found[kind] = str(error)
+            continue
+        twins = twin_of(kind, config)
+        found[kind] = "equal" if read == twins else f"differs: {read:,} read, {twins:,} in transformers"
+    return found
+
+
+def test_what_is_read_has_as_many_parameters_as_its_twin(outcome: dict[str, str]) -> None:
+    assert {kind: said for kind, said in outcome.items() if said.startswith("differs")} == {}
+
+
+def test_what_is_refused_is_listed_with_its_reason(outcome: dict[str, str]) -> None:
+    refused = {kind: said for kind, said in outcome.items() if said != "equal" and not said.startswith("differs")}
+    assert {kind: said for kind, said in refused.items() if kind not in REFUSED} == {}
+    assert [kind for kind in REFUSED if kind not in refused] == []
