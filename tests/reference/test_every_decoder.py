@@ -47,8 +47,7 @@ UNBUILT = frozenset({"deepseek_ocr2", "gemma4_assistant", "musicgen", "musicgen_
 """Of these transformers builds nothing from any defaults, or they write no text."""
 
 _LAYERS: Mapping[str, str] = {
-    "Mamba": "bamba falcon_h1 falcon_mamba granitemoehybrid jamba mamba mamba2 nemo_speechlm nemotron_h nemotron_h_omni"
-    " zamba zamba2",
+    "Mamba shared by several layers": "zamba zamba2",
     "linear attention of other kinds": "bailing_hybrid glm5_next kimi_linear minimax olmo_hybrid qwen4_exp"
     " qwen4_exp_text recurrent_gemma rwkv xlstm zaya",
     "short convolutions": "lfm2 lfm2_moe lfm2_vl lfm3 lfm3_vl inkling2 inkling2_text inkling_mm_model inkling_text",

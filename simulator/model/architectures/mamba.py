@@ -39,7 +39,7 @@ def mamba(reader: Reader, name: str) -> ModelSpec:
     return model_of(reader, name, layers, tied=True)
 
 
-@architecture("mamba2")
+@architecture("mamba2", ignored=("time_step_rank",))
 def mamba2(reader: Reader, name: str) -> ModelSpec:
     """Mamba-2 and Codestral Mamba."""
     block = Mamba2Spec(
@@ -92,7 +92,7 @@ def _nemotron_moe(reader: Reader) -> MoeSpec:
     )
 
 
-@architecture("nemotron_h")
+@architecture("nemotron_h", ignored=("moe_shared_expert_overlap", "intermediate_size", "time_step_rank"))
 def nemotron_h(reader: Reader, name: str) -> ModelSpec:
     """Nemotron-H and Nemotron-3: every layer is one of Mamba-2, attention without positions, FFN and experts."""
     words = _nemotron_kinds(reader)
@@ -136,8 +136,8 @@ def _grouped(reader: Reader, *, norm: bool = True) -> Mamba2Spec:
     """Mamba-2 under the names that Bamba brought; widths that do not agree are refused."""
     heads = reader.whole("mamba_n_heads")
     inner = reader.optional_whole("mamba_d_ssm")
-    if inner is None:
-        inner = reader.whole("mamba_expand") * reader.whole("hidden_size")
+    times = reader.whole("mamba_expand", **({} if inner is None else {"default": 2}))
+    inner = inner or times * reader.whole("hidden_size")
     head_dim = inner // heads if reader.config.get("mamba_d_head", "auto") == "auto" else reader.whole("mamba_d_head")
     if heads * head_dim != inner:
         reader.fail("mamba_d_head", f"is {head_dim}, but {heads} heads together are {inner} wide")
@@ -166,7 +166,7 @@ def bamba(reader: Reader, name: str) -> ModelSpec:
     return model_of(reader, name, tuple(attends if i in listed else keeps for i in range(n_layers)))
 
 
-@architecture("falcon_h1")
+@architecture("falcon_h1", ignored=("mamba_norm_before_gate",))
 def falcon_h1(reader: Reader, name: str) -> ModelSpec:
     """Falcon-H1: attention and Mamba-2 side by side in every layer."""
     hidden = reader.whole("hidden_size")
@@ -192,8 +192,9 @@ def granitemoehybrid(reader: Reader, name: str) -> ModelSpec:
     activation = reader.activation("hidden_act", default="silu")
     ffn: FfnSpec | MoeSpec = FfnSpec(reader.whole("shared_intermediate_size"), True, activation)
     n_experts = reader.whole("num_local_experts", low=0)
+    width = reader.whole("intermediate_size", **({} if n_experts else {"default": 1}))
     if n_experts:
-        expert = FfnSpec(reader.whole("intermediate_size"), True, activation)
+        expert = FfnSpec(width, True, activation)
         ffn = MoeSpec(n_experts, picked(reader, n_experts), expert, shared=ffn)
     attends = LayerSpec(replace(attention, position=position), ffn)
     keeps = LayerSpec(None, ffn, state=_grouped(reader)) if any(states) else attends

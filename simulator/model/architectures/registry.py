@@ -21,12 +21,22 @@ class Parser(Protocol):
 ARCHITECTURES: Registry[Parser] = Registry("architecture", "shadowline.architectures")
 
 
-def architecture(*model_types: str) -> Callable[[Parser], Parser]:
-    """Decorator: the function reads configs of these ``model_type`` values."""
+def architecture(*model_types: str, ignored: tuple[str, ...] = ()) -> Callable[[Parser], Parser]:
+    """Decorator: the function reads configs of these ``model_type`` values.
+
+    Parameters
+    ----------
+    ignored : tuple of str
+        Keys of their files that look like sizes and change nothing; any other that is not asked for is refused.
+    """
 
     def add(parser: Parser) -> Parser:
+        def read(reader: Reader, name: str) -> ModelSpec:
+            reader.asked.update(ignored)
+            return parser(reader, name)
+
         for model_type in model_types:
-            ARCHITECTURES.register(model_type)(parser)
+            ARCHITECTURES.register(model_type)(read if ignored else parser)
         return parser
 
     return add

@@ -19,7 +19,7 @@ _OTHER = re.compile(
     r"|\w*(?:mtp|nextn|draft|assistant|dropout|softcap|logit|max_|rope|checkpoint|kernel)\w*|sliding_window_size"
     r"|(?:num_beam|num_return|num_label|encoder_no_repeat|rotary|summary|init|initializer)_?\w*"
     r"|(?:moe_(?:aux|norm|router|routed|token_drop|layer_auto)|num_experts_per_tok_|n_special|hidden_act|kv_quant)\w*"
-    r"|chunk_size_feed_forward|pretraining_tp|norm_topk_prob|n_positions|n_ctx|shared_expert_combination_strategy"
+    r"|(?:mamba_)?chunk_size|chunk_size_feed_forward|pretraining_tp|norm_topk_prob|n_positions|n_ctx|shared_expert_combination_strategy"
 )
 """Those of them that change no layer of a text part."""
 
