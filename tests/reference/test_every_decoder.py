@@ -51,7 +51,7 @@ _LAYERS: Mapping[str, str] = {
     "linear attention of other kinds": "bailing_hybrid glm5_next kimi_linear minimax olmo_hybrid qwen4_exp"
     " qwen4_exp_text recurrent_gemma rwkv xlstm zaya",
     "short convolutions": "lfm2 lfm2_moe lfm2_vl lfm3 lfm3_vl inkling2 inkling2_text inkling_mm_model inkling_text",
-    "sparse attention of their own": "deepseek_v4 minimax_m3_vl minimax_m3_vl_text axk2 dots3_note dots3_note_text"
+    "sparse attention of their own": "minimax_m3_vl minimax_m3_vl_text axk2 dots3_note dots3_note_text"
     " mistral_large4 hy_v4",
     "layers of several sizes, shared KV or embeddings by layer": "gemma3n gemma3n_text gemma4 gemma4_text"
     " gemma4_unified gemma4_unified_assistant gemma4_unified_text diffusion_gemma laguna step3p7",

@@ -87,6 +87,6 @@ def test_a_file_is_as_large_as_its_tensors(
     own = from_config(config, name)
     assert got.kv_bytes_per_token() == own.kv_bytes_per_token()
     assert got.kv_bytes(65536) == own.kv_bytes(65536)
-    assert got.state_bytes == own.state_bytes
+    assert got.state_bytes() == own.state_bytes()
     assert got.n_active_params == own.n_active_params
     assert got.max_context == own.max_context

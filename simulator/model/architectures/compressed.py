@@ -65,7 +65,7 @@ def _attention(reader: Reader, ratio: int, picks: bool) -> AttentionSpec:
     return AttentionSpec(n_heads, 1, head_dim, head_dim, window, sinks=True, compressed=spec)
 
 
-@architecture("deepseek_v4", "deepseek_ref")
+@architecture("deepseek_v4", "deepseek_ref", ignored=("hc_sinkhorn_iters", "num_hash_layers", "mlp_layer_types"))
 def deepseek_v4(reader: Reader, name: str) -> ModelSpec:
     """DeepSeek-V4: layers of a window alone, of entries of 4 tokens that are picked, and of entries of 128."""
     ratios = _ratios(reader)

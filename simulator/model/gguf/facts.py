@@ -123,6 +123,7 @@ def _plain(_facts: _Facts, _config: Config) -> None:
 def _llama(facts: _Facts, config: Config) -> None:
     if facts.get("expert_count"):
         config["model_type"] = "mixtral"
+        _experts_inside(facts, config)
 
 
 def _sliding(facts: _Facts, config: Config) -> None:
@@ -140,9 +141,9 @@ def _whole_window(_facts: _Facts, config: Config) -> None:
         config.pop("sliding_window", None)
 
 
-def _experts_inside(facts: _Facts, config: Config) -> None:
+def _experts_inside(_facts: _Facts, config: Config) -> None:
     """Experts whose width stands where that of a dense layer does."""
-    config["intermediate_size"] = facts.get("expert_feed_forward_length") or config.get("intermediate_size")
+    config["intermediate_size"] = config.pop("moe_intermediate_size", None) or config.get("intermediate_size")
 
 
 def _glm_moe(facts: _Facts, config: Config) -> None:
