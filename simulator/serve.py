@@ -95,7 +95,7 @@ def command(
     from simulator.scenario.scenario import Scenario
     from simulator.serving.deployment import Deployment
     from simulator.serving.output import RECORD_FILES, about, write_json, write_records
-    from simulator.serving.reuse import apply_reuse
+    from simulator.serving.reuse import Reuse, apply_reuse
     from simulator.serving.runs import Task, run
     from simulator.serving.scaleout import compute
     from simulator.serving.scheduler import Scheduler
@@ -129,8 +129,12 @@ def command(
     for deployment in deployments:
         deployment.check()
     # What is bad is refused here, not by a worker.
-    left = arrived if reuse is None else apply_reuse(arrived, reuse, arriving["seed"]).requests
-    if not isfinite(left.rate) and (capacity or scales != [1.0]):
+    left = Reuse(arrived) if reuse is None else apply_reuse(arrived, reuse, arriving["seed"])
+    if arrived.users and capacity and not promises:
+        raise InputError("how many users are served is a matter of promises; give --slo", where="--capacity")
+    if arrived.users and reuse is not None and left.answered:
+        raise InputError("users who are answered elsewhere ask again sooner, which is not simulated", where="--reuse")
+    if not arrived.users and not isfinite(left.requests.rate) and (capacity or scales != [1.0]):
         raise InputError(
             "all requests arrive at once, there is no rate to change; drop it",
             where="--capacity" if capacity else "--rate-scale",
@@ -262,21 +266,31 @@ def _end(row: dict[str, Any], metric: str, end: str) -> str:
     return "OVERLOADED" if figure is None else console.milliseconds(figure)
 
 
+def _load(row: dict[str, Any], name: str) -> str:
+    """What arrives: a rate, or what users and an offline batch are answered at."""
+    if row["users"] is not None or row["rate_per_s"] is None:
+        return f"{name}: {row['requests_per_s']:.3g} requests/s answered"
+    return f"{row['rate_per_s']:.3g} requests/s of {name}"
+
+
 def _sentence(row: dict[str, Any], name: str, *, searched: bool) -> str:
     fleet = f"{row['gpus']} x {row['device']}"
     if row["replicas"] + row["prefill_replicas"] > 1:
         split = f"{row['prefill_replicas']} prefill + " if row["prefill_replicas"] else ""
         fleet += f" ({split}{row['replicas']} replicas of tp={row['tp']})"
     formats = f"{row['policy']}, {row['dtype']} with KV in {row['kv_dtype']}"
-    text = f"{row['model']} on {fleet}, {formats}, {row['rate_per_s']:.3g} requests/s of {name}: {row['status']}"
-    if row["capacity_per_s"] is not None:
+    text = f"{row['model']} on {fleet}, {formats}, {_load(row, name)}: {row['status']}"
+    if row["capacity_users"] is not None:
+        text += f"; capacity {row['capacity_users']:,} users"
+    elif row["capacity_per_s"] is not None:
         text += f"; capacity {row['capacity_per_s']:.3g} requests/s"
     if row["answered_elsewhere"]:
         text += f"; {row['answered_elsewhere']} requests never reached it"
     if row["status"] == "OVERLOADED":
         return text + ": the queue only grows, so percentiles would measure the trace's length"
     if row["capacity_per_s"] is None and row["meets_slo"] is False and searched:
-        return text + "; no rate keeps the promises, this is the lowest tried"
+        least = "not one user is kept them" if row["users"] else "no rate keeps the promises, this is the lowest tried"
+        return f"{text}; {least}"
     if row["meets_slo"] is not None:
         text += "; keeps the promises" if row["meets_slo"] else "; misses the promises"
     return text

@@ -30,6 +30,7 @@ MOST_REQUESTS = 50_000
 DEVICES = ("a100-sxm-80g", "h100-sxm", "h200", "b200", "l40s")
 ONE, CHEAPEST = "one deployment", "the cheapest"
 SYNTHETIC, FILE = "synthetic", "a file"
+AT_A_RATE, FROM_USERS = "at a rate", "from users who wait"
 NO_PROMISE = "no promise"
 POLL_S = 0.7
 
@@ -116,16 +117,43 @@ def _traffic() -> tuple[dict[str, Any], dict[str, bytes]]:
         name = _safe(upload.name)
         files[name] = upload.getvalue()
         flags["requests"] = name
+    asked = st.segmented_control(
+        "They come", [AT_A_RATE, FROM_USERS], default=AT_A_RATE, required=True, key="q.asked", bind="query-params"
+    )
     with st.container(horizontal=True):
-        rate = st.number_input(
-            "Requests per second",
-            0.001,
-            1e5,
-            10.0 if kind == SYNTHETIC else None,
-            key=f"q.rate.{kind}",
-            width=190,
-            placeholder="as in the file",
-            help="With a file: its lengths at this rate, instead of its own times.",
+        if asked == FROM_USERS:
+            flags["users"] = st.number_input(
+                "Users",
+                1,
+                MOST_REQUESTS // 10,
+                100,
+                key="q.users",
+                bind="query-params",
+                width=130,
+                help="Each waits for an answer, thinks, and asks again.",
+            )
+            flags["think_time"] = st.text_input(
+                "They think [s]",
+                "exponential(mean=20)",
+                key="q.think",
+                bind="query-params",
+                max_chars=60,
+                help="A number, or exponential(mean=).",
+                width=190,
+            )
+        rate = (
+            None
+            if asked == FROM_USERS
+            else st.number_input(
+                "Requests per second",
+                0.001,
+                1e5,
+                10.0 if kind == SYNTHETIC else None,
+                key=f"q.rate.{kind}",
+                width=190,
+                placeholder="as in the file",
+                help="With a file: its lengths at this rate, instead of its own times.",
+            )
         )
         if rate is not None:
             flags["rate"] = f"{rate:g}"

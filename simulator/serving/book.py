@@ -26,6 +26,8 @@ class Book:
         Blocks reserved where KV does not grow with the sequence; empty elsewhere.
     ready : set of int
         Requests whose KV is computed already: swapped out, or handed over by a prefill replica.
+    think : list of float
+        How long the user of a closed loop thinks before it [s]; empty elsewhere.
     ids : list of tuple of int
         Prefix blocks of the prompt; empty without prefix caching.
     admitted, first, finish : list of float
@@ -42,6 +44,7 @@ class Book:
     reused: list[int] = field(default_factory=list)
     reserve: Sequence[int] = ()
     ready: set[int] = field(default_factory=set)
+    think: Sequence[float] = ()
     ids: Sequence[Sequence[int]] = ()
     admitted: list[float] = field(default_factory=list)
     first: list[float] = field(default_factory=list)

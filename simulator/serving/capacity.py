@@ -11,6 +11,7 @@ from simulator.serving.fleet import Outcome, simulate
 from simulator.serving.metrics import meets
 from simulator.serving.requests import Requests
 from simulator.serving.slo import Promise
+from simulator.serving.synthetic import MOST_USERS
 
 PRECISION = 1.01
 """Ratio of the bracket's ends at which the search stops [-]."""
@@ -60,3 +61,31 @@ def capacity(deployment: Deployment, requests: Requests, slo: Sequence[Promise] 
         else:
             high = middle
     return low, best
+
+
+def capacity_users(
+    deployment: Deployment, requests: Requests, slo: Sequence[Promise] = ()
+) -> tuple[float | None, Outcome]:
+    """Factor on the users of a closed loop at which as many as can be are kept their promises, and its outcome.
+
+    None, and the outcome of one user, where not even that one is. The number is bisected between one that is kept
+    them and one that is not, to a hundredth.
+    """
+
+    def serve(users: int) -> Outcome:
+        return simulate(deployment, requests.with_users(users))
+
+    best = serve(1)
+    if not meets(best, slo):
+        return None, best
+    most = len(requests) if requests.stream is None else MOST_USERS
+    low, high = 1, 2
+    while high <= most and meets(outcome := serve(high), slo):
+        low, best, high = high, outcome, 2 * high
+    while high - low > max(1, low // 100):
+        middle = (low + high) // 2
+        if middle <= most and meets(outcome := serve(middle), slo):
+            low, best = middle, outcome
+        else:
+            high = middle
+    return low / requests.users, best

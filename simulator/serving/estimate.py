@@ -45,19 +45,33 @@ class Load:
     own_share: float
 
     @classmethod
-    def of(cls, requests: Requests, *, prefix_cache: bool = False) -> Load:
-        """Means; with `prefix_cache` of what is left when nothing is ever evicted."""
+    def of(cls, requests: Requests, *, prefix_cache: bool = False, slo: Sequence[Promise] = ()) -> Load:
+        """Means; with `prefix_cache` of what is left when nothing is ever evicted. Users of a closed loop ask at
+        least as often as answers that only just keep `slo` let them.
+        """
         left = 1.0 - requests.prefix_bound() if prefix_cache and requests.ids else 1.0
         steps = np.maximum(requests.output - 1, 0)
         context = requests.prompt + requests.output / 2.0
         return cls(
-            requests.rate,
+            _asked_per_s(requests, slo) if requests.users else requests.rate,
             requests.prompt - requests.reused if left == 1.0 else np.ones_like(requests.prompt),
             float(np.mean(requests.prompt - requests.reused)) * left,
             float(np.mean(requests.output)),
             float(np.average(context, weights=np.maximum(steps, 1e-9))),
             left,
         )
+
+
+def _asked_per_s(requests: Requests, slo: Sequence[Promise]) -> float:
+    """``users / (think + ttft + (output - 1) tpot)`` with promised latencies; 0 where one is not promised [1/s]."""
+    # A mean may be above a promised median, but not far above a promised tail.
+    limit = {p.metric: p.limit_s for p in slo if p.statistic != "p50"}
+    steps = float(np.mean(requests.output)) - 1.0
+    whole = min(
+        limit.get("e2e", np.inf), limit.get("ttft", np.inf) + steps * limit.get("tpot", np.inf if steps else 0.0)
+    )
+    thinks = 0.0 if requests.think_s is None else float(np.mean(requests.think_s))
+    return requests.users / (thinks + whole)
 
 
 @dataclass(frozen=True)

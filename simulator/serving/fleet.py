@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -111,13 +112,45 @@ def simulate(deployment: Deployment, requests: Requests, end: str = "mid") -> Ou
     longest = int(np.max(requests.prompt + requests.output))
     table = deployment.table(longest, end)
     began = process_time()
+    if requests.users and (deployment.prefill_replicas or deployment.group.pp > 1):
+        where = "--prefill-replicas" if deployment.prefill_replicas else "--pp"
+        raise UnsupportedError(f"{where}: not with --users, whose next question waits for the last stage; give --rate")
     if deployment.prefill_replicas:
         found = _split(deployment, requests, table)
     else:
         book = _book(deployment, requests)
         replicas = _replicas(deployment, table, book, deployment.replicas, requests.id_tokens)
-        found = _collect(deployment, requests, book, replicas, route(deployment, replicas, book))
+        if requests.users:
+            found = _closed(deployment, requests, book, replicas)
+        else:
+            found = _collect(deployment, requests, book, replicas, route(deployment, replicas, book))
     return replace(found, seconds=process_time() - began)
+
+
+def _closed(deployment: Deployment, requests: Requests, book: Book, replicas: Sequence[Replica]) -> Outcome:
+    """Users who ask again: each stays with one replica, whose free users take its next request.
+
+    They begin evenly over a mean time to think. The outcome's requests are in the order they came.
+    """
+    count, users, think = len(replicas), requests.users, requests.think_s
+    chosen = (np.arange(len(requests)) % users % count).tolist()
+    for i in range(users):
+        book.arrival[i] = float(np.mean(think)) * i / users
+    for k, replica in enumerate(replicas):
+        for i in range(k, users, count):
+            replica.add(i)
+        replica.closed = deque(i for i in range(users, len(requests)) if chosen[i] == k)
+        replica.run()
+    came = np.argsort(book.arrival, kind="stable")
+    found = _collect(deployment, requests, book, replicas, chosen)
+    arrival = np.array(book.arrival)[came]
+    per_request = ("replica", "admitted_s", "first_s", "finish_s", "preemptions", "hits")
+    return replace(
+        found,
+        requests=replace(requests.take(came), arrival_s=arrival),
+        queues=((arrival, found.admitted_s[came]),),
+        **{name: getattr(found, name)[came] for name in per_request},
+    )
 
 
 def route(deployment: Deployment, replicas: Sequence[Replica], book: Book) -> list[int]:
@@ -186,6 +219,7 @@ def _book(deployment: Deployment, requests: Requests) -> Book:
         requests.output.tolist(),
         reused=requests.reused.tolist(),
         reserve=reserve,
+        think=[] if requests.think_s is None else requests.think_s.tolist(),
         ids=requests.ids if shares else (),
     )
 

@@ -66,7 +66,8 @@ COLUMNS: Mapping[str, tuple[str, str]] = {
     "max_num_batched_tokens": ("tokens", "of one step"),
     "router": ("", "how requests are spread over replicas"),
     "requests": ("", "requests served"),
-    "rate_per_s": ("1/s", "mean arrivals, those that --reuse answered elsewhere included"),
+    "users": ("", "of a closed loop; null where requests come at a rate"),
+    "rate_per_s": ("1/s", "mean arrivals, those that --reuse answered elsewhere included; null where all come at once"),
     "status": ("", "STABLE, BACKLOGGED (requests wait) or OVERLOADED (the queue only grows)"),
     "basis": ("", "CALIBRATED | EXTRAPOLATED | DATASHEET, the worse of prompt and decode steps"),
     "makespan_s": ("s", "first arrival to last token"),
@@ -99,6 +100,7 @@ COLUMNS: Mapping[str, tuple[str, str]] = {
 """Columns of a run's row: unit and meaning; ``serve --json`` and ``plan --json`` give them."""
 SERVE_COLUMNS: Mapping[str, tuple[str, str]] = {
     "rate_scale": ("", "factor on the rate of the requests as given"),
+    "capacity_users": ("", "most users that are kept the promises; null without --capacity and --users"),
     "capacity_per_s": ("1/s", "highest rate found, as rate_per_s; null without --capacity"),
     "answered_elsewhere": ("", "requests that --reuse kept from the fleet"),
     "table_error": ("", "relative error nine of ten random steps of the step table stay below"),

@@ -88,7 +88,7 @@ def plan(
     if len(grid.model) != 1:
         raise InputError(f"a plan is for one model, not for {len(grid.model)}", where="--model")
     promises = parse_slo(slo)
-    if not isfinite(traffic.rate):
+    if not traffic.users and not isfinite(traffic.rate):
         raise InputError("all requests arrive at once, there is no rate to plan for", where="--requests")
     scenarios, refused = _scenarios(replace(grid, policy=tuple(dict.fromkeys(("dense", *grid.policy)))))
     # Schedulers vary fastest: what a scenario was understood as is at hand for all of them.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,9 @@ from simulator.base import console
 from simulator.base.errors import InputError, ShadowlineError
 from simulator.fitting.judged import read_rows
 from simulator.scenario.scenario import Scenario
-from simulator.serving.book import Book
 from simulator.serving.deployment import Deployment
-from simulator.serving.replica import Replica
+from simulator.serving.fleet import simulate
+from simulator.serving.requests import Requests
 from simulator.serving.scaleout import compute
 from simulator.serving.scheduler import Scheduler
 
@@ -89,19 +89,13 @@ def closed_loop(setup: Setup, seed: int = 0) -> tuple[float, float]:
     prompt, output = (
         rng.integers(max(round(setup.shortest * n), 1), n + 1, count) for n in (setup.prompt, setup.output)
     )
-    book = Book([0.0] * count, prompt.tolist(), output.tolist())
-    table = deployment.table(setup.prompt + setup.output)
-    replica = Replica(table, scheduler, deployment.pool, book)
-    if deployment.pool.tokens < setup.prompt + setup.output:
-        raise InputError("one request does not fit in the KV cache")
-    for i in range(min(setup.clients, count)):
-        replica.add(i)
-    replica.closed = deque(range(setup.clients, count))
-    replica.run()
-    arrival, first, finish = (np.array(v) for v in (book.arrival, book.first, book.finish))
+    asked = Requests.of(np.zeros(count), prompt, output).closed(min(setup.clients, count), np.zeros(count))
+    outcome = simulate(deployment, asked)
+    output = outcome.requests.output
     steps = np.maximum(output - 1, 1)
     frontend = deployment.group.engine.frontend_s * float(np.mean(prompt))
-    return float(np.mean(first - arrival)) + frontend, float(np.mean((finish - first) / steps))
+    took = (outcome.finish_s - outcome.first_s) / steps
+    return float(np.mean(outcome.first_s - outcome.requests.arrival_s)) + frontend, float(np.mean(took))
 
 
 def _task(setup: Setup) -> tuple[float, float] | str:

@@ -8,6 +8,7 @@ remainder of their length by the block size, which does not change while they gr
 
 from __future__ import annotations
 
+from bisect import insort
 from collections import deque
 from heapq import heappop, heappush
 from typing import NamedTuple
@@ -321,8 +322,9 @@ class Replica:
         self._release(i, context)
         if self.closed:
             follower = self.closed.popleft()
-            self.book.arrival[follower] = self.clock
-            self.queue.append(follower)
+            arrival = self.book.arrival
+            arrival[follower] = self.clock + (self.book.think[follower] if self.book.think else 0.0)
+            insort(self.queue, follower, lo=self._next, key=arrival.__getitem__)
 
     def _release(self, i: int, context: int) -> None:
         """Take a decoding sequence of `context` tokens out and free its blocks."""

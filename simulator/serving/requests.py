@@ -27,6 +27,15 @@ class Stream(Protocol):
         """`factor` times the rate, lengths kept."""
         ...
 
+    def with_users(self, users: int) -> Stream:
+        """The same with `users` in a closed loop."""
+        ...
+
+    @property
+    def least(self) -> int:
+        """Fewest requests that are asked for."""
+        ...
+
 
 @dataclass(frozen=True, eq=False)
 class Requests:
@@ -52,6 +61,11 @@ class Requests:
         What each waited before it came here, part of its latency [s].
     stream : Stream, optional
         That they are the beginning of, where there are more to be had.
+    think_s : ndarray, optional
+        A closed loop: how long a user thinks before each, after the answer to the last [s]. Its `arrival_s` are 0
+        until it was served.
+    users : int
+        Of the closed loop; 0 where requests come whenever they come [-].
     """
 
     arrival_s: np.ndarray
@@ -64,6 +78,8 @@ class Requests:
     lines: np.ndarray | None = None
     delay_s: float = 0.0
     stream: Stream | None = None
+    think_s: np.ndarray | None = None
+    users: int = 0
 
     @classmethod
     def of(
@@ -116,7 +132,9 @@ class Requests:
         return self.name if self.lines is None else f"{self.name}:{int(self.lines[index])}"
 
     def scaled(self, factor: float) -> Requests:
-        """`factor` times the rate: timestamps are divided, lengths kept."""
+        """`factor` times the rate, timestamps are divided and lengths kept; in a closed loop times the users."""
+        if self.users and factor != 1.0:
+            return self.with_users(max(round(self.users * factor), 1))
         if not np.isfinite(factor) or factor <= 0.0:
             raise InputError(f"{factor:g} must be above 0", where="--rate-scale")
         stream = None if self.stream is None else self.stream.scaled(factor)
@@ -141,7 +159,23 @@ class Requests:
             ids=tuple(self.ids[i] for i in index) if self.ids else (),
             lines=None if self.lines is None else self.lines[index],
             stream=None,
+            think_s=None if self.think_s is None else self.think_s[index],
         )
+
+    def closed(self, users: int, think_s: np.ndarray) -> Requests:
+        """Sent by `users` who each wait for an answer and think for `think_s` [s] before they ask again."""
+        if not 1 <= users <= len(self):
+            raise InputError(f"{users:,} users need as many requests, {self.name} holds {len(self):,}", where="--users")
+        return replace(self.at_once(), users=users, think_s=think_s)
+
+    def with_users(self, users: int) -> Requests:
+        """The same closed loop with `users`, and requests enough for them where there are more to be had."""
+        if self.stream is not None:
+            stream = self.stream.with_users(users)
+            return stream.first(max(len(self), stream.least))
+        if users > len(self):
+            raise InputError(f"{users:,} users need as many requests, {self.name} holds {len(self):,}", where="--users")
+        return replace(self, users=users)
 
     def longer(self, count: int) -> Requests:
         """The first `count` of the stream; without one, of these."""

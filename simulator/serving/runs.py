@@ -10,7 +10,7 @@ import numpy as np
 
 from simulator.base.checks import require_type
 from simulator.scenario.scenario import Scenario
-from simulator.serving.capacity import capacity
+from simulator.serving.capacity import capacity, capacity_users
 from simulator.serving.deployment import Deployment
 from simulator.serving.fleet import Outcome, simulate
 from simulator.serving.metrics import miss, statistic, status, summary, values_of
@@ -70,17 +70,22 @@ def run(task: Task) -> Run:
     arriving = task.requests if answered else requests
     found, factor = None, task.scale
     if task.search:
-        found, least = capacity(task.deployment, requests, task.slo)
+        search = capacity_users if requests.users else capacity
+        found, least = search(task.deployment, requests, task.slo)
         # Without a capacity there is no share of it: the lowest rate tried says what is missing.
-        factor = least.requests.rate / requests.rate if found is None else found * task.scale
+        tried = least.requests.users / requests.users if requests.users else least.requests.rate / requests.rate
+        factor = tried if found is None else found * task.scale
     requests = requests.scaled(factor)
     outcome = simulate(task.deployment, requests)
     row = summary(outcome, task.slo)
     if task.search and found is None:
         row["meets_slo"] = False
-    row["rate_per_s"] = factor * arriving.rate
+    open_loop = not requests.users and arriving.rate < float("inf")
+    if open_loop:
+        row["rate_per_s"] = factor * arriving.rate
     row["rate_scale"] = factor
-    row["capacity_per_s"] = None if found is None else found * arriving.rate
+    row["capacity_per_s"] = found * arriving.rate if found is not None and open_loop else None
+    row["capacity_users"] = round(found * task.requests.users) if found is not None and requests.users else None
     row["answered_elsewhere"] = answered
     row["table_error"] = _table_error(task.deployment, requests)
     if task.interval:

@@ -122,7 +122,7 @@ class Plan:
 def prune(task: tuple[Deployment, Requests, tuple[Promise, ...]]) -> Candidate:
     """Candidate with its estimate; a module-level function so that workers can run it."""
     deployment, requests, slo = task
-    load = Load.of(requests, prefix_cache=deployment.prefix_cache)
+    load = Load.of(requests, prefix_cache=deployment.prefix_cache, slo=slo)
     try:
         found = estimate(deployment, requests, load, slo)
     except UnsupportedError as error:

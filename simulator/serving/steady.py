@@ -57,12 +57,13 @@ class Window:
 def window(outcome: Outcome) -> Window:
     """What is neither warm-up nor drain: arrivals one lifetime after the first until one before the last.
 
-    A lifetime is the `LIFETIME` quantile of the requests'. Those before find a fleet that still fills, those after
-    decode while it empties. Where fewer than `LEAST` are left, nothing is cut off, from the first arrival to the last
-    token.
+    A lifetime is the `LIFETIME` quantile of the requests', with what its user thinks before it. Those before find a
+    fleet that still fills, those after decode while it empties. Where fewer than `LEAST` are left, nothing is cut
+    off, from the first arrival to the last token.
     """
     arrival = outcome.requests.arrival_s
-    life = float(np.quantile(outcome.finish_s - arrival, LIFETIME))
+    think = 0.0 if outcome.requests.think_s is None else outcome.requests.think_s
+    life = float(np.quantile(outcome.finish_s - arrival + think, LIFETIME))
     found = Window(life, float(arrival[-1]) - life, life)
     count = int(found.has(arrival).sum())
     if count >= LEAST:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -23,6 +24,13 @@ LENGTHS = {
 }
 """Lengths, rounded up to whole tokens; cv is the standard deviation over the mean."""
 
+THINKING = {"fixed": {"seconds": None}, "exponential": {"mean": None}}
+"""How long users think, in seconds."""
+ROUNDS = 10
+"""Requests per user of a closed loop at least, as InferenceX and vLLM's benchmark send [-]."""
+MOST_THINKING = 1e6
+"""Longest time to think [s]."""
+MOST_USERS = MAX_REQUESTS // ROUNDS
 MOST_RATE, MOST_CV = 1e9, 100.0
 """Bounds of rate [1/s] and coefficient of variation [-]; their inverses bound them below."""
 
@@ -82,10 +90,23 @@ class SyntheticStream:
     output: str
     seed: int
     factor: float = 1.0
+    users: int = 0
+    think: str = "0"
+
+    @property
+    def least(self) -> int:
+        """Fewest requests asked for [-]."""
+        return ROUNDS * self.users
 
     def first(self, count: int) -> Requests:
-        """The first `count` requests."""
-        return _first(self, count)
+        """The first `count` requests; in a closed loop at least `ROUNDS` per user."""
+        return _first(self, max(count, self.least) if count >= 1 else count)
+
+    def with_users(self, users: int) -> SyntheticStream:
+        """The same with `users` in a closed loop."""
+        if not 1 <= users <= MOST_USERS:
+            raise InputError(f"must be 1 to {MOST_USERS:,}", where="--users")
+        return replace(self, users=users)
 
     def scaled(self, factor: float) -> SyntheticStream:
         """`factor` times the rate."""
@@ -97,16 +118,54 @@ def _first(stream: SyntheticStream, count: int) -> Requests:
     if not 1 <= count <= MAX_REQUESTS:
         raise InputError(f"must be 1 to {MAX_REQUESTS}", where="--count")
     # One generator each, so that more arrivals leave the lengths what they are.
-    arriving, prompting, answering = np.random.default_rng(stream.seed).spawn(3)
+    arriving, prompting, answering, thinking = np.random.default_rng(stream.seed).spawn(4)
+    timed = not stream.users and stream.rate < math.inf
     found = Requests.of(
-        arrival_times(count, stream.rate, stream.arrivals, arriving),
+        arrival_times(count, stream.rate, stream.arrivals, arriving) if timed else np.zeros(count),
         lengths(count, stream.prompt, "--prompt-tokens", prompting),
         lengths(count, stream.output, "--output-tokens", answering),
-        name=f"{stream.arrivals} {stream.rate:g}/s, prompts {stream.prompt}, outputs {stream.output}",
+        name=f"{_when(stream)}, prompts {stream.prompt}, outputs {stream.output}",
     )
+    if stream.users:
+        return replace(found.closed(stream.users, think_times(count, stream.think, thinking)), stream=stream)
     return replace(found, arrival_s=found.arrival_s / stream.factor, stream=stream)
 
 
+def _when(stream: SyntheticStream) -> str:
+    if stream.users:
+        return users_named(stream.users, stream.think)
+    return "all at once" if stream.rate == math.inf else f"{stream.arrivals} {stream.rate:g}/s"
+
+
+def users_named(users: int, think: str) -> str:
+    """The closed loop in words."""
+    waits = "ask again at once" if think.strip() == "0" else f"think {think} s"
+    return (
+        f"{users:,} users who {waits}"
+        if users > 1
+        else f"1 user who {waits.replace('ask', 'asks').replace('think', 'thinks')}"
+    )
+
+
+def think_times(count: int, how: str, rng: np.random.Generator) -> np.ndarray:
+    """`count` times between an answer and the next question, e.g. ``30`` or ``exponential(mean=30)`` [s]."""
+    text = how.strip()
+    with contextlib.suppress(ValueError):
+        text = f"fixed(seconds={float(text)})"
+    name, values = parse_call(text, THINKING, "--think-time")
+    seconds = next(iter(values.values()))
+    if not 0.0 <= seconds <= MOST_THINKING:
+        raise InputError(f"{how!r}: seconds must be 0 to {MOST_THINKING:g}", where="--think-time")
+    return rng.exponential(seconds, count) if name == "exponential" else np.full(count, seconds)
+
+
 def synthetic(count: int, rate: float, *, arrivals: str, prompt: str, output: str, seed: int = 0) -> Requests:
-    """`count` requests; the same seed gives the same ones, and more of them after those."""
+    """`count` requests; the same seed gives the same ones, and more of them after those. All at once where `rate` is
+    infinite.
+    """
     return SyntheticStream(rate, arrivals, prompt, output, seed).first(count)
+
+
+def closed_loop(count: int, users: int, think: str, *, prompt: str, output: str, seed: int = 0) -> Requests:
+    """`count` requests, or `ROUNDS` per user, of `users` who think for `think` seconds after each answer."""
+    return SyntheticStream(math.inf, "fixed", prompt, output, seed, think=think).with_users(users).first(count)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from types import NoneType
@@ -12,7 +13,7 @@ from simulator.base.checks import require_type
 from simulator.base.errors import InputError
 from simulator.serving.readers import read_requests
 from simulator.serving.requests import Requests
-from simulator.serving.synthetic import arrival_times, synthetic
+from simulator.serving.synthetic import arrival_times, closed_loop, synthetic, think_times, users_named
 
 SYNTHETIC = 2000
 """Synthetic requests where nobody says how many [-]."""
@@ -28,15 +29,17 @@ def traffic(
     count: int | None = None,
     seed: int = 0,
     skip_invalid: bool = False,
+    users: int | None = None,
+    think_time: str | float | None = None,
 ) -> Requests:
-    """Requests of a file, of a file's lengths at a rate, or synthetic.
+    """Requests of a file, of a file's lengths at a rate, or synthetic; at a rate or from users who wait for answers.
 
     Parameters
     ----------
     requests : path, optional
         Azure, BurstGPT or own CSV or Parquet, or Mooncake's JSON lines.
     rate : float, optional
-        Mean arrivals; with `requests` its lengths at this rate [1/s].
+        Mean arrivals; with `requests` its lengths at this rate; infinite for all at once [1/s].
     prompt_tokens, output_tokens : str or int, optional
         Lengths of synthetic requests: ``512``, ``lognormal(mean=,cv=)``, ``uniform(low=,high=)``,
         ``exponential(mean=)`` [tokens].
@@ -46,6 +49,10 @@ def traffic(
         The first so many requests; of synthetic ones how many, `SYNTHETIC` by default [-].
     skip_invalid : bool
         Leave out rows of zero tokens.
+    users : int, optional
+        In place of a rate: as many at a time, each asks again when answered (a closed loop) [-].
+    think_time : str or float, optional
+        How long users think before they ask again: ``30``, ``exponential(mean=30)``; 0 by default [s].
 
     Raises
     ------
@@ -60,18 +67,27 @@ def traffic(
     100
     """
     require_type((str, Path, NoneType), requests=requests)
+    if think_time is not None and users is None:
+        raise InputError("is for --users, who wait for an answer; drop it, or give their number", where="--think-time")
+    if users is not None and rate is not None:
+        raise InputError("users ask when they are answered, at no rate; drop one", where="--users")
+    think = "0" if think_time is None else str(think_time)
     lengths = {"--prompt-tokens": prompt_tokens, "--output-tokens": output_tokens}
     if requests is None:
-        if rate is None:
+        if rate is None and users is None:
             raise InputError(
-                "give --requests FILE, or --rate with --prompt-tokens and --output-tokens", where="--requests"
+                "give --requests FILE, or --rate or --users with --prompt-tokens and --output-tokens",
+                where="--requests",
             )
+        by = "--users" if rate is None else "--rate"
         for flag, value in lengths.items():
             if value is None:
-                text = f"--rate needs it, e.g. {flag} 512 or 'lognormal(mean=512,cv=1)'; or give --requests FILE"
+                text = f"{by} needs it, e.g. {flag} 512 or 'lognormal(mean=512,cv=1)'; or give --requests FILE"
                 raise InputError(text, where=flag)
         prompt, output = (str(value) for value in lengths.values())
         n = SYNTHETIC if count is None else count
+        if rate is None:
+            return closed_loop(n, users or 0, think, prompt=prompt, output=output, seed=seed)
         return synthetic(n, rate, arrivals=arrivals, prompt=prompt, output=output, seed=seed)
     for flag, value in lengths.items():
         if value is not None:
@@ -79,7 +95,12 @@ def traffic(
     if count is not None and count < 1:
         raise InputError("must be 1 or more", where="--count")
     found = read_requests(requests, skip_invalid=skip_invalid).first(count)
+    if users is not None:
+        waits = think_times(len(found), think, np.random.default_rng(seed))
+        return replace(found.closed(users, waits), name=f"{requests} from {users_named(users, think)}")
     if rate is None:
         return found
+    if rate == math.inf:
+        return replace(found.at_once(), name=f"{requests} all at once")
     times = arrival_times(len(found), rate, arrivals, np.random.default_rng(seed))
     return replace(found, arrival_s=times, name=f"{requests} at {rate:g}/s")
