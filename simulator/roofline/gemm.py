@@ -39,7 +39,8 @@ CPU_TILES: tuple[tuple[int, int], ...] = ((1, 64), (32, 64), (128, 128))
 """The same of a CPU's BLAS (architectures ``cpu-*``): a vector kernel for one row, packed blocks for more; DSP chains
 (``fpga-*``) take one row as well.
 
-Rows of blocks are assumed: OpenBLAS needs as long for 2 rows as for 16 on AVX-512, and 4 times one row's time.
+Rows of blocks are assumed: OpenBLAS needs as long for 2 rows as for 16 on AVX-512, and 4 times one row's time. Apple's
+GPUs have no unit that needs 16 rows: one runs in Metal's matrix-vector kernels, blocks of 32 beyond.
 """
 SPLITS: tuple[int, ...] = (1, 2, 4)
 """Candidate splits of the K loop."""
@@ -146,7 +147,7 @@ def _tile_s(
     """Fastest candidate's time on the SMs [s]."""
     terms = (n, k, batch, weight_bytes, act_bytes, hw.sm_count, hw.math_flop_per_s, hw.hbm_bytes_per_s)
     terms += _OF_A_TILE(coef)
-    tiles = CPU_TILES if hw.arch.startswith(("cpu-", "fpga-")) else TILES
+    tiles = CPU_TILES if hw.arch.startswith(("cpu-", "fpga-", "apple-")) else TILES
     quant = coef["quant"]
     found: Sequence[Sequence[Array]] = ()
     try:

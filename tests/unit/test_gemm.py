@@ -206,3 +206,12 @@ def test_learning_curve_draws_what_it_says(made_rows):
     curve = fitting.learning_curve(rows, "h100-sxm", "bf16", (20, 60, 10_000), seeds=(0,))
     assert [c["fit_rows"] for c in curve] == [20.0, 60.0]
     assert all(c["median_ape"] < 0.08 and c["n"] == curve[0]["n"] for c in curve)
+
+
+@pytest.mark.parametrize("name", ["apple-m2-ultra", "apple-m4-max"])
+def test_one_row_on_apple_waits_for_its_weights_not_for_sixteen_rows_of_products(name):
+    """Metal's matrix-vector kernels; sixteen rows in its vector lanes would take twice as long as 4-bit weights."""
+    hw = hardware(devices.load(name), "fp16")
+    stored = {"weight_bytes_per_element": 4.5 / 8, "act_bytes": 2.0, "out_bytes": 2.0}
+    found = gemm_time(1.0, 14336.0, 4096.0, **stored, hw=hw, coef=DEFAULTS)
+    assert found.math_s < found.memory_s
