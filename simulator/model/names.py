@@ -62,9 +62,18 @@ _MIXTRAL = {**LLAMA, "gate_up": ("w1", "w3"), "down": ("w2",)}
 _MIXTRAL_BLOCK = {"experts": "block_sparse_moe.experts.{}", "router": "block_sparse_moe.gate"}
 _DELTA = {**LLAMA, "in": ("in_proj_qkv", "in_proj_z"), "gates": ("in_proj_b", "in_proj_a"), "out": ("out_proj",)}
 _NEXT = {**_DELTA, "in": ("in_proj_qkvz",), "gates": ("in_proj_ba",)}
-_MAMBA = {**LLAMA, "in": ("in_proj",), "gate_down": ("x_proj",), "gate_up": ("dt_proj",), "out": ("out_proj",)}
+_MAMBA = {**LLAMA, "in": ("in_proj",), "gate_down": ("x_proj",), "state.gate_up": ("dt_proj",), "out": ("out_proj",)}
 _PLAIN = Naming(modules=LLAMA)
 _H = {"layer": "transformer.h.{}", "attention": "attn", "embed": "transformer.wte"}
+
+_AS_LLAMA = """
+iquestcoder granite granite_docling_text granite_swa internlm3 helium smollm3 seed_oss cwm hyperclovax
+ernie4_5 paddleocr_vl_text ministral ministral3 voxtral_realtime_text qwen2_5_omni_text molmo2_text
+dots1 olmo olmo3 olmoe flex_olmo exaone4 exaone_moe hunyuan_v1_dense hunyuan_vl_text hy_v3 cohere2
+cohere_compass_text cohere2_moe vaultgemma gemma3n_text gemma4_unified_text stablelm arcee nemotron
+apertus jais2 bitnet diffllama qwen3_omni_moe_text mellum kolibri1 ernie4_5_moe glm4v_moe_text
+solar_open mistral4 glm4_moe_lite minicpm3 youtu deepseek_ocr2_text afmoe muse_glimmer_text
+"""
 
 NAMINGS: Mapping[str, Naming] = {
     **dict.fromkeys(
@@ -123,11 +132,21 @@ NAMINGS: Mapping[str, Naming] = {
         shared="shared_mlp",
         router="block_sparse_moe.router",
     ),
-    "qwen2_moe": Naming(modules=LLAMA, shared="mlp.shared_expert"),
+    **dict.fromkeys(_AS_LLAMA.split(), _PLAIN),
+    "gemma4_text": Naming(modules=LLAMA, shared="mlp", experts="experts.{}", router="router"),
+    "llama4_text": Naming(
+        modules=LLAMA,
+        ffn="feed_forward",
+        shared="feed_forward.shared_expert",
+        experts="feed_forward.experts.{}",
+        router="feed_forward.router",
+    ),
+    "hunyuan_v1_moe": Naming(modules=LLAMA, shared="mlp.shared_mlp", router="mlp.gate.wg"),
+    **dict.fromkeys(("qwen2_moe", "flint"), Naming(modules=LLAMA, shared="mlp.shared_expert")),
     **dict.fromkeys(("mixtral", "minimax_m2"), Naming(modules=_MIXTRAL, **_MIXTRAL_BLOCK)),
     "gpt_oss": Naming(modules=_PACKED, experts="mlp.experts", router="mlp.router"),
-    "phi3": Naming(modules={**_PACKED, "qkv": ("qkv_proj",)}),
-    **dict.fromkeys(("glm", "glm4"), Naming(modules=_PACKED)),
+    **dict.fromkeys(("phi3", "phi4_multimodal"), Naming(modules={**_PACKED, "qkv": ("qkv_proj",)})),
+    **dict.fromkeys(("glm", "glm4", "glm4v_text", "glm_ocr_text"), Naming(modules=_PACKED)),
     "phi": Naming(modules={**LLAMA, "o": ("dense",), "up": ("fc1",), "down": ("fc2",)}),
     "starcoder2": Naming(modules={**LLAMA, "up": ("c_fc",), "down": ("c_proj",)}),
     "opt": Naming(
@@ -178,13 +197,17 @@ def modules_of(naming: Naming, layer: LayerSpec, matrix: str) -> tuple[str, ...]
         mla = layer.attention and layer.attention.mla
         # Without a query latent the one query matrix keeps its plain name.
         plain_query = matrix == "attn.q_up" and mla is not None and mla.q_lora_rank is None
-        return _under(naming.attention, ("q_proj",) if plain_query else naming.modules[rest])
+        names = ("q_proj",) if plain_query else naming.modules[rest]
+        if rest == "qkv" and layer.attention is not None and len(names) == 3:
+            names = names[: {"own": 3, "k": 2, "before": 1}[layer.attention.kv_from]]
+        return _under(naming.attention, names)
     if block == "indexer" and matrix in naming.modules:
         return _under(naming.attention, naming.modules[matrix])
     if block == "indexer":
         return _under(f"{naming.attention}.indexer", ("wq_b",) if rest == "q" else ("wk",))
     if block == "state":
-        return _under(naming.state, naming.modules[rest])
+        # Where a block's own word means another module than that of the FFN.
+        return _under(naming.state, naming.modules.get(matrix) or naming.modules[rest])
     if matrix == "moe.experts":
         assert isinstance(layer.ffn, MoeSpec)
         up = naming.modules["gate_up" if layer.ffn.expert.gated else "up"]

@@ -162,3 +162,77 @@ def test_every_family_reads_the_small_file() -> None:
     for kind, family in FAMILIES.items():
         if family.experts is None and not family.mla and kind not in ("gpt_neo", "gpt_bigcode"):
             assert small(kind).n_layers == 4, kind
+
+
+def test_llama_4_by_hand() -> None:
+    """Layers 0 to 2 attend in chunks with positions, layer 3 to everything without; every second layer routes."""
+    model = small(
+        "llama4_text",
+        intermediate_size_mlp=24,
+        intermediate_size=4,
+        attention_chunk_size=8,
+        num_local_experts=2,
+        num_experts_per_tok=1,
+        interleave_moe_layer_step=2,
+    )
+    assert [(layer.attention.window, layer.attention.chunked) for layer in model.layers] == [(8, True)] * 3 + [
+        (None, False)
+    ]
+    assert [layer.attention.position for layer in model.layers] == ["rope"] * 3 + ["none"]
+    assert [isinstance(layer.ffn, MoeSpec) for layer in model.layers] == [False, True, False, True]
+    # Q 64, K 32, V 32, O 64, two norms; a dense FFN, or a router, two experts and a shared one.
+    dense, routed = 192 + 16 + 3 * 8 * 24, 192 + 16 + 2 * 8 + 3 * (3 * 8 * 4)
+    assert model.n_params == 2 * dense + 2 * routed + ENDS
+    # Three layers keep a chunk of 8 tokens at most, one all 20 of 2 * 2 * 2 elements.
+    assert model.kv_bytes(20) == (3 * 8 + 20) * 8 * 2
+
+
+def test_gemma_4_by_hand() -> None:
+    """Full layers have heads of 4 and one KV head whose keys are the values; the last two layers keep no KV."""
+    types = ["sliding_attention", "full_attention"] * 2
+    more = {"head_dim": 2, "global_head_dim": 4, "num_global_key_value_heads": 1, "attention_k_eq_v": True}
+    more |= {"layer_types": types, "sliding_window": 8, "num_kv_shared_layers": 2, "hidden_size_per_layer_input": 3}
+    model = small("gemma4_text", vocab_size_per_layer_input=16, use_double_wide_mlp=True, **more)
+    around = 3 * 8 * 24 + 5 * 8 + 2 * 8 * 3
+    sliding, full = 64 + 32 + 32 + 64 + 2 * 2, 128 + 32 + 128 + 2 * 4
+    last = (64 + 64 + 2) + (128 + 128 + 4) + 2 * 3 * 8 * 24
+    ends = 16 * 8 + 8 + 16 * 12 + 12 * 8 + 3
+    assert model.n_params == sliding + full + last + 4 * around + ends
+    # K and V of 2 heads of 2 in the window, and of 1 head of 4, which are kept apart though V is K.
+    assert model.kv_bytes(20) == (8 * 8 + 20 * 8) * 2
+    assert [layer.attention.kv_from for layer in model.layers] == ["own", "k", "before", "before"]
+
+
+def test_gemma_4_with_experts_beside_a_dense_block() -> None:
+    """A router of 8 * 4 with a scale each and 8 over the width, four experts of 3 * 8 * 2, seven norms."""
+    more = {"enable_moe_block": True, "num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 2}
+    more |= {"hidden_size_per_layer_input": 0, "head_dim": 2, "global_head_dim": 2, "sliding_window": 8}
+    model = small("gemma4_text", **more)
+    layer = 192 + 2 * 2 + 7 * 8 + 3 * 8 * 24 + (8 * 4 + 4 + 8) + 4 * 48
+    assert model.n_params == 4 * layer + 16 * 8 + 8
+
+
+def test_layers_that_take_kv_of_earlier_ones_do_not_keep_it() -> None:
+    """Half the layers: half the cache, and their decode still reads the K and V that are kept once."""
+    from simulator.base.dtypes import get_format
+    from simulator.inference.lowering import Lowering
+    from simulator.inference.memory import kv_bytes_per_sequence, weights_bytes
+    from simulator.ops.ops import Attention
+    from simulator.ops.step import decode_step
+    from simulator.policies import Policies
+
+    more = {"head_dim": 2, "global_head_dim": 2, "hidden_size_per_layer_input": 0, "sliding_window": 64}
+    models = [small("gemma4_text", num_kv_shared_layers=n, **more) for n in (0, 2)]
+    own, shared = (Lowering(m, Policies(), get_format("bf16"), 2.0) for m in models)
+    assert kv_bytes_per_sequence(shared, 32.0) == kv_bytes_per_sequence(own, 32.0) / 2
+    assert weights_bytes(shared) == 2 * models[1].n_params
+    read = [
+        sum(op.kv_read_bytes * op.count for op in lowering.ops(decode_step(1.0, 32.0)) if isinstance(op, Attention))
+        for lowering in (own, shared)
+    ]
+    written = [
+        sum(op.kv_write_bytes * op.count for op in lowering.ops(decode_step(1.0, 32.0)) if isinstance(op, Attention))
+        for lowering in (own, shared)
+    ]
+    assert read[0] == read[1]
+    assert written[1] == written[0] / 2

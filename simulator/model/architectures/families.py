@@ -16,11 +16,13 @@ from simulator.model.architectures.family import (
     between,
     biased,
     every,
+    every_step,
     late_sliding,
     listed_local,
     register,
     sliding_if_used,
     sparse_steps,
+    turned_layers,
 )
 from simulator.model.layer import SideSpec
 
@@ -42,7 +44,8 @@ def old(**more: Any) -> Family:
     return Family(**facts | more)
 
 
-def _gemma(**more: Any) -> Family:
+def gemma(**more: Any) -> Family:
+    """Llama with a GELU in the FFN and tied ends."""
     return biased(**{"activation": "gelu_pytorch_tanh", "tied": True} | more)
 
 
@@ -63,7 +66,7 @@ FAMILIES: Mapping[str, Family] = {
     **dict.fromkeys(("llama", "aquila", "yi", "iquestcoder", "granite", "granite_docling_text"), _PLAIN),
     "internlm3": biased(ffn_bias="mlp_bias", keys={"attention_bias": ("qkv_bias",), "mlp_bias": ("bias",)}),
     "helium": Family(qkv_bias="attention_bias", ffn_bias="mlp_bias"),
-    "smollm3": biased(ffn_bias="mlp_bias", slides=sliding_if_used, tied=True),
+    "smollm3": biased(ffn_bias="mlp_bias", slides=sliding_if_used, no_rope_every=4, tied=True),
     "seed_oss": Family(qkv_bias=("attention_bias", True), o_bias="attention_out_bias", ffn_bias="mlp_bias"),
     "cwm": Family(ffn_bias="mlp_bias", slides=all_but_nth(4, at=0)),
     "hyperclovax": biased(ffn_bias="mlp_bias", more_norms_if="use_post_norm"),
@@ -129,11 +132,11 @@ FAMILIES: Mapping[str, Family] = {
     "cohere2_moe": biased(
         slides=_QUARTERS, experts=Experts(width="intermediate_size", shared="count", where=after_dense(0)), **_COHERE
     ),
-    "gemma": _gemma(),
-    "gemma2": _gemma(norms=4, slides=all_but_nth(2)),
-    "vaultgemma": _gemma(slides=all_but_nth(2)),
+    "gemma": gemma(),
+    "gemma2": gemma(norms=4, slides=all_but_nth(2)),
+    "vaultgemma": gemma(slides=all_but_nth(2)),
     # The 4B file has no head counts: what equals the defaults of transformers' `Gemma3TextConfig` is left out.
-    "gemma3_text": _gemma(
+    "gemma3_text": gemma(
         norms=4,
         qk_norm="head",
         slides=all_but_nth(6, "sliding_window_pattern", "_sliding_window_pattern"),
@@ -199,6 +202,15 @@ FAMILIES: Mapping[str, Family] = {
         qk_norm_if=("use_qk_norm", True),
         experts=Experts(width="intermediate_size"),
         ignored=("use_routing_bias",),
+    ),
+    "llama4_text": biased(
+        qk_norm="plain",
+        qk_norm_if=("use_qk_norm", True),
+        slides=lambda reader, n_layers: turned_layers(reader, n_layers, 4),
+        chunks=True,
+        no_rope_every=4,
+        dense_width="intermediate_size_mlp",
+        experts=Experts(width="intermediate_size", shared="one", where=every_step),
     ),
     "gpt_oss": Family(
         qkv_bias=("attention_bias", True),

@@ -78,6 +78,12 @@ def sparse_steps(reader: Reader, n_layers: int) -> tuple[bool, ...]:
     return tuple(i not in listed and (i + 1) % step == 0 for i in range(n_layers))
 
 
+def every_step(reader: Reader, n_layers: int) -> tuple[bool, ...]:
+    """The layers that ``moe_layers`` lists, or every ``interleave_moe_layer_step``-th."""
+    step, listed = reader.whole("interleave_moe_layer_step", default=1), reader.numbers("moe_layers")
+    return tuple(i in listed if listed else (i + 1) % step == 0 for i in range(n_layers))
+
+
 def between(reader: Reader, n_layers: int) -> tuple[bool, ...]:
     """Every ``moe_layer_interval``-th layer from ``moe_layer_start_index`` to ``moe_layer_end_index``."""
     step = reader.whole("moe_layer_interval", default=1)
@@ -114,8 +120,8 @@ class Experts:
     ----------
     width : str
         Key of the width of one expert.
-    shared : {None, 'count', 'width', 'one'}
-        The shared block: none, so many experts' widths, a width of its own, or one expert's width.
+    shared : {None, 'count', 'width', 'one', 'dense'}
+        The shared block: none, so many experts' widths, a width of its own, one expert's width or a dense layer's.
     where : Layers
         Layers that route, where ``mlp_layer_types`` does not list them.
     when : Switch
@@ -123,7 +129,7 @@ class Experts:
     """
 
     width: str = "moe_intermediate_size"
-    shared: Literal["count", "width", "one"] | None = None
+    shared: Literal["count", "width", "one", "dense"] | None = None
     where: Layers = every
     when: Switch = True
     shared_gate: bool = False
@@ -144,10 +150,16 @@ class Family:
         Attention keeps latents.
     slides : Layers or None
         Layers with a window where ``layer_types`` does not list them; None: the file's window means nothing.
+    chunks : bool
+        Windows are chunks of ``attention_chunk_size``.
+    no_rope_every : int
+        Every so many layers have no positions where ``no_rope_layers`` does not list them; 0: none.
     norms : int
         Norms over the hidden width in a layer; `more_norms_if` turns on two more.
     parallel : Switch
         Attention and FFN in parallel, under one norm each or, with `one_norm`, under one together.
+    dense_width : str
+        Key of the width of a dense layer's FFN.
     ratio : int, optional
         Width of the FFN over the hidden width where the file gives none.
     ffn_halves : bool
@@ -182,6 +194,8 @@ class Family:
     position: Position = "rope"
     one_kv_head: Switch = False
     slides: Layers | None = None
+    chunks: bool = False
+    no_rope_every: int = 0
     norms: int = 2
     more_norms_if: Switch = False
     norm: Norm = "rms"
@@ -191,6 +205,7 @@ class Family:
     one_norm: bool = False
     gated: bool = True
     activation: str = "silu"
+    dense_width: str = "intermediate_size"
     ratio: int | None = None
     ffn_halves: bool = False
     experts: Experts | None = None
@@ -262,23 +277,26 @@ def _attentions(reader: Reader, family: Family, hidden: int, n_layers: int, cont
         spans: tuple[int | None, ...] = (None,) * n_layers
     else:
         slides = none if family.slides is None else family.slides
-        spans = windows(reader, n_layers, context, slides(reader, n_layers))
+        spans = windows(reader, n_layers, context, slides(reader, n_layers), chunks=family.chunks)
     own = reader.section("per_layer_config")
     changes = {} if own is None else {int(k): v for k, v in own.config.items() if str(k).isdigit()}
-    turned = _turned(reader, n_layers)
+    turned = turned_layers(reader, n_layers, family.no_rope_every)
     read_one = latents_of if family.mla else heads_of
     usual = read_one(reader, family, hidden)
     found = []
     for i, span in enumerate(spans):
         one = read_one(reader.derived(changes[i]), family, hidden) if i in changes else usual
-        found.append(replace(one, window=span, position=one.position if turned[i] else "none"))
+        position = one.position if turned[i] else "none"
+        found.append(replace(one, window=span, chunked=family.chunks and span is not None, position=position))
     return tuple(found)
 
 
-def _turned(reader: Reader, n_layers: int) -> tuple[bool, ...]:
-    """Layers with positions: all but those that ``no_rope_layers`` marks with a 0."""
-    reader.asked.update(("no_rope_layer_interval", "nope_layer_interval"))
-    listed = reader.numbers("no_rope_layers") or (1,) * n_layers
+def turned_layers(reader: Reader, n_layers: int, every_nth: int = 0) -> tuple[bool, ...]:
+    """Layers with rotary positions: all but those that ``no_rope_layers`` marks with a 0, or each n-th."""
+    step = reader.whole("no_rope_layer_interval", "nope_layer_interval", default=every_nth, low=0)
+    listed = reader.numbers("no_rope_layers")
+    if not listed:
+        return tuple(not step or (i + 1) % step != 0 for i in range(n_layers))
     if len(listed) != n_layers:
         reader.fail("no_rope_layers", f"lists {len(listed)} layers, the model has {n_layers}")
     return tuple(bool(kept) for kept in listed)
@@ -341,7 +359,7 @@ def _ffns(reader: Reader, family: Family, hidden: int, n_layers: int) -> tuple[F
     moe = mixture(reader, family, experts) if any(routed) else None
     dense = None if all(routed) else dense_of(reader, family, hidden)
     # A family whose every layer routes often gives the width of a dense layer all the same.
-    reader.asked.update(("intermediate_size", *family.keys.get("intermediate_size", ())))
+    reader.asked.update((family.dense_width, *family.keys.get(family.dense_width, ())))
     found = (moe if routes else dense for routes in routed)
     return tuple(ffn for ffn in found if ffn is not None)
 
@@ -349,7 +367,7 @@ def _ffns(reader: Reader, family: Family, hidden: int, n_layers: int) -> tuple[F
 def dense_of(reader: Reader, family: Family, hidden: int) -> FfnSpec:
     """A feed-forward block without experts."""
     default = {} if family.ratio is None else {"default": family.ratio * hidden}
-    width = reader.whole("intermediate_size", **default)
+    width = reader.uniform(family.dense_width, **default)
     activation = reader.activation(*ACTIVATION_KEYS, default=family.activation)
     return FfnSpec(width // (2 if family.ffn_halves else 1), family.gated, activation, on(reader, family.ffn_bias))
 
@@ -377,6 +395,8 @@ def mixture(reader: Reader, family: Family, experts: Experts) -> MoeSpec:
         shared = reader.whole("shared_expert_intermediate_size", "shared_intermediate_size", default=0, low=0)
     elif experts.shared == "one":
         shared = width
+    elif experts.shared == "dense":
+        shared = reader.whole(family.dense_width)
     n_groups = reader.whole("n_group", default=1)
     if n_experts % n_groups:
         reader.fail("n_group", f"is {n_groups}, which does not divide the {n_experts} experts")
@@ -393,31 +413,32 @@ def mixture(reader: Reader, family: Family, experts: Experts) -> MoeSpec:
 
 
 def windows(
-    reader: Reader, n_layers: int, max_context: int, sliding: tuple[bool, ...] | None = None
+    reader: Reader, n_layers: int, max_context: int, sliding: tuple[bool, ...], *, chunks: bool = False
 ) -> tuple[int | None, ...]:
     """Attention window of each layer [tokens].
 
     Parameters
     ----------
-    sliding : tuple of bool, optional
-        Which layers slide when the file does not list ``layer_types``; all of them when None.
+    sliding : tuple of bool
+        Which layers slide where the file does not list ``layer_types``.
+    chunks : bool
+        They attend within chunks instead.
     """
+    word, key = ("chunked_attention", "attention_chunk_size") if chunks else ("sliding_attention", "sliding_window")
     types = reader.strings("layer_types")
     if types is not None:
         if len(types) != n_layers:
             reader.fail("layer_types", f"lists {len(types)} layers, the model has {n_layers}")
-        unknown = set(types) - {"full_attention", "sliding_attention"}
+        unknown = set(types) - {"full_attention", word}
         if unknown:
             reader.fail("layer_types", f"has {sorted(unknown)[0]!r}, which is not supported")
-        sliding = tuple(kind == "sliding_attention" for kind in types)
+        sliding = tuple(kind == word for kind in types)
     # transformers 5 writes 0 for "no window" in some of its own defaults.
-    window = reader.whole("sliding_window", default=0, low=0)
-    if not window and types is not None and any(sliding or ()):
-        reader.fail("sliding_window", "is missing although 'layer_types' has sliding layers")
+    window = reader.whole(key, default=0, low=0)
+    if not window and types is not None and any(sliding):
+        reader.fail(key, "is missing although 'layer_types' has sliding layers")
     if not window or window >= max_context:
         return (None,) * n_layers
-    if sliding is None:
-        return (window,) * n_layers
     return tuple(window if slides else None for slides in sliding)
 
 
