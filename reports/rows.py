@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from simulator.base.budget import refuse_beyond_budget
 from simulator.base.errors import InputError
 from simulator.inference.status import STATUSES, Status
 from simulator.policies import IDEAL, in_kernel
@@ -39,8 +40,8 @@ ZERO = (
 SIGNED = ("quality_points_lost", "quality_points_lost_lo", "quality_points_lost_hi")
 SMALLEST, LARGEST = 1e-18, 1e24
 """Bounds of what stands in a column, far beyond any device; those of `ZERO` may be nothing at all, of `SIGNED` less."""
-MOST_ROWS = 100_000_000
-"""Rows of a report, about 0.3 kB of memory each."""
+ROW_BYTES = 300
+"""Memory that a row of a report takes [B]."""
 BATCH_ROWS = 65_536
 """Rows of the file held beside the compact arrays at a time."""
 
@@ -148,8 +149,7 @@ def read(path: Path) -> Sweep:
         k.decode("utf-8", "replace"): v.decode("utf-8", "replace")
         for k, v in (file.schema_arrow.metadata or {}).items()
     }
-    if file.metadata.num_rows > MOST_ROWS:
-        raise InputError(f"has {file.metadata.num_rows:,} rows; a report holds at most {MOST_ROWS:,}", where=where)
+    refuse_beyond_budget(ROW_BYTES * file.metadata.num_rows, where)
     schema = metadata.get("shadowline.schema")
     if schema is None:
         raise InputError("is no sweep (it lacks the metadata shadowline.schema)", where=where)

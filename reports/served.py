@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from simulator.base.errors import InputError, ShadowlineError
-from simulator.base.files import read_limited, read_parquet
+from simulator.base.files import read_limited
+from simulator.base.parquet import read_parquet
 from simulator.serving.output import COLUMNS, RECORDS, SCHEMA_VERSION
 from simulator.serving.slo import Promise, parse_slo
 

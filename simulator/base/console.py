@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -23,6 +24,7 @@ UNLIMITED, GAP = 10_000, 2
 
 # What a terminal would obey rather than show: controls, directions of writing, halves of characters.
 _UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+NO_MEMORY = "the memory is used up; ask for fewer points or rows at once, or free some"
 MOST_ERROR = 1500
 """Length of one line of an error; the middle of a longer one is left out [characters]."""
 
@@ -137,6 +139,9 @@ def main(app: Callable[..., Any]) -> NoReturn:
             _once_each(app)
         code = app(standalone_mode=False)
         sys.stdout.flush()
+        if code == EXIT_INTERRUPTED:
+            # The parser turns an interrupt into this code, and says nothing.
+            raise KeyboardInterrupt
     except ShadowlineError as error:
         fail(error)
     except TyperException as error:
@@ -147,9 +152,11 @@ def main(app: Callable[..., Any]) -> NoReturn:
             fail(UnknownNameError("flag", flag, known))
         fail(InputError(f"{error.format_message().rstrip('.')}; see --help"))
     except (typer.Abort, KeyboardInterrupt):
-        kept = "; finished parts are kept, continue with --resume" if "--out" in sys.argv else ""
-        say("interrupted" + kept)
+        say("interrupted" + _resumed(app))
         raise SystemExit(EXIT_INTERRUPTED) from None
+    except MemoryError:
+        # What was being made is gone by now: there is room for a line.
+        fail(InputError(NO_MEMORY))
     except BrokenPipeError:
         # `| head` is a normal way to read a table.
         _drop_stdout()
@@ -161,12 +168,30 @@ def main(app: Callable[..., Any]) -> NoReturn:
         if advice is None:
             raise
         fail(InputError(f"{error.name} is not installed; this needs {advice}"))
+    except ImportError as error:
+        if not re.search("failed to map segment|allocate memory", str(error)):
+            raise
+        fail(InputError(NO_MEMORY))
     except OSError as error:
         # What a verb reads or writes by name it tells itself; without a name it is its own output.
         _drop_stdout()
         what = f"cannot use {error.filename}" if error.filename else "cannot write the answer"
         fail(InputError(f"{what}: {reason(error)}"))
     raise SystemExit(code if isinstance(code, int) else 0)
+
+
+def _resumed(command: Any) -> str:
+    """What an interrupted run keeps and the command that goes on with it; nothing of a verb that keeps nothing."""
+    given = sys.argv[1:]
+    inner = getattr(command, "commands", {})
+    command = next((inner[a] for a in given if a in inner), command)
+    resumes = any("--resume" in p.opts for p in getattr(command, "params", ()))
+    spec = sys.modules["__main__"].__spec__
+    if not resumes or spec is None or not any(a == "--out" or a.startswith("--out=") for a in given):
+        return ""
+    verb = spec.name.removesuffix(".__main__")
+    rest = [a for a in given if a != "--resume"]
+    return f"; finished parts are kept, go on with: python -m {shlex.join([verb, *rest, '--resume'])}"
 
 
 def _once_each(command: Any) -> None:

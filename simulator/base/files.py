@@ -13,19 +13,13 @@ import tempfile
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from simulator.base.errors import InputError, reason
 from simulator.base.lock import taken
 
-if TYPE_CHECKING:
-    import pyarrow as pa
-
 MOST_KEY_PARTS = 200
 """Parts of a dotted TOML key; `tomllib` needs memory quadratic in them."""
-MOST_COLUMN_BYTES = 2**28
-BYTES_PER_ROW = 4096
-"""A Parquet table may unpack to `MOST_COLUMN_BYTES` and this much a row [B]."""
 
 
 @contextlib.contextmanager
@@ -134,12 +128,12 @@ def refuse_special(path: Path, where: str) -> None:
     """
     if path.name in ("", ".."):
         raise InputError(f"{str(path)!r} has no name of its own; give one", where=where)
-    kind = _special(path)
+    kind = special(path)
     if kind:
         raise InputError(f"{path} is {kind}, not a file", where=where)
 
 
-def _special(path: Path) -> str:
+def special(path: Path) -> str:
     """What a device, a pipe or a socket is called; "" for files, folders and what is not there."""
     try:
         mode = os.stat(path).st_mode
@@ -243,8 +237,8 @@ def read_limited(path: Path, most_bytes: int) -> bytes:
     InputError
         It cannot be read, is larger, or is a device, a pipe or a socket.
     """
-    if _special(path):
-        raise InputError(f"cannot read: it is {_special(path)}, not a file", where=str(path))
+    if special(path):
+        raise InputError(f"cannot read: it is {special(path)}, not a file", where=str(path))
     try:
         with path.open("rb") as file:
             content = file.read(most_bytes + 1)
@@ -299,31 +293,3 @@ def toml_value(value: Any, digits: int | None = None) -> str:
 
 def _toml_key(key: str) -> str:
     return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else toml_value(key)
-
-
-def read_parquet(path: Path, most_rows: int) -> pa.Table:
-    """Table of a Parquet file of somebody else's, refused before it unpacks to more than a table of its rows needs.
-
-    Raises
-    ------
-    InputError
-        Not Parquet, damaged, or more than `most_rows`.
-    """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    if _special(path):
-        raise InputError(f"cannot read: it is {_special(path)}, not a file", where=str(path))
-    try:
-        with pq.ParquetFile(path) as file:
-            rows = file.metadata.num_rows
-            size = sum(file.metadata.row_group(i).total_byte_size for i in range(file.num_row_groups))
-            if rows > most_rows or size > MOST_COLUMN_BYTES + BYTES_PER_ROW * rows:
-                told = f"{rows:,} rows of {size / 2**20:,.0f} MiB"
-                raise InputError(f"unpacks to {told}; at most {most_rows:,} rows", where=str(path))
-            return file.read()
-    except OSError as error:
-        raise InputError(f"cannot read: {reason(error)}", where=str(path)) from None
-    except (pa.ArrowException, ValueError) as error:
-        why = (str(error) or type(error).__name__).splitlines()[0]
-        raise InputError(f"is not Parquet ({why})", where=str(path)) from None

@@ -14,7 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from simulator.base.errors import InputError, suggest
 from simulator.base.files import parse_toml as parse_document
-from simulator.base.files import read_limited, read_parquet
+from simulator.base.files import read_limited
+from simulator.base.parquet import read_parquet
 from simulator.claims.metrics import check_metric
 
 MOST_BYTES, MOST_ROWS = 16 * 2**20, 1_000_000

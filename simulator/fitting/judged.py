@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from simulator.base import console
 from simulator.base.errors import AmbiguousNameError, InputError, UnknownNameError, UnsupportedError
-from simulator.base.files import read_parquet
+from simulator.base.parquet import read_parquet
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from simulator.base.errors import InputError, reason, suggest
-from simulator.base.files import read_parquet
+from simulator.base.parquet import read_parquet
 from simulator.serving.requests import MAX_REQUESTS, Requests
 
 

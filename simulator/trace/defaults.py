@@ -50,11 +50,13 @@ class DefaultCheck:
 def curves(trace: Trace, tensor: str) -> tuple[np.ndarray, np.ndarray] | None:
     """Rows, and the densities of every layer at every share kept, shape (keeps, layers, rows); None if not measured.
 
-    A threshold of zero keeps the same set at every larger share: the exact non-zeros stand for all of those.
+    A threshold of zero keeps the same set at every larger share: the exact non-zeros stand for all of those. A share
+    that only some layers have (exact zeros in one of them) is left out.
     """
     levels = trace.keeps(0, tensor, "union_density")
     found = [over_layers(trace, tensor, "union_density", k) for k in (None, *levels)]
-    there = sorted((c for c in found if c is not None), key=lambda c: float(c.mean[0]))
+    most = max((len(c.layers) for c in found if c is not None), default=0)
+    there = sorted((c for c in found if c is not None and len(c.layers) == most), key=lambda c: float(c.mean[0]))
     apart = [c for i, c in enumerate(there) if i == 0 or c.mean[0] - there[i - 1].mean[0] > 1e-6]
     apart = [c for c in apart if 0.0 < c.mean[0] < 1.0]
     return (apart[0].x, np.stack([c.values for c in apart])) if apart else None

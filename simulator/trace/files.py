@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, cast
 from pydantic import ValidationError
 
 from simulator.base.errors import InputError, UnknownNameError, reason
-from simulator.base.files import read_limited, read_parquet, refuse_special, replaced
+from simulator.base.files import read_limited, refuse_special, replaced
+from simulator.base.parquet import read_parquet
 from simulator.trace.curves import Trace
 from simulator.trace.schema import (
     CURVES,

@@ -16,9 +16,9 @@ from fuzz_case import Case, Ended, ended
 from fuzz_valid import MEASURED, SMALL, split
 from fuzz_verbs import VERBS
 
-from simulator.base import files
 from simulator.base.errors import InputError
 from simulator.base.files import replaced
+from simulator.base.parquet import read_parquet
 
 TRAFFIC = split("--rate 5 --count 20 --prompt-tokens 100 --output-tokens 20 --quiet")
 WRITERS = {
@@ -147,6 +147,8 @@ def test_a_cell_that_unpacks_to_far_more_is_refused_unread(tmp_path, monkeypatch
     path = tmp_path / "b.parquet"
     pq.write_table(pa.table({"source": ["x" * 4_000_000]}), path, compression="zstd")
     assert path.stat().st_size < 4_000
-    monkeypatch.setattr(files, "MOST_COLUMN_BYTES", 2**20)
-    with pytest.raises(InputError, match=r"unpacks to 1 rows of 4 MiB"):
-        files.read_parquet(path, 1000)
+    monkeypatch.setenv("SHADOWLINE_MEMORY", "1 MB")
+    with pytest.raises(
+        InputError, match=r"unpacks to 4 MB .*, more than the 1 MB .* that a file may take; set SHADOWLINE_MEM"
+    ):
+        read_parquet(path, 1000)
