@@ -125,9 +125,9 @@ class _Growth:
 
 
 @cache
-def published(model: str = "") -> UnionTable:
-    """The model's own router table, or one whose effective rows are the geometric mean of all three."""
-    found = [PUBLISHED[model]] if model in PUBLISHED else [*PUBLISHED.values()]
+def published(model: str = "", without: str = "") -> UnionTable:
+    """The model's own router table, or one whose effective rows are the geometric mean of all but `without`."""
+    found = [PUBLISHED[model]] if model in PUBLISHED else [t for name, t in PUBLISHED.items() if name != without]
     first = np.exp(np.mean([np.log(t[0]) for t in found]))
     effective = np.exp(np.mean([np.log(effective_rows(t)) for t in found], axis=0))
     return UnionTable(ROWS, -np.expm1(effective * np.log1p(-first))[None])

@@ -96,14 +96,14 @@ def defaults(
     from simulator.base.errors import InputError, reason
     from simulator.base.files import replaced
     from simulator.trace import read_trace
-    from simulator.trace.defaults import judge, text
+    from simulator.trace.defaults import judge, judge_published, text
 
     traces = [read_trace(folder) for folder in folders]
     if out is not None:
         if len(traces) < 2:
             raise InputError("what models differ by needs a second trace", where="--out")
         command = " ".join(["python -m simulator.trace defaults", *map(str, folders), "--out", str(out)])
-        content = text(traces[0], traces[1:], command)
+        content = text(traces[0], traces[1:], command, _kept(out))
         try:
             with replaced(out) as new:
                 new.write_text(content, encoding="utf-8")
@@ -111,7 +111,7 @@ def defaults(
             raise InputError(f"cannot write {out}: {reason(error)}", where="--out") from None
         console.say(f"wrote {out}")
         return
-    checks = [c for trace in traces for c in judge(trace)]
+    checks = [*(c for trace in traces for c in judge(trace)), *judge_published()]
     if json_:
         console.out_json({"rows": [asdict(c) for c in checks]})
         return
@@ -128,6 +128,16 @@ def defaults(
         note="means over layers at every share measured; layers: median of single ones; routers: median of OPT's"
         " published routers, which stood for every tensor; per ln B: error of ln r(B)",
     )
+
+
+def _kept(file: Path) -> dict[str, dict[str, float]]:
+    """How far models differ that `file` knows; those whose traces are not at hand stay in it."""
+    from simulator.base.files import parse_toml, read_limited
+
+    if not file.is_file():
+        return {}
+    found = parse_toml(read_limited(file, 2**20).decode("utf-8", "replace"), str(file)).get("union", {})
+    return {name: entry["apart"] for name, entry in found.items() if "apart" in entry}
 
 
 def _summary(trace: Any) -> dict[str, Any]:

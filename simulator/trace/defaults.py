@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import permutations
 
 import numpy as np
 
+from simulator.base.files import toml_value
 from simulator.ops.union import PUBLISHED, ROWS, UnionTable, published, union_density
 from simulator.ops.union_law import RELU, UNITS, default_law, kind
 from simulator.trace.curves import Trace
@@ -62,8 +63,14 @@ def curves(trace: Trace, tensor: str) -> tuple[np.ndarray, np.ndarray] | None:
     return (apart[0].x, np.stack([c.values for c in apart])) if apart else None
 
 
-def text(base: Trace, others: Sequence[Trace], command: str) -> str:
-    """``union.toml``: the mean curves of `base`, and how far the others' lie from them."""
+def text(base: Trace, others: Sequence[Trace], command: str, kept: Mapping[str, Mapping[str, float]]) -> str:
+    """``union.toml``: the mean curves of `base`, and how far the others' lie from them.
+
+    Parameters
+    ----------
+    kept : mapping of tensor to (mapping of model to log error)
+        Of models whose traces are not at hand, as the file had them.
+    """
     entries: list[str] = []
     rows: np.ndarray = ROWS
     for tensor in UNITS:
@@ -74,22 +81,22 @@ def text(base: Trace, others: Sequence[Trace], command: str) -> str:
         density = np.round(by_layer.mean(1), 4)
         table = UnionTable(rows, density)
         activation = base.manifest.facts.activation
-        apart = [
-            errors(table, *mean_of(t, tensor))
+        apart = dict(kept.get(tensor, {})) | {
+            t.manifest.model: round(_spread([errors(table, *mean_of(t, tensor))]), 3)
             for t in others
             if kind(tensor, t.manifest.facts.activation) == kind(tensor, activation) and curves(t, tensor) is not None
-        ]
+        }
         lines = ",\n".join("  [" + ", ".join(f"{d:.4f}" for d in line) + "]" for line in density)
-        entries.append(f'[union."{tensor}"]\nlog_error = {_spread(apart):.3f}\ndensity = [\n{lines},\n]')
+        told = toml_value(dict(sorted(apart.items())))
+        entries.append(f'[union."{tensor}"]\napart = {told}\ndensity = [\n{lines},\n]')
     known = [(ROWS, d[None]) for d in PUBLISHED.values()]
     relu = [t for t in others if kind("ffn.down", t.manifest.facts.activation) == RELU]
     known += [mean_of(t, "ffn.down") for t in relu]
     pairs = [errors(UnionTable(x, d), *target) for (x, d), target in permutations(known, 2)]
     entries.append(f"[union.{RELU}]\nlog_error = {_spread(pairs):.3f}")
-    told = ", ".join(t.manifest.model for t in others)
     head = (
         f"# Union densities by share kept (lines) and rows (columns), means over the layers of {base.manifest.model};\n"
-        f"# log_error: how far {told} and the published routers differ. docs/traces.md.\n"
+        "# apart, log_error: how far other models and the published routers differ, as ln r(B) per ln B. docs/traces.md.\n"
         f'command = "{command}"\nmodel = "{base.manifest.model}"\n'
         f'activation = "{base.manifest.facts.activation}"\nrows = [{", ".join(f"{x:g}" for x in rows)}]'
     )
@@ -122,25 +129,37 @@ def judge(trace: Trace) -> Iterator[DefaultCheck]:
     activation = trace.manifest.facts.activation
     for tensor in UNITS:
         found = curves(trace, tensor) if tensor != RELU else None
-        if found is None:
-            continue
-        rows, by_layer = found
-        table, law = default_law(kind(tensor, activation), trace.manifest.model, activation)
-        mean, single, before = (
-            errors(of, rows, d)
-            for of, d in ((table, by_layer.mean(1)), (table, by_layer), (published(), by_layer.mean(1)))
-        )
-        error = np.abs(np.expm1(mean[0]))
-        kept = error[by_layer.mean(1)[:, 0] >= LEAST_KEEP]
-        yield DefaultCheck(
-            trace.manifest.model,
-            tensor,
-            law.source,
-            error.size,
-            float(np.median(error)),
-            float(error.max()),
-            float(kept.max()) if kept.size else float("nan"),
-            float(np.median(np.abs(np.expm1(single[0])))),
-            float(np.median(np.abs(np.expm1(before[0])))),
-            _spread([mean]),
-        )
+        if found is not None:
+            name = kind(tensor, activation)
+            table, law = default_law(name, trace.manifest.model, activation)
+            yield _check(trace.manifest.model, tensor, law.source, *found, table)
+
+
+def judge_published() -> Iterator[DefaultCheck]:
+    """Each published router by the mean of the others: what a ReLU model without a table gets."""
+    for model, density in PUBLISHED.items():
+        rest = ", ".join(name for name in PUBLISHED if name != model)
+        table = published(without=model)
+        yield _check(f"{model} (published)", "ffn.down", f"the routers of {rest}", ROWS, density[None, None], table)
+
+
+def _check(
+    model: str, tensor: str, source: str, rows: np.ndarray, by_layer: np.ndarray, table: UnionTable
+) -> DefaultCheck:
+    mean, single, before = (
+        errors(of, rows, d) for of, d in ((table, by_layer.mean(1)), (table, by_layer), (published(), by_layer.mean(1)))
+    )
+    error = np.abs(np.expm1(mean[0]))
+    kept = error[by_layer.mean(1)[:, 0] >= LEAST_KEEP]
+    return DefaultCheck(
+        model,
+        tensor,
+        source,
+        error.size,
+        float(np.median(error)),
+        float(error.max()),
+        float(kept.max()) if kept.size else float("nan"),
+        float(np.median(np.abs(np.expm1(single[0])))),
+        float(np.median(np.abs(np.expm1(before[0])))),
+        _spread([mean]),
+    )
