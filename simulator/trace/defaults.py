@@ -96,7 +96,7 @@ def text(base: Trace, others: Sequence[Trace], command: str, kept: Mapping[str, 
     entries.append(f"[union.{RELU}]\nlog_error = {_spread(pairs):.3f}")
     head = (
         f"# Union densities by share kept (lines) and rows (columns), means over the layers of {base.manifest.model};\n"
-        "# apart, log_error: how far other models and the published routers differ, as ln r(B) per ln B. docs/traces.md.\n"
+        "# apart, log_error: how far other models and the routers differ, as ln r(B) per ln B. docs/traces.md.\n"
         f'command = "{command}"\nmodel = "{base.manifest.model}"\n'
         f'activation = "{base.manifest.facts.activation}"\nrows = [{", ".join(f"{x:g}" for x in rows)}]'
     )
