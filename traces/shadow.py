@@ -48,6 +48,7 @@ _DEVICE = Annotated[str, typer.Option("--device", help="auto | cpu | cuda | cuda
 _LENGTH = Annotated[int, typer.Option("--length", min=8, help="tokens per window")]
 _THREADS = Annotated[int, typer.Option("--threads", min=0, help="CPU threads; 0 leaves torch's")]
 _REVISION = Annotated[str | None, typer.Option("--revision", help="commit or tag of a hub id")]
+_PICKLE = Annotated[bool, typer.Option("--allow-pickle", help="read pickled weights; they can run code")]
 
 
 @app.command()
@@ -65,6 +66,7 @@ def train(
     device: _DEVICE = "cpu",
     threads: _THREADS = 0,
     revision: _REVISION = None,
+    allow_pickle: _PICKLE = False,
     resume: Annotated[bool, typer.Option("--resume", help="keep predictors already there")] = False,
     json_: Annotated[bool, typer.Option("--json", help="the manifest on stdout")] = False,
 ) -> None:
@@ -86,6 +88,7 @@ def train(
         device=device,
         threads=threads,
         revision=revision,
+        allow_pickle=allow_pickle,
         resume=resume,
         quiet=json_,
     )
@@ -111,6 +114,7 @@ def evaluate(
     device: _DEVICE = "cpu",
     threads: _THREADS = 0,
     revision: _REVISION = None,
+    allow_pickle: _PICKLE = False,
     methods: Annotated[str, typer.Option("--methods", help="all, or names with commas")] = "all",
     criteria: Annotated[str, typer.Option("--criteria", help="all that were trained, or names with commas")] = "all",
     sparsities: Annotated[
@@ -142,6 +146,7 @@ def evaluate(
         device=device,
         threads=threads,
         revision=revision,
+        allow_pickle=allow_pickle,
         resume=resume,
         quiet=json_,
     )
@@ -163,16 +168,14 @@ def tables(
     """ShadowLLM's claims judged by the quality of traces, then every measurement."""
     from simulator.trace import read_trace
     from traces.shadow_tables import print_tables
+    from traces.verdicts import rows_of
 
     found = {}
     for folder in traces or sorted(p.parent for p in SHIPPED.glob("*/trace/quality.parquet")):
         trace = read_trace(folder)
         if trace.quality is None:
             raise InputError("has no quality; python -m traces.shadow evaluate --trace adds it", where=str(folder))
-        columns = {name: column.tolist() for name, column in trace.quality.items()}
-        found[trace.manifest.model] = [
-            dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)
-        ]
+        found[trace.manifest.model] = rows_of(trace.quality)
     _print_verdicts(found, json_=json_)
     if not json_:
         for model, rows in found.items():

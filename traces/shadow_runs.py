@@ -28,11 +28,12 @@ TRAIN_SHARE = 0.6
 """Predictors learn on the first part of the text and are judged on the rest [-]."""
 
 
-def _load(model: str, revision: str | None, dtype: str, device: str) -> Loaded:
+def _load(model: str, revision: str | None, dtype: str, device: str, *, allow_pickle: bool) -> Loaded:
     from traces.loading import find, load, quieten
 
     quieten()
-    return load(find(model, revision=revision), dtype=dtype, device=device)
+    found = find(model, revision=revision, allow_pickle=allow_pickle)
+    return load(found, dtype=dtype, device=device, allow_pickle=allow_pickle)
 
 
 def _length(loaded: Loaded, length: int) -> int:
@@ -57,6 +58,7 @@ def train(
     device: str = "cpu",
     threads: int = 0,
     revision: str | None = None,
+    allow_pickle: bool = False,
     resume: bool = False,
     quiet: bool = False,
 ) -> dict[str, Any]:
@@ -71,7 +73,7 @@ def train(
     if (out / MANIFEST).exists() and not resume:
         raise InputError(f"{out} holds predictors; add --resume or remove it", where="--out")
     use_threads(threads)
-    loaded = _load(model, revision, dtype, device)
+    loaded = _load(model, revision, dtype, device, allow_pickle=allow_pickle)
     parts = blocks(loaded.model)
     if len(parts) < 2:
         raise InputError("a model of one layer has nothing to predict", where="--model")
@@ -196,6 +198,7 @@ def evaluate(
     device: str = "cpu",
     threads: int = 0,
     revision: str | None = None,
+    allow_pickle: bool = False,
     resume: bool = False,
     quiet: bool = False,
 ) -> list[Row]:
@@ -215,7 +218,7 @@ def evaluate(
     if trace is not None:
         read_trace(trace)  # An error now and not after hours of runs.
     used = use_threads(threads)
-    loaded = _load(model, revision, dtype, device)
+    loaded = _load(model, revision, dtype, device, allow_pickle=allow_pickle)
     if known["config_sha256"] != loaded.checkpoint.config_sha256:
         raise InputError(
             f"{predictors} was trained for {known['model']}, not for {loaded.checkpoint.name}", where="--predictors"

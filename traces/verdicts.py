@@ -16,7 +16,7 @@ SAME = 0.01
 """Difference of ln perplexity below which two methods are alike, whatever their seeds say [nat]."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Side:
     """One way of choosing units: the values of the columns it names; of several target scales the best at a half."""
 
@@ -34,7 +34,7 @@ class Side:
         return min(whole, key=lambda found: mean(found[0.5]), default={})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Claim:
     """`ours` has a lower perplexity than `other`, or (`no_worse`) none that is higher."""
 
@@ -45,7 +45,7 @@ class Claim:
     no_worse: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Verdict:
     """A claim on one model.
 
@@ -154,6 +154,12 @@ CLAIMS = (
 """The paper's claims; figures are WikiText2 perplexities in its repository (`simulator/claims/shadowllm.toml`)."""
 
 
+def rows_of(quality: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Rows of the columns of a trace's ``quality.parquet``."""
+    columns = {name: column.tolist() for name, column in quality.items()}
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
 def verdicts(rows: Sequence[Row], sparsities: Sequence[float] = SPARSITIES) -> list[Verdict]:
     """Every claim whose two sides were measured at a common sparsity."""
     found = []
@@ -198,8 +204,9 @@ def show(by_model: Mapping[str, Sequence[Row]], sparsities: Sequence[float] = SP
         f"{model}: {rows[0]['tokens']:,} tokens, dense {rows[0]['dense_perplexity']:.2f}"
         for model, rows in by_model.items()
     )
+    told = sorted({s for found in judged.values() for v in found.values() for s in v.holds})
     console.table(
-        f"Perplexity over dense's at {' / '.join(f'{s:.0%}' for s in sparsities)} of heads and neurons dropped",
+        f"Perplexity over dense's at {' / '.join(f'{s:.0%}' for s in told)} of heads and neurons dropped",
         ["claim", "model", "the better by the claim", "the other", "verdict"],
         body,
         left=5,

@@ -7,7 +7,7 @@ import re
 from functools import partial
 from pathlib import Path
 
-from docsite import accuracy, catalogue, commands, frontpage, graph, rooms
+from docsite import accuracy, catalogue, commands, frontpage, graph, rooms, shadow
 
 ROOT = Path(__file__).parents[2]
 
@@ -49,6 +49,9 @@ PARTS = {
     "folders graph": graph.folders,
     "layers graph": graph.layers,
     "front figure": frontpage.figure,
+    "shadow claims": shadow.claims,
+    "shadow speed": shadow.speed,
+    "shadow measurements": shadow.measurements,
     "rooms": rooms.overview,
     **{f"room {name}": partial(rooms.reference, name) for name in rooms.ROOMS},
 }

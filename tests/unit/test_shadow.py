@@ -109,6 +109,9 @@ def test_train_then_evaluate_from_end_to_end(run: Run, model: Path, text: Path, 
     code, _, err = run(shadow, *known, "--trace", tmp_path / "none")
     assert (code, str(tmp_path / "none") in err, err.count("\n")) == (2, True, 1)
     assert not (tmp_path / "late.parquet").exists()
+    for flag, told in (("--sparsities", "shares between 0 and 1"), ("--criteria", "did you mean 'plainact'")):
+        code, _, err = run(shadow, *known, flag, "1.5" if flag == "--sparsities" else "planact")
+        assert (code, told in err, err.count("\n")) == (2, True, 1)
     methods = {r["method"] for r in rows}
     assert methods >= {"random", "static", "oracle", "shadowllm", "dejavu", "teal", "cats", "quest", "h2o"}
     for r in rows:
@@ -118,6 +121,54 @@ def test_train_then_evaluate_from_end_to_end(run: Run, model: Path, text: Path, 
     assert all(r["recall"] == pytest.approx(1.0) for r in oracle)
     code, again, _ = run(shadow, *evaluate_arguments(model, text, one, tmp_path / "quality.parquet"))
     assert json.loads(again)["rows"] == rows
+
+
+@pytest.mark.parametrize("name", shadow.OF_SHIPPED)
+def test_a_shipped_model_is_trained_and_judged_again_quickly(run: Run, tmp_path: Path, name: str) -> None:
+    """One seed on few tokens: the largest effects come out as in the quality that ships."""
+    code, out, err = run(shadow, "reproduce", name, "--out", tmp_path, "--quick", "--threads", "1", "--json")
+    assert code == 0, err
+    found = {v["claim"]: v for v in json.loads(out)["verdicts"]}
+    code, out, err = run(shadow, "tables", SHIPPED / name / "trace", "--json")
+    assert code == 0, err
+    shipped = {v["claim"]: v for v in json.loads(out)["verdicts"]}
+    assert len(found) == 7
+    for claim in (
+        "static masks: plainact ranks better than weight",
+        "predictors follow the context (budget per layer)",
+    ):
+        (text,) = [c for c in found if c.startswith(claim)]
+        assert found[text]["verdict"] == "holds"
+    for text, v in found.items():
+        for side in ("ours", "other"):
+            assert v[side]["0.5"] == pytest.approx(shipped[text][side]["0.5"], rel=0.2), (text, side)
+
+
+def test_pickled_weights_are_read_where_they_are_allowed(run: Run, model: Path, text: Path, tmp_path: Path) -> None:
+    """Facebook's OPT models, ShadowLLM's own, have no other."""
+    import shutil
+
+    from safetensors.torch import load_file
+
+    folder, out = tmp_path / "pickled", tmp_path / "p"
+    shutil.copytree(model, folder)
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    code, _, err = run(shadow, *train_arguments(folder, text, out))
+    assert (code, "--allow-pickle" in err) == (2, True)
+    code, _, err = run(shadow, *train_arguments(folder, text, out), "--allow-pickle")
+    assert code == 0, err
+    judged = [
+        *evaluate_arguments(folder, text, out, tmp_path / "q.parquet"),
+        "--methods",
+        "teal",
+        "--sparsities",
+        "0.4",
+    ]
+    assert run(shadow, *judged)[0] == 2
+    code, printed, err = run(shadow, *judged, "--allow-pickle")
+    assert code == 0, err
+    assert [(r["policy"], r["sparsity"]) for r in json.loads(printed)["rows"]] == [("teal(keep=0.6)", 0.4)]
 
 
 def test_train_resumes_and_keeps_what_is_there(run: Run, model: Path, text: Path, tmp_path: Path) -> None:
@@ -220,6 +271,8 @@ def test_mistakes_are_one_line(run: Run, model: Path, text: Path, tmp_path: Path
             "did you mean 'teal'",
         ),
         (evaluate_arguments(model, text, tmp_path / "p", tmp_path / "q.parquet"), "shadow train"),
+        (["reproduce", "tiny-opt", "--out", tmp_path / "r"], "did you mean 'tiny-opt-py'"),
+        (["tables", tmp_path], "manifest.json"),
         (["evalute"], "evalute"),
     ]
     for arguments, expected in cases:
