@@ -95,11 +95,12 @@ def static(
 ) -> None:
     """One mask for every token, from weights or from training tokens; (layers, units) per kind."""
     tokens = bench.scene.best.shape[1]
+    one = choose({k: v[None] for k, v in importance.items()}, keep, budget).masks
 
     def chooser(number: int) -> Fixed:
         part, _ = bench.scene.batches[number]
         count = tokens * len(bench.scene.ids[part])
-        return choose({k: v[None].expand(count, *v.shape).contiguous() for k, v in importance.items()}, keep, budget)
+        return Fixed({kind: mask.expand(count, -1, -1) for kind, mask in one.items()})
 
     score, cost = bench.run(chooser, truth, keep=keep, budget=budget)
     bench.add(

@@ -219,7 +219,7 @@ def figure(
     from simulator.trace import read_trace
 
     trace = read_trace(traces)
-    found = traded(trace, Scenario.of(**given), rank)
+    found, left_out = traded(trace, Scenario.of(**given), rank)
     a = found[0].answer
     where = f"{a.model} on {a.device}, batch {a.batch:.0f}, {a.prompt_tokens:.0f} + {a.output_tokens:.0f} tokens"
     if plot is not None:
@@ -227,14 +227,20 @@ def figure(
 
         draw_all([picture(found, f"measured on {trace.manifest.model}")], plot, where)
     if json_:
-        console.out_json({"rows": [t.to_dict() for t in found]})
+        console.out_json({"rows": [t.to_dict() for t in found], "left_out": left_out})
         return
     console.table(
         where,
         ["policy", "dropped", "perplexity x", "same token", "TPOT ms", "vs dense"],
         [t.cells() for t in found],
-        note=f"Perplexity over dense's and next tokens equal to dense's as measured on {trace.manifest.model},"
-        f" the best variant of each; times predicted. {sentence(found)}.",
+        note=". ".join(
+            [
+                f"Perplexity over dense's and next tokens equal to dense's as measured on {trace.manifest.model}, the"
+                " best variant of each; times predicted",
+                *filter(None, [sentence(found)]),
+                *(f"{method} is left out: {why}" for method, why in left_out.items()),
+            ]
+        ),
     )
     if plot is not None:
         console.say(f"drawn in {plot}")

@@ -13,6 +13,7 @@ from simulator.base.console import milliseconds, number, share, spread
 from simulator.base.drawing import Line, Lines, Picture
 from simulator.base.errors import InputError, NothingFeasibleError
 from simulator.inference.group import group_of
+from simulator.inference.status import Status
 from simulator.policies import parse
 from simulator.results.loss import LossBasis
 from simulator.results.quality import of_trace
@@ -75,18 +76,24 @@ class Traded:
         return self.answer.to_dict() | {"method": self.method, "sparsity": self.sparsity} | measured | told
 
 
-def traded(trace: Trace, scenario: Scenario, rank: int = RANK) -> list[Traded]:
+def traded(trace: Trace, scenario: Scenario, rank: int = RANK) -> tuple[list[Traded], dict[str, str]]:
     """Every setting of `METHODS` that the trace has judged, in `scenario` with that policy.
 
     On another model than the trace's all predictors are `rank` wide: those judged are as narrow as the model they
     were trained for.
+
+    Returns
+    -------
+    points : list of Traded
+    left_out : dict
+        Methods that do not apply to the model, and why.
 
     Raises
     ------
     InputError
         A trace without quality, or none of these methods in it.
     NothingFeasibleError
-        The scenario cannot run.
+        The scenario cannot run, or no method applies.
     """
     model = CATALOGUE.model(scenario.model)
     own = fits(trace.manifest, model)
@@ -102,7 +109,8 @@ def traded(trace: Trace, scenario: Scenario, rank: int = RANK) -> list[Traded]:
             f"holds no quality of {', '.join(METHODS)}; python -m traces.shadow evaluate --trace adds it",
             where=str(trace.path),
         )
-    found = []
+    found: list[Traded] = []
+    left_out: dict[str, str] = {}
     for method, sparsity, spelled in sorted(settings, key=lambda s: (METHODS.index(s[0]), *s[1:])):
         policy = parse(spelled)
         member = policy.members[0]
@@ -112,10 +120,15 @@ def traded(trace: Trace, scenario: Scenario, rank: int = RANK) -> list[Traded]:
             update={"policy": member.spelling, "trace": str(trace.path) if own else "", "trace_transfer": False}
         )
         answer = rows(group_of(asked), *load_of(asked))[0].at(0)
-        if not isfinite(answer.tpot_s.mid):
+        if answer.status == Status.NOT_APPLICABLE.word:
+            left_out[method] = answer.reason
+        elif not isfinite(answer.tpot_s.mid):
             raise NothingFeasibleError(answer.reason, where=member.spelling)
-        found.append(Traded(method, sparsity, member.spelling, measured.at(policy), answer))
-    return found
+        else:
+            found.append(Traded(method, sparsity, member.spelling, measured.at(policy), answer))
+    if not found:
+        raise NothingFeasibleError("; ".join(left_out.values()), where="--model")
+    return found, left_out
 
 
 def picture(found: Sequence[Traded], measured_on: str) -> Picture:

@@ -185,10 +185,11 @@ def quality(trace: Trace) -> Table | None:
         *(Column(f"same at {share(s)}", term="agreement") for s in SPARSITIES),
     )
     q = trace.quality or {}
+    tokens = sorted({int(n) for n in q.get("tokens", ())})
     note = (
-        f"On {int(q['tokens'][0]):,} held-out tokens, context {q['context'][0]:.0f}; dense:"
-        f" {q['dense_perplexity'][0]:.3f}. Means over seeds, ln linear between sparsities: of heads and neurons, of"
-        " inputs (teal), of neurons (cats), of the KV cache."
+        f"On {' to '.join(f'{n:,}' for n in dict.fromkeys((tokens[0], tokens[-1])))} held-out tokens, context"
+        f" {q['context'][0]:.0f}; dense: {q['dense_perplexity'][0]:.3f}. Means over seeds, ln linear between"
+        " sparsities: of heads and neurons, of inputs (teal), of neurons (cats), of the KV cache."
         if rows
         else ""
     )

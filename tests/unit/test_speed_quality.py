@@ -36,7 +36,8 @@ def judged(tmp_path: Path, synthetic: SimpleNamespace) -> Path:
 
 def test_each_setting_has_the_quality_of_the_trace_and_the_time_of_predict(judged: Path) -> None:
     asked = Scenario.of(model="opt-6.7b", device="a100-sxm-80g", batch=4)
-    found = traded(read_trace(judged), asked)
+    found, left_out = traded(read_trace(judged), asked)
+    assert left_out == {}
     assert [(t.method, t.sparsity) for t in found] == [("shadowllm", 0.5), ("dejavu", 0.5)]
     assert [t.quality.perplexity_ratio for t in found] == pytest.approx([2.0, 2.5])
     for t in found:
@@ -59,11 +60,18 @@ def test_each_setting_has_the_quality_of_the_trace_and_the_time_of_predict(judge
 def test_on_another_model_both_predictors_are_as_wide_as_asked(judged: Path) -> None:
     asked = Scenario.of(model="opt-30b", device="a100-sxm-80g", tp=4)
     for rank in (2048, 512):
-        first, second = traded(read_trace(judged), asked, rank)
+        first, second = traded(read_trace(judged), asked, rank)[0]
         one, other = (parse(t.policy).members[0].model_dump() for t in (first, second))
         assert (one["rank"], other["mlp_rank"], other["attn_rank"]) == (rank, rank, rank)
         assert first.answer.policy == first.policy
         assert first.quality.perplexity_ratio == pytest.approx(2.0)
+
+
+def test_a_method_that_does_not_apply_is_left_out_by_name(judged: Path) -> None:
+    found, left_out = traded(read_trace(judged), Scenario.of(model="llama-2-7b", device="a100-sxm-80g"))
+    assert {t.method for t in found} == {"shadowllm"}
+    assert "zeros of ReLU" in left_out["dejavu"]
+    assert sentence(found) == ""
 
 
 def test_what_cannot_run_or_was_not_judged_is_told(judged: Path, tmp_path: Path, synthetic: SimpleNamespace) -> None:
