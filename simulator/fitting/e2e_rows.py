@@ -64,10 +64,13 @@ DTYPES = {
     "w8a16": "w8a16",
     "gemm=fp8;moe=fp8": "fp8",
     "gemm=fp8_block;moe=fp8_block": "fp8_block",
+    "gemm=fp8;moe=fp8_block": "fp8_block",
     "gemm=nvfp4;moe=nvfp4": "nvfp4",
 }
 NVFP4_BESIDE_MLA = "attention=bf16,ffn=nvfp4,experts=nvfp4,shared_expert=nvfp4"
 """NVIDIA's checkpoints of DeepSeek and Kimi leave the attention blocks in 16 bit."""
+NVFP4_BESIDE_STATES = "experts=nvfp4"
+"""Its checkpoints of Qwen3.5 leave all but the routed experts in 16 bit."""
 NOT_EXACT = {
     "Q4_K_M": "quant Q4_K_M mixes block formats of 4.5 to 6.6 bits",
     "w4a16 g32": "quant int4 with groups of 32 is not a format of ours",
@@ -216,6 +219,8 @@ def _dtype(quant: str | None, source: str, model: ModelSpec, device: Device) -> 
     if in_blocks and quant.startswith("gemm=fp8"):
         # The published checkpoint has scales per 128x128 tile, whatever the row calls it.
         return "fp8_block", ""
+    if "nvfp4" in quant and model.n_state_layers:
+        return NVFP4_BESIDE_STATES, ""
     if "nvfp4" in quant and any(attention.mla is not None for attention, _ in model.attentions):
         return NVFP4_BESIDE_MLA, ""
     if quant == "gemm=int4_wo;moe=int4_wo" and model.quantised:

@@ -32,7 +32,7 @@ STATIC_UTILISATION = 0.98
 """Share of memory a fixed batch may fill; scripts of fixed batches leave nothing aside [-]."""
 TOO_FAST = 0.9
 """Below this share of the bare roofline a row cannot be what it says (early stops, other precision) [-]."""
-FITS, NO_FIT, NOT_APPLICABLE = "", "does not fit in memory", "not applicable"
+FITS, NO_FIT = "", "does not fit in memory"
 NO_LINK, IMPOSSIBLE = "tensor parallelism over several nodes", "faster than the bare roofline"
 
 
@@ -68,7 +68,7 @@ def groups(rows: pd.DataFrame, engines: Mapping[str, Engine]) -> Iterator[tuple[
         if group.tp > 1 and links and group.tp > max(link.max_ranks for link in links):
             yield group, part, NO_LINK
         else:
-            yield group, part, NOT_APPLICABLE if group.problem else FITS
+            yield group, part, group.problem[1] if group.problem else FITS
 
 
 def predict(rows: pd.DataFrame, engines: Mapping[str, Engine]) -> pd.DataFrame:

@@ -8,6 +8,9 @@ from simulator.base.errors import InputError
 from simulator.fitting import e2e
 from simulator.fitting import judged as judging
 from simulator.fitting.asked import predicted
+from simulator.fitting.e2e_rows import prepare
+from simulator.fitting.e2e_steps import predict
+from simulator.roofline.engine import load_engines
 
 
 def gemm_rows(**changes: object) -> pd.DataFrame:
@@ -151,3 +154,35 @@ def test_rows_that_are_all_refused_are_one_line(changes: dict[str, object], told
     rows = pd.DataFrame([{**E2E, **changes}, {**E2E, **changes, "batch": 8}])
     with pytest.raises(InputError, match=f"no row .*: {told}"):
         e2e.validate(rows, None)
+
+
+def test_formats_of_rows_are_those_of_the_published_checkpoints() -> None:
+    """NVIDIA's NVFP4 of Qwen3.5 is of its experts alone; a cut that no head count allows is told with its numbers."""
+    rows = pd.DataFrame(
+        {
+            "source": "aiconfigurator-silicon_sample",
+            "engine": ["sglang 0.5.9", "sglang 0.5.9", "sglang 0.5.9", "trtllm 1.2.0rc6"],
+            "model": ["Qwen/Qwen3.5-397B-A17B", "Qwen/Qwen3.5-397B-A17B", "zhipuai/GLM-5", "deepseek-ai/DeepSeek-R1"],
+            "device": ["b200", "b200", "b200", "gb200"],
+            "metric": "tpot_ms",
+            "value": [10.0, 11.0, 20.0, 5.0],
+            "quant": [
+                "gemm=nvfp4;moe=nvfp4",
+                "gemm=fp8;moe=fp8_block",
+                "gemm=fp8;moe=fp8_block",
+                "gemm=nvfp4;moe=nvfp4",
+            ],
+            "batch": 8.0,
+            "input_len": 1024.0,
+            "output_len": 1024.0,
+            "tp": [4.0, 8.0, 8.0, 36.0],
+            "n_gpus": [4.0, 8.0, 8.0, 36.0],
+        }
+    )
+    found, excluded = prepare(rows)
+    assert excluded == {}
+    assert dict(zip(found["model"], found["dtype"], strict=True))["glm-5"] == "fp8_block"
+    assert sorted(found["dtype"][found["model"] == "qwen3.5-397b-a17b"]) == ["experts=nvfp4", "fp8_block"]
+    judged = predict(found, load_engines())
+    assert set(judged["reason"][judged["model"] != "deepseek-v3"]) == {""}
+    assert set(judged["reason"][judged["model"] == "deepseek-v3"]) == {"128 heads cannot be split over tp=36"}
