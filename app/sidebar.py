@@ -118,6 +118,10 @@ def _more() -> None:
     )
     key = "block_size"
     st.number_input("Tokens per KV page", 1, 1024, 16, 1, key=key, help=_about(key), bind="query-params")
+    key = "images"
+    st.number_input("Images in each prompt", 0, 10_000, 0, 1, key=key, help=_about(key), bind="query-params")
+    key = "text_only"
+    st.toggle("Leave the vision tower out", key=key, help=_about(key), bind="query-params")
     key = "ignore_context_limit"
     st.toggle("Predict beyond the model's context", key=key, help="As EXTRAPOLATED.", bind="query-params")
     st.text_input(

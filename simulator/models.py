@@ -70,6 +70,8 @@ def command(
     )
     for row in rows if names else ():
         console.out(f"source of {row['model']}: {row['source']}")
+        if row["tower_params"]:
+            console.out(f"beside it: a vision tower of {row['tower_params']:,} parameters")
         for note in row["notes"]:
             console.out(f"note: {note}")
 
@@ -150,6 +152,7 @@ def row_of(model: Any) -> dict[str, Any]:
         "architecture": model.architecture,
         "params": model.n_params,
         "active_params": model.n_active_params,
+        "tower_params": model.tower.n_params if model.tower else 0,
         "layers": model.n_layers,
         "hidden": model.hidden,
         "heads": attention and attention.n_heads,

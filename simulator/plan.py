@@ -27,7 +27,7 @@ DEVICES = "a100-sxm-80g,h100-sxm,h200,b200,l40s,h20,mi300x"
 @app.command()
 @with_options(
     given=scenario_options(
-        without=(*LOAD, "block_size", "trace", "trace_transfer"),
+        without=(*LOAD, "block_size", "images", "trace", "trace_transfer"),
         lists=("device", "dtype", "kv_cache_dtype", "tp", "pp", "ep"),
         repeated=("policy",),
         defaults={"model": None, "device": DEVICES, "tp": "1,2,4,8"},

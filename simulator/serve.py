@@ -29,7 +29,7 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions
 @app.command()
 @with_options(
     given=scenario_options(
-        without=(*LOAD, "quality"),
+        without=(*LOAD, "images", "quality"),
         lists=("device",),
         repeated=("policy",),
         defaults={"model": None, "device": None},

@@ -241,7 +241,7 @@ def _one(scenario: Scenario, flags: Mapping[str, Any]) -> list[str]:
     command += ["--policy", scenario.policy, *_kernel(scenario)]
     if scenario.trace and scenario.policy != "dense":
         command += ["--trace", str(Path(scenario.trace).resolve())] + ["--trace-transfer"] * scenario.trace_transfer
-    command += ["--ignore-context-limit"] * scenario.ignore_context_limit
+    command += ["--ignore-context-limit"] * scenario.ignore_context_limit + ["--text-only"] * scenario.text_only
     return [*command, "--out", "requests.parquet", "--json"]
 
 
@@ -270,7 +270,7 @@ def _plan(scenario: Scenario, flags: Mapping[str, Any]) -> list[str]:
     for policy in named:
         command += ["--policy", policy]
     command += _kernel(scenario) if named else []
-    command += ["--ignore-context-limit"] * scenario.ignore_context_limit
+    command += ["--ignore-context-limit"] * scenario.ignore_context_limit + ["--text-only"] * scenario.text_only
     return [*command, "--json"]
 
 

@@ -147,7 +147,7 @@ class Points:
     @property
     def status(self) -> np.ndarray:
         """`Status` of each point."""
-        longest = np.asarray(self.prompt, float) + self.output
+        longest = np.asarray(self.prompt, float) + self.group.image_tokens + self.output
         over = longest > self.group.model.max_context
         code = np.where(self.fits, Status.OK, Status.DOES_NOT_FIT)
         if not self.group.ignore_context:
@@ -216,9 +216,11 @@ def evaluate(group: Group, batch: Array, prompt: Array, output: Array) -> Points
     b, p, o = (
         np.reshape(np.asarray(x, float), (1,) * (ndim - np.ndim(x)) + np.shape(x)) for x in (batch, prompt, output)
     )
+    asked, p = p, p + group.image_tokens
     micro = np.minimum(b, float(group.pp))
     rows = b / micro
-    prefill = step_time(group, prefill_step(_plain(rows), _plain(p)))
+    images = _plain(rows * group.images) if group.images else 0.0
+    prefill = step_time(group, prefill_step(_plain(rows), _plain(p), images=images))
     passes = (micro + group.pp - 1.0) / group.pp
     steps = o - 1.0
     centre = p + o / 2.0
@@ -242,7 +244,7 @@ def evaluate(group: Group, batch: Array, prompt: Array, output: Array) -> Points
     return Points(
         group,
         b,
-        p,
+        asked,
         o,
         prefill,
         decode,

@@ -45,10 +45,14 @@ class Group:
     modules: bool | None = None
     """Whether blocks measured as a whole answer; None: where they can."""
     quality: QualityFile | None = None
+    images: int = 0
+    """Images in each prompt, beside its own tokens."""
 
     @classmethod
     def of(cls, scenario: Scenario, model: ModelSpec, device: Device) -> Group:
         """Group of one scenario with its names already resolved."""
+        if scenario.text_only:
+            model = replace(model, tower=None)
         runs, fmt = formats_on(model, choose(scenario.dtype), device)
         kv = scenario.kv_cache_dtype
         return cls(
@@ -66,6 +70,7 @@ class Group:
             scenario.ignore_context_limit,
             CATALOGUE.trace_for(scenario, model),
             quality=CATALOGUE.quality_for(scenario, model),
+            images=scenario.images,
         )
 
     @property
@@ -116,11 +121,12 @@ class Group:
     def notes(self) -> tuple[str, ...]:
         """What is left out of the model, and which layers a policy on attention does not reach."""
         model = self.model
+        notes = (*model.notes, *self._of_tower)
         if model.n_attention_layers == model.n_layers:
-            return model.notes
+            return notes
         on_attention = (p for p in self.policies.members if p.aspects & ATTENTION_ASPECTS)
         layers = f"works on {model.n_attention_layers} of {model.n_layers} layers, those with attention"
-        return (*model.notes, *(f"{policy.name} {layers}" for policy in on_attention))
+        return (*notes, *(f"{policy.name} {layers}" for policy in on_attention))
 
     @cached_property
     def dense(self) -> Group:
@@ -154,7 +160,7 @@ class Group:
             if not self.device.has(fmt.math):
                 have = ", ".join(sorted(str(d) for d in DType if self.device.has(d)))
                 return (Status.UNSUPPORTED_DTYPE, f"{self.device.name} has no {fmt.math} rate; it has {have}")
-        reason = self.lowering.why_not()
+        reason = self.lowering.why_not() or self._cannot_see
         if reason is None and self.pp > self.model.n_layers:
             reason = f"{self.model.n_layers} layers cannot fill pp={self.pp}"
         if reason is None and self.gpus > 1 and not self.device.links:
@@ -166,6 +172,36 @@ class Group:
             except UnsupportedError as error:
                 reason = error.message
         return (Status.NOT_APPLICABLE, reason) if reason else None
+
+    @property
+    def _of_tower(self) -> tuple[str, ...]:
+        """What the vision tower takes, and the image that is meant."""
+        tower = self.model.tower
+        if tower is None:
+            return ()
+        loaded = f"a vision tower of {tower.n_params / 1e9:.3g} B parameters is loaded; --text-only leaves it out"
+        if not self.images:
+            return (loaded,)
+        size = f"{tower.pixels} x {tower.pixels} pixels"
+        other = ", assumed, as any size is taken" if tower.resizes else ""
+        return (loaded, f"an image is {tower.tokens:,} prompt tokens ({tower.patches:,} patches of {size}{other})")
+
+    @property
+    def _cannot_see(self) -> str | None:
+        """Why images cannot be asked of the model, None where they are not or can."""
+        tower = self.model.tower
+        if not self.images:
+            return None
+        if tower is None:
+            return f"{self.model.name} is read without a vision tower, so it takes no images; drop --images"
+        if tower.n_heads % self.tp:
+            return f"{tower.n_heads} heads of the vision tower cannot be split over tp={self.tp}"
+        return None
+
+    @property
+    def image_tokens(self) -> int:
+        """Prompt tokens of the images of one sequence [-]."""
+        return self.images * self.model.tower.tokens if self.model.tower else 0
 
     @property
     def too_long(self) -> str:

@@ -8,9 +8,10 @@ from enum import Enum, auto
 from functools import cached_property, partial
 from typing import Any, NamedTuple
 
+from simulator.base.arrays import some
 from simulator.base.dtypes import DType, Format, sixteen_bit
 from simulator.base.errors import UnsupportedError
-from simulator.inference import blocks, compressed, feed_forward, latent, modules, state
+from simulator.inference import blocks, compressed, feed_forward, latent, modules, state, tower
 from simulator.inference.kv_shape import kv_bytes_per_token, kv_heads_here, sequences
 from simulator.model.formats import INDEXER
 from simulator.model.layer import AttentionSpec, LayerSpec, MoeSpec, SideSpec
@@ -163,6 +164,9 @@ class Lowering:
         if only in (None, Follows.TOKENS):
             ops += (Lowered(op, Follows.TOKENS) for op in self._head(step))
         if only is not Follows.SEQUENCES:
+            if self.model.tower is not None and some(step.images > 0.0):
+                sees = tower.ops(self.model.tower, self.tp, sixteen_bit(self.fmt), step.images)
+                ops += (Lowered(op, Follows.CONTEXT) for op in sees)
             ops += self._layers(step, only)
         if only is not Follows.CONTEXT:
             last = self._context(self.model.layers[-1], self.model.n_layers - 1, step)

@@ -87,8 +87,8 @@ def _padded(op: Moe) -> float:
 def weights_bytes(lowering: Lowering, pp: int = 1) -> float:
     """Resident weights of the fullest pipeline stage on one GPU [B].
 
-    Matrices as the ops read them (so predictors and formats count), the embedding as it is stored split over
-    tp, norms, biases and position tables in 16 bit on every GPU.
+    Matrices as the ops read them (so predictors and formats count), the embedding as it is stored and a vision tower
+    in 16 bit split over tp, norms, biases and position tables in 16 bit on every GPU.
     """
     model = lowering.model
     layers, ends = 0.0, 0.0
@@ -107,10 +107,11 @@ def weights_bytes(lowering: Lowering, pp: int = 1) -> float:
         ends, embedding = max(ends, embedding), 0.0
     small = sum(model.params(part) for part in ("position", "norm")) * wide
     small += _bias_elements(lowering) * wide
+    tower = 0.0 if model.tower is None else model.tower.n_params / lowering.tp * half
     stages = math.ceil(model.n_layers / pp) / model.n_layers
     if pp == 1:
-        return layers + ends + embedding + small
-    return (layers + small) * stages + max(ends, embedding)
+        return layers + ends + embedding + small + tower
+    return (layers + small) * stages + max(ends, embedding) + tower
 
 
 def _bias_elements(lowering: Lowering) -> float:

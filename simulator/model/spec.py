@@ -31,6 +31,7 @@ from simulator.model.layer import (
     QkNorm,
     SideSpec,
 )
+from simulator.model.tower import TowerSpec
 
 __all__ = [
     "PARTS",
@@ -46,6 +47,7 @@ __all__ = [
     "Position",
     "QkNorm",
     "SideSpec",
+    "TowerSpec",
 ]
 
 
@@ -79,6 +81,8 @@ class ModelSpec:
         embeddings, those of each layer (Gemma 3n) [-].
     sides : tuple of SideSpec
         Small matrices outside the layers that every token passes.
+    tower : TowerSpec or None
+        Encoder of images that is loaded beside the decoder, no part of its `params`.
     dtype : str
         Format of the published weights: ``bf16``, ``fp16`` or ``fp32``.
     ends : Formats
@@ -98,8 +102,8 @@ class ModelSpec:
 
     Notes
     -----
-    Multi-token-prediction layers (``num_nextn_predict_layers``), vision and audio towers and
-    buffers (DeepSeek's router correction) are not part of the model and not counted.
+    Multi-token-prediction layers (``num_nextn_predict_layers``), audio towers and buffers (DeepSeek's router
+    correction) are not part of the model and not counted.
     """
 
     name: str
@@ -116,6 +120,7 @@ class ModelSpec:
     lm_head_bias: bool = False
     tables: int = 0
     sides: tuple[SideSpec, ...] = ()
+    tower: TowerSpec | None = None
     dtype: str = "bf16"
     ends: Formats = AS_PUBLISHED
     rest: Format | None = None

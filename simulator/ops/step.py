@@ -25,6 +25,8 @@ class Step:
         New prompt tokens per such sequence [-].
     prefill_context : Array
         Context of such a sequence after its chunk [-].
+    images : Array
+        Images that are encoded for the prompts of this step [-].
     """
 
     decode_rows: Array = 0.0
@@ -33,6 +35,7 @@ class Step:
     prefill_rows: Array = 0.0
     prefill_tokens: Array = 1.0
     prefill_context: Array = 1.0
+    images: Array = 0.0
     decodes: bool = True
     prefills: bool = False
 
@@ -58,12 +61,13 @@ def decode_step(rows: Array, context: Array, prompt: Array | None = None) -> Ste
     return Step(decode_rows=rows, decode_context=context, decode_prompt=prompt)
 
 
-def prefill_step(rows: Array, tokens: Array, context: Array | None = None) -> Step:
+def prefill_step(rows: Array, tokens: Array, context: Array | None = None, *, images: Array = 0.0) -> Step:
     """Every sequence brings `tokens` prompt tokens; `context` after them, default the chunk itself."""
     return Step(
         prefill_rows=rows,
         prefill_tokens=tokens,
         prefill_context=tokens if context is None else context,
+        images=images,
         decodes=False,
         prefills=True,
     )

@@ -130,7 +130,7 @@ def _batch(group: Group, s: Scenario) -> BreakEven:
 
 
 def _prompt(group: Group, s: Scenario) -> BreakEven:
-    limit = LONGEST if s.ignore_context_limit else group.model.max_context - s.output_tokens
+    limit = LONGEST if s.ignore_context_limit else group.model.max_context - group.image_tokens - s.output_tokens
     last = max(limit, s.prompt_tokens, SHORTEST + 1)
     return _along(group, s, "prompt_tokens", _whole(SHORTEST, last), "prompt")
 

@@ -99,6 +99,10 @@ class Fields:
     ] = 0.9
     block_size: Annotated[int, About("tokens per KV page", bounds=_whole(1024))] = 16
     ignore_context_limit: Annotated[bool, About("predict beyond the model's context, as EXTRAPOLATED")] = False
+    images: Annotated[
+        int, About("images in each prompt; their tokens come on top of the prompt's", bounds={"ge": 0, "le": 10_000})
+    ] = 0
+    text_only: Annotated[bool, About("leave the checkpoint's vision tower out of memory")] = False
     trace: Annotated[
         str,
         About(

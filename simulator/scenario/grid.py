@@ -53,6 +53,8 @@ class Grid:
     gpu_memory_utilization: float = FIELDS["gpu_memory_utilization"].default
     block_size: int = FIELDS["block_size"].default
     ignore_context_limit: bool = False
+    images: int = 0
+    text_only: bool = False
     trace: tuple[str, ...] = ()
     trace_transfer: bool = False
     quality: str = ""
@@ -136,7 +138,7 @@ class Grid:
 OUTER = ("model", "device", "engine", "dtype", "kv_cache_dtype", "tp", "pp", "ep", "policy", "kernel")
 """Axes whose values change the ops; policy and kernel vary fastest so that their dense twin is at hand."""
 SIZES = ("tp", "pp", "ep", "batch", "prompt_tokens", "output_tokens")
-SETTINGS = ("gpu_memory_utilization", "block_size", "ignore_context_limit")
+SETTINGS = ("gpu_memory_utilization", "block_size", "ignore_context_limit", "images", "text_only")
 """Fields of one value."""
 
 

@@ -50,6 +50,10 @@ class Deployment:
     transfer_bytes_per_s: float | None = None
 
     def __post_init__(self) -> None:
+        if self.scenario.images:
+            raise InputError(
+                "serving knows prompts of text alone; add the images' tokens to the prompts", where="--images"
+            )
         if self.router not in ROUTERS:
             raise UnknownNameError("router", self.router, ROUTERS, where="--router")
         if not 1 <= self.replicas <= MAX_REPLICAS:

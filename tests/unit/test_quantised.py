@@ -377,4 +377,4 @@ def test_policies_are_asked_of_the_formats_they_rewrite() -> None:
 def test_answers_print_formats_and_notes() -> None:
     done = CliRunner().invoke(app, ["--model", "kimi-k2.5", "--device", "b200", "--tp", "8"])
     assert "formats: weights bf16, experts w4a16 (4.5 bits); KV cache bf16" in done.stdout
-    assert "note: only the text part is modelled" in done.stdout
+    assert "note: a vision tower of 0.471 B parameters is loaded" in done.stdout

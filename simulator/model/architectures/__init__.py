@@ -18,6 +18,7 @@ from simulator.base.units import format_bytes
 from simulator.model.architectures import classic, compressed, delta_net, experts, families, gemma, mamba  # noqa: F401
 from simulator.model.architectures.nested import NESTED_DEFAULTS, NESTED_KINDS
 from simulator.model.architectures.registry import ARCHITECTURES, Parser, architecture
+from simulator.model.architectures.towers import tower_of
 from simulator.model.architectures.unread import check
 from simulator.model.quantization import Scheme, apply, scheme_of
 from simulator.model.quantization.layouts import float4
@@ -27,6 +28,7 @@ from simulator.model.spec import ModelSpec
 __all__ = ["ARCHITECTURES", "Parser", "Reader", "architecture", "from_config"]
 
 _TEXT_SECTIONS = ("text_config", "llm_config", "language_config", "thinker_config", "vlm_config")
+_TEXT_ALONE = "only the text part of"
 _QUANTISED = ("quantization_config", "compression_config", "quantization")
 """Where a config says how it is quantised; the last is MLX's."""
 _SHARED = ("torch_dtype", "dtype", "expert_dtype", "tie_word_embeddings", *_QUANTISED)
@@ -82,7 +84,10 @@ def from_config(
         where_kept = "beside" if any(layer.state and layer.attention for layer in model.layers) else "in place of"
         kept = f"{format_bytes(model.state_bytes())} of each sequence"
         notes += (f"{model.n_state_layers} of {model.n_layers} layers keep a state {where_kept} a KV cache, {kept}",)
-    model = replace(model, dtype=reader.dtype(), source=source, notes=model.notes + notes)
+    tower, told = tower_of(config, Reader(config, where, text), model.hidden)
+    if tower is not None or told:
+        notes = (*(note for note in notes if not note.startswith(_TEXT_ALONE)), *told)
+    model = replace(model, dtype=reader.dtype(), source=source, tower=tower, notes=model.notes + notes)
     try:
         return _quantised(model, reader, beside)
     except InputError as error:
@@ -121,7 +126,7 @@ def _text_part(reader: Reader, config: Mapping[str, Any]) -> tuple[Reader, tuple
     kind = reader.word("model_type", default="")
     if kind in ARCHITECTURES:
         return reader, ()
-    note = (f"only the text part of {kind!r} is modelled, no vision or audio part",)
+    note = (f"{_TEXT_ALONE} {kind!r} is modelled, no vision or audio part",)
     text_kind = next((k for k in (f"{kind}_text", NESTED_KINDS.get(kind, "")) if k in ARCHITECTURES), "")
     for key in _TEXT_SECTIONS:
         section = reader.section(key)
@@ -139,7 +144,7 @@ def _text_part(reader: Reader, config: Mapping[str, Any]) -> tuple[Reader, tuple
             listed = ", ".join(f"{k} {v}" for k, v in missing.items())
             more = (f"left out of the text part, so as transformers has it: {listed}", *more)
         filled = {**shared, **missing, **inside.config, **tied, "model_type": inner}
-        return inside.derived(filled), (*note, *(m for m in more if not m.startswith("only the text")))
+        return inside.derived(filled), (*note, *(m for m in more if not m.startswith(_TEXT_ALONE)))
     if text_kind and not reader.unset("hidden_size"):
         # Files before transformers 4.52 have the text part's keys at the top.
         return reader.derived({"model_type": text_kind}), note
