@@ -106,7 +106,7 @@ class Lowering:
             if reason is None and policy.aspects & ATTENTION_ASPECTS and not self.model.attentions:
                 reason = f"{policy.name} works on attention, which no layer of {self.model.name} has"
             if reason is None and of_latents and not policy.compatibility.mla:
-                reason = f"{policy.name} works on K and V of single heads; MLA caches one latent for all of them"
+                reason = "it works on K and V of single heads; MLA caches one latent for all of them"
             if reason is None and policy.aspects & ATTENTION_ASPECTS:
                 reason = _own_choice(policy, self.model)
             if Aspect.KV_FORMAT in policy.aspects and self.kv_element_bytes < 2.0:

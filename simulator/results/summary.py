@@ -221,6 +221,8 @@ def show(summary: Summary, out: Path | None) -> None:
                 left=3 + len(devices),
                 note=f"{RULE}. Over the rows with status ok; {note}",
             )
+    for line in _why_not(summary):
+        console.out(line)
     quality = summary.quality()
     if any(row.policy != "dense" for row, _ in quality):
         missing = sorted({key[2] for key in summary.found} - {in_kernel(row.policy, row.kernel) for row, _ in quality})
@@ -240,6 +242,17 @@ def show(summary: Summary, out: Path | None) -> None:
         console.out(f"software: {told}")
     if out is not None:
         console.out(f"all rows: {out}")
+
+
+def _why_not(summary: Summary) -> Iterator[str]:
+    """One line for every reason why policies do not apply, with those it keeps from applying."""
+    models = {model for model, *_ in summary.found}
+    said: dict[tuple[str, str], dict[str, None]] = {}
+    for (model, _, policy), found in summary.found.items():
+        if found.reason and not found.loads:
+            said.setdefault((model if len(models) > 1 else "", found.reason), {})[policy] = None
+    for (model, reason), policies in said.items():
+        yield f"not applicable{f' to {model}' if model else ''}: {', '.join(policies)}: {reason}"
 
 
 MOST_PAIRS = 4

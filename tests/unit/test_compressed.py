@@ -142,9 +142,7 @@ def test_a_measured_engine_answers_with_its_modules(tmp_path: Path, device: str,
 
 
 def test_policies_on_a_cache_of_tokens_are_refused() -> None:
-    assert (
-        lowering("quest").why_not() == "quest works on K and V of single heads; MLA caches one latent for all of them"
-    )
+    assert lowering("quest").why_not() == "it works on K and V of single heads; MLA caches one latent for all of them"
     reason = lowering("streaming_llm").why_not()
     assert reason is not None
     assert "folds several into one" in reason or "one latent" in reason

@@ -6,6 +6,7 @@ import json
 import sys
 
 import pytest
+from typer.testing import CliRunner
 
 from simulator import predict
 from simulator.base import console
@@ -17,6 +18,7 @@ from simulator.results.free import options, sentences
 from simulator.results.verdict import Verdict
 from simulator.scenario.scenario import Scenario
 from simulator.serving.launch import VLLM_POLICIES
+from simulator.sweep import app as sweep_app
 
 HERE = {"model": "llama-3.1-8b", "device": "rtx-4090", "prompt_tokens": 1024, "output_tokens": 256}
 
@@ -146,3 +148,15 @@ def test_one_scenario_says_how_sure_and_why(monkeypatch, capsys):
     assert second.endswith("vllm was never measured on ada, which widens the interval")
     run(monkeypatch, "--device", "h100-sxm")
     assert "how sure: calibrated, 100% of the kernels' time" in capsys.readouterr().out
+
+
+def test_a_sweep_says_once_why_policies_do_not_apply(capsys) -> None:
+    """Latents: one line for all policies on single heads; a verdict for all others."""
+    policies = ("--policy", "quest", "--policy", "h2o", "--policy", "nm24", "--policy", "expert_pruning")
+    done = CliRunner().invoke(sweep_app, ["--model", "deepseek-v3.2", "--device", "h200", "--tp", "8", *policies])
+    assert done.exit_code == 0
+    lines = [line for line in done.stdout.splitlines() if line.startswith("not applicable: ")]
+    assert len(lines) == 2
+    assert lines[0].startswith("not applicable: quest(budget=2048), h2o(keep=0.2): it works on K and V of single heads")
+    assert lines[1] == "not applicable: nm24: no published 2:4 kernel for fused experts"
+    assert "expert_pruning(keep=0.75)" not in "".join(lines)

@@ -24,7 +24,8 @@ def lowered(model: str, policy: str = "dense", *, tp: int = 1, dtype: str = "fp1
 def test_one_gpu_holds_two_bytes_per_parameter(name: str) -> None:
     """Nothing is stored twice (tied matrices once, absorbed MLA products once) and nothing is left out."""
     model = find_model(name)
-    assert memory.weights_bytes(lowered(name)) == pytest.approx(2.0 * model.n_params, rel=1e-9)
+    params = model.n_params + (model.tower.n_params if model.tower else 0)
+    assert memory.weights_bytes(lowered(name)) == pytest.approx(2.0 * params, rel=1e-9)
 
 
 @pytest.mark.parametrize("name", ["llama-2-7b", "gpt2", "opt-125m"])

@@ -14,7 +14,12 @@ from simulator.scenario.fields import FIELDS, LOAD, REQUIRED
 from simulator.scenario.options import option, scenario_options, with_options
 from simulator.scenario.scenario import Scenario
 
-LEFT_OUT = {predict: (), sweep: (), serve: (*LOAD, "quality"), plan: (*LOAD, "block_size", "trace", "trace_transfer")}
+LEFT_OUT = {
+    predict: (),
+    sweep: (),
+    serve: (*LOAD, "images", "quality"),
+    plan: (*LOAD, "block_size", "images", "trace", "trace_transfer"),
+}
 """Fields a verb does not ask for: traffic has its own lengths, and a plan searches without a trace."""
 
 
