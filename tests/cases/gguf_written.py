@@ -22,7 +22,8 @@ Chosen = Callable[[str, Shape], str]
 def published(name: str) -> dict[str, Any]:
     """A bundled config, its text part alone."""
     config = json.loads((files("hw_profiles") / "models" / f"{name}.json").read_text("utf-8"))
-    return {k: v for k, v in {**config, **config.get("text_config", {})}.items() if k != "quantization_config"}
+    text = config.get("text_config", config)
+    return {k: v for k, v in text.items() if k != "quantization_config"}
 
 
 def tensors_of(config: dict[str, Any], arch: str, *, halves: bool = False) -> Iterator[tuple[str, Shape]]:

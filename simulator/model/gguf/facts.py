@@ -39,6 +39,11 @@ _SHARED = {
     "attention.indexer.top_k": "index_topk",
 }
 """Keys of a config by the fact that says the same."""
+_EXPERT_KEYS = {
+    **dict.fromkeys(("mixtral", "gpt_oss", "minimax_m2"), "num_local_experts"),
+    **dict.fromkeys(("deepseek_v2", "deepseek_v3", "glm4_moe"), "n_routed_experts"),
+}
+"""What a config calls its number of experts where that is not ``num_experts``."""
 _PER_LAYER = ("feed_forward_length", "attention.head_count", "attention.head_count_kv")
 
 
@@ -95,8 +100,6 @@ def config_of(header: Header, where: str) -> Config:
             config[key] = value
     config["num_hidden_layers"] = facts.whole("block_count") - int(config.get("num_nextn_predict_layers", 0))
     experts = facts.get("expert_count")
-    if experts:
-        config.update(dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts"), experts))
     config["vocab_size"] = _vocab(header, where)
     config["tie_word_embeddings"] = "output.weight" not in header.tensors
     config["attention_bias"] = facts.has("attn_output.bias")
@@ -106,6 +109,8 @@ def config_of(header: Header, where: str) -> Config:
     model_type, more = known
     config["model_type"] = model_type
     more(facts, config)
+    if experts:
+        config[_EXPERT_KEYS.get(config["model_type"], "num_experts")] = experts
     return config
 
 
