@@ -40,10 +40,14 @@ def vectors(low: Lowering) -> float:
     out += model.vocab if model.lm_head_bias else 0
     for layer in model.layers:
         a, ffn = layer.attention, layer.ffn
-        bare = a.n_params(model.hidden)
-        if a.mla is None:
+        if a is None:
+            net = layer.state
+            wide = net.v_heads * net.v_dim
+            into = 2 * net.k_heads * net.k_dim + 2 * wide + 2 * net.v_heads
+            out += net.n_params(model.hidden) - model.hidden * (into + wide)
+        elif a.mla is None:
             o_in, kv = a.n_heads * a.v_head_dim, a.n_kv_heads * (a.head_dim + a.v_head_dim)
-            out += bare - model.hidden * (o_in + a.n_heads * a.head_dim + kv)
+            out += a.n_params(model.hidden) - model.hidden * (o_in + a.q_width + kv)
         else:
             m = a.mla
             q_out = a.n_heads * a.head_dim
@@ -52,7 +56,10 @@ def vectors(low: Lowering) -> float:
                 q = m.q_lora_rank * (model.hidden + q_out)
             down = model.hidden * (m.kv_lora_rank + m.qk_rope_head_dim)
             up = m.kv_lora_rank * a.n_heads * (m.qk_nope_head_dim + a.v_head_dim)
-            out += bare - (q + down + up + model.hidden * a.n_heads * a.v_head_dim)
+            out += a.n_params(model.hidden) - (q + down + up + model.hidden * a.n_heads * a.v_head_dim)
+            if a.indexer is not None:
+                head = a.indexer.head_dim
+                out -= m.q_lora_rank * a.indexer.n_heads * head + model.hidden * (head + a.indexer.n_heads)
         for block in (ffn,) if not isinstance(ffn, MoeSpec) else (ffn.shared,):
             if block is not None:
                 out += block.n_params(model.hidden) - (block.n_up + 1) * model.hidden * block.intermediate
