@@ -67,12 +67,13 @@ _PLAIN = Naming(modules=LLAMA)
 _H = {"layer": "transformer.h.{}", "attention": "attn", "embed": "transformer.wte"}
 
 _AS_LLAMA = """
-iquestcoder granite granite_docling_text granite_swa internlm3 helium smollm3 seed_oss cwm hyperclovax
-ernie4_5 paddleocr_vl_text ministral ministral3 voxtral_realtime_text qwen2_5_omni_text molmo2_text
-dots1 olmo olmo3 olmoe flex_olmo exaone4 exaone_moe hunyuan_v1_dense hunyuan_vl_text hy_v3 cohere2
-cohere_compass_text cohere2_moe vaultgemma gemma3n_text gemma4_unified_text stablelm arcee nemotron
-apertus jais2 bitnet diffllama qwen3_omni_moe_text mellum kolibri1 ernie4_5_moe glm4v_moe_text
-solar_open mistral4 glm4_moe_lite minicpm3 youtu deepseek_ocr2_text afmoe muse_glimmer_text
+axk1 beam laguna granite4_vision_text emu3_text_model chameleon iquestcoder granite granite_docling_text granite_swa
+internlm3 helium smollm3 seed_oss cwm hyperclovax ernie4_5 paddleocr_vl_text ministral ministral3
+voxtral_realtime_text qwen2_5_omni_text molmo2_text dots1 olmo olmo3 olmoe flex_olmo exaone4 exaone_moe
+hunyuan_v1_dense hunyuan_vl_text hy_v3 cohere2 cohere_compass_text cohere2_moe vaultgemma gemma3n_text
+gemma4_unified_text stablelm arcee nemotron apertus jais2 bitnet diffllama qwen3_omni_moe_text mellum kolibri1
+ernie4_5_moe glm4v_moe_text solar_open mistral4 glm4_moe_lite minicpm3 youtu deepseek_ocr2_text afmoe
+muse_glimmer_text
 """
 
 NAMINGS: Mapping[str, Naming] = {

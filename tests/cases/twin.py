@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-_AROUND = ("visual", "vision", "image", "audio", "speech", "connector", "projector")
+_AROUND = ("visual", "vision", "image", "audio", "speech", "connector", "projector", "vqmodel")
 """Words in the names of modules around the text part."""
 
 
@@ -27,9 +27,11 @@ def twin(config: Any) -> Any:
 
 def text_params(model: Any) -> int:
     """Parameters of the text part: decoder, embedding and output, each shared tensor once [-]."""
-    parts = [model.get_decoder() or model, model.get_input_embeddings(), model.get_output_embeddings()]
-    if not any(p is parts[1].weight for p in parts[0].parameters()) and not hasattr(parts[0], "layers"):
-        parts[0] = model
+    decoder = model.get_decoder()
+    if decoder is None or not list(decoder.children()):
+        # An output matrix that is called a decoder.
+        decoder = model
+    parts = [decoder, model.get_input_embeddings(), model.get_output_embeddings()]
     seen = {}
     for part in parts:
         if part is not None:

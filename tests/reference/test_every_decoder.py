@@ -31,6 +31,9 @@ SMALL: Mapping[str, dict[str, Any]] = {
     "hunyuan_v1_moe": _HEADS | _ROPE | {"num_experts": 4, "moe_topk": 2},
     "ministral": _HEADS,
     "nemotron": _HEADS,
+    "chameleon": _ROPE | {"vocabulary_map": {"<image>": 8711}},
+    "granite4_vision": {"deepstack_layer_map": [], "spatial_target_layers": [], "downsample_rate": "4/8"},
+    "emu3": {"vocabulary_map": {"<image>": 8711}},
     "cohere_compass": {"text_config": _BY_LAYER},
     "cohere_compass_text": _BY_LAYER,
     "hunyuan_vl": {"text_config": _HEADS | _ROPE},
@@ -58,15 +61,15 @@ _LAYERS: Mapping[str, str] = {
     "linear attention of other kinds": "bailing_hybrid glm5_next kimi_linear minimax olmo_hybrid qwen4_exp"
     " qwen4_exp_text recurrent_gemma rwkv xlstm zaya",
     "short convolutions": "lfm2 lfm2_moe lfm2_vl lfm3 lfm3_vl inkling2 inkling2_text inkling_mm_model inkling_text",
-    "sparse attention of their own": "minimax_m3_vl minimax_m3_vl_text axk2 dots3_note dots3_note_text"
-    " mistral_large4 hy_v4",
-    "layers of several sizes": "diffusion_gemma laguna step3p7",
-    "experts of another kind": "axk1 beam ernie4_5_vl_moe jetmoe longcat_flash muse_spark dbrx doge",
-    "cross attention or a loop over layers": "blip blt idefics kosmos-2 kosmos-2.5 mllama hrm_text",
-    "key names or norms of their own": "chameleon cpmant emu3 git gpt_neox_japanese granite4_vision modernbert-decoder"
-    " xlm xlnet unlimited_ocr",
-    "several codebooks": "kyutai_speech_to_text moshi",
-    "no layer pattern in the default config": "mimo_v2_flash",
+    "sparse attention of their own": "minimax_m3_vl minimax_m3_vl_text axk2 dots3_note dots3_note_text mistral_large4",
+    "layers of several kinds": "diffusion_gemma step3p7",
+    "two attentions in a layer, or experts in one": "longcat_flash jetmoe",
+    "experts looked up by product keys": "doge",
+    "attention to another model's tokens": "blip blt idefics mllama",
+    "a loop over its layers": "hrm_text",
+    "attention to references beside a window": "unlimited_ocr",
+    "a config of configs that transformers itself does not build": "dbrx",
+    "relative positions, embeddings of several kinds": "cpmant xlm xlnet",
 }
 REFUSED: Mapping[str, str] = {kind: why for why, kinds in _LAYERS.items() for kind in kinds.split()}
 """Decoders that are not read, and what they have."""

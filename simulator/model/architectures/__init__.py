@@ -15,7 +15,7 @@ from simulator.base.errors import InputError, suggest
 from simulator.base.units import format_bytes
 
 # Each of these registers its family.
-from simulator.model.architectures import classic, compressed, delta_net, experts, families, gemma, mamba  # noqa: F401
+from simulator.model.architectures import classic, compressed, delta_net, experts, families, gemma, mamba, singles  # noqa: F401
 from simulator.model.architectures.nested import NESTED_DEFAULTS, NESTED_KINDS
 from simulator.model.architectures.registry import ARCHITECTURES, Parser, architecture
 from simulator.model.architectures.towers import tower_of

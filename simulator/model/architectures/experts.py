@@ -7,10 +7,14 @@ from dataclasses import replace
 from simulator.model.architectures.families import FAMILIES
 from simulator.model.architectures.family import Experts, Family, read
 from simulator.model.architectures.registry import architecture
+from simulator.model.architectures.states import of_two_kinds
 from simulator.model.indexer import IndexerSpec
 from simulator.model.layer import AttentionSpec
 from simulator.model.reader import Reader
 from simulator.model.spec import ModelSpec
+
+_SLIDES = {"sliding_attention": True, "full_attention": False}
+_ROUTES = {"sparse": True, "dense": False}
 
 
 def _indexers(reader: Reader) -> tuple[IndexerSpec, ...]:
@@ -38,7 +42,11 @@ def sparse_deepseek(reader: Reader, name: str) -> ModelSpec:
     unknown = set(types or ()) - {"indexed_attention", "deepseek_sparse_attention"}
     if unknown:
         reader.fail("layer_types", f"has {sorted(unknown)[0]!r}, which is not supported")
-    model = read(reader.derived(without=("layer_types",)), name, FAMILIES["deepseek_v3"])
+    return with_indexers(reader, read(reader.derived(without=("layer_types",)), name, FAMILIES["deepseek_v3"]))
+
+
+def with_indexers(reader: Reader, model: ModelSpec) -> ModelSpec:
+    """`model` with the indexers that its file lists."""
     layers = []
     for layer, indexer in zip(model.layers, _indexers(reader), strict=True):
         assert layer.attention is not None
@@ -50,7 +58,9 @@ def sparse_deepseek(reader: Reader, name: str) -> ModelSpec:
 def mimo_v2_flash(reader: Reader, name: str) -> ModelSpec:
     """MiMo-V2-Flash: layers that slide have twice the KV heads and softmax sinks; values are narrower than keys."""
     n_layers = reader.layers("num_hidden_layers")
-    slides, routed = reader.switches("hybrid_layer_pattern", n_layers), reader.switches("moe_layer_freq", n_layers)
+    # The authors' lists of numbers, or the words of transformers 5.
+    slides = reader.switches("hybrid_layer_pattern", n_layers) or of_two_kinds(reader, n_layers, _SLIDES)
+    routed = reader.switches("moe_layer_freq", n_layers) or of_two_kinds(reader, n_layers, _ROUTES, "mlp_layer_types")
     if slides is None or routed is None:
         missing = "hybrid_layer_pattern" if slides is None else "moe_layer_freq"
         reader.fail(missing, "is missing; the file must say which layers it means")

@@ -25,6 +25,7 @@ from simulator.model.architectures.family import (
     turned_layers,
 )
 from simulator.model.layer import SideSpec
+from simulator.model.reader import Reader
 
 CLASSIC: Mapping[str, tuple[str, ...]] = {
     "hidden_size": ("n_embd", "n_embed", "d_model", "embed_dim"),
@@ -53,6 +54,10 @@ def _latent(**more: Any) -> Family:
     return biased(**{"mla": True, "experts": Experts(shared="count", where=after_dense(0))} | more)
 
 
+def _width(reader: Reader) -> int:
+    return reader.whole("intermediate_size")
+
+
 _PLAIN = biased(ffn_bias="mlp_bias")
 _QWEN3 = biased(qk_norm="head", slides=late_sliding)
 _OLD_PARALLEL = {"parallel": True, "one_norm": True}
@@ -63,16 +68,20 @@ _QUARTERS = all_but_nth(4, "sliding_window_pattern", "_sliding_window_pattern", 
 
 FAMILIES: Mapping[str, Family] = {
     # Llama and what its weights can be loaded as.
-    **dict.fromkeys(("llama", "aquila", "yi", "iquestcoder", "granite", "granite_docling_text"), _PLAIN),
+    **dict.fromkeys(
+        ("llama", "aquila", "yi", "iquestcoder", "granite", "granite_docling_text", "granite4_vision_text"), _PLAIN
+    ),
     "internlm3": biased(ffn_bias="mlp_bias", keys={"attention_bias": ("qkv_bias",), "mlp_bias": ("bias",)}),
     "helium": Family(qkv_bias="attention_bias", ffn_bias="mlp_bias"),
     "smollm3": biased(ffn_bias="mlp_bias", slides=sliding_if_used, no_rope_every=4, tied=True),
     "seed_oss": Family(qkv_bias=("attention_bias", True), o_bias="attention_out_bias", ffn_bias="mlp_bias"),
     "cwm": Family(ffn_bias="mlp_bias", slides=all_but_nth(4, at=0)),
     "hyperclovax": biased(ffn_bias="mlp_bias", more_norms_if="use_post_norm"),
-    "bitnet": biased(norms=3, activation="relu2", vectors=lambda _, hidden, reader: reader.whole("intermediate_size")),
+    "bitnet": biased(norms=3, activation="relu2", vectors=lambda *a: _width(a[-1])),
     "diffllama": biased(vectors=lambda a, hidden, reader: 4 * a.head_dim),
     **dict.fromkeys(("ernie4_5", "paddleocr_vl_text"), _ERNIE),
+    "emu3_text_model": Family(),
+    "chameleon": biased(ffn_bias="mlp_bias", qk_norm="width", qk_norm_bias=True, ignored=("swin_norm",)),
     "mistral": Family(slides=every),
     **dict.fromkeys(("ministral", "ministral3"), Family(slides=every)),
     "phi3": Family(slides=every, fused_qkv=True),
@@ -253,6 +262,18 @@ FAMILIES: Mapping[str, Family] = {
     **dict.fromkeys(("deepseek_v2", "deepseek_v3", "kimi_k2", "mistral4"), _latent()),
     "glm4_moe_lite": _latent(experts=Experts(shared="count", where=after_dense(1))),
     **dict.fromkeys(("minicpm3", "youtu"), _latent(experts=None, ffn_bias="mlp_bias", tied=True)),
+    "beam": biased(norms=4, qk_norm="head", gate="width", vectors=lambda a, *_: a.n_heads, experts=Experts()),
+    "muse_spark_text": biased(
+        norms=3,
+        qk_norm="plain",
+        gate="width",
+        vectors=lambda _, hidden, reader: 2 * hidden + 2 * reader.whole("moe_hidden_size"),
+        experts=Experts(latent="moe_hidden_size"),
+    ),
+    # Speech: gate and up are one matrix whose width the file gives.
+    "moshi": Family(
+        ffn_halves=True, slides=every, keys=CLASSIC, extra_rows=(1,), ignored=("num_codebooks", "depth_decoder_config")
+    ),
     # Before Llama.
     "bloom": old(
         position="alibi", tied=True, embed_norm=True, fused_qkv=True, defaults={"max_position_embeddings": 2048}
@@ -270,6 +291,9 @@ FAMILIES: Mapping[str, Family] = {
     "openai-gpt": old(position="learned", tied=True, fused_qkv=True, final_norm=False),
     "gpt_neo": old(qkv_bias=False, position="learned", tied=True, slides=listed_local),
     "biogpt": old(position="learned", tied=True, offset_rows=2),
+    "kosmos_2_text_model": old(position="none", tied=True, norms=3, vectors=lambda *a: 2 * _width(a[-1])),
+    "kosmos_2_5_text_model": old(position="none", tied=True, extra_rows=(2,), vectors=lambda *a: 2 * _width(a[-1])),
+    "git": old(position="learned", embed_norm=True, final_norm=False, lm_head_bias=True),
     "xglm": old(position="none", tied=True),
     "ctrl": old(position="none", tied=True, lm_head_bias=True),
     "phi": old(lm_head_bias=True, qk_norm="head", qk_norm_bias=True, qk_norm_if="qk_layernorm", **_OLD_PARALLEL),

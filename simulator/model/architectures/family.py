@@ -126,6 +126,8 @@ class Experts:
         Layers that route, where ``mlp_layer_types`` does not list them.
     when : Switch
         Whether there are experts at all.
+    latent : str
+        Key of the width that tokens are projected to before the experts; "": none.
     """
 
     width: str = "moe_intermediate_size"
@@ -135,6 +137,7 @@ class Experts:
     shared_gate: bool = False
     router_bias: Switch = False
     bias: Switch = False
+    latent: str = ""
 
 
 @dataclass(frozen=True)
@@ -172,8 +175,8 @@ class Family:
         Values of Llama's keys that this family's files leave out.
     ignored : tuple of str
         Keys of its files that change nothing.
-    extra_rows : tuple of str
-        Keys of rows that the embedding has and the output has not.
+    extra_rows : tuple of str or int
+        Keys or numbers of rows that the embedding has and the output has not.
     vectors : Callable, optional
         Other learned elements of a layer, from its attention, the hidden width and the reader [-].
     sides : Callable, optional
@@ -217,7 +220,7 @@ class Family:
     keys: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
     ignored: tuple[str, ...] = ()
-    extra_rows: tuple[str, ...] = ()
+    extra_rows: tuple[str | int, ...] = ()
     vectors: Callable[[AttentionSpec, int, Reader], int] | None = None
     sides: Callable[[Reader, int], tuple[SideSpec, ...]] | None = None
 
@@ -253,7 +256,7 @@ def read(reader: Reader, name: str, family: Family) -> ModelSpec:
         )
         for attention, ffn in zip(attentions, ffns, strict=True)
     )
-    extra = sum(reader.whole(key, default=0, low=0) for key in family.extra_rows)
+    extra = sum(k if isinstance(k, int) else reader.whole(k, default=0, low=0) for k in family.extra_rows)
     return ModelSpec(
         name=name,
         architecture=reader.word("model_type", default=""),
@@ -407,6 +410,7 @@ def mixture(reader: Reader, family: Family, experts: Experts) -> MoeSpec:
         shared=FfnSpec(shared, family.gated, activation, bias) if shared else None,
         router_bias=on(reader, experts.router_bias),
         shared_gate=experts.shared_gate and bool(shared),
+        latent=reader.whole(experts.latent) if experts.latent else None,
         n_groups=n_groups,
         top_k_groups=reader.whole("topk_group", default=1, high=n_groups),
     )
