@@ -18,7 +18,8 @@ import typer
 
 from simulator.base import console
 from simulator.base.errors import InputError, reason
-from simulator.fitting.judged import FILES, KERNEL_KINDS, figures, judge_rows, read_rows
+from simulator.fitting.judged import KERNEL_KINDS, figures, judge_rows
+from simulator.fitting.tables import paths_of, read_tables
 
 GOLDEN = "accuracy.json"
 """Golden copy in `hw_profiles`, so that an installed Shadowline can say how wrong it is."""
@@ -38,7 +39,7 @@ TARGETS = {
 
 
 def measure(data: Path, holdout: str | None) -> dict[str, Any]:
-    """Figures of every kernel family whose file is in `data`.
+    """Figures of every kernel family whose tables are in `data`, the larger one (``_more``) where it is there.
 
     Returns
     -------
@@ -47,11 +48,11 @@ def measure(data: Path, holdout: str | None) -> dict[str, Any]:
     """
     out: dict[str, Any] = {}
     for kind in KERNEL_KINDS:
-        path = data / f"{FILES.get(kind, kind)}.parquet"
-        if not path.is_file():
+        paths = paths_of(kind, data)
+        if not paths:
             continue
-        judged, _ = judge_rows(kind, read_rows(path), holdout)
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+        judged, _ = judge_rows(kind, read_tables(paths)[0], holdout)
+        digest = hashlib.sha256(b"".join(p.read_bytes() for p in paths)).hexdigest()[:16]
         for j in judged:
             out[f"{kind}.{j.split}" if j.split != "in_source" else kind] = {"file_sha256": digest, **figures(j.rows)}
     if not out:

@@ -10,7 +10,8 @@ import typer
 
 from simulator.base import console
 from simulator.base.errors import InputError, UnknownNameError, reason
-from simulator.fitting.judged import FAMILIES, KERNEL_KINDS, module_of, read_rows
+from simulator.fitting.judged import FAMILIES, KERNEL_KINDS, module_of
+from simulator.fitting.tables import read_tables
 
 if TYPE_CHECKING:
     from simulator.device.fits import Fit
@@ -74,11 +75,11 @@ def write(kind: str, fits: list[Fit], out: Path, *, pooled: bool) -> list[Path]:
     return paths
 
 
-def _rows(kind: str, data: Path | None, origin: str | None, device: str | None) -> Any:
-    if (data is None) == (origin is None):
+def _rows(kind: str, data: list[Path] | None, origin: str | None, device: str | None) -> Any:
+    if (not data) == (origin is None):
         raise InputError("give either --data FILE or --from aiconfigurator-core", where="--data")
-    if data is not None:
-        return read_rows(data)
+    if data:
+        return read_tables(data)[0]
     from simulator.fitting import aiconfigurator
 
     if origin != aiconfigurator.PACKAGE:
@@ -91,7 +92,10 @@ def _rows(kind: str, data: Path | None, origin: str | None, device: str | None) 
 @app.command()
 def command(
     kind: Annotated[str, typer.Option(help=" | ".join(KERNEL_KINDS))],
-    data: Annotated[Path | None, typer.Option(help="Parquet or CSV of measured rows")] = None,
+    data: Annotated[
+        list[Path] | None,
+        typer.Option(help="Parquet or CSV of measured rows; repeat: rows that a later file repeats replace"),
+    ] = None,
     from_: Annotated[
         str | None, typer.Option("--from", help="'aiconfigurator-core': the rows of that installed wheel")
     ] = None,

@@ -1,4 +1,4 @@
-"""How wrong are we: ``python -m simulator.validate --kind gemm --data FILE [--holdout 0.3|source|device]``."""
+"""How wrong are we: ``python -m simulator.validate --kind gemm --data FILE [--holdout 0.3|source|device|release]``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import typer
 
 from simulator.base import console
 from simulator.base.errors import InputError, UnknownNameError
-from simulator.fitting.judged import KERNEL_KINDS, figures, judge_rows, module_of, read_rows, table
+from simulator.fitting.judged import KERNEL_KINDS, figures, judge_rows, module_of, table
+from simulator.fitting.tables import read_tables
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,10 +25,12 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions
 @app.command()
 def command(
     kind: Annotated[str, typer.Option(help=" | ".join(KINDS))],
-    data: Annotated[Path, typer.Option(help="Parquet or CSV of measured rows")],
+    data: Annotated[
+        list[Path], typer.Option(help="Parquet or CSV of measured rows; repeat: rows that a later file repeats replace")
+    ],
     holdout: Annotated[
         str | None,
-        typer.Option(help="share, 'source' or 'device': fit in memory on the rest; none = judge what is committed"),
+        typer.Option(help="share, 'source', 'device' or 'release': fit on the rest; none = judge what is committed"),
     ] = None,
     learning_curve: Annotated[
         list[str] | None,
@@ -42,7 +45,7 @@ def command(
     """
     if kind not in KINDS:
         raise UnknownNameError("kind", kind, KINDS, where="--kind")
-    raw = read_rows(data)
+    raw, left_out = read_tables(data)
     if learning_curve:
         _curves(kind, raw, learning_curve, json_)
         return
@@ -56,6 +59,7 @@ def command(
         return
     compared = getattr(module_of(kind), "speedups", None)
     judged, excluded = judge_rows(kind, raw, holdout)
+    excluded = left_out | excluded
     for j in judged:
         j.rows["kernel_family"] = j.rows["library"]
     if json_:

@@ -48,6 +48,7 @@ def _fit_lines(fit: Fit, device: str) -> list[str]:
     head |= {"dtype": fit.dtype, "library": fit.library, "n": fit.n, "sources": list(fit.sources)}
     told = {f.name: getattr(fit.residual, f.name) for f in fields(fit.residual)}
     told = {name: value for name, value in told.items() if value != ()}
+    head |= {"releases": list(fit.releases)} if fit.releases else {}
     head |= {"coefficients": dict(fit.coefficients), "residual": told}
     lines = ["", "[[fit]]", *(f"{key} = {toml_value(value, DIGITS)}" for key, value in head.items())]
     if fit.surface is not None:
@@ -93,5 +94,6 @@ def _parse_fit(data: Mapping[str, Any], table: Mapping[str, Any]) -> Fit:
         n=int(table["n"]),
         sources=tuple(table["sources"]),
         date=str(table.get("date", data["date"])),
+        releases=tuple(map(str, table.get("releases", ()))),
         residual=Residual(**{k: float(v) for k, v in residual.items()}, classes=classes),
     )

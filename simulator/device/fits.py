@@ -140,7 +140,8 @@ class Fit:
     """One fitted member of a family: coefficients, residual surface and their error.
 
     `device` is a profile name; in the ``_default`` file a `Device.scope`, an architecture or ``any``. `by_user`: it was
-    read from the user's own folder, not shipped.
+    read from the user's own folder, not shipped. `library` may carry the release from which on it holds, `releases` are
+    those that were measured (see `simulator.device.releases`).
     """
 
     family: str
@@ -154,3 +155,4 @@ class Fit:
     date: str
     residual: Residual
     by_user: bool = False
+    releases: tuple[str, ...] = ()

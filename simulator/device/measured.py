@@ -113,4 +113,4 @@ def _digest(file: Stamp) -> bytes:
 def _text(fit: Fit) -> str:
     surface = "" if fit.surface is None else f"{fit.surface.axes}{fit.surface.values.tobytes().hex()}"
     named = (fit.family, fit.device, fit.dtype, fit.library, dict(fit.coefficients), fit.residual, fit.sources)
-    return f"{named}{surface}"
+    return f"{named}{fit.releases}{surface}"

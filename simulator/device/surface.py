@@ -88,10 +88,15 @@ class Surface:
         cells = [_cell(x.reshape((1,) * (len(shape) - x.ndim) + x.shape), knots) for x, knots in wide]
         return np.broadcast_to(_multilinear(values, cells), shape)
 
-    def thinned(self, tolerance: float) -> Surface:
+    def thinned(self, tolerance: float, weight: NDArray[np.float64] | None = None) -> Surface:
         """The same surface on fewer knots: its values miss these by `tolerance` at most, root mean square [-].
 
         The knot that its neighbours' line stands in for best goes first; the ends of an axis stay.
+
+        Parameters
+        ----------
+        weight : ndarray, optional
+            What a miss at each knot counts, in the shape of `values`: the rows about it [-]; all alike by default.
         """
         kept = [list(range(len(knots))) for knots in self._knots]
 
@@ -100,7 +105,7 @@ class Surface:
             for axis, (knots, at) in enumerate(zip(self._knots, trial, strict=True)):
                 hat = np.stack([np.interp(knots, knots[at], row) for row in np.eye(len(at))])
                 values = np.moveaxis(np.tensordot(values, hat, (axis, 0)), -1, axis)
-            return float(np.sqrt(np.mean((values - self.values) ** 2)))
+            return float(np.sqrt(np.average((values - self.values) ** 2, weights=weight)))
 
         while True:
             trials = [

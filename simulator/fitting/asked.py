@@ -13,6 +13,7 @@ from simulator.base.dtypes import KV_FORMATS, get_format
 from simulator.base.errors import InputError, ShadowlineError
 from simulator.device.catalogue import load
 from simulator.device.fits import Fit
+from simulator.device.releases import joined
 from simulator.device.types import Device
 from simulator.fitting.alltoall import FIXED as EXCHANGE_FIXED
 from simulator.fitting.alltoall import op_of as _exchange
@@ -136,11 +137,12 @@ FASTEST = 20.0
 
 
 def _by_op(family: str, rows: pd.DataFrame) -> Iterator[tuple[str, str, Asked, np.ndarray]]:
-    """Device, library and op of the prepared rows that share one, and where these stand."""
+    """Device, library (as of its release) and op of the prepared rows that share one, and where these stand."""
     fixed, op_of = OPS[family]
-    for key, at in rows.groupby(["device", "library", *fixed], sort=False).indices.items():
-        name, library = (str(part) for part in cast("tuple[object, ...]", key)[:2])
-        yield name, library, op_of(rows.iloc[at]), at
+    released = ["release"] if "release" in rows else []
+    for key, at in rows.groupby(["device", "library", *released, *fixed], sort=False).indices.items():
+        name, library, release = (str(part) for part in (*cast("tuple[object, ...]", key), "")[:3])
+        yield name, joined(library, release if released else ""), op_of(rows.iloc[at]), at
 
 
 def refuse_implausible(family: str, rows: pd.DataFrame, inputs: Sequence[str]) -> None:

@@ -18,7 +18,7 @@ from simulator.device.fits import ANY, Fit
 from simulator.device.surface import Surface
 from simulator.fitting import judge
 from simulator.fitting.attention_rows import INPUTS, Table, prepare
-from simulator.fitting.kriging import Prior, krige, to_surface
+from simulator.fitting.kriging import Prior, clipped, krige, to_surface
 from simulator.fitting.residuals import Mask, out_of_fold, residual_of
 from simulator.roofline.attention import AXES, COEFFICIENTS
 
@@ -113,8 +113,8 @@ COARSE_KNOTS: Mapping[str, tuple[float, ...]] = {
 """Knots of pooled fits: what siblings share, without one device's detail."""
 POOL_ROWS = 700
 """Rows that a pooled surface is smoothed from; the shape hash picks them."""
-SURFACE_ROWS = 6000
-"""Rows that any surface is smoothed from, picked likewise: the solve takes rows^2 memory."""
+SOLVE_ROWS = 1500
+"""Rows that the coefficients are found from, picked likewise: fourteen numbers need no more."""
 SMALLEST = 20
 SMALLEST_SURFACE = 40
 UNSEEN_DEVICE = 0.15
@@ -127,6 +127,8 @@ def _solve(table: Table, parent: Mapping[str, float], start: Mapping[str, float]
     """Coefficients near `parent` and the loss they leave."""
     from scipy.optimize import least_squares
 
+    if len(table) > SOLVE_ROWS:
+        table = table.where(np.argsort(np.argsort(table.groups)) < SOLVE_ROWS)
     centre = np.log([parent[c] for c in FREE])
     low, high = np.log([BOUNDS[c] for c in FREE]).T
     fixed = {c: start[c] for c in FIXED}
@@ -159,37 +161,24 @@ def _row_tiles(table: Table) -> tuple[float, ...]:
     return (1.0,) if table.hw.arch.startswith("cpu-") else ROW_TILES[table.phase]
 
 
-def _axes(x: Array, places: Mapping[str, tuple[float, ...]]) -> list[tuple[float, ...]]:
-    """Knots of each axis over the range of the rows; one knot where all rows agree."""
-    out: list[tuple[float, ...]] = []
-    for column, name in zip(x.T, AXES, strict=True):
-        low, high = float(column.min()), float(column.max())
-        if high - low < 0.25:
-            out.append((round((low + high) / 2, 3),))
-            continue
-        ends = places[name]
-        first = max((i for i, k in enumerate(ends) if k <= low + 0.1), default=0)
-        last = min((i for i, k in enumerate(ends) if k >= high - 0.1), default=len(ends) - 1)
-        out.append(tuple(float(k) for k in ends[first : last + 1]))
-    return out
-
-
 def _surface(
     table: Table, coef: Mapping[str, float], places: Mapping[str, tuple[float, ...]] | None = None
 ) -> Surface | None:
     """Knot table of what `coef` leaves, or None with too few rows."""
     if len(table) < SMALLEST_SURFACE:
         return None
-    if len(table) > SURFACE_ROWS:
-        table = table.where(np.argsort(np.argsort(table.groups)) < SURFACE_ROWS)
     x = table.x()
     lengths = np.array([LENGTHS[a] for a in AXES]) / PRIOR.octaves
     zero = np.zeros(len(table), np.int64)
-    model = krige(x / lengths, table.log_time - table.log_model(coef), zero, zero, PRIOR)
-    axes = _axes(x, places or KNOTS)
+    axes = [clipped((places or KNOTS)[name], column) for name, column in zip(AXES, x.T, strict=True)]
     scaled = [tuple(k / step for k in knots) for knots, step in zip(axes, lengths, strict=True)]
-    surface = to_surface(model, AXES, scaled, None, None)
-    return Surface(tuple(zip(AXES, axes, strict=True)), surface.values)
+    model = krige(x / lengths, table.log_time - table.log_model(coef), zero, zero, PRIOR, scaled)
+    surface = to_surface(model, AXES, scaled, None, None, x / lengths)
+    # Of one length scale along every axis to smooth it, in octaves again to store it.
+    octaves = [
+        (name, tuple(round(k * step, 3) for k in at)) for (name, at), step in zip(surface.axes, lengths, strict=True)
+    ]
+    return Surface(tuple(octaves), surface.values)
 
 
 def _out_of_fold(table: Table, parent: Mapping[str, float], coef: Mapping[str, float]) -> tuple[Array, Array]:

@@ -8,7 +8,7 @@ What is left is smoothed by `simulator.fitting.kriging` over devices of one comp
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -17,11 +17,13 @@ from numpy.typing import NDArray
 
 from simulator.device import catalogue as devices
 from simulator.device.fits import ANY, VENDOR, Fit
+from simulator.device.releases import version
 from simulator.fitting import judge
 from simulator.fitting.asked import predicted
 from simulator.fitting.gemm_rows import KEYS, Table, klass, library_of, prepare
-from simulator.fitting.gemm_train import Model, estimate, libraries_of, train, within
-from simulator.fitting.kriging import knots, to_surface
+from simulator.fitting.gemm_train import KNOTS, Model, estimate, libraries_of, train, within
+from simulator.fitting.kriging import clipped, to_surface
+from simulator.fitting.releases import split
 from simulator.fitting.residuals import Mask, out_of_fold, residual_of
 
 if TYPE_CHECKING:
@@ -41,10 +43,12 @@ BETWEEN_SOURCE = 0.12
 """Log standard deviation of two good sources about each other; see docs/calibration_gemm.md."""
 UNSEEN_DEVICE = 0.15
 """Extra log standard deviation of a pooled fit on a device it has not seen."""
-STEPS = (1.0, 1.25, 1.25)
-SCOPE_STEPS = (2.0, 2.5, 2.5)
-"""Knot spacing in octaves of (m, n, k), of a device and of a pooled fit."""
-NAMES = ("m", "n", "k")
+SCOPE_KNOTS: Mapping[str, tuple[float, ...]] = {
+    "m": (0, 2, 4, 6, 8, 10, 12, 15, 17),
+    "n": (0, 5, 7, 9, 11, 13, 16, 18),
+    "k": (0, 5, 7, 9, 11, 13, 16, 18),
+}
+"""Knots of pooled fits [octaves]: what siblings share, without one device's detail."""
 
 
 def fit(
@@ -68,7 +72,7 @@ def fit(
     list of Fit
         `device` is a profile name, or a `Device.scope` or ``any`` for the pooled fits.
     """
-    rows = rows.reset_index(drop=True)
+    rows = split(rows.reset_index(drop=True), INPUTS, ("dtype",))
     table = Table.of(rows)
     model = train(table, scopes=scopes)
     groups = judge.shape_group(rows, INPUTS)
@@ -141,9 +145,9 @@ def _make(
     surface = None
     if scope is not None:
         kriging, cards, libraries = model.pools[scope, kind]
-        steps = SCOPE_STEPS if device == scope else STEPS
-        axes = [knots(column, step) for column, step in zip(sub.x.T, steps, strict=True)]
-        surface = to_surface(kriging, NAMES, axes, cards.get(device), libraries.get(library))
+        places = SCOPE_KNOTS if device == scope else KNOTS
+        axes = [clipped(places[name], column) for name, column in zip(KNOTS, sub.x.T, strict=True)]
+        surface = to_surface(kriging, tuple(KNOTS), axes, cards.get(device), libraries.get(library), sub.x)
     names, counts = np.unique(sub.dtype, return_counts=True)
     residual = residual_of(np.log(sub.time_s / predicted_s[mask]), predicted_s[mask], BETWEEN_SOURCE)
     return Fit(
@@ -157,6 +161,7 @@ def _make(
         sources=tuple(sorted({str(s) for s in sub.source})),
         date=date,
         residual=residual.widened(UNSEEN_DEVICE) if device in (scope, ANY) else residual,
+        releases=tuple(sorted(set(sub.release.tolist()) - {""}, key=version)) if library != VENDOR else (),
     )
 
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from simulator.base.dtypes import get_format
 from simulator.device.surface import Surface
 from simulator.fitting import judge
+from simulator.fitting.releases import release_of
 from simulator.roofline.gemm import gemm_time
 from simulator.roofline.hardware import Hardware, hardware
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 Array = NDArray[np.float64]
 
-KEYS = ("source", "device", "dtype", "library", "batch", "m", "n", "k")
+KEYS = ("source", "device", "dtype", "library", "release", "batch", "m", "n", "k")
 LIBRARIES: tuple[tuple[str, str], ...] = (
     (r"GemmEx", "cublas_launch"),
     (r"^bmm:", "bmm"),
@@ -61,6 +62,7 @@ def prepare(rows: pd.DataFrame) -> pd.DataFrame:
         rows[column] = rows[column].astype(str)
     kernel = rows["kernel"].fillna("").astype(str) if "kernel" in rows else [""] * len(rows)
     rows["library"] = [library_of(s) for s in kernel]
+    rows["release"] = [release_of(s) for s in kernel]
     if "batch" not in rows:
         rows["batch"] = 1
     return judge.aggregate(rows, KEYS)
@@ -88,6 +90,7 @@ class Table:
     library: NDArray[np.str_]
     dtype: NDArray[np.str_]
     source: NDArray[np.str_]
+    release: NDArray[np.str_]
     klass: NDArray[np.str_]
     scope: NDArray[np.str_]
     hw: Hardware
@@ -100,7 +103,7 @@ class Table:
         pairs = list(zip(rows["device"], rows["dtype"], strict=True))
         numbers = {p: hardware(devices.load(p[0]), p[1]) for p in set(pairs)}
         scopes = {d: devices.load(d).scope for d in set(rows["device"])}
-        text = {c: rows[c].to_numpy(str) for c in ("device", "library", "dtype", "source")}
+        text = {c: rows[c].to_numpy(str) for c in ("device", "library", "dtype", "source", "release")}
         return Table(
             *(rows[c].to_numpy(float) for c in ("m", "n", "k", "batch", "time_s")),
             **text,

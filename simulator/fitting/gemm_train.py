@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from simulator.device.fits import ANY
 from simulator.fitting.gemm_rows import Table
-from simulator.fitting.kriging import Kriging, Prior, krige
+from simulator.fitting.kriging import Kriging, Prior, clipped, krige
 from simulator.roofline.gemm import DEFAULTS
 
 Array = NDArray[np.float64]
@@ -45,9 +45,13 @@ SCALE = 0.06
 """Log residual of a typical row; beyond it the loss turns linear."""
 SMALLEST_LIBRARY = 25
 """Rows below which a library has no coefficients of its own."""
-PRIOR = Prior()
-POOL_ROWS = 6000
-"""Rows a pooled residual is smoothed from, spread over its devices and libraries: the solve takes rows^2 memory."""
+PRIOR = Prior(noise=0.045)
+KNOTS: Mapping[str, tuple[float, ...]] = {
+    "m": (0, 2, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13.5, 15, 17),
+    "n": (0, 3, 5, 7, 8.5, 10, 11, 12, 13, 14.5, 16, 18),
+    "k": (0, 3, 5, 7, 8.5, 10, 11, 12, 13, 14.5, 16, 18),
+}
+"""Places of the lattice [octaves]: close where layers lie, wide beyond."""
 
 
 @dataclass(eq=False)
@@ -144,9 +148,6 @@ def libraries_of(table: Table, mask: Mask) -> Iterator[tuple[str, Mask]]:
 
 
 def _pool(model: Model, table: Table, mask: Mask, kind: str) -> tuple[Kriging, dict[str, int], dict[str, int]]:
-    if mask.sum() > POOL_ROWS:
-        group = np.char.add(np.char.add(table.device, "|"), table.library)
-        mask = _thin(mask, group, POOL_ROWS // len(np.unique(group[mask])))
     sub = table.where(mask)
     y = np.log(sub.time_s / physics(model, sub, "library"))
     devices = {str(d): i for i, d in enumerate(np.unique(sub.device))}
@@ -154,7 +155,8 @@ def _pool(model: Model, table: Table, mask: Mask, kind: str) -> tuple[Kriging, d
     codes = [
         np.array([index[str(v)] for v in values]) for index, values in ((devices, sub.device), (libraries, sub.library))
     ]
-    return krige(sub.x, y, codes[0], codes[1], PRIOR), devices, libraries
+    axes = [clipped(KNOTS[name], column) for name, column in zip(KNOTS, sub.x.T, strict=True)]
+    return krige(sub.x, y, codes[0], codes[1], PRIOR, axes), devices, libraries
 
 
 def _keys(level: str, scope: str, device: str, kind: str, library: str) -> list[tuple[str, ...]]:

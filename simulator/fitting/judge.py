@@ -83,7 +83,7 @@ def share_of(text: str) -> float:
     except ValueError:
         share = -1.0
     if not 0.0 < share < 1.0:
-        raise InputError(f"{text!r} is not a share between 0 and 1, 'source' or 'device'", where="--holdout")
+        raise InputError(f"{text!r} is not a share between 0 and 1, 'source', 'device' or 'release'", where="--holdout")
     return share
 
 

@@ -278,6 +278,9 @@ def _excluded(raw: pd.DataFrame) -> dict[str, int]:
 def _splits(module: Any, rows: pd.DataFrame, holdout: str) -> Iterator[Judged]:
     from simulator.fitting import judge
 
+    if holdout == "release":
+        yield _newest_out(module, rows)
+        return
     if holdout in ("source", "device"):
         yield from _left_out(module, rows, holdout)
         return
@@ -285,6 +288,25 @@ def _splits(module: Any, rows: pd.DataFrame, holdout: str) -> Iterator[Judged]:
         raise InputError("no row is left to hold out", where="--data")
     test = judge.split(rows, module.INPUTS, holdout)
     yield _judge(module.FAMILY, rows[test], module.fit(rows[~test]), "in_source")
+
+
+def _newest_out(module: Any, rows: pd.DataFrame) -> Judged:
+    """The newest release of every kernel that has several, judged by fits of the older ones."""
+    import numpy as np
+
+    from simulator.device.releases import version
+
+    if "release" not in rows:
+        raise InputError("these rows name no release of their kernels", where="--holdout")
+    keys = [k for k in ("device", "dtype", "kv_dtype", "phase", "library") if k in rows]
+    at = np.zeros(len(rows), bool)
+    for members in rows.groupby(keys).indices.values():
+        releases = rows["release"].to_numpy(object)[members]
+        if len(set(releases)) > 1:
+            at[members] = releases == max(releases, key=version)
+    if not at.any():
+        raise InputError("no kernel has rows of two releases", where="--holdout")
+    return _judge(module.FAMILY, rows[at], module.fit(rows[~at]), "cross_release")
 
 
 def _left_out(module: Any, rows: pd.DataFrame, column: str) -> Iterator[Judged]:

@@ -12,7 +12,7 @@ Per candidate with tile (tm, tn) and split s, in SM-seconds:
 with r the tensor rate per SM, S the SM count, W the bandwidth of main memory, ab and wb the bytes
 per activation and weight element. Main memory is read once (`memory`), then
 
-    total = (max(math, memory) + overlap min(math, memory)) exp(surface(m, n, k)) + launch
+    total = (max(math, memory) + overlap min(math, memory) + launch) exp(surface(m, n, k))
 
 Not modelled: fused epilogues, power throttling over time, clocks below boost.
 """
@@ -101,7 +101,7 @@ def gemm_time(
     coef : mapping
         Coefficients named as in `DEFAULTS`; missing ones are an error.
     surface : Surface, optional
-        Log residual over (m, n, k).
+        Log residual of the whole time over (m, n, k); the terms are told without it.
     weight_read_bytes, flop : array_like, optional
         Weight bytes read and operations done, in place of the dense counts [B], [flop].
     batch : array_like
@@ -122,10 +122,11 @@ def gemm_time(
     rate = coef["memory"] * resident_bytes_per_s(moved, hw)
     memory = moved / rate
     body = maximum(tiled, memory) + coef["overlap"] * minimum(tiled, memory)
-    if surface is not None:
-        body = body * exp(surface(m=m, n=n, k=k))
     launch = coef["launch_s"] + batch * m * k * coef["act_extra_bytes"] / rate
-    return GemmTime(maximum(body + launch, floor_s(dense_flop * share, moved, hw)), tiled, memory, launch)
+    total = body + launch
+    if surface is not None:
+        total = total * exp(surface(m=m, n=n, k=k))
+    return GemmTime(maximum(total, floor_s(dense_flop * share, moved, hw)), tiled, memory, launch)
 
 
 def floor_s(flop: Array, moved_bytes: Array, hw: Hardware) -> Array:

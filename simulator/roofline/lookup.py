@@ -11,6 +11,7 @@ from simulator.base.dtypes import FORMATS, DType
 from simulator.base.errors import UnsupportedError
 from simulator.base.recurrence import RULES
 from simulator.device.fits import ANY, LOCAL, VENDOR, Basis, Fit
+from simulator.device.releases import answering, apart
 from simulator.device.types import Device
 from simulator.ops.expert_exchange import ExpertExchange
 from simulator.ops.linear_attention import LinearAttention
@@ -180,7 +181,9 @@ def lookup(device: Device, family: str, key: str, library: str | None = None) ->
     before its `Device.scope`, its architecture and all devices; the user's own fits; then the library named, a `LOCAL`
     fit, the kernel another framework ships, ``vendor``, `PREFERRED`, most rows. The same kernel is the library named,
     one of its generation, ``vendor`` (a pool of a place's libraries) and `LOCAL`. Libraries between machines
-    (``..._2nodes``) answer for themselves only. The order is the measured one, see docs/validation.md.
+    (``..._2nodes``) answer for themselves only. The order is the measured one, see docs/validation.md. Of fits that
+    differ by their release alone the newest not after the one asked for stands, the newest where none is
+    (`simulator.device.releases`).
 
     CALIBRATED is the device's own fit of the format and of the library named (or ``vendor``, `LOCAL`, or any where
     none is named); DATASHEET where neither the device nor its like was measured; EXTRAPOLATED what is between.
@@ -195,19 +198,21 @@ def lookup(device: Device, family: str, key: str, library: str | None = None) ->
     near = {name: i for i, names in reversed(list(enumerate(formats))) for name in names}
     places = {ANY: 4, device.arch: 3, device.scope: 2, device.name: 1}
     preferred = {name: i for i, name in enumerate(PREFERRED.get(family, ()))}
+    library, release = apart(library) if library else (library, "")
     generation = generation_of(library) if library else ""
 
     def order(at: tuple[Fit, int]) -> tuple[float, ...]:
         fit, place = at
-        named, kin = fit.library == library, library is not None and same_kernel(fit.library, library)
+        name = apart(fit.library)[0]
+        named, kin = name == library, library is not None and same_kernel(name, library)
         local, vendor = fit.library == LOCAL, fit.library == VENDOR
         other = library is not None and not (named or kin or local or vendor)
-        rank = preferred.get(fit.library, len(preferred))
+        rank = preferred.get(name, len(preferred))
         placed = (other, near[fit.dtype], place, not fit.by_user)
         return *placed, not named, not local, not kin, not vendor, rank, fit.dtype != key, -fit.n
 
     def usable(fits: Iterable[tuple[Fit, int]]) -> list[tuple[Fit, int]]:
-        return [(f, place) for f, place in fits if f.dtype in near and _span(f.library) == span]
+        return answering([(f, place) for f, place in fits if f.dtype in near and _span(f.library) == span], release)
 
     own = [(f, 1) for f in measured.own(family)]
     found, known = usable(own), {f.dtype for f, _ in own}
@@ -223,7 +228,8 @@ def lookup(device: Device, family: str, key: str, library: str | None = None) ->
         )
     fit, place = min(found, key=order)
     other = order((fit, place))[0]
-    exact = place == 1 and near[fit.dtype] == 0 and (library is None or fit.library in (library, LOCAL, VENDOR))
+    alike = library is None or apart(fit.library)[0] in (library, LOCAL, VENDOR)
+    exact = place == 1 and near[fit.dtype] == 0 and alike
     share = LEGACY_MATH.get((generation, device.scope), 1.0) if place == places[ANY] and family == "attention" else 1.0
     if share != 1.0:
         fit = _on_newer_cores(fit, share)
@@ -234,6 +240,8 @@ def lookup(device: Device, family: str, key: str, library: str | None = None) ->
     if near[fit.dtype]:
         other_rule = family == "linear_attention" and key.startswith("scan.")
         fit = replace(fit, residual=fit.residual.widened(RULE_SIGMA if other_rule else NEAR_SIGMA))
+    if release and fit.releases and release not in fit.releases:
+        fit = replace(fit, residual=fit.residual.widened(BETWEEN_RELEASE[family]))
     if exact:
         return Found(fit, Basis.CALIBRATED, stands_in=False)
     alone = min(at for _, at in found) == places[ANY]
@@ -246,6 +254,8 @@ ANOTHER_SIGMA: Mapping[str, float] = {"module": 0.45, "linear_attention": 0.3, "
 Median miss of a module by another engine's fit is 25 %, see docs/calibration_sparse_attention.md; kernels of the other
 families differ less, and their `Residual.between_source` says by how much.
 """
+BETWEEN_RELEASE: Mapping[str, float] = {"gemm": 0.06, "attention": 0.06, "moe": 0.06}
+"""Log standard deviation of a kernel's newest release about the one before it, by family [-]."""
 NEAR_SIGMA = 0.10
 """Log standard deviation added to a fit that stands in for another number format [-]."""
 RULE_SIGMA = 0.6

@@ -6,15 +6,16 @@
 import pytest
 
 from simulator import accuracy
-from simulator.accuracy import FILES, KERNEL_KINDS
 from simulator.base import console
+from simulator.fitting.judged import KERNEL_KINDS
+from simulator.fitting.tables import paths_of
 
 
 @pytest.mark.data
 @pytest.mark.parametrize("kind", KERNEL_KINDS)
 def test_committed_fits_are_no_worse_than_the_golden_copy(kind, data_dir, tmp_path):
-    name = f"{FILES.get(kind, kind)}.parquet"
-    (tmp_path / name).symlink_to(data_dir / name)
+    for path in paths_of(kind, data_dir):
+        (tmp_path / path.name).symlink_to(path)
     now = accuracy.measure(tmp_path, None)
     then = accuracy.golden()["committed"]
     same = [k for k in then if k in now and now[k]["file_sha256"] == then[k]["file_sha256"]]

@@ -14,6 +14,7 @@ from simulator.base.dtypes import FORMATS, DType
 from simulator.base.errors import UnsupportedError
 from simulator.device.catalogue import list_devices, load
 from simulator.device.fits import ANY, LOCAL, VENDOR, Basis, Fit, Residual
+from simulator.device.releases import version
 from simulator.fitting import collective, elementwise, gemm_rows, moe
 from simulator.fitting.asked import OPS, predicted
 from simulator.fitting.attention import START
@@ -23,7 +24,7 @@ from simulator.ops.ops import Collective
 from simulator.roofline.collective import OPS as COLLECTIVES
 from simulator.roofline.elementwise import KINDS
 from simulator.roofline.engine import get_engine, load_engines
-from simulator.roofline.lookup import LEGACY_MATH, attention_key, generation_of, key_of, lookup
+from simulator.roofline.lookup import BETWEEN_RELEASE, LEGACY_MATH, attention_key, generation_of, key_of, lookup
 from simulator.roofline.optime import interval_factors
 from simulator.roofline.timing import time_op
 
@@ -110,6 +111,31 @@ def test_what_vllm_picks_on_the_device_is_its_kernel_there() -> None:
     assert found(fits, "sglang-fa2")[:3] == (ANY, "prefill.bf16", "vllm-fa2")
 
 
+def test_a_release_is_answered_by_the_newest_fit_not_after_it() -> None:
+    """0.24 and 0.25 ran one kernel (the plain name), 0.27.1 changed it; the plain question takes the newest."""
+    fits = [replace(some_fit("h200", "vllm-fa3"), releases=("0.24.0", "0.25.0")), some_fit("h200", "vllm-fa3@0.27.1")]
+    for asked, library in (
+        ("vllm-fa3@0.20.0", "vllm-fa3"),
+        ("vllm-fa3@0.25.0", "vllm-fa3"),
+        ("vllm-fa3@0.27.1", "vllm-fa3@0.27.1"),
+        ("vllm-fa3@0.31.0", "vllm-fa3@0.27.1"),
+        ("vllm-fa3", "vllm-fa3@0.27.1"),
+    ):
+        assert found(fits, asked)[2:] == (library, Basis.CALIBRATED, False), asked
+    # Rows of other releases are further off than those that were fitted.
+    device = load("h200").with_fits("attention", fits)
+    known, other = (lookup(device, "attention", "prefill.bf16", f"vllm-fa3@{r}").fit for r in ("0.25.0", "0.20.0"))
+    half = float(np.hypot(known.residual.q95, 1.645 * BETWEEN_RELEASE["attention"]))
+    assert other.residual.q95 == pytest.approx(half)
+    assert half > known.residual.q95
+
+
+def test_releases_sort_by_their_numbers() -> None:
+    """Candidates lie before their release, ``post`` after it; ten comes after nine."""
+    told = ["0.5.14", "0.5.6.post2", "0.5.6", "1.3.0", "1.3.0rc20", "1.3.0rc9"]
+    assert sorted(told, key=version) == ["0.5.6", "0.5.6.post2", "0.5.14", "1.3.0rc9", "1.3.0rc20", "1.3.0"]
+
+
 def test_attention_keys_name_the_cache_and_fp8_products() -> None:
     assert attention_key("decode", DType.BF16, 1.0) == "decode.fp8"
     assert attention_key("prefill", DType.FP8, 1.0) == "prefill.fp8.fp8"
@@ -190,7 +216,7 @@ SHAPES = {
 
 
 def one_row(family: str, device: str, library: str, **changes: object) -> pd.DataFrame:
-    return pd.DataFrame([{"device": device, "library": library, **SHAPES[family], **changes}])
+    return pd.DataFrame([{"device": device, "library": library, "release": "", **SHAPES[family], **changes}])
 
 
 def asked(family: str) -> Iterator[dict[str, object]]:
