@@ -19,6 +19,7 @@ from simulator.device.surface import Surface
 from simulator.fitting import judge
 from simulator.fitting.attention_rows import INPUTS, Table, prepare
 from simulator.fitting.kriging import Prior, clipped, krige, to_surface
+from simulator.fitting.releases import releases, split
 from simulator.fitting.residuals import Mask, out_of_fold, residual_of
 from simulator.roofline.attention import AXES, COEFFICIENTS
 
@@ -100,21 +101,23 @@ LENGTHS = {"lanes": 4.0, "tokens": 3.5, "group": 2.2, "head_dim": 0.7}
 """Length scale of the residual along each axis [octaves]."""
 KNOTS: Mapping[str, tuple[float, ...]] = {
     "lanes": (0, 2, 4, 5.5, 7, 8.5, 10, 12, 14, 17),
-    "tokens": (1, 3, 5, 7, 8.5, 10, 11.5, 13, 15, 17),
-    "group": (0, 1.5, 3, 4.5, 6),
-    "head_dim": (6, 7, 7.585, 8),
+    "tokens": (1, 3, 5, 6.5, 8, 9.5, 11, 12.5, 14, 17),
+    "group": (0, 1.5, 3, 5, 7),
+    "head_dim": (6, 7, 8, 9),
 }
 COARSE_KNOTS: Mapping[str, tuple[float, ...]] = {
     "lanes": (0, 5, 9, 14),
     "tokens": (1, 6, 10, 15),
     "group": (0, 2.5, 6),
-    "head_dim": (6, 7, 8),
+    "head_dim": (6, 7, 8, 9),
 }
 """Knots of pooled fits: what siblings share, without one device's detail."""
 POOL_ROWS = 700
 """Rows that a pooled surface is smoothed from; the shape hash picks them."""
 SOLVE_ROWS = 1500
 """Rows that the coefficients are found from, picked likewise: fourteen numbers need no more."""
+REFIT_ROWS = 400
+"""Rows up to which the coefficients are found again in every fold."""
 SMALLEST = 20
 SMALLEST_SURFACE = 40
 UNSEEN_DEVICE = 0.15
@@ -186,7 +189,8 @@ def _out_of_fold(table: Table, parent: Mapping[str, float], coef: Mapping[str, f
 
     def answer(train: Mask, test: Mask) -> Array:
         part = table.where(train)
-        own = _solve(part, parent, coef)[0]
+        # Fourteen numbers from so many rows are not what a fold changes.
+        own = coef if len(part) > REFIT_ROWS else _solve(part, parent, coef)[0]
         return table.where(test).log_model(own, _surface(part, own))
 
     predicted = out_of_fold(table.groups, answer, np.full(len(table), np.nan), fewest=SMALLEST // 2)
@@ -203,7 +207,7 @@ def fit(rows: pd.DataFrame, *, date: str | None = None, residuals: bool = True) 
 
     date = date or dt.date.today().isoformat()
     scopes = {d: devices.load(d).scope for d in rows["device"].unique()}
-    rows = rows.assign(scope=rows["device"].map(scopes))
+    rows = split(rows, INPUTS, ("key",)).assign(scope=rows["device"].map(scopes))
     out: list[Fit] = []
     parents: dict[tuple[str, str], dict[str, float]] = {}
     for (key, library), group in rows.groupby(["key", "library"]):
@@ -243,6 +247,7 @@ def fit(rows: pd.DataFrame, *, date: str | None = None, residuals: bool = True) 
                 sources,
                 date,
                 residual_of(off, predicted, BETWEEN_SOURCE),
+                releases(group),
             )
         )
     return out
@@ -270,4 +275,4 @@ def _pooled(rows: pd.DataFrame, scope: str, coef: dict[str, float], date: str) -
     residual = residual_of(table.log_time - model, np.exp(model), BETWEEN_SOURCE).widened(UNSEEN_DEVICE)
     sources = tuple(sorted(rows["source"].unique()))
     key, library = str(rows["key"].iloc[0]), str(rows["library"].iloc[0])
-    return Fit(FAMILY, scope, key, library, coef, surface, len(rows), sources, date, residual)
+    return Fit(FAMILY, scope, key, library, coef, surface, len(rows), sources, date, residual, releases(rows))

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from simulator.base.dtypes import KV_FORMATS, get_format
 from simulator.device.surface import Surface
 from simulator.fitting import judge
+from simulator.fitting.releases import release_of
 from simulator.roofline.attention import attention_time, context_tokens
 from simulator.roofline.hardware import Hardware, hardware
 from simulator.roofline.lookup import attention_key
@@ -24,14 +25,14 @@ Array = NDArray[np.float64]
 SHAPE = ("batch", "q_len", "kv_len", "n_heads", "n_kv_heads", "head_dim", "window")
 INPUTS: tuple[str, ...] = ("phase", "dtype", "kv_dtype", *SHAPE)
 """A shape is held out on every device at once."""
-KEYS = ("source", "device", "library", *INPUTS)
+KEYS = ("source", "device", "library", "release", *INPUTS)
 NOT_NUMBERS = ("arch", "cached")
 """Fields of `Hardware` that are the same for all rows."""
 ELEMENT_BYTES = {"fp8": 1.0, "fp32": 4.0}
 """Bytes of formats that are not 16 bit [B]."""
 
 LIBRARIES: tuple[tuple[str, str], ...] = (
-    (r"^(vllm|sglang|trtllm)\b.*(?:trtllm_mha|trtllmdecode|trtllmprefill)", r"\1-trtllm-gen"),
+    (r"^(vllm|sglang|trtllm)\b.*(?:trtllm_mha|trtllm(?:api)?decode|trtllmprefill)", r"\1-trtllm-gen"),
     (r"^(vllm|sglang)\b.*(fa[234])\b", r"\1-\2"),
     (r"^(trtllm)\b.*torch_flow_flashinfer", r"\1-flashinfer"),
     (r"^(trtllm)\b", r"\1"),
@@ -71,6 +72,7 @@ def prepare(rows: pd.DataFrame) -> pd.DataFrame:
     rows["window"] = rows["window"].fillna(0)
     kernel = rows["kernel"].fillna("").astype(str) if "kernel" in rows else [""] * len(rows)
     rows["library"] = [kernel_of(s) for s in kernel]
+    rows["release"] = [release_of(s) for s in kernel]
     out = judge.aggregate(rows, KEYS)
     triples = zip(out["phase"], out["dtype"], out["kv_dtype"], strict=True)
     out["key"] = [attention_key(phase, get_format(d).math, KV_FORMATS[kv]) for phase, d, kv in triples]

@@ -235,8 +235,9 @@ def _known(kind: str, raw: pd.DataFrame, excluded: dict[str, int]) -> pd.DataFra
         for name, here in names.items():
             if not here:
                 excluded[f"device {name} has no profile"] = int((device == name).sum())
-    if "dtype" in raw and kind in ("gemm", "attention"):
-        known = raw["dtype"].astype(str).isin(list(FORMATS)).to_numpy()
+    if "dtype" in raw and kind in ("gemm", "attention", "moe"):
+        renamed = getattr(module_of(kind), "FORMAT_NAMES", {})
+        known = raw["dtype"].astype(str).isin([*FORMATS, *renamed]).to_numpy()
         for name, n in raw["dtype"][~known].value_counts().items():
             excluded[f"unknown format {name}"] = int(n)
         keep = keep & known

@@ -17,6 +17,7 @@ from simulator.base.dtypes import get_format
 from simulator.device.fits import Fit
 from simulator.device.surface import Surface
 from simulator.fitting import judge
+from simulator.fitting.releases import release_of, split
 from simulator.fitting.smooth import Array, Axis, Recipe, fit_family
 from simulator.roofline.hardware import Hardware, hardware
 from simulator.roofline.moe import DEFAULT, Routing, moe_time, route
@@ -73,10 +74,13 @@ def prepare(rows: pd.DataFrame) -> pd.DataFrame:
         dtype=named,
         library=library.where(~mx, library.str.replace("_", "_mx_", n=1)),
     )
-    out = judge.aggregate(rows, ["device", "source", "library", *INPUTS])
+    rows = rows.assign(release=rows["kernel"].astype(str).map(release_of))
+    out = judge.aggregate(rows, ["device", "source", "library", "release", *INPUTS])
     two = [(h, i) in NONGATED for h, i in zip(out["hidden"], out["inter"], strict=True)]
     out = with_load(out)
-    every = [_hardware(d, f) for d, f in zip(out["device"], out["dtype"], strict=True)]
+    pairs = list(zip(out["device"], out["dtype"], strict=True))
+    known = {pair: _hardware(*pair) for pair in set(pairs)}
+    every = [known[pair] for pair in pairs]
     return out.assign(
         key=out["dtype"],
         kernel_family=out["library"],
@@ -138,7 +142,7 @@ def coords(rows: pd.DataFrame) -> dict[str, Array]:
     tokens, experts, ep, inter, tp = (
         rows[c].to_numpy(float) for c in ("num_tokens", "n_experts", "moe_ep", "inter", "moe_tp")
     )
-    return {"tokens": tokens, "experts": experts / ep, "width": inter / tp}
+    return {"tokens": tokens, "experts": experts / ep, "width": inter / tp, "topk": rows["topk"].to_numpy(float)}
 
 
 RECIPE = Recipe(
@@ -157,15 +161,17 @@ RECIPE = Recipe(
         "narrow": 1.0,
         "act_passes": 1.0,
         "pair_passes": 2.0,
+        "unaligned": 0.7,
     },
     between_source=0.10,
     between_device=0.15,
     ridge=0.01,
     huber=0.15,
     refit=False,
+    solve_rows=1500,
 )
 
 
 def fit(rows: pd.DataFrame, *, date: str | None = None, residuals: bool = True) -> list[Fit]:
     """Fits of every device, format and library of prepared `rows`, then the pooled ones."""
-    return fit_family(RECIPE, rows, date=date, residuals=residuals)
+    return fit_family(RECIPE, split(rows, INPUTS, ("key",)), date=date, residuals=residuals)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from simulator.device.fits import ANY, Fit, Residual
 from simulator.device.surface import Surface
 from simulator.fitting import judge
+from simulator.fitting.releases import releases
 from simulator.fitting.residuals import CLASS_ROWS, Mask, out_of_fold, residual_of
 
 if TYPE_CHECKING:
@@ -59,6 +60,8 @@ class Recipe:
     counted : callable, optional
         rows -> what `log_model` takes in their place, faster, with coefficients as columns: a solve asks for all
         slopes at once.
+    solve_rows : int, optional
+        Rows that the coefficients are found from at most, picked by the hash of their shape; the surface takes all.
     """
 
     family: str
@@ -79,6 +82,7 @@ class Recipe:
     pool_by: Literal["arch", "scope"] = "arch"
     passes: int = 40
     counted: Callable[[pd.DataFrame], Any] | None = None
+    solve_rows: int | None = None
 
 
 STEP = 1e-6
@@ -89,6 +93,9 @@ def solve(recipe: Recipe, rows: pd.DataFrame, parent: Mapping[str, float], passe
     """Robust least squares in log time, drawn towards `parent`."""
     from scipy.optimize import least_squares
 
+    if recipe.solve_rows is not None and len(rows) > recipe.solve_rows:
+        rank = np.argsort(np.argsort(judge.shape_group(rows, recipe.inputs)))
+        rows = rows[rank < recipe.solve_rows]
     names = list(recipe.start)
     signed = np.array([n in recipe.signed for n in names])
     raw = np.array([parent[n] for n in names])
@@ -197,7 +204,7 @@ def fit_family(recipe: Recipe, rows: pd.DataFrame, *, date: str | None = None, r
     def make(part: pd.DataFrame, scope: str, coef: Coef, shape: Surface, err: Residual) -> Fit:
         key, library = str(part["key"].iloc[0]), str(part["library"].iloc[0])
         sources = tuple(sorted(part["source"].unique()))
-        return Fit(recipe.family, scope, key, library, coef, shape, len(part), sources, date, err)
+        return Fit(recipe.family, scope, key, library, coef, shape, len(part), sources, date, err, releases(part))
 
     for _, group in rows.groupby(["key", "library"]):
         if len(group) < recipe.smallest:

@@ -24,8 +24,11 @@ DEFAULT: Mapping[str, float] = {
     "narrow": 32.0,
     "act_passes": 1.0,
     "pair_passes": 1.0,
+    "unaligned": 1.0,
 }
 """Coefficients of a Triton or CUTLASS grouped GEMM, used where nothing was fitted."""
+ALIGNED = 16.0
+"""Elements by which a rank's expert width must divide, or the loads of its rows are not vectorised [-]."""
 SMALLEST_TILE = 8.0
 
 
@@ -114,7 +117,7 @@ def moe_time(
 ) -> MoeTime:
     """Time of one fused MoE layer (routed experts only, no collective) on the busiest rank.
 
-    t = (hypot(F/(share*peak), W/(share*hbm)) + A + P + t0) * exp(surface)
+    t = (hypot(F/(share*peak), W/(share*hbm)) * unaligned + A + P + t0) * exp(surface)
 
     F counts 2*active*expert weights*max(rows per expert, tile_fill*tile): the kernels choose their
     row tile from the tokens of all ranks over the local experts, so experts split over ranks are
@@ -163,11 +166,14 @@ def moe_time(
     acts = act_bytes * load.rows * (2.0 * model_width + matrices * width) * coef["act_passes"]
     passes = 2.0 * pairs * model_width * coef["pair_passes"]
     passing = (acts + passes) / hw.hbm_bytes_per_s
-    body = hypot(math, read) + passing + coef["t0_s"]
+    # Triton specialises its loads on sizes that divide by 16; narrower steps are not vectorised.
+    slower = where(width % ALIGNED == 0.0, 1.0, coef["unaligned"])
+    body = hypot(math, read) * slower + passing + coef["t0_s"]
     launch: Array = coef["t0_s"]
     memory = read + passing
     if surface is not None:
-        factor = exp(surface(tokens=tokens, experts=local, width=width))
+        coords = {"tokens": tokens, "experts": local, "width": width, "topk": real(topk)}
+        factor = exp(surface(**{name: coords[name] for name in surface.names}))
         math, memory, launch, body = math * factor, memory * factor, launch * factor, body * factor
     return MoeTime(maximum(body, _floor(useful, weights, hw)), math, memory, launch)
 
