@@ -9,7 +9,8 @@ import typer
 
 from simulator.base import console
 from simulator.base.errors import InputError, UnknownNameError
-from simulator.fitting.judged import KERNEL_KINDS, figures, judge_rows, module_of, table
+from simulator.fitting.curve import learning_curve
+from simulator.fitting.judged import KERNEL_KINDS, figures, judge_rows, module_of, prepared, table
 from simulator.fitting.tables import read_tables
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def command(
     ] = None,
     learning_curve: Annotated[
         list[str] | None,
-        typer.Option(help="DEVICE:DTYPE (gemm): held-out error against how many rows of it were fitted; repeat"),
+        typer.Option(help="DEVICE:DTYPE, of attention DEVICE:PHASE.KV: held-out error against rows fitted; repeat"),
     ] = None,
     by: Annotated[str, typer.Option(help="columns of the table")] = "device,dtype,phase",
     json_: Annotated[bool, typer.Option("--json", help='{"rows": [...], "excluded": {...}} on stdout')] = False,
@@ -77,7 +78,8 @@ def command(
             _print_speedups(j.split, compared(j.rows))
 
 
-CURVE_SIZES = (10, 20, 40, 80, 160, 320, 640)
+CURVE_SIZES = (10, 20, 40, 80, 160, 320, 640, 1280, 2560, 5120)
+CURVE_KINDS = ("gemm", "attention", "moe")
 CURVE_SEEDS = (0, 1, 2)
 
 
@@ -85,16 +87,17 @@ def _curves(kind: str, raw: pd.DataFrame, wanted: list[str], json_: bool) -> Non
     """Error on 30 % of the shapes against the number of rows of this device alone that were fitted."""
     from simulator.device.catalogue import resolve
 
-    if kind != "gemm":
-        raise InputError("only gemm has a learning curve per device", where="--learning-curve")
+    if kind not in CURVE_KINDS:
+        raise InputError(f"only {', '.join(CURVE_KINDS)} have a learning curve", where="--learning-curve")
     module = module_of(kind)
-    rows, out = module.prepare(raw), []
+    excluded: dict[str, int] = {}
+    rows, out = prepared(kind, raw, excluded), []
     for text in wanted:
         device, colon, dtype = text.partition(":")
         if not colon:
             raise InputError(f"{text!r}: write DEVICE:DTYPE, e.g. h100-sxm:bf16", where="--learning-curve")
         name = resolve(device)
-        points = module.learning_curve(rows, name, dtype, CURVE_SIZES, CURVE_SEEDS)
+        points = learning_curve(module, rows, name, dtype, CURVE_SIZES, CURVE_SEEDS)
         if not points:
             raise InputError(f"fewer than {CURVE_SIZES[0]} rows of {name} {dtype}", where="--learning-curve")
         for size in CURVE_SIZES:

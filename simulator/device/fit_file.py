@@ -17,7 +17,10 @@ from simulator.device.surface import Surface
 
 SCHEMA = 1
 STEP_LN = 8e-3
-"""Resolution of stored surfaces: 0.8 %, a fraction of any median error."""
+"""Finest resolution of stored surfaces: 0.8 %, a fraction of any median error."""
+ALPHABET = "".join(chr(c) for c in range(ord("#"), ord("~") + 1) if chr(c) != "\\")
+"""One character a knot, in the order of ASCII: `MIDDLE` steps below zero to as many above it."""
+MIDDLE = len(ALPHABET) // 2
 THIN_LN = 0.01
 """Root mean square that knots may miss which are not stored: a device stays under 200 kB."""
 DIGITS = 4
@@ -35,7 +38,7 @@ def dump(path: Path, fits: Iterable[Fit]) -> None:
         f'family = "{fits[0].family}"',
         f'device = "{device}"',
         f'date = "{max(f.date for f in fits)}"',
-        "# residual: e = ln(measured/predicted), out of fold. surface: 8e-3 ln, C order.",
+        "# residual: e = ln(measured/predicted), out of fold. surface: a character a knot, P = 0 (fit_file.py).",
     ]
     for fit in fits:
         lines += _fit_lines(fit, device)
@@ -54,11 +57,22 @@ def _fit_lines(fit: Fit, device: str) -> list[str]:
     if fit.surface is not None:
         surface = fit.surface.thinned(THIN_LN)
         axes = [{"name": name, "knots": [int(k) if k == int(k) else k for k in at]} for name, at in surface.axes]
+        step_ln = max(STEP_LN, float(np.abs(surface.values).max()) / MIDDLE)
         # One string, not a TOML array: tomllib needs a second per megabyte of integers.
-        milli = np.rint(surface.values / STEP_LN).astype(int)
-        rows = (" ".join(map(str, row)) for row in milli.reshape(-1, milli.shape[-1]))
-        lines += ["[fit.surface]", f"axes = {toml_value(axes, DIGITS)}", 'values = """', *rows, '"""']
+        places = np.rint(surface.values / step_ln).astype(int) + MIDDLE
+        rows = ("".join(ALPHABET[i] for i in row) for row in places.reshape(-1, places.shape[-1]))
+        lines += ["[fit.surface]", f"axes = {toml_value(axes, DIGITS)}"]
+        lines += [f"step_ln = {toml_value(step_ln, DIGITS)}", 'values = """', *rows, '"""']
     return lines
+
+
+def _values(table: Mapping[str, Any]) -> np.ndarray:
+    """Knot values of a stored surface, flat [-]; files of before 2026-12 hold plain numbers of `STEP_LN`."""
+    raw = table["values"]
+    if "step_ln" in table:
+        text = "".join(raw.split())
+        return (np.array([ALPHABET.index(c) for c in text], dtype=float) - MIDDLE) * float(table["step_ln"])
+    return np.array(raw.split() if isinstance(raw, str) else raw, dtype=float) * STEP_LN
 
 
 def parse(text: str, where: str) -> tuple[Fit, ...]:
@@ -81,9 +95,7 @@ def _parse_fit(data: Mapping[str, Any], table: Mapping[str, Any]) -> Fit:
     surface = None
     if "surface" in table:
         axes = tuple((str(a["name"]), tuple(float(k) for k in a["knots"])) for a in table["surface"]["axes"])
-        raw = table["surface"]["values"]
-        flat = np.array(raw.split() if isinstance(raw, str) else raw, dtype=float)
-        surface = Surface(axes, flat.reshape(tuple(len(k) for _, k in axes)) * STEP_LN)
+        surface = Surface(axes, _values(table["surface"]).reshape(tuple(len(k) for _, k in axes)))
     return Fit(
         family=str(data["family"]),
         device=str(table.get("device", data["device"])),

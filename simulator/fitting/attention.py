@@ -8,7 +8,7 @@ library and number format into a knot table (`simulator.fitting.kriging`).
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -114,7 +114,7 @@ COARSE_KNOTS: Mapping[str, tuple[float, ...]] = {
 """Knots of pooled fits: what siblings share, without one device's detail."""
 POOL_ROWS = 700
 """Rows that a pooled surface is smoothed from; the shape hash picks them."""
-SOLVE_ROWS = 1500
+SOLVE_ROWS = 600
 """Rows that the coefficients are found from, picked likewise: fourteen numbers need no more."""
 REFIT_ROWS = 400
 """Rows up to which the coefficients are found again in every fold."""
@@ -198,16 +198,19 @@ def _out_of_fold(table: Table, parent: Mapping[str, float], coef: Mapping[str, f
     return (table.log_time - predicted)[done], np.exp(predicted[done])
 
 
-def fit(rows: pd.DataFrame, *, date: str | None = None, residuals: bool = True) -> list[Fit]:
+def fit(
+    rows: pd.DataFrame, *, date: str | None = None, residuals: bool = True, scopes: Collection[str] | None = None
+) -> list[Fit]:
     """Fits of every device, key and library of prepared `rows`, then the pooled ones.
 
-    `residuals` False skips the out-of-fold pass (learning curves, tests): in-sample error instead.
+    `residuals` False skips the out-of-fold pass (learning curves, tests): in-sample error instead. `scopes` names the
+    capabilities (`Device.scope`) to fit below the pool of all devices; None = all.
     """
     from simulator.device import catalogue as devices
 
     date = date or dt.date.today().isoformat()
-    scopes = {d: devices.load(d).scope for d in rows["device"].unique()}
-    rows = split(rows, INPUTS, ("key",)).assign(scope=rows["device"].map(scopes))
+    of = {d: devices.load(d).scope for d in rows["device"].unique()}
+    rows = split(rows, INPUTS, ("key",)).assign(scope=rows["device"].map(of))
     out: list[Fit] = []
     parents: dict[tuple[str, str], dict[str, float]] = {}
     for (key, library), group in rows.groupby(["key", "library"]):
@@ -218,12 +221,12 @@ def fit(rows: pd.DataFrame, *, date: str | None = None, residuals: bool = True) 
         parents[str(key), str(library)] = coef
         out.append(_pooled(group, ANY, coef, date))
         for scope, part in group.groupby("scope"):
-            if len(part) >= SMALLEST:
+            if len(part) >= SMALLEST and (scopes is None or scope in scopes):
                 inner = Table(part)
                 near = _solve(inner, coef, coef)[0]
                 out.append(_pooled(part, str(scope), near, date))
     for (device, key, library), group in rows.groupby(["device", "key", "library"]):
-        if len(group) < SMALLEST:
+        if len(group) < SMALLEST or (scopes is not None and of[device] not in scopes):
             continue
         table = Table(group)
         parent = parents[str(key), str(library)]

@@ -19,7 +19,6 @@ from simulator.device import catalogue as devices
 from simulator.device.fits import ANY, VENDOR, Fit
 from simulator.device.releases import version
 from simulator.fitting import judge
-from simulator.fitting.asked import predicted
 from simulator.fitting.gemm_rows import KEYS, Table, klass, library_of, prepare
 from simulator.fitting.gemm_train import KNOTS, Model, estimate, libraries_of, train, within
 from simulator.fitting.kriging import clipped, to_surface
@@ -29,7 +28,7 @@ from simulator.fitting.residuals import Mask, out_of_fold, residual_of
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["INPUTS", "KEYS", "fit", "learning_curve", "library_of", "prepare", "without"]
+__all__ = ["INPUTS", "KEYS", "fit", "library_of", "prepare", "without"]
 
 Array = NDArray[np.float64]
 
@@ -189,27 +188,4 @@ def _device_out(table: Table, scopes: Collection[str] | None) -> Array:
             rest = here & ~test
             model = train(table.where(rest)) if rest.any() else train(table.where(test))
             out[test] = estimate(model, table.where(test), "scope")
-    return out
-
-
-def learning_curve(
-    rows: pd.DataFrame, device: str, dtype: str, sizes: Sequence[int], seeds: Sequence[int] = (0, 1, 2)
-) -> list[dict[str, float]]:
-    """Held-out error against the number of fit rows, from this device's rows alone.
-
-    The 30 % of shapes that `judge.holdout` names are never fitted; each size is drawn per seed.
-    """
-    rows = rows[(rows["device"] == device) & (rows["dtype"] == dtype)].reset_index(drop=True)
-    held = judge.holdout(judge.shape_group(rows, INPUTS), 0.3)
-    test, pool = rows[held], np.flatnonzero(~held)
-    out = []
-    for size in sizes:
-        if size > len(pool):
-            continue
-        for seed in seeds:
-            drawn = np.random.default_rng(seed).choice(pool, size, replace=False)
-            learn = rows.iloc[np.sort(drawn)]
-            judged, _ = predicted(FAMILY, test, fit(learn, residuals=False))
-            figures = judge.figures(judged["time_s"].to_numpy(float), judged["mid_s"].to_numpy(float))
-            out.append({"fit_rows": float(size), "seed": float(seed), **figures})
     return out

@@ -6,7 +6,7 @@ Shared by `calibrate` (out-of-fold residuals) and `validate` (held-out rows), so
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,6 +16,10 @@ from simulator.base.errors import InputError
 if TYPE_CHECKING:
     import pandas as pd
 
+ORIGINS: Mapping[str, Mapping[str, str]] = {
+    family: {"aisimulate": "aiconfigurator"} for family in ("gemm", "attention", "moe")
+}
+"""Sources of a family that go by a later name: the tables of both names are one source."""
 NOISE_COLUMNS = ("kernel", "source", "note", "url", "flag", "time_s")
 
 
@@ -38,7 +42,8 @@ def usable(rows: pd.DataFrame, family: str, needed: Sequence[str]) -> pd.DataFra
     good = np.isfinite(time) & (time > 0)
     if "flag" in rows:
         good &= (rows["flag"].fillna("").astype(str).str.strip() == "").to_numpy()
-    return rows[good]
+    rows = rows[good]
+    return rows.assign(source=rows["source"].astype(object).replace(dict(ORIGINS.get(family, {}))))
 
 
 def aggregate(rows: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:

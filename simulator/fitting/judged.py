@@ -189,13 +189,18 @@ def judge_rows(kind: str, raw: pd.DataFrame, holdout: str | None) -> tuple[list[
 
     module = module_of(kind)
     excluded = _excluded(raw)
-    rows = _prepared(module, _known(kind, raw, excluded), excluded)
+    rows = prepared(kind, raw, excluded)
     refuse_implausible(module.FAMILY, rows, module.INPUTS)
     judged = list(_committed(module.FAMILY, rows) if holdout is None else _splits(module, rows, holdout))
     for j in judged:
         for reason, n in j.unpredicted.items():
             excluded[reason] = excluded.get(reason, 0) + n
     return judged, excluded
+
+
+def prepared(kind: str, raw: pd.DataFrame, excluded: dict[str, int]) -> pd.DataFrame:
+    """Rows of devices and formats we know as their family prepares them; the others are counted in `excluded`."""
+    return _prepared(module_of(kind), _known(kind, raw, excluded), excluded)
 
 
 def _prepared(module: Any, raw: pd.DataFrame, excluded: dict[str, int]) -> pd.DataFrame:

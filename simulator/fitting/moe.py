@@ -142,7 +142,7 @@ def coords(rows: pd.DataFrame) -> dict[str, Array]:
     tokens, experts, ep, inter, tp = (
         rows[c].to_numpy(float) for c in ("num_tokens", "n_experts", "moe_ep", "inter", "moe_tp")
     )
-    return {"tokens": tokens, "experts": experts / ep, "width": inter / tp, "topk": rows["topk"].to_numpy(float)}
+    return {"tokens": tokens, "experts": experts / ep, "width": inter / tp}
 
 
 RECIPE = Recipe(

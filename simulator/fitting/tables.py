@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
 LARGER = "_more"
 """Ending of the table that holds further rows of a family."""
-ORIGINS = {"aisimulate": "aiconfigurator"}
-"""Sources that changed their name: their tables are one source."""
 AGAIN = ("device", "dtype", "kernel")
 """What a publication measured as one; the other inputs are its shapes."""
 NOT_SHAPE = ("source", "url", "note", "flag", "time_s", *AGAIN)
@@ -50,8 +48,6 @@ def read_tables(paths: Sequence[Path]) -> tuple[pd.DataFrame, dict[str, int]]:
             if mask.any():
                 excluded[reason] = excluded.get(reason, 0) + int(mask.sum())
         out = pd.concat([out[~(twice | anew)], newer], ignore_index=True)
-    if "source" in out:
-        out = out.assign(source=out["source"].astype(object).replace(ORIGINS))
     return out, excluded
 
 

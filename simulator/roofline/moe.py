@@ -117,13 +117,14 @@ def moe_time(
 ) -> MoeTime:
     """Time of one fused MoE layer (routed experts only, no collective) on the busiest rank.
 
-    t = (hypot(F/(share*peak), W/(share*hbm)) * unaligned + A + P + t0) * exp(surface)
+    t = (unaligned * hypot(F/(share*peak), W/(share*hbm)) + A + P + t0) * exp(surface)
 
     F counts 2*active*expert weights*max(rows per expert, tile_fill*tile): the kernels choose their
     row tile from the tokens of all ranks over the local experts, so experts split over ranks are
     padded. W reads each expert hit once, times hypot(1, narrow/width) for columns narrower than a
-    tile. A are the activations of local rows, P the permute and reduce passes, which run over the
-    (token, expert) pairs of all ranks.
+    tile; both take `unaligned` times as long where the width does not divide by 16. A are the
+    activations of local rows, P the permute and reduce passes, which run over the (token, expert)
+    pairs of all ranks.
 
     Parameters
     ----------
@@ -166,14 +167,14 @@ def moe_time(
     acts = act_bytes * load.rows * (2.0 * model_width + matrices * width) * coef["act_passes"]
     passes = 2.0 * pairs * model_width * coef["pair_passes"]
     passing = (acts + passes) / hw.hbm_bytes_per_s
-    # Triton specialises its loads on sizes that divide by 16; narrower steps are not vectorised.
-    slower = where(width % ALIGNED == 0.0, 1.0, coef["unaligned"])
-    body = hypot(math, read) * slower + passing + coef["t0_s"]
+    # Triton specialises its loads on sizes that divide by 16; fits of before 2026-12 know nothing of it.
+    slower = where(width % ALIGNED == 0.0, 1.0, coef.get("unaligned", 1.0))
+    math, read = math * slower, read * slower
+    body = hypot(math, read) + passing + coef["t0_s"]
     launch: Array = coef["t0_s"]
     memory = read + passing
     if surface is not None:
-        coords = {"tokens": tokens, "experts": local, "width": width, "topk": real(topk)}
-        factor = exp(surface(**{name: coords[name] for name in surface.names}))
+        factor = exp(surface(tokens=tokens, experts=local, width=width))
         math, memory, launch, body = math * factor, memory * factor, launch * factor, body * factor
     return MoeTime(maximum(body, _floor(useful, weights, hw)), math, memory, launch)
 

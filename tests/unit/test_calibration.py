@@ -104,6 +104,23 @@ def test_round_trip(tmp_path):
     assert (second.library, second.surface) == ("torch", None)
 
 
+def test_a_steep_surface_is_stored_in_coarser_steps(tmp_path):
+    """45 steps either way: 0.9 in steps of 0.02; what is stored misses by half a step at most."""
+    path = tmp_path / "h100-sxm" / "gemm.toml"
+    steep = Surface((("m", (0.0, 1.0, 2.0)),), np.array([-0.9, 0.313, 0.9]))
+    dump(path, [a_fit(surface=steep)])
+    assert "step_ln = 0.02" in path.read_text()
+    (found,) = parse(path.read_text(), str(path))
+    np.testing.assert_allclose(found.surface.values, [-0.9, 0.32, 0.9], atol=1e-12)
+
+
+def test_releases_are_kept(tmp_path):
+    path = tmp_path / "h100-sxm" / "gemm.toml"
+    dump(path, [a_fit(library="vllm@0.27.1", releases=("0.27.1", "0.28.0"))])
+    (found,) = parse(path.read_text(), str(path))
+    assert (found.library, found.releases) == ("vllm@0.27.1", ("0.27.1", "0.28.0"))
+
+
 def test_a_thinned_surface_keeps_the_knots_that_bend_it():
     """A line with one bend, crossed with a slope: the bend and the ends are all it takes."""
     knots = tuple(float(k) for k in range(7))

@@ -11,6 +11,7 @@ from simulator.device import catalogue as devices
 from simulator.device import fits as cal
 from simulator.fitting import gemm as fitting
 from simulator.fitting.asked import predicted
+from simulator.fitting.curve import learning_curve
 from simulator.fitting.gemm_rows import Table
 from simulator.fitting.gemm_train import estimate, train
 from simulator.roofline.gemm import DEFAULTS, SPLITS, TILES, floor_s, gemm_time
@@ -136,8 +137,8 @@ def test_a_fit_answers_as_it_was_trained(made_rows):
     table = Table.of(rows)
     trained = estimate(train(table), table, "library")
     judged, _ = predicted("gemm", rows, fitting.fit(rows, residuals=False))
-    # Surfaces of fits are rounded to a thousandth, and their knots clipped to the rows of a library.
-    assert np.abs(np.log(judged["mid_s"].to_numpy() / trained)).max() < 0.01
+    # Knots that the rows need least are not kept; the launch alone would be off by a third.
+    assert np.abs(np.log(judged["mid_s"].to_numpy() / trained)).max() < 0.08
 
 
 def test_missing_coefficient_is_an_error():
@@ -216,7 +217,7 @@ def test_unknown_class_is_refused(made_rows):
 
 def test_learning_curve_draws_what_it_says(made_rows):
     rows = fitting.prepare(made_rows)
-    curve = fitting.learning_curve(rows, "h100-sxm", "bf16", (20, 60, 10_000), seeds=(0,))
+    curve = learning_curve(fitting, rows, "h100-sxm", "bf16", (20, 60, 10_000), seeds=(0,))
     assert [c["fit_rows"] for c in curve] == [20.0, 60.0]
     assert all(c["median_ape"] < 0.08 and c["n"] == curve[0]["n"] for c in curve)
 

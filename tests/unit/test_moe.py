@@ -119,6 +119,20 @@ def test_every_term_by_hand():
     assert t.total_s == pytest.approx(np.sqrt(1 + 36) + 22.4 + 1.0)
 
 
+def test_widths_that_do_not_divide_by_sixteen_by_hand():
+    """Width 4: math of 1 s and read of 6 s twice as long, what is passed and the start as before. Width 16 (tp 0.5): 96
+    weights an expert, math 4 s, read 2*96*0.5/5 = 19.2 s times hypot(1, 3/16), whatever the coefficient."""
+    odd = ROUND | {"unaligned": 2.0}
+    t = small(coef=odd)
+    assert t.math_s == pytest.approx(2.0)
+    assert t.total_s == pytest.approx(2.0 * np.sqrt(1 + 36) + 22.4 + 1.0)
+    wide = {"load": Routing(np.float64(2.0), np.float64(4.0)), "act_bytes": 1.0, "gated": True}
+    shape = {"ep": 2.0, "weight_bytes_per_element": 0.5, "hw": SMALL, **wide}
+    plain, same = (moe_time(4.0, 2.0, 8.0, 2.0, 4.0, tp=0.5, coef=c, **shape) for c in (ROUND, odd))
+    assert plain.math_s == same.math_s == pytest.approx(4.0)
+    assert plain.total_s == same.total_s
+
+
 def test_two_matrices_and_wider_activations_by_hand():
     """16 weights an expert: 2/3 of the math and of the read; 4*(2*2 + 2*4)*2*2 = 192 B of rows in 16 bit."""
     t = small(gated=False, act_bytes=2.0)
