@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 from simulator.base.arrays import Array, maximum, minimum, where
 from simulator.base.dtypes import DType, Format, sixteen_bit
@@ -62,11 +63,16 @@ def cores(
 ) -> Iterator[Op]:
     """Attention over window and folded entries in each phase; before it what picks these."""
     entry = a.head_dim * kv_element_bytes
-    common = {"n_heads": a.n_heads / tp, "n_kv_heads": 1.0, "head_dim": a.head_dim, "v_head_dim": a.head_dim}
+    common: dict[str, Any] = {
+        "n_heads": a.n_heads / tp,
+        "n_kv_heads": 1.0,
+        "head_dim": a.head_dim,
+        "v_head_dim": a.head_dim,
+    }
     common |= {"math": math, "kv_element_bytes": kv_element_bytes, "count": count}
     if step.prefills:
         new, context = step.prefill_tokens, step.prefill_context
-        sizes = {"phase": "prefill", "batch": step.prefill_rows, "q_len": new, "kv_len": context}
+        sizes: dict[str, Any] = {"phase": "prefill", "batch": step.prefill_rows, "q_len": new, "kv_len": context}
         core = Attention(role="attn.core.prefill", **sizes, **common, bytes_per_token=entry)
         kept = minimum(_pairs(a, spec, new, context) / core.pairs, 1.0)
         yield from _picked(spec, replace(core, pair_keep=kept))
@@ -77,8 +83,9 @@ def cores(
             folded = context / spec.ratio
             seen = seen + (minimum(folded, float(spec.indexer.top_k)) if spec.indexer is not None else folded)
         sizes = {"phase": "decode", "batch": step.decode_rows, "q_len": 1.0, "kv_len": context}
-        runs = {"run_bytes": entry} if spec.indexer is not None else {}
-        core = Attention(role="attn.core", **sizes, **common, latent=True, attended=seen, **runs)
+        core = Attention(role="attn.core", **sizes, **common, latent=True, attended=seen)
+        if spec.indexer is not None:
+            core = replace(core, run_bytes=entry)
         yield from _picked(spec, core)
 
 

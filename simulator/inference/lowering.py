@@ -229,7 +229,7 @@ class Lowering:
                 kv = replace(kv, meta_bytes=attention.blocks.key_bytes)
             ctx = self._context(layer, indices[0], step)
             if attention.indexer is not None and not attention.indexer.shared:
-                kv = latent.policy_of(attention.indexer).layout(kv, ctx)
+                kv = latent.layout(kv, attention.indexer)
             kv = self.policies.layout(kv, ctx)
             out.append((kv, len(indices)))
         return tuple(out)
@@ -303,8 +303,9 @@ class Lowering:
         if layer.streams > 1:
             row = step.rows * self.model.hidden * ACT_BYTES
             # Read before a block to make its input, read and written after it.
-            sizes = {"read_bytes": 2.0 * layer.streams * row, "write_bytes": layer.streams * row}
-            yield Elementwise(role="streams.mix", kind="unary", count=count * layer.n_norms, **sizes)
+            moved = layer.streams * row
+            times = count * layer.n_norms
+            yield Elementwise(role="streams.mix", kind="unary", read_bytes=2.0 * moved, write_bytes=moved, count=times)
         attention, hidden = layer.attention, self.model.hidden
         fmt = {m: self.format_of(layer, m) for m in layer.matrices}
         scans = [core for core in cores if isinstance(core, LinearAttention)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import lru_cache
+from typing import Any
 
 from simulator.base.dtypes import DType, Format
 from simulator.model.layer import AttentionSpec
@@ -45,7 +46,7 @@ def calls(
     """The whole block of each phase; a step of both multiplies the projections once, with the prompt's tokens."""
     # What picks the latents is put to MLA as `simulator.inference.latent` does, with the layer's own choice.
     kind = "mla-dense" if a.mla is not None else a.module
-    common = {"kind": kind, "n_heads": a.n_heads / tp, "widths": widths(a, hidden), "fmt": fmt}
+    common: dict[str, Any] = {"kind": kind, "n_heads": a.n_heads / tp, "widths": widths(a, hidden), "fmt": fmt}
     common |= {"math": DType.BF16, "kv_element_bytes": kv_element_bytes, "count": count}
     if step.prefills:
         new = step.prefill_tokens

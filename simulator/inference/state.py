@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from simulator.base.dtypes import Format
@@ -23,9 +24,9 @@ def block(
     fmt : Mapping
         Format of each of the block's matrices.
     """
+    product = partial(Linear, m=step.rows, count=count, part=OpPart.PROJECTIONS)
     *before, last = (
-        Linear(role=p.matrix, m=step.rows, n=p.n, k=p.k, fmt=fmt[p.matrix], count=count, part=OpPart.PROJECTIONS)
-        for p in spec.products(hidden, tp)
+        product(role=p.matrix, n=p.n, k=p.k, groups=p.groups, fmt=fmt[p.matrix]) for p in spec.products(hidden, tp)
     )
     yield from before
     yield from inner

@@ -91,8 +91,6 @@ class KimiDeltaSpec(StateSpec):
         Heads of queries, keys and values alike, and their width.
     taps : int
         Tokens that the convolution sees, the newest included.
-    full_rank_gate : bool
-        The output's gate is one matrix, not two of rank `head_dim`.
     state_element_bytes : float
         Bytes of an element of the state [B].
 
@@ -106,7 +104,6 @@ class KimiDeltaSpec(StateSpec):
     heads: int
     head_dim: int
     taps: int
-    full_rank_gate: bool = False
     state_element_bytes: float = 4.0
 
     def __post_init__(self) -> None:
@@ -119,13 +116,11 @@ class KimiDeltaSpec(StateSpec):
 
     def products(self, hidden: int, ranks: int = 1) -> tuple[Product, ...]:
         """Queries, keys and values; the step's size; decay and output gate down to one head's width and up again."""
-        ups = 1 if self.full_rank_gate else 2
-        gate = self.width if self.full_rank_gate else 0
         return (
-            Product("state.in", (3 * self.width + gate) / ranks, hidden),
+            Product("state.in", 3 * self.width / ranks, hidden),
             Product("state.gates", self.heads / ranks, hidden),
-            Product("state.gate_down", ups * self.head_dim, hidden),
-            Product("state.gate_up", ups * self.width / ranks, self.head_dim),
+            Product("state.gate_down", 2 * self.head_dim, hidden),
+            Product("state.gate_up", 2 * self.width / ranks, self.head_dim),
             Product("state.out", hidden, self.width / ranks),
         )
 

@@ -19,6 +19,8 @@ class IndexerSpec:
         Tokens attended per query.
     shared : bool
         The layer takes the choice of the one before: it has no indexer of its own (GLM-5.2).
+    pool : int
+        Tokens whose keys are folded into one, by a learned gate; they are picked together (GLM-5.3-Flash).
 
     References
     ----------
@@ -29,9 +31,10 @@ class IndexerSpec:
     head_dim: int
     top_k: int
     shared: bool = False
+    pool: int = 1
 
     def __post_init__(self) -> None:
-        require_positive(self, "n_heads", "head_dim", "top_k")
+        require_positive(self, "n_heads", "head_dim", "top_k", "pool")
 
     @property
     def key_bytes(self) -> float:
@@ -39,10 +42,11 @@ class IndexerSpec:
         return self.head_dim + 4.0
 
     def n_params(self, hidden: int, q_rank: int) -> int:
-        """Queries, key, weights of the heads, and the key's norm with its bias [-]."""
+        """Queries, key, weights of the heads, the key's norm with its bias; gate and biases of a pool [-]."""
         if self.shared:
             return 0
-        return q_rank * self.n_heads * self.head_dim + hidden * (self.head_dim + self.n_heads) + 2 * self.head_dim
+        own = q_rank * self.n_heads * self.head_dim + hidden * (self.head_dim + self.n_heads) + 2 * self.head_dim
+        return own + (self.head_dim * (self.pool + hidden) if self.pool > 1 else 0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,7 +47,9 @@ class MlaSpec:
     qk_rope_head_dim: int
 
     def __post_init__(self) -> None:
-        require_positive(self, "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim")
+        require_positive(self, "kv_lora_rank", "qk_nope_head_dim")
+        if self.qk_rope_head_dim < 0:
+            raise InputError(f"keys cannot have {self.qk_rope_head_dim} dimensions with position")
         if self.q_lora_rank is not None:
             require_positive(self, "q_lora_rank")
 
@@ -177,7 +179,9 @@ class AttentionSpec:
             return ("csa" if self.compressed.indexer else "hca") if self.compressed.ratio else ""
         if self.mla is None or self.mla.q_lora_rank is None:
             return ""
-        return "dsa" if self.indexer is not None else "mla-dense"
+        if self.indexer is None:
+            return "mla-dense"
+        return "dsa" if self.indexer.pool == 1 else ""
 
     @property
     def matrices(self) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 
 from simulator.model.formats import LATENT
 from simulator.model.layer import LayerSpec, MoeSpec
@@ -63,6 +64,8 @@ _MIXTRAL_BLOCK = {"experts": "block_sparse_moe.experts.{}", "router": "block_spa
 _DELTA = {**LLAMA, "in": ("in_proj_qkv", "in_proj_z"), "gates": ("in_proj_b", "in_proj_a"), "out": ("out_proj",)}
 _NEXT = {**_DELTA, "in": ("in_proj_qkvz",), "gates": ("in_proj_ba",)}
 _MAMBA = {**LLAMA, "in": ("in_proj",), "gate_down": ("x_proj",), "state.gate_up": ("dt_proj",), "out": ("out_proj",)}
+_KDA = {**LLAMA, "in": LLAMA["qkv"], "gates": ("b_proj",), "out": ("o_proj",)}
+_KDA |= {"gate_down": ("f_a_proj", "g_a_proj"), "state.gate_up": ("f_b_proj", "g_b_proj")}
 _PLAIN = Naming(modules=LLAMA)
 _H = {"layer": "transformer.h.{}", "attention": "attn", "embed": "transformer.wte"}
 
@@ -114,6 +117,26 @@ NAMINGS: Mapping[str, Naming] = {
             head="head",
         ),
     ),
+    **dict.fromkeys(("kimi_linear", "glm5_next_text"), Naming(state="self_attn", modules=_KDA)),
+    **dict.fromkeys(
+        ("minimax_m3", "minimax_m3_vl_text"),
+        Naming(
+            modules={
+                **LLAMA,
+                "moe.gate_up": ("w1", "w3"),
+                "moe.down": ("w2",),
+                "indexer.q": ("index_q_proj",),
+                "indexer.k": ("index_k_proj",),
+            },
+            experts="block_sparse_moe.experts.{}",
+            shared="block_sparse_moe.shared_experts",
+            router="block_sparse_moe.gate",
+        ),
+    ),
+    **dict.fromkeys(
+        ("step3p5", "step3p7"), Naming(modules=LLAMA, shared="share_expert", experts="moe", router="moe.gate")
+    ),
+    "nemotron-nas": _PLAIN,
     "nemotron_h": Naming(
         layer="backbone.layers.{}",
         **dict.fromkeys(("attention", "ffn", "state"), "mixer"),
@@ -211,8 +234,10 @@ def modules_of(naming: Naming, layer: LayerSpec, matrix: str) -> tuple[str, ...]
         return _under(naming.state, naming.modules.get(matrix) or naming.modules[rest])
     if matrix == "moe.experts":
         assert isinstance(layer.ffn, MoeSpec)
-        up = naming.modules["gate_up" if layer.ffn.expert.gated else "up"]
-        return _under(naming.experts, (*up, *naming.modules["down"]))
+        both = ("gate_up" if layer.ffn.expert.gated else "up", "down")
+        # Experts may call their matrices otherwise than the dense FFN does.
+        names = (naming.modules.get(f"moe.{key}", naming.modules[key]) for key in both)
+        return _under(naming.experts, tuple(chain.from_iterable(names)))
     if block == "moe" and matrix in LATENT:
         return _under(naming.router.rpartition(".")[0], naming.modules[rest])
     if block == "moe":

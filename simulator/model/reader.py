@@ -19,6 +19,7 @@ ACTIVATIONS: dict[str, Activation] = {
     "silu": "silu",
     "swish": "silu",
     "swiglu": "silu",
+    "swigluoai": "silu",
     "gelu": "gelu",
     "gelu_new": "gelu",
     "gelu_fast": "gelu",

@@ -53,13 +53,11 @@ def _attention(reader: Reader, ratio: int, picks: bool) -> AttentionSpec:
     n_heads, head_dim = reader.whole("num_attention_heads"), reader.whole("head_dim")
     if reader.whole("num_key_value_heads", default=1) != 1:
         reader.fail("num_key_value_heads", "must be 1: an entry is key and value of all heads")
-    index = [reader.whole(key) for key in ("index_n_heads", "index_head_dim", "index_topk")] if picks else []
+    indexer = None
+    if picks:
+        indexer = IndexerSpec(reader.whole("index_n_heads"), reader.whole("index_head_dim"), reader.whole("index_topk"))
     spec = CompressedSpec(
-        reader.whole("q_lora_rank"),
-        reader.whole("o_lora_rank"),
-        reader.whole("o_groups"),
-        ratio,
-        IndexerSpec(*index) if picks else None,
+        reader.whole("q_lora_rank"), reader.whole("o_lora_rank"), reader.whole("o_groups"), ratio, indexer
     )
     window = reader.whole("sliding_window")
     return AttentionSpec(n_heads, 1, head_dim, head_dim, window, sinks=True, compressed=spec)
@@ -75,6 +73,7 @@ def deepseek_v4(reader: Reader, name: str) -> ModelSpec:
     if unknown:
         # Which of them an indexer picks from is known for these alone.
         reader.fail("compress_ratios", f"has {min(unknown)}; known: 0, 4, 128")
+    reader.whole("n_shared_experts", low=0)
     moe = mixture(reader, Family(), Experts(shared="count"))
     streams, hidden = reader.whole("hc_mult"), reader.whole("hidden_size")
     around, at_the_end = hyper_connections(streams, hidden)

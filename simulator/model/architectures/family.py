@@ -333,7 +333,7 @@ def latents_of(reader: Reader, family: Family, hidden: int) -> AttentionSpec:
         q_lora_rank=reader.optional_whole("q_lora_rank"),
         kv_lora_rank=reader.whole("kv_lora_rank"),
         qk_nope_head_dim=reader.whole("qk_nope_head_dim"),
-        qk_rope_head_dim=reader.whole("qk_rope_head_dim"),
+        qk_rope_head_dim=reader.whole("qk_rope_head_dim", low=0),
     )
     # What these files say beside the latents follows from them.
     reader.asked.update(("head_dim", "qk_head_dim", "num_key_value_heads"))

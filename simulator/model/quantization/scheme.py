@@ -21,7 +21,7 @@ LONGEST_ENTRY = 500
 _NOT_LITERAL = re.compile(r"[*?\[\]^$|+\\()]")
 _IN_A_LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)(?:\.(.*))?\Z")
 _EXPERT = re.compile(r"(\bexperts)\.(\d+)\b")
-_NEVER_QUANTISED = re.compile(r"norm|ln_|rotary|bias|score|scale|indexer|conv|sinks|act_fn")
+_NEVER_QUANTISED = re.compile(r"norm|ln_|rotary|bias|score|scale|indexer|conv|sinks|act_fn|A_log|\bhc_")
 
 
 class Style(Enum):
@@ -247,6 +247,7 @@ def _known(naming: Naming, layer: LayerSpec) -> set[str]:
         names.update(".".join(pieces[:n]) for n in range(1, len(pieces)))
     # An engine's names of what it fuses.
     names |= {f"{naming.attention}.qkv_proj", f"{naming.ffn}.gate_up_proj", f"{naming.attention}.fused_qkv_a_proj"}
+    names.add(f"{naming.state}.fused_qkvbfg_a_proj")
     return names
 
 
@@ -276,7 +277,9 @@ def _shapes(model: ModelSpec, layer: LayerSpec | None, matrix: str) -> Iterator[
     a = layer.attention
     block, _, rest = matrix.partition(".")
     if layer.state is not None and block == "state":
-        yield from ((round(p.n), round(p.k), 1, 1) for p in layer.state.products(hidden) if p.matrix == matrix)
+        yield from (
+            (round(p.n * p.groups), round(p.k), 1, 1) for p in layer.state.products(hidden) if p.matrix == matrix
+        )
         return
     if a is not None and a.compressed is not None and block in ("attn", "indexer"):
         products = a.compressed.products(hidden, a.n_heads, a.head_dim)
