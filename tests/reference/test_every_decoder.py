@@ -29,6 +29,7 @@ SMALL: Mapping[str, dict[str, Any]] = {
     "glm4_moe": _HEADS,
     "hunyuan_v1_dense": _HEADS | _ROPE,
     "hunyuan_v1_moe": _HEADS | _ROPE | {"num_experts": 4, "moe_topk": 2},
+    "lfm2_moe": {"num_hidden_layers": 3, "layer_types": ["conv", "full_attention", "conv"]},
     "ministral": _HEADS,
     "nemotron": _HEADS,
     "chameleon": _ROPE | {"vocabulary_map": {"<image>": 8711}},
@@ -58,11 +59,10 @@ AUTHORS_NAMES = frozenset({"deepseek_v4", "nemotron_h", "gpt_neox"})
 
 _LAYERS: Mapping[str, str] = {
     "Mamba shared by several layers": "zamba zamba2",
-    "linear attention of other kinds": "bailing_hybrid glm5_next kimi_linear minimax olmo_hybrid qwen4_exp"
-    " qwen4_exp_text recurrent_gemma rwkv xlstm zaya",
-    "short convolutions": "lfm2 lfm2_moe lfm2_vl lfm3 lfm3_vl inkling2 inkling2_text inkling_mm_model inkling_text",
-    "sparse attention of their own": "minimax_m3_vl minimax_m3_vl_text axk2 dots3_note dots3_note_text mistral_large4",
-    "layers of several kinds": "diffusion_gemma step3p7",
+    "linear attention of other kinds": "bailing_hybrid olmo_hybrid qwen4_exp qwen4_exp_text rwkv xlstm zaya",
+    "short convolutions": "lfm3 lfm3_vl inkling2 inkling2_text inkling_mm_model inkling_text",
+    "sparse attention of their own": "axk2 dots3_note dots3_note_text mistral_large4",
+    "layers of several kinds": "diffusion_gemma",
     "two attentions in a layer, or experts in one": "longcat_flash jetmoe",
     "experts looked up by product keys": "doge",
     "attention to another model's tokens": "blip blt idefics mllama",

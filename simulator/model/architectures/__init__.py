@@ -15,9 +15,6 @@ from simulator.base.errors import InputError, suggest
 from simulator.base.units import format_bytes
 
 # Each of these registers its family.
-<<<<<<< HEAD
-from simulator.model.architectures import classic, compressed, delta_net, experts, families, gemma, mamba, singles  # noqa: F401
-=======
 from simulator.model.architectures import (  # noqa: F401
     classic,
     compressed,
@@ -29,9 +26,9 @@ from simulator.model.architectures import (  # noqa: F401
     mamba,
     minimax_m3,
     recurrences,
+    singles,
     uneven,
 )
->>>>>>> c072449 (MiniMax-M3, Kimi-Linear, GLM-5.3-Flash, Step-3.7, Nemotron-NAS, LFM2, MiniMax-M1 and RecurrentGemma are read)
 from simulator.model.architectures.nested import NESTED_DEFAULTS, NESTED_KINDS
 from simulator.model.architectures.registry import ARCHITECTURES, Parser, architecture
 from simulator.model.architectures.towers import tower_of

@@ -42,19 +42,11 @@ def sparse_deepseek(reader: Reader, name: str) -> ModelSpec:
     unknown = set(types or ()) - {"indexed_attention", "deepseek_sparse_attention"}
     if unknown:
         reader.fail("layer_types", f"has {sorted(unknown)[0]!r}, which is not supported")
-<<<<<<< HEAD
     return with_indexers(reader, read(reader.derived(without=("layer_types",)), name, FAMILIES["deepseek_v3"]))
 
 
 def with_indexers(reader: Reader, model: ModelSpec) -> ModelSpec:
     """`model` with the indexers that its file lists."""
-=======
-    return with_indexers(read(reader.derived(without=("layer_types",)), name, FAMILIES["deepseek_v3"]), reader)
-
-
-def with_indexers(model: ModelSpec, reader: Reader) -> ModelSpec:
-    """The same model with the indexer of each layer."""
->>>>>>> c072449 (MiniMax-M3, Kimi-Linear, GLM-5.3-Flash, Step-3.7, Nemotron-NAS, LFM2, MiniMax-M1 and RecurrentGemma are read)
     layers = []
     for layer, indexer in zip(model.layers, _indexers(reader), strict=True):
         assert layer.attention is not None

@@ -69,7 +69,7 @@ def _with_states(model: ModelSpec, reader: Reader) -> ModelSpec:
     return replace(model, layers=tuple(layers))
 
 
-@architecture("kimi_linear", ignored=("linear_attn_config", "mla_use_nope"))
+@architecture("kimi_linear", ignored=("linear_attn_config", "mla_use_nope", "moe_renormalize", "use_grouped_topk"))
 def kimi_linear(reader: Reader, name: str) -> ModelSpec:
     """Kimi-Linear: latents without positions in every fourth layer, delta attention in the others."""
     for key in _MORE:
@@ -81,7 +81,7 @@ def kimi_linear(reader: Reader, name: str) -> ModelSpec:
 @architecture("glm5_next_text", ignored=_IGNORED)
 def glm5_next(reader: Reader, name: str) -> ModelSpec:
     """GLM-5.3-Flash: delta attention in most layers, picked latents in the others, four residual streams."""
-    model = with_indexers(read(reader.derived(without=("layer_types",)), name, _GLM), reader)
+    model = with_indexers(reader, read(reader.derived(without=("layer_types",)), name, _GLM))
     pool, hidden = reader.whole("index_kpool"), model.hidden
     streams = reader.whole("hc_mult")
     around, _ = hyper_connections(streams, hidden)

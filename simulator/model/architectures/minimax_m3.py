@@ -31,6 +31,7 @@ _IGNORED = (
 def _picks(reader: Reader, n_layers: int) -> tuple[tuple[bool, ...], BlockIndexerSpec | None]:
     """Which layers pick their blocks, and with what."""
     section = reader.section("sparse_attention_config")
+    reader.asked.update(_SIZES)
     if section is not None and not section.flag("use_sparse_attention", default=True):
         return (False,) * n_layers, None
     words = reader.strings("layer_types")
@@ -46,7 +47,10 @@ def _picks(reader: Reader, n_layers: int) -> tuple[tuple[bool, ...], BlockIndexe
         picks = given
     if not any(picks):
         return picks, None
+    beside = [reader.optional_whole(new) for new in _SIZES]
     sizes = [section.whole(old) if section is not None else reader.whole(new) for new, old in _SIZES.items()]
+    if any(other not in (None, size) for other, size in zip(beside, sizes, strict=True)):
+        reader.fail("sparse_attention_config", f"says {sizes}, but the keys beside it {beside}")
     return picks, BlockIndexerSpec(*sizes)
 
 
