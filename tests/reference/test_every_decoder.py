@@ -54,7 +54,7 @@ UNBUILT = frozenset(
 )
 """Of these transformers builds nothing from any defaults, or they write no text."""
 
-AUTHORS_NAMES = frozenset({"deepseek_v4", "nemotron_h", "gpt_neox"})
+AUTHORS_NAMES = frozenset({"deepseek_v4", "nemotron_h", "gpt_neox", "kimi_linear", "minimax_m3_vl_text"})
 """Their checkpoints keep the authors' names of modules, which transformers renames as it loads them."""
 
 _LAYERS: Mapping[str, str] = {

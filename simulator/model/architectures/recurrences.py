@@ -46,7 +46,7 @@ def lfm2(reader: Reader, name: str) -> ModelSpec:
     return _convolved(reader, name, (ffn,) * reader.layers("num_hidden_layers"))
 
 
-@architecture("lfm2_moe")
+@architecture("lfm2_moe", ignored=("use_expert_bias",))
 def lfm2_moe(reader: Reader, name: str) -> ModelSpec:
     """LFM2 with experts in all but the first layers."""
     n_layers, n_dense = reader.layers("num_hidden_layers"), reader.whole("num_dense_layers", low=0)
