@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,12 +13,33 @@ import typer
 
 from simulator.base import console
 from simulator.base.errors import InputError, UnknownNameError, reason
+from simulator.fitting.e2e_rows import counts
 from simulator.fitting.judged import FAMILIES, KERNEL_KINDS, module_of
+from simulator.fitting.own_runs import Setup
 from simulator.fitting.tables import read_tables
+from simulator.scenario.options import refuse_beside
 
 if TYPE_CHECKING:
     from simulator.device.fits import Fit
 
+SERVER = "e2e"
+"""Kind that fits an engine to one's own server."""
+OF_KERNELS = ("kind", "data", "from_", "device", "out", "date", "json_")
+"""Parameters that go with a kernel's kind."""
+OF_SERVERS = (
+    "kind",
+    "data",
+    "device",
+    "engine",
+    "model",
+    "tp",
+    "ep",
+    "dtype",
+    "kv_cache_dtype",
+    "name",
+    "date",
+    "json_",
+)
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 
@@ -91,15 +115,26 @@ def _rows(kind: str, data: list[Path] | None, origin: str | None, device: str | 
 
 @app.command()
 def command(
-    kind: Annotated[str, typer.Option(help=" | ".join(KERNEL_KINDS))],
+    context: typer.Context,
+    kind: Annotated[str, typer.Option(help=" | ".join((*KERNEL_KINDS, SERVER)))],
     data: Annotated[
         list[Path] | None,
-        typer.Option(help="Parquet or CSV of measured rows; repeat: rows that a later file repeats replace"),
+        typer.Option(
+            help="Parquet or CSV of measured rows; repeat: rows that a later file repeats replace; e2e: results of a"
+            " benchmark, or folders of them"
+        ),
     ] = None,
     from_: Annotated[
         str | None, typer.Option("--from", help="'aiconfigurator-core': the rows of that installed wheel")
     ] = None,
-    device: Annotated[str | None, typer.Option(help="fit one device only")] = None,
+    device: Annotated[str | None, typer.Option(help="fit one device only; e2e: the one that was measured")] = None,
+    engine: Annotated[str | None, typer.Option(help="e2e: the shipped engine that was measured, e.g. vllm")] = None,
+    model: Annotated[str | None, typer.Option(help="e2e: the model that was served")] = None,
+    tp: Annotated[int, typer.Option(help="e2e: GPUs a layer was split over", min=1)] = 1,
+    ep: Annotated[int, typer.Option(help="e2e: GPUs the experts were split over", min=1)] = 1,
+    dtype: Annotated[str, typer.Option(help="e2e: number format, as in predict")] = "auto",
+    kv_cache_dtype: Annotated[str, typer.Option(help="e2e: format of the KV cache, as in predict")] = "auto",
+    name: Annotated[str, typer.Option(help="e2e: what the engine is then called, vllm@NAME")] = "own",
     out: Annotated[
         Path | None, typer.Option(help="folder of measured/ tables; default your own ($SHADOWLINE_HOME/measured)")
     ] = None,
@@ -108,8 +143,15 @@ def command(
 ) -> None:
     """Fit a kernel family and write coefficients with n, residuals, date and sources.
 
-    Your own measurements answer before the shipped ones. `--out hw_profiles/measured` is for maintainers.
+    Your own measurements answer before the shipped ones. `--out hw_profiles/measured` is for maintainers. `--kind e2e`
+    fits an engine to the results of vllm bench serve, sglang.bench_serving, trtllm-bench or llama-bench on your
+    server; it is then asked for by `--engine vllm@own`.
     """
+    if kind == SERVER:
+        asked = Setup(engine or "", model or "", device or "", dtype, kv_cache_dtype, tp, ep)
+        _server(context, data or [], asked, name, date, json_)
+        return
+    refuse_beside(context, OF_KERNELS, "is for --kind e2e; drop it")
     if kind not in KERNEL_KINDS:
         raise UnknownNameError("kind", kind, KERNEL_KINDS, where="--kind")
     if out is None:
@@ -156,6 +198,68 @@ def command(
         ],
         left=3,
         note="sigma and quantiles of ln(measured/predicted), out of fold",
+    )
+
+
+def _server(
+    context: typer.Context, data: Sequence[Path], setup: Setup, name: str, date: str | None, json_: bool
+) -> None:
+    """Fit an engine to benchmark results, say what it buys on runs it has not seen, and keep it where it does."""
+    from simulator.base.files import replaced
+    from simulator.device.catalogue import user_data_dir
+    from simulator.fitting.e2e_fit import to_toml
+    from simulator.fitting.own_engine import fit_own
+    from simulator.fitting.own_runs import files_of, read_runs
+    from simulator.model.formats import choose
+    from simulator.roofline.engine import get_engine
+    from simulator.scenario.catalogue import CATALOGUE
+
+    refuse_beside(context, OF_SERVERS, f"has no place beside --kind {SERVER}; drop it")
+    wanted = {"--data": data, "--engine": setup.engine, "--model": setup.model, "--device": setup.device}
+    for flag, value in wanted.items():
+        if not value:
+            raise InputError(f"is needed for --kind {SERVER}: the results do not say it", where=flag)
+    if not name.replace("-", "").replace("_", "").replace(".", "").isalnum():
+        raise InputError(f"{name!r} may hold letters, digits, '-', '_' and '.'", where="--name")
+    shipped = get_engine(setup.engine)
+    choose(setup.dtype)
+    CATALOGUE.model(setup.model)
+    CATALOGUE.device(setup.device)
+    rows, left_out = read_runs([f for path in data for f in files_of(path)], replace(setup, engine=shipped.name))
+    own = fit_own(rows, shipped, name, date or dt.date.today().isoformat())
+    reasons = {**left_out, **own.excluded}
+    path = user_data_dir() / "engines" / f"{own.engine.name}.toml"
+    if own.helps:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replaced(path, "$SHADOWLINE_HOME") as file:
+            file.write_text(to_toml({own.engine.name: own.engine}), encoding="utf-8")
+    rows_of = [
+        {"engine": e, "metric": m, **found}
+        for e, by in ((shipped.name, own.before), (own.engine.name, own.after))
+        for m, found in sorted(by.items())
+    ]
+    if json_:
+        console.out_json({"rows": rows_of, "files": [str(path)] if own.helps else [], "excluded": reasons})
+        return
+    done = f"ask for it by --engine {own.engine.name}; kept in {path}"
+    miss = f"no run is told better than by {shipped.name}: nothing is kept"
+    console.out(done if own.helps else miss)
+    console.table(
+        f"{len(rows)} times of {setup.model} on {setup.device}, each judged by a fit on the other runs",
+        ["engine", "metric", "n", "median APE", "p90 APE", "bias", "coverage"],
+        [
+            [
+                r["engine"],
+                r["metric"].upper(),
+                f"{r['n']}",
+                *(f"{r[k]:.1%}" for k in ("median_ape", "p90_ape")),
+                f"{r['bias']:+.1%}",
+                f"{r['coverage_90']:.0%}",
+            ]
+            for r in rows_of
+        ],
+        left=2,
+        note=f"left out: {counts(reasons)}" if reasons else "",
     )
 
 

@@ -279,11 +279,16 @@ def _own() -> Iterator[Check]:
     """The user's own profiles and models, each read as a verb would read it."""
     from simulator.device.catalogue import load, user_data_dir
     from simulator.model.hub import from_file
+    from simulator.roofline.engine import read_own
 
-    readers = (("device", "devices/*.toml", load), ("model", "models/*/config.json", from_file))
+    readers = (
+        ("device", "devices/*.toml", load),
+        ("engine", "engines/*.toml", read_own),
+        ("model", "models/*/config.json", from_file),
+    )
     for kind, pattern, read in readers:
         for path in sorted(user_data_dir().glob(pattern)):
-            name = f"{kind} {path.stem if kind == 'device' else path.parent.name}"
+            name = f"{kind} {path.parent.name if kind == 'model' else path.stem}"
             try:
                 read(path)
             except ShadowlineError as error:

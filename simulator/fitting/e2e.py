@@ -99,9 +99,9 @@ def table(rows: pd.DataFrame, by: tuple[str, ...]) -> list[dict[str, Any]]:
     return sorted(out, key=lambda r: -r["n"])
 
 
-def figures(rows: pd.DataFrame) -> dict[str, Any]:
-    """The contract's figures of one group; a count only where rows are few."""
-    if len(rows) < SMALLEST:
+def figures(rows: pd.DataFrame, smallest: int = SMALLEST) -> dict[str, Any]:
+    """The contract's figures of one group; a count only where rows are fewer than `smallest`."""
+    if len(rows) < smallest:
         return {"n": len(rows)}
     t, mid = rows["time_s"].to_numpy(float), rows["mid_s"].to_numpy(float)
     lo, hi = rows["lo_s"].to_numpy(float), rows["hi_s"].to_numpy(float)

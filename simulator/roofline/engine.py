@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 from simulator.base.arrays import Array, maximum
 from simulator.base.dtypes import FORMATS, KV_FORMATS, Format
-from simulator.base.errors import UnknownNameError
-from simulator.device.catalogue import Device
+from simulator.base.errors import InputError, UnknownNameError, reason
+from simulator.base.files import read_limited
+from simulator.base.memo import Stamp, stamp
+from simulator.device.catalogue import Device, user_data_dir
 
+LOGGER = logging.getLogger(__name__)
+SEPARATOR = "@"
+"""Between an engine's family and what tells one's own apart: ``vllm@mine``."""
+MOST_BYTES = 1_000_000
+"""Largest file of own engines [B]."""
 ASSUMED_SPREAD = 0.10
 """Step error assumed for an engine whose own was never measured [-]."""
 FOREIGN_SPREAD = 0.25
@@ -261,16 +270,59 @@ def parse_engines(text: str) -> dict[str, Engine]:
     return engines
 
 
-@lru_cache(maxsize=1)
 def load_engines() -> dict[str, Engine]:
-    """Engines of ``hw_profiles/engines.toml`` by name."""
+    """Engines of ``hw_profiles/engines.toml``, and the user's own of ``$SHADOWLINE_HOME/engines``, by name."""
+    mine = own_files()
+    return {**_shipped(), **_own(tuple(map(stamp, mine)))} if mine else _shipped()
+
+
+def own_files() -> list[Path]:
+    """Files of the user's own engines, as `simulator.calibrate` writes them."""
+    return sorted((user_data_dir() / "engines").glob("*.toml"))
+
+
+def read_own(path: Path) -> dict[str, Engine]:
+    """Engines of one of the user's own files.
+
+    Raises
+    ------
+    InputError
+        What cannot be read, or is called as no ``family@label`` of a shipped engine.
+    """
+    try:
+        found = parse_engines(read_limited(path, MOST_BYTES).decode("utf-8"))
+    except OSError as error:
+        raise InputError(f"cannot read: {reason(error)}", where=str(path)) from None
+    except (ValueError, TypeError, AttributeError) as error:
+        raise InputError(f"is no engine ({error}); calibrate again", where=str(path)) from None
+    for name in found:
+        family, _, label = name.partition(SEPARATOR)
+        if not label or family not in _shipped():
+            raise InputError(f"{name!r} is not FAMILY{SEPARATOR}LABEL of a shipped engine; rename it", where=str(path))
+    return found
+
+
+@lru_cache(maxsize=8)
+def _own(files: tuple[Stamp, ...]) -> dict[str, Engine]:
+    out: dict[str, Engine] = {}
+    for file in files:
+        try:
+            out |= read_own(Path(file.path))
+        except InputError as error:
+            # One that is broken must not hide the others; `doctor` tells it as a problem.
+            LOGGER.warning("warning: %s; it is left out", error)
+    return out
+
+
+@lru_cache(maxsize=1)
+def _shipped() -> dict[str, Engine]:
     return parse_engines(resources.files("hw_profiles").joinpath("engines.toml").read_text("utf-8"))
 
 
 def engines_digest() -> str:
-    """12 hex digits of the engine table's contents."""
+    """12 hex digits of the contents of the engine tables, the user's own included."""
     data = resources.files("hw_profiles").joinpath("engines.toml").read_bytes()
-    return hashlib.sha256(data).hexdigest()[:12]
+    return hashlib.sha256(b"".join((data, *(p.read_bytes() for p in own_files())))).hexdigest()[:12]
 
 
 def get_engine(name: str) -> Engine:

@@ -132,10 +132,11 @@ def _closed(deployment: Deployment, requests: Requests, book: Book, replicas: Se
 
     They begin evenly over a mean time to think. The outcome's requests are in the order they came.
     """
-    count, users, think = len(replicas), requests.users, requests.think_s
+    count, users = len(replicas), requests.users
+    think_s = 0.0 if requests.think_s is None else float(np.mean(requests.think_s))
     chosen = (np.arange(len(requests)) % users % count).tolist()
     for i in range(users):
-        book.arrival[i] = float(np.mean(think)) * i / users
+        book.arrival[i] = think_s * i / users
     for k, replica in enumerate(replicas):
         for i in range(k, users, count):
             replica.add(i)
