@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from simulator.base.errors import InputError, UnknownNameError, suggest
+from simulator.base.files import read_limited
 from simulator.model.hub import folder_name
 from traces.weights import check_memory, free_bytes, parameter_bytes, safetensors_header, tensor_bytes
 
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 """Spelling of ``--dtype`` to the name of the torch dtype; ``auto`` keeps the checkpoint's."""
 
+MOST_CONFIG_BYTES, MOST_LAYERS = 2**20, 10_000
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack")
 _SMALL = ("*.json", "*.txt", "*.model", "*.jinja", "tokenizer*", "vocab*", "merges*")
 
@@ -80,8 +83,23 @@ def find(text: str, *, revision: str | None = None, allow_pickle: bool = False) 
 
 
 def _checkpoint(name: str, folder: Path, revision: str) -> Checkpoint:
-    raw = (folder / "config.json").read_bytes()
+    raw = read_limited(folder / "config.json", MOST_CONFIG_BYTES)
+    _require_sizes(raw, name)
     return Checkpoint(name, folder, revision, hashlib.sha256(raw).hexdigest())
+
+
+def _require_sizes(raw: bytes, name: str) -> None:
+    """Refuse a config that is none, or of more layers than anybody builds: transformers makes them before it reads."""
+    try:
+        config = json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"config.json of {name} is not JSON ({error})", where="--model") from None
+    if not isinstance(config, dict):
+        raise InputError(f"config.json of {name} holds no table", where="--model")
+    for part in (config, *(v for v in config.values() if isinstance(v, dict))):
+        for key, value in part.items():
+            if "layer" in key and isinstance(value, int) and value > MOST_LAYERS:
+                raise InputError(f"config.json of {name} says {key} = {value:,}; mend it", where="--model")
 
 
 def _model_folders(parent: Path) -> list[Path]:
@@ -274,7 +292,8 @@ def _tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
 
     try:
         return AutoTokenizer.from_pretrained(checkpoint.folder, trust_remote_code=False, local_files_only=True)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    # What the libraries raise on a file of somebody else's is whatever its parsers raise, a bare Exception too.
+    except Exception as error:  # noqa: BLE001
         raise InputError(
             f"{checkpoint.name} has no tokenizer that can be read without running its code: {first_line(error)}",
             where="--model",
@@ -306,13 +325,14 @@ def _model(checkpoint: Checkpoint, dtype: str, place: str, allow_pickle: bool) -
             **spread,
         )
         model, told = loaded
-    except ValueError as error:
+    except MemoryError:
+        raise
+    # As for the tokenizer: whatever a malformed config or weight file makes transformers raise.
+    except Exception as error:  # noqa: BLE001
         text = first_line(error)
         if "trust_remote_code" in str(error):
             text = "it needs code of its own repository, which is never run; choose a model transformers knows"
         raise InputError(f"{checkpoint.name} cannot be loaded: {text}", where="--model") from None
-    except (OSError, KeyError, ImportError, RuntimeError) as error:
-        raise InputError(f"{checkpoint.name} cannot be loaded: {first_line(error)}", where="--model") from None
     _require_all(checkpoint.name, told)
     if place != "balanced":
         try:
@@ -338,9 +358,11 @@ def _require_all(name: str, told: dict[str, Any]) -> None:
 
 
 def first_line(error: Exception) -> str:
-    """First line of what an error says, or its name."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    """First line of what an error says, with the next where that says what; or its name."""
+    lines = [line.strip() for line in str(error).strip().splitlines()]
+    if not lines:
+        return type(error).__name__
+    return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
 
 
 def quieten() -> None:

@@ -45,9 +45,14 @@ def safetensors_header(path: Path) -> dict[str, Any]:
         body = file.read(size)
     try:
         header = json.loads(body)
-    except ValueError:
+        tensors = [
+            (str(v["dtype"]), math.prod(map(int, v["shape"])), int(v["data_offsets"][1]))
+            for k, v in header.items()
+            if k != "__metadata__"
+        ]
+        stored = max((end for *_, end in tensors), default=0)
+    except (ValueError, RecursionError, AttributeError, TypeError, LookupError):
         raise InputError("has a damaged safetensors header; download it again", where=str(path)) from None
-    stored = max((v["data_offsets"][1] for k, v in header.items() if k != "__metadata__"), default=0)
     if path.stat().st_size != 8 + size + stored:
         raise InputError(
             f"is cut short: {path.stat().st_size} B of {8 + size + stored} B; download it again", where=str(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -250,3 +251,60 @@ def test_weights_that_do_not_meet_the_config_are_refused(
     change(state)
     save_file(state, file, {"format": "pt"})
     assert words in refused(str(tmp_path))
+
+
+def changed(name: str, **values: object) -> Callable[[Path], None]:
+    """Set keys of a JSON file of a model's folder."""
+
+    def change(folder: Path) -> None:
+        path = folder / name
+        path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+    return change
+
+
+def written(name: str, content: bytes) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).write_bytes(content) and None
+
+
+def header(told: object) -> bytes:
+    raw = json.dumps(told).encode()
+    return struct.pack("<Q", len(raw)) + raw + bytes(4)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        written("config.json", b"{"),
+        written("config.json", b"[]"),
+        written("config.json", b"[" * 100_000),
+        written("config.json", b" " * 2**21),
+        changed("config.json", num_hidden_layers=10**9),
+        changed("config.json", num_hidden_layers=-3),
+        changed("config.json", hidden_size="wide"),
+        changed("config.json", num_attention_heads=7),
+        changed("config.json", hidden_act="nosuch"),
+        changed("config.json", model_type="nosuch"),
+        changed("config.json", vocab_size=10),
+        changed("tokenizer.json", added_tokens=[{"id": 10**9, "content": "x"}]),
+        changed("tokenizer.json", model={"type": "BPE", "vocab": 5}),
+        written("tokenizer.json", b"[]"),
+        written("tokenizer.json", b""),
+        written("tokenizer_config.json", b'{"tokenizer_class": 5}'),
+        written("tokenizer_config.json", b"nope"),
+        written("model.safetensors", b""),
+        written("model.safetensors", struct.pack("<Q", 2**62) + b"{}"),
+        written("model.safetensors", struct.pack("<Q", 10) + b"not json!!"),
+        written("model.safetensors", header({"x": {"dtype": "F32", "shape": [10**9, 10**9], "data_offsets": [0, 4]}})),
+        written("model.safetensors", header({"x": {"dtype": "F99", "shape": [1], "data_offsets": [0, 4]}})),
+        written("model.safetensors", header({"x": 5})),
+        written("model.safetensors", header([1, 2])),
+    ],
+)
+def test_a_malformed_folder_is_one_line(folder: Path, tmp_path: Path, spoil: Callable[[Path], None]) -> None:
+    bad = shutil.copytree(folder, tmp_path / "bad")
+    spoil(bad)
+    with pytest.raises(InputError) as error:
+        load(str(bad))
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 1000
