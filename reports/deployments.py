@@ -10,7 +10,7 @@ from reports.text import DASH, num, percent
 from simulator.base.console import milliseconds, number
 from simulator.base.errors import ShadowlineError
 from simulator.results.loss import UNKNOWN, Loss
-from simulator.results.quality import loss_named
+from simulator.results.loss_lookup import loss_named
 
 FURTHER = {
     "scheduler": "",

@@ -118,7 +118,7 @@ def command(
 def show(found: Plan, name: str, slo: str, objective: str, seconds: float, quality: str = "") -> None:
     """The answer, the best of every device and policy, the front, and what was left out."""
     from simulator.policies import in_kernel
-    from simulator.results.quality import loss_named
+    from simulator.results.loss_lookup import loss_named
     from simulator.serving.beside import told_beside
     from simulator.serving.slo import parse_slo
 
@@ -208,7 +208,7 @@ def _how_sure(best: dict[str, Any], promises: Sequence[Promise]) -> str:
 def _savings(found: Plan, quality: str) -> None:
     """What each policy costs, simulated where it could win, else at least; with its loss of quality."""
     from simulator.results.loss import UNIT
-    from simulator.results.quality import loss_named
+    from simulator.results.loss_lookup import loss_named
 
     model = found.rows[0]["model"]
     dense = next((p.usd_per_h for p in found.by_policy if p.policy == "dense"), None)
@@ -236,7 +236,7 @@ def _savings(found: Plan, quality: str) -> None:
 
 def _table(title: str, rows: Sequence[dict[str, Any]], quality: str, note: str = "") -> None:
     from simulator.policies import in_kernel
-    from simulator.results.quality import loss_named
+    from simulator.results.loss_lookup import loss_named
 
     num, ms = console.number, console.milliseconds
     console.table(

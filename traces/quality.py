@@ -236,7 +236,8 @@ def show(found: QualityFile, folder: Path, out: Path) -> None:
     from simulator.model.hub import from_file
     from simulator.policies import parse
     from simulator.results.loss import UNIT
-    from simulator.results.quality import loss_on, of_file
+    from simulator.results.loss_lookup import loss_on
+    from simulator.results.quality import of_file
     from traces.measurers import measurers_of
 
     measured, spec = of_file(found), from_file(folder)

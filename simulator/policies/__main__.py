@@ -9,6 +9,7 @@ import typer
 
 from simulator.base import console
 from simulator.ops.union_law import in_words
+from simulator.policies.base import Policy
 from simulator.policies.card import Card
 from simulator.policies.grammar import POLICIES
 
@@ -70,10 +71,32 @@ def _show(card: Card) -> None:
     console.table("Goes with", ["", ""], card.goes_with.items(), left=2)
     if card.unions:
         console.out(f"union over rows: {in_words(card.unions)}; --trace DIR: as measured there")
+    _show_evidence(p)
     if p.not_modelled:
         console.out(f"not modelled: {p.not_modelled}")
     if p.name != "dense":
         console.out(f"software: {card.runs_in}")
+
+
+def _show_evidence(policy: type[Policy]) -> None:
+    """What a small model lost under the policy, which answers where nothing was published."""
+    from simulator.policies import parse
+    from simulator.results.loss_lookup import small_model
+
+    rows = [
+        [row.policy, f"{f.context:,.0f}", f"{ratio:.3f}", f"{row.log_ratio_se:.3f}", f"{row.agreement:.1%}"]
+        for f in small_model()
+        for row in f.rows
+        if parse(row.policy).members[0].name == policy.name
+        for ratio in (row.perplexity / row.dense_perplexity,)
+    ]
+    if rows:
+        console.table(
+            f"Small-model evidence of what it loses: measured on {small_model()[0].model}",
+            ["policy", "context", "perplexity over dense's", "standard error", "same token"],
+            rows,
+            left=1,
+        )
 
 
 if __name__ == "__main__":

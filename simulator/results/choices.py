@@ -15,7 +15,8 @@ from simulator.policies import Policies
 from simulator.results.answer import Row
 from simulator.results.loss import LOSS_UNKNOWN, UNIT, Loss, LossBasis, front
 from simulator.results.loss_curve import by_method
-from simulator.results.quality import Measured, loss_on, measured_of
+from simulator.results.loss_lookup import loss_on, small_model
+from simulator.results.quality import Measured, measured_of, of_file
 from simulator.results.rows import load_of, rows
 from simulator.results.verdict import Verdict, figure, told, verdict
 from simulator.scenario.scenario import Scenario
@@ -66,8 +67,8 @@ class Choice:
 
 
 def spellings(model: ModelSpec, most: float, measured: Measured | None = None) -> dict[str, Loss]:
-    """Settings whose loss on `model` is known: those measured, those published for it, and those of its methods on
-    other models.
+    """Settings whose loss on `model` is known: those measured on it, those published for it or for other models, and
+    those measured on a small model.
     """
     found: dict[Policies, None] = {}
     for series in (s for method in by_method().values() for s in method):
@@ -75,8 +76,9 @@ def spellings(model: ModelSpec, most: float, measured: Measured | None = None) -
             found |= {Policies((p,)): None for p in series.settings(most)}
         else:
             found |= {Policies((p,)): None for p in series.published}
-    if measured is not None:
-        found |= dict.fromkeys(measured.policies)
+    for other in (measured, *map(of_file, small_model())):
+        if other is not None:
+            found |= dict.fromkeys(other.policies)
     known = {p.spelling: loss_on(model, p, measured) for p in found}
     return {spelling: loss for spelling, loss in known.items() if loss.known}
 

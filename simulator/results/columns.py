@@ -91,7 +91,9 @@ COLUMNS: Mapping[str, Column] = {
     ),
     "quality_points_lost_lo": Column("real", "points", "5 % quantile of it", "points_lost.lo"),
     "quality_points_lost_hi": Column("real", "points", "95 % quantile of it", "points_lost.hi"),
-    "quality_basis": Column("text", "", "measured | published | EXTRAPOLATED | computes what dense computes"),
+    "quality_basis": Column(
+        "text", "", "measured | published | EXTRAPOLATED | small-model evidence | computes what dense computes"
+    ),
     "quality_source": Column("text", "", "the figure behind it, or the models it was carried over from"),
 }
 

@@ -12,7 +12,7 @@ from simulator.policies import FREE, POLICIES, PUBLISHED, free_names
 from simulator.policies.software import Software, software
 from simulator.results.answer import Row
 from simulator.results.loss import LOSS_UNKNOWN, UNIT, UNKNOWN, Loss
-from simulator.results.quality import loss_in
+from simulator.results.loss_lookup import loss_in
 from simulator.results.rows import load_of, rows
 from simulator.results.verdict import Verdict, figure, told, verdict
 from simulator.scenario.scenario import Scenario

@@ -22,6 +22,7 @@ class LossBasis(StrEnum):
     MEASURED = "measured"
     PUBLISHED = "published"
     EXTRAPOLATED = "EXTRAPOLATED"
+    SMALL_MODEL = "small-model evidence"
     UNKNOWN = "unknown"
 
 
@@ -34,7 +35,7 @@ class Loss:
     points : Interval
         Percentage points of a mean score, negative where it gains; NaN where unknown [points].
     source : str
-        The paper's or the measurement's own figure, or the models an EXTRAPOLATED one was carried over from.
+        The paper's or the measurement's own figure, or the models it was carried over from or measured on.
     citation : str
         Where that was published.
     """
@@ -64,6 +65,7 @@ class Loss:
         return bool(self.points.hi <= most + 1e-9)
 
 
+_MARKED = (LossBasis.EXTRAPOLATED, LossBasis.SMALL_MODEL)
 UNKNOWN = Loss(Interval.exact(float("nan")), LossBasis.UNKNOWN)
 NO_LOSS = Loss(Interval.exact(0.0), LossBasis.NONE)
 
@@ -85,7 +87,7 @@ def short(points: Interval[float], basis: str) -> str:
         return "no loss"
     if points.lo == points.hi:
         return f"{_plain(points.mid + 0.0, 2)} points"
-    mark = ", EXTRAPOLATED" if basis == LossBasis.EXTRAPOLATED else ""
+    mark = f", {basis}" if basis in _MARKED else ""
     return f"{_figure(points.mid)} points ({_figure(points.lo)} to {_figure(points.hi)}){mark}"
 
 
@@ -98,6 +100,8 @@ def told(points: Interval[float], basis: str, source: str) -> str:
         return f"{text}: it {basis}"
     if basis == LossBasis.EXTRAPOLATED:
         return f"loses {text} from {source}"
+    if basis == LossBasis.SMALL_MODEL:
+        return f"loses {text}: measured on {source}"
     verb = "gains" if points.hi < 0.0 else "loses"
     return f"{verb} {text.removeprefix('-') if verb == 'gains' else text} ({basis}: {source})"
 

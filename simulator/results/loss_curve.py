@@ -1,4 +1,4 @@
-"""Loss of a policy on a model: measured, published for it, or carried over from the models of the same method."""
+"""Loss of a policy on a model as papers tell it: published for it, or carried over from the models of the method."""
 
 from __future__ import annotations
 
@@ -29,17 +29,22 @@ NAMED = 3
 def loss_of(model: ModelSpec, policies: Policies) -> Loss:
     """Loss of quality of `policies` on `model` against dense.
 
-    Published for this very model where it is, the worst measure of several; else a mean of the models that were
-    published at this setting, nearer sizes weighing more, with a band of their spread. Beyond the settings that were
-    published, and of several policies that change the result, it is unknown.
+    Of what papers say: published for this very model where it is, the worst measure of several; else a mean of the
+    models that were published at this setting, nearer sizes weighing more, with a band of their spread. Beyond the
+    settings that were published, and of several policies that change the result, it is unknown.
     """
-    changing = [p for p in policies.members if not p.aspects <= PLACES]
+    changing = changed_by(policies)
     if not changing:
         return NO_LOSS
     if len(changing) > 1:
         return UNKNOWN
     spelling = changing[0].spelling
     return _of_model(model.name, spelling) or _carried(model, spelling)
+
+
+def changed_by(policies: Policies) -> list[Policy]:
+    """Members that compute something else than dense."""
+    return [p for p in policies.members if not p.aspects <= PLACES]
 
 
 def published(model: str, policy: Policy) -> list[tuple[Series, float]]:
@@ -122,14 +127,24 @@ def carried_over(
     """
     y = np.array([float(spread(o.points.mid)) for o in others.values()])
     w = np.array([_nearness(model, m) for m in others])
-    w /= w.sum()
+    # The rate of a conversion errs for all models together, which their spread does not show.
+    converted = float(w @ np.array([o.points.lo < o.points.hi for o in others.values()], float) / w.sum())
+    return band(y, w / w.sum(), converted, borrowed(policy.name) if variance is None else variance)
+
+
+def band(y: np.ndarray, w: np.ndarray, converted: float, variance: float) -> Interval[float]:
+    """Mean of losses `y` on the scale of `spread` with weights `w`, and the 90 % band of one more model [points].
+
+    Parameters
+    ----------
+    converted : float
+        Weight of those among them that were converted from a perplexity [-].
+    variance : float
+        Of other methods between models, which weighs as `BORROWED` models of the method's own.
+    """
     mid = float(w @ y)
-    if variance is None:
-        variance = borrowed(policy.name)
     freedom = BORROWED + len(y) - 1.0
     own = (BORROWED * variance + float(((y - mid) ** 2).sum())) / freedom
-    # The rate of a conversion errs for all models together, which their spread does not show.
-    converted = float(w @ np.array([o.points.lo < o.points.hi for o in others.values()], float))
     law = conversion()
     shared = converted * law.log_error * law.share(float(np.sinh(mid)))
     half = student(freedom) * float(np.sqrt(own * (1.0 + w @ w) + shared**2))

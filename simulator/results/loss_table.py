@@ -16,7 +16,8 @@ from simulator.model.hub import list_models
 from simulator.policies import POLICIES, parse
 from simulator.results.conversion import conversion, learned
 from simulator.results.loss import LossBasis
-from simulator.results.loss_curve import by_method, carried_over, loss_of, settings
+from simulator.results.loss_curve import by_method, carried_over, settings
+from simulator.results.loss_lookup import evidence, evident_points, loss_on
 from simulator.results.published_quality import load_pairs, load_series
 from simulator.scenario.catalogue import CATALOGUE
 
@@ -59,7 +60,7 @@ def counts() -> Counts:
             pairs += 1
             own += (model.name, name) in published
             carried += (model.name, name) not in published and name in elsewhere
-            bases[str(loss_of(model, default[name]).basis)] += 1
+            bases[str(loss_on(model, default[name], None).basis)] += 1
     return Counts(len(models), len(names), pairs, own, dict(bases), carried)
 
 
@@ -84,6 +85,18 @@ def coverage() -> dict[str, tuple[int, int, float]]:
     return {name: (sum(found), len(found), float(np.median(widths[name]))) for name, found in inside.items()}
 
 
+def small_model_covers() -> tuple[int, int]:
+    """Published losses that fall in the band of what a small model showed at that setting, and all of them."""
+    hits = rows = 0
+    for _, policy, losses in settings():
+        found = evidence(policy)
+        for model, loss in losses.items() if found else ():
+            band = evident_points(CATALOGUE.model(model), policy, found[1])
+            rows += 1
+            hits += band.lo <= loss.points.mid <= band.hi
+    return hits, rows
+
+
 def converted() -> tuple[int, int]:
     """Pairs whose points lie in the interval of a conversion learned without their model, and all pairs."""
     pairs = load_pairs()
@@ -100,11 +113,13 @@ def show(*, as_json: bool) -> None:
     """Print the counts, the conversion and the coverage."""
     found, bands, law = counts(), coverage(), conversion()
     hits, pairs = converted()
+    evident = small_model_covers()
     rows = sum(n for _, n, _ in bands.values())
     known = sum(k for k, _, _ in bands.values())
     methods = float(np.mean([k / n for k, n, _ in bands.values()]))
     if as_json:
         out: dict[str, Any] = {"counts": vars(found), "conversion": vars(law), "conversion_covered": [hits, pairs]}
+        out["small_model_covered"] = evident
         console.out_json({**out, "covered": {k: list(v) for k, v in bands.items()}, "rows": [known, rows]})
         return
     console.out(
@@ -121,6 +136,9 @@ def show(*, as_json: bool) -> None:
     console.out(
         f"carried over: {known} of {rows} published losses lie in the band of the other models"
         f" ({known / rows:.0%}; methods alike {methods:.0%})"
+    )
+    console.out(
+        f"measured on a small model: {evident[0]} of {evident[1]} published losses lie in the band of its evidence"
     )
     console.table(
         "A model left out, predicted from the others of its method",

@@ -5,19 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from math import isfinite, log
+from math import log
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from simulator.base.errors import ShadowlineError, UnknownNameError
-from simulator.model.spec import ModelSpec
 from simulator.policies import Policies, parse
-from simulator.results.conversion import conversion
-from simulator.results.loss import Loss, LossBasis
-from simulator.results.loss_curve import loss_of
 from simulator.results.published_quality import COST_ONLY
-from simulator.scenario.catalogue import CATALOGUE
 
 if TYPE_CHECKING:
     from simulator.inference.group import Group
@@ -120,32 +115,6 @@ def quality_of(group: Group) -> Quality:
     if found is None:
         return NOT_MEASURED
     return found.at(group.policies) if group.policies.members else DENSE
-
-
-def loss_in(group: Group, policies: Policies | None = None) -> Loss:
-    """Loss of the group's policies, or of others on its model: measured, else published or carried over."""
-    return loss_on(group.model, group.policies if policies is None else policies, measured_of(group))
-
-
-def loss_on(model: ModelSpec, policies: Policies, measured: Measured | None) -> Loss:
-    """Loss of `policies` on `model`: what was measured of them, else what papers say."""
-    found = NOT_MEASURED if measured is None else measured.at(policies)
-    if not isfinite(found.perplexity_ratio):
-        return loss_of(model, policies)
-    points = conversion().interval(log(found.perplexity_ratio), model.n_params, found.log_error)
-    return Loss(points, LossBasis.MEASURED, f"{found.perplexity_ratio:.3f}x dense perplexity; {found.source}")
-
-
-def loss_named(model: str, policy: str, quality: str = "") -> Loss:
-    """Loss of a spelling on a model named, with what a file of ``python -m traces.quality`` measured of it.
-
-    Examples
-    --------
-    >>> loss_named("llama-3.1-8b", "kivi").short
-    '1.56 points'
-    """
-    spec = CATALOGUE.model(model)
-    return loss_on(spec, parse(policy), of_file(CATALOGUE.quality(quality)) if quality else None)
 
 
 @lru_cache(maxsize=16)

@@ -19,7 +19,8 @@ from simulator.inference.step import Bound
 from simulator.policies import Policies
 from simulator.policies.software import runs_in
 from simulator.results.answer import Answer, Rows, Words, absent
-from simulator.results.quality import loss_in, quality_of
+from simulator.results.loss_lookup import loss_in
+from simulator.results.quality import quality_of
 from simulator.scenario.scenario import Scenario
 
 MEMORY = ("weights_bytes", "kv_bytes", "other_bytes", "total_bytes")

@@ -12,7 +12,8 @@ from simulator.base.checks import require_type
 from simulator.base.errors import InputError, UnknownNameError
 from simulator.policies import FREE, expand, free_names
 from simulator.results.choices import spellings
-from simulator.results.quality import loss_named, of_file
+from simulator.results.loss_lookup import loss_named
+from simulator.results.quality import of_file
 from simulator.scenario.catalogue import CATALOGUE
 from simulator.scenario.grid import OUTER, SETTINGS, Grid
 from simulator.scenario.scenario import Scenario

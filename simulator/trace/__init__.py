@@ -7,7 +7,7 @@ judged, ``quality.parquet``; `docs/traces.md` describes every column and statist
 from simulator.trace.curves import Curve, LayerCurves, Trace
 from simulator.trace.depth import DepthCurves, over_layers
 from simulator.trace.files import add_quality, read_manifest, read_trace, write_trace
-from simulator.trace.quality_file import MeasuredPolicy, QualityFile, read_quality, write_quality
+from simulator.trace.quality_file import MeasuredPolicy, QualityFile, quality_of_text, read_quality, write_quality
 from simulator.trace.schema import (
     KEEPS,
     KIND,
@@ -44,6 +44,7 @@ __all__ = [
     "Trace",
     "add_quality",
     "over_layers",
+    "quality_of_text",
     "read_manifest",
     "read_quality",
     "read_trace",

@@ -97,19 +97,28 @@ def read_quality(path: Path | str) -> QualityFile:
     InputError
         No such file, or one of another kind or schema.
     """
-    path = Path(path)
-    raw = read_limited(path, MOST_BYTES)
+    return quality_of_text(read_limited(Path(path), MOST_BYTES), str(path))
+
+
+def quality_of_text(raw: bytes, where: str) -> QualityFile:
+    """What the bytes of such a file hold; `where` names it.
+
+    Raises
+    ------
+    InputError
+        They are of another kind or schema.
+    """
     try:
         values = json.loads(raw)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"is not JSON ({error}); make it with python -m traces.quality", where=str(path)) from None
+        raise InputError(f"is not JSON ({error}); make it with python -m traces.quality", where=where) from None
     if not isinstance(values, dict) or values.get("kind") != KIND:
-        raise InputError("holds no measured quality; make it with python -m traces.quality", where=str(path))
+        raise InputError("holds no measured quality; make it with python -m traces.quality", where=where)
     if values.get("schema") != SCHEMA:
-        raise InputError(f"schema {values.get('schema')!r} is unknown; measure again", where=str(path))
+        raise InputError(f"schema {values.get('schema')!r} is unknown; measure again", where=where)
     try:
         return QualityFile.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
-        raise InputError(f"{key}: {first['msg'].lower()}", where=str(path)) from None
+        raise InputError(f"{key}: {first['msg'].lower()}", where=where) from None

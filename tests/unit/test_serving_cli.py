@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from simulator import plan, serve
-from simulator.results.quality import loss_named
+from simulator.results.loss_lookup import loss_named
 
 Run = Callable[..., tuple[int, str, str]]
 VERBS = {"serve": serve, "plan": plan}
