@@ -350,7 +350,7 @@ def test_the_flag(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
     text, _, last = capsys.readouterr().out.rstrip().rpartition("\n")
     answer = json.loads(last)
     assert answer["best"] is None or f"at most 1 points: {answer['best']}" in text
-    assert {r["basis"] for r in answer["rows"]} == {"published", "EXTRAPOLATED"}
+    assert {r["basis"] for r in answer["rows"]} == {"published", "EXTRAPOLATED", "small-model evidence"}
     assert LOSS_UNKNOWN in text
 
 
