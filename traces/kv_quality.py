@@ -62,31 +62,37 @@ Attend: TypeAlias = "Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], t
 """Layer, scaled queries, keys and values to the output (batch, heads, queries, head_dim)."""
 
 
+_inside: list[Attend] = []
+"""What stands for attention, innermost last; transformers' registry knows one name."""
+
+
 @contextmanager
 def _through(model: Any, attend: Attend) -> Iterator[None]:
-    """Run `model` with `attend` as its attention."""
+    """Run `model` with `attend` as its attention, also inside of another."""
     from transformers import AttentionInterface, AttentionMaskInterface
 
     if decoder_layers(model)[0][1].calls_sdpa:
         raise UnsupportedError(f"{type(model).__name__} does not take its attention from transformers' registry")
-
-    def attention(
-        module: Any, query: Any, key: Any, value: Any, mask: Any, scaling: float | None = None, **more: Any
-    ) -> tuple[Any, None]:
-        if mask is not None or more.get("softcap") is not None or more.get("s_aux") is not None:
-            raise UnsupportedError("KV methods are simulated for plain causal attention only")
-        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-        out = attend(module.layer_idx, query.float() * scale, key.float(), value.float())
-        return out.to(query.dtype).transpose(1, 2).contiguous(), None
-
-    AttentionInterface.register(_NAME, attention)
+    AttentionInterface.register(_NAME, _innermost)
     AttentionMaskInterface.register(_NAME, _unless_causal)
     before = model.config._attn_implementation
     model.set_attn_implementation(_NAME)
+    _inside.append(attend)
     try:
         yield
     finally:
+        _inside.pop()
         model.set_attn_implementation(before)
+
+
+def _innermost(
+    module: Any, query: Any, key: Any, value: Any, mask: Any, scaling: float | None = None, **more: Any
+) -> tuple[Any, None]:
+    if mask is not None or more.get("softcap") is not None or more.get("s_aux") is not None:
+        raise UnsupportedError("KV methods are simulated for plain causal attention only")
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    out = _inside[-1](module.layer_idx, query.float() * scale, key.float(), value.float())
+    return out.to(query.dtype).transpose(1, 2).contiguous(), None
 
 
 def _unless_causal(*args: Any, **more: Any) -> torch.Tensor | None:

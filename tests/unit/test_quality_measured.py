@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from simulator.policies import POLICIES, parse  # noqa: E402
 from simulator.results.loss import LOSS_UNKNOWN  # noqa: E402
 from simulator.trace import read_quality  # noqa: E402
 from traces import quality  # noqa: E402
+from traces.kv_quality import attending  # noqa: E402
 from traces.loading import find, load  # noqa: E402
 from traces.measurers import MEASURERS, SITES, Subject, measurer_of, measurers_of  # noqa: E402
 from traces.scoring import judge, scene  # noqa: E402
@@ -142,6 +144,25 @@ def test_what_cannot_be_measured_is_refused(policy: str, says: str) -> None:
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize("policy", ["h2o(keep=0.3)", "snapkv(budget=20,observe=8)", "double_sparsity(budget=16)"])
+def test_methods_that_look_back_score_as_in_one_pass(policy: str, subject: Subject) -> None:
+    """What the prompts looked at is found out while the method is already in place."""
+    held = scene(subject.model, subject.calibration.repeat(2, 1), subject.prompt)
+    found = quality.measure(subject, held, parse(policy))
+    (one,) = parse(policy).members
+    subject.before = None
+    with measurer_of(one).run(subject, one) if one.name == "double_sparsity" else in_one_pass(subject, one):
+        whole = judge(subject.model, held, lambda _: nullcontext(), whole=True)
+    assert found.perplexity == pytest.approx(whole.perplexity, rel=1e-4)
+    assert abs(np.log(found.perplexity / found.dense_perplexity)) > 1e-3
+
+
+def in_one_pass(subject: Subject, policy: Any) -> Any:
+    """H2O or SnapKV with the prompt's queries in the pass."""
+    options = {"budget": round(0.3 * subject.context)} if policy.name == "h2o" else {"budget": 20, "observe": 8}
+    return attending(subject.model, policy.name, subject.prompt, [], **options)
+
+
 def test_a_kv_method_goes_with_what_leaves_the_prompt_dense(subject: Subject) -> None:
     """TEAL beside KIVI loses more than either alone."""
     held = scene(subject.model, subject.calibration.repeat(2, 1), subject.prompt)
@@ -218,8 +239,6 @@ def test_thresholds_keep_their_share_of_the_calibration_text(policy: str, subjec
 
 def test_no_change_is_no_loss_and_the_error_is_that_of_the_windows(subject: Subject) -> None:
     """Without a policy ratio 1 and error 0; else the spread of the windows' rises over the root of their number."""
-    from contextlib import nullcontext
-
     ids = subject.calibration.roll(1, 0).repeat(2, 1)[:3]
     held = scene(subject.model, ids, subject.prompt)
     same = judge(subject.model, held, lambda _: nullcontext(), whole=True)
