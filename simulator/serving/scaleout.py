@@ -14,6 +14,7 @@ PER_WORKER = 4
 """Chunks of neighbouring tasks per worker: neighbours share step tables, and a slow chunk still leaves others [-]."""
 RETRIES = 3
 """Times a pool is started again after a worker died before the error is passed on [-]."""
+DYING = "workers die again and again, perhaps for want of memory; use fewer"
 
 
 def compute(
@@ -82,9 +83,7 @@ def _processes(
                         results[i] = future.result()
                 deaths = deaths + 1 if len(results) == before else 1
                 if deaths > RETRIES:
-                    raise InputError(
-                        "workers die again and again, perhaps for want of memory; use fewer", where="--workers"
-                    ) from None
+                    raise InputError(DYING, where="--workers") from None
                 console.say(f"a worker died; {len(tasks) - len(results)} chunks of {label} run again")
             except BaseException:
                 # A refused task or Ctrl-C must not wait for what is still queued.
@@ -97,9 +96,11 @@ def _dask(
     tasks: Sequence[tuple[Callable[[T], R], list[T]]], workers: int, cluster: str, label: str, quiet: bool
 ) -> list[list[R]]:
     try:
-        from distributed import Client, LocalCluster, as_completed
+        from distributed import Client, KilledWorker, LocalCluster, as_completed
     except ImportError:
         raise InputError("Dask is not installed; pip install 'shadowline[cluster]'", where="--cluster") from None
+    from concurrent.futures import CancelledError
+
     address: Any = cluster
     local: Any = None
     if cluster == "local":
@@ -117,6 +118,10 @@ def _dask(
                 future.result()
             gathered: Any = client.gather(futures)
             return list(gathered)
+    except KilledWorker:
+        raise InputError(DYING, where="--cluster") from None
+    except CancelledError:
+        raise InputError(f"{cluster} went away while {label} ran; start it again", where="--cluster") from None
     finally:
         if local is not None:
             local.close()

@@ -357,15 +357,19 @@ def test_a_killed_worker_loses_nothing(tmp_path, monkeypatch, capsys):
     del sys.modules["fragile"]
 
 
-def test_workers_that_always_die_are_one_line(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("flag", "where"), [("--workers", {}), ("--cluster", {"cluster": "local"})])
+def test_workers_that_always_die_are_one_line(tmp_path, monkeypatch, flag, where):
+    """Dask's KilledWorker was a traceback."""
+    if where:
+        pytest.importorskip("distributed", reason="distributed not installed")
     (tmp_path / "hopeless.py").write_text(
         "import os, signal\ndef die(task):\n    os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     import hopeless
 
-    with pytest.raises(InputError, match="--workers: workers die again and again"):
-        compute(hopeless.die, [1, 2], workers=2, quiet=True)
+    with pytest.raises(InputError, match=f"{flag}: workers die again and again"):
+        compute(hopeless.die, [1, 2], workers=2, quiet=True, **where)
     del sys.modules["hopeless"]
 
 
