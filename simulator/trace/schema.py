@@ -215,16 +215,20 @@ TABLES: Mapping[str, Mapping[str, str]] = {
 """Columns of each table with their Arrow types, in file order; NaN is "not measured"."""
 
 
+MOST_LAYERS, MOST = 10_000, 2**63 - 1
+"""Beyond any model; a manifest's numbers stay such that counting with them ends."""
+
+
 class ModelFacts(BaseModel):
     """What decides whether a trace fits a model without transfer."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    n_layers: int = Field(ge=1)
-    hidden: int = Field(ge=1)
-    n_heads: int = Field(ge=1)
-    n_kv_heads: int = Field(ge=1)
-    intermediate: int = Field(ge=1)
+    n_layers: int = Field(ge=1, le=MOST_LAYERS)
+    hidden: int = Field(ge=1, le=MOST)
+    n_heads: int = Field(ge=1, le=MOST)
+    n_kv_heads: int = Field(ge=1, le=MOST)
+    intermediate: int = Field(ge=1, le=MOST)
     activation: str
 
     @classmethod
@@ -249,7 +253,7 @@ class FileRecord(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
-    rows: int = Field(ge=0)
+    rows: int = Field(ge=0, le=MOST)
 
 
 class Manifest(BaseModel):
@@ -278,8 +282,8 @@ class Manifest(BaseModel):
     config_sha256: str = Field(pattern="^[0-9a-f]{64}$")
     facts: ModelFacts
     text_sha256: str = Field(pattern="^[0-9a-f]{64}$")
-    tokens: int = Field(ge=1)
-    seed: int
+    tokens: int = Field(ge=1, le=MOST)
+    seed: int = Field(ge=-MOST, le=MOST)
     dtype: str
     versions: dict[str, str]
     created: str = Field(pattern=r"^\d{4}-\d{2}-\d{2}$")

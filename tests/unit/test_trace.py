@@ -110,10 +110,13 @@ def change(key: str, value: Any) -> Callable[[Path], None]:
     return edit
 
 
-def fewer_layers(folder: Path) -> None:
-    manifest = json.loads((folder / MANIFEST).read_text())
-    manifest["facts"]["n_layers"] = 1
-    (folder / MANIFEST).write_text(json.dumps(manifest))
+def layers(n: int) -> Callable[[Path], None]:
+    def edit(folder: Path) -> None:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        manifest["facts"]["n_layers"] = n
+        (folder / MANIFEST).write_text(json.dumps(manifest))
+
+    return edit
 
 
 def half_manifest(folder: Path) -> None:
@@ -135,7 +138,8 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
         change("files", {"curve.parquet": {"sha256": "0" * 64, "rows": 1}}),
         r"unknown table 'curve.parquet'; did you mean 'curves\.parquet'",
     ),
-    "layers": (fewer_layers, r"says 1 layers, but curves\.parquet goes on to layer \d"),
+    "endless layers": (layers(10**400), r"facts\.n_layers: input should be less than or equal to 10000"),
+    "layers": (layers(1), r"says 1 layers, but curves\.parquet goes on to layer \d"),
     "half": (half_manifest, r"manifest\.json:\d+: is not JSON"),
     "no manifest": (lambda f: (f / MANIFEST).unlink(), "is no trace"),
 }
