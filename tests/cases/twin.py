@@ -38,3 +38,16 @@ def text_params(model: Any) -> int:
             named = part.named_parameters()
             seen |= {id(p): p.numel() for name, p in named if not any(word in name for word in _AROUND)}
     return sum(seen.values())
+
+
+def kept_elements(model: Any, tokens: int = 4) -> float:
+    """K, V and latents that transformers' cache of a prompt of `tokens` holds for each of them [-]."""
+    import torch
+
+    # Loops over the experts that were hit cannot run without values.
+    model.eval().set_experts_implementation("batched_mm")
+    prompt = torch.zeros(1, tokens, dtype=torch.long, device="meta")
+    with torch.no_grad():
+        cache = model(input_ids=prompt, use_cache=True).past_key_values
+    kept = [t for layer in cache.layers for t in (getattr(layer, "keys", None), getattr(layer, "values", None))]
+    return sum(t.numel() for t in kept if t is not None) / tokens
