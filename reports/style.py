@@ -18,7 +18,7 @@ THEMED = {INK: "var(--ink)", MUTED: "var(--muted)", RULE: "var(--rule)", PAPER: 
 
 # Okabe and Ito's colours, told apart by colour-blind readers; all legible on white and on near-black.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8C8C8C")
-HATCHES = ("", "////", "....", "xxxx", "\\\\\\\\", "++", "oo")
+HATCHES = ("", "////", "||||", "xxxx", "\\\\\\\\", "++", "---")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 2)), (0, (8, 2)))
 WIDTH_IN = 6.9
@@ -85,13 +85,22 @@ def draw(height_in: float, paint: Callable[[Canvas], None], width_in: float = WI
 
 
 def _bare(svg: str) -> str:
-    """`svg` as one element: no prolog, no metadata, no comments."""
+    """`svg` as one element: no prolog, no metadata, no comments; places to a hundredth of a point."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"\s*<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    return re.sub(r"\s*<!--.*?-->", "", svg, flags=re.DOTALL).strip()
+    svg = re.sub(r"\s*<!--.*?-->", "", svg, flags=re.DOTALL).strip()
+    # Lengths only: a glyph's scale(0.015625) has to stay.
+    svg = _PLACES.sub(lambda m: _DIGITS.sub(r"\1", m[0]), svg)
+    svg = re.sub(r">\s+<", "><", svg).replace("DejaVuSans-", "g").replace("xlink:href", "href")
+    svg = re.sub(r'<g id="[^"]*"', "<g", svg)
+    return re.sub(r"\s*\n\s*", " ", svg)
 
 
-_ID = re.compile(r'(\bid="|xlink:href="#|url\(#)')
+_PLACES = re.compile(r'(?<= d=")[^"]*|translate\([^)]*\)|(?<= [xy]=")[^"]*')
+_DIGITS = re.compile(r"(\.\d\d)\d+")
+
+
+_ID = re.compile(r'(\bid="|\bhref="#|url\(#)')
 
 
 def themed(svg: str, prefix: str, label: str) -> str:

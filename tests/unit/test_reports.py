@@ -106,8 +106,8 @@ def check_anchors(page: str) -> None:
     """Every id once, every link inside the page to one of them, every outer link https."""
     ids = re.findall(r'\bid="([^"]+)"', page)
     assert len(ids) == len(set(ids))
-    links = re.findall(r'(?<!xlink:)href="([^"]+)"', page)
-    drawn = {a or b for a, b in re.findall(r'xlink:href="([^"]+)"|url\(([^)]+)\)', page)}
+    links = re.findall(r'<a [^>]*?href="([^"]+)"', page)
+    drawn = {a or b for a, b in re.findall(r'<(?:use|image) [^>]*?\bhref="([^"]+)"|url\(([^)]+)\)', page)}
     assert {d for d in drawn if not d.startswith("data:image/png;base64")} <= {f"#{i}" for i in ids}
     assert {link[1:] for link in links if link.startswith("#")} <= set(ids)
     assert all(link.startswith(("#", "https://")) for link in links)
