@@ -11,7 +11,7 @@ from simulator.device.catalogue import Device
 from simulator.inference.formats import formats_on, kv_dtype_of, told, used
 from simulator.inference.lowering import Lowering
 from simulator.inference.status import Status
-from simulator.model.formats import GROUPS, choose
+from simulator.model.formats import GROUPS, STATE, choose
 from simulator.model.spec import ModelSpec
 from simulator.ops.module import AttentionModule
 from simulator.ops.ops import Op
@@ -122,11 +122,20 @@ class Group:
         """What is left out of the model, and which layers a policy on attention does not reach."""
         model = self.model
         notes = (*model.notes, *self._of_tower)
-        if model.n_attention_layers == model.n_layers:
+        if not self.policies.members or (model.n_attention_layers == model.n_layers and not model.n_state_layers):
             return notes
-        on_attention = (p for p in self.policies.members if p.aspects & ATTENTION_ASPECTS)
+        on_attention = [p.name for p in self.policies.members if p.aspects & ATTENTION_ASPECTS]
         layers = f"works on {model.n_attention_layers} of {model.n_layers} layers, those with attention"
-        return (*notes, *(f"{policy.name} {layers}" for policy in on_attention))
+        left = f"leaves the products of {model.n_state_layers} layers that keep a state as they are"
+        around = (p.name for p in self.policies.members if p.name not in on_attention and self._spares_states(p.name))
+        return (*notes, *(f"{name} {layers}" for name in on_attention), *(f"{name} {left}" for name in around))
+
+    def _spares_states(self, name: str) -> bool:
+        """Whether a policy rewrites projections of attention, but none of layers that keep a state."""
+        whole = replace(self, modules=False).lowering
+        rewritten = [one.op for one in whole.lowered(decode_step(1.0, 2.0)) if one.by == name]
+        roles = {op.role for op in rewritten if op.part is OpPart.PROJECTIONS and not op.overhead}
+        return bool(roles - {*STATE} and whole.model.n_state_layers and not roles & {*STATE})
 
     @cached_property
     def dense(self) -> Group:

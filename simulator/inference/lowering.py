@@ -469,7 +469,7 @@ def _own_choice(policy: Policy, model: ModelSpec) -> str | None:
         if attention.compressed is not None:
             return f"{policy.name} works on one cache entry per token; {model.name} folds several into one"
         if attention.blocks is not None and Aspect.KV_FORMAT not in policy.aspects:
-            return f"{policy.name} picks tokens; {model.name} picks the blocks it attends to itself"
+            return f"{policy.name} works on all cached tokens; {model.name} attends to blocks that it picks itself"
     return None
 
 

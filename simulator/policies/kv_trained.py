@@ -264,6 +264,8 @@ class Dsa(Policy):
 
     def why_not(self, model: ModelSpec, fmt: Format) -> str | None:
         """It is built on MLA."""
+        if any(attention.compressed for attention, _ in model.attentions):
+            return f"DSA picks tokens; {model.name} folds several into one cache entry"
         if not all(attention.mla for attention, _ in model.attentions):
             return f"DSA picks MLA latents; {model.name} has ordinary KV heads; nsa or quest apply"
         if any(attention.indexer for attention, _ in model.attentions):
@@ -276,7 +278,7 @@ class Dsa(Policy):
 
     def rewrite(self, op: Op, ctx: Context) -> tuple[Op, ...]:
         """Indexer projections after the queries, its scores and top-k before the attention; or the module of both."""
-        if isinstance(op, AttentionModule):
+        if isinstance(op, AttentionModule) and op.kind == "mla-dense":
             index = {"index_heads": self.index_heads, "index_dim": self.index_dim, "top_k": self.budget}
             return (replace(op, kind="dsa", widths=mla_module(ctx.attention, ctx.model.hidden, **index)),)
         if op.role == "attn.q_up" and isinstance(op, Linear):

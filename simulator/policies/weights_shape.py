@@ -48,6 +48,8 @@ class SliceGpt(Policy):
         """Rotations commute with an RMS norm in front of ordinary attention and FFN."""
         if model.is_moe:
             return "published for dense models only"
+        if model.n_state_layers or any(layer.streams > 1 for layer in model.layers):
+            return "published for layers of attention and FFN alone; what keeps a state is not covered"
         return None
 
     def rewrite(self, op: Op, ctx: Context) -> tuple[Op, ...]:

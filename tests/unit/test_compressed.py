@@ -143,9 +143,14 @@ def test_a_measured_engine_answers_with_its_modules(tmp_path: Path, device: str,
 
 def test_policies_on_a_cache_of_tokens_are_refused() -> None:
     assert lowering("quest").why_not() == "it works on K and V of single heads; MLA caches one latent for all of them"
-    reason = lowering("streaming_llm").why_not()
-    assert reason is not None
-    assert "folds several into one" in reason or "one latent" in reason
+    assert lowering("dsa").why_not() == "DSA picks tokens; folded folds several into one cache entry"
+    assert lowering("vattention").why_not() == "vattention works on one cache entry per token; folded folds several into one"
+
+
+def test_the_reason_is_told_of_a_quantised_file_answered_with_modules() -> None:
+    quantised = from_config(CONFIG | {"quantization_config": {"quant_method": "fp8"}}, "folded")
+    low = Lowering(quantised, parse("dsa"), get_format("bf16"), 1.0, as_modules=True)
+    assert low.why_not() == "DSA picks tokens; folded folds several into one cache entry"
 
 
 @pytest.mark.parametrize(

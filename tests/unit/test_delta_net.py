@@ -136,6 +136,23 @@ def test_a_policy_on_attention_is_refused_where_no_layer_has_any() -> None:
     assert low.why_not() == "quest works on attention, which no layer of hybrid has"
 
 
+@pytest.mark.parametrize(("policy", "told"), [("teal(keep=0.5)", True), ("w4a16", False), ("quest", False)])
+def test_the_answer_says_which_products_a_policy_leaves(tmp_path: Path, policy: str, told: bool) -> None:
+    file = tmp_path / "hybrid.json"
+    dense = {k: v for k, v in CONFIG.items() if "expert" not in k and not k.startswith("moe")}
+    file.write_text(json.dumps(dense | {"model_type": "qwen3_5_text"}))
+    note = f"{policy.partition('(')[0]} leaves the products of 6 layers that keep a state as they are"
+    assert (note in group_of(Scenario(model=str(file), device="h100-sxm", policy=policy)).notes) == told
+
+
+def test_a_residual_cannot_be_narrowed_around_a_state() -> None:
+    dense = {k: v for k, v in CONFIG.items() if "expert" not in k and not k.startswith("moe")}
+    narrowed = from_config(dense | {"model_type": "qwen3_5_text"}, "hybrid")
+    reason = Lowering(narrowed, parse("slicegpt"), get_format("bf16"), 2.0).why_not()
+    assert reason is not None
+    assert "what keeps a state is not covered" in reason
+
+
 @pytest.mark.parametrize(("policy", "told"), [("quest", True), ("dense", False), ("cats", False)])
 def test_the_answer_says_how_many_layers_a_kv_policy_reaches(tmp_path: Path, policy: str, told: bool) -> None:
     file = tmp_path / "hybrid.json"
