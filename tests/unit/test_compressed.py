@@ -144,7 +144,10 @@ def test_a_measured_engine_answers_with_its_modules(tmp_path: Path, device: str,
 def test_policies_on_a_cache_of_tokens_are_refused() -> None:
     assert lowering("quest").why_not() == "it works on K and V of single heads; MLA caches one latent for all of them"
     assert lowering("dsa").why_not() == "DSA picks tokens; folded folds several into one cache entry"
-    assert lowering("vattention").why_not() == "vattention works on one cache entry per token; folded folds several into one"
+    assert (
+        lowering("vattention").why_not()
+        == "vattention works on one cache entry per token; folded folds several into one"
+    )
 
 
 def test_the_reason_is_told_of_a_quantised_file_answered_with_modules() -> None:
