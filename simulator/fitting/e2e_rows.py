@@ -16,6 +16,7 @@ from simulator.base.dtypes import AUTO
 from simulator.base.errors import InputError
 from simulator.device.catalogue import Device
 from simulator.model import hub
+from simulator.model.formats import choose
 from simulator.model.spec import ModelSpec
 from simulator.scenario.catalogue import CATALOGUE
 
@@ -62,6 +63,7 @@ DTYPES = {
     "bf16": "bf16",
     "fp8": "fp8",
     "w8a16": "w8a16",
+    "Q4_K_M": "q4_k_m",
     "gemm=fp8;moe=fp8": "fp8",
     "gemm=fp8_block;moe=fp8_block": "fp8_block",
     "gemm=fp8;moe=fp8_block": "fp8_block",
@@ -72,7 +74,6 @@ NVFP4_BESIDE_MLA = "attention=bf16,ffn=nvfp4,experts=nvfp4,shared_expert=nvfp4"
 NVFP4_BESIDE_STATES = "experts=nvfp4"
 """Its checkpoints of Qwen3.5 leave all but the routed experts in 16 bit."""
 NOT_EXACT = {
-    "Q4_K_M": "quant Q4_K_M mixes block formats of 4.5 to 6.6 bits",
     "w4a16 g32": "quant int4 with groups of 32 is not a format of ours",
     "w4a16 g64": "quant int4 with groups of 64 is not a format of ours",
     "gemm=int4_wo;moe=int4_wo": "quant int4 experts beside 16-bit attention",
@@ -229,10 +230,8 @@ def _dtype(quant: str | None, source: str, model: ModelSpec, device: Device) -> 
         return None, NOT_EXACT[quant]
     if quant not in DTYPES:
         return None, f"quant {quant} has no exact format"
-    from simulator.base.dtypes import get_format
-
     dtype = DTYPES[quant]
-    if not device.has(get_format(dtype).math):
+    if not all(device.has(fmt.math) for fmt in choose(dtype).formats):
         return None, f"quant {quant} runs on {device.name} only by emulation"
     return dtype, ""
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 from simulator.base.dtypes import DType, Format, get_format, weight_only
 from simulator.device.catalogue import Device
 from simulator.model.formats import GROUP_OF, GROUPS, Chosen, Formats
+from simulator.model.mixes import mixed
 from simulator.model.spec import ModelSpec
 
 HALVES = (DType.BF16, DType.FP16)
@@ -28,6 +29,8 @@ def formats_on(model: ModelSpec, chosen: Chosen, device: Device) -> tuple[ModelS
     """
     if chosen.whole is not None:
         return model.in_one_format(), chosen.whole
+    if chosen.mix:
+        model = mixed(model, chosen.mix)
     half = _half(model.dtype, device)
     if not model.quantised and not chosen.groups:
         return model, half

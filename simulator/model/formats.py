@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from simulator.base.dtypes import AUTO, Format, get_format
+from simulator.base.dtypes import AUTO, LAYOUTS, Format, get_format
 from simulator.base.errors import InputError, UnknownNameError
 
 
@@ -70,6 +70,8 @@ class Formats:
         return None
 
 
+MIXES = ("q3_k_s", "q3_k_m", "q3_k_l", "q4_k_s", "q4_k_m", "q5_k_s", "q5_k_m")
+"""Mixtures of types that llama.cpp makes of a model; `simulator.model.mixes` says which tensor gets which."""
 AS_PUBLISHED = Formats()
 """Every matrix has the model's own format."""
 
@@ -84,17 +86,24 @@ class Chosen:
         Format of every linear layer of the decoder; None leaves those as published that `groups` does not name.
     groups : tuple
         Pairs of a key of `GROUPS` and its format, in the order of `GROUPS`.
+    mix : str
+        One of `MIXES` for the whole model, its ends included; "" where none is asked for.
     """
 
     whole: Format | None = None
     groups: tuple[tuple[str, Format], ...] = ()
+    mix: str = ""
 
     @property
     def formats(self) -> tuple[Format, ...]:
         """Every format that is named."""
+        if self.mix:
+            return (LAYOUTS[self.mix[:4]],)
         return (self.whole,) if self.whole is not None else tuple(fmt for _, fmt in self.groups)
 
     def __str__(self) -> str:
+        if self.mix:
+            return self.mix
         if self.whole is not None:
             return self.whole.spelling
         return ",".join(f"{group}={fmt.spelling}" for group, fmt in self.groups) or AUTO
@@ -111,6 +120,8 @@ def choose(text: str) -> Chosen:
     text = text.strip().casefold()
     if text == AUTO:
         return Chosen()
+    if text in MIXES:
+        return Chosen(mix=text)
     if "=" not in text:
         return Chosen(get_format(text))
     found: dict[str, Format] = {}

@@ -247,3 +247,59 @@ def test_blocks_are_those_of_the_gguf_package() -> None:
     for number, (block, size) in known.items():
         assert GGUF_TYPES[number][0] == block
         assert GGUF_TYPES[number][1].weight_bytes * block == size
+
+
+@pytest.mark.parametrize(
+    ("mix", "gib", "bits"),
+    # What llama.cpp's quantize/README.md prints of Llama-3.1-8B.
+    [
+        ("q3_k_s", 3.41, 3.64),
+        ("q3_k_m", 3.74, 4.00),
+        ("q3_k_l", 4.02, 4.30),
+        ("q4_k_s", 4.36, 4.67),
+        ("q4_k_m", 4.58, 4.89),
+        ("q5_k_s", 5.21, 5.57),
+        ("q5_k_m", 5.33, 5.70),
+    ],
+)
+def test_mixtures_are_as_large_as_llama_cpp_makes_them(mix: str, gib: float, bits: float) -> None:
+    got = group_of(Scenario(model="llama-3.1-8b", device="rtx-4090", engine="llama.cpp", dtype=mix.upper()))
+    stored = weights_bytes(got.lowering)
+    assert stored / 2**30 == pytest.approx(gib, abs=0.0051)
+    assert 8 * stored / got.model.n_params == pytest.approx(bits, abs=0.0051)
+    assert str(Scenario(model="llama-3.1-8b", device="rtx-4090", dtype=mix.upper()).dtype) == mix
+
+
+@pytest.mark.parametrize(
+    ("model", "mix", "of_file"),
+    # Bytes of TheBloke's and bartowski's files, which hold 0.7 to 8 MB of tokenizer beside the weights.
+    [
+        ("llama-2-7b", "q4_k_m", 4_081_004_224),
+        ("llama-2-7b", "q3_k_m", 3_298_004_672),
+        ("llama-3.1-70b", "q4_k_m", 42_520_395_584),
+    ],
+)
+def test_mixtures_are_as_large_as_published_files(model: str, mix: str, of_file: int) -> None:
+    got = weights_bytes(group_of(Scenario(model=model, device="h100-sxm", engine="llama.cpp", dtype=mix)).lowering)
+    assert 0 < of_file - got < 8.5e6
+
+
+def test_mixtures_by_hand_and_where_none_is_known() -> None:
+    """Mixtral: attention's K and V in Q8_0, its output in Q5_K; inputs of 2880 are no super-blocks of 256."""
+    got = group_of(Scenario(model="mixtral-8x7b", device="h100-sxm", engine="llama.cpp", dtype="q4_k_m")).model
+    layer = got.layers[5]
+    q, kv = 4096, 1024
+    out = layer.formats.of("attn.o")
+    assert out is not None
+    assert out.label == "q5_k"
+    mean = layer.formats.of("attn.qkv")
+    assert mean is not None
+    assert mean.weight_bits == pytest.approx((4.5 * q + 8.5 * 2 * kv) / (q + 2 * kv))
+    assert mean.label == "q4_k+q8_0"
+    oss = group_of(Scenario(model="gpt-oss-20b", device="h100-sxm", engine="llama.cpp", dtype="q4_k_m")).model
+    # Layer 5 of 24 gets more bits: 3 <= 5 < 21 and (5 - 3) % 3 == 2.
+    fused = oss.layers[5].formats.of("attn.qkv")
+    assert fused is not None
+    assert fused.label == "q5_0+q8_0"
+    with pytest.raises(InputError, match="pass its GGUF file as --model"):
+        group_of(Scenario(model="deepseek-v3", device="h100-sxm", tp=8, dtype="q4_k_m"))
