@@ -118,7 +118,7 @@ def _by_sparsity(rows: Sequence[dict[str, Any]]) -> None:
         "teal": {"method": "teal"},
         "cats": {"method": "cats"},
     }
-    sparsities = sorted({r["sparsity"] for r in pick(rows, method="random")})
+    sparsities = sorted({r["sparsity"] for wanted in kinds.values() for r in pick(rows, **wanted)})
     body = []
     for name, wanted in kinds.items():
         found = pick(rows, **wanted)
