@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 import numpy as np
@@ -154,5 +154,5 @@ class Fit:
     sources: tuple[str, ...]
     date: str
     residual: Residual
-    by_user: bool = False
     releases: tuple[str, ...] = ()
+    by_user: bool = field(default=False, kw_only=True)

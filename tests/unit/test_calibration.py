@@ -288,7 +288,22 @@ def test_own_fits_answer_before_larger_shipped_ones_and_the_answer_says_so(own_h
     assert own == {"h100-sxm/gemm/bf16/vendor (your own)"}
     assert own < set(after.to_dict()["sources"])
     assert after.answer.tpot_s.mid > 1.4 * before.answer.tpot_s.mid
-    assert "88% of the whole comes from your own fits" in how_sure(after)
+    times = [(op.by_user, op.total_s) for op in after.ops if op.phase == "decode"]
+    share = sum(t for own, t in times if own) / sum(t for _, t in times)
+    assert 0.8 < share < 1.0
+    assert f"{share:.0%} of the whole comes from your own fits" in how_sure(after)
+
+
+def test_fits_in_memory_are_nobodys_own_and_keep_their_releases():
+    """Releases were given in the place of `by_user`, which every fresh fit then had."""
+    rows = own_rows().assign(release="0.27.1")
+    assert not any(fit.by_user for fit in calibrate("gemm", rows))
+    moved = [2.0**k for k in range(12, 30)]
+    streams = pd.DataFrame(
+        {"source": "vidur", "device": "h100-sxm", "op": "add", "rows": 1, "width": 1, "bytes": moved}
+    )
+    (fit, *_) = calibrate("elementwise", streams.assign(time_s=2e-6 + np.array(moved) / 2e12, note="", kernel=""))
+    assert (fit.by_user, isinstance(fit.releases, tuple)) == (False, True)
 
 
 def test_own_fits_that_do_not_answer_are_said(own_home):
