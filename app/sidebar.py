@@ -114,8 +114,15 @@ def _more() -> None:
         st.selectbox(label, [AUTO, *formats], key=key, help=about, bind="query-params", accept_new_options=written)
     key = "gpu_memory_utilization"
     st.number_input(
-        "Share of memory for the engine", 0.05, 1.0, 0.9, 0.01, "%.2f", key, _about(key), bind="query-params"
+        "Share of memory for the engine", 0.05, 1.0, None, 0.01, "%.2f", key, _about(key), bind="query-params"
     )
+    for key, label in (
+        ("max_num_seqs", "Sequences at once"),
+        ("max_num_batched_tokens", "Tokens of one step"),
+        ("max_model_len", "Longest sequence"),
+    ):
+        most = int(FIELDS[key].about.bounds["le"])
+        st.number_input(label, 1, most, None, 1, key=key, help=_about(key), bind="query-params")
     key = "block_size"
     st.number_input("Tokens per KV page", 1, 1024, 16, 1, key=key, help=_about(key), bind="query-params")
     key = "images"

@@ -120,7 +120,10 @@ def settle() -> None:
     """Take what the sidebar says as the scenario; where that cannot be, note it and keep the last good one."""
     good = st.session_state.good
     # The browser's back button may empty a list; what stood there stays.
-    values = {k: getattr(good, k) if (v := st.session_state[k]) is None else v for k in FIELDS}
+    values = {
+        k: getattr(good, k) if (v := st.session_state[k]) is None and known.default is not None else v
+        for k, known in FIELDS.items()
+    }
     st.session_state.problem = ""
     try:
         found = Scenario.of(**values)

@@ -12,7 +12,7 @@ from reports.content import Block, Bullets, Cell, Code, Column, Paragraph, Repor
 from reports.deployments import cells_of, columns_of, fleet, keeps, named
 from reports.load import latency, load
 from reports.served import Row, Served, read
-from reports.text import DASH, count, listed, ms, plural, share, wrapped
+from reports.text import DASH, count, listed, ms, of_memory, plural, share, wrapped
 from simulator.base.console import milliseconds, number
 from simulator.base.errors import ShadowlineError
 from simulator.results.verdict import Verdict
@@ -315,7 +315,7 @@ def _assumptions(served: Served) -> tuple[str, ...]:
             f" scheduler {listed(dict.fromkeys(r['scheduler'] for r in rows))}, at most"
             f" {listed(dict.fromkeys(str(r['max_num_seqs']) for r in rows))} sequences a replica, router"
             f" {listed(dict.fromkeys(r['router'] for r in rows))}"
-            + (f"; {share(s['gpu_memory_utilization'])} of the memory." if s else ".")
+            + (f"; {of_memory(s.get('gpu_memory_utilization'))}." if s else ".")
         )
     if s and s.get("seed") is not None and s.get("rate") is not None:
         texts.append(f"What is random comes from seed {s['seed']}; another seed moves the p99 of few requests.")

@@ -222,7 +222,7 @@ def _is_plan(plan: Any) -> bool:
         return False
     tables = (plan.get(k, {}) for k in ("profiles", "models", "fits", "traces"))
     return all(isinstance(t, dict) for t in (*plan.get("grids", []), *tables)) and all(
-        isinstance(g.get("gpu_memory_utilization", 0.9), float | int) for g in plan.get("grids", [])
+        isinstance(g.get("gpu_memory_utilization"), float | int | None) for g in plan.get("grids", [])
     )
 
 

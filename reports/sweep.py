@@ -14,7 +14,7 @@ from reports.content import Block, Bullets, Cell, Column, Paragraph, Report, Sec
 from reports.resources import OPERATING, best_table, bottlenecks, cost, memory_fit, operating_point, quality
 from reports.rows import Sweep, read
 from reports.sensitivity import sensitivity
-from reports.text import DASH, listed, plural, share, span, speedup, times
+from reports.text import DASH, listed, of_memory, plural, share, span, speedup, times
 from reports.validation import validation
 from reports.winning import policy_table, where_sparsity_wins
 from simulator.base.console import number
@@ -240,7 +240,7 @@ def _assumptions(a: Advice) -> tuple[str, ...]:
     s = a.sweep
     bases = {b: float(np.mean(s.rows.basis.is_(b)[s.ok])) for b in s.names("basis")} if s.ok.any() else {}
     grids = s.plan.get("grids", [])
-    shares = sorted({g.get("gpu_memory_utilization", 0.9) for g in grids})
+    shares = sorted({of_memory(g.get("gpu_memory_utilization")) for g in grids})
     beyond = any(g.get("ignore_context_limit") for g in grids)
     texts = [
         f"Predictions, not measurements; intervals hold 90 % of what would be measured. Basis of the rows: "
@@ -248,9 +248,7 @@ def _assumptions(a: Advice) -> tuple[str, ...]:
         if bases
         else "Predictions, not measurements.",
         f"A static batch under {listed(s.names('engine'))}; formats {listed(s.names('dtype'))}, KV cache"
-        f" {listed(s.names('kv_dtype'))}"
-        + (f"; {listed([f'{share(u)}' for u in shares])} of the memory" if shares else "")
-        + ".",
+        f" {listed(s.names('kv_dtype'))}" + (f"; {listed(shares)}" if shares else "") + ".",
         "Speed-ups compare the same model, device, engine and batch. What both runs share errs alike and cancels; what"
         " a policy changes spreads as published speed-ups of its family do. P(win): probability of being faster than"
         " dense.",

@@ -114,3 +114,8 @@ def wrapped(command: str, width: int = 88) -> str:
         else:
             line = f"{line} {word}" if line else word
     return " \\\n".join([*lines, line])
+
+
+def of_memory(fraction: float | None) -> str:
+    """Share of a GPU's memory that an engine was given; None: its own default."""
+    return "the engine's own share of the memory" if fraction is None else f"{share(fraction)} of the memory"

@@ -13,7 +13,7 @@ import typer
 
 from simulator.base import console
 from simulator.base.errors import EXIT_NOTHING_FEASIBLE, InputError
-from simulator.scenario.fields import LOAD, flag
+from simulator.scenario.fields import LOAD, SCHEDULED, flag
 from simulator.scenario.options import paths_of, refuse_beside, scenario_options, with_options
 from simulator.serving import options
 
@@ -29,7 +29,7 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions
 @app.command()
 @with_options(
     given=scenario_options(
-        without=(*LOAD, "images", "quality"),
+        without=(*LOAD, "images", "quality", *SCHEDULED),
         lists=("device",),
         repeated=("policy",),
         defaults={"model": None, "device": None},
@@ -48,8 +48,10 @@ def command(
     scheduler: Annotated[
         str, typer.Option(help="chunked, prefill-first, prefill-first-chunked; commas between")
     ] = "chunked",
-    max_num_seqs: Annotated[int, typer.Option(help="sequences running at once")] = 256,
-    max_num_batched_tokens: Annotated[int, typer.Option(help="tokens of one step")] = 8192,
+    max_num_seqs: Annotated[
+        int | None, typer.Option(help="sequences running at once; default the engine's own on the device")
+    ] = None,
+    max_num_batched_tokens: Annotated[int | None, typer.Option(help="tokens of one step; default as above")] = None,
     preemption: Annotated[str, typer.Option(help="recompute or swap")] = "recompute",
     replicas: Annotated[
         int, typer.Option(help="data-parallel replicas; with --prefill-replicas those that decode")
@@ -109,19 +111,23 @@ def command(
     if out is not None and out.suffix not in RECORD_FILES:
         raise InputError(f"{out.name!r} must end in {' or '.join(RECORD_FILES)}", where="--out")
     promises = parse_slo(slo) if slo is not None else ()
+    asked = [
+        Scenario.of(**given | {"device": d.strip(), "policy": p} | (OF_DENSE if p == "dense" else {}))
+        for d in given["device"].split(",")
+        for p in given["policy"] or ["dense"]
+    ]
     deployments = [
         Deployment(
-            Scenario.of(**given | {"device": d.strip(), "policy": p} | (OF_DENSE if p == "dense" else {})),
-            Scheduler(s.strip(), max_num_seqs, max_num_batched_tokens, preemption),
+            scenario,
+            Scheduler.of(scenario, s.strip(), max_num_seqs, max_num_batched_tokens, preemption),
             replicas,
             prefill_replicas,
             router,
             prefix_cache,
             None if kv_transfer is None else parse_quantity(kv_transfer, "B/s"),
         )
-        for d in given["device"].split(",")
+        for scenario in asked
         for s in scheduler.split(",")
-        for p in given["policy"] or ["dense"]
     ]
     if kv_transfer is not None and not prefill_replicas:
         raise InputError("nothing is handed over without --prefill-replicas; drop it", where="--kv-transfer")

@@ -141,8 +141,8 @@ def memory(scenario: Scenario, shown: dict[str, Prediction]) -> None:
     if not rows:
         st.caption("Nothing can be said about the memory of this combination.")
         return
-    device = group_of(scenario).device
-    share = scenario.gpu_memory_utilization
+    group = group_of(scenario)
+    device, share = group.device, group.share if group.start is None else group.start.fraction
     marks = [
         {"name": f"{share:.0%} for the engine", "value": share * device.capacity_bytes / 1e9},
         {"name": "", "value": device.capacity_bytes / 1e9},

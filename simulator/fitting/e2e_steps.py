@@ -14,6 +14,7 @@ from simulator.inference.closed_loop import Cycle, closed_loop, cycle
 from simulator.inference.evaluate import evaluate
 from simulator.inference.formats import formats_on
 from simulator.inference.group import Group
+from simulator.inference.kvpool import starts
 from simulator.inference.step import StepTime, step_time
 from simulator.model.formats import choose
 from simulator.ops.ops import Collective
@@ -29,7 +30,10 @@ if TYPE_CHECKING:
 GROUP = ("engine", "device", "model", "dtype", "kv_dtype", "tp", "ep", "loop")
 """Columns that one `Group` holds fixed."""
 STATIC_UTILISATION = 0.98
-"""Share of memory a fixed batch may fill; scripts of fixed batches leave nothing aside [-]."""
+"""Share of memory a fixed batch may fill; scripts of fixed batches leave nothing aside [-].
+
+With it too a server whose own default holds no KV at all: it ran, so it was started with a larger share than stated.
+"""
 TOO_FAST = 0.9
 """Below this share of the bare roofline a row cannot be what it says (early stops, other precision) [-]."""
 FITS, NO_FIT = "", "does not fit in memory"
@@ -45,18 +49,10 @@ def group_of(row: Mapping[str, str], engine: Engine) -> Group:
     kv = row["kv_dtype"]
     if kv == "auto":
         kv = model.kv_dtype or engine.kv_dtype(fmt)
-    return Group(
-        model,
-        device,
-        Policies(),
-        engine,
-        fmt,
-        kv,
-        tp=int(row["tp"]),
-        ep=int(row["ep"]),
-        utilisation=STATIC_UTILISATION if row["loop"] == "static" else 0.9,
-        ignore_context=True,
-    )
+    group = Group(model, device, Policies(), engine, fmt, kv, tp=int(row["tp"]), ep=int(row["ep"]), ignore_context=True)
+    if row["loop"] == "static" or not starts(group):
+        return replace(group, utilisation=STATIC_UTILISATION)
+    return group
 
 
 def groups(rows: pd.DataFrame, engines: Mapping[str, Engine]) -> Iterator[tuple[Group, pd.DataFrame, str]]:

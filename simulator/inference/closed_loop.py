@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from simulator.base.arrays import Array
-from simulator.inference import memory
+from simulator.inference.evaluate import largest_batch
 from simulator.inference.group import Group
 from simulator.inference.step import StepTime, step_time
 from simulator.ops.step import decode_step, mixed_step
@@ -61,15 +61,7 @@ def cycle(group: Group, clients: Array, prompt: Array, output: Array) -> Cycle:
     Memory is taken at the mean fill, ``prompt + output / 2`` per sequence.
     """
     c, p, o = np.broadcast_arrays(*(np.asarray(x, float) for x in (clients, prompt, output)))
-    most = memory.max_batch(
-        group.lowering,
-        group.device,
-        p,
-        np.maximum(o / 2.0, 1.0),
-        pp=group.pp,
-        utilisation=group.utilisation,
-        block_tokens=group.block_tokens,
-    )
+    most = largest_batch(group, p, np.maximum(o / 2.0, 1.0))
     running = np.minimum(c, np.maximum(most, 1.0))
     context = p + o / 2.0
     # Nobody else there: small enough to vanish beside a prompt token, whole tiles stay whole.

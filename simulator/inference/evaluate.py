@@ -133,8 +133,17 @@ class Points:
     @property
     def short_bytes(self) -> np.ndarray:
         """Bytes missing on the fullest GPU or beside it, whichever lacks more; negative where it fits [B]."""
-        limit = memory.budget_bytes(self.group.device, self.group.utilisation)
-        return np.maximum(self.footprint.total_bytes - limit, self.short_off_bytes)
+        return np.maximum(self.footprint.total_bytes - self._limit_bytes, self.short_off_bytes)
+
+    @property
+    def _limit_bytes(self) -> Array:
+        """What weights, KV and all else may take together on one GPU [B]."""
+        group, start = self.group, self.group.start
+        if start is None:
+            return memory.budget_bytes(group.device, group.share)
+        pool = memory.pool_bytes(group.lowering, group.device, start, group.pp).mid
+        reserved = memory.peak_bytes(group.lowering, start) + self.footprint.runtime_bytes
+        return pool + self.footprint.weights_bytes + reserved
 
     @property
     def short_off_bytes(self) -> Array:
@@ -250,20 +259,26 @@ def evaluate(group: Group, batch: Array, prompt: Array, output: Array) -> Points
         decode,
         ttft_s=first.each(lambda end: np.broadcast_to(end * passes, shape)),
         tpot_s=each.each(tpot),
-        footprint=memory.footprint(group.lowering, b, p, o, pp=group.pp, block_tokens=group.block_tokens),
-        max_batch=np.broadcast_to(
-            memory.max_batch(
-                group.lowering,
-                group.device,
-                p,
-                o,
-                pp=group.pp,
-                utilisation=group.utilisation,
-                block_tokens=group.block_tokens,
-            ),
-            shape,
+        footprint=memory.footprint(
+            group.lowering, b, p, o, pp=group.pp, block_tokens=group.block_tokens, start=group.start
         ),
+        max_batch=np.broadcast_to(largest_batch(group, p, o), shape),
     )
+
+
+def largest_batch(group: Group, prompt: Array, output: Array) -> np.ndarray:
+    """Largest batch of `group` at these lengths, at most the sequences its engine was told to run at once [-]."""
+    best = memory.max_batch(
+        group.lowering,
+        group.device,
+        prompt,
+        output,
+        pp=group.pp,
+        utilisation=group.share,
+        block_tokens=group.block_tokens,
+        start=group.start,
+    )
+    return best if group.max_num_seqs is None else np.minimum(best, float(group.max_num_seqs))
 
 
 def _plain(x: np.ndarray) -> Array:

@@ -19,10 +19,14 @@ from simulator.ops.part import OpPart
 from simulator.ops.step import decode_step, prefill_step
 from simulator.policies import ATTENTION_ASPECTS, Policies, Policy
 from simulator.roofline.engine import Engine, get_engine
+from simulator.roofline.reserve import Start
 from simulator.roofline.timing import measured_as_module, time_op
 from simulator.scenario.catalogue import CATALOGUE, fits
 from simulator.scenario.scenario import Scenario
 from simulator.trace import QualityFile, Trace
+
+WITHOUT_POOL = 0.9
+"""Share of the GPU's memory that software without a pool of KV is given where nobody says: allocators fragment [-]."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,8 @@ class Group:
     tp: int = 1
     pp: int = 1
     ep: int = 1
-    utilisation: float = 0.9
+    utilisation: float | None = None
+    """Share of the memory, as the engine reads it; None: its own default."""
     block_tokens: int = 16
     ignore_context: bool = False
     trace: Trace | None = None
@@ -47,6 +52,10 @@ class Group:
     quality: QualityFile | None = None
     images: int = 0
     """Images in each prompt, beside its own tokens."""
+    max_num_seqs: int | None = None
+    max_num_batched_tokens: int | None = None
+    max_model_len: int | None = None
+    """What the engine is started with; None: its own defaults, and the model's context."""
 
     @classmethod
     def of(cls, scenario: Scenario, model: ModelSpec, device: Device) -> Group:
@@ -71,7 +80,30 @@ class Group:
             CATALOGUE.trace_for(scenario, model),
             quality=CATALOGUE.quality_for(scenario, model),
             images=scenario.images,
+            max_num_seqs=scenario.max_num_seqs,
+            max_num_batched_tokens=scenario.max_num_batched_tokens,
+            max_model_len=scenario.max_model_len,
         )
+
+    @cached_property
+    def start(self) -> Start | None:
+        """The engine as it is started here; None where it has no pool of KV."""
+        reserve = self.engine.reserve
+        if reserve is None:
+            return None
+        return reserve.start(
+            self.device,
+            self.gpus,
+            self.max_model_len or self.model.max_context,
+            fraction=self.utilisation,
+            seqs=self.max_num_seqs,
+            tokens=self.max_num_batched_tokens,
+        )
+
+    @property
+    def share(self) -> float:
+        """Share of the GPU's memory of an engine without a pool [-]."""
+        return WITHOUT_POOL if self.utilisation is None else self.utilisation
 
     @property
     def gpus(self) -> int:

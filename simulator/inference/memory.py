@@ -9,11 +9,13 @@ from functools import lru_cache
 import numpy as np
 
 from simulator.base.arrays import Array, clip, floor, maximum, minimum
+from simulator.base.interval import Interval
 from simulator.device.catalogue import Device
 from simulator.inference.lowering import Lowering
 from simulator.ops.granularity import paged_tokens
 from simulator.ops.ops import Linear, Moe, Op
 from simulator.ops.part import OpPart
+from simulator.roofline.reserve import Start, peak_between
 
 CONTEXT_BYTES = 0.5e9
 """CUDA context and loaded kernels [B]; measured 0.4-0.6 GB on Ampere and Hopper, assumed elsewhere."""
@@ -177,6 +179,35 @@ def activation_token_bytes(lowering: Lowering) -> float:
     return (2.0 * model.hidden + 2.0 * widest) * 2.0
 
 
+@lru_cache(maxsize=4096)
+def workspace_token_bytes(lowering: Lowering) -> float:
+    """Fused experts' own buffers per token: what each takes, gives back in full width, and between, 16 bit [B]."""
+    most = 0.0
+    for op in lowering.one_token:
+        if isinstance(op, Moe):
+            inner = float(op.top_k * op.intermediate / op.tp)
+            most = max(most, max(inner * (op.matrices - 1), float(op.top_k) * lowering.model.hidden) + inner)
+    return most * 2.0
+
+
+def peak_bytes(lowering: Lowering, start: Start) -> float:
+    """What an engine finds when it runs its widest step and samples its most sequences, one after the other [B]."""
+    tokens = max(activation_token_bytes(lowering), 4.0 * lowering.model.hidden + workspace_token_bytes(lowering))
+    return max(tokens * start.tokens, start.seqs * lowering.model.vocab * start.reserve.logit_bytes.mid)
+
+
+def pool_bytes(lowering: Lowering, device: Device, start: Start, pp: int = 1) -> Interval[float]:
+    """KV that an engine reserves on one GPU when it starts; not above 0 where it does not start [B].
+
+    `Start.pool_bytes` with the weights, `peak_bytes` and what is outside; both of the latter are uncertain together.
+    """
+    peak, outside = peak_between(peak_bytes(lowering, start)), start.reserve.outside(lowering.tp * pp)
+    weights, held = weights_bytes(lowering, pp), device.capacity_bytes
+    # The more else is kept, the less is left.
+    most, least = (start.pool_bytes(held, weights, *ends) for ends in ((peak.lo, outside.lo), (peak.hi, outside.hi)))
+    return Interval(start.pool_bytes(held, weights, peak.mid, outside.mid), least, most)
+
+
 def passing_bytes(lowering: Lowering, prompt: Array) -> Array:
     """Full K and V of one prompt in the layer that evicts or compresses them next, one layer at a time [B]."""
     return prompt * max((kv.passing_bytes for kv, _ in lowering.kv_layouts), default=0.0)
@@ -193,16 +224,28 @@ def activation_bytes(lowering: Lowering, batch: Array, prompt: Array) -> np.ndar
 
 
 def footprint(
-    lowering: Lowering, batch: Array, prompt: Array, output: Array, *, pp: int = 1, block_tokens: int = 16
+    lowering: Lowering,
+    batch: Array,
+    prompt: Array,
+    output: Array,
+    *,
+    pp: int = 1,
+    block_tokens: int = 16,
+    start: Start | None = None,
 ) -> Footprint:
-    """Memory of a static batch at its longest [B]."""
+    """Memory of a static batch at its longest, in an engine as it is started or (None) in one without a pool [B]."""
     total = prompt + output
     per_sequence = kv_bytes_per_sequence(lowering, total, prompt=prompt, pp=pp, block_tokens=block_tokens)
+    if start is None:
+        activations, runtime = activation_bytes(lowering, batch, prompt), runtime_bytes(lowering.tp * pp)
+    else:
+        activations = peak_bytes(lowering, start) + passing_bytes(lowering, prompt)
+        runtime = start.reserve.outside(lowering.tp * pp).mid
     return Footprint(
         weights_bytes(lowering, pp),
         batch * per_sequence,
-        activation_bytes(lowering, batch, prompt),
-        runtime_bytes(lowering.tp * pp),
+        activations,
+        runtime,
         off_bytes(lowering, batch, total, prompt),
     )
 
@@ -234,21 +277,29 @@ def max_batch(
     pp: int = 1,
     utilisation: float = 0.9,
     block_tokens: int = 16,
+    start: Start | None = None,
 ) -> np.ndarray:
     """Largest static batch whose weights, KV and activations fit [-]; 0 where not even one does.
 
-    With ``a`` activation bytes per token, ``l`` logits and ``kv`` bytes per sequence and at most T tokens per
-    pass: ``max(pool // (kv + l + a * prompt), (pool - a * T) // (kv + l))``.
+    In an engine with a pool, ``pool // kv``. In one without, with ``a`` activation bytes per token, ``l`` logits and
+    ``kv`` bytes per sequence and at most T tokens per pass: ``max(pool // (kv + l + a * prompt), (pool - a * T) // (kv
+    + l))``.
     """
     total = prompt + output
     per_sequence = kv_bytes_per_sequence(lowering, total, prompt=prompt, pp=pp, block_tokens=block_tokens)
-    runtime = runtime_bytes(lowering.tp * pp)
-    pool = budget_bytes(device, utilisation) - weights_bytes(lowering, pp) - runtime - passing_bytes(lowering, prompt)
-    logits = lowering.model.vocab * 4.0
-    per_token = activation_token_bytes(lowering)
-    few = floor(pool / (per_sequence + logits + per_token * prompt))
-    many = floor((pool - per_token * MAX_BATCHED_TOKENS) / (per_sequence + logits))
-    best = maximum(maximum(few, many), 0.0)
+    if start is not None:
+        pool = pool_bytes(lowering, device, start, pp).mid - passing_bytes(lowering, prompt)
+        # KV that lies elsewhere takes none of the pool.
+        best = maximum(floor(pool / maximum(per_sequence, 1.0)), 0.0)
+    else:
+        runtime = runtime_bytes(lowering.tp * pp)
+        beside = weights_bytes(lowering, pp) + runtime + passing_bytes(lowering, prompt)
+        pool = budget_bytes(device, utilisation) - beside
+        logits = lowering.model.vocab * 4.0
+        per_token = activation_token_bytes(lowering)
+        few = floor(pool / (per_sequence + logits + per_token * prompt))
+        many = floor((pool - per_token * MAX_BATCHED_TOKENS) / (per_sequence + logits))
+        best = maximum(maximum(few, many), 0.0)
     if not np.any(off_bytes(lowering, 1.0, total, prompt)):
         return best
     beside = home_bytes(lowering, device) - off_weights_bytes(lowering)

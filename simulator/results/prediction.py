@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from simulator.ops.ops import Op
     from simulator.ops.union_law import UnionLaw
     from simulator.results.answer import Row
+    from simulator.results.pool import Pool
     from simulator.roofline.optime import OpTime
     from simulator.scenario.scenario import Scenario
 
@@ -82,6 +83,14 @@ class Prediction:
     unions: Mapping[UnionLaw, float] = field(default_factory=dict)
 
     @cached_property
+    def pool(self) -> Pool | None:
+        """The engine's KV pool; None where it has none or nothing can be said about it."""
+        from simulator.inference.group import group_of
+        from simulator.results.pool import pool
+
+        return pool(group_of(self.scenario), self.scenario.prompt_tokens + self.scenario.output_tokens)
+
+    @cached_property
     def row(self) -> dict[str, str | float | int | None]:
         """The sweep's columns for this scenario, as plain values."""
         return self.answer.to_dict()
@@ -110,6 +119,7 @@ class Prediction:
             "ops": [vars(op) for op in self.ops],
             "ideal_speedup": self.ideal_speedup,
             "shares": self.shares,
+            "kv_pool": None if self.pool is None else asdict(self.pool),
             "sentence": self.sentence,
             "sources": list(self.sources),
             "trace": self.trace,

@@ -27,6 +27,8 @@ def show(prediction: Prediction) -> None:
     for line in (*run_in(prediction), *united(prediction)):
         console.out(line)
     console.out(f"formats: weights {answer.dtype}; KV cache {answer.kv_dtype}")
+    if prediction.pool is not None:
+        console.out(prediction.pool.sentence)
     for note in prediction.notes:
         console.out(f"note: {note}")
     if answer.reason:

@@ -165,7 +165,9 @@ def _nothing(group: Group, batch: np.ndarray, prompt: np.ndarray, output: np.nda
     dense = Lowering(group.model, Policies(), group.fmt, group.lowering.kv_element_bytes, group.tp, group.ep)
     if dense.why_not() is None:
         try:
-            print_ = memory.footprint(dense, batch, prompt, output, pp=group.pp, block_tokens=group.block_tokens)
+            print_ = memory.footprint(
+                dense, batch, prompt, output, pp=group.pp, block_tokens=group.block_tokens, start=group.start
+            )
             held = {k: np.broadcast_to(getattr(print_, k), shape).ravel() for k in MEMORY}
         except UnsupportedError:
             pass

@@ -19,6 +19,7 @@ from simulator.base.errors import InputError, UnknownNameError, reason
 from simulator.base.files import read_limited
 from simulator.base.memo import Stamp, stamp
 from simulator.device.catalogue import Device, user_data_dir
+from simulator.roofline.reserve import Reserve, load_reserves
 
 LOGGER = logging.getLogger(__name__)
 SEPARATOR = "@"
@@ -113,6 +114,8 @@ class Engine:
         Device architectures it was measured on; empty: does not matter.
     n, date : int, str
         Measured setups behind the figures (0: assumed), and when they were fitted.
+    memory : str
+        Engine whose table of ``engine_memory.toml`` it shares, where that is not its own.
     """
 
     name: str
@@ -146,6 +149,7 @@ class Engine:
     archs: tuple[str, ...] = ()
     n: int = 0
     date: str = ""
+    memory: str = ""
 
     def collective_extra_s(self, message_bytes: Array, ranks: int) -> Array:
         """What one all-reduce costs in a step beyond its isolated timing [s]."""
@@ -255,18 +259,24 @@ class Engine:
         """Bytes and kernels of an elementwise op of `kind` over those of a fused kernel [-]."""
         return self.eager.get(kind, (1.0, 1.0))
 
+    @property
+    def reserve(self) -> Reserve | None:
+        """What it keeps of a GPU's memory; None where it has no pool of KV and holds a batch as it comes."""
+        return load_reserves().get(self.memory or self.name.partition(SEPARATOR)[0])
+
     def __hash__(self) -> int:
         return hash(self.name)
 
 
 def parse_engines(text: str) -> dict[str, Engine]:
-    """Engines of the TOML `text` by name."""
-    engines = {}
+    """Engines of the TOML `text` by name; one that is ``like`` another has its figures where it has none of its own."""
+    engines: dict[str, Engine] = {}
     for name, table in tomllib.loads(text).items():
+        like = table.pop("like", "")
         values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in table.items()}
         if "eager" in values:
             values["eager"] = {k: (float(b), float(n)) for k, (b, n) in values["eager"].items()}
-        engines[name] = Engine(name=name, **values)
+        engines[name] = replace(engines[like], name=name, **values) if like else Engine(name=name, **values)
     return engines
 
 

@@ -27,6 +27,8 @@ class About:
         How several values are written, where the field is an axis of a grid.
     short : str
         Second spelling of its flag.
+    more : tuple of str
+        Other spellings, those of engines.
     bounds : dict
         Keys as in pydantic's core schema: ge, gt, le, min_length, max_length.
     """
@@ -34,10 +36,14 @@ class About:
     help: str
     several: str = ""
     short: str = ""
+    more: tuple[str, ...] = ()
     bounds: dict[str, float] = field(default_factory=dict)
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
-        return {**handler(source), **self.bounds}
+        schema = handler(source)
+        if schema["type"] == "nullable":
+            return {**schema, "schema": {**schema["schema"], **self.bounds}}
+        return {**schema, **self.bounds}
 
 
 def _whole(most: int) -> dict[str, float]:
@@ -95,8 +101,30 @@ class Fields:
         int, About("output tokens per sequence", "e.g. 128,512", "--osl", bounds=_whole(MAX_TOKENS))
     ] = 128
     gpu_memory_utilization: Annotated[
-        float, About("share of the driver's total memory the engine may use", bounds={"gt": 0.0, "le": 1.0})
-    ] = 0.9
+        float | None,
+        About(
+            "share of the memory, as the engine means it: of all (vLLM), for weights and KV (SGLang), of what is free"
+            " (TensorRT-LLM); default its own",
+            more=(
+                "--kv-fraction",
+                "--mem-fraction-static",
+                "--free-gpu-memory-fraction",
+                "--cache-max-entry-count",
+                "--cuda-memory-fraction",
+            ),
+            bounds={"gt": 0.0, "le": 1.0},
+        ),
+    ] = None
+    max_num_seqs: Annotated[
+        int | None, About("sequences the engine runs at once; default its own", bounds=_whole(4096))
+    ] = None
+    max_num_batched_tokens: Annotated[
+        int | None, About("tokens of one step; default the engine's own", bounds=_whole(1_000_000))
+    ] = None
+    max_model_len: Annotated[
+        int | None,
+        About("longest sequence the engine is started for; default the model's context", bounds=_whole(MAX_TOKENS)),
+    ] = None
     block_size: Annotated[int, About("tokens per KV page", bounds=_whole(1024))] = 16
     ignore_context_limit: Annotated[bool, About("predict beyond the model's context, as EXTRAPOLATED")] = False
     images: Annotated[
@@ -141,9 +169,13 @@ def flag(name: str) -> str:
 
 def _known(name: str, hint: Any) -> Known:
     kind, about = get_args(hint)
+    # ``int | None``: an option of whole numbers that may be left out.
+    kind = next((k for k in get_args(kind) if k is not type(None)), kind)
     return Known(name, kind, getattr(Fields, name, REQUIRED), about)
 
 
 FIELDS = {name: _known(name, hint) for name, hint in Fields.__annotations__.items()}
+SCHEDULED = ("max_num_seqs", "max_num_batched_tokens")
+"""Fields that a scheduler of requests holds instead."""
 LOAD = ("batch", "prompt_tokens", "output_tokens")
 """Fields that vary within a group."""

@@ -50,7 +50,10 @@ class Grid:
     batch: tuple[int, ...] = _one("batch")
     prompt_tokens: tuple[int, ...] = _one("prompt_tokens")
     output_tokens: tuple[int, ...] = _one("output_tokens")
-    gpu_memory_utilization: float = FIELDS["gpu_memory_utilization"].default
+    gpu_memory_utilization: float | None = None
+    max_num_seqs: int | None = None
+    max_num_batched_tokens: int | None = None
+    max_model_len: int | None = None
     block_size: int = FIELDS["block_size"].default
     ignore_context_limit: bool = False
     images: int = 0
@@ -138,7 +141,9 @@ class Grid:
 OUTER = ("model", "device", "engine", "dtype", "kv_cache_dtype", "tp", "pp", "ep", "policy", "kernel")
 """Axes whose values change the ops; policy and kernel vary fastest so that their dense twin is at hand."""
 SIZES = ("tp", "pp", "ep", "batch", "prompt_tokens", "output_tokens")
-SETTINGS = ("gpu_memory_utilization", "block_size", "ignore_context_limit", "images", "text_only")
+ENGINE = ("gpu_memory_utilization", "max_num_seqs", "max_num_batched_tokens", "max_model_len")
+"""What an engine is started with; None: its own default."""
+SETTINGS = (*ENGINE, "block_size", "ignore_context_limit", "images", "text_only")
 """Fields of one value."""
 
 

@@ -99,6 +99,8 @@ def _of(known: Known, several: Any, default: Any, more: str) -> inspect.Paramete
     about = known.about
     meaning = "; ".join(filter(None, (about.help, about.several if several else "", more)))
     # A switch is only turned on; typer would else add its opposite.
-    spellings = (known.flag, about.short) if about.short else (known.flag,) if known.kind is bool else ()
+    spellings: tuple[str, ...] = (known.flag,) if known.kind is bool else ()
+    if about.short or about.more:
+        spellings = (known.flag, *filter(None, (about.short,)), *about.more)
     as_text = several is str and default not in (None, REQUIRED)
     return option(known.name, several or known.kind, str(default) if as_text else default, meaning, *spellings)

@@ -69,7 +69,8 @@ def launch_command(scenario: Scenario, row: Mapping[str, Any], *, prefix_cache: 
         words += ["--enable-expert-parallel"]
     words += ["--max-num-seqs", str(row["max_num_seqs"])]
     words += ["--max-num-batched-tokens", str(row["max_num_batched_tokens"])]
-    words += ["--gpu-memory-utilization", f"{scenario.gpu_memory_utilization:g}"]
+    if scenario.gpu_memory_utilization is not None:
+        words += ["--gpu-memory-utilization", f"{scenario.gpu_memory_utilization:g}"]
     words += ["--block-size", str(scenario.block_size)]
     words += ["--enable-prefix-caching" if prefix_cache else "--no-enable-prefix-caching"]
     if scenario.dtype in QUANTIZATION:

@@ -155,7 +155,13 @@ def serve(
     require_type(Requests, traffic=traffic)
     require_type(str, slo=slo)
     deployment = Deployment(
-        scenario, scheduler or Scheduler(), replicas, prefill_replicas, router, prefix_cache, transfer_bytes_per_s
+        scenario,
+        scheduler or Scheduler.of(scenario),
+        replicas,
+        prefill_replicas,
+        router,
+        prefix_cache,
+        transfer_bytes_per_s,
     )
     deployment.check()
     promises = parse_slo(slo) if slo else ()

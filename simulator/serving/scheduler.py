@@ -6,8 +6,12 @@ from dataclasses import dataclass
 
 from simulator.base.checks import require_type
 from simulator.base.errors import InputError, UnknownNameError
+from simulator.inference.group import group_of
+from simulator.scenario.scenario import Scenario
 
 SCHEDULERS = ("chunked", "prefill-first", "prefill-first-chunked")
+MOST_SEQS = 4096
+"""Sequences at once above which a number is taken for a slip [-]."""
 PREEMPTIONS = ("recompute", "swap")
 WATERMARK = 0.01
 """Share of KV blocks left free when a request is admitted: vLLM's ``BlockSpaceManager(watermark=0.01)``."""
@@ -47,8 +51,8 @@ class Scheduler:
             raise UnknownNameError("scheduler", self.name, SCHEDULERS, where="--scheduler")
         if self.preemption not in PREEMPTIONS:
             raise UnknownNameError("preemption", self.preemption, PREEMPTIONS, where="--preemption")
-        if not 1 <= self.max_num_seqs <= 4096:
-            raise InputError("must be 1 to 4096", where="--max-num-seqs")
+        if not 1 <= self.max_num_seqs <= MOST_SEQS:
+            raise InputError(f"must be 1 to {MOST_SEQS}", where="--max-num-seqs")
         if not 1 <= self.max_num_batched_tokens <= 1_000_000:
             raise InputError("must be 1 to 1000000", where="--max-num-batched-tokens")
         if self.mixes and self.max_num_batched_tokens <= self.max_num_seqs:
@@ -57,6 +61,22 @@ class Scheduler:
                 " sequences; raise it, or lower --max-num-seqs",
                 where="--max-num-batched-tokens",
             )
+
+    @classmethod
+    def of(
+        cls,
+        scenario: Scenario,
+        name: str = "chunked",
+        max_num_seqs: int | None = None,
+        max_num_batched_tokens: int | None = None,
+        preemption: str = "recompute",
+    ) -> Scheduler:
+        """Scheduler with what is None as the scenario's engine has it on that device; without a pool, as of vLLM."""
+        start = group_of(scenario).start
+        seqs, tokens = (cls.max_num_seqs, cls.max_num_batched_tokens) if start is None else (start.seqs, start.tokens)
+        seqs = min(seqs, MOST_SEQS) if max_num_seqs is None else max_num_seqs
+        tokens = tokens if max_num_batched_tokens is None else max_num_batched_tokens
+        return cls(name, seqs, tokens, preemption)
 
     @property
     def mixes(self) -> bool:

@@ -154,11 +154,11 @@ FIGURES: Mapping[str, Callable[[Mapping[str, Any]], Interval[float]]] = {
     "tpot_speedup": lambda r: _each(r, "tpot_speedup"),
     "weights_gib": lambda r: Interval.exact(r["weights_bytes"] / GIB),
     "max_batch": lambda r: Interval.exact(r["max_batch"]),
-    "kv_tokens": lambda r: Interval.exact(r["kv_tokens"]),
+    "kv_tokens": lambda r: _each(r, "kv_tokens"),
     "serve_tps": lambda r: Interval.exact(r["output_tokens_per_s"]),
     "capacity": lambda r: Interval.exact(r["capacity_per_s"]),
 }
-"""A reported metric from the row that a verb prints; memory and serving have no interval."""
+"""A reported metric from the row that a verb prints, beside its KV pool; weights and serving have no interval."""
 BESIDE = {"thr_speedup": "tps", "ttft_speedup": "ttft_ms", "tpot_speedup": "tpot_ms"}
 """What is divided where a case has a second command."""
 
@@ -169,7 +169,7 @@ def outcome(case: Case) -> Outcome:
     answer, told = ask(case.command)
     now = None
     if answer is not None:
-        row = answer["rows"][0]
+        row = {**answer["rows"][0], **(answer.get("kv_pool") or {})}
         told = " ".join(filter(None, (str(answer.get("sentence", "")), str(row.get("software", "")), told)))
         now, why = _figure(case, row)
         told = told if now is not None else why or told

@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from simulator.base.dtypes import FORMATS
 from simulator.base.errors import UnsupportedError
 from simulator.device.catalogue import Device, list_devices, load, scaled
-from simulator.inference import memory
 from simulator.inference.evaluate import Points, evaluate
 from simulator.inference.group import Group
 from simulator.inference.lowering import Lowering
@@ -29,6 +28,7 @@ from simulator.policies import parse
 from simulator.results.columns import COLUMNS
 from simulator.results.rows import rows
 from simulator.roofline import timing
+from simulator.roofline.reserve import DRIVER_BYTES
 from simulator.scenario.scenario import Scenario
 
 POLICIES = (
@@ -377,8 +377,10 @@ def test_the_largest_batch_is_the_largest(model: str, name: str, policy: str, pr
     if best >= 1:
         assert points(g, best, prompt, output).fits.all()
     assert not points(g, best + 1, prompt, output).fits.any()
-    limit = memory.budget_bytes(g.device, g.utilisation)
-    assert memory.footprint(g.lowering, best, prompt, output).total_bytes <= limit or best == 0
+    assert g.start is not None
+    assert g.start.reserve.of == "total"
+    limit = g.start.fraction * (g.device.capacity_bytes - DRIVER_BYTES)
+    assert (points(g, best, prompt, output).footprint.total_bytes <= limit + 1.0).all() or best == 0
 
 
 SWITCHES = (Linear, Attention, AttentionModule, Moe)

@@ -20,6 +20,7 @@ from simulator.base.console import milliseconds
 from simulator.scenario.scenario import Scenario
 from simulator.serving.deployment import Deployment
 from simulator.serving.runs import Task, run
+from simulator.serving.scheduler import Scheduler
 from simulator.serving.synthetic import synthetic
 
 MAIN = Path(app.__file__).with_name("main.py")
@@ -80,7 +81,8 @@ def test_the_answer_is_the_simulators_and_the_command_the_one_that_ran():
     assert not told(at)
     assert tuple(shlex.split(command)[2:]) == at.session_state.q_job.words
     requests = synthetic(60, 10.0, arrivals="poisson", prompt="512", output="20", seed=0)
-    row = run(Task(Deployment(Scenario.of(model="llama-3.1-8b", device="h100-sxm")), requests)).row
+    scenario = Scenario.of(model="llama-3.1-8b", device="h100-sxm")
+    row = run(Task(Deployment(scenario, Scheduler.of(scenario)), requests)).row
     assert f"TTFT p99 {milliseconds(row['ttft_p99_s'])} ms" in texts(at)
     table = at.main.dataframe[0].value
     assert table["TPOT p99 ms"][0] == pytest.approx(1e3 * row["tpot_p99_s"], rel=1e-9)

@@ -243,7 +243,7 @@ def test_every_text_of_a_file_is_text(run: Run, planned: Callable[..., Path], tm
 
 def test_settings_are_read_from_a_command_and_nothing_runs() -> None:
     found = settings("python -m simulator.serve --model m --device d --tp 4 --slo 'ttft:p99<1s' --help")
-    assert (found["tp"], found["slo"], found["max_num_seqs"]) == (4, "ttft:p99<1s", 256)
+    assert (found["tp"], found["slo"], found["max_num_seqs"]) == (4, "ttft:p99<1s", None)
     assert settings("rm -rf 'unclosed") == {}
     assert settings("python -m simulator.sweep --model m") == {}
 
