@@ -12,6 +12,7 @@ from simulator.device.surface import Surface
 from simulator.device.types import Device
 from simulator.fitting import demand, judge
 from simulator.fitting.smooth import Axis, fit_family
+from simulator.ops.alone import exchange
 from simulator.ops.expert_exchange import ExpertExchange
 from simulator.roofline.expert_exchange import START, ExchangeDemand, exchange_demand, exchange_time
 from simulator.roofline.lookup import exchange_key
@@ -66,13 +67,12 @@ def op_of(rows: pd.DataFrame) -> ExpertExchange:
     """The op of prepared rows that agree in all that is not a size."""
     first = rows.iloc[0]
     tokens, hidden, top_k, sms = (rows[c].to_numpy(float) for c in (*SHAPE[:3], "sms"))
-    return ExpertExchange(
-        role="measured",
+    return exchange(
         op=first["op"],
         tokens=tokens,
         hidden=hidden,
         top_k=top_k,
-        n_ranks=int(first["ep_size"]),
+        ranks=int(first["ep_size"]),
         element_bytes=ELEMENT_BYTES.get((first["op"], first["comm_dtype"]), 2.0),
         per_expert=bool(first["per_expert"]),
         sms=sms,

@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
-from simulator.base.arrays import Array
-from simulator.base.dtypes import KV_FORMATS, get_format
 from simulator.base.errors import InputError, ShadowlineError
 from simulator.device.catalogue import load
 from simulator.device.fits import Fit
@@ -21,19 +19,18 @@ from simulator.fitting.linear_attention import FIXED as LINEAR_FIXED
 from simulator.fitting.linear_attention import op_of as _linear
 from simulator.fitting.module import FIXED as MODULE_FIXED
 from simulator.fitting.module import op_of as _module
+from simulator.ops import alone
 from simulator.ops.expert_exchange import ExpertExchange
 from simulator.ops.linear_attention import LinearAttention
 from simulator.ops.module import AttentionModule
 from simulator.ops.ops import Attention, Collective, Elementwise, Linear, Moe
-from simulator.roofline.collective import link_bytes
+from simulator.roofline.bare import bare
 from simulator.roofline.engine import get_engine
-from simulator.roofline.hardware import math_of
 from simulator.roofline.timing import time_op
 
 if TYPE_CHECKING:
     import pandas as pd
 
-ROLE = "measured"
 Asked = Linear | Attention | AttentionModule | LinearAttention | Moe | Collective | Elementwise | ExpertExchange
 
 
@@ -47,31 +44,25 @@ def _one(rows: pd.DataFrame, name: str) -> str:
 
 def _gemm(rows: pd.DataFrame) -> Linear:
     m, n, k, batch = (_column(rows, c) for c in ("m", "n", "k", "batch"))
-    return Linear(role=ROLE, m=m, n=n, k=k, groups=batch, fmt=get_format(_one(rows, "dtype")))
+    return alone.gemm(m=m, n=n, k=k, batch=batch, dtype=_one(rows, "dtype"))
 
 
 def _attention(rows: pd.DataFrame) -> Attention:
-    """One phase, head size and window; the same K and V were read again and again."""
-    phase, head_dim = _one(rows, "phase"), float(rows["head_dim"].iloc[0])
-    latent = phase == "decode-mla"
+    """One phase, head size and window."""
     batch, q_len, kv_len, heads, kv_heads = (
         _column(rows, c) for c in ("batch", "q_len", "kv_len", "n_heads", "n_kv_heads")
     )
-    return Attention(
-        role=ROLE,
-        phase="prefill" if phase == "prefill" else "decode",
+    return alone.attention(
+        phase=_one(rows, "phase"),
         batch=batch,
         q_len=q_len,
         kv_len=kv_len,
         n_heads=heads,
         n_kv_heads=kv_heads,
-        head_dim=head_dim,
-        v_head_dim=MLA_VALUE if latent else head_dim,
-        math=get_format(_one(rows, "dtype")).math,
-        kv_element_bytes=KV_FORMATS[_one(rows, "kv_dtype")],
-        window=int(rows["window"].iloc[0]) or None,
-        latent=latent,
-        reuse=1.0,
+        head_dim=float(rows["head_dim"].iloc[0]),
+        window=int(rows["window"].iloc[0]),
+        kv_dtype=_one(rows, "kv_dtype"),
+        dtype=_one(rows, "dtype"),
     )
 
 
@@ -79,48 +70,30 @@ def _moe(rows: pd.DataFrame) -> Moe:
     tokens, hidden, inter, top_k, experts, tp, ep = (
         _column(rows, c) for c in ("num_tokens", "hidden", "inter", "topk", "n_experts", "moe_tp", "moe_ep")
     )
-    return Moe(
-        role=ROLE,
+    return alone.moe(
         tokens=tokens,
         hidden=hidden,
         intermediate=inter,
         top_k=top_k,
-        n_experts=experts,
+        experts=experts,
         tp=tp,
         ep=ep,
         gated=bool(rows["gated"].iloc[0]),
-        fmt=get_format(_one(rows, "dtype")),
+        dtype=_one(rows, "dtype"),
         routing=_one(rows, "distribution"),
     )
 
 
 def _collective(rows: pd.DataFrame) -> Collective:
     ranks, nodes = int(rows["n_gpus"].iloc[0]), int(rows["n_nodes"].iloc[0])
-    return Collective(role=ROLE, op=_one(rows, "op"), message_bytes=_column(rows, "bytes"), n_ranks=ranks, nodes=nodes)
+    return alone.collective(op=_one(rows, "op"), bytes=_column(rows, "bytes"), ranks=ranks, nodes=nodes)
 
 
 def _elementwise(rows: pd.DataFrame) -> Elementwise:
     read, write = _column(rows, "read_bytes"), _column(rows, "write_bytes")
-    return Elementwise(role=ROLE, kind=_one(rows, "kind"), read_bytes=read, write_bytes=write)
+    return alone.elementwise(kind=_one(rows, "kind"), read_bytes=read, write_bytes=write)
 
 
-def _bare_s(op: Asked, device: Device) -> Array:
-    """The yardstick: ``max(flop/peak, bytes/bandwidth)``, of a collective its bytes over the link [s]."""
-    if isinstance(op, Collective):
-        return link_bytes(op.op, op.message_bytes, op.n_ranks) / device.link.bandwidth_bytes_per_s
-    if isinstance(op, ExpertExchange):
-        return op.link_bytes / device.link_for(op.n_ranks).bandwidth_bytes_per_s
-    demand = op.traffic()
-    least: Array = demand.total_bytes / device.hbm_bytes_per_s
-    for dtype, flop in demand.flop.items():
-        math = math_of(device, dtype)
-        if device.has(math):
-            least = np.maximum(least, flop / device.peak_flop_per_s(math))
-    return least
-
-
-MLA_VALUE = 512.0
-"""Value width of absorbed MLA decode, whose rows state that of Q and K [-]."""
 OPS: Mapping[str, tuple[tuple[str, ...], Callable[[pd.DataFrame], Asked]]] = {
     "gemm": (("dtype",), _gemm),
     "attention": (("phase", "dtype", "kv_dtype", "head_dim", "window"), _attention),
@@ -159,7 +132,7 @@ def refuse_implausible(family: str, rows: pd.DataFrame, inputs: Sequence[str]) -
         A time more than `FASTEST` times below ``max(flop/peak, bytes/bandwidth)``, with the row's shape.
     """
     for name, _, op, at in _by_op(family, rows):
-        least_s = np.broadcast_to(_bare_s(op, load(name)), len(at))
+        least_s = np.broadcast_to(bare(op, load(name)).least_s, len(at))
         time_s = rows["time_s"].to_numpy(float)[at]
         worst = int(np.argmax(least_s / time_s))
         if least_s[worst] > FASTEST * time_s[worst]:
@@ -199,7 +172,7 @@ def predicted(family: str, rows: pd.DataFrame, fits: Sequence[Fit] | None) -> tu
             reason = error.message.split(";")[0]
             unpredicted[reason] = unpredicted.get(reason, 0) + len(at)
             continue
-        for column, value in zip(names, (t.total_s, t.lo_s, t.hi_s, _bare_s(op, devices[name])), strict=True):
+        for column, value in zip(names, (t.total_s, t.lo_s, t.hi_s, bare(op, devices[name]).least_s), strict=True):
             columns[column][at] = value
         basis[at] = str(t.basis)
     return rows.assign(**columns, basis=basis)[np.isfinite(columns["mid_s"])], unpredicted

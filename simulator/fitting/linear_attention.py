@@ -12,6 +12,7 @@ from simulator.device.surface import Surface
 from simulator.device.types import Device
 from simulator.fitting import demand, judge
 from simulator.fitting.smooth import Array, Axis, Recipe, fit_family
+from simulator.ops.alone import linear_attention
 from simulator.ops.linear_attention import LinearAttention
 from simulator.roofline.linear_attention import SCANNED, START, LinearDemand, linear_demand, linear_time
 from simulator.roofline.lookup import linear_key
@@ -64,8 +65,7 @@ def op_of(rows: pd.DataFrame) -> LinearAttention:
     """The op of prepared rows that agree in all that is not a size."""
     first = rows.iloc[0]
     batch, q_len, k_heads, v_heads, channels = (rows[c].to_numpy(float) for c in (*SHAPE[:4], "channels"))
-    return LinearAttention(
-        role="measured",
+    return linear_attention(
         kind=first["kind"],
         kernel_part=first["kernel_part"],
         phase=first["phase"],
@@ -76,7 +76,6 @@ def op_of(rows: pd.DataFrame) -> LinearAttention:
         k_dim=float(first["k_dim"]),
         v_dim=float(first["v_dim"]),
         channels=channels,
-        reuse=1.0,
     )
 
 

@@ -12,20 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from simulator.base.dtypes import DType, get_format
 from simulator.device.fits import Fit
 from simulator.device.surface import Surface
 from simulator.device.types import Device
 from simulator.fitting import demand, judge
 from simulator.fitting.smooth import Axis, fit_family
-from simulator.ops.module import (
-    AttentionModule,
-    ModuleDemand,
-    ModuleWidths,
-    block_widths,
-    compressed_widths,
-    mla_widths,
-)
+from simulator.ops.alone import module
+from simulator.ops.module import AttentionModule, ModuleDemand
 from simulator.roofline.lookup import module_key
 from simulator.roofline.module import ModuleRates, module_rates, module_time, start
 
@@ -41,22 +34,6 @@ NEEDED = ("framework", "module", "phase", "model", "mla_dtype", "kv_dtype", "gem
 FORMAT_NAMES: Mapping[str, str] = {"bfloat16": "bf16", "fp8_e4m3": "fp8"}
 """Names of the data for our formats."""
 
-DEEPSEEK_V3 = {"hidden": 7168, "q_rank": 1536, "latent": 512, "rope": 64, "nope": 128, "value": 128, "n_heads": 128}
-GLM_5 = {"hidden": 6144, "q_rank": 2048, "latent": 512, "rope": 64, "nope": 192, "value": 256, "n_heads": 64}
-V4_FLASH = {"hidden": 4096, "q_rank": 1024, "head_dim": 512, "o_rank": 1024, "o_groups": 8, "n_heads": 64}
-V4_PRO = {"hidden": 7168, "q_rank": 1536, "head_dim": 512, "o_rank": 1024, "o_groups": 16, "n_heads": 128}
-"""Widths by the models' config.json."""
-
-WIDTHS: Mapping[str, ModuleWidths] = {
-    "v3": mla_widths(**DEEPSEEK_V3),
-    "v3.2": mla_widths(**DEEPSEEK_V3, index_heads=64, top_k=2048),
-    "glm-5": mla_widths(**GLM_5, index_heads=32, top_k=2048),
-    "v4-flash csa": compressed_widths(**V4_FLASH, compress=4, window=128, index_heads=64, top_k=512),
-    "v4-flash hca": compressed_widths(**V4_FLASH, compress=128, window=128),
-    "v4-pro csa": compressed_widths(**V4_PRO, compress=4, window=128, index_heads=64, top_k=1024),
-    "v4-pro hca": compressed_widths(**V4_PRO, compress=128, window=128),
-    "m3": block_widths(hidden=6144, n_heads=64, kv_heads=4, head_dim=128, index_dim=128, top_k=2048),
-}
 MODELS: tuple[tuple[str, str], ...] = (
     (r"MiniMax-M3", "m3"),
     (r"DeepSeek-V4-Flash", "v4-flash"),
@@ -143,18 +120,17 @@ def op_of(rows: pd.DataFrame) -> AttentionModule:
     """The op of prepared rows that agree in all that is not a size."""
     first = rows.iloc[0]
     batch, q_len, past_len, heads = (rows[c].to_numpy(float) for c in SHAPE)
-    return AttentionModule(
-        role="measured",
+    return module(
         kind=first["kind"],
         phase=first["phase"],
         batch=batch,
         q_len=q_len,
         past_len=past_len,
         n_heads=heads,
-        widths=WIDTHS[first["widths"]],
-        fmt=get_format(first["dtype"]),
-        math=DType.FP8 if first["math"] == "fp8" else DType.BF16,
-        kv_element_bytes=1.0 if first["kv_dtype"] == "fp8" else 2.0,
+        widths=first["widths"],
+        dtype=first["dtype"],
+        math="fp8" if first["math"] == "fp8" else "bf16",
+        kv_dtype="fp8" if first["kv_dtype"] == "fp8" else "bf16",
         indexes=bool(first["indexes"]),
     )
 

@@ -28,6 +28,7 @@ from simulator.fitting.sparse_rows import INPUTS, TIMES, prepare
 from simulator.fitting.sparse_stated import stated
 from simulator.ops.dense import dense_of
 from simulator.roofline.engine import get_engine
+from simulator.roofline.optime import gain_of
 from simulator.roofline.speedup import FAMILIES, SURFACE_AXES, Side, most, names, norm4, total_s
 from simulator.roofline.timing import time_op
 
@@ -283,10 +284,7 @@ def predict(rows: pd.DataFrame, fits: list[Fit] | None, *, cross: bool = False) 
             t, dense = (time_op(o, answering, engine) for o in (op, dense_of(op)))
         except UnsupportedError:
             continue
-        value, residual = dense.total_s / t.total_s, t.gain
-        assert residual is not None
-        low, high = residual.quantiles(value, cross=cross)
-        mid[at], lo[at], hi[at] = value, value * np.exp(low), value * np.exp(high)
+        mid[at], lo[at], hi[at] = gain_of(t, dense, cross=cross)
     return mid, lo, hi
 
 

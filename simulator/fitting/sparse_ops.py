@@ -8,6 +8,7 @@ import numpy as np
 
 from simulator.base.dtypes import Format, get_format
 from simulator.device.catalogue import load
+from simulator.ops.alone import spmm
 from simulator.ops.ops import Attention, Linear
 from simulator.roofline.hardware import hardware, math_of
 from simulator.roofline.speedup import KernelShape, Rates, rates_of, shape_of
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 ROLE = "measured"
-TENSOR_CORES_24 = ("2:4", "V:N:M")
 GATHERED = {"down-proj": "k", "up-proj": "n"}
 
 
@@ -53,9 +53,7 @@ def op_of(rows: pd.DataFrame) -> Linear | Attention:
     if pattern == "ProSparse":
         axis = "k" if "down" in library else "n"
         return Linear(**whole, gathered=axis, read_keep=keep, flop_keep=keep)
-    on_24 = pattern in TENSOR_CORES_24
-    stored = keep * (fmt.weight_bytes + (0.25 if on_24 else 4.0 / vector))
-    return Linear(**whole, bytes_per_weight=stored, flop_keep=keep, nm24=on_24, vector=vector)
+    return spmm(m=m, n=n, k=k, keep=keep, pattern=pattern, kernel=library, vector=vector, dtype=fmt.name)
 
 
 def _format(rows: pd.DataFrame) -> Format:

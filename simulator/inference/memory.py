@@ -69,7 +69,7 @@ def stored_bytes(op: Op) -> float:
         if not op.keeps_weights:
             return 0.0
         per = op.fmt.weight_bytes if op.bytes_per_weight is None else op.bytes_per_weight
-        return float(op.groups * op.n * op.k) * per * count * op.resident * op.shared
+        return float(op.groups * op.n * op.k) * float(per) * count * op.resident * op.shared
     if isinstance(op, Moe):
         per = op.fmt.weight_bytes if op.bytes_per_weight is None else op.bytes_per_weight
         return float(op.expert_elements * op.n_experts / op.ep * per * count) * _padded(op)

@@ -347,7 +347,7 @@ class Details:
             math, moved = math + t.math_s, moved + t.memory_s
             if isinstance(op, Linear) and op.union is not None and op.union.log_error:
                 density = density + t.total_s * op.union.error(op.read_keep, op.m, op.whole)
-            _attribute(t, shares)
+            attribute(t, shares)
         return cls(math, moved, density, shares, Errors.of(times, by_role=group.lowering.by_layer))
 
     def taken(self, back: np.ndarray) -> Details:
@@ -453,7 +453,7 @@ def alone_of(op: Op, engine: Engine) -> Array:
     return submitted(op, engine) if isinstance(op, Elementwise) and op.host_sync else 0.0
 
 
-def _attribute(t: OpTime, shares: Shares) -> None:
+def attribute(t: OpTime, shares: Shares) -> None:
     """Add the time of one op to the resource that binds it."""
     if isinstance(t.op, Collective):
         _split(t.total_s, (Bound.LINK, t.link_s), (Bound.LAUNCH, t.launch_s), shares)

@@ -95,7 +95,7 @@ class Linear:
         Axis whose rows are picked one by one.
     run_bytes : float
         Contiguous bytes per picked row [B]; inf for a stream.
-    bytes_per_weight : float, optional
+    bytes_per_weight : Array, optional
         Stored bytes per dense element, metadata included [B]; default `fmt.weight_bytes`.
     nm24 : bool
         Multiplied by 2:4 sparse tensor cores.
@@ -135,7 +135,7 @@ class Linear:
     flop_keep: Array = 1.0
     gathered: Literal["n", "k"] | None = None
     run_bytes: float = STREAM
-    bytes_per_weight: float | None = None
+    bytes_per_weight: Array | None = None
     nm24: bool = False
     expand: Expand | None = None
     groups: Array = 1.0

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -157,35 +158,19 @@ def free_names() -> list[str]:
 
 
 def _term(text: str) -> list[Policy]:
-    match = _TERM.fullmatch(text)
-    if match is None:
-        raise InputError(f"cannot read policy {text.strip()!r}; write name(key=value,...)", where=_FLAG)
-    name, inside = match.group(1), match.group(2)
+    name, values = read_call(text, "policy", _FLAG)
     try:
         cls = POLICIES[name]
     except UnknownNameError as error:
         raise UnknownNameError("policy", name, POLICIES, where=_FLAG) from error
-    choices: dict[str, list[str]] = {}
-    for part in split(inside, ",") if inside and inside.strip() else []:
-        key, equals, value = part.partition("=")
-        key, value = key.strip(), value.strip()
-        if not equals or not key or not value:
-            raise InputError(f"{cls.name}: cannot read {part.strip()!r}; write key=value", where=_FLAG)
+    for key in values:
         if key not in cls.model_fields:
-            near = suggest(key, cls.model_fields)
-            hint = f"did you mean {near[0]!r}?" if near else _known(cls)
-            raise InputError(f"{cls.name} has no parameter {key!r}; {hint}", where=_FLAG)
-        if key in choices:
-            raise InputError(f"{cls.name}: parameter {key!r} is given twice", where=_FLAG)
-        choices[key] = (
-            [v.strip() for v in value[1:-1].split(",")] if value.startswith("[") and value.endswith("]") else [value]
-        )
-    count = 1
-    for values in choices.values():
-        count *= len(values)
+            raise no_parameter(cls.name, key, cls.model_fields, _FLAG)
+    choices = {key: listed(value) for key, value in values.items()}
+    count = math.prod(len(several) for several in choices.values())
     if count > MAX_VARIANTS:
         raise InputError(f"{cls.name}: {count} variants; at most {MAX_VARIANTS}", where=_FLAG)
-    return [_build(cls, dict(zip(choices, values, strict=True))) for values in itertools.product(*choices.values())]
+    return [_build(cls, dict(zip(choices, given, strict=True))) for given in itertools.product(*choices.values())]
 
 
 def _build(cls: type[Policy], given: dict[str, str]) -> Policy:
@@ -222,12 +207,48 @@ def _place(policy: Policy) -> int:
     return min(of_kv or places)
 
 
-def _known(cls: type[Policy]) -> str:
-    fields = ", ".join(cls.model_fields)
-    return f"it has: {fields}" if fields else "it has none"
+def read_call(text: str, what: str, where: str) -> tuple[str, dict[str, str]]:
+    """Name and values, as text, of ``name(key=value,...)``.
+
+    Parameters
+    ----------
+    what, where : str
+        What it spells and the flag it came from, for the error.
+
+    Raises
+    ------
+    InputError
+        Another syntax, or a key given twice.
+    """
+    match = _TERM.fullmatch(text)
+    if match is None:
+        raise InputError(f"cannot read {what} {text.strip()!r}; write name(key=value,...)", where=where)
+    name, inside = match.group(1), match.group(2)
+    values: dict[str, str] = {}
+    for part in split(inside, ",", what, where) if inside and inside.strip() else []:
+        key, equals, value = part.partition("=")
+        key, value = key.strip(), value.strip()
+        if not equals or not key or not value:
+            raise InputError(f"{name}: cannot read {part.strip()!r}; write key=value", where=where)
+        if key in values:
+            raise InputError(f"{name}: parameter {key!r} is given twice", where=where)
+        values[key] = value
+    return name, values
 
 
-def split(text: str, separator: str) -> list[str]:
+def listed(value: str) -> list[str]:
+    """Values of ``[a,b]``, or the one value."""
+    return [v.strip() for v in value[1:-1].split(",")] if value.startswith("[") and value.endswith("]") else [value]
+
+
+def no_parameter(name: str, key: str, known: Collection[str], where: str) -> InputError:
+    """The error for a key that `name` does not take, with the nearest one or all it has."""
+    near = suggest(key, known)
+    has = f"it has: {', '.join(known)}" if known else "it has none"
+    return InputError(f"{name} has no parameter {key!r}; {f'did you mean {near[0]!r}?' if near else has}", where=where)
+
+
+def split(text: str, separator: str, what: str = "policy", where: str = _FLAG) -> list[str]:
     """Parts of `text` between separators that stand outside brackets."""
     parts, depth, start = [], 0, 0
     for i, char in enumerate(text):
@@ -241,6 +262,6 @@ def split(text: str, separator: str) -> list[str]:
             parts.append(text[start:i])
             start = i + 1
     if depth != 0:
-        raise InputError(f"policy {text!r}: brackets do not match", where=_FLAG)
+        raise InputError(f"{what} {text!r}: brackets do not match", where=where)
     parts.append(text[start:])
     return parts

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from simulator.base.arrays import Array, every, maximum, some, where
+from simulator.base.interval import Interval
 from simulator.device.fits import Basis, Fit, Residual
 from simulator.ops.ops import Op
 
@@ -92,6 +93,17 @@ class OpTime(NamedTuple):
     def hi_s(self) -> Array:
         """Upper end of the interval of this op alone [s]."""
         return self.total_s * self.factors[1]
+
+
+def gain_of(sparse: OpTime, dense: OpTime, *, cross: bool = False) -> Interval[Array]:
+    """Speed-up of a sparse kernel over its dense op with the error of measured speed-ups [-].
+
+    `sparse` has a `gain`; `cross` for another kernel or device than fitted.
+    """
+    assert sparse.gain is not None
+    value = dense.total_s / sparse.total_s
+    low, high = sparse.gain.quantiles(np.asarray(value), cross=cross)
+    return Interval(value, value * np.exp(low), value * np.exp(high))
 
 
 def interval_factors(residual: Residual, time_s: Array, widen: float = 1.0, cross: bool = False) -> tuple[Array, Array]:

@@ -18,6 +18,7 @@ from simulator.inference.step import step_time
 from simulator.ops.module import AttentionModule
 from simulator.ops.step import Step, decode_step, prefill_step
 from simulator.ops.traffic import Operand
+from simulator.ops.widths import WIDTHS
 from simulator.roofline.engine import get_engine
 from simulator.roofline.lookup import generation_of, lookup, module_key
 from simulator.roofline.module import OWN_TERMS, ModuleRates, module_rates, module_time, start
@@ -34,7 +35,7 @@ def op(kind: str = "dsa", widths: str = "v3.2", phase: str = "decode", **changed
         "q_len": 1.0,
         "past_len": 8191.0,
         "n_heads": 16.0,
-        "widths": fitting.WIDTHS[widths],
+        "widths": WIDTHS[widths],
         "fmt": get_format("fp8_block"),
         "math": DType.BF16,
         "kv_element_bytes": 2.0,
@@ -70,7 +71,7 @@ def test_a_dsa_decode_reads_2048_latents_and_every_index_key():
 
 @pytest.mark.parametrize(("widths", "kind"), [("v4-flash csa", "csa"), ("v4-flash hca", "hca"), ("v3.2", "dsa")])
 def test_pairs_of_a_prompt_are_the_sum_over_its_queries(widths: str, kind: str):
-    w = fitting.WIDTHS[widths]
+    w = WIDTHS[widths]
     q, past = 700, 2500
     by_query = [
         min(p / w.compress, w.top_k) + (min(p, w.window) if w.window else 0) for p in range(past + 1, past + q + 1)

@@ -13,13 +13,14 @@ from simulator.base.errors import InputError
 from simulator.device.catalogue import load
 from simulator.device.fit_file import dump, parse
 from simulator.device.fits import Basis, Fit, Residual
-from simulator.fitting import module, sparse, sparse_judged
+from simulator.fitting import sparse, sparse_judged
 from simulator.fitting.sparse import log_slopes, sides
 from simulator.fitting.sparse_rows import split
 from simulator.fitting.sparse_stated import stated
 from simulator.ops.dense import dense_of
 from simulator.ops.module import AttentionModule, ModuleKind
 from simulator.ops.ops import Linear
+from simulator.ops.widths import WIDTHS
 from simulator.results.prediction import predict
 from simulator.roofline import timing
 from simulator.roofline.engine import get_engine
@@ -80,7 +81,7 @@ def dsa_pairs() -> pd.DataFrame:
             q_len=1.0,
             past_len=kv_len - 1.0,
             n_heads=heads,
-            widths=module.WIDTHS[widths],
+            widths=WIDTHS[widths],
             fmt=get_format("bf16"),
             math=DType.BF16,
             kv_element_bytes=2.0,
