@@ -90,7 +90,9 @@ def small_model_covers() -> tuple[int, int]:
     hits = rows = 0
     for _, policy, losses in settings():
         found = evidence(policy)
-        for model, loss in losses.items() if found else ():
+        if found is None:
+            continue
+        for model, loss in losses.items():
             band = evident_points(CATALOGUE.model(model), policy, found[1])
             rows += 1
             hits += band.lo <= loss.points.mid <= band.hi

@@ -151,7 +151,7 @@ def test_double_sparsity_reads_the_best_tokens_of_its_label_channels(qk: tuple[A
                 heads = (kv * 2, kv * 2 + 1)
                 scores = {h: k[b, kv, : t + 1][:, some] @ q[b, h, t][some] for h in heads}
                 if together:
-                    votes = sum(torch.softmax(scores[h], 0) for h in heads)
+                    votes = torch.stack([torch.softmax(scores[h], 0) for h in heads]).sum(0)
                     scores = dict.fromkeys(heads, votes)
                 for h in heads:
                     order = sorted(range(t), key=lambda i: -float(scores[h][i]))
