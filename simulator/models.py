@@ -93,7 +93,7 @@ def _check(names: Sequence[str], as_json: bool) -> None:
         if read:
             console.table(
                 f"{len(read)} of {len(rows)} read",
-                ["config", "architecture", "params", "active", "weights GB", "KV B/token", "KV", "formats"],
+                ["config", "architecture", "params", "active", "weights GB", "KV B/token", "state MB", "KV", "formats"],
                 [
                     [
                         r["place"],
@@ -102,14 +102,21 @@ def _check(names: Sequence[str], as_json: bool) -> None:
                         f"{r['active_params']:,}",
                         f"{r['weights_bytes'] / 1e9:.2f}",
                         f"{r['kv_bytes_per_token']:,.0f}",
+                        f"{r['state_bytes'] / 1e6:,.1f}",
                         r["kv_dtype"] or "16 bit",
                         r["dtype"],
                     ]
                     for r in read
                 ],
                 left=2,
-                note="weights on one GPU as engines load them; KV bytes in 16 bit",
+                note="weights on one GPU as engines load them; KV bytes in 16 bit; state of one sequence, however long",
             )
+        told: dict[str, list[str]] = {}
+        for r in read:
+            for note in r["notes"]:
+                told.setdefault(note, []).append(r["place"])
+        for note, places in told.items():
+            console.out(f"note: {places[0]}{f' and {len(places) - 1} more' if len(places) > 1 else ''}: {note}")
         for r in rows:
             if r["refused"] is not None:
                 console.out(f"not read: {r['place']}: {r['refused'].removeprefix(r['place'] + ': ')}")

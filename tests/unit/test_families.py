@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from simulator.base.errors import InputError
 from simulator.model.architectures import from_config
 from simulator.model.architectures.families import FAMILIES
 from simulator.model.layer import FfnSpec, MoeSpec
+from simulator.models import app as models_app
 
 SMALL: dict[str, Any] = {
     "hidden_size": 8,
@@ -151,7 +155,7 @@ def test_a_text_part_without_model_type() -> None:
 
 def test_a_flat_file_of_a_model_with_a_tower() -> None:
     """Qwen2-VL before transformers 4.52: the text part's keys stand at the top."""
-    flat = from_config({"model_type": "qwen2_vl", **SMALL, "vision_config": {"depth": 32}}, "vl")
+    flat = small("qwen2_vl")
     nested = from_config({"model_type": "qwen2_vl", "text_config": {"model_type": "qwen2_vl_text", **SMALL}}, "vl")
     assert flat.layers == nested.layers
     assert flat.notes == nested.notes
@@ -236,3 +240,17 @@ def test_layers_that_take_kv_of_earlier_ones_do_not_keep_it() -> None:
     ]
     assert read[0] == read[1]
     assert written[1] == written[0] / 2
+
+
+def test_check_tells_state_and_notes(tmp_path: Path) -> None:
+    """One line for a note of several files, with how many share it."""
+    text = {"model_type": "llama", **SMALL}
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.json").write_text(json.dumps({"model_type": "internvl", "text_config": text}))
+    (tmp_path / "wrong.json").write_text(json.dumps({"model_type": "llama", **SMALL, "kv_lora_rank": 16}))
+    done = CliRunner().invoke(models_app, ["--check", str(tmp_path)])
+    assert done.exit_code == 2
+    assert "2 of 3 read" in done.stdout
+    assert "state MB" in done.stdout
+    assert "and 1 more: only the text part of 'internvl' is modelled" in done.stdout.replace("\n", " ")
+    assert "'kv_lora_rank' is 16" in done.stdout
