@@ -162,6 +162,7 @@ def test_searched_layers_have_what_the_search_left() -> None:
     ("config", "change", "key"),
     [
         (POOLED, {"layer_types": None}, "layer_types"),
+        (POOLED, {"model_type": "deepseek_v41"}, "engram_layer_ids"),
         (POOLED, {"mlp_layer_types": ["sparse", "dense"]}, "mlp_layer_types"),
         (POOLED, {"linear_attn_config": {"num_heads": 2, "head_dim": 16, "short_conv_kernel_size": 4}}, "linear_attn"),
         (POOLED, {"index_kpool": None}, "index_kpool"),

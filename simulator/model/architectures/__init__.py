@@ -164,7 +164,17 @@ def _text_part(reader: Reader, config: Mapping[str, Any]) -> tuple[Reader, tuple
     return reader, ()
 
 
+_MISSING: Mapping[str, str] = {
+    "deepseek_v41": "tables of n-grams (engram_layer_ids), cache entries that layers share (kv_source_layer_ids)",
+    **dict.fromkeys(("zamba", "zamba2"), "one attention block that several layers of Mamba share"),
+    "rwkv": "its own time mixing and channel mixing",
+}
+"""What the layers of architectures have that ours have not, where it is known."""
+
+
 def _unsupported(kind: str, config: Mapping[str, Any]) -> str:
+    if kind in _MISSING:
+        return f"architecture {kind!r} is not supported; not modelled: {_MISSING[kind]}"
     known = ", ".join(sorted(ARCHITECTURES))
     if not kind:
         return (
