@@ -116,6 +116,21 @@ def test_a_source_is_only_crossed_where_another_measured_the_format() -> None:
     assert not known[60:].any()
 
 
+def test_the_newest_release_is_judged_by_the_older_ones() -> None:
+    """Thirty shapes in 0.9.0 and, a quarter slower, in 0.10.0: what 0.9.0 says of 0.10.0 is 0.8 of its time."""
+    m = np.unique(np.round(2.0 ** np.arange(0, 12, 0.4)))
+    base = gemm_rows().iloc[[0] * len(m)].assign(m=m, time_s=2e-5 + 1e-8 * m)
+    older, newer = base.assign(kernel="vllm-0.9.0:torch"), base.assign(kernel="vllm-0.10.0:torch")
+    rows = pd.concat([older, newer.assign(time_s=1.25 * base["time_s"])], ignore_index=True)
+    (judged,), excluded = judging.judge_rows("gemm", rows, "release")
+    assert (judged.split, excluded) == ("cross_release", {})
+    assert set(judged.rows["release"]) == {"0.10.0"}
+    ratio = (judged.rows["mid_s"] / judged.rows["time_s"]).to_numpy()
+    assert np.median(ratio) == pytest.approx(0.8, rel=0.02)
+    with pytest.raises(InputError, match="no kernel has rows of two releases"):
+        judging.judge_rows("gemm", older, "release")
+
+
 @pytest.mark.data
 @pytest.mark.parametrize(
     ("kind", "devices"), [("gemm", ("H800-SXM", "H20", "RTX-5090")), ("attention", ("H20", "H800-SXM", "RTX-4090"))]
