@@ -14,7 +14,7 @@ from simulator.base.dtypes import FORMATS, DType
 from simulator.base.errors import UnsupportedError
 from simulator.device.catalogue import list_devices, load
 from simulator.device.fits import ANY, LOCAL, VENDOR, Basis, Fit, Residual
-from simulator.device.releases import version
+from simulator.device.releases import apart, version
 from simulator.fitting import collective, elementwise, gemm_rows, moe
 from simulator.fitting.asked import OPS, predicted
 from simulator.fitting.attention import START
@@ -282,7 +282,9 @@ def test_the_model_that_is_fitted_is_the_one_that_answers(family: str) -> None:
 
 def prepared(family: str, fit: Fit, scale: int) -> pd.DataFrame:
     """A row as `prepare` leaves it, larger by `scale`."""
-    row = one_row(family, "h100-sxm", fit.library, time_s=1e-4, source="x")
+    # Rows of a release that the fit holds: the plain name alone would be answered by the newest.
+    release = fit.releases[0] if fit.releases else ""
+    row = one_row(family, "h100-sxm", apart(fit.library)[0], release=release, time_s=1e-4, source="x")
     if family == "gemm":
         return row.assign(m=3 * scale, dtype=fit.dtype)
     if family == "attention":
