@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from simulator.base.budget import refuse_beyond_budget
 from simulator.base.errors import InputError, reason
@@ -74,7 +74,7 @@ def _encoded_bytes(file: pq.ParquetFile) -> int:
             column, kind = group.column(i), file.schema.column(i)
             values, pages = max(column.num_values, 0), max(column.total_uncompressed_size, 0)
             if column.physical_type != "BYTE_ARRAY":
-                total += pages + values * _WIDTH.get(column.physical_type, kind.length)
+                total += pages + values * (_WIDTH.get(column.physical_type) or kind.length or 0)
             elif kind.max_repetition_level or "." in column.path_in_schema:
                 total += pages * values if column.has_dictionary_page else pages
             else:
@@ -85,13 +85,14 @@ def _encoded_bytes(file: pq.ParquetFile) -> int:
 def _text_bytes(column: pa.ChunkedArray) -> int:
     """What a column read as a dictionary takes written out [B]; nothing for any other."""
     import pyarrow as pa
-    import pyarrow.compute as pc
+    from pyarrow import compute
 
+    of: Any = compute  # its functions are made at run time
     total = 0
     for chunk in column.chunks:
         if isinstance(chunk, pa.DictionaryArray):
-            lengths = pc.binary_length(chunk.dictionary).cast(pa.int64())
-            total += pc.sum(lengths.take(chunk.indices)).as_py() or 0
+            lengths = of.binary_length(chunk.dictionary).cast(pa.int64())
+            total += of.sum(lengths.take(chunk.indices)).as_py() or 0
     return total
 
 

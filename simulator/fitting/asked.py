@@ -115,7 +115,7 @@ def _by_op(family: str, rows: pd.DataFrame) -> Iterator[tuple[str, str, Asked, n
     released = ["release"] if "release" in rows else []
     for key, at in rows.groupby(["device", "library", *released, *fixed], sort=False).indices.items():
         name, library, release = (str(part) for part in (*cast("tuple[object, ...]", key), "")[:3])
-        yield name, joined(library, release if released else ""), op_of(rows.iloc[at]), at
+        yield name, joined(library, release if released else ""), op_of(rows.iloc[at]), np.asarray(at)
 
 
 def refuse_implausible(family: str, rows: pd.DataFrame, inputs: Sequence[str]) -> None:

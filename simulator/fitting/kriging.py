@@ -219,4 +219,4 @@ def to_surface(
     rows = np.bincount(at.reshape(-1), weight.reshape(-1), int(np.prod(shape))).reshape(shape)
     # A hundredth of a row everywhere: what no row has seen may bend less, not anyhow.
     surface = Surface(tuple(zip(names, axes, strict=True)), np.round(values, 3))
-    return surface.thinned(THIN_LN, rows + 0.01)
+    return surface.thinned(THIN_LN, np.asarray(rows + 0.01, np.float64))

@@ -67,7 +67,7 @@ def split(rows: pd.DataFrame, inputs: Sequence[str], keys: Sequence[str]) -> pd.
                 current, since = [release], release
             else:
                 current.append(release)
-            library[at[here]] = joined(str(part["library"].iloc[0]), since)
+            library[np.asarray(at)[here]] = joined(str(part["library"].iloc[0]), since)
     return rows.assign(library=library)
 
 

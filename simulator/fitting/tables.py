@@ -59,6 +59,6 @@ def _published(older: pd.DataFrame, newer: pd.DataFrame) -> tuple[Any, Any]:
     later = newer[[*keys, "time_s"]].groupby(keys, dropna=False, as_index=False)["time_s"].median()
     both = older[[*keys, "time_s"]].merge(later, on=keys, how="left", suffixes=("", "_later"))
     twice = both["time_s_later"].notna().to_numpy()
-    off = np.abs(np.log(both["time_s_later"] / both["time_s"]))
+    off = (both["time_s_later"] / both["time_s"]).map(np.log).abs()
     moved = off.groupby([both[c].astype(str) for c in again]).transform("median").to_numpy(float)
     return twice, np.nan_to_num(moved) > MOVED

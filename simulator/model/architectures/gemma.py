@@ -81,7 +81,7 @@ def gemma4(reader: Reader, name: str) -> ModelSpec:
     kv_heads = reader.optional_whole("num_global_key_value_heads")
     if kv_heads is not None and same:
         full["num_key_value_heads"] = kv_heads
-    changes = {"layer_types": types}
+    changes: dict[str, object] = {"layer_types": types}
     if reader.section("per_layer_config") is None:
         changes["per_layer_config"] = {str(i): full for i, kind in enumerate(types) if kind == "full_attention"}
     routes = reader.flag("enable_moe_block")
