@@ -26,6 +26,10 @@ def bundled(name: str) -> dict[str, Any]:
     return {key: value for key, value in config.items() if not key.startswith("_")}
 
 
+TOWERS = ("visual", "vision_tower", "multi_modal_projector", "mm_projector")
+"""Parts of a model beside its text part, by what transformers calls them."""
+
+
 def twin_params(config: dict[str, Any]) -> int:
     """Parameters of transformers' model of `config`, each shared tensor once."""
     torch = pytest.importorskip("torch", reason="torch not installed")
@@ -35,13 +39,15 @@ def twin_params(config: dict[str, Any]) -> int:
     kind = config.pop("model_type")
     if kind == "kimi_k2":
         kind = "deepseek_v3"
+    if "text_config" in config and "tie_word_embeddings" in config["text_config"]:
+        config.setdefault("tie_word_embeddings", config["text_config"]["tie_word_embeddings"])
     built = transformers.AutoConfig.for_model(kind, **config)
     whole = transformers.AutoModelForImageTextToText if "text_config" in config else transformers.AutoModelForCausalLM
     with torch.device("meta"):
         model = whole.from_config(built)
     model.tie_weights()
     # Of a model with a tower, the text part alone is what we read.
-    return sum(p.numel() for name, p in model.named_parameters() if "visual" not in name)
+    return sum(p.numel() for name, p in model.named_parameters() if not any(part in name for part in TOWERS))
 
 
 @pytest.mark.parametrize("name", hub.list_models())

@@ -97,7 +97,8 @@ def test_the_law_comes_back(here):
         want = time_of({"m": 1, "n": n, "k": k})
         # A sharp cache edge is smoothed over an octave and the fit keeps priors: 20 %.
         assert float(got.total_s) == pytest.approx(want, rel=0.2), (n, k)
-        assert float(got.lo_s) <= want <= float(got.hi_s)
+        # Surfaces are stored to about a hundredth.
+        assert float(got.lo_s) * 0.99 <= want <= float(got.hi_s) * 1.01
         assert got.basis is Basis.CALIBRATED
 
 
