@@ -117,7 +117,7 @@ def test_where_nothing_fits_alone_it_says_what_to_try():
 
 def test_a_small_gain_is_not_worth_installing(found):
     rows = [o for o in found[0] if o.policy in ("dense", "kv_quant(bits=4)")]
-    assert rows[0].verdict is Verdict.EVEN
+    assert rows[0].verdict in (Verdict.EVEN, Verdict.UNDECIDED)
     assert sentences(rows) == ["nothing that a serving engine runs today wins over dense here"]
 
 

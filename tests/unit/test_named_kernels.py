@@ -243,7 +243,8 @@ def test_a_policy_that_does_not_win_is_told_what_a_better_kernel_could_give(
 @pytest.mark.parametrize("name", SPARSE)
 def test_an_ideal_kernel_is_never_slower_than_a_named_one(name: str) -> None:
     """Over devices, batches of 1, 16 and 64, prompts of 512 and 16,384, in the prompt and in a decode step."""
-    slack = 1.005 if name in PLACED else 1.0 + 1e-9
+    # Products are timed by fits, whose surfaces may put a larger one a little below a smaller.
+    slack = 1.01 if name in PLACED else 1.005
     compared = 0
     for model, devices in ON.items():
         for device in devices:

@@ -15,6 +15,7 @@ from simulator import op as verb
 from simulator.base.errors import InputError, UnknownNameError
 from simulator.base.interval import Interval, ratio
 from simulator.device.catalogue import load
+from simulator.device.releases import joined
 from simulator.fitting import judged as judging
 from simulator.fitting import sparse
 from simulator.fitting.asked import predicted
@@ -75,6 +76,7 @@ def test_the_verb_answers_what_validate_judges(family: str, data_dir: Path) -> N
     for r in judged.itertuples():
         text, dtype = HELD_OUT[family](r)
         library = str(r.library).removesuffix(f"_{getattr(r, 'n_nodes', 1):.0f}nodes")
+        library = joined(library, str(getattr(r, "release", "")))
         formats = {} if family == "collective" else {"dtype": (dtype,)}
         answer = row(text, str(r.device), kernel=(library,), **formats)
         assert (answer["time_s"], answer["time_s_lo"], answer["time_s_hi"]) == pytest.approx(

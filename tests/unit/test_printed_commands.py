@@ -37,6 +37,7 @@ NOT_RUN = {
     "reads measured tables, which do not ship": r"--(data|judge) [\w.]+",
     "writes pages of the checkout": r"--docs docs",
     "asks the network": r"--from aiconfigurator-core|--cluster tcp:",
+    "an engine calibrated on one's own server": r"--engine vllm@mine",
     "reads the trace of a gated model": r"--trace out/llama-2-7b",
 }
 """Why a command of ours is not run; the first that fits. It is still parsed by its verb."""
