@@ -257,8 +257,8 @@ families differ less, and their `Residual.between_source` says by how much.
 BETWEEN_RELEASE: Mapping[str, float] = {"gemm": 0.18, "attention": 0.10, "moe": 0.10}
 """Log standard deviation of a kernel about the release before it, by family, added for a release not measured [-].
 
-90 % of |ln ratio| over 1.645 of the same shapes in consecutive releases (17,609 shapes): GEMM 0.18, MoE 0.10; attention
-0.04 on NVIDIA's devices and 1 on Intel's B60, where it changed with every release.
+90 % of ``abs(ln ratio)`` over 1.645 of the same shapes in consecutive releases (17,609 shapes): GEMM 0.18, MoE 0.10;
+attention 0.04 on NVIDIA's devices and 1 on Intel's B60, where it changed with every release.
 """
 NEAR_SIGMA = 0.10
 """Log standard deviation added to a fit that stands in for another number format [-]."""
