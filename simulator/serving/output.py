@@ -100,8 +100,8 @@ COLUMNS: Mapping[str, tuple[str, str]] = {
 """Columns of a run's row: unit and meaning; ``serve --json`` and ``plan --json`` give them."""
 SERVE_COLUMNS: Mapping[str, tuple[str, str]] = {
     "rate_scale": ("", "factor on the rate of the requests as given"),
-    "capacity_users": ("", "most users that are kept the promises; null without --capacity and --users"),
     "capacity_per_s": ("1/s", "highest rate found, as rate_per_s; null without --capacity"),
+    "capacity_users": ("", "most users that are kept the promises; null without --capacity and --users"),
     "answered_elsewhere": ("", "requests that --reuse kept from the fleet"),
     "table_error": ("", "relative error nine of ten random steps of the step table stay below"),
 }

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from simulator.base.errors import InputError
-from simulator.base.files import read_limited, read_parquet, refuse_overwriting, replaced
+from simulator.base.files import read_limited, refuse_overwriting, replaced
+from simulator.base.parquet import read_parquet
 
 
 def test_a_file_appears_whole_with_its_folder(tmp_path: Path) -> None:
