@@ -17,6 +17,7 @@ from simulator.base.errors import InputError, UnknownNameError, UnsupportedError
 from simulator.base.interval import Interval, ratio
 from simulator.device.catalogue import load
 from simulator.device.fits import ANY
+from simulator.device.releases import apart
 from simulator.device.types import Device
 from simulator.inference.step import Bound, attribute
 from simulator.ops.dense import dense_of
@@ -352,5 +353,5 @@ def _known_kernel(op: AskedOp, device: Device, kernel: str, pattern: str | None)
         raise InputError(f"{op.name} runs in no kernel of a library", where="--kernel")
     fits = (*device.measured.own(family), *device.measured.pooled(family))
     known = {fit.library for fit in fits if fit.library != ANY and pattern in (None, fit.dtype)}
-    if kernel not in known:
+    if apart(kernel)[0] not in known:
         raise UnknownNameError(f"kernel of {op.name}", kernel, known, where="--kernel")
