@@ -25,6 +25,8 @@ UNLIMITED, GAP = 10_000, 2
 # What a terminal would obey rather than show: controls, directions of writing, halves of characters.
 _UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 NO_MEMORY = "the memory is used up; ask for fewer points or rows at once, or free some"
+SPARE_BYTES = 4_000_000
+"""Kept while a verb runs, to be given up for the line that says that memory ran out [B]."""
 MOST_ERROR = 1500
 """Length of one line of an error; the middle of a longer one is left out [characters]."""
 
@@ -133,7 +135,9 @@ def main(app: Callable[..., Any]) -> NoReturn:
     import typer
     from typer.exceptions import TyperException
 
+    spare = b""
     try:
+        spare = bytes(SPARE_BYTES)
         if isinstance(app, typer.Typer):
             app = typer.main.get_command(app)
             _once_each(app)
@@ -154,8 +158,10 @@ def main(app: Callable[..., Any]) -> NoReturn:
     except (typer.Abort, KeyboardInterrupt):
         say("interrupted" + _resumed(app))
         raise SystemExit(EXIT_INTERRUPTED) from None
-    except MemoryError:
-        # What was being made is gone by now: there is room for a line.
+    except MemoryError as error:
+        # What was being made hangs on the frames that ended, and the spare is room for a line whatever they held.
+        error.__traceback__ = None
+        del spare
         fail(InputError(NO_MEMORY))
     except BrokenPipeError:
         # `| head` is a normal way to read a table.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -53,7 +53,7 @@ def elementwise_time(
     """Time of one streaming kernel.
 
     t = (t0 + passes*(read + write)/(share*hbm)) * exp(surface), never below the bytes beyond L2 at
-    full rate, nor above what more bytes take. Number formats do not enter: bytes decide.
+    full rate, and never less for more bytes. Number formats do not enter: bytes decide.
 
     Parameters
     ----------
@@ -78,29 +78,35 @@ def elementwise_time(
     if surface is not None:
         factor = exp(surface(bytes=moved))
         if hw.cached is None and isinstance(rate, float):
-            least = _least_of_more(surface, launch, coef.get(f"passes_{kind}", 1.0) / rate)
-            factor = minimum(factor, least(moved) / (memory + launch))
+            bounds = _bounds(surface, launch, coef.get(f"passes_{kind}", 1.0) / rate)
+            factor = bounds.between(moved, (memory + launch) * factor) / (memory + launch)
         memory, launch = memory * factor, launch * factor
     total = maximum(memory + launch, elementwise_floor(read_bytes, write_bytes, hw=hw))
     return ElementwiseTime(total, memory, launch)
 
 
 @dataclass(frozen=True, slots=True)
-class _LeastOfMore:
-    """Least time [s] of any kernel that moves as many bytes or more; `sizes` hold every minimum of the time [B]."""
+class _Bounds:
+    """Least time of any kernel that moves more, most of any that moves less [s]; `sizes` hold every extreme [B]."""
 
     sizes: list[float]
     least_s: np.ndarray
+    most_s: np.ndarray
 
-    def __call__(self, moved: Array) -> Array:
+    def between(self, moved: Array, time_s: Array) -> Array:
+        """Time [s] that rises with the bytes: geometric middle of the rising bounds below and above `time_s`."""
         if isinstance(moved, np.ndarray):
-            return self.least_s[np.searchsorted(self.sizes, moved)]
-        return float(self.least_s[bisect_left(self.sizes, moved)])
+            least = self.least_s[np.searchsorted(self.sizes, moved)]
+            most = self.most_s[np.searchsorted(self.sizes, moved, side="right")]
+        else:
+            least = float(self.least_s[bisect_left(self.sizes, moved)])
+            most = float(self.most_s[bisect_right(self.sizes, moved)])
+        return (minimum(time_s, least) * maximum(time_s, most)) ** 0.5
 
 
 @lru_cache(maxsize=4096)
-def _least_of_more(surface: Surface, launch_s: float, s_per_byte: float) -> _LeastOfMore:
-    """Of ``t = (launch + b/rate) exp(s ln b)``: between knots it has its minimum at ``b = launch rate (-s)/(1 + s)``.
+def _bounds(surface: Surface, launch_s: float, s_per_byte: float) -> _Bounds:
+    """Of ``t = (launch + b/rate) exp(s ln b)``: minima at knots or ``b = launch rate (-s)/(1 + s)``, maxima at knots.
 
     Small kernels are measured to a microsecond; a surface that follows that noise falls faster than bytes grow.
     """
@@ -113,4 +119,5 @@ def _least_of_more(surface: Surface, launch_s: float, s_per_byte: float) -> _Lea
             sizes += [at] if a < at < b else []
     sizes.sort()
     time = (launch_s + s_per_byte * np.array(sizes)) * exp(surface(bytes=np.array(sizes)))
-    return _LeastOfMore(sizes, np.append(np.minimum.accumulate(time[::-1])[::-1], inf))
+    least = np.append(np.minimum.accumulate(time[::-1])[::-1], inf)
+    return _Bounds(sizes, least, np.insert(np.maximum.accumulate(time), 0, 0.0))
