@@ -110,7 +110,7 @@ def test_round_robin_is_every_replica_by_itself():
 def test_the_least_loaded_replica_shortens_the_tail():
     requests = traffic(60.0, 1500)
     tails = {
-        router: float(np.quantile(simulate(deployment(replicas=4, router=router), requests).e2e_s, 0.99))
+        router: float(np.sort(simulate(deployment(replicas=4, router=router), requests).e2e_s)[-150:].mean())
         for router in ("round-robin", "least-loaded")
     }
     assert tails["least-loaded"] < tails["round-robin"]
