@@ -24,72 +24,52 @@ if TYPE_CHECKING:
 
 Z90 = 1.645
 _GRAPHS = ("decode_stretch", "prefill_stretch", "schedule_s", "row_s", "rank_s", "hidden_s")
+_LOOP = ("queue_share", "queue_alike", "request_s", "frontend_s")
 FREE: Mapping[str, tuple[str, ...]] = {
-    "vllm": (*_GRAPHS, "queue_share", "frontend_s"),
+    "vllm": (*_GRAPHS, *_LOOP),
     "vllm-2024": _GRAPHS[:-1],
     "vllm-2023": ("prefill_stretch", "launch_eager_s", "schedule_s", "row_s", "burst_s_per_byte", "host.ampere"),
-    "sglang": (*_GRAPHS, "queue_share", "frontend_s"),
-    "sglang-0.5.1": (*_GRAPHS, "queue_share", "frontend_s"),
+    "sglang": (*_GRAPHS, *_LOOP),
+    # All its rows have lengths alike.
+    "sglang-0.5.1": (*_GRAPHS, "queue_alike", "request_s", "frontend_s"),
     # Its schedule and its waiting ranks cannot be told from what its fused kernels hide.
-    "trtllm": ("decode_stretch", "prefill_stretch", "row_s", "hidden_s", "queue_share", "frontend_s"),
+    "trtllm": ("decode_stretch", "prefill_stretch", "row_s", "hidden_s", *_LOOP),
     "trtllm-2024": _GRAPHS[:-1],
     "fastertransformer": ("decode_stretch", "prefill_stretch", "schedule_s", "rank_s"),
     "turbomind": ("decode_stretch", "prefill_stretch", "schedule_s", "row_s"),
     "llama.cpp": ("decode_stretch", "prefill_stretch", "schedule_s", "row_s"),
 }
 """Figures of each engine that its rows determine; the others are taken from `engines.toml` as they are."""
-START: Mapping[str, Mapping[str, float]] = {
-    "vllm": {
-        "decode_stretch": 1,
-        "prefill_stretch": 1,
-        "schedule_s": 0.0004,
-        "row_s": 4e-06,
-        "rank_s": 2e-06,
-        "hidden_s": 5e-07,
-        "queue_share": 0.72,
-        "frontend_s": 3e-05,
-    },
-    "vllm-2024": {"decode_stretch": 1, "prefill_stretch": 1, "schedule_s": 0.002, "row_s": 3e-05, "rank_s": 2e-06},
+_ASSUMED: Mapping[str, float] = {
+    "decode_stretch": 1,
+    "prefill_stretch": 1,
+    "launch_eager_s": 6e-06,
+    "schedule_s": 0.0004,
+    "row_s": 4e-06,
+    "rank_s": 2e-06,
+    "hidden_s": 5e-07,
+    "queue_share": 0.3,
+    "queue_alike": 1.5,
+    "request_s": 0.01,
+    "frontend_s": 1e-06,
+}
+_OWN: Mapping[str, Mapping[str, float]] = {
+    "vllm-2024": {"schedule_s": 0.002, "row_s": 3e-05},
     "vllm-2023": {
-        "prefill_stretch": 1,
         "launch_eager_s": 2.4e-05,
         "schedule_s": 0.008,
         "row_s": 0.0002,
         "burst_s_per_byte": 5e-12,
         "host.ampere": 1.4,
     },
-    "sglang": {
-        "decode_stretch": 1,
-        "prefill_stretch": 1,
-        "schedule_s": 0.0004,
-        "row_s": 4e-06,
-        "rank_s": 2e-06,
-        "hidden_s": 5e-07,
-        "queue_share": 1,
-        "frontend_s": 3e-05,
-    },
-    "sglang-0.5.1": {
-        "decode_stretch": 1,
-        "prefill_stretch": 1,
-        "schedule_s": 0.0004,
-        "row_s": 4e-06,
-        "rank_s": 2e-06,
-        "hidden_s": 5e-07,
-        "queue_share": 0.5,
-        "frontend_s": 3e-05,
-    },
-    "trtllm": {
-        "decode_stretch": 1,
-        "prefill_stretch": 1,
-        "row_s": 4e-06,
-        "hidden_s": 5e-07,
-        "queue_share": 0.72,
-        "frontend_s": 3e-05,
-    },
-    "trtllm-2024": {"decode_stretch": 1, "prefill_stretch": 1, "schedule_s": 0.0004, "row_s": 4e-06, "rank_s": 2e-06},
-    "fastertransformer": {"decode_stretch": 1, "prefill_stretch": 1, "schedule_s": 0.0001, "rank_s": 5e-06},
-    "turbomind": {"decode_stretch": 1, "prefill_stretch": 1, "schedule_s": 0.0001, "row_s": 5e-06},
-    "llama.cpp": {"decode_stretch": 1, "prefill_stretch": 2, "schedule_s": 0.0001, "row_s": 5e-06},
+    # Whole waves of prompts go first: half of the others.
+    "sglang-0.5.1": {"queue_alike": 0.5},
+    "fastertransformer": {"schedule_s": 0.0001, "rank_s": 5e-06},
+    "turbomind": {"schedule_s": 0.0001, "row_s": 5e-06},
+    "llama.cpp": {"prefill_stretch": 2, "schedule_s": 0.0001, "row_s": 5e-06},
+}
+START: Mapping[str, Mapping[str, float]] = {
+    engine: {name: (_OWN.get(engine, {}).get(name) or _ASSUMED[name]) for name in names} for engine, names in FREE.items()
 }
 """Assumed value of every free figure: where a fit starts and what its prior is centred on.
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from simulator.base.arrays import Array
 from simulator.base.dtypes import get_format
-from simulator.inference.closed_loop import Cycle, closed_loop, cycle
+from simulator.inference.closed_loop import Cycle, Run, closed_loop, cycle
 from simulator.inference.evaluate import evaluate
 from simulator.inference.formats import formats_on
 from simulator.inference.group import Group
@@ -27,7 +27,7 @@ from simulator.scenario.catalogue import CATALOGUE
 if TYPE_CHECKING:
     import pandas as pd
 
-GROUP = ("engine", "device", "model", "dtype", "kv_dtype", "tp", "ep", "loop")
+GROUP = ("engine", "device", "model", "dtype", "kv_dtype", "tp", "ep", "loop", "shortest", "rounds", "wait_steps")
 """Columns that one `Group` holds fixed."""
 STATIC_UTILISATION = 0.98
 """Share of memory a fixed batch may fill; scripts of fixed batches leave nothing aside [-].
@@ -102,7 +102,7 @@ def _static(group: Group, part: pd.DataFrame) -> pd.DataFrame:
 
 def _closed(group: Group, part: pd.DataFrame) -> pd.DataFrame:
     c, p, o = _points(part)
-    loop = closed_loop(group, c, p, o)
+    loop = closed_loop(group, c, p, o, run_of(part))
     metric = part["metric"].to_numpy()
     more = np.maximum(o - 1.0, 0.0)
     naive = _naive(group, c, p, o, prefills=np.ones_like(c))
@@ -115,6 +115,12 @@ def _closed(group: Group, part: pd.DataFrame) -> pd.DataFrame:
         basis=str(basis),
         reason=np.where(loop.running < 1.0 + 1e-9, np.where(c > 1.0, NO_FIT, FITS), FITS),
     )
+
+
+def run_of(part: pd.DataFrame) -> Run:
+    """What the means of rows of one group are over."""
+    shortest, rounds, wait_steps = (float(part[name].iloc[0]) for name in ("shortest", "rounds", "wait_steps"))
+    return Run(alike=shortest == 1.0, rounds=rounds, wait_steps=wait_steps)
 
 
 def _points(part: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -218,6 +224,6 @@ def static_sums(group: Group, part: pd.DataFrame) -> tuple[Sums, Sums]:
 def closed_sums(group: Group, part: pd.DataFrame) -> tuple[Sums, Sums, Cycle]:
     """(mixed, decode) steps of a closed loop, with a `bare` engine in `group`."""
     c, p, o = _points(part)
-    found = cycle(group, c, p, o)
+    found = cycle(group, c, p, o, run_of(part))
     mixed = Step(decode_rows=found.running, prefill_rows=1.0, prefill_tokens=p, prefills=True)
     return (sums(found.mixed, mixed, c.shape), sums(found.decode, decode_step(found.running, p), c.shape), found)

@@ -60,7 +60,7 @@ def read_runs(paths: Iterable[Path], setup: Setup) -> tuple[pd.DataFrame, dict[s
     """
     import pandas as pd
 
-    from simulator.fitting.e2e_rows import SETUP, counts
+    from simulator.fitting.e2e_rows import ROUNDS, SETUP, SHORTEST, counts
 
     kept: list[dict[str, Any]] = []
     reasons: Counter[str] = Counter()
@@ -74,7 +74,8 @@ def read_runs(paths: Iterable[Path], setup: Setup) -> tuple[pd.DataFrame, dict[s
                 if metric in found:
                     at = {k: found[k] for k in ("batch", "prompt", "output")}
                     loop = "static" if found["static"] else "closed"
-                    kept.append({**vars(setup), **at, "loop": loop, "metric": metric, "time_s": found[metric]})
+                    run = {"loop": loop, "shortest": SHORTEST, "rounds": found.get("rounds", ROUNDS), "wait_steps": 0.0}
+                    kept.append({**vars(setup), **at, **run, "metric": metric, "time_s": found[metric]})
     if not kept:
         raise InputError(f"no run can be used: {counts(reasons) or 'the files are empty'}", where="--data")
     rows = pd.DataFrame(kept).assign(family="serving", source="own")
@@ -143,7 +144,8 @@ def _bench_serve(told: Mapping[str, Any], where: str) -> Times | str:
     output = _number(told, "total_output_tokens", where) / done
     return {
         "static": 0.0,
-        "batch": min(_number(told, "max_concurrency", where), done),
+        "batch": (clients := min(_number(told, "max_concurrency", where), done)),
+        "rounds": done / clients,
         "prompt": max(round(_number(told, "total_input_tokens", where) / done), 1.0),
         "output": max(round(output), 1.0),
         "ttft": _number(told, "mean_ttft_ms" if "mean_ttft_ms" in told else "median_ttft_ms", where) * 1e-3,

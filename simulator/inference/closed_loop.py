@@ -4,10 +4,15 @@ What serving benchmarks call concurrency. In one cycle every running client has 
 tokens generated, and the GPU does nothing else, so the cycle lasts
 ``running * (mixed step - decode step) + output * decode step``. A prompt waits for the prompts found before it;
 what it waits is taken off the generation, because the cycle is the same.
+
+A benchmark's mean also holds its first round, where all clients ask at once and prompts wait for half of the others:
+of ten requests per client (``--num-prompts`` ten times ``--max-concurrency``, as InferenceX runs) one is such, which
+for 128 clients is six of the seven prompts that a mean request waits for.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +23,33 @@ from simulator.inference.group import Group
 from simulator.inference.step import StepTime, step_time
 from simulator.ops.step import decode_step, mixed_step
 from simulator.roofline.engine import Engine
+
+
+STEP_TOKENS = 8192
+"""Prompt tokens of one step where the engine does not say: the default of most [-]."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What the mean of a closed loop is over.
+
+    Attributes
+    ----------
+    alike : bool
+        All requests have the same lengths, so clients fall into step; else lengths vary, and they spread out.
+    rounds : float
+        Requests per client, all of them in the mean; inf: a server that has run for long [-].
+    wait_steps : float
+        Steps that the engine lets a prompt wait for others (TensorRT-LLM's ``batch_wait_timeout_iters``) [-].
+    """
+
+    alike: bool = False
+    rounds: float = math.inf
+    wait_steps: float = 0.0
+
+
+STEADY = Run()
+"""A server that has run for long, asked for lengths that vary."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +77,10 @@ class Cycle:
         Clients, and how many of them fit in memory at once [-].
     prompt, output : Array
         Tokens computed and generated per request [-].
+    together : Array
+        Prompts that one step of the engine has room for [-].
+    run : Run
+        What the mean is over.
     """
 
     decode: StepTime
@@ -53,9 +89,11 @@ class Cycle:
     running: Array
     prompt: Array
     output: Array
+    together: Array
+    run: Run
 
 
-def cycle(group: Group, clients: Array, prompt: Array, output: Array) -> Cycle:
+def cycle(group: Group, clients: Array, prompt: Array, output: Array, run: Run = STEADY) -> Cycle:
     """Steps of `clients` closed-loop clients with `prompt` and `output` tokens per request.
 
     Memory is taken at the mean fill, ``prompt + output / 2`` per sequence.
@@ -67,26 +105,30 @@ def cycle(group: Group, clients: Array, prompt: Array, output: Array) -> Cycle:
     # Nobody else there: small enough to vanish beside a prompt token, whole tiles stay whole.
     mixed = mixed_step(np.maximum(running - 1.0, 1e-14), context, 1.0, p, p)
     decode = step_time(group, decode_step(running, context))
-    return Cycle(decode, step_time(group, mixed), c, running, p, o)
+    room = group.start.tokens if group.start is not None else STEP_TOKENS
+    together = np.minimum(np.maximum(np.floor(room / p), 1.0), running)
+    return Cycle(decode, step_time(group, mixed), c, running, p, o, together, run)
 
 
 def solve(steps: Cycle, engine: Engine, decode_s: Array, mixed_s: Array) -> tuple[np.ndarray, np.ndarray]:
     """TTFT and TPOT [s] of a cycle whose steps take `decode_s` and `mixed_s`.
 
-    ``TTFT = mixed * max(1, share running^power)``, plus ``cycle (clients / running - 1)`` where not all
-    clients fit and `frontend_s` per prompt token; ``TPOT = (cycle - TTFT) / (output - 1)``, at least a
-    decode step.
+    ``TTFT = mixed ((1 - 1/rounds) (1 + ahead) + 1/rounds (running + together) / 2)`` with `Engine.ahead`, plus
+    ``wait_steps decode``, ``cycle (clients / running - 1)`` where not all clients fit, and `Engine.request_s` and `frontend_s` per prompt
+    token; ``TPOT = (cycle - TTFT) / (output - 1)``, at least a decode step.
     """
     own = np.maximum(np.asarray(mixed_s) - decode_s, 0.0)
     whole = steps.running * own + steps.output * decode_s
-    waits = np.maximum(1.0, engine.queue_share * steps.running**engine.queue_power)
-    ttft = mixed_s * np.minimum(waits, np.maximum(steps.running, 1.0))
+    first = 1.0 / steps.run.rounds
+    ahead = np.minimum(engine.ahead(steps.running, steps.run.alike), steps.running - 1.0)
+    ttft = mixed_s * ((1.0 - first) * (1.0 + ahead) + first * (steps.running + steps.together) / 2.0)
+    ttft = ttft + steps.run.wait_steps * np.asarray(decode_s)
     tpot = np.maximum((whole - ttft) / np.maximum(steps.output - 1.0, 1.0), decode_s)
     ttft = ttft + whole * (steps.clients / steps.running - 1.0)
-    return ttft + engine.frontend_s * steps.prompt, tpot
+    return ttft + engine.request_s + engine.frontend_s * steps.prompt, tpot
 
 
-def closed_loop(group: Group, clients: Array, prompt: Array, output: Array) -> Loop:
+def closed_loop(group: Group, clients: Array, prompt: Array, output: Array, run: Run = STEADY) -> Loop:
     """Mean TTFT and TPOT of `clients` clients.
 
     The interval takes all steps at their lower or upper end together; TTFT adds the spread of the queue found.
@@ -95,6 +137,8 @@ def closed_loop(group: Group, clients: Array, prompt: Array, output: Array) -> L
     ----------
     clients, prompt, output : Array
         Concurrency, prompt tokens and output tokens per request [-]; they broadcast.
+    run : Run
+        What the means are over.
 
     Examples
     --------
@@ -105,7 +149,7 @@ def closed_loop(group: Group, clients: Array, prompt: Array, output: Array) -> L
     >>> bool(loop.ttft_s[1] > loop.ttft_s[0])
     True
     """
-    steps = cycle(group, clients, prompt, output)
+    steps = cycle(group, clients, prompt, output, run)
     engine = group.engine
     d, m = steps.decode, steps.mixed
     ttft, tpot = solve(steps, engine, d.total_s, m.total_s)

@@ -93,11 +93,12 @@ class Engine:
         Kernel time inside the engine over the sum of the kernels' own timings [-].
     burst_bytes, burst_s_per_byte : float
         Messages of at least so many bytes take ``burst_s_per_byte log2(ranks/2)`` longer per byte [B, s/B].
-    queue_share, queue_power : float
-        Prompts of closed-loop clients found waiting: a request sees ``share * clients**power`` prefills [-].
-    frontend_s : float
-        Time of a request before its prompt reaches the scheduler, per prompt token; seen by clients of a
-        closed loop only [s].
+    queue_share, queue_alike : float
+        Prompts computed before a client's in a closed loop, where lengths vary and where all are alike [-].
+    queue_power : float
+        They grow with ``clients**power``: 0 where prompts go beside generating, 1 where a wave of prompts goes first [-].
+    request_s, frontend_s : float
+        Time of a request outside the scheduler, and that per prompt token; seen by clients of a closed loop only [s].
     host : dict
         Host time per device architecture relative to the machine the figures were found on [-].
     spread_decode, spread_prefill, spread_queue : tuple of (sigma, n)
@@ -136,8 +137,10 @@ class Engine:
     prefill_stretch: float = 1.0
     burst_bytes: float = float("inf")
     burst_s_per_byte: float = 0.0
-    queue_share: float = 1.0
+    queue_share: float = 0.0
+    queue_alike: float = 0.0
     queue_power: float = 0.0
+    request_s: float = 0.0
     frontend_s: float = 0.0
     host: dict[str, float] = field(default_factory=dict)
     spread_decode: tuple[float, int] = (0.0, 0)
@@ -209,6 +212,11 @@ class Engine:
         exposed = self.exposed_s(device, alone)
         busy = stream + submit if self.waits_by_layer else maximum(stream, submit - exposed) + exposed
         return StepParts(busy + wait, stream, submit, wait, gain)
+
+    def ahead(self, clients: Array, alike: bool) -> Array:
+        """Prompts computed before a client's own in a closed loop; `alike`: all requests have the same lengths [-]."""
+        share = self.queue_alike if alike else self.queue_share
+        return share * clients**self.queue_power
 
     def exposed_s(self, device: Device, launches: Array) -> Array:
         """Host time of `launches` to an empty stream: the host has just waited for a value [s]."""
