@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 
 SERVER = "e2e"
 """Kind that fits an engine to one's own server."""
+ENGINES = "engines"
+"""Kind that fits all shipped engines to whole-model rows."""
+OF_ENGINES = ("kind", "data", "out", "date", "json_")
+"""Parameters that go with it."""
 OF_KERNELS = ("kind", "data", "from_", "device", "out", "date", "json_")
 """Parameters that go with a kernel's kind."""
 OF_SERVERS = (
@@ -116,7 +120,7 @@ def _rows(kind: str, data: list[Path] | None, origin: str | None, device: str | 
 @app.command()
 def command(
     context: typer.Context,
-    kind: Annotated[str, typer.Option(help=" | ".join((*KERNEL_KINDS, SERVER)))],
+    kind: Annotated[str, typer.Option(help=" | ".join((*KERNEL_KINDS, SERVER, ENGINES)))],
     data: Annotated[
         list[Path] | None,
         typer.Option(
@@ -136,7 +140,10 @@ def command(
     kv_cache_dtype: Annotated[str, typer.Option(help="e2e: format of the KV cache, as in predict")] = "auto",
     name: Annotated[str, typer.Option(help="e2e: what the engine is then called, vllm@NAME")] = "own",
     out: Annotated[
-        Path | None, typer.Option(help="folder of measured/ tables; default your own ($SHADOWLINE_HOME/measured)")
+        Path | None,
+        typer.Option(
+            help="folder of measured/ tables; default your own ($SHADOWLINE_HOME/measured); engines: the file to rewrite"
+        ),
     ] = None,
     date: Annotated[str | None, typer.Option(help="ISO date to write; default today")] = None,
     json_: Annotated[bool, typer.Option("--json", help='{"rows": [...]} on stdout')] = False,
@@ -145,8 +152,12 @@ def command(
 
     Your own measurements answer before the shipped ones. `--out hw_profiles/measured` is for maintainers. `--kind e2e`
     fits an engine to the results of vllm bench serve, sglang.bench_serving, trtllm-bench or llama-bench on your
-    server; it is then asked for by `--engine vllm@own`.
+    server; it is then asked for by `--engine vllm@own`. `--kind engines --data e2e.parquet --out
+    hw_profiles/engines.toml` is for maintainers: it fits the shipped engines and rewrites their figures in place.
     """
+    if kind == ENGINES:
+        _engines(context, data or [], out, date or dt.date.today().isoformat(), json_)
+        return
     if kind == SERVER:
         asked = Setup(engine or "", model or "", device or "", dtype, kv_cache_dtype, tp, ep)
         _server(context, data or [], asked, name, date, json_)
@@ -201,13 +212,55 @@ def command(
     )
 
 
+def _engines(context: typer.Context, data: Sequence[Path], out: Path | None, date: str, json_: bool) -> None:
+    """Fit the shipped engines to whole-model rows and rewrite their figures in the file `out`."""
+    from simulator.base.files import replaced
+    from simulator.fitting import e2e_fit
+    from simulator.fitting.e2e_rows import prepare
+    from simulator.fitting.engine_file import rewritten
+    from simulator.roofline.engine import load_shipped
+
+    refuse_beside(context, OF_ENGINES, f"has no place beside --kind {ENGINES}; drop it")
+    if not data:
+        raise InputError(f"is needed for --kind {ENGINES}: rows of whole models", where="--data")
+    if out is None or not out.is_file():
+        raise InputError("give the engine file to rewrite, e.g. hw_profiles/engines.toml", where="--out")
+    rows, left_out = prepare(read_tables(list(data))[0])
+    shipped = load_shipped()
+    fitted = e2e_fit.fit(rows, shipped)
+    found = {
+        name: e2e_fit.figures(replace(engine, date=date))
+        for name, engine in fitted.items()
+        if name in e2e_fit.FREE and engine.n and engine != e2e_fit.assumed(shipped[name])
+    }
+    text = rewritten(out.read_text("utf-8"), found)
+    with replaced(out, "--out") as file:
+        file.write_text(text, encoding="utf-8")
+    told = [
+        {"engine": name, "figure": key, "before": getattr(shipped[name], key), "after": value, "n": figures["n"]}
+        for name, figures in found.items()
+        for key, value in figures.items()
+        if isinstance(value, float)
+    ]
+    if json_:
+        console.out_json({"rows": told, "files": [str(out)], "excluded": left_out})
+        return
+    console.table(
+        f"{len(found)} engines of {out}",
+        ["engine", "figure", "before", "after", "setups"],
+        [[r["engine"], r["figure"], f"{r['before']:.3g}", f"{r['after']:.3g}", f"{r['n']}"] for r in told],
+        left=2,
+    )
+    console.out(f"left out: {counts(left_out)}")
+
+
 def _server(
     context: typer.Context, data: Sequence[Path], setup: Setup, name: str, date: str | None, json_: bool
 ) -> None:
     """Fit an engine to benchmark results, say what it buys on runs it has not seen, and keep it where it does."""
     from simulator.base.files import replaced
     from simulator.device.catalogue import user_data_dir
-    from simulator.fitting.e2e_fit import to_toml
+    from simulator.fitting.engine_file import to_toml
     from simulator.fitting.own_engine import fit_own
     from simulator.fitting.own_runs import files_of, read_runs
     from simulator.model.formats import choose

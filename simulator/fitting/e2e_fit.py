@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from simulator.base.files import toml_value
+from simulator.fitting.engine_file import MEASURED
 from simulator.fitting.e2e_steps import FITS, Sums, bare, closed_sums, groups, predict, static_sums
 from simulator.inference.closed_loop import Cycle, solve
 from simulator.inference.group import Group
@@ -262,18 +262,7 @@ def spreads(judged: pd.DataFrame) -> dict[str, tuple[float, int]]:
     }
 
 
-def to_toml(engines: Mapping[str, Engine]) -> str:
-    """Text of ``engines.toml``: what differs from an engine's defaults, three digits."""
-    from dataclasses import fields
-
-    out = ["# What serving engines add to their kernels; times in seconds. n = measured setups behind the figures"]
-    out += ["# (0: assumed). Fitted by simulator.fitting.e2e_fit; see docs/calibration_engine.md.", ""]
-    for name, engine in engines.items():
-        out.append(f"[{name}]" if name.replace("-", "").replace("_", "").isalnum() else f"[{toml_value(name)}]")
-        values = {f.name: getattr(engine, f.name) for f in fields(engine) if f.name != "name"}
-        plain = {f.name: f.default for f in fields(engine)}
-        told = {k: v for k, v in values.items() if v != plain[k] and v != {}}
-        # Tables go last.
-        lines = sorted(told.items(), key=lambda item: isinstance(item[1], dict))
-        out += [*(f"{k} = {toml_value(v, 3)}" for k, v in lines), ""]
-    return "\n".join(out)
+def figures(engine: Engine) -> dict[str, Any]:
+    """What a fit found of `engine`, by name as in ``engines.toml``."""
+    told = {name: getattr(engine, name) for name in FREE[engine.name] if "." not in name}
+    return told | {name: getattr(engine, name) for name in MEASURED if getattr(engine, name) not in ({}, (), (0.0, 0))}

@@ -291,7 +291,7 @@ def parse_engines(text: str) -> dict[str, Engine]:
 def load_engines() -> dict[str, Engine]:
     """Engines of ``hw_profiles/engines.toml``, and the user's own of ``$SHADOWLINE_HOME/engines``, by name."""
     mine = own_files()
-    return {**_shipped(), **_own(tuple(map(stamp, mine)))} if mine else _shipped()
+    return {**load_shipped(), **_own(tuple(map(stamp, mine)))} if mine else load_shipped()
 
 
 def own_files() -> list[Path]:
@@ -315,7 +315,7 @@ def read_own(path: Path) -> dict[str, Engine]:
         raise InputError(f"is no engine ({error}); calibrate again", where=str(path)) from None
     for name in found:
         family, _, label = name.partition(SEPARATOR)
-        if not label or family not in _shipped():
+        if not label or family not in load_shipped():
             raise InputError(f"{name!r} is not FAMILY{SEPARATOR}LABEL of a shipped engine; rename it", where=str(path))
     return found
 
@@ -333,7 +333,8 @@ def _own(files: tuple[Stamp, ...]) -> dict[str, Engine]:
 
 
 @lru_cache(maxsize=1)
-def _shipped() -> dict[str, Engine]:
+def load_shipped() -> dict[str, Engine]:
+    """Engines of ``hw_profiles/engines.toml`` by name."""
     return parse_engines(resources.files("hw_profiles").joinpath("engines.toml").read_text("utf-8"))
 
 
