@@ -142,7 +142,7 @@ def command(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="folder of measured/ tables; default your own ($SHADOWLINE_HOME/measured); engines: the file to rewrite"
+            help="folder of measured/ tables, default your own ($SHADOWLINE_HOME/measured); engines: file to rewrite"
         ),
     ] = None,
     date: Annotated[str | None, typer.Option(help="ISO date to write; default today")] = None,

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from simulator.fitting.engine_file import MEASURED
 from simulator.fitting.e2e_steps import FITS, Sums, bare, closed_sums, groups, predict, static_sums
+from simulator.fitting.engine_file import MEASURED
 from simulator.inference.closed_loop import Cycle, solve
 from simulator.inference.group import Group
 from simulator.roofline.engine import Engine
@@ -69,7 +69,8 @@ _OWN: Mapping[str, Mapping[str, float]] = {
     "llama.cpp": {"prefill_stretch": 2, "schedule_s": 0.0001, "row_s": 5e-06},
 }
 START: Mapping[str, Mapping[str, float]] = {
-    engine: {name: (_OWN.get(engine, {}).get(name) or _ASSUMED[name]) for name in names} for engine, names in FREE.items()
+    engine: {name: (_OWN.get(engine, {}).get(name) or _ASSUMED[name]) for name in names}
+    for engine, names in FREE.items()
 }
 """Assumed value of every free figure: where a fit starts and what its prior is centred on.
 

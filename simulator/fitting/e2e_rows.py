@@ -28,8 +28,8 @@ SETUP = (
     *("engine", "device", "model", "dtype", "kv_dtype", "tp", "ep"),
     *("batch", "prompt", "output", "loop", "shortest", "rounds", "wait_steps"),
 )
-"""Columns that say what ran; rows that share them are repeats. Lengths are means, drawn from ``shortest`` of the longest
-up to it; a closed loop's mean is over ``rounds`` requests per client, of an engine that lets prompts wait
+"""Columns that say what ran; rows that share them are repeats. Lengths are means, drawn from ``shortest`` of the
+longest up to it; a closed loop's mean is over ``rounds`` requests per client, of an engine that lets prompts wait
 ``wait_steps`` for others."""
 
 STEP_SOURCES = ("splitwise-sim", "FasterTransformer-docs")
@@ -41,7 +41,7 @@ SHORTEST = 0.8
 
 Their mean is 0.9 of what is stated (github.com/SemiAnalysisAI/InferenceX/issues/356)."""
 ROUNDS = 10.0
-"""Requests per client: it sends ten times the concurrency (its benchmarks/benchmark_lib.sh); assumed of the others [-]."""
+"""Requests per client: it sends ten times the concurrency (benchmarks/benchmark_lib.sh); assumed of the others [-]."""
 WAIT_STEPS = 20.0
 """Its TensorRT-LLM set-ups of Llama-3.1-70B at 1024/1024 below eight GPUs (benchmarks/70b_fp8_h200_trt_slurm.sh and
 its like at 73ef922): ``batch_wait_timeout_iters: 20`` [-]."""
@@ -185,7 +185,13 @@ def _setup(row: dict[str, Any], model: ModelSpec | None, device: Device | None) 
     closed = source in CLOSED_SOURCES
     shortest = SHORTEST if closed and re.search(INFERENCEX, note) else 1.0
     mean = (1.0 + shortest) / 2.0
-    waits = shortest < 1.0 and engine == "trtllm" and model.name == "llama-3.1-70b" and tp < 8 and (prompt, output) == (1024.0, 1024.0)
+    waits = (
+        shortest < 1.0
+        and engine == "trtllm"
+        and model.name == "llama-3.1-70b"
+        and tp < 8
+        and (prompt, output) == (1024.0, 1024.0)
+    )
     # A refused request shows only in the whole latency; first-token and per-token times were really taken.
     if metric == "e2e" and prompt + output > model.max_context:
         return None, "longer than the model's context, so cut or refused"

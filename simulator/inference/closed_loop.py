@@ -24,7 +24,6 @@ from simulator.inference.step import StepTime, step_time
 from simulator.ops.step import decode_step, mixed_step
 from simulator.roofline.engine import Engine
 
-
 STEP_TOKENS = 8192
 """Prompt tokens of one step where the engine does not say: the default of most [-]."""
 
@@ -114,8 +113,8 @@ def solve(steps: Cycle, engine: Engine, decode_s: Array, mixed_s: Array) -> tupl
     """TTFT and TPOT [s] of a cycle whose steps take `decode_s` and `mixed_s`.
 
     ``TTFT = mixed ((1 - 1/rounds) (1 + ahead) + 1/rounds (running + together) / 2)`` with `Engine.ahead`, plus
-    ``wait_steps decode``, ``cycle (clients / running - 1)`` where not all clients fit, and `Engine.request_s` and `frontend_s` per prompt
-    token; ``TPOT = (cycle - TTFT) / (output - 1)``, at least a decode step.
+    ``wait_steps decode``, ``cycle (clients / running - 1)`` where not all clients fit, and `Engine.request_s` and
+    `frontend_s` per prompt token; ``TPOT = (cycle - TTFT) / (output - 1)``, at least a decode step.
     """
     own = np.maximum(np.asarray(mixed_s) - decode_s, 0.0)
     whole = steps.running * own + steps.output * decode_s

@@ -96,7 +96,7 @@ class Engine:
     queue_share, queue_alike : float
         Prompts computed before a client's in a closed loop, where lengths vary and where all are alike [-].
     queue_power : float
-        They grow with ``clients**power``: 0 where prompts go beside generating, 1 where a wave of prompts goes first [-].
+        They grow with ``clients**power``: 0 where prompts go beside generating, 1 where waves of prompts go first [-].
     request_s, frontend_s : float
         Time of a request outside the scheduler, and that per prompt token; seen by clients of a closed loop only [s].
     host : dict

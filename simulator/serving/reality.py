@@ -19,12 +19,6 @@ from simulator.serving.requests import Requests
 from simulator.serving.scaleout import compute
 from simulator.serving.scheduler import Scheduler
 
-PER_CLIENT = 10
-"""Requests per client of a measured run: InferenceX sends ten times the concurrency [-]."""
-SHORTEST = 0.8
-"""InferenceX draws lengths from this share of the stated one up to it (``--random-range-ratio 0.8``) [-]."""
-INFERENCEX = r"db-dump|source_file=\d{4}-\d{2}-\d{2}\.csv"
-"""Notes of its rows, named by the day of the run; files named by a model are runs of fixed lengths."""
 COLUMNS = (
     "source",
     "engine",
@@ -53,7 +47,15 @@ FEWEST = 10
 
 @dataclass(frozen=True)
 class Setup:
-    """One measured closed loop."""
+    """One measured closed loop.
+
+    Attributes
+    ----------
+    prompt, output : int
+        Longest of them; lengths are drawn from `shortest` of that up to it [tokens].
+    rounds : float
+        Requests per client [-].
+    """
 
     engine: str
     device: str
@@ -66,6 +68,7 @@ class Setup:
     prompt: int
     output: int
     shortest: float
+    rounds: float
 
 
 def closed_loop(setup: Setup, seed: int = 0) -> tuple[float, float]:
@@ -84,7 +87,7 @@ def closed_loop(setup: Setup, seed: int = 0) -> tuple[float, float]:
     scheduler = Scheduler(SCHEDULERS.get(setup.engine, "chunked"), min(seats, 4096), 8192)
     deployment = Deployment(scenario, scheduler)
     deployment.check()
-    count = max(min(setup.clients * PER_CLIENT, MOST_REQUESTS), 2 * setup.clients)
+    count = max(min(round(setup.clients * setup.rounds), MOST_REQUESTS), 2 * setup.clients)
     rng = np.random.default_rng(seed)
     prompt, output = (
         rng.integers(max(round(setup.shortest * n), 1), n + 1, count) for n in (setup.prompt, setup.output)
@@ -93,7 +96,8 @@ def closed_loop(setup: Setup, seed: int = 0) -> tuple[float, float]:
     outcome = simulate(deployment, asked)
     output = outcome.requests.output
     steps = np.maximum(output - 1, 1)
-    frontend = deployment.group.engine.frontend_s * float(np.mean(prompt))
+    engine = deployment.group.engine
+    frontend = engine.request_s + engine.frontend_s * float(np.mean(prompt))
     took = (outcome.finish_s - outcome.first_s) / steps
     return float(np.mean(outcome.first_s - outcome.requests.arrival_s)) + frontend, float(np.mean(took))
 
@@ -124,20 +128,9 @@ def judge_file(path: Path, *, workers: int = 1, cluster: str | None = None, quie
     missing = [c for c in COLUMNS if c not in raw]
     if missing:
         raise InputError(f"{path} has no column {missing[0]!r}; needs {', '.join(COLUMNS)}", where="--judge")
-    drawn = raw["note"].fillna("").astype(str).str.contains(INFERENCEX, regex=True)
-    excluded: Counter[str] = Counter()
-    parts = []
-    for shortest, part in ((SHORTEST, raw[drawn]), (1.0, raw[~drawn])):
-        frame: Any = part
-        try:
-            rows, reasons = prepare(frame)
-        except InputError as error:
-            excluded[error.message] += len(part)
-            continue
-        excluded.update(reasons)
-        closed = (rows["loop"] == "closed") & rows["metric"].isin(("ttft", "tpot"))
-        parts.append(rows[closed].assign(shortest=shortest))
-    table = pd.concat(parts).reset_index(drop=True) if parts else pd.DataFrame()
+    rows, reasons = prepare(raw)
+    excluded = Counter(reasons)
+    table = rows[(rows["loop"] == "closed") & rows["metric"].isin(("ttft", "tpot"))].reset_index(drop=True)
     if table.empty:
         raise InputError(f"{path} holds no row with a concurrency and a complete setup", where="--judge")
     measured = predict(table, load_engines()).to_dict("records")
@@ -151,9 +144,10 @@ def judge_file(path: Path, *, workers: int = 1, cluster: str | None = None, quie
             int(r["tp"]),
             int(r["ep"]),
             int(r["batch"]),
-            int(r["prompt"]),
-            int(r["output"]),
+            _longest(r["prompt"], r["shortest"]),
+            _longest(r["output"], r["shortest"]),
             r["shortest"],
+            r["rounds"],
         )
         for r in measured
     ]
@@ -185,6 +179,11 @@ def judge_file(path: Path, *, workers: int = 1, cluster: str | None = None, quie
         "points": judged,
         "excluded": dict(excluded.most_common()),
     }
+
+
+def _longest(mean: float, shortest: float) -> int:
+    """Longest of lengths drawn evenly from `shortest` of it up to it, from their mean."""
+    return round(2.0 * mean / (1.0 + shortest))
 
 
 def _figures(group: Any) -> dict[str, Any]:

@@ -10,8 +10,8 @@ import pytest
 from simulator.base.dtypes import FORMATS, DType, Format, weight_only
 from simulator.base.errors import UnknownNameError
 from simulator.device.catalogue import load
-from simulator.fitting.e2e_fit import to_toml
-from simulator.inference.closed_loop import closed_loop, cycle, solve
+from simulator.fitting.engine_file import rewritten, to_toml
+from simulator.inference.closed_loop import Run, closed_loop, cycle, solve
 from simulator.inference.group import group_of
 from simulator.inference.step import step_time
 from simulator.ops.ops import Moe
@@ -120,7 +120,7 @@ def test_one_client_waits_for_nobody() -> None:
     group = group_of(Scenario(model="llama-3.1-8b", device="h100-sxm"))
     loop = closed_loop(group, 1.0, 1024.0, 128.0)
     alone = float(step_time(group, prefill_step(1.0, 1024.0)).total_s)
-    front = group.engine.frontend_s * 1024.0
+    front = group.engine.request_s + group.engine.frontend_s * 1024.0
     assert float(loop.ttft_s) == pytest.approx(alone + front, rel=0.05)
 
 
@@ -130,10 +130,38 @@ def test_cycle_is_conserved_whatever_the_queue() -> None:
     d, m = steps.decode.total_s, steps.mixed.total_s
     whole = []
     for share in (0.3, 1.0):
-        engine = replace(group.engine, queue_share=share, frontend_s=0.0)
+        engine = replace(group.engine, queue_share=share, request_s=0.0, frontend_s=0.0)
         ttft, tpot = solve(steps, engine, d, m)
         whole.append(float(ttft + 255.0 * tpot))
     assert whole[0] == pytest.approx(whole[1])
+
+
+def test_a_mean_over_few_rounds_holds_the_first() -> None:
+    """Four clients ask at once, a prompt to a step: 1, 2, 3 and 4 steps, in the mean 2.5; later rounds take 1 + share."""
+    group = group_of(Scenario(model="llama-3.1-8b", device="h100-sxm"))
+    engine = replace(group.engine, queue_share=0.25, queue_alike=2.0, queue_power=0.0, request_s=0.007, frontend_s=0.0)
+    told = {}
+    for run in (Run(), Run(rounds=10.0), Run(alike=True, rounds=10.0), Run(rounds=1.0), Run(wait_steps=20.0)):
+        steps = cycle(group, 4.0, 8000.0, 256.0, run)
+        told[run], _ = solve(steps, engine, 0.010, 0.300)
+    assert told[Run()] == pytest.approx(0.300 * 1.25 + 0.007)
+    assert told[Run(rounds=1.0)] == pytest.approx(0.300 * 2.5 + 0.007)
+    assert told[Run(rounds=10.0)] == pytest.approx(0.300 * (0.9 * 1.25 + 0.1 * 2.5) + 0.007)
+    assert told[Run(alike=True, rounds=10.0)] == pytest.approx(0.300 * (0.9 * 3.0 + 0.1 * 2.5) + 0.007)
+    assert told[Run(wait_steps=20.0)] == pytest.approx(0.300 * 1.25 + 0.200 + 0.007)
+
+
+def test_a_wave_of_prompts_that_goes_first_waits_for_a_share_of_the_clients() -> None:
+    assert plain(queue_share=0.4, queue_power=1.0).ahead(10.0, alike=False) == pytest.approx(4.0)
+    assert plain(queue_alike=2.0).ahead(10.0, alike=True) == pytest.approx(2.0)
+
+
+def test_figures_found_anew_are_written_in_place() -> None:
+    text = '# head\n\n[a]\n# why\nrow_s = 1.0\nn = 3\nkernels = { "moe" = "x" }\n\n["b.1"]\nrow_s = 2.0 # not fitted\n'
+    found = rewritten(text, {"a": {"row_s": 0.12345, "request_s": 0.01, "n": 4, "archs": ("ada", "hopper")}})
+    assert found == text.replace(
+        "row_s = 1.0\nn = 3\n", 'row_s = 0.123\nrequest_s = 0.01\narchs = ["ada", "hopper"]\nn = 4\n'
+    )
 
 
 def test_more_clients_never_answer_faster() -> None:

@@ -317,11 +317,12 @@ def test_one_client_of_a_closed_loop_sees_an_empty_replica():
     from simulator.inference.evaluate import evaluate
     from simulator.serving.reality import Setup, closed_loop
 
-    setup = Setup("vllm", "h100-sxm", "llama-3.1-8b", "auto", "auto", 1, 1, 1, 1000, 100, 1.0)
+    setup = Setup("vllm", "h100-sxm", "llama-3.1-8b", "auto", "auto", 1, 1, 1, 1000, 100, 1.0, 10.0)
     ttft, tpot = closed_loop(setup)
     alone = evaluate(deployment().group, 1.0, 1000.0, 100.0)
     # The tables interpolate attention; a request waits for its tokeniser as the fitted engine says.
-    frontend = deployment().group.engine.frontend_s * 1000.0
+    engine = deployment().group.engine
+    frontend = engine.request_s + engine.frontend_s * 1000.0
     assert ttft - frontend == pytest.approx(float(alone.ttft_s.mid), rel=2e-3)
     assert tpot == pytest.approx(float(alone.tpot_s.mid), rel=2e-3)
 

@@ -171,6 +171,32 @@ def test_rows_that_are_all_refused_are_one_line(changes: dict[str, object], told
         e2e.validate(rows, None)
 
 
+def test_lengths_of_inferencex_are_nine_tenths_of_the_stated_ones() -> None:
+    """It draws them from 0.8 to 1.0 (its issue 356): prompts were told a tenth too long."""
+    rows = pd.DataFrame(
+        {
+            "source": "aiconfigurator-silicon_sample",
+            "engine": "trtllm 1.0.0rc3",
+            "model": "meta-llama/Llama-3.1-70B",
+            "device": "h200",
+            "metric": "ttft_ms",
+            "value": 500.0,
+            "quant": "gemm=fp8;moe=fp8",
+            "batch": [8.0, 16.0, 32.0],
+            "input_len": [8192.0, 8192.0, 1024.0],
+            "output_len": 1024.0,
+            "tp": 4.0,
+            "n_gpus": 4.0,
+            "note": ["agg; db-dump/2026-04-27", "agg; source_file=Llama-70B.csv", "source_file=2026-04-06.csv"],
+        }
+    )
+    found = prepare(rows)[0].set_index("batch")
+    assert found["prompt"].to_dict() == pytest.approx({8.0: 7372.8, 16.0: 8192.0, 32.0: 921.6})
+    assert found["output"].to_dict() == pytest.approx({8.0: 921.6, 16.0: 1024.0, 32.0: 921.6})
+    assert found["shortest"].to_dict() == {8.0: 0.8, 16.0: 1.0, 32.0: 0.8}
+    assert found["wait_steps"].to_dict() == {8.0: 0.0, 16.0: 0.0, 32.0: 20.0}
+
+
 def test_formats_of_rows_are_those_of_the_published_checkpoints() -> None:
     """NVIDIA's NVFP4 of Qwen3.5 is of its experts alone; a cut that no head count allows is told with its numbers."""
     rows = pd.DataFrame(
