@@ -137,7 +137,7 @@ def test_cycle_is_conserved_whatever_the_queue() -> None:
 
 
 def test_a_mean_over_few_rounds_holds_the_first() -> None:
-    """Four clients ask at once, a prompt to a step: 1, 2, 3 and 4 steps, in the mean 2.5; later rounds take 1 + share."""
+    """Four clients ask at once, a prompt to a step: 1, 2, 3 and 4 steps, in the mean 2.5; later they take 1 + share."""
     group = group_of(Scenario(model="llama-3.1-8b", device="h100-sxm"))
     engine = replace(group.engine, queue_share=0.25, queue_alike=2.0, queue_power=0.0, request_s=0.007, frontend_s=0.0)
     told = {}
