@@ -13,7 +13,9 @@ PEERS := aiconfigurator-core==0.12.0 --no-deps+llm-analysis==0.2.2 fire~=0.5.0 \
 
 BIN := .venv/bin
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet $(PIP_ARGS) -c constraints.txt
-PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --ignore tests/benchmarks --benchmark-disable
+# Each worker is one thread: two pools of as many threads as cores wait for each other.
+PYTEST := OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup \
+  --ignore tests/benchmarks --benchmark-disable
 LOCKED := pyproject.toml constraints.txt
 DEMO_GRID := hw_profiles/demo.toml
 CODE := simulator hw_profiles traces kernels reports app tests docs/conf.py docs/docsite docs/howto

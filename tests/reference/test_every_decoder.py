@@ -18,7 +18,7 @@ from simulator.model.architectures import from_config
 from simulator.model.names import modules_of, naming_of
 from simulator.model.spec import ModelSpec
 
-pytestmark = pytest.mark.torch
+pytestmark = [pytest.mark.torch, pytest.mark.xdist_group("every decoder")]
 
 _HEADS = {"head_dim": 64, "num_attention_heads": 8, "num_key_value_heads": 2}
 _ROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}

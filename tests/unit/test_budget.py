@@ -214,12 +214,12 @@ SERVE = [
     [
         ("predict", PREDICT, PREDICT),
         ("sweep", SWEEP, ["--model", "llama-2-7b", "--device", "l40s", "--quiet"]),
-        ("serve", [*SERVE, "--count", "200000", "--quiet"], [*SERVE, "--count", "20", "--quiet"]),
+        ("serve", [*SERVE, "--count", "50000", "--quiet"], [*SERVE, "--count", "20", "--quiet"]),
     ],
 )
 def test_out_of_memory_at_any_step_is_one_line(verb, arguments, small):
     """Address space beyond what the imports took, from nothing in steps, in the manner of SQLite's tests."""
-    steps = [0, *(2**20 * m for m in (1, 2, 4, 8, 16, 24, 32, 48, 64, 96))]
+    steps = [0, *(2**20 * m for m in (1, 2, 4, 8, 16, 32, 64))]
     done = subprocess.run(
         [sys.executable, "-c", DRIVER, json.dumps([verb, arguments, steps, small])],
         capture_output=True,
