@@ -66,6 +66,7 @@ def command(
     from time import perf_counter
 
     from simulator.scenario.grid import Grid, axis, names, whole_numbers
+    from simulator.serving.accepted import say_rejected
     from simulator.serving.planning import plan, policies_of
     from simulator.serving.scheduler import Scheduler
     from simulator.serving.traffic import traffic
@@ -103,6 +104,8 @@ def command(
     )
     seconds = perf_counter() - began
     line = "python -m simulator.plan " + shlex.join(sys.argv[1:])
+    if found.rows:
+        say_rejected(found.rows[0])
     if json_:
         costs = {k: [vars(p) for p in getattr(found, k)] for k in ("by_policy", "by_device")}
         console.out_json({**vars(found), **costs, "seconds": seconds, "command": line})

@@ -95,6 +95,7 @@ def command(
     from simulator.base.files import refuse_overwriting, refuse_unwritable
     from simulator.base.units import parse_quantity
     from simulator.scenario.scenario import Scenario
+    from simulator.serving.accepted import say_rejected
     from simulator.serving.deployment import Deployment
     from simulator.serving.output import RECORD_FILES, about, write_json, write_records
     from simulator.serving.reuse import Reuse, apply_reuse
@@ -179,6 +180,7 @@ def command(
                 f"warning: {row['policy']} does not split into terms of its own; steps are {row['table_error']:.0%} off"
                 " for one in ten"
             )
+    say_rejected(rows[0])
     if json_:
         console.out_json({"rows": rows, "command": line})
     else:

@@ -258,6 +258,7 @@ def summary(outcome: Outcome, slo: Sequence[Promise] = ()) -> dict[str, Any]:
         "max_num_batched_tokens": deployment.scheduler.max_num_batched_tokens,
         "router": deployment.router,
         "requests": len(requests),
+        "rejected": requests.rejected,
         "users": requests.users or None,
         "rate_per_s": requests.rate if requests.rate < float("inf") else None,
         "status": state,

@@ -66,6 +66,7 @@ COLUMNS: Mapping[str, tuple[str, str]] = {
     "max_num_batched_tokens": ("tokens", "of one step"),
     "router": ("", "how requests are spread over replicas"),
     "requests": ("", "requests served"),
+    "rejected": ("", "requests sent among them that are longer than the context: a server refuses them"),
     "users": ("", "of a closed loop; null where requests come at a rate"),
     "rate_per_s": ("1/s", "mean arrivals, those that --reuse answered elsewhere included; null where all come at once"),
     "status": ("", "STABLE, BACKLOGGED (requests wait) or OVERLOADED (the queue only grows)"),

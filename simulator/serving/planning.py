@@ -17,6 +17,7 @@ from simulator.results.quality import of_file
 from simulator.scenario.catalogue import CATALOGUE
 from simulator.scenario.grid import OUTER, SETTINGS, Grid
 from simulator.scenario.scenario import Scenario
+from simulator.serving.accepted import accepted
 from simulator.serving.deployment import Deployment
 from simulator.serving.launch import launch_command
 from simulator.serving.requests import Requests
@@ -91,6 +92,7 @@ def plan(
     promises = parse_slo(slo)
     if not traffic.users and not isfinite(traffic.rate):
         raise InputError("all requests arrive at once, there is no rate to plan for", where="--requests")
+    traffic = accepted(traffic, CATALOGUE.model(grid.model[0]), grid)
     scenarios, refused = _scenarios(replace(grid, policy=tuple(dict.fromkeys(("dense", *grid.policy)))))
     # Schedulers vary fastest: what a scenario was understood as is at hand for all of them.
     candidates = [Deployment(s, k, router=router, prefix_cache=prefix_cache) for s in scenarios for k in schedulers]

@@ -66,6 +66,8 @@ class Requests:
         until it was served.
     users : int
         Of the closed loop; 0 where requests come whenever they come [-].
+    rejected : int
+        Sent among them and refused as longer than the context [-].
     """
 
     arrival_s: np.ndarray
@@ -80,6 +82,7 @@ class Requests:
     stream: Stream | None = None
     think_s: np.ndarray | None = None
     users: int = 0
+    rejected: int = 0
 
     @classmethod
     def of(

@@ -10,6 +10,7 @@ import numpy as np
 
 from simulator.base.checks import require_type
 from simulator.scenario.scenario import Scenario
+from simulator.serving.accepted import accepted
 from simulator.serving.capacity import capacity, capacity_users
 from simulator.serving.deployment import Deployment
 from simulator.serving.fleet import Outcome, simulate
@@ -63,7 +64,8 @@ class Run:
 
 def run(task: Task) -> Run:
     """Simulate one task."""
-    requests, answered = task.requests, 0
+    requests = accepted(task.requests, task.deployment.group.model, task.deployment.scenario)
+    answered = 0
     if task.reuse is not None:
         left = apply_reuse(requests, task.reuse, task.seed)
         requests, answered = left.requests, left.answered
