@@ -19,7 +19,7 @@ from simulator.serving.requests import MAX_REQUESTS, Requests, Stream
 
 @dataclass(frozen=True, eq=False)
 class Accepted:
-    """What of `base` has at most `longest` tokens of prompt and output; a `Stream`, with an end where `base` has one."""
+    """What of `base` has at most `longest` tokens of prompt and output: a `Stream`, finite where `base` is."""
 
     base: Requests
     longest: int
