@@ -14,6 +14,7 @@ from simulator.ops.expert_exchange import ExpertExchange
 from simulator.ops.linear_attention import LinearAttention
 from simulator.ops.module import AttentionModule
 from simulator.ops.ops import Attention, Collective, Elementwise, Linear, Moe
+from simulator.ops.routing import SKEWED
 from simulator.ops.traffic import Operand
 from simulator.ops.transfers import COPY_ENGINE, FLASH_THREADS, Transfer
 from simulator.ops.widths import WIDTHS
@@ -174,7 +175,7 @@ def moe(
     tp: Array = 1.0,
     ep: Array = 1.0,
     gated: bool = True,
-    routing: str = "uniform",
+    routing: str = SKEWED,
     dtype: str = "bf16",
 ) -> Moe:
     """The routed experts of a layer: a grouped GEMM of what each expert was sent."""

@@ -10,6 +10,7 @@ from simulator.base.dtypes import KV_FORMATS
 from simulator.ops import alone
 from simulator.ops.module import PIECES
 from simulator.ops.ops import Op
+from simulator.ops.routing import SKEWED, UNIFORM
 from simulator.ops.widths import WIDTHS
 
 
@@ -173,8 +174,8 @@ NAMED: Mapping[str, NamedOp] = {
             "gated": Parameter("gate beside up and down", default="yes", choices=YES_NO, fixed=True),
             "routing": Parameter(
                 "how tokens find experts",
-                default="uniform",
-                choices=("uniform", "balanced", "power_law_1.01", "power_law_1.2"),
+                default=SKEWED,
+                choices=(SKEWED, UNIFORM, "balanced", "power_law_1.01", "power_law_1.2"),
                 fixed=True,
             ),
         },

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from math import inf, isfinite
 from typing import Literal, Protocol
 
-from simulator.base.arrays import Array, expm1, log1p, minimum
+from simulator.base.arrays import Array, minimum
 from simulator.base.dtypes import DType, Format
 from simulator.ops.pairs import causal_pairs
 from simulator.ops.part import OpPart
+from simulator.ops.routing import SKEWED, reached
 from simulator.ops.traffic import Access, Operand, Traffic
 from simulator.ops.union_law import UnionLaw
 
@@ -345,7 +346,8 @@ class Moe:
     tp, ep : Array
         GPUs that share each expert; groups of GPUs between which the experts are split [-].
     routing : str
-        How tokens find experts, as `simulator.roofline.moe.route` reads it; `traffic` counts uniform draws.
+        How tokens find experts, as `simulator.roofline.moe.route` reads it; `traffic` counts as
+        `simulator.ops.routing.reached` does.
     instead : Moe, optional
         As of a `Linear`.
     """
@@ -360,7 +362,7 @@ class Moe:
     fmt: Format
     tp: Array = 1
     ep: Array = 1
-    routing: str = "uniform"
+    routing: str = SKEWED
     count: Array = 1.0
     bytes_per_weight: float | None = None
     instead: Moe | None = None
@@ -376,9 +378,8 @@ class Moe:
 
     @property
     def active_experts(self) -> Array:
-        """Expected experts of one GPU that get at least one token, uniform routing [-]."""
-        here = self.n_experts / self.ep
-        return here * -expm1(self.tokens * log1p(-self.top_k / self.n_experts + 1e-15))
+        """Expected experts of one GPU that get at least one token [-]."""
+        return self.n_experts / self.ep * reached(self.tokens, self.top_k, self.n_experts, self.routing)
 
     @property
     def expert_elements(self) -> Array:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from simulator.base.arrays import Array, clip, exp, expm1, hypot, log1p, maximum, minimum, real, sqrt, where
+from simulator.base.arrays import Array, clip, exp, hypot, maximum, minimum, real, sqrt, where
 from simulator.base.errors import InputError
+from simulator.ops.routing import SKEWED, UNIFORM, reached
 
 if TYPE_CHECKING:
     from simulator.device.surface import Surface
@@ -54,7 +55,7 @@ def route(num_tokens: Any, topk: Any, n_experts: Any, *, ep: Any, distribution: 
     """Experts hit and rows computed on the busiest of `ep` ranks.
 
     balanced: pairs spread one by one over the experts, active = min(E, T*k)/ep.
-    uniform: every token draws k of E at random, active = E/ep * (1 - (1 - k/E)^T).
+    skewed, uniform: active = E/ep * `simulator.ops.routing.reached`.
     power_law_A: expert counts follow P(x) ~ x^-A on [1, 0.8 T] ([0.01, 2] when T*k <= E), scaled to
     T*k and rounded, so experts below half a token are idle (aiconfigurator's generator).
     """
@@ -63,13 +64,12 @@ def route(num_tokens: Any, topk: Any, n_experts: Any, *, ep: Any, distribution: 
     if distribution == "balanced":
         active = maximum(minimum(pairs, experts) / ranks, 1.0)
         return Routing(minimum(active, local), maximum(pairs / ranks, active))
-    if distribution == "uniform":
-        hit = -expm1(tokens * log1p(-minimum(k / experts, 1.0 - 1e-12)))
-        active = maximum(local * hit, minimum(1.0, pairs))
+    if distribution in (SKEWED, UNIFORM):
+        active = maximum(local * reached(tokens, k, experts, distribution), minimum(1.0, pairs))
         return Routing(active, maximum(pairs / ranks, active))
     if distribution.startswith("power_law_"):
         return _power_law(pairs, tokens, experts, ranks, float(distribution.removeprefix("power_law_")))
-    raise InputError(f"unknown routing {distribution!r}; write balanced, uniform or power_law_<alpha>")
+    raise InputError(f"unknown routing {distribution!r}; write skewed, uniform, balanced or power_law_<alpha>")
 
 
 def _power_law(pairs: Any, tokens: Any, experts: Any, ranks: Any, alpha: float) -> Routing:
@@ -109,7 +109,7 @@ def moe_time(
     hw: Hardware,
     coef: Mapping[str, float],
     surface: Surface | None = None,
-    distribution: str = "uniform",
+    distribution: str = SKEWED,
     load: Routing | None = None,
     act_bytes: Any = 2.0,
     weight_read_bytes: Any = None,

@@ -13,6 +13,7 @@ from simulator.base.errors import UnknownNameError
 from simulator.ops.granularity import moved_bytes, paged_tokens
 from simulator.ops.ops import Attention, Collective, Elementwise, Linear, Moe
 from simulator.ops.pairs import causal_pairs
+from simulator.ops.routing import reached
 from simulator.ops.traffic import Access, Operand, Traffic
 
 FP16 = FORMATS["fp16"]
@@ -207,9 +208,20 @@ def moe(tokens: float, **changes: object) -> Moe:
 
 
 def test_experts_hit_by_hand() -> None:
-    """Uniform routing: one token hits 2 of 8; two tokens 8*(1 - (6/8)^2) = 3.5; many hit all."""
-    for tokens, hit in ((1.0, 2.0), (2.0, 3.5), (1e4, 8.0)):
-        assert moe(tokens).active_experts == pytest.approx(hit)
+    """One token hits 2 of 8; two 8 * 2 / (2 + 3) = 3.2 where some are popular, 8*(1 - (6/8)^2) = 3.5 where none are."""
+    for routing, two in (("skewed", 3.2), ("uniform", 3.5)):
+        for tokens, hit in ((1.0, 2.0), (2.0, two), (1e9, 8.0)):
+            assert moe(tokens, routing=routing).active_experts == pytest.approx(hit)
+
+
+def test_popularities_drawn_from_an_exponential_hit_as_many_as_the_closed_form() -> None:
+    """128 experts, 4 a token, 32 tokens: 65 are hit, where draws that are all alike hit 82."""
+    rng = np.random.default_rng(0)
+    p = rng.beta(1.0, 128 / 4 - 1.0, (4000, 128))
+    hit = np.mean(np.sum(1.0 - (1.0 - p) ** 32, axis=1))
+    skewed, alike = (float(reached(32.0, 4.0, 128.0, routing)) for routing in ("skewed", "uniform"))
+    assert 128 * skewed == pytest.approx(hit, rel=0.01)
+    assert (round(128 * skewed), round(128 * alike)) == (65, 82)
 
 
 def test_moe_by_hand() -> None:
