@@ -183,10 +183,11 @@ def _setup(row: dict[str, Any], model: ModelSpec | None, device: Device | None) 
         return None, f"metric {row['metric']} without what it needs"
     metric, seconds, prompt, output = timed
     closed = source in CLOSED_SOURCES
-    shortest = SHORTEST if closed and re.search(INFERENCEX, note) else 1.0
+    drawn = closed and re.search(INFERENCEX, note) is not None
+    shortest = SHORTEST if drawn else 1.0
     mean = (1.0 + shortest) / 2.0
     waits = (
-        shortest < 1.0
+        drawn
         and engine == "trtllm"
         and model.name == "llama-3.1-70b"
         and tp < 8
