@@ -11,8 +11,7 @@ from app import blocks, sidebar, state
 PAGES = (
     ("what_if", "What-if", ":material/tune:"),
     ("sweep", "Sweep", ":material/grid_on:"),
-    ("plan", "Plan", ":material/savings:"),
-    ("serving", "Serve and plan", ":material/lan:"),
+    ("serving", "Size a fleet", ":material/lan:"),
     ("traces", "Traces", ":material/query_stats:"),
     ("validation", "Validation", ":material/fact_check:"),
     ("catalogue", "Devices and policies", ":material/menu_book:"),

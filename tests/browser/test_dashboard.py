@@ -19,7 +19,7 @@ pytestmark = pytest.mark.browser
 
 LINK = "?model=llama-2-7b&device=h100-sxm&policy=teal(keep=0.5)&prompt_tokens=512"
 SCENARIO = Scenario.from_query(LINK)
-PAGES = ("Sweep", "Plan", "Serve and plan", "Traces", "Validation", "Devices and policies", "What-if")
+PAGES = ("Sweep", "Size a fleet", "Traces", "Validation", "Devices and policies", "What-if")
 SHIPPED = Path(__file__).resolve().parents[2] / "traces" / "shipped" / "tiny-opt-py" / "trace"
 
 

@@ -28,7 +28,6 @@ MAIN = Path(app.__file__).with_name("main.py")
 SHIPPED = MAIN.parents[1] / "traces" / "shipped" / "tiny-opt-py" / "trace"
 LINK = "model=llama-2-7b&device=h100-sxm&policy=teal(keep=0.5)&prompt_tokens=512"
 SWEEP = LINK + "&s.batch=1,16&s.prompt_tokens=128,512"
-PLAN = LINK + "&p.batch=1,16&p.tp=1,2&p.device=h100-sxm&p.device=rtx-4090"
 
 
 @pytest.fixture(autouse=True)
@@ -124,39 +123,6 @@ class TestSweep:
     def test_where_nothing_fits_it_says_so(self):
         at = opened("model=llama-3.1-405b&device=rtx-4090&policy=nm24&s.batch=1,2&s.prompt_tokens=128,256", "sweep")
         assert "Nothing fits" in texts(at)
-
-
-class TestPlan:
-    def test_the_cheapest_is_the_cheapest_of_all_predictions(self):
-        at = opened(PLAN, "plan")
-        base = Scenario.from_query(LINK)
-        rows = [
-            predict(base.model_copy(update={"device": d, "tp": tp, "batch": b, "policy": p})).row
-            for d in ("h100-sxm", "rtx-4090")
-            for tp in (1, 2)
-            for b in (1, 16)
-            for p in ("dense", base.policy)
-        ]
-        best = min((r for r in rows if r["status"] == "ok"), key=lambda r: r["usd_per_mtoken"])
-        assert f"{best['tp']} x {best['device']}, {best['policy']}, batch {best['batch']}:" in texts(at)
-        assert f"${number(best['usd_per_mtoken'])}" in texts(at)
-
-    def test_targets_and_prices_change_the_answer(self):
-        at = opened(PLAN, "plan")
-        ran(at.number_input(key="p.rate").set_value(5000.0))
-        assert "an hour for" in texts(at)
-        ran(at.number_input(key="p.tpot").set_value(0.01))
-        assert "No deployment meets the targets. Nearest:" in told(at)
-        assert "you asked for TPOT 0.01 ms and 5,000 tokens/s" in told(at)
-        ran(at.number_input(key="p.ttft").set_value(1e6))
-        ran(at.text_input(key="p.tp").set_value("1,"))
-        assert "is not a whole number" in told(at)
-        ran(at.multiselect(key="p.device").set_value([]))
-        assert "choose at least one device" in told(at)
-
-    def test_where_nothing_fits_it_says_so(self):
-        at = opened("model=llama-3.1-405b&device=rtx-4090&p.device=rtx-4090&p.tp=1&p.batch=1", "plan")
-        assert "Nothing fits" in told(at)
 
 
 class TestTraces:

@@ -5,13 +5,11 @@ from __future__ import annotations
 import shlex
 
 import numpy as np
-import pandas as pd
 import pytest
 
 pytest.importorskip("streamlit", reason="streamlit not installed")
 
-from app import axes, compute, figures, heat, planning, words
-from app.planning import Targets
+from app import axes, compute, figures, heat, words
 from reports.roofline import Mark, Roofline
 from reports.style import COLOURS
 from simulator.base.drawing import Line, Lines
@@ -89,87 +87,6 @@ def test_the_interval_of_a_rate_is_that_of_its_times():
 def test_parts_of_the_model_cover_every_operation_once():
     answer = predict(BASE)
     assert {o.part for o in answer.ops} <= set(PARTS)
-
-
-def rows(**columns) -> pd.DataFrame:
-    """Rows of a sweep with what `planning.plan` reads."""
-    n = len(next(iter(columns.values())))
-    default = {
-        "device": ["a"] * n,
-        "policy": ["dense"] * n,
-        "verdict": ["wins"] * n,
-        "basis": ["CALIBRATED"] * n,
-        "bound": ["compute"] * n,
-        "reason": [None] * n,
-        "status": ["ok"] * n,
-        "tp": [1] * n,
-        "pp": [1] * n,
-        "batch": [1] * n,
-        "output_tokens": [128] * n,
-        "ttft_s": [0.1] * n,
-        "tpot_s": [0.01] * n,
-        "tokens_per_s": [100.0] * n,
-    }
-    return pd.DataFrame({**default, **columns})
-
-
-def test_the_cheapest_per_token_wins_without_a_throughput_target():
-    found = planning.plan(
-        rows(device=["a", "b", "a"], tp=[1, 1, 2], tokens_per_s=[100.0, 300.0, 150.0]), {"a": 1.0, "b": 2.0}, Targets()
-    )
-    # 1/100, 2/300 and 2/150 USD an hour per token/s.
-    assert list(found["device"]) == ["b", "a", "a"]
-    assert found["usd_per_mtoken"].to_list() == pytest.approx([2 / 3600 / 300e-6, 1 / 3600 / 100e-6, 2 / 3600 / 150e-6])
-    assert found["meets"].all()
-
-
-def test_replicas_are_whole_and_rent_counts_them():
-    found = planning.plan(rows(tokens_per_s=[100.0, 260.0], tp=[1, 2]), {"a": 3.0}, Targets(tokens_per_s=500.0))
-    assert found[["tp", "replicas", "usd_per_h"]].to_numpy().tolist() == [[2, 2, 12.0], [1, 5, 15.0]]
-
-
-def test_a_miss_is_how_many_times_too_slow_and_comes_last():
-    found = planning.plan(
-        rows(ttft_s=[0.4, 0.1], tpot_s=[0.01, 0.03], tokens_per_s=[100.0, 500.0]),
-        {"a": 1.0},
-        Targets(ttft_s=0.2, tpot_s=0.02),
-    )
-    assert sorted(found["miss"]) == pytest.approx([1.5, 2.0])
-    assert not found["meets"].any()
-    assert str(Targets(0.2, 0.02, 5.0)) == "TTFT 200 ms and TPOT 20 ms and 5 tokens/s"
-
-
-def test_a_time_that_is_not_known_meets_no_target():
-    nan = float("nan")
-    found = planning.plan(
-        rows(ttft_s=[nan, 0.1, 0.1], tpot_s=[0.01, nan, nan], output_tokens=[128, 1, 128]),
-        {"a": 1.0},
-        Targets(ttft_s=0.2, tpot_s=0.02),
-    )
-    # Only the row of one output token keeps both; it has no time between tokens.
-    assert found["meets"].tolist() == [True, False, False]
-    assert found["output_tokens"][0] == 1
-
-
-def test_a_policy_that_is_not_sure_to_win_is_not_recommended():
-    """Cheapest first: an undecided policy, a winning one, dense. Without dense there is nothing to win over."""
-    found = planning.plan(
-        rows(
-            policy=["quest", "w4a16", "dense"],
-            verdict=["undecided", "wins", "not known"],
-            tokens_per_s=[300.0, 200.0, 100.0],
-        ),
-        {"a": 1.0},
-        Targets(),
-    )
-    assert found.iloc[0]["policy"] == "quest"
-    assert planning.recommended(found)["policy"] == "w4a16"
-    assert planning.recommended(found[found["policy"] != "w4a16"])["policy"] == "dense"
-    assert planning.recommended(found[found["policy"] == "quest"])["policy"] == "quest"
-
-
-def test_rows_that_do_not_fit_are_no_plan():
-    assert planning.plan(rows(status=["does_not_fit"]), {"a": 1.0}, Targets()).empty
 
 
 def test_a_sweeps_command_means_the_same_grid():
