@@ -106,7 +106,15 @@ def _more() -> None:
         st.number_input(_about(key).rstrip("."), 1, 1024, 1, 1, key=key, help=f"--{key}", bind="query-params")
     engines = sorted(load_engines())
     start = engines.index("vllm")
-    st.selectbox("Engine", engines, start, key="engine", help=_about("engine"), bind="query-params")
+    st.selectbox(
+        "Engine",
+        engines,
+        start,
+        key="engine",
+        help=_about("engine"),
+        bind="query-params",
+        accept_new_options=True,  # a release is written: vllm@0.11
+    )
     for key, label, formats in (("dtype", "Weights", FORMATS), ("kv_cache_dtype", "KV cache", KV_FORMATS)):
         # Groups of modules are written: experts=nvfp4,attention=bf16.
         written = key == "dtype"

@@ -18,16 +18,18 @@ _STAGES = {"a": -3, "b": -2, "rc": -1, "post": 1}
 def version(text: str) -> tuple[int, ...]:
     """Release as numbers that sort by age: ``1.3.0rc20`` lies before ``1.3.0``, ``0.5.6.post2`` after ``0.5.6``.
 
+    Empty where the text begins with no number.
+
     Examples
     --------
-    >>> sorted(["0.5.14", "0.5.6.post2", "0.5.6", "1.3.0", "1.3.0rc20"], key=version)
-    ['0.5.6', '0.5.6.post2', '0.5.14', '1.3.0rc20', '1.3.0']
+    >>> sorted(["0.5.14", "0.5.6.post2", "0.5.6", "1.3.0", "1.3.0rc6.post2", "1.3.0rc20", "1.3.0rc6"], key=version)
+    ['0.5.6', '0.5.6.post2', '0.5.14', '1.3.0rc6', '1.3.0rc6.post2', '1.3.0rc20', '1.3.0']
     """
-    found = re.match(r"(\d+(?:\.\d+)*)\.?(a|b|rc|post)?(\d*)", text)
+    found = re.match(r"(\d+(?:\.\d+)*)\.?(?:(a|b|rc|post)(\d*))?(?:\.post(\d+))?", text)
     if found is None:
         return ()
     numbers = [int(n) for n in found[1].split(".")]
-    return (*[*numbers, 0, 0, 0][:3], _STAGES.get(found[2] or "", 0), int(found[3] or 0))
+    return (*[*numbers, 0, 0, 0][:3], _STAGES.get(found[2] or "", 0), int(found[3] or 0), int(found[4] or 0))
 
 
 def apart(library: str) -> tuple[str, str]:

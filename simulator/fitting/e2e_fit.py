@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from simulator.device.releases import version
 from simulator.fitting.e2e_steps import FITS, Sums, bare, closed_sums, groups, predict, static_sums
 from simulator.fitting.engine_file import MEASURED
 from simulator.inference.closed_loop import Cycle, solve
@@ -86,6 +87,8 @@ BOUNDS: Mapping[str, tuple[float, float]] = {
 """A kernel in an engine cannot be much faster than alone: what is below that is another error [-]."""
 FEWEST_FOREIGN = 20
 """Rows an architecture needs for a host figure of its own [-]."""
+PACE_MODELS, PACE_ROWS = 2, 20
+"""Models, and rows of both metrics, that a release needs for a pace of its own [-]."""
 PRIOR_WEIGHT = 3.0
 """Rows' worth of one standard deviation of the prior [-]."""
 
@@ -201,7 +204,8 @@ def assumed(engine: Engine) -> Engine:
     if start is None:
         return engine
     none = (0.0, 0)
-    bare_hands = replace(engine, host={}, spread_decode=none, spread_prefill=none, spread_queue=none, archs=(), n=0)
+    untold = {"host": {}, "pace": {}, "archs": (), "releases": (), "n": 0}
+    bare_hands = replace(engine, spread_decode=none, spread_prefill=none, spread_queue=none, **untold)
     return with_figures(bare_hands, tuple(start), np.array(list(start.values())))
 
 
@@ -223,10 +227,32 @@ def fit(rows: pd.DataFrame, engines: Mapping[str, Engine]) -> dict[str, Engine]:
         fitted = fit_engine(engines[name], blocks(usable, engines), FREE[name])
         fitted = _foreign_hosts(fitted, mine[runs & ~own], engines)
         sure = {f"spread_{k}": (0.0, 999) for k in ("decode", "prefill", "queue")}
+        found = sorted({str(r) for r in usable["release"] if r}, key=version)
+        fitted = replace(fitted, releases=tuple(found))
+        fitted = replace(fitted, pace=paces(predict(usable, {**engines, name: fitted})))
         alone = predict(usable, {**engines, name: replace(fitted, **sure)})
         archs = tuple(sorted({CATALOGUE.device(d).arch for d in usable["device"].unique()}))
         out[name] = replace(fitted, n=len(usable), archs=archs, **spreads(alone))
     return out
+
+
+def paces(judged: pd.DataFrame) -> dict[str, tuple[float, float]]:
+    """Time of a prefill and of a decode step over the engine's by release, where setups of two models and more tell it.
+
+    With one model a release cannot be told from the model. ``exp(M/(M+1) mean_m)`` of the medians of
+    ``ln(measured/predicted)`` by model, of M models that all lie on one side; 1 where they do not.
+    """
+    off = np.log(judged["time_s"].to_numpy(float) / judged["mid_s"].to_numpy(float))
+    told: dict[str, tuple[float, float]] = {}
+    for release, part in judged.assign(off=off).groupby("release"):
+        pace = []
+        for metric in ("ttft", "tpot"):
+            medians = part[part["metric"] == metric].groupby("model")["off"].median().to_numpy()
+            agreed = len(medians) >= PACE_MODELS and (np.all(medians > 0.0) or np.all(medians < 0.0))
+            pace.append(float(np.exp(medians.sum() / (len(medians) + 1.0))) if agreed else 1.0)
+        if release and len(part) >= PACE_ROWS and pace != [1.0, 1.0]:
+            told[str(release)] = (pace[0], pace[1])
+    return told
 
 
 def _foreign_hosts(engine: Engine, rows: pd.DataFrame, engines: Mapping[str, Engine]) -> Engine:

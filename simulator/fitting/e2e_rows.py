@@ -18,6 +18,7 @@ from simulator.device.catalogue import Device
 from simulator.model import hub
 from simulator.model.formats import choose
 from simulator.model.spec import ModelSpec
+from simulator.roofline.engine import of_release
 from simulator.scenario.catalogue import CATALOGUE
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 NEEDED = ("source", "engine", "model", "device", "metric", "value", "batch", "input_len", "output_len")
 SETUP = (
-    *("engine", "device", "model", "dtype", "kv_dtype", "tp", "ep"),
+    *("engine", "release", "device", "model", "dtype", "kv_dtype", "tp", "ep"),
     *("batch", "prompt", "output", "loop", "shortest", "rounds", "wait_steps"),
 )
 """Columns that say what ran; rows that share them are repeats. Lengths are means, drawn from ``shortest`` of the
@@ -52,15 +53,18 @@ LOADS = {
     "LLMServingSim-bench": "batch is an offered load",
 }
 
-# First match wins: engine string of the row to a table of hw_profiles/engines.toml.
+RELEASED = re.compile(r"(vllm|sglang|trtllm|tensorrt-llm) v?(\d[\w.]*)", re.IGNORECASE)
+"""Engine string of a row that says its release."""
+FAMILIES = {"tensorrt-llm": "trtllm"}
+"""Families of engines by what else rows call them."""
+# First match wins: engine string of the row without a release to a table of hw_profiles/engines.toml.
 ENGINES = (
     (r"^vLLM \(modified, 2023\)", "vllm-2023"),
     (r"^vLLM( \(Nov 2024\))?$", "vllm-2024"),
     (r"^vllm\b", "vllm"),
-    (r"^sglang 0\.5\.1\b", "sglang-0.5.1"),
     (r"^(sglang|SGLang)\b", "sglang"),
-    (r"^TensorRT-LLM\b(?! v1)", "trtllm-2024"),
-    (r"^(trtllm|TensorRT-LLM)\b", "trtllm"),
+    (r"^TensorRT-LLM\b", "trtllm-2024"),
+    (r"^trtllm\b", "trtllm"),
     (r"^FasterTransformer", "fastertransformer"),
     (r"^LMDeploy TurboMind", "turbomind"),
     (r"^llama\.cpp \(May 2024\)|^llama\.cpp$", "llama.cpp"),
@@ -152,7 +156,7 @@ def _setup(row: dict[str, Any], model: ModelSpec | None, device: Device | None) 
     note = row.get("note") or ""
     if "pcap" in note or "power-limited" in note:
         return None, "power limited below the device's own limit"
-    engine = _engine(row.get("engine") or "")
+    engine, release = _engine(row.get("engine") or "")
     if engine is None:
         return None, "engine is not modelled"
     if row["metric"] == "request_latency_ms":
@@ -200,6 +204,7 @@ def _setup(row: dict[str, Any], model: ModelSpec | None, device: Device | None) 
         "family": "step" if source in STEP_SOURCES else "serving",
         "source": source,
         "engine": engine,
+        "release": release,
         "device": device.name,
         "model": model.name,
         "dtype": dtype,
@@ -218,8 +223,16 @@ def _setup(row: dict[str, Any], model: ModelSpec | None, device: Device | None) 
     }, ""
 
 
-def _engine(text: str) -> str | None:
-    return next((name for pattern, name in ENGINES if re.match(pattern, text)), None)
+def _engine(text: str) -> tuple[str | None, str]:
+    """Table of the engine, and the release that the row says; "" where it says none."""
+    if found := RELEASED.match(text):
+        family, release = found[1].casefold(), found[2]
+        try:
+            engine, at = of_release(FAMILIES.get(family, family), release)
+        except InputError:
+            return None, ""
+        return engine.name, at
+    return next((name for pattern, name in ENGINES if re.match(pattern, text)), None), ""
 
 
 def _model(text: str) -> ModelSpec | None:

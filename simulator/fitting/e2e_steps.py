@@ -10,6 +10,7 @@ import numpy as np
 
 from simulator.base.arrays import Array
 from simulator.base.dtypes import get_format
+from simulator.fitting.e2e_rows import SETUP
 from simulator.inference.closed_loop import Cycle, Run, closed_loop, cycle
 from simulator.inference.evaluate import evaluate
 from simulator.inference.formats import formats_on
@@ -27,7 +28,7 @@ from simulator.scenario.catalogue import CATALOGUE
 if TYPE_CHECKING:
     import pandas as pd
 
-GROUP = ("engine", "device", "model", "dtype", "kv_dtype", "tp", "ep", "loop", "shortest", "rounds", "wait_steps")
+GROUP = tuple(name for name in SETUP if name not in ("batch", "prompt", "output"))
 """Columns that one `Group` holds fixed."""
 STATIC_UTILISATION = 0.98
 """Share of memory a fixed batch may fill; scripts of fixed batches leave nothing aside [-].
@@ -59,7 +60,8 @@ def groups(rows: pd.DataFrame, engines: Mapping[str, Engine]) -> Iterator[tuple[
     """(group, its rows, why they cannot be judged or '')."""
     for key, part in rows.groupby(list(GROUP), sort=True):
         row = dict(zip(map(str, GROUP), map(str, cast("tuple[object, ...]", key)), strict=True))
-        group = group_of(row, engines[row["engine"]])
+        engine = engines[row["engine"]]
+        group = group_of(row, engine.as_of(row["release"]) if row["release"] else engine)
         links = group.device.links
         if group.tp > 1 and links and group.tp > max(link.max_ranks for link in links):
             yield group, part, NO_LINK

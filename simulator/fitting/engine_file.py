@@ -12,7 +12,7 @@ from simulator.roofline.engine import Engine
 
 DIGITS = 3
 """Significant digits of a figure [-]."""
-MEASURED = ("spread_decode", "spread_prefill", "spread_queue", "archs", "n", "date", "host")
+MEASURED = ("spread_decode", "spread_prefill", "spread_queue", "archs", "releases", "pace", "n", "date", "host")
 """What a fit says beside its figures."""
 
 

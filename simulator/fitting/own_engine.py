@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from simulator.base.errors import InputError, UnsupportedError
+from simulator.device.releases import MARK
 from simulator.fitting.e2e import figures
 from simulator.fitting.e2e_fit import FREE, blocks, fit_engine, spreads
 from simulator.fitting.e2e_rows import counts
 from simulator.fitting.e2e_steps import FITS, predict
-from simulator.roofline.engine import FEWEST, SEPARATOR, Engine
+from simulator.roofline.engine import FEWEST, Engine
 from simulator.scenario.catalogue import CATALOGUE
 
 if TYPE_CHECKING:
@@ -87,12 +88,16 @@ def fit_own(rows: pd.DataFrame, shipped: Engine, label: str, date: str) -> Own:
     device = CATALOGUE.device(str(usable["device"].iloc[0]))
     engine = replace(
         whole,
-        name=f"{shipped.name}{SEPARATOR}{label}",
+        name=f"{shipped.name}{MARK}{label}",
         title=f"{shipped.title} calibrated on {device.name}",
         source=f"own benchmark results, {len(usable)} times",
         archs=tuple(sorted({*shipped.archs, device.arch})),
         n=len(usable),
         date=date,
+        family="",
+        since="",
+        releases=(),
+        pace={},
     )
     return Own(engine, _by_metric(usable), _by_metric(after), _error(after) < _error(usable), excluded)
 

@@ -74,7 +74,13 @@ def read_runs(paths: Iterable[Path], setup: Setup) -> tuple[pd.DataFrame, dict[s
                 if metric in found:
                     at = {k: found[k] for k in ("batch", "prompt", "output")}
                     loop = "static" if found["static"] else "closed"
-                    run = {"loop": loop, "shortest": SHORTEST, "rounds": found.get("rounds", ROUNDS), "wait_steps": 0.0}
+                    run = {
+                        "release": "",
+                        "loop": loop,
+                        "shortest": SHORTEST,
+                        "rounds": found.get("rounds", ROUNDS),
+                        "wait_steps": 0.0,
+                    }
                     kept.append({**vars(setup), **at, **run, "metric": metric, "time_s": found[metric]})
     if not kept:
         raise InputError(f"no run can be used: {counts(reasons) or 'the files are empty'}", where="--data")

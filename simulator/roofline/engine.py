@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -19,11 +20,10 @@ from simulator.base.errors import InputError, UnknownNameError, reason
 from simulator.base.files import read_limited
 from simulator.base.memo import Stamp, stamp
 from simulator.device.catalogue import Device, user_data_dir
+from simulator.device.releases import MARK, version
 from simulator.roofline.reserve import Reserve, load_reserves
 
 LOGGER = logging.getLogger(__name__)
-SEPARATOR = "@"
-"""Between an engine's family and what tells one's own apart: ``vllm@mine``."""
 MOST_BYTES = 1_000_000
 """Largest file of own engines [B]."""
 ASSUMED_SPREAD = 0.10
@@ -117,6 +117,14 @@ class Engine:
         Measured setups behind the figures (0: assumed), and when they were fitted.
     memory : str
         Engine whose table of ``engine_memory.toml`` it shares, where that is not its own.
+    family, since : str
+        What dated engines of one kind are asked for by, ``vllm@0.11``, and the first release that this one stands for.
+    releases : tuple of str
+        Releases its setups were measured in, oldest first.
+    pace : dict
+        Time of a prefill and of a decode step over the engine's, by release whose setups tell it [-].
+    release, rows_of : str
+        Release asked for, and the one whose setups answer; "": none.
     """
 
     name: str
@@ -153,6 +161,12 @@ class Engine:
     n: int = 0
     date: str = ""
     memory: str = ""
+    family: str = ""
+    since: str = ""
+    releases: tuple[str, ...] = ()
+    pace: dict[str, tuple[float, float]] = field(default_factory=dict)
+    release: str = ""
+    rows_of: str = ""
 
     def collective_extra_s(self, message_bytes: Array, ranks: int) -> Array:
         """What one all-reduce costs in a step beyond its isolated timing [s]."""
@@ -270,7 +284,32 @@ class Engine:
     @property
     def reserve(self) -> Reserve | None:
         """What it keeps of a GPU's memory; None where it has no pool of KV and holds a batch as it comes."""
-        return load_reserves().get(self.memory or self.name.partition(SEPARATOR)[0])
+        return load_reserves().get(self.memory or self.name.partition(MARK)[0])
+
+    def as_of(self, release: str) -> Engine:
+        """The engine in `release`: kernels as they were, the pace of the newest measured one not after it."""
+        rows_of = max((r for r in self.releases if version(r) <= version(release)), key=version, default="")
+        prefill, decode = self.pace.get(rows_of, (1.0, 1.0))
+        return replace(
+            self,
+            name=f"{self.family}{MARK}{release}",
+            prefill_stretch=self.prefill_stretch * prefill,
+            decode_stretch=self.decode_stretch * decode,
+            memory=self.memory or self.name,
+            release=release,
+            rows_of=rows_of,
+        )
+
+    @property
+    def assumes(self) -> str:
+        """Which release an answer is for, in words; "" where it has none."""
+        if not self.release:
+            return f"{self.family} as of {self.releases[-1]}, the newest measured" if self.releases else ""
+        if self.rows_of == self.release:
+            return f"{self.family} {self.release}, measured"
+        if self.rows_of:
+            return f"{self.family} {self.release}, told as {self.rows_of}, the nearest older release measured"
+        return f"{self.family} {self.release}, not measured: told as {self.title}"
 
     def __hash__(self) -> int:
         return hash(self.name)
@@ -284,6 +323,8 @@ def parse_engines(text: str) -> dict[str, Engine]:
         values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in table.items()}
         if "eager" in values:
             values["eager"] = {k: (float(b), float(n)) for k, (b, n) in values["eager"].items()}
+        if "pace" in values:
+            values["pace"] = {k: (float(p), float(d)) for k, (p, d) in values["pace"].items()}
         engines[name] = replace(engines[like], name=name, **values) if like else Engine(name=name, **values)
     return engines
 
@@ -314,9 +355,9 @@ def read_own(path: Path) -> dict[str, Engine]:
     except (ValueError, TypeError, AttributeError) as error:
         raise InputError(f"is no engine ({error}); calibrate again", where=str(path)) from None
     for name in found:
-        family, _, label = name.partition(SEPARATOR)
+        family, _, label = name.partition(MARK)
         if not label or family not in load_shipped():
-            raise InputError(f"{name!r} is not FAMILY{SEPARATOR}LABEL of a shipped engine; rename it", where=str(path))
+            raise InputError(f"{name!r} is not FAMILY{MARK}LABEL of a shipped engine; rename it", where=str(path))
     return found
 
 
@@ -345,8 +386,52 @@ def engines_digest() -> str:
 
 
 def get_engine(name: str) -> Engine:
-    """Engine called `name`; an unknown one is an error with suggestions."""
+    """Engine called `name`, or ``FAMILY@RELEASE``; an unknown one is an error with suggestions."""
     engines = load_engines()
-    if name.casefold() not in engines:
-        raise UnknownNameError("engine", name, engines, where="--engine")
-    return engines[name.casefold()]
+    if (key := name.casefold()) in engines:
+        return engines[key]
+    family, mark, release = key.partition(MARK)
+    if mark and family in engines and not dated(family):
+        raise InputError(f"{family} is not told by release; write {family}", where="--engine")
+    if not mark or not dated(family) or not version(release):
+        families = {f"{e.family}{MARK}{release}" for e in engines.values() if e.family} if version(release) else set()
+        raise UnknownNameError("engine", name, {*engines, *families}, where="--engine")
+    engine, at = of_release(family, release)
+    return engine.as_of(at)
+
+
+def dated(family: str) -> list[Engine]:
+    """Engines of a family with the release each begins with, oldest first."""
+    found = [e for e in load_shipped().values() if e.family == family]
+    return sorted(found, key=lambda e: version(e.since))
+
+
+def known_releases(family: str) -> list[str]:
+    """Releases that setups, kernels or the beginnings of a family's engines tell of, oldest first."""
+    kernels = re.compile(rf"{re.escape(family)}-(\d[^:]*):")
+    told: set[str] = set()
+    for engine in dated(family):
+        told |= {engine.since, *engine.releases}
+        told |= {found[1] for library in engine.kernels.values() if (found := kernels.match(library))}
+    return sorted(told, key=version)
+
+
+def of_release(family: str, release: str) -> tuple[Engine, str]:
+    """The engine that stands for `release` of a family, and the release meant: the one place where it is understood.
+
+    ``0.11`` is the newest known ``0.11.x``. `Engine.as_of` tells the release, by the nearest older one measured.
+
+    Raises
+    ------
+    InputError
+        A release before the first or after the last that is known, or none at all.
+    """
+    known = known_releases(family)
+    within = [r for r in known if r == release or r.startswith(f"{release}.")]
+    at = within[-1] if within else release
+    engines = [e for e in dated(family) if version(e.since) <= version(at)]
+    if not version(release) or not engines or version(at) > version(known[-1]):
+        near = known[-1 if engines else 0]
+        told = f"release {release!r} of {family} is not known; did you mean {family}{MARK}{near}?"
+        raise InputError(f"{told} known: {', '.join(known)} and what lies between", where="--engine")
+    return engines[-1], at

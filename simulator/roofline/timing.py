@@ -14,6 +14,7 @@ from simulator.base.dtypes import DType
 from simulator.base.errors import UnsupportedError
 from simulator.device.catalogue import Device
 from simulator.device.fits import ANY, Basis, Fit, Residual
+from simulator.device.releases import apart, joined
 from simulator.ops.dense import dense_of
 from simulator.ops.expert_exchange import ExpertExchange
 from simulator.ops.linear_attention import LinearAttention
@@ -108,6 +109,8 @@ def _answer(
     library = engine.kernel(device, family, kernel_key(op))
     if isinstance(op, Collective) and op.nodes > 1:
         library = f"{library}_{op.nodes}nodes"
+    elif library and engine.release and ":" not in library:
+        library = joined(apart(library)[0], engine.release)
     return lookup(device, family, key, library)
 
 

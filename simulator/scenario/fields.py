@@ -76,7 +76,7 @@ class Fields:
         ),
     ] = "published"
     engine: Annotated[
-        str, About("serving engine whose kernels and host side are assumed: kernels, vllm, ...", _COMMAS)
+        str, About("serving engine whose kernels and host side are assumed: kernels, vllm, vllm@0.11, ...", _COMMAS)
     ] = "vllm"
     dtype: Annotated[
         str,

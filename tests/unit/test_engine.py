@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from simulator.base.dtypes import FORMATS, DType, Format, weight_only
-from simulator.base.errors import UnknownNameError
+from simulator.base.errors import InputError, UnknownNameError
 from simulator.device.catalogue import load
+from simulator.fitting.e2e_fit import paces
 from simulator.fitting.engine_file import rewritten, to_toml
 from simulator.inference.closed_loop import Run, closed_loop, cycle, solve
 from simulator.inference.group import group_of
@@ -18,6 +20,7 @@ from simulator.ops.ops import Moe
 from simulator.ops.step import decode_step, prefill_step
 from simulator.roofline.engine import Engine, get_engine, load_engines, parse_engines
 from simulator.roofline.lookup import kernel_key
+from simulator.roofline.timing import time_op
 from simulator.scenario.scenario import Scenario
 
 
@@ -197,3 +200,64 @@ def test_experts_stored_in_mxfp4_run_another_kernel_than_integers() -> None:
         keys.append(kernel_key(moe(fmt)))
     assert keys == ["w4a16.mx", "w4a16"]
     assert [vllm.kernel(h100, "moe", key) for key in keys] == ["vllm_mx_oaitriton", "vllm_marlin"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "memory", "assumes"),
+    [
+        ("vllm@0.11", "vllm-2025", "vllm 0.11, not measured: told as vLLM of 2025"),
+        ("VLLM@0.13", "vllm", "vllm 0.13, told as 0.12.0, the nearest older release measured"),
+        ("vllm@0.15", "vllm", "vllm 0.15.1, measured"),
+        ("vllm@0.6.3", "vllm-2024", "vllm 0.6.3, not measured: told as vLLM of 2024"),
+        ("sglang@0.5.1.post1", "sglang", "sglang 0.5.1.post1, measured"),
+        ("trtllm@1.2.0rc6.post2", "trtllm", "trtllm 1.2.0rc6.post2, measured"),
+        ("vllm", "vllm", "vllm as of 0.19.0, the newest measured"),
+        ("hf", "", ""),
+    ],
+)
+def test_a_release_is_told_by_the_engine_that_stands_for_it(asked: str, memory: str, assumes: str) -> None:
+    engine = get_engine(asked)
+    assert (engine.reserve.name if engine.reserve else "") == memory
+    assert engine.assumes.startswith(assumes)
+    assert bool(engine.assumes) == bool(assumes)
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ("vllm@9.9", r"release '9.9' of vllm is not known; did you mean vllm@0\.31\.0\? known: 0\.2\.0, .* between"),
+        ("vllm@0.1", r"did you mean vllm@0\.2\.0\?"),
+        ("vlm@0.12", r"did you mean 'vllm@0\.12'"),
+        ("hf@4.5", "hf is not told by release; write hf"),
+        ("vllm@mine", "unknown engine 'vllm@mine'"),
+    ],
+)
+def test_a_release_nobody_knows_is_refused_with_those_that_are(asked: str, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        get_engine(asked)
+
+
+def test_a_release_changes_kernels_memory_and_pace_at_once() -> None:
+    """From 0.5.14 on SGLang's Triton experts run otherwise; its own pace is on top of the family's stretch."""
+    op = moe(FORMATS["bf16"])
+    old, new = (time_op(op, load("h100-sxm"), get_engine(f"sglang@{r}")).source for r in ("0.5.10", "0.5.14"))
+    assert (old.rpartition("/")[2], new.rpartition("/")[2]) == ("sglang_triton", "sglang_triton@0.5.14")
+    paced = plain(family="x", releases=("1.0", "1.2"), pace={"1.2": (0.9, 1.1)})
+    assert (paced.as_of("1.1").decode_stretch, paced.as_of("1.1").rows_of) == (1.0, "1.0")
+    assert (paced.as_of("1.3").prefill_stretch, paced.as_of("1.3").decode_stretch) == (0.9, 1.1)
+    assert paced.as_of("0.9").rows_of == ""
+
+
+def test_a_pace_needs_two_models_that_agree() -> None:
+    """Two models 10 and 21 % slow: exp((ln 1.1 + ln 1.21) / 3) = 1.1; one model says nothing of a release."""
+
+    def rows(release: str, models: dict[str, float]) -> pd.DataFrame:
+        told = [
+            {"release": release, "model": m, "metric": "tpot", "time_s": f, "mid_s": 1.0} for m, f in models.items()
+        ]
+        return pd.DataFrame(told * 10)
+
+    slow = rows("1.0", {"a": 1.1, "b": 1.21})
+    found = paces(pd.concat([slow, rows("1.1", {"a": 2.0}), rows("1.2", {"a": 0.5, "b": 2.0})], ignore_index=True))
+    assert list(found) == ["1.0"]
+    assert found["1.0"] == pytest.approx((1.0, 1.1))
