@@ -427,7 +427,7 @@ def of_release(family: str, release: str) -> tuple[Engine, str]:
         A release before the first or after the last that is known, or none at all.
     """
     known = known_releases(family)
-    within = [r for r in known if r == release or r.startswith(f"{release}.")]
+    within = [r for r in known if r.startswith(f"{release}.")] if release.count(".") < 2 else []
     at = within[-1] if within else release
     engines = [e for e in dated(family) if version(e.since) <= version(at)]
     if not version(release) or not engines or version(at) > version(known[-1]):
