@@ -131,7 +131,7 @@ def test_a_grid_runs_dense_once_and_every_policy_in_every_kernel() -> None:
 
 def test_an_engine_that_runs_a_policy_in_its_own_kernel_has_that_for_the_published_one() -> None:
     """TensorRT-LLM's plugin multiplies 2:4 weights densely, zeros and all; another kernel is there for the asking."""
-    for engine in ("trtllm", "trtllm-2024"):
+    for engine in ("trtllm", "trtllm-2024", "trtllm@1.2"):
         scenario = Scenario(model="llama-7b", device="a10", policy="nm24", engine=engine)
         assert (scenario.policies.kernel, scenario.policies.spelling) == ("gemm_plugin", "nm24")
         answer = predict(scenario).answer
