@@ -67,7 +67,7 @@ class Kernel(BaseModel):
     lean: bool = False
 
     def runs_in(self, engine: str) -> bool:
-        """Whether `engine`, of any release or one's own (``vllm-2025``, ``vllm@0.11``), runs the policy in this kernel."""
+        """Whether `engine`, of any release or one's own, runs the policy in this kernel."""
         return engine.partition("@")[0].partition("-")[0] in self.engines
 
     @property
