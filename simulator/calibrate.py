@@ -14,7 +14,7 @@ import typer
 from simulator.base import console
 from simulator.base.errors import InputError, UnknownNameError, reason
 from simulator.fitting.e2e_rows import counts
-from simulator.fitting.judged import FAMILIES, KERNEL_KINDS, module_of
+from simulator.fitting.judged import FAMILIES, KERNEL_KINDS, module_of, prepared
 from simulator.fitting.own_runs import Setup
 from simulator.fitting.tables import read_tables
 from simulator.scenario.options import refuse_beside
@@ -66,8 +66,10 @@ def calibrate(kind: str, raw: Any, device: str | None = None, date: str | None =
     """
     from simulator.fitting.asked import refuse_implausible
 
-    module = module_of(kind)
-    rows = module.prepare(raw)
+    module, left_out = module_of(kind), dict[str, int]()
+    rows = prepared(kind, raw, left_out)
+    if left_out:
+        console.say(f"left out: {counts(left_out)}")
     if device is not None:
         from simulator.device.catalogue import resolve
 
