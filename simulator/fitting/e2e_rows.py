@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from simulator.base.dtypes import AUTO
 from simulator.base.errors import InputError
 from simulator.device.catalogue import Device
+from simulator.fitting import inferencex
 from simulator.model import hub
 from simulator.model.formats import choose
 from simulator.model.spec import ModelSpec
@@ -35,17 +36,6 @@ longest up to it; a closed loop's mean is over ``rounds`` requests per client, o
 
 STEP_SOURCES = ("splitwise-sim", "FasterTransformer-docs")
 CLOSED_SOURCES = ("aiconfigurator-silicon_sample",)
-INFERENCEX = r"db-dump|source_file=\d{4}-\d{2}-\d{2}\.csv"
-"""Notes of InferenceX's runs, named by their day; files named by a model are runs of fixed lengths."""
-SHORTEST = 0.8
-"""It draws lengths from this share of the stated one up to it: ``--random-range-ratio 0.8`` [-].
-
-Their mean is 0.9 of what is stated (github.com/SemiAnalysisAI/InferenceX/issues/356)."""
-ROUNDS = 10.0
-"""Requests per client: it sends ten times the concurrency (benchmarks/benchmark_lib.sh); assumed of the others [-]."""
-WAIT_STEPS = 20.0
-"""Its TensorRT-LLM set-ups of Llama-3.1-70B at 1024/1024 below eight GPUs (benchmarks/70b_fp8_h200_trt_slurm.sh and
-its like at 73ef922): ``batch_wait_timeout_iters: 20`` [-]."""
 LOADS = {
     "IBM-LLM-Pilot": "batch is an offered load of variable lengths",
     "MLPerf-inference-v4.1": "batch is an offered load",
@@ -187,16 +177,11 @@ def _setup(row: dict[str, Any], model: ModelSpec | None, device: Device | None) 
         return None, f"metric {row['metric']} without what it needs"
     metric, seconds, prompt, output = timed
     closed = source in CLOSED_SOURCES
-    drawn = closed and re.search(INFERENCEX, note) is not None
-    shortest = SHORTEST if drawn else 1.0
+    recipe = closed and inferencex.NOTES.search(note) is not None
+    shortest = inferencex.SHORTEST if recipe else 1.0
     mean = (1.0 + shortest) / 2.0
-    waits = (
-        drawn
-        and engine == "trtllm"
-        and model.name == "llama-3.1-70b"
-        and tp < 8
-        and (prompt, output) == (1024.0, 1024.0)
-    )
+    fp8 = ("KV" in note and "fp8" in note.casefold()) or (recipe and inferencex.keeps_fp8(engine, model.name, device))
+    waits = inferencex.wait_steps(engine, model.name, tp, (prompt, output)) if recipe else 0.0
     # A refused request shows only in the whole latency; first-token and per-token times were really taken.
     if metric == "e2e" and prompt + output > model.max_context:
         return None, "longer than the model's context, so cut or refused"
@@ -208,7 +193,7 @@ def _setup(row: dict[str, Any], model: ModelSpec | None, device: Device | None) 
         "device": device.name,
         "model": model.name,
         "dtype": dtype,
-        "kv_dtype": "fp8" if "KV" in note and "fp8" in note.casefold() else "auto",
+        "kv_dtype": "fp8" if fp8 else "auto",
         "tp": int(tp),
         "ep": ep,
         "batch": float(row["batch"]),
@@ -216,8 +201,8 @@ def _setup(row: dict[str, Any], model: ModelSpec | None, device: Device | None) 
         "output": output * mean,
         "loop": "closed" if closed else "static",
         "shortest": shortest,
-        "rounds": ROUNDS if closed else 1.0,
-        "wait_steps": WAIT_STEPS if waits else 0.0,
+        "rounds": inferencex.ROUNDS if closed else 1.0,  # assumed of the others
+        "wait_steps": waits,
         "metric": metric,
         "time_s": seconds,
     }, ""

@@ -60,7 +60,8 @@ def read_runs(paths: Iterable[Path], setup: Setup) -> tuple[pd.DataFrame, dict[s
     """
     import pandas as pd
 
-    from simulator.fitting.e2e_rows import ROUNDS, SETUP, SHORTEST, counts
+    from simulator.fitting.e2e_rows import SETUP, counts
+    from simulator.fitting.inferencex import ROUNDS, SHORTEST
 
     kept: list[dict[str, Any]] = []
     reasons: Counter[str] = Counter()

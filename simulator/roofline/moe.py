@@ -33,7 +33,7 @@ ALIGNED = 16.0
 """Elements by which a rank's expert width must divide, or the loads of its rows are not vectorised [-]."""
 SMALLEST_TILE = 8.0
 MOST_ROUNDED = 8
-"""Tokens of one expert up to which the small law is summed: its largest draw is 5.3 of the mean for alpha 1 to 1.2 [-]."""
+"""Tokens of one expert up to which the law of few pairs is summed: its largest draw is 5.3 times the mean [-]."""
 
 
 @dataclass(frozen=True)

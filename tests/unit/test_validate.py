@@ -5,11 +5,13 @@ import pandas as pd
 import pytest
 
 from simulator.base.errors import InputError
+from simulator.device.catalogue import load
 from simulator.fitting import e2e
 from simulator.fitting import judged as judging
 from simulator.fitting.asked import predicted
 from simulator.fitting.e2e_rows import prepare
 from simulator.fitting.e2e_steps import predict
+from simulator.fitting.inferencex import keeps_fp8
 from simulator.roofline.engine import load_engines
 
 
@@ -195,6 +197,24 @@ def test_lengths_of_inferencex_are_nine_tenths_of_the_stated_ones() -> None:
     assert found["output"].to_dict() == pytest.approx({8.0: 921.6, 16.0: 1024.0, 32.0: 921.6})
     assert found["shortest"].to_dict() == {8.0: 0.8, 16.0: 1.0, 32.0: 0.8}
     assert found["wait_steps"].to_dict() == {8.0: 0.0, 16.0: 0.0, 32.0: 20.0}
+
+
+def test_recipes_of_inferencex_say_the_format_of_the_kv_cache() -> None:
+    """vLLM's of Llama-3.1-70B keep it in FP8; SGLang's of DeepSeek do on Blackwell alone. Runs of NVIDIA say nothing."""
+    kept = [
+        (engine, model, device)
+        for engine in ("vllm", "sglang", "trtllm")
+        for model in ("llama-3.1-70b", "deepseek-v3", "qwen3-32b")
+        for device in ("h200", "b200")
+        if keeps_fp8(engine, model, load(device))
+    ]
+    assert kept == [
+        ("vllm", "llama-3.1-70b", "h200"),
+        ("vllm", "llama-3.1-70b", "b200"),
+        ("sglang", "deepseek-v3", "b200"),
+        ("trtllm", "deepseek-v3", "h200"),
+        ("trtllm", "deepseek-v3", "b200"),
+    ]
 
 
 def test_formats_of_rows_are_those_of_the_published_checkpoints() -> None:
