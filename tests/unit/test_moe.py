@@ -63,8 +63,8 @@ def test_power_law_sampler_agrees_with_the_closed_form():
 )
 def test_power_law_moments_by_quadrature(tokens, topk, experts, ranks):
     """x^-0.5 on [1, 0.8 T], or on [0.01, 2] for few pairs: experts above half a token of ``x T k / (E mean)`` are hit,
-    and the busiest of r sums of E/r draws stands sqrt(2 ln r) deviations above their mean, at most T min(E/r, k). Of few
-    pairs those that rounding lost hit one more each; the busiest rank has half of the binomial spread more experts."""
+    and the busiest of r sums of E/r draws stands sqrt(2 ln r) deviations above their mean, at most T min(E/r, k).
+    Of few pairs those that rounding lost hit one more each; the busiest rank has half of the binomial spread more."""
     pairs, local = tokens * topk, experts / ranks
     low, high = (1.0, 0.8 * tokens) if pairs > experts else (0.01, 2.0)
     norm, mean, square = (quad(lambda x, p=p: x ** (p - 0.5), low, high)[0] for p in (0, 1, 2))

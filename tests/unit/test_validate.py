@@ -200,7 +200,7 @@ def test_lengths_of_inferencex_are_nine_tenths_of_the_stated_ones() -> None:
 
 
 def test_recipes_of_inferencex_say_the_format_of_the_kv_cache() -> None:
-    """vLLM's of Llama-3.1-70B keep it in FP8; SGLang's of DeepSeek do on Blackwell alone. Runs of NVIDIA say nothing."""
+    """vLLM's of Llama-3.1-70B keep it in FP8; SGLang's of DeepSeek do on Blackwell alone."""
     kept = [
         (engine, model, device)
         for engine in ("vllm", "sglang", "trtllm")
