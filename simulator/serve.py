@@ -139,7 +139,7 @@ def command(
     left = Reuse(arrived) if reuse is None else apply_reuse(arrived, reuse, arriving["seed"])
     if arrived.users and capacity and not promises:
         raise InputError("how many users are served is a matter of promises; give --slo", where="--capacity")
-    if arrived.users and reuse is not None and left.answered:
+    if arrived.answered and reuse is not None and left.answered:
         raise InputError("users who are answered elsewhere ask again sooner, which is not simulated", where="--reuse")
     if not arrived.users and not isfinite(left.requests.rate) and (capacity or scales != [1.0]):
         raise InputError(

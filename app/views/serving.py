@@ -132,15 +132,7 @@ def _traffic() -> tuple[dict[str, Any], dict[str, bytes]]:
                 width=130,
                 help="Each waits for an answer, thinks, and asks again.",
             )
-            flags["think_time"] = st.text_input(
-                "They think [s]",
-                "exponential(mean=20)",
-                key="q.think",
-                bind="query-params",
-                max_chars=60,
-                help="A number, or exponential(mean=).",
-                width=190,
-            )
+            flags["think_time"] = _think()
         rate = (
             None
             if asked == FROM_USERS
@@ -180,7 +172,33 @@ def _traffic() -> tuple[dict[str, Any], dict[str, bytes]]:
                 flags[key] = st.text_input(
                     label, start, key=f"q.{key}", bind="query-params", max_chars=80, help=lengths, width=230
                 )
+            talk = st.text_input(
+                "Turns of a conversation",
+                "1",
+                key="q.turns",
+                bind="query-params",
+                max_chars=60,
+                help="Each brings all before it and waits for the answer; a rate counts conversations. " + lengths,
+                width=230,
+            )
+            if talk.strip() != "1":
+                flags["turns"] = talk
+                if asked == AT_A_RATE:
+                    flags["think_time"] = _think()
     return flags, files
+
+
+def _think() -> str:
+    """How long users think before they ask again."""
+    return st.text_input(
+        "They think [s]",
+        "exponential(mean=20)",
+        key="q.think",
+        bind="query-params",
+        max_chars=60,
+        help="A number, or exponential(mean=).",
+        width=190,
+    )
 
 
 def _safe(name: str) -> str:

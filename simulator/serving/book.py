@@ -27,7 +27,9 @@ class Book:
     ready : set of int
         Requests whose KV is computed already: swapped out, or handed over by a prefill replica.
     think : list of float
-        How long the user of a closed loop thinks before it [s]; empty elsewhere.
+        How long its user thinks before it [s]; empty where nobody waits for an answer.
+    then : list of int
+        The next turn of its conversation, -1 after the last; empty where there are none.
     ids : list of tuple of int
         Prefix blocks of the prompt; empty without prefix caching.
     admitted, first, finish : list of float
@@ -45,6 +47,7 @@ class Book:
     reserve: Sequence[int] = ()
     ready: set[int] = field(default_factory=set)
     think: Sequence[float] = ()
+    then: Sequence[int] = ()
     ids: Sequence[Sequence[int]] = ()
     admitted: list[float] = field(default_factory=list)
     first: list[float] = field(default_factory=list)

@@ -112,38 +112,56 @@ def simulate(deployment: Deployment, requests: Requests, end: str = "mid") -> Ou
     longest = int(np.max(requests.prompt + requests.output))
     table = deployment.table(longest, end)
     began = process_time()
-    if requests.users and (deployment.prefill_replicas or deployment.group.pp > 1):
+    if requests.answered and (deployment.prefill_replicas or deployment.group.pp > 1):
         where = "--prefill-replicas" if deployment.prefill_replicas else "--pp"
-        raise UnsupportedError(f"{where}: not with --users, whose next question waits for the last stage; give --rate")
+        raise UnsupportedError(
+            f"{where}: not with --users or --turns, which wait for the last stage; give --rate alone"
+        )
     if deployment.prefill_replicas:
         found = _split(deployment, requests, table)
     else:
         book = _book(deployment, requests)
         replicas = _replicas(deployment, table, book, deployment.replicas, requests.id_tokens)
-        if requests.users:
-            found = _closed(deployment, requests, book, replicas)
+        if requests.answered:
+            found = _answered(deployment, requests, book, replicas)
         else:
             found = _collect(deployment, requests, book, replicas, route(deployment, replicas, book))
     return replace(found, seconds=process_time() - began)
 
 
-def _closed(deployment: Deployment, requests: Requests, book: Book, replicas: Sequence[Replica]) -> Outcome:
-    """Users who ask again: each stays with one replica, whose free users take its next request.
+def _answered(deployment: Deployment, requests: Requests, book: Book, replicas: Sequence[Replica]) -> Outcome:
+    """Users who ask again, and turns of conversations: what follows an answer stays with its replica.
 
-    They begin evenly over a mean time to think. The outcome's requests are in the order they came.
+    Users begin evenly over a mean time to think; a replica's free users take its next conversation. The outcome's
+    requests are in the order they came.
     """
-    count, users = len(replicas), requests.users
-    think_s = 0.0 if requests.think_s is None else float(np.mean(requests.think_s))
-    chosen = (np.arange(len(requests)) % users % count).tolist()
-    for i in range(users):
-        book.arrival[i] = think_s * i / users
-    for k, replica in enumerate(replicas):
-        for i in range(k, users, count):
-            replica.add(i)
-        replica.closed = deque(i for i in range(users, len(requests)) if chosen[i] == k)
-        replica.run()
+    count, then = len(replicas), requests.followers()
+    first = np.ones(len(requests), bool)
+    first[then[then >= 0]] = False
+    heads = np.flatnonzero(first).tolist()
+    book.then = then.tolist()
+    if requests.users:
+        users = requests.users
+        think_s = 0.0 if requests.think_s is None else float(np.mean(requests.think_s))
+        taken = [r % users % count for r in range(len(heads))]
+        for r, i in enumerate(heads[:users]):
+            book.arrival[i] = think_s * r / users
+        for k, replica in enumerate(replicas):
+            for i in heads[k:users:count]:
+                replica.add(i)
+            replica.closed = deque(i for i, at in zip(heads[users:], taken[users:], strict=True) if at == k)
+            replica.run()
+    else:
+        taken = route(deployment, replicas, book, heads)
+    chosen = np.zeros(len(requests), int)
+    chosen[heads] = taken
+    if requests.session is not None:
+        sessions, of = np.unique(requests.session, return_inverse=True)
+        by_session = np.zeros(len(sessions), int)
+        by_session[of[heads]] = taken
+        chosen = by_session[of]
     came = np.argsort(book.arrival, kind="stable")
-    found = _collect(deployment, requests, book, replicas, chosen)
+    found = _collect(deployment, requests, book, replicas, chosen.tolist())
     arrival = np.array(book.arrival)[came]
     per_request = ("replica", "admitted_s", "first_s", "finish_s", "preemptions", "hits")
     return replace(
@@ -154,16 +172,19 @@ def _closed(deployment: Deployment, requests: Requests, book: Book, replicas: Se
     )
 
 
-def route(deployment: Deployment, replicas: Sequence[Replica], book: Book) -> list[int]:
-    """Run every request of `book` in order of arrival; the replica each went to.
+def route(
+    deployment: Deployment, replicas: Sequence[Replica], book: Book, which: Sequence[int] | None = None
+) -> list[int]:
+    """Run every request of `book` in order of arrival, or `which` and what follows them; the replica each went to.
 
     Round robin looks at nothing, so every replica runs alone. The other routers see the replicas as they are at
     the arrival.
     """
     count = len(replicas)
+    asked = range(len(book.arrival)) if which is None else which
     if deployment.router == "round-robin" or count == 1:
-        chosen = [i % count for i in range(len(book.arrival))]
-        for i, k in enumerate(chosen):
+        chosen = [r % count for r in range(len(asked))]
+        for i, k in zip(asked, chosen, strict=True):
             replicas[k].add(i)
         for replica in replicas:
             replica.run()
@@ -173,7 +194,8 @@ def route(deployment: Deployment, replicas: Sequence[Replica], book: Book) -> li
     chosen, loads = [], [0] * count
     quiet = [FOREVER] * count
     due: list[tuple[float, int]] = []
-    for i, arrival in enumerate(book.arrival):
+    for i in asked:
+        arrival = book.arrival[i]
         while due and due[0][0] < arrival:
             until, k = heappop(due)
             if quiet[k] == until:

@@ -27,7 +27,10 @@ def traffic_options(count: int | None, counted: str) -> list[inspect.Parameter]:
         option("requests", Path, None, "Azure, BurstGPT or own CSV/Parquet, or Mooncake JSONL"),
         option("rate", float, None, "requests/s, inf for all at once; with --requests its lengths at this rate"),
         option("users", int, None, "in place of a rate: so many ask again when answered", "--users", "--concurrency"),
-        option("think_time", str, None, "with --users, before they ask again [s]: 30 or exponential(mean=30)"),
+        option(
+            "think_time", str, None, "with --users or --turns, before they ask again [s]: 30 or exponential(mean=30)"
+        ),
+        option("turns", str, None, "synthetic: turns of a conversation, like lengths; --rate counts conversations"),
         option("arrivals", str, "poisson", "with --rate: poisson, gamma(cv=2) or fixed"),
         option("prompt_tokens", str, None, lengths, "--prompt-tokens", "--isl"),
         option("output_tokens", str, None, "likewise", "--output-tokens", "--osl"),

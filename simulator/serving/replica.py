@@ -77,7 +77,7 @@ class Replica:
     Attributes
     ----------
     closed : deque of int
-        Requests of clients that wait for an answer: the next arrives whenever one leaves.
+        Requests of clients that wait for an answer: the next arrives whenever one leaves that has no next turn.
     """
 
     def __init__(
@@ -114,8 +114,8 @@ class Replica:
         self._swaps_s = 0.0
 
     def add(self, request: int) -> None:
-        """Queue a request; their arrivals must not fall."""
-        self.queue.append(request)
+        """Queue a request; their arrivals must not fall, next turns that wait apart."""
+        insort(self.queue, request, lo=self._next, key=self.book.arrival.__getitem__)
 
     @property
     def load(self) -> int:
@@ -129,15 +129,17 @@ class Replica:
 
     def quiet_s(self) -> float:
         """No step that starts before this has a sequence leave, unless a request is added [s]."""
-        if self.waiting or self._partial >= 0 or self._next < len(self.queue):
+        due = self.book.arrival[self.queue[self._next]] if self._next < len(self.queue) else FOREVER
+        if not self.running and not self.waiting:
+            return due
+        if self.waiting or self._partial >= 0 or due <= self.clock:
             return self.clock
-        if not self.running:
-            return FOREVER
         k = self._until_one_leaves() - 1
         room = self.block_tokens * (self.blocks - self._held - self._pinned())
         if self.grows and self._sum - self._shared + self._n * (self.block_tokens + k - 1) > room:
             return self.clock
-        return self.clock + self._swaps_s + (self.table.run(self._n, self._sum, k, FOREVER)[1] if k else 0.0)
+        steps_s = self.table.run(self._n, self._sum, k, FOREVER)[1] if k else 0.0
+        return min(due, self.clock + self._swaps_s + steps_s)
 
     def run(self, until: float = FOREVER) -> None:
         """Run all steps that start before `until`, or until nothing is left to do."""
@@ -320,8 +322,15 @@ class Replica:
         self.book.finish[i] = self.clock
         del self.running[i]
         self._release(i, context)
-        if self.closed:
+        follower = self.book.then[i] if self.book.then else -1
+        if follower >= 0 and self.prefix is not None:
+            # The answer's KV stays too: the next turn's ids that this one's tokens fill.
+            filled = self.book.ids[follower][: context // self.prefix.tokens]
+            self.prefix.acquire(filled)
+            self.prefix.release(filled)
+        elif follower < 0 and self.closed:
             follower = self.closed.popleft()
+        if follower >= 0:
             arrival = self.book.arrival
             arrival[follower] = self.clock + (self.book.think[follower] if self.book.think else 0.0)
             insort(self.queue, follower, lo=self._next, key=arrival.__getitem__)

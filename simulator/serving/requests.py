@@ -68,6 +68,9 @@ class Requests:
         Of the closed loop; 0 where requests come whenever they come [-].
     rejected : int
         Sent among them and refused as longer than the context [-].
+    session : ndarray of int, optional
+        Conversation of each: its turns follow each other, a turn comes `think_s` after the answer to the last, and
+        `arrival_s` is as if answers took no time until it was served.
     """
 
     arrival_s: np.ndarray
@@ -83,6 +86,7 @@ class Requests:
     think_s: np.ndarray | None = None
     users: int = 0
     rejected: int = 0
+    session: np.ndarray | None = None
 
     @classmethod
     def of(
@@ -141,11 +145,13 @@ class Requests:
         if not np.isfinite(factor) or factor <= 0.0:
             raise InputError(f"{factor:g} must be above 0", where="--rate-scale")
         stream = None if self.stream is None else self.stream.scaled(factor)
+        if self.session is not None and stream is not None:
+            return stream.first(len(self))  # conversations come sooner, their users think no faster
         return replace(self, arrival_s=self.arrival_s / factor, stream=stream)
 
     def at_once(self) -> Requests:
-        """All at time 0."""
-        return replace(self, arrival_s=np.zeros(len(self)), stream=None)
+        """All at time 0, none waiting for an answer."""
+        return replace(self, arrival_s=np.zeros(len(self)), stream=None, think_s=None, session=None, users=0)
 
     def first(self, count: int | None) -> Requests:
         """The first `count` requests."""
@@ -163,13 +169,28 @@ class Requests:
             lines=None if self.lines is None else self.lines[index],
             stream=None,
             think_s=None if self.think_s is None else self.think_s[index],
+            session=None if self.session is None else self.session[index],
         )
 
     def closed(self, users: int, think_s: np.ndarray) -> Requests:
         """Sent by `users` who each wait for an answer and think for `think_s` [s] before they ask again."""
         if not 1 <= users <= len(self):
             raise InputError(f"{users:,} users need as many requests, {self.name} holds {len(self):,}", where="--users")
-        return replace(self.at_once(), users=users, think_s=think_s)
+        return replace(self, arrival_s=np.zeros(len(self)), stream=None, users=users, think_s=think_s)
+
+    @property
+    def answered(self) -> bool:
+        """Whether some come only after the answer to another: users of a closed loop, or conversations."""
+        return bool(self.users) or self.session is not None
+
+    def followers(self) -> np.ndarray:
+        """The next turn of each request's conversation, -1 after the last; shape (requests,)."""
+        then = np.full(len(self), -1)
+        if self.session is not None:
+            order = np.argsort(self.session, kind="stable")
+            same = self.session[order][1:] == self.session[order][:-1]
+            then[order[:-1][same]] = order[1:][same]
+        return then
 
     def with_users(self, users: int) -> Requests:
         """The same closed loop with `users`, and requests enough for them where there are more to be had."""
@@ -188,14 +209,16 @@ class Requests:
         """Share of prompt tokens that a cache which never evicts would find [-]."""
         seen: set[int] = set()
         hits = 0
-        for ids, prompt in zip(self.ids, self.prompt.tolist(), strict=True):
+        kept = (self.prompt + self.output) // self.id_tokens
+        each = zip(self.ids, self.prompt.tolist(), self.followers().tolist(), kept.tolist(), strict=True)
+        for ids, prompt, follower, answered in each:
             found = 0
             for block in ids:
                 if block not in seen:
                     break
                 found += 1
             hits += min(found * self.id_tokens, prompt - 1)
-            seen.update(ids)
+            seen.update(ids if follower < 0 else self.ids[follower][:answered])
         return hits / float(self.prompt.sum())
 
     def _refuse(self, bad: np.ndarray, why: str) -> None:

@@ -57,13 +57,17 @@ class Window:
 def window(outcome: Outcome) -> Window:
     """What is neither warm-up nor drain: arrivals one lifetime after the first until one before the last.
 
-    A lifetime is the `LIFETIME` quantile of the requests', with what its user thinks before it. Those before find a
-    fleet that still fills, those after decode while it empties. Where fewer than `LEAST` are left, nothing is cut
-    off, from the first arrival to the last token.
+    A lifetime is the `LIFETIME` quantile of the requests', with what its user thinks before it; in a conversation
+    since its first turn. Those before find a fleet that still fills, those after decode while it empties. Where fewer
+    than `LEAST` are left, nothing is cut off, from the first arrival to the last token.
     """
-    arrival = outcome.requests.arrival_s
+    arrival, session = outcome.requests.arrival_s, outcome.requests.session
     think = 0.0 if outcome.requests.think_s is None else outcome.requests.think_s
-    life = float(np.quantile(outcome.finish_s - arrival + think, LIFETIME))
+    began = arrival
+    if session is not None:
+        _, first, of = np.unique(session, return_index=True, return_inverse=True)
+        began = arrival[first][of]
+    life = float(np.quantile(outcome.finish_s - began + think, LIFETIME))
     found = Window(life, float(arrival[-1]) - life, life)
     count = int(found.has(arrival).sum())
     if count >= LEAST:

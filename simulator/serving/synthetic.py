@@ -12,6 +12,7 @@ import numpy as np
 from simulator.base.errors import InputError
 from simulator.scenario.fields import MAX_TOKENS
 from simulator.serving.calls import parse_call
+from simulator.serving.conversations import SHARED_TOKENS, Dialogue, refuse_turns
 from simulator.serving.requests import MAX_REQUESTS, Requests
 
 ARRIVALS = {"poisson": {}, "gamma": {"cv": None}, "fixed": {}}
@@ -92,14 +93,15 @@ class SyntheticStream:
     factor: float = 1.0
     users: int = 0
     think: str = "0"
+    turns: str = "1"
 
     @property
     def least(self) -> int:
-        """Fewest requests asked for [-]."""
-        return ROUNDS * self.users
+        """Fewest requests asked for: `ROUNDS` per user, and two conversations [-]."""
+        return max(ROUNDS * self.users, int(_turns(self, 2 * self.users).sum()) if self.users else 0)
 
     def first(self, count: int) -> Requests:
-        """The first `count` requests; in a closed loop at least `ROUNDS` per user."""
+        """The first `count` requests, or `least`."""
         return _first(self, max(count, self.least) if count >= 1 else count)
 
     def with_users(self, users: int) -> SyntheticStream:
@@ -117,8 +119,10 @@ class SyntheticStream:
 def _first(stream: SyntheticStream, count: int) -> Requests:
     if not 1 <= count <= MAX_REQUESTS:
         raise InputError(f"must be 1 to {MAX_REQUESTS}", where="--count")
+    if stream.turns != "1":
+        return _conversations(stream, count)
     # One generator each, so that more arrivals leave the lengths what they are.
-    arriving, prompting, answering, thinking = np.random.default_rng(stream.seed).spawn(4)
+    arriving, prompting, answering, thinking, _ = np.random.default_rng(stream.seed).spawn(5)
     timed = not stream.users and stream.rate < math.inf
     found = Requests.of(
         arrival_times(count, stream.rate, stream.arrivals, arriving) if timed else np.zeros(count),
@@ -131,7 +135,51 @@ def _first(stream: SyntheticStream, count: int) -> Requests:
     return replace(found, arrival_s=found.arrival_s / stream.factor, stream=stream)
 
 
+def _turns(stream: SyntheticStream, conversations: int) -> np.ndarray:
+    """Turns of each conversation [-]."""
+    turns = lengths(conversations, stream.turns, "--turns", np.random.default_rng(stream.seed).spawn(5)[4])
+    refuse_turns(turns)
+    return turns
+
+
+def _conversations(stream: SyntheticStream, count: int) -> Requests:
+    """The first `count` turns: of users one conversation after the other, else in order of arrival.
+
+    No turn among the first `count` to arrive is of a later conversation than the `count`th, each of which has one.
+    """
+    turns = _turns(stream, count)
+    if stream.users:
+        turns = turns[: int(np.searchsorted(np.cumsum(turns), count)) + 1]
+    arriving, prompting, answering, thinking, _ = np.random.default_rng(stream.seed).spawn(5)
+    total = int(turns.sum())
+    output = lengths(total, stream.output, "--output-tokens", answering)
+    think_s = think_times(total, stream.think, thinking)
+    said = Dialogue.of(turns, lengths(total, stream.prompt, "--prompt-tokens", prompting), output, think_s)
+    arrival_s, order = np.zeros(total), np.arange(count)
+    if not stream.users:
+        starts = arrival_times(len(turns), stream.rate, stream.arrivals, arriving) / stream.factor
+        arrival_s = starts[said.session] + said.waited_s
+        order = np.argsort(arrival_s, kind="stable")[:count]
+        think_s = np.where(said.turn, think_s, 0.0)
+    said = Dialogue(said.session[order], said.turn[order], said.prompt[order], said.waited_s[order])
+    found = Requests.of(
+        arrival_s[order],
+        said.prompt,
+        output[order],
+        ids=said.ids(),
+        id_tokens=SHARED_TOKENS,
+        name=f"{_when(stream)}, each turn adds {stream.prompt}, outputs {stream.output}",
+    )
+    if stream.users:
+        found = found.closed(stream.users, think_s[order])
+    return replace(found, session=said.session, think_s=think_s[order], stream=stream)
+
+
 def _when(stream: SyntheticStream) -> str:
+    if stream.turns != "1":
+        who = users_named(stream.users, stream.think) if stream.users else f"{stream.arrivals} {stream.rate:g}/s"
+        waits = "" if stream.users or stream.think.strip() == "0" else f", users think {stream.think} s"
+        return f"conversations of {stream.turns} turns, {who}{waits}"
     if stream.users:
         return users_named(stream.users, stream.think)
     return "all at once" if stream.rate == math.inf else f"{stream.arrivals} {stream.rate:g}/s"
@@ -159,13 +207,28 @@ def think_times(count: int, how: str, rng: np.random.Generator) -> np.ndarray:
     return rng.exponential(seconds, count) if name == "exponential" else np.full(count, seconds)
 
 
-def synthetic(count: int, rate: float, *, arrivals: str, prompt: str, output: str, seed: int = 0) -> Requests:
+def synthetic(
+    count: int,
+    rate: float,
+    *,
+    arrivals: str,
+    prompt: str,
+    output: str,
+    seed: int = 0,
+    turns: str = "1",
+    think: str = "0",
+) -> Requests:
     """`count` requests; the same seed gives the same ones, and more of them after those. All at once where `rate` is
-    infinite.
+    infinite; with `turns` the rate is of conversations, whose users think for `think` seconds.
     """
-    return SyntheticStream(rate, arrivals, prompt, output, seed).first(count)
+    if turns != "1" and rate == math.inf:
+        raise InputError("conversations wait for answers, they cannot all come at once; give a rate", where="--turns")
+    return SyntheticStream(rate, arrivals, prompt, output, seed, think=think, turns=turns).first(count)
 
 
-def closed_loop(count: int, users: int, think: str, *, prompt: str, output: str, seed: int = 0) -> Requests:
+def closed_loop(
+    count: int, users: int, think: str, *, prompt: str, output: str, seed: int = 0, turns: str = "1"
+) -> Requests:
     """`count` requests, or `ROUNDS` per user, of `users` who think for `think` seconds after each answer."""
-    return SyntheticStream(math.inf, "fixed", prompt, output, seed, think=think).with_users(users).first(count)
+    stream = SyntheticStream(math.inf, "fixed", prompt, output, seed, think=think, turns=turns)
+    return stream.with_users(users).first(count)

@@ -31,6 +31,7 @@ def traffic(
     skip_invalid: bool = False,
     users: int | None = None,
     think_time: str | float | None = None,
+    turns: str | int | None = None,
 ) -> Requests:
     """Requests of a file, of a file's lengths at a rate, or synthetic; at a rate or from users who wait for answers.
 
@@ -53,6 +54,9 @@ def traffic(
         In place of a rate: as many at a time, each asks again when answered (a closed loop) [-].
     think_time : str or float, optional
         How long users think before they ask again: ``30``, ``exponential(mean=30)``; 0 by default [s].
+    turns : str or int, optional
+        Turns of a conversation, spelled like lengths: each brings all before it and `prompt_tokens` more, and comes
+        when the last is answered; `rate` is then of conversations. 1 by default [-].
 
     Raises
     ------
@@ -67,8 +71,13 @@ def traffic(
     100
     """
     require_type((str, Path, NoneType), requests=requests)
-    if think_time is not None and users is None:
-        raise InputError("is for --users, who wait for an answer; drop it, or give their number", where="--think-time")
+    talk = "1" if turns is None else str(turns).strip()
+    if think_time is not None and users is None and talk == "1":
+        raise InputError(
+            "is for --users or --turns, who wait for an answer; drop it, or give one", where="--think-time"
+        )
+    if requests is not None and talk != "1":
+        raise InputError(f"the turns are those of {requests}; drop it", where="--turns")
     if users is not None and rate is not None:
         raise InputError("users ask when they are answered, at no rate; drop one", where="--users")
     think = "0" if think_time is None else str(think_time)
@@ -87,8 +96,9 @@ def traffic(
         prompt, output = (str(value) for value in lengths.values())
         n = SYNTHETIC if count is None else count
         if rate is None:
-            return closed_loop(n, users or 0, think, prompt=prompt, output=output, seed=seed)
-        return synthetic(n, rate, arrivals=arrivals, prompt=prompt, output=output, seed=seed)
+            return closed_loop(n, users or 0, think, prompt=prompt, output=output, seed=seed, turns=talk)
+        how = {"arrivals": arrivals, "turns": talk, "think": think}
+        return synthetic(n, rate, prompt=prompt, output=output, seed=seed, **how)
     for flag, value in lengths.items():
         if value is not None:
             raise InputError(f"the lengths are those of {requests}; drop it", where=flag)
