@@ -180,8 +180,11 @@ def _setup(row: dict[str, Any], model: ModelSpec | None, device: Device | None) 
     recipe = closed and inferencex.NOTES.search(note) is not None
     shortest = inferencex.SHORTEST if recipe else 1.0
     mean = (1.0 + shortest) / 2.0
-    fp8 = ("KV" in note and "fp8" in note.casefold()) or (recipe and inferencex.keeps_fp8(engine, model.name, device))
-    waits = inferencex.wait_steps(engine, model.name, tp, (prompt, output)) if recipe else 0.0
+    fp8 = ("KV" in note and "fp8" in note.casefold()) or (
+        recipe and inferencex.keeps_fp8(engine, model.name, device, dtype)
+    )
+    ran = (engine, model.name, device, dtype, tp, float(row["batch"]), (prompt, output))
+    waits = inferencex.wait_steps(*ran) if recipe else 0.0
     # A refused request shows only in the whole latency; first-token and per-token times were really taken.
     if metric == "e2e" and prompt + output > model.max_context:
         return None, "longer than the model's context, so cut or refused"

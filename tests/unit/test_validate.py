@@ -206,7 +206,7 @@ def test_recipes_of_inferencex_say_the_format_of_the_kv_cache() -> None:
         for engine in ("vllm", "sglang", "trtllm")
         for model in ("llama-3.1-70b", "deepseek-v3", "qwen3-32b")
         for device in ("h200", "b200")
-        if keeps_fp8(engine, model, load(device))
+        if keeps_fp8(engine, model, load(device), "fp8")
     ]
     assert kept == [
         ("vllm", "llama-3.1-70b", "h200"),
