@@ -31,7 +31,7 @@ FP8_KV: Mapping[tuple[str, str], tuple[str, ...]] = {
     ("sglang", "glm-5"): ("blackwell",),
     # minimaxm2.5_fp8_b200.sh, _fp8_b300.sh (8eec0d4), _fp4_b200.sh (45c4f91); _fp8_h200.sh leaves it alone
     ("vllm", "minimax-m2.5"): ("blackwell",),
-    # qwen3.5_fp8_h200.sh, qwen3.5_fp4_b300.sh (8eec0d4), qwen3.5_fp8_b300.sh (1534ee2); qwen3.5_bf16_b300.sh leaves it alone
+    # qwen3.5_fp8_h200.sh, qwen3.5_fp4_b300.sh (8eec0d4), qwen3.5_fp8_b300.sh (1534ee2), not qwen3.5_bf16_b300.sh
     ("sglang", "qwen3.5-397b-a17b"): ("hopper", "blackwell"),
 }
 """Device architectures whose recipe keeps KV in FP8, by engine and model."""

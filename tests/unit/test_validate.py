@@ -11,7 +11,7 @@ from simulator.fitting import judged as judging
 from simulator.fitting.asked import predicted
 from simulator.fitting.e2e_rows import prepare
 from simulator.fitting.e2e_steps import predict
-from simulator.fitting.inferencex import keeps_fp8
+from simulator.fitting.inferencex import keeps_fp8, wait_steps
 from simulator.roofline.engine import load_engines
 
 
@@ -247,3 +247,14 @@ def test_formats_of_rows_are_those_of_the_published_checkpoints() -> None:
     judged = predict(found, load_engines())
     assert set(judged["reason"][judged["model"] != "deepseek-v3"]) == {""}
     assert set(judged["reason"][judged["model"] == "deepseek-v3"]) == {"128 heads cannot be split over tp=36"}
+
+
+def test_recipes_of_inferencex_say_how_long_a_prompt_waits() -> None:
+    """SGLang looks for requests every 10 or 30 decode steps on Blackwell: half of that is waited."""
+    short = (1024.0, 1024.0)
+    sglang = ("sglang", "deepseek-v3", load("b200"), "fp8_block")
+    assert [wait_steps(*sglang, 8.0, clients, short) for clients in (4.0, 16.0)] == [5.0, 15.0]
+    assert wait_steps(*sglang, 4.0, 64.0, (8192.0, 1024.0)) == 5.0
+    assert wait_steps("sglang", "deepseek-v3", load("h200"), "fp8_block", 8.0, 64.0, short) == 0.0
+    trtllm = ("trtllm", "llama-3.1-70b", load("h200"), "fp8")
+    assert [wait_steps(*trtllm, tp, 4.0, short) for tp in (4.0, 8.0)] == [20.0, 0.0]
