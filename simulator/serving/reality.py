@@ -11,6 +11,7 @@ import numpy as np
 
 from simulator.base import console
 from simulator.base.errors import InputError, ShadowlineError
+from simulator.device.releases import MARK
 from simulator.fitting.judged import read_rows
 from simulator.scenario.scenario import Scenario
 from simulator.serving.deployment import Deployment
@@ -39,8 +40,8 @@ COLUMNS = (
 """What `simulator.fitting.e2e_rows` reads of a measured row."""
 MOST_REQUESTS = 4000
 """Requests simulated per setup at most, assumed: keeps the hundreds of setups within minutes [-]."""
-SCHEDULERS = {"sglang": "prefill-first-chunked", "sglang-0.5.1": "prefill-first-chunked"}
-"""Engines that do not mix prompts and decoding in a step by default; all others do."""
+SCHEDULERS = {"sglang": "prefill-first-chunked"}
+"""Families of engines that do not mix prompts and decoding in a step by default; all others do."""
 FEWEST = 10
 """Rows below which an engine's percentiles are not given, assumed [-]."""
 
@@ -84,7 +85,7 @@ def closed_loop(setup: Setup, seed: int = 0) -> tuple[float, float]:
         ignore_context_limit=True,
     )
     seats = 1 << max(setup.clients - 1, 15).bit_length()
-    scheduler = Scheduler(SCHEDULERS.get(setup.engine, "chunked"), min(seats, 4096), 8192)
+    scheduler = Scheduler(SCHEDULERS.get(setup.engine.partition(MARK)[0], "chunked"), min(seats, 4096), 8192)
     deployment = Deployment(scenario, scheduler)
     deployment.check()
     count = max(min(round(setup.clients * setup.rounds), MOST_REQUESTS), 2 * setup.clients)
@@ -133,10 +134,11 @@ def judge_file(path: Path, *, workers: int = 1, cluster: str | None = None, quie
     table = rows[(rows["loop"] == "closed") & rows["metric"].isin(("ttft", "tpot"))].reset_index(drop=True)
     if table.empty:
         raise InputError(f"{path} holds no row with a concurrency and a complete setup", where="--judge")
-    measured = predict(table, load_engines()).to_dict("records")
+    engines = load_engines()
+    measured = predict(table, engines).to_dict("records")
     setups = [
         Setup(
-            r["engine"],
+            engines[r["engine"]].as_of(r["release"]).name if r["release"] else r["engine"],
             r["device"],
             r["model"],
             r["dtype"],
@@ -165,6 +167,7 @@ def judge_file(path: Path, *, workers: int = 1, cluster: str | None = None, quie
         judged.append(
             {
                 **vars(setup),
+                "engine": row["engine"],
                 "metric": row["metric"],
                 "measured_s": row["time_s"],
                 "simulated_s": ours,
