@@ -108,6 +108,13 @@ class Prediction:
         return rows(group_of(at), *load_of(at))[0].at(0).speedup.mid
 
     @property
+    def assumes(self) -> str:
+        """Which release of the engine the answer is for; "" where it has none."""
+        from simulator.roofline.engine import get_engine
+
+        return get_engine(self.scenario.engine).assumes
+
+    @property
     def sources(self) -> tuple[str, ...]:
         """Fits behind the numbers, each once."""
         return tuple(sorted({op.source for op in self.ops}))
@@ -121,6 +128,7 @@ class Prediction:
             "shares": self.shares,
             "kv_pool": None if self.pool is None else asdict(self.pool),
             "sentence": self.sentence,
+            "assumes": self.assumes,
             "sources": list(self.sources),
             "trace": self.trace,
             "unions": [

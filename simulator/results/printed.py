@@ -100,7 +100,7 @@ def how_sure(prediction: Prediction) -> str:
         text += f"; your own {', '.join(unused)} fits are of other kernels or formats than are run here"
     if group.engine.archs and group.device.arch not in group.engine.archs:
         text += f"; {group.engine.name} was never measured on {group.device.arch}, which widens the interval"
-    return f"{text}; {group.engine.assumes}" if group.engine.assumes else text
+    return f"{text}; {prediction.assumes}" if prediction.assumes else text
 
 
 def run_in(prediction: Prediction) -> list[str]:

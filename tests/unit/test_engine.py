@@ -18,6 +18,8 @@ from simulator.inference.group import group_of
 from simulator.inference.step import step_time
 from simulator.ops.ops import Moe
 from simulator.ops.step import decode_step, prefill_step
+from simulator.results.prediction import predict
+from simulator.results.printed import how_sure
 from simulator.roofline.engine import Engine, get_engine, load_engines, parse_engines
 from simulator.roofline.lookup import kernel_key
 from simulator.roofline.timing import time_op
@@ -220,6 +222,13 @@ def test_a_release_is_told_by_the_engine_that_stands_for_it(asked: str, memory: 
     assert (engine.reserve.name if engine.reserve else "") == memory
     assert engine.assumes.startswith(assumes)
     assert bool(engine.assumes) == bool(assumes)
+
+
+def test_a_prediction_says_which_release_it_assumes() -> None:
+    found = predict(Scenario(model="llama-3.1-8b", device="h100-sxm", engine="vllm@0.13"))
+    told = "vllm 0.13, told as 0.12.0, the nearest older release measured"
+    assert found.to_dict()["assumes"] == told
+    assert how_sure(found).endswith(told)
 
 
 @pytest.mark.parametrize(
