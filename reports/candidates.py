@@ -40,7 +40,7 @@ def candidates(served: Served, best: Row | None) -> Section | None:
         from reports.content import Code
         from reports.text import wrapped
 
-        text = f"One replica of {fleet(launches[0])}, the first that vLLM starts{more}:"
+        text = f"One replica of {fleet(launches[0])}, the first that can be started{more}:"
         blocks += [Paragraph(text), Code(wrapped(told))]
     return section("candidates", "What there is to choose from", blocks)
 

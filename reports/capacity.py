@@ -252,7 +252,7 @@ def _deployments(served: Served, best: Row) -> Table:
         vllm = next((r for r in served.rows if r.get("launch")), None)
         note += f" The first has no launch command: {best.get('launch_note') or 'none given'}."
         if vllm is not None:
-            note += f" The cheapest that vLLM starts: {fleet(vllm)}, {number(vllm['usd_per_h'])} USD/h."
+            note += f" The cheapest that can be started: {fleet(vllm)}, {number(vllm['usd_per_h'])} USD/h."
     return Table("tab-recommended", "Recommended deployments", columns_of(rows), tuple(map(cells_of, rows)), note)
 
 

@@ -6,6 +6,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from math import isfinite
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -13,7 +14,7 @@ import typer
 from simulator.base import console
 from simulator.base.errors import EXIT_NOTHING_FEASIBLE, InputError
 from simulator.scenario.fields import LOAD, SCHEDULED, flag
-from simulator.scenario.options import scenario_options, with_options
+from simulator.scenario.options import paths_of, scenario_options, with_options
 from simulator.serving import options
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ def command(
     max_gpus: Annotated[int, typer.Option(help="GPUs of the whole fleet")] = 64,
     workers: options.Workers = 1,
     cluster: options.Cluster = None,
+    kubernetes: Annotated[Path | None, typer.Option(help="manifest of the cheapest that can be started, .json")] = None,
     json_: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -65,6 +67,7 @@ def command(
     from itertools import product
     from time import perf_counter
 
+    from simulator.base.files import refuse_overwriting, refuse_unwritable
     from simulator.scenario.grid import Grid, axis, names, whole_numbers
     from simulator.serving.accepted import say_rejected
     from simulator.serving.planning import plan, policies_of
@@ -76,6 +79,11 @@ def command(
             raise InputError("is needed, e.g. --model llama-3.1-70b --slo 'ttft:p99<2s;tpot:p99<60ms'", where=name)
     if max_loss is not None and not isfinite(max_loss):
         raise InputError(f"{max_loss} is not a number of points", where="--max-loss")
+    if kubernetes is not None:
+        if kubernetes.suffix != ".json":
+            raise InputError(f"{kubernetes.name!r} must end in .json, which kubectl reads", where="--kubernetes")
+        refuse_unwritable(kubernetes, "--kubernetes")
+        refuse_overwriting([("--kubernetes", kubernetes)], (*paths_of(given), *paths_of(arriving)))
     arrived = traffic(**arriving)
     began = perf_counter()
     model = given["model"]
@@ -106,6 +114,8 @@ def command(
     line = "python -m simulator.plan " + shlex.join(sys.argv[1:])
     if found.rows:
         say_rejected(found.rows[0])
+    if kubernetes is not None:
+        _write_manifest(kubernetes, found, slo or "")
     if json_:
         costs = {k: [vars(p) for p in getattr(found, k)] for k in ("by_policy", "by_device")}
         console.out_json({**vars(found), **costs, "seconds": seconds, "command": line})
@@ -116,6 +126,18 @@ def command(
         show(found, arrived.name, slo or "", objective, seconds, given["quality"])
     if not found.rows:
         raise typer.Exit(EXIT_NOTHING_FEASIBLE)
+
+
+def _write_manifest(path: Path, found: Plan, slo: str) -> None:
+    """The cheapest deployment that has a command, or a line that there is none."""
+    from simulator.serving.launch import manifest
+    from simulator.serving.output import write_json
+
+    row = next((r for r in found.rows if r["launch"]), None)
+    if row is None:
+        console.say(f"no manifest is written to {path}: no deployment found can be started")
+    else:
+        write_json(path, manifest(row, slo), "--kubernetes")
 
 
 def show(found: Plan, name: str, slo: str, objective: str, seconds: float, quality: str = "") -> None:
@@ -154,7 +176,7 @@ def show(found: Plan, name: str, slo: str, objective: str, seconds: float, quali
         runs = next((r for r in found.rows if r["launch"]), None)
         if runs is not None:
             console.out(
-                f"cheapest that vLLM starts: {runs['replicas']} x {runs['device']} tp={runs['tp']}, {named(runs)},"
+                f"cheapest that can be started: {runs['replicas']} x {runs['device']} tp={runs['tp']}, {named(runs)},"
                 f" {runs['usd_per_h']:.2f} USD/h: {runs['launch']}"
             )
     console.out(_how_sure(best, parse_slo(slo)))
