@@ -34,12 +34,14 @@ def flags_of(program) -> set[str]:
         (
             "vllm",
             "vllm serve meta-llama/Llama-3.1-8B --tensor-parallel-size 2 --max-num-seqs 64"
-            " --max-num-batched-tokens 2048 --max-model-len 8192 --block-size 16 --no-enable-prefix-caching --kv-cache-dtype fp8",
+            " --max-num-batched-tokens 2048 --max-model-len 8192 --block-size 16 --no-enable-prefix-caching"
+            " --kv-cache-dtype fp8",
         ),
         (
             "sglang",
             "python -m sglang.launch_server --model-path meta-llama/Llama-3.1-8B --tp-size 2 --max-running-requests 64"
-            " --chunked-prefill-size 2048 --context-length 8192 --page-size 16 --disable-radix-cache"
+            " --chunked-prefill-size 2048"
+            " --context-length 8192 --page-size 16 --disable-radix-cache"
             " --enable-mixed-chunk --kv-cache-dtype fp8_e4m3",
         ),
         (
