@@ -59,8 +59,10 @@ def aggregate(rows: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
 
 def shape_group(rows: pd.DataFrame, inputs: Sequence[str]) -> np.ndarray:
     """Integer in [0, 2**32) per row: a hash of all inputs, so one shape never stands on both sides of a split."""
-    keys = rows[list(inputs)].astype(str).agg("|".join, axis=1)
-    return np.array([int(hashlib.sha256(k.encode()).hexdigest()[:8], 16) for k in keys], dtype=np.uint64)
+    columns = [rows[name].astype(str) for name in inputs]
+    keys = ["|".join(values) for values in zip(*columns, strict=True)]
+    hashed = {k: int(hashlib.sha256(k.encode()).hexdigest()[:8], 16) for k in dict.fromkeys(keys)}
+    return np.array([hashed[k] for k in keys], dtype=np.uint64)
 
 
 def fold_of(groups: np.ndarray, folds: int) -> np.ndarray:
