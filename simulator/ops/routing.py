@@ -4,7 +4,8 @@ Routers are trained to balance their experts over a corpus, not over the few doz
 with what is being written. With popularities drawn from an exponential (a Beta law of shape 1 whose mean is the share
 ``k/E`` of the experts that a token takes) the expected share reached is closed: ``T / (T + E/k - 1)``. At 32 tokens
 of GPT-OSS-120B (4 of 128) that is 65 experts, where draws that are all alike reach 82. TPOT of measured serving
-tells the shape (docs/calibration_engine.md): alike 8.4 / 24.7 % off, shape 2 7.8 / 22.4 %, shape 1 7.3 / 21.4 %.
+tells the shape (docs/calibration_engine.md): all alike 7.4 / 22.2 % off, shape 4 7.3 / 20.9 %, 2 7.0 / 20.4 %,
+1 6.8 / 19.4 %, 0.5 6.8 / 19.5 %.
 """
 
 from __future__ import annotations
