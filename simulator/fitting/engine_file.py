@@ -23,8 +23,10 @@ def _heading(name: str) -> str:
 
 def to_toml(engines: Mapping[str, Engine]) -> str:
     """Text of a file of engines: what differs from an engine's defaults."""
-    out = ["# What serving engines add to their kernels; times in seconds. n = measured setups behind the figures"]
-    out += ["# (0: assumed). Fitted by simulator.fitting.e2e_fit; see docs/calibration_engine.md.", ""]
+    out = [
+        "# What serving engines add to their kernels; times in seconds. n = measured setups behind the figures (0: assumed).",
+        "",
+    ]
     for name, engine in engines.items():
         out.append(_heading(name))
         values = {f.name: getattr(engine, f.name) for f in fields(engine) if f.name != "name"}
