@@ -23,10 +23,7 @@ def _heading(name: str) -> str:
 
 def to_toml(engines: Mapping[str, Engine]) -> str:
     """Text of a file of engines: what differs from an engine's defaults."""
-    out = [
-        "# What serving engines add to their kernels; times in seconds. n = measured setups behind the figures (0: assumed).",
-        "",
-    ]
+    out = ["# What serving engines add to their kernels; times in seconds. n = measured setups (0: assumed).", ""]
     for name, engine in engines.items():
         out.append(_heading(name))
         values = {f.name: getattr(engine, f.name) for f in fields(engine) if f.name != "name"}
