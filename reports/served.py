@@ -37,8 +37,8 @@ TEXT = (
 FLAGS = ("meets_slo",)
 GIVEN = ("tp", "pp", "ep", "replicas", "prefill_replicas", "gpus", "requests", "usd_per_h", "kv_share_mean")
 """Numbers that are never null."""
-ABSENT = ("simulated_per_s",)
-"""Columns that a plan leaves out."""
+ABSENT = ("simulated_per_s", "rejected")
+"""Columns that a plan leaves out, or files of before they were known."""
 LOAD = ("time_s", "waiting", "running", "kv_share", "output_tokens_per_s")
 COSTS = ("by_policy", "by_device")
 PLAN = ("pareto", "nearest", "rejected", *COSTS, "points", "simulated", "simulations")

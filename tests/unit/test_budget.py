@@ -138,7 +138,7 @@ def test_an_interrupt_says_what_goes_on(monkeypatch, capsys):
 def test_an_interrupted_sweep_is_ended_by_the_command_it_prints(tmp_path):
     out = tmp_path / "sweep.parquet"
     grid = ["--model", "opt-125m", "--device", "l40s", "--policy", "dense", "--policy", "cats(keep=0.5)"]
-    loads = ["--batch", "1:400:+1", "--prompt-tokens", "1:1200:+1", "--output-tokens", "16", "--out", str(out)]
+    loads = ["--batch", "1:400:+1", "--prompt-tokens", "1:4000:+1", "--output-tokens", "16", "--out", str(out)]
     run = subprocess.Popen(
         [sys.executable, "-m", "simulator.sweep", *grid[:4], *loads, "--quiet"], stderr=subprocess.PIPE, text=True
     )
@@ -153,7 +153,7 @@ def test_an_interrupted_sweep_is_ended_by_the_command_it_prints(tmp_path):
     assert command[:3] == ["python", "-m", "simulator.sweep"]
     done = subprocess.run([sys.executable, *command[1:]], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert pq.read_metadata(out).num_rows == 400 * 1200
+    assert pq.read_metadata(out).num_rows == 400 * 4000
 
 
 DRIVER = textwrap.dedent(

@@ -60,7 +60,7 @@ def test_capacity_in_users_is_where_the_promise_breaks():
     users = round(factor * 10)
     assert outcome.requests.users == users > 10
     assert meets(outcome, slo)
-    assert not meets(simulate(FLEET, requests.with_users(int(users * 1.1))), slo)
+    assert not meets(simulate(FLEET, requests.with_users(int(users * 1.3))), slo)
     none, alone = capacity_users(FLEET, requests, parse_slo("ttft:p99<1ms"))
     assert none is None
     assert alone.requests.users == 1
