@@ -140,7 +140,11 @@ def test_an_interrupted_sweep_is_ended_by_the_command_it_prints(tmp_path):
     grid = ["--model", "opt-125m", "--device", "l40s", "--policy", "dense", "--policy", "cats(keep=0.5)"]
     loads = ["--batch", "1:400:+1", "--prompt-tokens", "1:4000:+1", "--output-tokens", "16", "--out", str(out)]
     run = subprocess.Popen(
-        [sys.executable, "-m", "simulator.sweep", *grid[:4], *loads, "--quiet"], stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "simulator.sweep", *grid[:4], *loads, "--quiet"],
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell's background job, as a runner may be, hands on that Ctrl-C is ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     while run.poll() is None and not list(tmp_path.glob("*/*")):
         time.sleep(0.01)
