@@ -273,13 +273,17 @@ def parse_toml(text: str, where: str) -> dict[str, Any]:
         raise InputError("not valid TOML: a number too long or nested too deeply", where=f"{where}:1") from None
 
 
-def toml_value(value: Any, digits: int | None = None) -> str:
-    """TOML text of a string, a number, a truth, or of lists and tables of them; `digits` of a float where given."""
+def toml_value(value: Any, digits: int | None = None, *, tight: bool = False) -> str:
+    """TOML text of a string, a number, a truth, or of lists and tables of them; `digits` of a float where given, no
+    blanks between items where `tight`.
+    """
+    comma = "," if tight else ", "
     if isinstance(value, Mapping):
-        items = (f"{_toml_key(str(k))} = {toml_value(v, digits)}" for k, v in value.items())
-        return "{ " + ", ".join(items) + " }"
+        equals, blank = ("=", "") if tight else (" = ", " ")
+        items = (f"{_toml_key(str(k))}{equals}{toml_value(v, digits, tight=tight)}" for k, v in value.items())
+        return f"{{{blank}{comma.join(items)}{blank}}}"
     if isinstance(value, list | tuple):
-        return "[" + ", ".join(toml_value(v, digits) for v in value) + "]"
+        return "[" + comma.join(toml_value(v, digits, tight=tight) for v in value) + "]"
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, int):

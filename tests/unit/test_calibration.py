@@ -12,7 +12,7 @@ from simulator.base.errors import InputError, UnsupportedError
 from simulator.calibrate import calibrate, write
 from simulator.device import fits as cal
 from simulator.device.catalogue import Device, load, measured, to_toml
-from simulator.device.fit_file import STEP_LN, THIN_LN, dump, parse
+from simulator.device.fit_file import STEP_LN, THIN, dump, parse
 from simulator.device.surface import Surface
 from simulator.fitting.judged import judge_rows
 from simulator.results.prediction import predict
@@ -98,7 +98,7 @@ def test_round_trip(tmp_path):
     first, second = parse(path.read_text(), str(path))
     assert first.coefficients == fit.coefficients
     assert first.residual == fit.residual
-    kept = fit.surface.thinned(THIN_LN)
+    kept = fit.surface.thinned(THIN)
     np.testing.assert_allclose(first.surface.values, kept.values, atol=STEP_LN / 2)
     assert first.surface.axes == kept.axes
     assert (second.library, second.surface) == ("torch", None)
