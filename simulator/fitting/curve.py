@@ -44,6 +44,8 @@ def learning_curve(
             drawn = np.random.default_rng(seed).choice(pool, size, replace=False)
             learn = rows.iloc[np.sort(drawn)]
             judged, _ = predicted(module.FAMILY, test, module.fit(learn, residuals=False))
+            if not len(judged):  # too few rows of each library for a fit of any
+                continue
             figures = judge.figures(judged["time_s"].to_numpy(float), judged["mid_s"].to_numpy(float))
             out.append({"fit_rows": float(size), "seed": float(seed), **figures})
     return out

@@ -222,6 +222,13 @@ def test_learning_curve_draws_what_it_says(made_rows):
     assert all(c["median_ape"] < 0.08 and c["n"] == curve[0]["n"] for c in curve)
 
 
+def test_learning_curve_begins_where_a_fit_can(made_rows):
+    """Of three rows no library has enough for a fit: no point, not one without an error."""
+    rows = fitting.prepare(made_rows)
+    curve = learning_curve(fitting, rows, "h100-sxm", "bf16", (3, 60), seeds=(0,))
+    assert [c["fit_rows"] for c in curve] == [60.0]
+
+
 @pytest.mark.parametrize("name", ["apple-m2-ultra", "apple-m4-max"])
 def test_one_row_on_apple_waits_for_its_weights_not_for_sixteen_rows_of_products(name):
     """Metal's matrix-vector kernels; sixteen rows in its vector lanes would take twice as long as 4-bit weights."""
