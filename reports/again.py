@@ -62,7 +62,8 @@ def inside(sweep: Sweep, written: Row) -> Inside | str:
 def _scenarios(sweep: Sweep, row: Row) -> Iterator[Scenario]:
     """Scenarios of the plan that may have made the row, at its load."""
     cut = {"tp": int(row.tp), "pp": int(row.pp), "ep": int(row.ep)}
-    wanted: dict[str, str | int] = {"policy": without_kernel(row.policy), "engine": row.engine, **cut}
+    words = {"policy": without_kernel(row.policy), "speculate": row.speculate, "engine": row.engine}
+    wanted: dict[str, str | int] = {**words, **cut}
     load = {"batch": int(row.batch), "prompt_tokens": int(row.prompt_tokens), "output_tokens": int(row.output_tokens)}
     for grid in _grids(sweep):
         if load["batch"] not in grid.batch or load["prompt_tokens"] not in grid.prompt_tokens:

@@ -12,7 +12,7 @@ from reports.content import Block, Cell, Column, Figure, Paragraph, Section, Tab
 from reports.rows import Sweep
 from reports.text import DASH, count, gb, listed, num, percent, ranged, ratio, share, speedup, times, upper
 from simulator.base.console import milliseconds, number
-from simulator.inference.step import Bound
+from simulator.inference.bound import Bound
 from simulator.results.answer import Row
 from simulator.results.loss import LOSS_UNKNOWN, UNIT, front
 

@@ -185,14 +185,15 @@ def read(path: Path) -> Sweep:
         raise InputError("holds bounds alone, which nobody can run; sweep again without --kernel ideal", where=where)
     if bound.any():
         rows = rows.take(np.flatnonzero(~bound))
-    rows = replace(rows, policy=_in_kernels(rows.policy, rows.kernel))
+    rows = replace(rows, policy=_in_kernels(rows.policy, rows.kernel, rows.speculate))
     return Sweep(path, rows, metadata.get("shadowline.command", ""), plan, traces, int(bound.sum()))
 
 
-def _in_kernels(policy: Words, kernel: Words) -> Words:
-    """Policies with their kernel, where that is not the one they mean."""
-    pairs, codes = np.unique(np.stack([policy.codes, kernel.codes]), axis=1, return_inverse=True)
-    names = [in_kernel(policy.words[int(p)], kernel.words[int(k)] if k >= 0 else "") for p, k in pairs.T]
+def _in_kernels(policy: Words, *beside: Words) -> Words:
+    """Policies with their kernel, where that is not the one they mean, and with who drafts."""
+    found, codes = np.unique(np.stack([policy.codes, *(w.codes for w in beside)]), axis=1, return_inverse=True)
+    texts = ([w.words[int(c)] if c >= 0 else "" for w, c in zip(beside, of, strict=True)] for _, *of in found.T)
+    names = [in_kernel(policy.words[int(p)], *of) for p, of in zip(found[0], texts, strict=True)]
     return Words(codes.ravel().astype(np.int32), names)
 
 

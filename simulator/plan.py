@@ -13,7 +13,7 @@ import typer
 
 from simulator.base import console
 from simulator.base.errors import EXIT_NOTHING_FEASIBLE, InputError
-from simulator.scenario.fields import LOAD, SCHEDULED, flag
+from simulator.scenario.fields import LOAD, SCHEDULED, STATIC, flag
 from simulator.scenario.options import paths_of, scenario_options, with_options
 from simulator.serving import options
 
@@ -28,7 +28,7 @@ DEVICES = "a100-sxm-80g,h100-sxm,h200,b200,l40s,h20,mi300x"
 @app.command()
 @with_options(
     given=scenario_options(
-        without=(*LOAD, *SCHEDULED, "block_size", "images", "trace", "trace_transfer"),
+        without=(*LOAD, *SCHEDULED, *STATIC, "block_size", "images", "trace", "trace_transfer"),
         lists=("device", "dtype", "kv_cache_dtype", "tp", "pp", "ep"),
         repeated=("policy",),
         defaults={"model": None, "device": DEVICES, "tp": "1,2,4,8"},

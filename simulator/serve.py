@@ -13,7 +13,7 @@ import typer
 
 from simulator.base import console
 from simulator.base.errors import EXIT_NOTHING_FEASIBLE, InputError
-from simulator.scenario.fields import LOAD, SCHEDULED, flag
+from simulator.scenario.fields import LOAD, SCHEDULED, STATIC, flag
 from simulator.scenario.options import paths_of, refuse_beside, scenario_options, with_options
 from simulator.serving import options
 
@@ -29,7 +29,7 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions
 @app.command()
 @with_options(
     given=scenario_options(
-        without=(*LOAD, "images", "quality", *SCHEDULED),
+        without=(*LOAD, "images", "quality", *SCHEDULED, *STATIC),
         lists=("device",),
         repeated=("policy",),
         defaults={"model": None, "device": None},

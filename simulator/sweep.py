@@ -29,11 +29,12 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions
 @app.command()
 @with_options(
     given=scenario_options(
-        repeated=("model", "device", "policy", "trace"),
+        repeated=("model", "device", "policy", "speculate", "trace"),
         lists=("kernel", "engine", "dtype", "kv_cache_dtype", "tp", "pp", "ep", *LOAD),
         more={
             "model": "or repeat the flag",
             "device": "or repeat the flag",
+            "speculate": "repeat the flag for more, '' for none",
             "policy": "a list [a,b] is an axis, free every one; repeat the flag for more",
         },
     )

@@ -208,7 +208,7 @@ def sums(time: StepTime, step: Step, shape: tuple[int, ...]) -> Sums:
         flat(time.gpu_s),
         flat(time.host_s),
         tuple((flat(op.message_bytes), flat(op.count)) for op in found),
-        flat(step.sampled_rows),
+        flat(step.sequences),
         flat(step.prefill_rows * step.prefill_tokens if step.prefills else 0.0),
     )
 

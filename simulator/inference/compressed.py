@@ -82,7 +82,7 @@ def cores(
         if spec.ratio:
             folded = context / spec.ratio
             seen = seen + (minimum(folded, float(spec.indexer.top_k)) if spec.indexer is not None else folded)
-        sizes = {"phase": "decode", "batch": step.decode_rows, "q_len": 1.0, "kv_len": context}
+        sizes = {"phase": "decode", "batch": step.decode_rows, "q_len": step.decode_tokens, "kv_len": context}
         core = Attention(role="attn.core", **sizes, **common, latent=True, attended=seen)
         if spec.indexer is not None:
             core = replace(core, run_bytes=entry)

@@ -15,9 +15,10 @@ from simulator.base.arrays import Array
 from simulator.base.interval import Interval
 from simulator.device.fits import Basis
 from simulator.inference import memory
+from simulator.inference.bound import Bound
 from simulator.inference.group import Group
 from simulator.inference.status import Status
-from simulator.inference.step import Bound, StepTime, repeated, step_time
+from simulator.inference.step import StepTime, repeated, step_time
 from simulator.ops.step import decode_step, prefill_step
 
 MAX_RUNNING_BATCH = 4096
@@ -211,8 +212,9 @@ def evaluate(group: Group, batch: Array, prompt: Array, output: Array) -> Points
 
     TTFT is one prefill of the whole batch. TPOT is the mean decode step over contexts prompt+1 ...
     prompt+output-1, from two points that have the mean and the variance of that range, which is exact for
-    a step time that is cubic in the context. With `pp` stages the batch is cut in ``min(batch, pp)``
-    micro-batches: decode takes a whole-pipeline pass of ``batch/pp`` rows per token, prefill
+    a step time that is cubic in the context; a step that verifies drafted tokens is shared by those it yields. With
+    `pp` stages the batch is cut in ``min(batch, pp)`` micro-batches: decode takes a whole-pipeline pass of
+    ``batch/pp`` rows per token, prefill
     ``(micro + pp - 1) / pp`` passes.
 
     Raises
@@ -241,6 +243,8 @@ def evaluate(group: Group, batch: Array, prompt: Array, output: Array) -> Points
         decode = repeated(group, step, decode_step(few, 1.0), back)
     else:
         decode = step_time(group, step)
+    if group.speculation is not None:
+        decode = decode.scaled(1.0 / group.tokens_per_step)
     shape = np.broadcast_shapes(b.shape, p.shape, o.shape)
     one_token = np.broadcast_to(steps < 1.0, shape)
     several = not one_token.any()

@@ -8,6 +8,7 @@ from functools import cached_property
 from simulator.base.dtypes import AUTO, KV_FORMATS, DType, Format
 from simulator.base.errors import NothingFeasibleError, UnsupportedError
 from simulator.device.catalogue import Device
+from simulator.inference.drafting import drafting
 from simulator.inference.formats import formats_on, kv_dtype_of, told, used
 from simulator.inference.lowering import Lowering
 from simulator.inference.status import Status
@@ -23,6 +24,7 @@ from simulator.roofline.reserve import Start
 from simulator.roofline.timing import measured_as_module, time_op
 from simulator.scenario.catalogue import CATALOGUE, fits
 from simulator.scenario.scenario import Scenario
+from simulator.scenario.speculation import Speculation, speculation
 from simulator.trace import QualityFile, Trace
 
 WITHOUT_POOL = 0.9
@@ -56,6 +58,9 @@ class Group:
     max_num_batched_tokens: int | None = None
     max_model_len: int | None = None
     """What the engine is started with; None: its own defaults, and the model's context."""
+    speculation: Speculation | None = None
+    drafts: ModelSpec | None = None
+    """The model that drafts, where one is named."""
 
     @classmethod
     def of(cls, scenario: Scenario, model: ModelSpec, device: Device) -> Group:
@@ -64,6 +69,7 @@ class Group:
             model = replace(model, tower=None)
         runs, fmt = formats_on(model, choose(scenario.dtype), device)
         kv = scenario.kv_cache_dtype
+        speculates = speculation(scenario.speculate)
         return cls(
             runs,
             device,
@@ -83,6 +89,8 @@ class Group:
             max_num_seqs=scenario.max_num_seqs,
             max_num_batched_tokens=scenario.max_num_batched_tokens,
             max_model_len=scenario.max_model_len,
+            speculation=speculates,
+            drafts=CATALOGUE.model(speculates.model) if speculates and speculates.model else None,
         )
 
     @cached_property
@@ -113,7 +121,7 @@ class Group:
     @cached_property
     def lowering(self) -> Lowering:
         """The model as cut and stored here."""
-        return Lowering(
+        alone = Lowering(
             self.model,
             self.policies,
             self.fmt,
@@ -124,6 +132,9 @@ class Group:
             self.as_modules,
             self.transferred,
         )
+        if self.speculation is None:
+            return alone
+        return replace(alone, drafting=drafting(self.speculation, self.drafts, alone, self.device))
 
     @cached_property
     def as_modules(self) -> bool:
@@ -174,6 +185,16 @@ class Group:
         """The same group without policies: one answer, whatever was asked beside it."""
         return replace(self, policies=Policies(), trace=None)
 
+    @property
+    def tokens_per_step(self) -> float:
+        """Tokens that a decode step yields for each sequence [-]."""
+        return 1.0 if self.speculation is None else self.speculation.tokens
+
+    @cached_property
+    def plain(self) -> Group:
+        """The same group without speculation."""
+        return replace(self, speculation=None, drafts=None)
+
     @cached_property
     def twin(self) -> Group:
         """The dense group in the ops of this one: what kernel by kernel is compared with."""
@@ -202,6 +223,8 @@ class Group:
                 have = ", ".join(sorted(str(d) for d in DType if self.device.has(d)))
                 return (Status.UNSUPPORTED_DTYPE, f"{self.device.name} has no {fmt.math} rate; it has {have}")
         reason = self.lowering.why_not() or self._cannot_see
+        if reason is None and self.speculation is not None and self.pp > 1:
+            reason = "engines draft on one pipeline stage; use --pp 1 with --speculate"
         if reason is None and self.pp > self.model.n_layers:
             reason = f"{self.model.n_layers} layers cannot fill pp={self.pp}"
         if reason is None and self.gpus > 1 and not self.device.links:

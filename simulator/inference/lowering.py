@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
-from enum import Enum, auto
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import Any, NamedTuple
+from typing import Protocol
 
 from simulator.base.arrays import some
 from simulator.base.dtypes import DType, Format, sixteen_bit
 from simulator.base.errors import UnsupportedError
 from simulator.inference import blocks, compressed, feed_forward, latent, modules, state, tower
 from simulator.inference.kv_shape import kv_bytes_per_token, kv_heads_here, sequences
+from simulator.inference.lowered import Follows, Lowered, folded
 from simulator.model.formats import INDEXER
 from simulator.model.layer import AttentionSpec, LayerSpec, MoeSpec, SideSpec
 from simulator.model.spec import ModelSpec
@@ -20,7 +20,6 @@ from simulator.ops.linear_attention import LinearAttention
 from simulator.ops.ops import ACT_BYTES, Attention, Collective, Elementwise, Linear, Moe, Op
 from simulator.ops.part import OpPart
 from simulator.ops.step import Step
-from simulator.ops.union_law import UnionLaw
 from simulator.policies import ATTENTION_ASPECTS, Aspect, Context, KvLayout, Policies, Policy
 from simulator.policies.ideal import ideal
 from simulator.trace.curves import Trace
@@ -29,23 +28,28 @@ _projection = partial(Linear, part=OpPart.PROJECTIONS)
 _at_the_end = partial(Linear, part=OpPart.HEAD)
 
 
-class Follows(Enum):
-    """What of a step an op depends on; a policy's ops depend on what the op they stand for does."""
+class Drafts(Protocol):
+    """What drafts the tokens that a step verifies: `simulator.inference.drafting.Drafting`."""
 
-    TOKENS = auto()
-    """The tokens of all sequences together, `Step.rows`."""
-    SEQUENCES = auto()
-    """The sequences that sample a token, `Step.sampled_rows`."""
-    CONTEXT = auto()
-    """Which sequences the tokens belong to, and how long these are."""
+    @property
+    def lowering(self) -> Lowering | None:
+        """Of the drafting model."""
 
+    @property
+    def owns(self) -> tuple[bool, bool]:
+        """Whether it has an output matrix, and an embedding, of its own."""
+        ...
 
-class Lowered(NamedTuple):
-    """An op of a step, what it follows, and the name of the policy that rewrote or added it ("": as in dense)."""
+    def verified(self, step: Step) -> Step:
+        """`step` with the drafted tokens."""
+        ...
 
-    op: Op
-    follows: Follows
-    by: str = ""
+    def ops(self, step: Step) -> list[Op]:
+        """What drafts beside a verified step."""
+        ...
+
+    def why_not(self, model: ModelSpec) -> str | None:
+        """Reason it cannot draft for `model`."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,8 @@ class Lowering:
         The trace is another model's.
     as_modules : bool
         MLA blocks are attention modules, as an engine was measured with them, not their single ops.
+    drafting : Drafts, optional
+        What drafts the tokens that a decode step verifies.
     """
 
     model: ModelSpec
@@ -79,6 +85,7 @@ class Lowering:
     trace: Trace | None = None
     as_modules: bool = False
     transferred: bool = False
+    drafting: Drafts | None = None
 
     def why_not(self) -> str | None:
         """Reason the cut or a policy does not apply, or None."""
@@ -111,9 +118,11 @@ class Lowering:
                 reason = _own_choice(policy, self.model)
             if Aspect.KV_FORMAT in policy.aspects and self.kv_element_bytes < 2.0:
                 reason = f"{policy.name} sets the KV format itself; use --kv-cache-dtype bf16"
+            if reason is None and self.drafting is not None and not policy.compatibility.speculative:
+                reason = f"{policy.name} takes one new token of a sequence per step; speculation verifies several"
             if reason:
                 return reason
-        return None
+        return None if self.drafting is None else self.drafting.why_not(self.model)
 
     def format_of(self, layer: LayerSpec, matrix: str) -> Format:
         """Format of one matrix of a layer: the one rule."""
@@ -161,6 +170,7 @@ class Lowering:
     def lowered(self, step: Step, only: Follows | None = None) -> list[Lowered]:
         """The ops of one forward pass on one GPU, or those of one kind."""
         ops: list[Lowered] = []
+        step = self.verified(step)
         if only in (None, Follows.TOKENS):
             ops += (Lowered(op, Follows.TOKENS) for op in self._head(step))
         if only is not Follows.SEQUENCES:
@@ -174,7 +184,13 @@ class Lowering:
                 if only in (None, follows):
                     for op in end(step):
                         ops += self._rewritten(op, follows, last)
+        if self.drafting is not None and only in (None, Follows.CONTEXT):
+            ops += (Lowered(op, Follows.CONTEXT) for op in self.drafting.ops(step))
         return ops
+
+    def verified(self, step: Step) -> Step:
+        """`step` with the drafted tokens that it verifies, where a model drafts any."""
+        return step if self.drafting is None else self.drafting.verified(step)
 
     def _layers(self, step: Step, only: Follows | None) -> list[Lowered]:
         ops: list[Lowered] = []
@@ -187,7 +203,7 @@ class Lowering:
             ctx = self._context(layer, indices[0], step)
             for op, follows in plain[shape]:
                 ops += self._rewritten(op, follows, ctx)
-        return _folded(ops) if self.by_layer else ops
+        return folded(ops) if self.by_layer else ops
 
     def _layer_ops(self, layer: LayerSpec, step: Step, count: float, only: Follows | None) -> list[tuple[Op, Follows]]:
         """The dense model's ops of `count` layers, those of one kind where `only` says so."""
@@ -208,7 +224,7 @@ class Lowering:
     @cached_property
     def one_token(self) -> tuple[Op, ...]:
         """Ops of a decode step of one row: what is resident and how wide it gets."""
-        plain = replace(self, as_modules=False, policies=replace(self.policies, ideal=False))
+        plain = replace(self, as_modules=False, drafting=None, policies=replace(self.policies, ideal=False))
         return tuple(plain.ops(Step(decode_rows=1.0)))
 
     @cached_property
@@ -346,7 +362,7 @@ class Lowering:
         kv_heads = kv_heads_here(a, self.tp)
         n = a.q_width / self.tp + kv_heads * a.kv_width / a.n_kv_heads
         qkv, out = self.format_of(layer, "attn.qkv"), self.format_of(layer, "attn.o")
-        yield _projection(role="attn.qkv", m=step.rows, n=n, k=hidden, fmt=qkv, count=count)
+        yield _projection(role="attn.qkv", m=step.rows, n=n, k=hidden * a.inputs, fmt=qkv, count=count)
         if a.blocks is not None:
             index = {m: self.format_of(layer, m) for m in INDEXER}
             yield from blocks.products(a.blocks, hidden, self.tp, index, step, count)
@@ -416,15 +432,15 @@ class Lowering:
             # llama.cpp multiplies by the halves of kv_up as they are stored; other engines widen them when they load.
             stored = self.format_of(layer, "attn.kv_up") if mla and self.model.method == "gguf" else None
             halves = stored or sixteen_bit(self.fmt)
-            absorbed = {"m": step.decode_rows, "groups": heads, "fmt": halves, "count": count}
+            absorbed = {"m": step.decode_rows * step.decode_tokens, "groups": heads, "fmt": halves, "count": count}
             if mla is not None:
                 yield _projection(role="attn.absorb_k", n=mla.kv_lora_rank, k=mla.qk_nope_head_dim, **absorbed)
             yield Attention(
                 role="attn.core",
                 phase="decode",
                 batch=step.decode_rows,
-                q_len=1.0,
-                kv_len=sequences(a, step.decode_rows, 1.0, step.decode_context)[2],
+                q_len=step.decode_tokens,
+                kv_len=sequences(a, step.decode_rows, step.decode_tokens, step.decode_context)[2],
                 n_heads=heads,
                 n_kv_heads=kv_heads if mla is None else 1.0,
                 head_dim=a.head_dim if mla is None else float(mla.kv_lora_rank + mla.qk_rope_head_dim),
@@ -471,20 +487,6 @@ def _own_choice(policy: Policy, model: ModelSpec) -> str | None:
         if attention.blocks is not None and Aspect.KV_FORMAT not in policy.aspects:
             return f"{policy.name} works on all cached tokens; {model.name} attends to blocks that it picks itself"
     return None
-
-
-def _folded(ops: list[Lowered]) -> list[Lowered]:
-    """Ops that differ in nothing but their count as one each; arrays are equal if they are the same object."""
-    found: dict[tuple[object, ...], Lowered] = {}
-    for new in ops:
-        op: Any = new.op
-        values = [getattr(op, f.name) for f in fields(op) if f.name != "count"]
-        key = (type(op), new.by, *(v if isinstance(v, str | int | float | UnionLaw) else id(v) for v in values))
-        if key in found:
-            first: Any = found[key].op
-            new = new._replace(op=replace(first, count=first.count + op.count))
-        found[key] = new
-    return list(found.values())
 
 
 def require(lowering: Lowering) -> None:

@@ -90,8 +90,18 @@ def weights_bytes(lowering: Lowering, pp: int = 1) -> float:
     """Resident weights of the fullest pipeline stage on one GPU [B].
 
     Matrices as the ops read them (so predictors and formats count), the embedding as it is stored and a vision tower
-    in 16 bit split over tp, norms, biases and position tables in 16 bit on every GPU.
+    in 16 bit split over tp, norms, biases and position tables in 16 bit on every GPU; with them what drafts.
     """
+    drafting = lowering.drafting
+    if drafting is None:
+        return _own_weights_bytes(lowering, pp)
+    beside = drafting.lowering
+    drafts = 0.0 if beside is None else _own_weights_bytes(beside, 1, *drafting.owns)
+    return _own_weights_bytes(lowering, pp) + drafts
+
+
+def _own_weights_bytes(lowering: Lowering, pp: int, own_head: bool = True, own_embedding: bool = True) -> float:
+    """Weights without what drafts, nor an output matrix or an embedding that are another model's [B]."""
     model = lowering.model
     layers, ends = 0.0, 0.0
     for op in lowering.one_token:
@@ -107,6 +117,7 @@ def weights_bytes(lowering: Lowering, pp: int = 1) -> float:
     embedding = model.params("embedding") / lowering.tp * (half if stored is None else stored.weight_bytes)
     if model.tied_embeddings:
         ends, embedding = max(ends, embedding), 0.0
+    ends, embedding = ends if own_head else 0.0, embedding if own_embedding else 0.0
     small = sum(model.params(part) for part in ("position", "norm")) * wide
     small += _bias_elements(lowering) * wide
     tower = 0.0 if model.tower is None else model.tower.n_params / lowering.tp * half
@@ -164,7 +175,11 @@ def kv_bytes_per_sequence(
     total = np.full(np.shape(reserved), lowering.state_bytes)
     for kv, layers in lowering.kv_layouts:
         total = total + kv.bytes(reserved, prompt) * layers
-    return total * (math.ceil(lowering.model.n_layers / pp) / lowering.model.n_layers)
+    total = total * (math.ceil(lowering.model.n_layers / pp) / lowering.model.n_layers)
+    drafts = None if lowering.drafting is None else lowering.drafting.lowering
+    if drafts is None:
+        return total
+    return total + kv_bytes_per_sequence(drafts, tokens, prompt=prompt, block_tokens=block_tokens)
 
 
 @lru_cache(maxsize=4096)

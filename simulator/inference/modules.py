@@ -53,7 +53,8 @@ def calls(
         sizes = {"batch": step.prefill_rows, "q_len": new, "past_len": step.prefill_context - new}
         yield AttentionModule(role="attn.module.prefill", phase="prefill", **sizes, **common)
     if step.decodes:
-        sizes = {"batch": step.decode_rows, "q_len": 1.0, "past_len": step.decode_context - 1.0}
+        new = step.decode_tokens
+        sizes = {"batch": step.decode_rows, "q_len": new, "past_len": step.decode_context - new}
         if step.prefills:
             # What is left to start: two absorbed products and the attention between them.
             common |= {"reads_weights": False, "launches": 3.0}

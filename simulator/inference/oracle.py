@@ -17,7 +17,7 @@ from simulator.base.errors import InputError, NothingFeasibleError
 from simulator.inference import memory
 from simulator.inference.group import Group, group_of
 from simulator.inference.kvpool import KvPool, kv_pool
-from simulator.inference.lowering import Follows, Lowered
+from simulator.inference.lowered import Follows, Lowered
 from simulator.inference.step import StepTime, Sums, finished, send, step_time
 from simulator.ops.ops import Op
 from simulator.ops.step import Step, decode_step, mixed_step, prefill_step
@@ -200,6 +200,7 @@ class Oracle:
 
     def _step(self, step: Step) -> StepTime:
         group = self.group
+        step = group.lowering.verified(step)
         if self._shares_caches:
             return step_time(group, step)
         fixed = self._fixed(step)

@@ -24,6 +24,8 @@ from simulator.policies import Policy
 from simulator.roofline.uncertainty import Errors
 
 FILE = "speedup.toml"
+SPECULATION = "speculation"
+"""Family of speed-ups of drafted tokens, which no policy makes."""
 ANY = "any"
 """Name, among the families, of what stands for one that was not learned."""
 
@@ -140,6 +142,8 @@ def _run(
         known = dense.sums.details.errors.families
         members = changing(points.group.policies.members, beside.group.policies.members)
         changed, error, spread = changes(members, sums.changed_s, sums.details.errors, known, sums.details.density_s)
+        if points.group.speculation != beside.group.speculation:
+            spread = max(spread, spreads().get(SPECULATION, spreads()[ANY]))
     kernels, changed, error = (mean_nodes(x, ndim) * times for x in (sums.gpu_s, changed, error))
     return Run(total_s, kernels, changed, error, spread)
 

@@ -56,4 +56,7 @@ def _phases(step: Step, **sizes: Any) -> Iterator[Op]:
         new = {"batch": step.prefill_rows, "q_len": step.prefill_tokens}
         yield LinearAttention(role=f"{role}.prefill", phase="prefill", **new, **sizes)
     if step.decodes:
-        yield LinearAttention(role=role, phase="decode", batch=step.decode_rows, q_len=1.0, **sizes)
+        new = step.decode_tokens
+        several = not isinstance(new, float) or new > 1.0
+        phase = "verify" if several else "decode"
+        yield LinearAttention(role=role, phase=phase, batch=step.decode_rows, q_len=new, **sizes)

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from enum import StrEnum
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from simulator.base.arrays import Array, every, maximum, minimum, some
+from simulator.base.arrays import Array, maximum, minimum
 from simulator.base.dtypes import DType
 from simulator.device.catalogue import Device
 from simulator.device.fits import Basis
-from simulator.inference.lowering import Follows
+from simulator.inference.bound import Bound, Shares, attribute, gained
+from simulator.inference.lowered import Follows
 from simulator.ops.linear_attention import LinearAttention
 from simulator.ops.module import AttentionModule
 from simulator.ops.ops import ACT_BYTES, Attention, Collective, Elementwise, Linear, Moe, Op
@@ -30,22 +30,8 @@ if TYPE_CHECKING:
     from simulator.inference.group import Group
 
 
-class Bound(StrEnum):
-    """What a step can be bound by, as a breakdown names it."""
-
-    COMPUTE = "compute"
-    WEIGHTS = "weight reads"
-    KV = "KV reads"
-    ACTIVATIONS = "activation traffic"
-    LINK = "interconnect"
-    LAUNCH = "launch latency"
-    HOST = "host"
-
-
 Changed = Mapping[tuple[str, str], Array]
 """Seconds of the kernels that a policy rewrote or added, by its name and the kernels' error family [s]."""
-Shares = dict[Bound, Array]
-"""Seconds by what they are attributed to, every `Bound` in its order [s]."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,6 +98,11 @@ class StepTime:
         """Sum of the kernels [s]."""
         return self.sums.gpu_s
 
+    def scaled(self, factor: float) -> StepTime:
+        """`factor` of the step, e.g. its part for one of its tokens; `ops` stay those of the whole."""
+        sums = replace(self.sums.scaled(factor), extra_s=self.sums.extra_s * factor)
+        return replace(self, parts=self.parts.scaled(factor), sums=sums, floor_s=self.floor_s * factor)
+
     @property
     def host_s(self) -> Array:
         """The host's submission beside them, and what both wait for [s]."""
@@ -129,7 +120,7 @@ class StepTime:
         shares = dict(self.sums.details.shares_s)
         shares[Bound.LINK] = shares[Bound.LINK] + self.sums.extra_s
         if self.parts.gain_s is not None:
-            shares = _gained(shares, self.parts.gain_s)
+            shares = gained(shares, self.parts.gain_s)
         shares[Bound.HOST] = shares[Bound.HOST] + (self.total_s - self.parts.stream_s)
         return shares
 
@@ -140,6 +131,7 @@ def step_time(group: Group, step: Step) -> StepTime:
     A data-dependent shape or a host-visible count splits the CUDA graph, and the step is submitted kernel
     by kernel.
     """
+    step = group.lowering.verified(step)
     lowered = group.lowering.lowered(step)
     times = exposed(timed(group, [op for op, _, _ in lowered]))
     # What depends on the context goes last: those arrays are the large ones, touched once. The order is the
@@ -166,6 +158,7 @@ def repeated(group: Group, step: Step, few: Step, back: np.ndarray) -> StepTime:
         Which of `few` each point is [-].
     """
     low = group.lowering
+    few, step = low.verified(few), low.verified(step)
     apart = [of for follows in (Follows.TOKENS, Follows.SEQUENCES) for of in low.lowered(few, follows)]
     moving = low.lowered(step, Follows.CONTEXT)
     # Where ops wait for others, or share caches with them, no part of a step can be timed alone.
@@ -408,11 +401,12 @@ def finished(group: Group, step: Step, sums: Sums, times: tuple[OpTime, ...] = (
         launches=sums.launches,
         graph=mode == "graph",
         prefills=step.prefills,
-        sequences=step.sampled_rows,
+        sequences=step.sequences,
         prompt_tokens=step.prefill_rows * step.prefill_tokens if step.prefills else 0.0,
         floor_s=floor if engine.saves(step.prefills) else 0.0,
         copies=sums.copies,
         alone=sums.alone,
+        drafts=group.speculation.drafts if group.speculation is not None and step.decodes else 0.0,
     )
     sigma = engine.spread(device, step.prefills)
     return StepTime(parts, sums, mode, floor, sigma, times)
@@ -451,50 +445,3 @@ def submitted(op: Op, engine: Engine) -> Array:
 def alone_of(op: Op, engine: Engine) -> Array:
     """Launches among them that meet an empty stream: small kernels around a value the host waits for [-]."""
     return submitted(op, engine) if isinstance(op, Elementwise) and op.host_sync else 0.0
-
-
-def attribute(t: OpTime, shares: Shares) -> None:
-    """Add the time of one op to the resource that binds it."""
-    if isinstance(t.op, Collective):
-        _split(t.total_s, (Bound.LINK, t.link_s), (Bound.LAUNCH, t.launch_s), shares)
-        return
-    if isinstance(t.op, Transfer | HostCompute):
-        place = Bound.LINK if isinstance(t.op, Transfer) else Bound.HOST
-        shares[place] = shares[place] + t.total_s
-        return
-    reads = Bound.ACTIVATIONS
-    if isinstance(t.op, Linear | Moe):
-        reads = Bound.WEIGHTS
-    elif isinstance(t.op, Attention | AttentionModule | LinearAttention):
-        reads = Bound.KV
-    if every(t.launch_s <= t.memory_s):
-        _split(t.total_s, (reads, t.memory_s), (Bound.COMPUTE, t.math_s), shares)
-        return
-    body = maximum(t.math_s, t.memory_s)
-    by_launch = t.total_s * (t.launch_s > body)
-    shares[Bound.LAUNCH] = shares[Bound.LAUNCH] + by_launch
-    _split(t.total_s - by_launch, (reads, t.memory_s), (Bound.COMPUTE, t.math_s), shares)
-
-
-def _gained(shares: Shares, gain_s: Array) -> Shares:
-    """What the engine adds goes to the launches; what it saves beyond theirs, to all the others alike."""
-    launch = shares[Bound.LAUNCH] + gain_s
-    if every(launch >= 0.0):
-        return {**shares, Bound.LAUNCH: launch}
-    saved = minimum(launch, 0.0)
-    others = sum(shares.values()) - shares[Bound.LAUNCH]
-    left = 1.0 + saved / maximum(others, 1e-30)
-    return {bound: s * left for bound, s in shares.items()} | {Bound.LAUNCH: maximum(launch, 0.0)}
-
-
-def _split(total: Array, first: tuple[Bound, Array], second: tuple[Bound, Array], shares: Shares) -> None:
-    """Give `total` to whichever of two resources takes longer."""
-    wins = first[1] >= second[1]
-    if every(wins):
-        shares[first[0]] = shares[first[0]] + total
-    elif not some(wins):
-        shares[second[0]] = shares[second[0]] + total
-    else:
-        part = total * wins
-        shares[first[0]] = shares[first[0]] + part
-        shares[second[0]] = shares[second[0]] + (total - part)

@@ -90,6 +90,8 @@ class AttentionSpec:
         One KV head whose entry is both K and V, of the newest `window` tokens and of several tokens folded together.
     blocks : BlockIndexerSpec or None
         Picks the blocks that a query attends to; None = all.
+    inputs : int
+        Vectors of the model's width that Q, K and V are projected from, side by side (two in a layer that drafts) [-].
     """
 
     n_heads: int
@@ -111,9 +113,10 @@ class AttentionSpec:
     kv_from: KvFrom = "own"
     compressed: CompressedSpec | None = None
     blocks: BlockIndexerSpec | None = None
+    inputs: int = 1
 
     def __post_init__(self) -> None:
-        require_positive(self, "n_heads", "n_kv_heads", "head_dim", "v_head_dim")
+        require_positive(self, "n_heads", "n_kv_heads", "head_dim", "v_head_dim", "inputs")
         if self.n_heads % self.n_kv_heads:
             raise InputError(
                 f"{self.n_heads} attention heads cannot be shared evenly by {self.n_kv_heads} key/value heads"
@@ -206,7 +209,7 @@ class AttentionSpec:
             return total + self._mla_params(hidden, self.mla)
         out = self.q_width + self.kv_width
         gates = self.q_width - self.n_heads * self.head_dim
-        total += hidden * out + (out - (gates if self.gate == "head" else 0) if self.qkv_bias else 0)
+        total += self.inputs * hidden * out + (out - (gates if self.gate == "head" else 0) if self.qkv_bias else 0)
         total += self.blocks.n_params(hidden) if self.blocks is not None else 0
         return total + self._qk_norm_params()
 

@@ -14,9 +14,12 @@ class Step:
     Attributes
     ----------
     decode_rows : Array
-        Sequences that generate one token [-]; 0.0 for a pure prefill.
+        Sequences that generate tokens [-]; 0.0 for a pure prefill.
     decode_context : Array
-        Tokens in each of those sequences, the new one included [-].
+        Tokens in each of those sequences, the new ones included [-].
+    decode_tokens, decode_drawn : Array
+        New tokens of each of those sequences, several where drafted ones are verified, and how many of them the next
+        token is drawn of [-].
     decode_prompt : Array, optional
         Prompt tokens of each of those sequences [-]; None = not known.
     prefill_rows : Array
@@ -32,6 +35,8 @@ class Step:
     decode_rows: Array = 0.0
     decode_context: Array = 1.0
     decode_prompt: Array | None = None
+    decode_tokens: Array = 1.0
+    decode_drawn: Array = 1.0
     prefill_rows: Array = 0.0
     prefill_tokens: Array = 1.0
     prefill_context: Array = 1.0
@@ -42,18 +47,24 @@ class Step:
     @property
     def rows(self) -> Array:
         """Tokens every linear layer sees [-]."""
-        if not self.prefills:
-            return self.decode_rows
-        if not self.decodes:
-            return self.prefill_rows * self.prefill_tokens
-        return self.decode_rows + self.prefill_rows * self.prefill_tokens
+        prompts = self.prefill_rows * self.prefill_tokens if self.prefills else 0.0
+        return self._with_decoded(self.decode_tokens, prompts)
 
     @property
     def sampled_rows(self) -> Array:
-        """Rows whose next token is drawn: one per sequence [-]."""
-        if not self.prefills:
-            return self.decode_rows
-        return self.decode_rows + self.prefill_rows if self.decodes else self.prefill_rows
+        """Rows whose next token is drawn: one per sequence, but where drafted tokens are verified [-]."""
+        return self._with_decoded(self.decode_drawn, self.prefill_rows)
+
+    @property
+    def sequences(self) -> Array:
+        """Sequences that the engine handles [-]."""
+        return self._with_decoded(1.0, self.prefill_rows)
+
+    def _with_decoded(self, each: Array, prompts: Array) -> Array:
+        if not self.decodes:
+            return prompts
+        decoded = self.decode_rows if isinstance(each, float) and each == 1.0 else self.decode_rows * each
+        return decoded + prompts if self.prefills else decoded
 
 
 def decode_step(rows: Array, context: Array, prompt: Array | None = None) -> Step:

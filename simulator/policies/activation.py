@@ -30,7 +30,7 @@ _INPUT = {
 }
 """Tensor of a trace that is the input of a matrix."""
 _FALLBACK = "dense products at keep=1 and where they are faster"
-_ONE_TOKEN = Compatibility(chunked_prefill=False, speculative=False, gqa="no change")
+_ONE_TOKEN = Compatibility(chunked_prefill=False, gqa="no change")
 
 
 WAITING_KERNELS = {"index": 7.0, "split": 8.0}
@@ -343,7 +343,7 @@ class Polar(Policy):
     summary: ClassVar[str] = "per-sequence head sparsity, batch-united neurons"
     aspects: ClassVar[frozenset[Aspect]] = frozenset({Aspect.WEIGHT_ROWS})
     compatibility: ClassVar[Compatibility] = Compatibility(
-        mla=False, chunked_prefill=False, speculative=False, gqa="whole groups are kept or dropped"
+        mla=False, chunked_prefill=False, gqa="whole groups are kept or dropped"
     )
     citation: ClassVar[str] = "Shrestha et al. 2025, arXiv:2505.14884"
     not_modelled: ClassVar[str] = "accuracy"

@@ -217,11 +217,7 @@ class DejaVu(Policy):
     summary: ClassVar[str] = "per-layer look-ahead predictors pick heads and ReLU neurons"
     aspects: ClassVar[frozenset[Aspect]] = frozenset({Aspect.WEIGHT_ROWS})
     compatibility: ClassVar[Compatibility] = Compatibility(
-        mla=False,
-        prefix_cache=False,
-        chunked_prefill=False,
-        speculative=False,
-        gqa="a KV head is read if any head of its group is kept",
+        mla=False, prefix_cache=False, chunked_prefill=False, gqa="a KV head is read if any head of its group is kept"
     )
     citation: ClassVar[str] = "Liu et al. 2023, arXiv:2310.17157"
     not_modelled: ClassVar[str] = (
@@ -306,11 +302,7 @@ class ShadowLlm(Policy):
     summary: ClassVar[str] = "one predictor after layer 0 picks heads and neurons of the whole model"
     aspects: ClassVar[frozenset[Aspect]] = frozenset({Aspect.WEIGHT_ROWS})
     compatibility: ClassVar[Compatibility] = Compatibility(
-        mla=False,
-        prefix_cache=False,
-        chunked_prefill=False,
-        speculative=False,
-        gqa="a KV head is read if any head of its group is kept",
+        mla=False, prefix_cache=False, chunked_prefill=False, gqa="a KV head is read if any head of its group is kept"
     )
     citation: ClassVar[str] = "Akhauri et al. 2024, arXiv:2406.16635"
     not_modelled: ClassVar[str] = "accuracy; recomputed K and V of heads that return"

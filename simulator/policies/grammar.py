@@ -137,10 +137,15 @@ def expand(text: str) -> list[Policies]:
     return [_compose(members, text) for members in itertools.product(*variants)]
 
 
-def in_kernel(policy: str, kernel: str) -> str:
-    """Spelling of a policy with its kernel, where that is not the one its parameters mean; one that has it stays."""
-    named = without_kernel(policy) != policy
-    return policy if named or kernel in ("", parse(policy).kernel) else f"{policy}, {kernel} kernel"
+def in_kernel(policy: str, kernel: str, speculate: str = "") -> str:
+    """Spelling of a policy with its kernel, where that is not the one its parameters mean, and with who drafts.
+
+    One that has them stays.
+    """
+    if without_kernel(policy) != policy:
+        return policy
+    label = policy if kernel in ("", parse(policy).kernel) else f"{policy}, {kernel} kernel"
+    return f"{label}, {speculate}" if speculate else label
 
 
 def without_kernel(label: str) -> str:

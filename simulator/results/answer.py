@@ -90,6 +90,7 @@ class Answer(Generic[S, N]):
     device: S
     policy: S
     kernel: S
+    speculate: S
     engine: S
     software: S
     dtype: S

@@ -12,7 +12,7 @@ from simulator.results.verdict import Verdict
 if TYPE_CHECKING:
     import pyarrow as pa
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ COLUMNS: Mapping[str, Column] = {
     "device": Column("text", "", "device name"),
     "policy": Column("text", "", "canonical spelling of the sparsity policy"),
     "kernel": Column("text", "", "kernel each policy is taken to run in, or ideal; null for dense"),
+    "speculate": Column("text", "", "who drafts tokens that a step verifies; null for nobody"),
     "engine": Column("text", "", "serving engine whose kernels and host side are assumed"),
     "software": Column("text", "", "where the policy can be run today, and whether this engine does; null for dense"),
     "dtype": Column("text", "", "weight format after the policy"),
@@ -43,7 +44,7 @@ COLUMNS: Mapping[str, Column] = {
     "status": Column("text", "", " | ".join(STATUSES)),
     "reason": Column("text", "", "why a row is not ok, and what would work"),
     "ttft_s": Column("real", "s", "one prefill of the whole batch", "ttft_s.mid"),
-    "tpot_s": Column("real", "s", "mean decode step over the output", "tpot_s.mid"),
+    "tpot_s": Column("real", "s", "mean decode step over the output, per token of it", "tpot_s.mid"),
     "e2e_s": Column("real", "s", "TTFT + (output - 1) * TPOT", "e2e_s.mid"),
     "tokens_per_s": Column("real", "1/s", "output tokens of the batch per second", "tokens_per_s.mid"),
     "tokens_per_s_per_gpu": Column("real", "1/s", "the same per GPU", "tokens_per_s_per_gpu.mid"),

@@ -19,7 +19,7 @@ from simulator.device.catalogue import load
 from simulator.device.fits import ANY
 from simulator.device.releases import apart
 from simulator.device.types import Device
-from simulator.inference.step import Bound, attribute
+from simulator.inference.bound import Bound, attribute
 from simulator.ops.dense import dense_of
 from simulator.ops.named import NAMED, NamedOp, Parameter
 from simulator.ops.ops import Attention, Linear

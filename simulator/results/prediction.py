@@ -71,6 +71,8 @@ class Prediction:
         What is left out of the model.
     unions : mapping of UnionLaw to float
         The curves that unions over the rows of a decode step follow, and the rows asked for [-].
+    speculation : str
+        What speculation gives over none, in words; "" without it.
     """
 
     scenario: Scenario
@@ -81,6 +83,7 @@ class Prediction:
     trace: dict[str, str] | None = None
     notes: tuple[str, ...] = ()
     unions: Mapping[UnionLaw, float] = field(default_factory=dict)
+    speculation: str = ""
 
     @cached_property
     def pool(self) -> Pool | None:
@@ -128,6 +131,7 @@ class Prediction:
             "shares": self.shares,
             "kv_pool": None if self.pool is None else asdict(self.pool),
             "sentence": self.sentence,
+            "speculation": self.speculation or None,
             "assumes": self.assumes,
             "sources": list(self.sources),
             "trace": self.trace,
@@ -164,6 +168,7 @@ def predict(scenario: Scenario) -> Prediction:
     """
     from simulator.inference.group import group_of
     from simulator.results.rows import load_of, rows
+    from simulator.results.speculated import sentence
     from simulator.scenario.scenario import Scenario
 
     require_type(Scenario, scenario=scenario)
@@ -176,7 +181,8 @@ def predict(scenario: Scenario) -> Prediction:
     ops = (*_op_rows("prefill", points.prefill.ops), *_op_rows("decode", points.decode.ops))
     shares = _shares(points)
     words, unions = _sentence(answer, shares), united(t.op for t in points.decode.ops)
-    return Prediction(scenario, answer, ops, shares, words, _named(group), group.notes, unions)
+    drafted = "" if group.speculation is None or scenario.output_tokens < 2 else sentence(points)
+    return Prediction(scenario, answer, ops, shares, words, _named(group), group.notes, unions, drafted)
 
 
 def united(ops: Iterable[Op]) -> dict[UnionLaw, float]:
@@ -223,7 +229,7 @@ def _op_rows(phase: str, times: Sequence[OpTime]) -> list[OpRow]:
 def _shares(points: Points) -> dict[str, float]:
     import numpy as np
 
-    from simulator.inference.step import Bound
+    from simulator.inference.bound import Bound
 
     steps = float(np.ravel(points.output)[0]) - 1.0
     scale = float(np.ravel(points.ttft_s.mid)[0]) / float(np.mean(points.prefill.total_s))
@@ -239,7 +245,7 @@ def _sentence(a: Row, shares: dict[str, float]) -> str:
 
     ms = console.milliseconds
     parts = [
-        f"{a.model} on {a.gpus:.0f} x {a.device}, {in_kernel(a.policy, a.kernel)}, batch {a.batch:.0f},"
+        f"{a.model} on {a.gpus:.0f} x {a.device}, {in_kernel(a.policy, a.kernel, a.speculate)}, batch {a.batch:.0f},"
         f" {a.prompt_tokens:.0f} + {a.output_tokens:.0f} tokens:"
         f" TTFT {ms(a.ttft_s.mid)} ms ({ms(a.ttft_s.lo)}-{ms(a.ttft_s.hi)})"
     ]

@@ -24,7 +24,7 @@ def show(prediction: Prediction) -> None:
     console.out(prediction.sentence)
     if prediction.ops:
         console.out(how_sure(prediction))
-    for line in (*run_in(prediction), *united(prediction)):
+    for line in (*run_in(prediction), *united(prediction), *filter(None, [prediction.speculation])):
         console.out(line)
     console.out(f"formats: weights {answer.dtype}; KV cache {answer.kv_dtype}")
     if prediction.pool is not None:
@@ -50,7 +50,8 @@ def show(prediction: Prediction) -> None:
             ],
             note=f"largest batch at this length: {answer.max_batch:.0f}" if isfinite(answer.max_batch) else "",
         )
-    for phase, title in (("prefill", "One prefill of the batch"), ("decode", "One mean decode step")):
+    decoded = "One decode step, drafts with it" if answer.speculate else "One mean decode step"
+    for phase, title in (("prefill", "One prefill of the batch"), ("decode", decoded)):
         ops = sorted((o for o in prediction.ops if o.phase == phase), key=lambda o: -o.total_s)
         if not ops:
             continue
@@ -148,6 +149,8 @@ def check_flags(scenario: Scenario, asked: dict[str, bool], solve_rate: bool) ->
         raise InputError("is for best-of-N; add --trials 1,4,16", where="--solve-rate")
     if asked["--max-loss"] and scenario.policy != "dense":
         raise InputError("looks at every published policy; leave out --policy", where="--max-loss")
+    if asked["--trials"] and scenario.speculate:
+        raise InputError("the tries are decoded token by token; leave out --speculate", where="--trials")
     if asked["--trials"] and scenario.batch != 1:
         raise InputError("the tries are the batch; leave out --batch", where="--trials")
 

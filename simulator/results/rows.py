@@ -11,11 +11,11 @@ from simulator.base.errors import UnsupportedError
 from simulator.base.interval import Interval
 from simulator.device.fits import Basis
 from simulator.inference import memory, paired
+from simulator.inference.bound import Bound
 from simulator.inference.evaluate import Points, evaluate
 from simulator.inference.group import Group
 from simulator.inference.lowering import Lowering
 from simulator.inference.status import STATUSES, TIMED, Status
-from simulator.inference.step import Bound
 from simulator.policies import Policies
 from simulator.policies.software import runs_in
 from simulator.results.answer import Answer, Rows, Words, absent
@@ -57,6 +57,7 @@ def _labels(group: Group, n: int) -> dict[str, Any]:
         "device": group.device.name,
         "policy": group.policies.spelling,
         "kernel": group.policies.kernel,
+        "speculate": str(group.speculation or ""),
         "engine": group.engine.name,
         "software": runs_in((p.name for p in group.policies.members), group.engine.title),
         "dtype": group.dtype,

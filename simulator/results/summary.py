@@ -13,7 +13,7 @@ import numpy as np
 from simulator.base import console
 from simulator.base.interval import Interval
 from simulator.inference.status import Status
-from simulator.policies import IDEAL, in_kernel
+from simulator.policies import IDEAL, in_kernel, without_kernel
 from simulator.results.answer import Row, Rows
 from simulator.results.loss import LOSS_UNKNOWN, UNIT, front
 from simulator.results.verdict import RULE, Tally, figure, tally, wins
@@ -86,7 +86,7 @@ class Summary:
         for code, n in zip(*np.unique(rows.status.codes, return_counts=True), strict=True):
             word = rows.status.words[int(code)]
             self.status[word] = self.status.get(word, 0) + int(n)
-        policy = in_kernel(rows.policy[0], rows.kernel[0])
+        policy = in_kernel(rows.policy[0], rows.kernel[0], rows.speculate[0])
         found = self.found.setdefault((rows.model[0], rows.device[0], policy), _Found())
         if rows.software[0]:
             self.software.setdefault(rows.software[0])
@@ -120,10 +120,12 @@ class Summary:
             at = model, device
             if found.best is not None:
                 alone.setdefault(at, []).append(found.best)
-            chosen = found.best if policy == "dense" else found.winner
+            chosen = found.best if without_kernel(policy) == "dense" else found.winner
             if chosen is not None:
                 of.setdefault(at, []).append(chosen)
-        dense = {key[:2] for key, found in self.found.items() if key[2] == "dense" and found.best is not None}
+        dense = {
+            key[:2] for key, found in self.found.items() if without_kernel(key[2]) == "dense" and found.best is not None
+        }
         best = (of[at] if at in dense else rows for at, rows in alone.items())
         return [fastest([row for row in rows if row.kernel != IDEAL] or rows) for rows in best]
 
@@ -225,7 +227,9 @@ def show(summary: Summary, out: Path | None) -> None:
         console.out(line)
     quality = summary.quality()
     if any(row.policy != "dense" for row, _ in quality):
-        missing = sorted({key[2] for key in summary.found} - {in_kernel(row.policy, row.kernel) for row, _ in quality})
+        missing = sorted(
+            {key[2] for key in summary.found} - {in_kernel(row.policy, row.kernel, row.speculate) for row, _ in quality}
+        )
         # Of many pairs of model and device a screen holds what is worth a choice; --json has the rest.
         many = len({(row.model, row.device) for row, _ in quality}) > MOST_PAIRS
         shown = [(row, first) for row, first in quality if not many or (first and row.policy != "dense")]
@@ -264,7 +268,7 @@ def _best_row(a: Row) -> list[str]:
     return [
         a.model,
         a.device,
-        in_kernel(a.policy, a.kernel),
+        in_kernel(a.policy, a.kernel, a.speculate),
         a.dtype,
         f"{a.tp:.0f}" if a.pp == 1 else f"{a.tp:.0f}x{a.pp:.0f}",
         *(f"{v:.0f}" for v in (a.batch, a.prompt_tokens, a.output_tokens)),
@@ -283,7 +287,7 @@ def _quality_row(a: Row, first: bool) -> list[str]:
     return [
         a.model,
         a.device,
-        in_kernel(a.policy, a.kernel),
+        in_kernel(a.policy, a.kernel, a.speculate),
         "*" if first else "",
         console.number(a.tokens_per_s_per_gpu.mid),
         "-" if a.policy == "dense" else figure(a.speedup),

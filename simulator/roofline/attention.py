@@ -152,11 +152,11 @@ def attention_time(
     lanes = batch * n_kv_heads
 
     group = n_heads / n_kv_heads
-    rows = q_len if prefill else group
+    rows = q_len if prefill else group * q_len
     tile = coef["row_tile"]
     efficiency = coef["math_eff"] * (1.0 if mla else head_size_factor(head_dim, coef))
     chain_tokens, alone_tokens = minimum(tokens, coef["split_tokens"]), 0.0
-    # A decode tile holds the query heads of one KV head, a prefill tile rows of one query head.
+    # A decode tile holds the query heads of one KV head for all new tokens, a prefill tile rows of one query head.
     tiles = ceil(rows / tile)
     blocks = (batch * n_heads if prefill else lanes) * tiles
     rate = efficiency * rows / (tiles * tile)

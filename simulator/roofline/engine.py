@@ -64,6 +64,12 @@ class StepParts:
     wait_s: Array
     gain_s: Array | None
 
+    def scaled(self, factor: float) -> StepParts:
+        """`factor` of each."""
+        gain = None if self.gain_s is None else self.gain_s * factor
+        total, stream = self.total_s * factor, self.stream_s * factor
+        return StepParts(total, stream, self.submit_s * factor, self.wait_s * factor, gain)
+
 
 @dataclass(frozen=True)
 class Engine:
@@ -82,6 +88,9 @@ class Engine:
         adds are counted one by one [-].
     schedule_s : float
         Host seconds between two steps that the GPU waits for [s].
+    draft_s : float
+        Host seconds for each step of a drafting model, which the GPU waits for, too; 0 where a graph holds them or
+        nobody told [s].
     row_s, token_s : float
         The part of that which grows with the sequences and with the prompt tokens of the step [s].
     rank_s : float
@@ -139,6 +148,7 @@ class Engine:
     waits_by_layer: bool = False
     op_kernels: float = 1.0
     token_s: float = 0.0
+    draft_s: float = 0.0
     rank_s: float = 0.0
     hidden_s: float = 0.0
     decode_stretch: float = 1.0
@@ -190,6 +200,7 @@ class Engine:
         floor_s: Array = 0.0,
         copies: Array = 0.0,
         alone: Array = 0.0,
+        drafts: float = 0.0,
     ) -> StepParts:
         """Time of one step from the sum of its kernels.
 
@@ -207,6 +218,8 @@ class Engine:
             Launches among them that are no kernels of the stream: none of their time is hidden there [-].
         alone : Array
             Launches among them submitted while the stream is empty, because the host waited for a value [-].
+        drafts : float
+            Steps of a drafting model within this step [-].
         """
         host = self.host.get(device.arch, 1.0)
         stretch = self.prefill_stretch if prefills else self.decode_stretch
@@ -220,7 +233,7 @@ class Engine:
             gain = stream - gpu_s
         stream = stream + comm_extra_s
         submit = launches * (host * (self.launch_graph_s if graph else self.launch_eager_s))
-        wait = host * self.schedule_s + (host * self.row_s) * sequences
+        wait = host * (self.schedule_s + self.draft_s * drafts) + (host * self.row_s) * sequences
         if prefills and self.token_s:
             wait = wait + (host * self.token_s) * prompt_tokens
         exposed = self.exposed_s(device, alone)

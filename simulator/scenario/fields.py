@@ -90,6 +90,10 @@ class Fields:
     ] = AUTO
     tp: Annotated[int, About("tensor-parallel GPUs", "e.g. 1,2,4", bounds=_whole(1024))] = 1
     pp: Annotated[int, About("pipeline stages", "e.g. 1,2,4", bounds=_whole(1024))] = 1
+    speculate: Annotated[
+        str,
+        About("drafted tokens: draft(model=M,k=4,accept=0.7), or eagle3, eagle, mtp, ngram with k= and accept=|tau="),
+    ] = ""
     ep: Annotated[int, About("groups the experts are split between, within tp", "e.g. 1,2,4", bounds=_whole(1024))] = 1
     batch: Annotated[
         int, About("sequences in the static batch", "e.g. 1,4,16 or 1:64:x2", bounds=_whole(MAX_BATCH))
@@ -175,6 +179,8 @@ def _known(name: str, hint: Any) -> Known:
 
 
 FIELDS = {name: _known(name, hint) for name, hint in Fields.__annotations__.items()}
+STATIC = ("speculate",)
+"""Fields that a scheduler of requests does not follow."""
 SCHEDULED = ("max_num_seqs", "max_num_batched_tokens")
 """Fields that a scheduler of requests holds instead."""
 LOAD = ("batch", "prompt_tokens", "output_tokens")

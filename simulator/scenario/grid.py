@@ -16,6 +16,7 @@ from simulator.model.formats import apart
 from simulator.policies import FREE, PUBLISHED, expand, free_names
 from simulator.scenario.fields import FIELDS, LOAD, flag
 from simulator.scenario.scenario import Scenario
+from simulator.scenario.speculation import speculation
 
 MAX_AXIS = 100_000
 MAX_POINTS = 1_000_000_000
@@ -41,6 +42,7 @@ class Grid:
     device: tuple[str, ...]
     policy: tuple[str, ...] = _one("policy")
     kernel: tuple[str, ...] = _one("kernel")
+    speculate: tuple[str, ...] = _one("speculate")
     engine: tuple[str, ...] = _one("engine")
     dtype: tuple[str, ...] = _one("dtype")
     kv_cache_dtype: tuple[str, ...] = _one("kv_cache_dtype")
@@ -138,7 +140,7 @@ class Grid:
         return {f.name: getattr(self, f.name) for f in fields(self) if f.init}
 
 
-OUTER = ("model", "device", "engine", "dtype", "kv_cache_dtype", "tp", "pp", "ep", "policy", "kernel")
+OUTER = ("model", "device", "engine", "dtype", "kv_cache_dtype", "tp", "pp", "ep", "speculate", "policy", "kernel")
 """Axes whose values change the ops; policy and kernel vary fastest so that their dense twin is at hand."""
 SIZES = ("tp", "pp", "ep", "batch", "prompt_tokens", "output_tokens")
 ENGINE = ("gpu_memory_utilization", "max_num_seqs", "max_num_batched_tokens", "max_model_len")
@@ -294,6 +296,8 @@ def axis(name: str, value: Any, where: str) -> Any:
         return whole_numbers(",".join(items), where)
     if name == "dtype":
         return apart(_split(items, where))
+    if name == "speculate":
+        return tuple(dict.fromkeys(str(speculation(i) or "") for i in items))
     if name != "policy":
         return names(items, where)
     try:

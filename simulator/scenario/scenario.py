@@ -15,6 +15,7 @@ from simulator.base.errors import InputError, UnknownNameError, suggest
 from simulator.model.formats import choose
 from simulator.policies import PUBLISHED, Aspect, Policies, parse
 from simulator.scenario.fields import LOAD, Fields, flag
+from simulator.scenario.speculation import speculation
 
 
 class Scenario(Fields, BaseModel):
@@ -51,6 +52,11 @@ class Scenario(Fields, BaseModel):
     @classmethod
     def _canonical(cls, text: str) -> str:
         return parse(text).spelling
+
+    @field_validator("speculate")
+    @classmethod
+    def _known_speculation(cls, text: str) -> str:
+        return str(speculation(text) or "")
 
     @field_validator("dtype")
     @classmethod
