@@ -33,7 +33,7 @@ def answer(p: Prediction, dense: Prediction) -> str:
     if not a.ok:
         return refusal(a)
     where, rate = f"{_gpus(a)}**{a.device}**", f"**{number(a.tokens_per_s.mid)} tokens/s**"
-    if a.policy == "dense":
+    if a.is_dense:
         return f"Dense **{a.model}** puts out {rate} on {where} at batch {a.batch:,.0f}. {_bound(p)}"
     if not dense.answer.ok:
         return (

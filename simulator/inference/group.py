@@ -182,8 +182,13 @@ class Group:
 
     @cached_property
     def dense(self) -> Group:
-        """The same group without policies: one answer, whatever was asked beside it."""
-        return replace(self, policies=Policies(), trace=None)
+        """The same group without policies and speculation: one answer, whatever was asked beside it."""
+        return replace(self, policies=Policies(), trace=None, speculation=None, drafts=None)
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether nothing is done to the model and its steps."""
+        return not self.policies.members and self.speculation is None
 
     @property
     def tokens_per_step(self) -> float:

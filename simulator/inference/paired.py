@@ -144,6 +144,7 @@ def _run(
         changed, error, spread = changes(members, sums.changed_s, sums.details.errors, known, sums.details.density_s)
         if points.group.speculation != beside.group.speculation:
             spread = max(spread, spreads().get(SPECULATION, spreads()[ANY]))
+            error = maximum(error, changed * spread)
     kernels, changed, error = (mean_nodes(x, ndim) * times for x in (sums.gpu_s, changed, error))
     return Run(total_s, kernels, changed, error, spread)
 

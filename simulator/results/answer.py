@@ -130,6 +130,11 @@ class Answer(Generic[S, N]):
     quality_source: S
 
     @property
+    def is_dense(self: Row) -> bool:
+        """Whether nothing is done to the model and its steps."""
+        return self.policy == "dense" and not self.speculate
+
+    @property
     def gpus(self) -> N:
         """GPUs of one replica [-]."""
         tp: Any = self.tp

@@ -254,7 +254,7 @@ def _sentence(a: Row, shares: dict[str, float]) -> str:
     if math.isfinite(a.tokens_per_s.mid):
         parts.append(f"{console.number(a.tokens_per_s.mid)} tokens/s")
     text = ", ".join(parts) + f"; bound by {a.bound} ({max(shares.values()):.0%} of the time)"
-    if a.policy != "dense" and a.ok:
+    if not a.is_dense and a.ok:
         text += f"; {told(a.speedup)}"
         if a.dense_max_batch < a.batch:
             text += f", but dense does not fit (largest batch {a.dense_max_batch:,.0f})"

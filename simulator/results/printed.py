@@ -149,8 +149,10 @@ def check_flags(scenario: Scenario, asked: dict[str, bool], solve_rate: bool) ->
         raise InputError("is for best-of-N; add --trials 1,4,16", where="--solve-rate")
     if asked["--max-loss"] and scenario.policy != "dense":
         raise InputError("looks at every published policy; leave out --policy", where="--max-loss")
-    if asked["--trials"] and scenario.speculate:
-        raise InputError("the tries are decoded token by token; leave out --speculate", where="--trials")
+    if flags and scenario.speculate:
+        raise InputError(
+            f"is about decoding token by token; leave out --speculate {scenario.speculate}", where=flags[0]
+        )
     if asked["--trials"] and scenario.batch != 1:
         raise InputError("the tries are the batch; leave out --batch", where="--trials")
 

@@ -36,7 +36,7 @@ def rows(
     if group.problem is not None:
         return _nothing(group, batch, prompt, output), None
     points = evaluate(group, batch, prompt, output)
-    if not group.policies.members:
+    if group.is_dense:
         dense = points
     elif dense is None:
         dense = evaluate(group.dense, batch, prompt, output)

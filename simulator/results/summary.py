@@ -13,7 +13,7 @@ import numpy as np
 from simulator.base import console
 from simulator.base.interval import Interval
 from simulator.inference.status import Status
-from simulator.policies import IDEAL, in_kernel, without_kernel
+from simulator.policies import IDEAL, in_kernel
 from simulator.results.answer import Row, Rows
 from simulator.results.loss import LOSS_UNKNOWN, UNIT, front
 from simulator.results.verdict import RULE, Tally, figure, tally, wins
@@ -120,12 +120,10 @@ class Summary:
             at = model, device
             if found.best is not None:
                 alone.setdefault(at, []).append(found.best)
-            chosen = found.best if without_kernel(policy) == "dense" else found.winner
+            chosen = found.best if policy == "dense" else found.winner
             if chosen is not None:
                 of.setdefault(at, []).append(chosen)
-        dense = {
-            key[:2] for key, found in self.found.items() if without_kernel(key[2]) == "dense" and found.best is not None
-        }
+        dense = {key[:2] for key, found in self.found.items() if key[2] == "dense" and found.best is not None}
         best = (of[at] if at in dense else rows for at, rows in alone.items())
         return [fastest([row for row in rows if row.kernel != IDEAL] or rows) for rows in best]
 
@@ -226,13 +224,13 @@ def show(summary: Summary, out: Path | None) -> None:
     for line in _why_not(summary):
         console.out(line)
     quality = summary.quality()
-    if any(row.policy != "dense" for row, _ in quality):
+    if any(not row.is_dense for row, _ in quality):
         missing = sorted(
             {key[2] for key in summary.found} - {in_kernel(row.policy, row.kernel, row.speculate) for row, _ in quality}
         )
         # Of many pairs of model and device a screen holds what is worth a choice; --json has the rest.
         many = len({(row.model, row.device) for row, _ in quality}) > MOST_PAIRS
-        shown = [(row, first) for row, first in quality if not many or (first and row.policy != "dense")]
+        shown = [(row, first) for row, first in quality if not many or (first and not row.is_dense)]
         which = ", those of the front" if many else ""
         console.table(
             f"Speed against quality: each policy at its most tokens/s per GPU{which}",
@@ -275,8 +273,8 @@ def _best_row(a: Row) -> list[str]:
         num(a.tokens_per_s_per_gpu.mid),
         ms(a.ttft_s.mid),
         console.spread(a.tpot_s, ms),
-        "-" if a.policy == "dense" else figure(a.speedup),
-        "-" if a.policy == "dense" else a.loss,
+        "-" if a.is_dense else figure(a.speedup),
+        "-" if a.is_dense else a.loss,
         num(a.usd_per_mtoken),
         a.bound,
         a.basis.lower(),
@@ -290,8 +288,8 @@ def _quality_row(a: Row, first: bool) -> list[str]:
         in_kernel(a.policy, a.kernel, a.speculate),
         "*" if first else "",
         console.number(a.tokens_per_s_per_gpu.mid),
-        "-" if a.policy == "dense" else figure(a.speedup),
-        "-" if a.policy == "dense" else a.loss,
+        "-" if a.is_dense else figure(a.speedup),
+        "-" if a.is_dense else a.loss,
         f"{a.quality_agreement:.1%}" if isfinite(a.quality_agreement) else "-",
         a.quality_source,
     ]

@@ -85,10 +85,10 @@ class Evaluator:
         output = np.asarray(chunk.output, float)[None, None, :]
         key = (chunk.scenario.dense, chunk.batch, chunk.prompt)
         dense = self._dense[1] if self._dense[0] == key else None
-        if dense is None and group.policies.members and group.problem is None:
+        if dense is None and not group.is_dense and group.problem is None:
             dense = evaluate(group.dense, batch, prompt, output)
         found, points = rows(group, batch, prompt, output, dense)
-        if not group.policies.members:
+        if group.is_dense:
             dense = points
         self._dense = (key, dense)
         return found

@@ -40,8 +40,8 @@ class Scenario(Fields, BaseModel):
 
     @property
     def dense(self) -> Self:
-        """The same scenario without policies."""
-        return self.model_copy(update={"policy": "dense", "kernel": PUBLISHED})
+        """The same scenario without policies and speculation."""
+        return self.model_copy(update={"policy": "dense", "kernel": PUBLISHED, "speculate": ""})
 
     @property
     def policies(self) -> Policies:
