@@ -8,6 +8,7 @@ published wins and losses, which need no data.
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import json
 from importlib import resources
@@ -138,7 +139,7 @@ def command(
     update: Annotated[
         Path | None, typer.Option(help="refit on 70 %, judge 30 %, write this golden copy (minutes)")
     ] = None,
-    date: Annotated[str, typer.Option(help="ISO date to write with --update")] = "",
+    date: Annotated[str, typer.Option(help="ISO date to write with --update; default today")] = "",
     claims: Annotated[
         bool, typer.Option("--claims", help="published wins and losses called; with --update written to that copy")
     ] = False,
@@ -151,6 +152,7 @@ def command(
 
     Exit 0; 2 bad input, or a committed fit got worse than the golden copy on the same rows.
     """
+    date = date or datetime.date.today().isoformat()
     if quality:
         if claims or data is not None or update is not None:
             raise InputError(

@@ -13,7 +13,7 @@ from simulator.claims.asked import Asked, asked, faster, runs
 from simulator.claims.eligibility import why_not
 from simulator.claims.metrics import RATES, SIZES, Value, base
 from simulator.claims.rows import MISSES, Claim, PaperClaims
-from simulator.inference.paired import changing, differing
+from simulator.inference.paired import SPECULATION, changing, differing
 
 WITHIN = 0.2
 """A prediction reproduces a claim within this relative error [-]."""
@@ -164,6 +164,7 @@ def _judged(claim: Claim, paper: PaperClaims, seen: dict[str, Asked]) -> Judged:
 def _changed(metric: str, own: Asked, beside: Asked) -> dict[str, Any]:
     both = runs(metric, own, beside)
     families = {p.family for p in changing(own.group.policies.members, beside.group.policies.members)}
+    families |= {SPECULATION} if own.group.speculation != beside.group.speculation else set()
     if both is None or len(families) != 1:
         return {}
     return {"changed": families.pop(), "share": float(differing(*both))}

@@ -10,17 +10,17 @@ import typer
 
 from simulator import plan, predict, serve, sweep
 from simulator.base.errors import InputError
-from simulator.scenario.fields import FIELDS, LOAD, REQUIRED, SCHEDULED
+from simulator.scenario.fields import FIELDS, LOAD, REQUIRED, SCHEDULED, STATIC
 from simulator.scenario.options import option, scenario_options, with_options
 from simulator.scenario.scenario import Scenario
 
 LEFT_OUT = {
     predict: (),
     sweep: (),
-    serve: (*LOAD, *SCHEDULED, "images", "quality"),
-    plan: (*LOAD, *SCHEDULED, "block_size", "images", "trace", "trace_transfer"),
+    serve: (*LOAD, *SCHEDULED, *STATIC, "images", "quality"),
+    plan: (*LOAD, *SCHEDULED, *STATIC, "block_size", "images", "trace", "trace_transfer"),
 }
-"""Fields a verb does not ask for: traffic has its own lengths, its scheduler its bounds; a plan needs no trace."""
+"""Fields a verb does not ask for: traffic has its own lengths, its scheduler its bounds and one token a step; a plan needs no trace."""
 
 
 @pytest.mark.parametrize("verb", LEFT_OUT, ids=lambda v: v.__name__)
@@ -28,7 +28,7 @@ def test_each_field_is_an_option_with_its_meaning_and_default(verb):
     options = {p.name: p for p in typer.main.get_command(verb.app).params}
     for name, known in FIELDS.items():
         if name in LEFT_OUT[verb]:
-            assert name in SCHEDULED or name not in options or options[name].default is None
+            assert name in (*SCHEDULED, *STATIC) or name not in options or options[name].default is None
             continue
         found = options[name]
         assert known.flag in found.opts

@@ -223,6 +223,7 @@ def named(policy: str, speedup: list[float], rate: list[float], status: list[int
         n,
         policy=Words(np.zeros(n, np.int32), [policy]),
         kernel=Words.same("", n),
+        speculate=Words.same("", n),
         status=Words(np.array(status or [0] * n), STATUSES),
         batch=2.0 ** np.arange(n),
         prompt_tokens=np.full(n, 512.0),
