@@ -8,7 +8,7 @@ published wins and losses, which need no data.
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import hashlib
 import json
 from importlib import resources
@@ -152,7 +152,7 @@ def command(
 
     Exit 0; 2 bad input, or a committed fit got worse than the golden copy on the same rows.
     """
-    date = date or datetime.date.today().isoformat()
+    date = date or dt.date.today().isoformat()
     if quality:
         if claims or data is not None or update is not None:
             raise InputError(

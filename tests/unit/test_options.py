@@ -20,7 +20,8 @@ LEFT_OUT = {
     serve: (*LOAD, *SCHEDULED, *STATIC, "images", "quality"),
     plan: (*LOAD, *SCHEDULED, *STATIC, "block_size", "images", "trace", "trace_transfer"),
 }
-"""Fields a verb does not ask for: traffic has its own lengths, its scheduler its bounds and one token a step; a plan needs no trace."""
+"""Fields a verb does not ask for: traffic has its own lengths, its scheduler its bounds; a plan needs no
+trace; neither drafts tokens."""
 
 
 @pytest.mark.parametrize("verb", LEFT_OUT, ids=lambda v: v.__name__)
