@@ -9,9 +9,11 @@ from functools import partial
 from simulator.base.arrays import maximum, minimum, where
 from simulator.base.dtypes import Format
 from simulator.model.indexer import BlockIndexerSpec
+from simulator.model.spec import ModelSpec
 from simulator.ops.ops import Attention, Linear, Op
 from simulator.ops.part import OpPart
 from simulator.ops.step import Step
+from simulator.policies import Aspect, Policy
 from simulator.policies.common import bounded_pairs, top_k
 
 
@@ -50,3 +52,13 @@ def picked(core: Op, spec: BlockIndexerSpec) -> Iterator[Op]:
     else:
         run = core.head_dim * core.kv_element_bytes * spec.block
         yield replace(core, attended=minimum(core.tokens, tokens), run_bytes=run)
+
+
+def own_choice(policy: Policy, model: ModelSpec) -> str | None:
+    """Why a policy on attention does not apply to a model that folds its tokens or picks its blocks itself."""
+    for attention, _ in model.attentions:
+        if attention.compressed is not None:
+            return f"{policy.name} works on one cache entry per token; {model.name} folds several into one"
+        if attention.blocks is not None and Aspect.KV_FORMAT not in policy.aspects:
+            return f"{policy.name} works on all cached tokens; {model.name} attends to blocks that it picks itself"
+    return None

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from functools import partial
+from typing import Literal
 
 from simulator.base.dtypes import Format
 from simulator.model.formats import LATENT
 from simulator.model.layer import FfnSpec, MoeSpec
-from simulator.ops.ops import ACT_BYTES, Elementwise, Linear, Moe, Op
+from simulator.ops.expert_exchange import ExpertExchange
+from simulator.ops.ops import ACT_BYTES, Collective, Elementwise, Linear, Moe, Op
 from simulator.ops.part import OpPart
 from simulator.ops.step import Step
 
@@ -35,35 +37,84 @@ def dense(
 
 
 def experts(
-    moe: MoeSpec, hidden: int, tp: int, ep: int, fmt: Mapping[str, Format], half: Format, step: Step, count: float
+    moe: MoeSpec,
+    hidden: int,
+    cut: tuple[int, int, int],
+    fmt: Mapping[str, Format],
+    half: Format,
+    step: Step,
+    count: float,
 ) -> Iterator[Op]:
     """Router, routed experts between the matrices that narrow and widen, shared experts.
 
+    With attention data parallel the tokens of all ranks travel to the experts and their results back.
+
     Parameters
     ----------
+    cut : tuple of int
+        Ranks of each attention block, attention blocks side by side, groups that the experts are split between.
     half : Format
         Format of the router.
     """
+    tp, dp, ep = cut
     every_token = partial(_neurons, m=step.rows, count=count)
     yield every_token(role="moe.router", n=moe.n_experts, k=hidden, fmt=half)
     narrower, wider = LATENT
     if moe.latent is not None:
         # Engines hold both whole on every GPU.
         yield every_token(role=narrower, n=moe.latent, k=hidden, fmt=fmt[narrower])
+    width, experts_fmt = moe.latent or hidden, fmt["moe.experts"]
+    if dp > 1:
+        yield _sent("dispatch", moe, width, cut, experts_fmt.act_bytes, step, count)
     yield Moe(
         role="moe.experts",
-        tokens=step.rows,
-        hidden=moe.latent or hidden,
+        tokens=step.routed_rows,
+        hidden=width,
         intermediate=moe.expert.intermediate,
         top_k=moe.top_k,
         n_experts=moe.n_experts,
         gated=moe.expert.gated,
-        fmt=fmt["moe.experts"],
-        tp=tp // ep,
+        fmt=experts_fmt,
+        tp=tp * dp // ep,
         ep=ep,
         count=count,
     )
+    if dp > 1:
+        yield _sent("combine", moe, width, cut, ACT_BYTES, step, count)
     if moe.latent is not None:
         yield every_token(role=wider, n=hidden, k=moe.latent, fmt=fmt[wider])
     if moe.shared is not None:
         yield from dense(moe.shared, hidden, tp, fmt, step, count, "moe.shared")
+
+
+def _sent(
+    op: Literal["dispatch", "combine"],
+    moe: MoeSpec,
+    width: int,
+    cut: tuple[int, int, int],
+    element_bytes: float,
+    step: Step,
+    count: float,
+) -> Op:
+    """Tokens to their experts or results back: routed where every rank has experts of its own, else to all ranks.
+
+    Decoding takes low-latency kernels, which send a copy for every expert; a step with prompts one for every rank.
+    """
+    tp, dp, ep = cut
+    ranks, role = tp * dp, f"moe.{op}"
+    if ep < ranks:
+        # Every rank's tokens are padded to the fullest one's.
+        whole = step.rows * dp * width * ACT_BYTES
+        gathers = "all_gather" if op == "dispatch" else "reduce_scatter"
+        return Collective(role=role, op=gathers, n_ranks=ranks, count=count, message_bytes=whole)
+    return ExpertExchange(
+        role=role,
+        op=op,
+        tokens=step.rows / tp,
+        hidden=width,
+        top_k=moe.top_k,
+        n_ranks=ranks,
+        element_bytes=element_bytes,
+        per_expert=not step.prefills,
+        count=count,
+    )

@@ -61,6 +61,8 @@ class Group:
     speculation: Speculation | None = None
     drafts: ModelSpec | None = None
     """The model that drafts, where one is named."""
+    dp_attention: int = 1
+    """Groups of the `tp` GPUs that attend to sequences of their own."""
 
     @classmethod
     def of(cls, scenario: Scenario, model: ModelSpec, device: Device) -> Group:
@@ -91,6 +93,7 @@ class Group:
             max_model_len=scenario.max_model_len,
             speculation=speculates,
             drafts=CATALOGUE.model(speculates.model) if speculates and speculates.model else None,
+            dp_attention=scenario.dp_attention,
         )
 
     @cached_property
@@ -118,6 +121,11 @@ class Group:
         """GPUs of one replica [-]."""
         return self.tp * self.pp
 
+    @property
+    def attention_tp(self) -> int:
+        """GPUs that share each attention block [-]."""
+        return max(self.tp // self.dp_attention, 1)
+
     @cached_property
     def lowering(self) -> Lowering:
         """The model as cut and stored here."""
@@ -126,11 +134,12 @@ class Group:
             self.policies,
             self.fmt,
             KV_FORMATS[self.kv_dtype],
-            self.tp,
+            self.attention_tp,
             self.ep,
             self.trace,
             self.as_modules,
             self.transferred,
+            dp=self.dp_attention,
         )
         if self.speculation is None:
             return alone
@@ -150,7 +159,15 @@ class Group:
         if not whole_blocks or any(len(of_one) > 1 for of_one in formats):
             return False
         whole = Lowering(
-            self.model, Policies(), self.fmt, KV_FORMATS[self.kv_dtype], self.tp, self.ep, self.trace, as_modules=True
+            self.model,
+            Policies(),
+            self.fmt,
+            KV_FORMATS[self.kv_dtype],
+            self.attention_tp,
+            self.ep,
+            self.trace,
+            as_modules=True,
+            dp=self.dp_attention,
         )
         mine = Policies(tuple(p for p in self.policies.members if not _spares(p, whole)))
         if not all(policy.modules for policy in mine.members):
@@ -227,7 +244,7 @@ class Group:
             if not self.device.has(fmt.math):
                 have = ", ".join(sorted(str(d) for d in DType if self.device.has(d)))
                 return (Status.UNSUPPORTED_DTYPE, f"{self.device.name} has no {fmt.math} rate; it has {have}")
-        reason = self.lowering.why_not() or self._cannot_see
+        reason = self._cannot_spread or self.lowering.why_not() or self._cannot_see
         if reason is None and self.speculation is not None and self.pp > 1:
             reason = "engines draft on one pipeline stage; use --pp 1 with --speculate"
         if reason is None and self.pp > self.model.n_layers:
@@ -256,6 +273,15 @@ class Group:
         return (loaded, f"an image is {tower.tokens:,} prompt tokens ({tower.patches:,} patches of {size}{other})")
 
     @property
+    def _cannot_spread(self) -> str | None:
+        """Why sequences cannot be spread over ranks of attention, None where they can."""
+        if self.tp % self.dp_attention:
+            return f"--dp-attention {self.dp_attention} does not divide --tp {self.tp}, the GPUs of all its ranks"
+        if self.dp_attention > 1 and self.speculation is not None:
+            return "what a drafting model costs under attention data parallel is not known; drop --speculate"
+        return None
+
+    @property
     def _cannot_see(self) -> str | None:
         """Why images cannot be asked of the model, None where they are not or can."""
         tower = self.model.tower
@@ -263,8 +289,8 @@ class Group:
             return None
         if tower is None:
             return f"{self.model.name} is read without a vision tower, so it takes no images; drop --images"
-        if tower.n_heads % self.tp:
-            return f"{tower.n_heads} heads of the vision tower cannot be split over tp={self.tp}"
+        if tower.n_heads % self.attention_tp:
+            return f"{tower.n_heads} heads of the vision tower cannot be split over tp={self.attention_tp}"
         return None
 
     @property

@@ -114,6 +114,8 @@ def kv_pool(group: Group, sequences: int, step_tokens: int) -> KvPool:
                 f"the {lowering.home} memory of {device.name} holds none of the KV that is placed there"
             )
     extra_blocks = int(np.ceil(extra / block)) if extra > 0.0 else 0
+    # Ranks of attention data parallelism hold sequences of their own; all others hold a share of every one.
+    blocks = blocks.each(lambda end: end * lowering.dp)
     return KvPool(blocks.mid, b, block, growth is not None, extra_blocks, (blocks.lo, blocks.hi))
 
 

@@ -65,7 +65,8 @@ class Lowering:
     kv_element_bytes : float
         Bytes per element of the dense KV cache [B].
     tp, ep : int
-        Tensor-parallel ranks, and how many groups of them the experts are split between.
+        Ranks that share each attention block and dense layer, and how many groups of all ranks the experts are
+        split between.
     trace : Trace, optional
         Measured curves; every layer is then lowered apart, each with those of its relative depth.
     transferred : bool
@@ -74,6 +75,8 @@ class Lowering:
         MLA blocks are attention modules, as an engine was measured with them, not their single ops.
     drafting : Drafts, optional
         What drafts the tokens that a decode step verifies.
+    dp : int
+        Groups of `tp` ranks that each hold everything but the routed experts whole and attend to their own sequences.
     """
 
     model: ModelSpec
@@ -86,6 +89,12 @@ class Lowering:
     as_modules: bool = False
     transferred: bool = False
     drafting: Drafts | None = None
+    dp: int = 1
+
+    @property
+    def ranks(self) -> int:
+        """GPUs that hold the model once: the experts are spread over all of them [-]."""
+        return self.tp * self.dp
 
     def why_not(self) -> str | None:
         """Reason the cut or a policy does not apply, or None."""
@@ -104,8 +113,12 @@ class Lowering:
                 return f"{groups} groups of outputs cannot be split over tp={self.tp}"
             if isinstance(layer.ffn, MoeSpec) and layer.ffn.n_experts % self.ep:
                 return f"{layer.ffn.n_experts} experts cannot be split over ep={self.ep}"
-        if self.tp % self.ep:
-            return f"ep={self.ep} does not divide tp={self.tp}"
+        if self.ranks % self.ep:
+            return f"ep={self.ep} does not divide tp={self.ranks}"
+        if self.dp > 1 and not any(isinstance(layer.ffn, MoeSpec) for layer in self.model.layers):
+            return (
+                f"{self.model.name} has no experts to share: attention data parallel of it is replicas of tp={self.tp}"
+            )
         of_latents = any(attention.latents for attention, _ in self.model.attentions)
         for policy in self.policies.members:
             reasons = (policy.why_not(self.model, fmt) for fmt in self._rewritten_formats(policy))
@@ -115,7 +128,7 @@ class Lowering:
             if reason is None and of_latents and not policy.compatibility.mla:
                 reason = "it works on K and V of single heads; MLA caches one latent for all of them"
             if reason is None and policy.aspects & ATTENTION_ASPECTS:
-                reason = _own_choice(policy, self.model)
+                reason = blocks.own_choice(policy, self.model)
             if Aspect.KV_FORMAT in policy.aspects and self.kv_element_bytes < 2.0:
                 reason = f"{policy.name} sets the KV format itself; use --kv-cache-dtype bf16"
             if reason is None and self.drafting is not None and not policy.compatibility.speculative:
@@ -170,7 +183,7 @@ class Lowering:
     def lowered(self, step: Step, only: Follows | None = None) -> list[Lowered]:
         """The ops of one forward pass on one GPU, or those of one kind."""
         ops: list[Lowered] = []
-        step = self.verified(step)
+        step = self.ran(step)
         if only in (None, Follows.TOKENS):
             ops += (Lowered(op, Follows.TOKENS) for op in self._head(step))
         if only is not Follows.SEQUENCES:
@@ -188,9 +201,10 @@ class Lowering:
             ops += (Lowered(op, Follows.CONTEXT) for op in self.drafting.ops(step))
         return ops
 
-    def verified(self, step: Step) -> Step:
-        """`step` with the drafted tokens that it verifies, where a model drafts any."""
-        return step if self.drafting is None else self.drafting.verified(step)
+    def ran(self, step: Step) -> Step:
+        """`step` as the fullest rank runs it: its own sequences, with the drafted tokens that it verifies."""
+        step = step if self.drafting is None else self.drafting.verified(step)
+        return step.of_rank(self.dp)
 
     def _layers(self, step: Step, only: Follows | None) -> list[Lowered]:
         ops: list[Lowered] = []
@@ -340,7 +354,7 @@ class Lowering:
             yield self._all_reduce("attn.all_reduce", step, count)
         if isinstance(layer.ffn, MoeSpec):
             routes = self.model.rest or sixteen_bit(self.fmt)
-            yield from feed_forward.experts(layer.ffn, hidden, self.tp, self.ep, fmt, routes, step, count)
+            yield from feed_forward.experts(layer.ffn, hidden, (self.tp, self.dp, self.ep), fmt, routes, step, count)
         elif layer.ffn is not None:
             yield from feed_forward.dense(layer.ffn, hidden, self.tp, fmt, step, count)
         if self.tp > 1 and layer.ffn is not None:
@@ -477,16 +491,6 @@ class Lowering:
             count=count,
             message_bytes=step.rows * self.model.hidden * ACT_BYTES,
         )
-
-
-def _own_choice(policy: Policy, model: ModelSpec) -> str | None:
-    """Why a policy on attention does not apply to a model that folds its tokens or picks its blocks itself."""
-    for attention, _ in model.attentions:
-        if attention.compressed is not None:
-            return f"{policy.name} works on one cache entry per token; {model.name} folds several into one"
-        if attention.blocks is not None and Aspect.KV_FORMAT not in policy.aspects:
-            return f"{policy.name} works on all cached tokens; {model.name} attends to blocks that it picks itself"
-    return None
 
 
 def require(lowering: Lowering) -> None:

@@ -8,7 +8,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from simulator.base.arrays import Array, clip, floor, maximum, minimum
+from simulator.base.arrays import Array, ceil, clip, floor, maximum, minimum
 from simulator.base.interval import Interval
 from simulator.device.catalogue import Device
 from simulator.inference.lowering import Lowering
@@ -216,7 +216,7 @@ def pool_bytes(lowering: Lowering, device: Device, start: Start, pp: int = 1) ->
 
     `Start.pool_bytes` with the weights, `peak_bytes` and what is outside; both of the latter are uncertain together.
     """
-    peak, outside = peak_between(peak_bytes(lowering, start)), start.reserve.outside(lowering.tp * pp)
+    peak, outside = peak_between(peak_bytes(lowering, start)), start.reserve.outside(lowering.ranks * pp)
     weights, held = weights_bytes(lowering, pp), device.capacity_bytes
     # The more else is kept, the less is left.
     most, least = (start.pool_bytes(held, weights, *ends) for ends in ((peak.lo, outside.lo), (peak.hi, outside.hi)))
@@ -248,14 +248,17 @@ def footprint(
     block_tokens: int = 16,
     start: Start | None = None,
 ) -> Footprint:
-    """Memory of a static batch at its longest, in an engine as it is started or (None) in one without a pool [B]."""
-    total = prompt + output
+    """Memory of a static batch at its longest, in an engine as it is started or (None) in one without a pool [B].
+
+    It is that of the rank with most sequences where attention is data parallel.
+    """
+    batch, total = ceil(batch / lowering.dp) if lowering.dp > 1 else batch, prompt + output
     per_sequence = kv_bytes_per_sequence(lowering, total, prompt=prompt, pp=pp, block_tokens=block_tokens)
     if start is None:
-        activations, runtime = activation_bytes(lowering, batch, prompt), runtime_bytes(lowering.tp * pp)
+        activations, runtime = activation_bytes(lowering, batch, prompt), runtime_bytes(lowering.ranks * pp)
     else:
         activations = peak_bytes(lowering, start) + passing_bytes(lowering, prompt)
-        runtime = start.reserve.outside(lowering.tp * pp).mid
+        runtime = start.reserve.outside(lowering.ranks * pp).mid
     return Footprint(
         weights_bytes(lowering, pp),
         batch * per_sequence,
@@ -307,7 +310,7 @@ def max_batch(
         # KV that lies elsewhere takes none of the pool.
         best = maximum(floor(pool / maximum(per_sequence, 1.0)), 0.0)
     else:
-        runtime = runtime_bytes(lowering.tp * pp)
+        runtime = runtime_bytes(lowering.ranks * pp)
         beside = weights_bytes(lowering, pp) + runtime + passing_bytes(lowering, prompt)
         pool = budget_bytes(device, utilisation) - beside
         logits = lowering.model.vocab * 4.0
@@ -316,7 +319,7 @@ def max_batch(
         many = floor((pool - per_token * MAX_BATCHED_TOKENS) / (per_sequence + logits))
         best = maximum(maximum(few, many), 0.0)
     if not np.any(off_bytes(lowering, 1.0, total, prompt)):
-        return best
+        return best * lowering.dp
     beside = home_bytes(lowering, device) - off_weights_bytes(lowering)
     per_home = maximum(off_kv_bytes(lowering, total, prompt), 1e-30)
-    return clip(floor(beside / per_home), 0.0, best)
+    return clip(floor(beside / per_home), 0.0, best) * lowering.dp

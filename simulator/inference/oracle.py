@@ -200,7 +200,7 @@ class Oracle:
 
     def _step(self, step: Step) -> StepTime:
         group = self.group
-        step = group.lowering.verified(step)
+        step = group.lowering.ran(step)
         if self._shares_caches:
             return step_time(group, step)
         fixed = self._fixed(step)
@@ -220,8 +220,8 @@ class Oracle:
         """What does not depend on the contexts of `step`."""
         kind = step.decodes, step.prefills
         if not step.prefills:
-            return self._kept((kind, step.rows), step, Follows.TOKENS, Follows.SEQUENCES)
-        tokens = self._kept((kind, step.rows), step, Follows.TOKENS)
+            return self._kept((kind, step.rows, step.routed_rows), step, Follows.TOKENS, Follows.SEQUENCES)
+        tokens = self._kept((kind, step.rows, step.routed_rows), step, Follows.TOKENS)
         return tokens + self._kept((kind, -step.sampled_rows), step, Follows.SEQUENCES)
 
     def _kept(self, key: object, step: Step, *parts: Follows) -> _Part:

@@ -131,7 +131,7 @@ def step_time(group: Group, step: Step) -> StepTime:
     A data-dependent shape or a host-visible count splits the CUDA graph, and the step is submitted kernel
     by kernel.
     """
-    step = group.lowering.verified(step)
+    step = group.lowering.ran(step)
     lowered = group.lowering.lowered(step)
     times = exposed(timed(group, [op for op, _, _ in lowered]))
     # What depends on the context goes last: those arrays are the large ones, touched once. The order is the
@@ -158,7 +158,7 @@ def repeated(group: Group, step: Step, few: Step, back: np.ndarray) -> StepTime:
         Which of `few` each point is [-].
     """
     low = group.lowering
-    few, step = low.verified(few), low.verified(step)
+    few, step = low.ran(few), low.ran(step)
     apart = [of for follows in (Follows.TOKENS, Follows.SEQUENCES) for of in low.lowered(few, follows)]
     moving = low.lowered(step, Follows.CONTEXT)
     # Where ops wait for others, or share caches with them, no part of a step can be timed alone.

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from simulator.base.arrays import Array
+from simulator.base.arrays import Array, ceil
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +30,8 @@ class Step:
         Context of such a sequence after its chunk [-].
     images : Array
         Images that are encoded for the prompts of this step [-].
+    group_rows : Array, optional
+        Tokens of all ranks of attention data parallelism, where these are one rank's alone [-].
     """
 
     decode_rows: Array = 0.0
@@ -43,12 +45,30 @@ class Step:
     images: Array = 0.0
     decodes: bool = True
     prefills: bool = False
+    group_rows: Array | None = None
 
     @property
     def rows(self) -> Array:
         """Tokens every linear layer sees [-]."""
         prompts = self.prefill_rows * self.prefill_tokens if self.prefills else 0.0
         return self._with_decoded(self.decode_tokens, prompts)
+
+    @property
+    def routed_rows(self) -> Array:
+        """Tokens that the experts of a layer share: those of every rank [-]."""
+        return self.rows if self.group_rows is None else self.group_rows
+
+    def of_rank(self, ranks: int) -> Step:
+        """What the fullest of `ranks` works on, over which whole sequences are spread evenly."""
+        if ranks == 1 or self.group_rows is not None:
+            return self
+        return replace(
+            self,
+            decode_rows=ceil(self.decode_rows / ranks),
+            prefill_rows=ceil(self.prefill_rows / ranks),
+            images=ceil(self.images / ranks),
+            group_rows=self.rows,
+        )
 
     @property
     def sampled_rows(self) -> Array:

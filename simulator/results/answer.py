@@ -98,6 +98,7 @@ class Answer(Generic[S, N]):
     tp: N
     pp: N
     ep: N
+    dp_attention: N
     batch: N
     prompt_tokens: N
     output_tokens: N

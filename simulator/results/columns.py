@@ -38,6 +38,7 @@ COLUMNS: Mapping[str, Column] = {
     "tp": Column("whole", "GPUs", "tensor-parallel ranks"),
     "pp": Column("whole", "GPUs", "pipeline stages"),
     "ep": Column("whole", "groups", "expert groups within tp"),
+    "dp_attention": Column("whole", "groups", "groups within tp that attend to sequences of their own"),
     "batch": Column("whole", "sequences", "static batch"),
     "prompt_tokens": Column("whole", "tokens", "prompt per sequence"),
     "output_tokens": Column("whole", "tokens", "output per sequence"),

@@ -14,7 +14,6 @@ from simulator.inference import memory, paired
 from simulator.inference.bound import Bound
 from simulator.inference.evaluate import Points, evaluate
 from simulator.inference.group import Group
-from simulator.inference.lowering import Lowering
 from simulator.inference.status import STATUSES, TIMED, Status
 from simulator.policies import Policies
 from simulator.policies.software import runs_in
@@ -66,7 +65,7 @@ def _labels(group: Group, n: int) -> dict[str, Any]:
         "quality_source": loss.source,
     }
     numbers = {
-        **{k: getattr(group, k) for k in ("tp", "pp", "ep")},
+        **{k: getattr(group, k) for k in ("tp", "pp", "ep", "dp_attention")},
         "capacity_bytes": group.device.capacity_bytes,
         "quality_perplexity_ratio": quality.perplexity_ratio,
         "quality_agreement": quality.agreement,
@@ -163,8 +162,8 @@ def _nothing(group: Group, batch: np.ndarray, prompt: np.ndarray, output: np.nda
     shape = np.broadcast_shapes(batch.shape, prompt.shape, output.shape)
     n = int(np.prod(shape))
     held: dict[str, Any] = {}
-    dense = Lowering(group.model, Policies(), group.fmt, group.lowering.kv_element_bytes, group.tp, group.ep)
-    if dense.why_not() is None:
+    dense = replace(group.lowering, policies=Policies(), trace=None, as_modules=False, drafting=None)
+    if group.tp % group.dp_attention == 0 and dense.why_not() is None:
         try:
             print_ = memory.footprint(
                 dense, batch, prompt, output, pp=group.pp, block_tokens=group.block_tokens, start=group.start

@@ -95,6 +95,16 @@ class Fields:
         About("drafted tokens: draft(model=M,k=4,accept=0.7), or eagle3, eagle, mtp, ngram with k= and accept=|tau="),
     ] = ""
     ep: Annotated[int, About("groups the experts are split between, within tp", "e.g. 1,2,4", bounds=_whole(1024))] = 1
+    dp_attention: Annotated[
+        int,
+        About(
+            "attention data parallel: groups of the tp GPUs with their own sequences and all weights but the experts';"
+            " with --ep equal to --tp tokens reach their experts by all-to-all",
+            "e.g. 1,8",
+            more=("--dp-size",),
+            bounds=_whole(1024),
+        ),
+    ] = 1
     batch: Annotated[
         int, About("sequences in the static batch", "e.g. 1,4,16 or 1:64:x2", bounds=_whole(MAX_BATCH))
     ] = 1
@@ -179,7 +189,7 @@ def _known(name: str, hint: Any) -> Known:
 
 
 FIELDS = {name: _known(name, hint) for name, hint in Fields.__annotations__.items()}
-STATIC = ("speculate",)
+STATIC = ("speculate", "dp_attention")
 """Fields that a scheduler of requests does not follow."""
 SCHEDULED = ("max_num_seqs", "max_num_batched_tokens")
 """Fields that a scheduler of requests holds instead."""

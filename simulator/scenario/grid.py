@@ -49,6 +49,7 @@ class Grid:
     tp: tuple[int, ...] = _one("tp")
     pp: tuple[int, ...] = _one("pp")
     ep: tuple[int, ...] = _one("ep")
+    dp_attention: tuple[int, ...] = _one("dp_attention")
     batch: tuple[int, ...] = _one("batch")
     prompt_tokens: tuple[int, ...] = _one("prompt_tokens")
     output_tokens: tuple[int, ...] = _one("output_tokens")
@@ -140,9 +141,12 @@ class Grid:
         return {f.name: getattr(self, f.name) for f in fields(self) if f.init}
 
 
-OUTER = ("model", "device", "engine", "dtype", "kv_cache_dtype", "tp", "pp", "ep", "speculate", "policy", "kernel")
+OUTER = (
+    *("model", "device", "engine", "dtype", "kv_cache_dtype"),
+    *("tp", "pp", "ep", "dp_attention", "speculate", "policy", "kernel"),
+)
 """Axes whose values change the ops; policy and kernel vary fastest so that their dense twin is at hand."""
-SIZES = ("tp", "pp", "ep", "batch", "prompt_tokens", "output_tokens")
+SIZES = ("tp", "pp", "ep", "dp_attention", "batch", "prompt_tokens", "output_tokens")
 ENGINE = ("gpu_memory_utilization", "max_num_seqs", "max_num_batched_tokens", "max_model_len")
 """What an engine is started with; None: its own default."""
 SETTINGS = (*ENGINE, "block_size", "ignore_context_limit", "images", "text_only")
