@@ -102,8 +102,8 @@ def _slid(key: str, slider: str) -> None:
 
 
 def _more() -> None:
-    for key in ("tp", "pp", "ep"):
-        st.number_input(_about(key).rstrip("."), 1, 1024, 1, 1, key=key, help=f"--{key}", bind="query-params")
+    for key in ("tp", "pp", "ep", "dp_attention"):
+        st.number_input(_about(key).rstrip("."), 1, 1024, 1, 1, key=key, help=FIELDS[key].flag, bind="query-params")
     engines = sorted(load_engines())
     start = engines.index("vllm")
     st.selectbox(

@@ -9,6 +9,7 @@ from simulator.base.errors import InputError, UnknownNameError, UnsupportedError
 from simulator.inference.group import Group, group_of
 from simulator.inference.kvpool import KvPool, kv_pool
 from simulator.policies import Aspect
+from simulator.scenario.fields import FIELDS, STATIC, flag
 from simulator.scenario.scenario import Scenario
 from simulator.serving.scheduler import Scheduler
 from simulator.serving.steptime import StepTable
@@ -104,6 +105,9 @@ class Deployment:
         """
         if self.group.problem is not None:
             raise UnsupportedError(self.group.problem[1])
+        for name in STATIC:
+            if getattr(self.scenario, name) != FIELDS[name].default:
+                raise UnsupportedError("a scheduler of requests does not follow it; ask predict", where=flag(name))
         for policy in self.group.policies.members:
             fits = policy.compatibility
             # Weights read by the tokens' own choice run dense beside a prompt: nothing is gained, nothing breaks.
