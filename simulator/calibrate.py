@@ -38,6 +38,7 @@ OF_SERVERS = (
     "model",
     "tp",
     "ep",
+    "pp",
     "dtype",
     "kv_cache_dtype",
     "name",
@@ -138,6 +139,7 @@ def command(
     model: Annotated[str | None, typer.Option(help="e2e: the model that was served")] = None,
     tp: Annotated[int, typer.Option(help="e2e: GPUs a layer was split over", min=1)] = 1,
     ep: Annotated[int, typer.Option(help="e2e: GPUs the experts were split over", min=1)] = 1,
+    pp: Annotated[int, typer.Option(help="e2e: GPUs the layers were shared out to", min=1)] = 1,
     dtype: Annotated[str, typer.Option(help="e2e: number format, as in predict")] = "auto",
     kv_cache_dtype: Annotated[str, typer.Option(help="e2e: format of the KV cache, as in predict")] = "auto",
     name: Annotated[str, typer.Option(help="e2e: what the engine is then called, vllm@NAME")] = "own",
@@ -161,7 +163,7 @@ def command(
         _engines(context, data or [], out, date or dt.date.today().isoformat(), json_)
         return
     if kind == SERVER:
-        asked = Setup(engine or "", model or "", device or "", dtype, kv_cache_dtype, tp, ep)
+        asked = Setup(engine or "", model or "", device or "", dtype, kv_cache_dtype, tp, ep, pp)
         _server(context, data or [], asked, name, date, json_)
         return
     refuse_beside(context, OF_KERNELS, "is for --kind e2e; drop it")

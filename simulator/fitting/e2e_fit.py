@@ -38,7 +38,7 @@ FREE: Mapping[str, tuple[str, ...]] = {
     "trtllm-2024": _GRAPHS[:-1],
     "fastertransformer": ("decode_stretch", "prefill_stretch", "schedule_s", "rank_s"),
     "turbomind": ("decode_stretch", "prefill_stretch", "schedule_s", "row_s"),
-    "llama.cpp": ("decode_stretch", "prefill_stretch", "schedule_s", "row_s"),
+    "llama.cpp": ("decode_stretch", "prefill_stretch", "schedule_s", "row_s", "rank_s"),
 }
 """Figures of each engine that its rows determine; the others are taken from `engines.toml` as they are."""
 _ASSUMED: Mapping[str, float] = {
@@ -67,7 +67,7 @@ _OWN: Mapping[str, Mapping[str, float]] = {
     "sglang-0.5.1": {"queue_alike": 0.5},
     "fastertransformer": {"schedule_s": 0.0001, "rank_s": 5e-06},
     "turbomind": {"schedule_s": 0.0001, "row_s": 5e-06},
-    "llama.cpp": {"prefill_stretch": 2, "schedule_s": 0.0001, "row_s": 5e-06},
+    "llama.cpp": {"prefill_stretch": 2, "schedule_s": 0.0001, "row_s": 5e-06, "rank_s": 0.0003},
 }
 START: Mapping[str, Mapping[str, float]] = {
     engine: {name: (_OWN.get(engine, {}).get(name) or _ASSUMED[name]) for name in names}
@@ -103,6 +103,7 @@ class Block:
     more: np.ndarray
     first: Sums
     later: Sums
+    passes: np.ndarray
     loop: Cycle | None
     rows: np.ndarray
 
@@ -126,6 +127,7 @@ def blocks(rows: pd.DataFrame, engines: Mapping[str, Engine]) -> list[Block]:
                 np.maximum(part["output"].to_numpy(float) - 1.0, 0.0),
                 first,
                 later,
+                np.broadcast_to(group.passes(*(part[c].to_numpy(float) for c in ("batch", "prompt"))), len(part)),
                 loop,
                 part.index.to_numpy(),
             )
@@ -155,7 +157,7 @@ def block_s(engine: Engine, block: Block) -> np.ndarray:
     first = _step_s(engine, block.group, block.first, prefills=True)
     later = _step_s(engine, block.group, block.later, prefills=False)
     if block.loop is None:
-        ttft, tpot = first, later
+        ttft, tpot = first * block.passes, later
     else:
         ttft, tpot = solve(block.loop, engine, later, first)
     return np.where(block.metric == "ttft", ttft, np.where(block.metric == "tpot", tpot, ttft + block.more * tpot))

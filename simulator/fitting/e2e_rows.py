@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 NEEDED = ("source", "engine", "model", "device", "metric", "value", "batch", "input_len", "output_len")
 SETUP = (
-    *("engine", "release", "device", "model", "dtype", "kv_dtype", "tp", "ep"),
+    *("engine", "release", "device", "model", "dtype", "kv_dtype", "tp", "pp", "ep"),
     *("batch", "prompt", "output", "loop", "shortest", "rounds", "wait_steps"),
 )
 """Columns that say what ran; rows that share them are repeats. Lengths are means, drawn from ``shortest`` of the
@@ -154,13 +154,15 @@ def _setup(row: dict[str, Any], model: ModelSpec | None, device: Device | None) 
     for key, name in (("batch", "batch"), ("input_len", "input length"), ("output_len", "output length")):
         if row.get(key) is None:
             return None, f"no {name}"
-    tp = row.get("tp")
+    tp, pp = row.get("tp"), 1
+    if engine == "llama.cpp" and "layer split" in note and row.get("n_gpus"):
+        tp, pp = 1.0, int(row["n_gpus"])
     if tp is None and row.get("n_gpus") == 1:
         tp = 1.0
     if tp is None:
-        return None, "tensor parallelism not stated (layer split)"
+        return None, "tensor parallelism not stated"
     if engine == "llama.cpp" and tp > 1:
-        return None, "llama.cpp splits layers or rows over GPUs, not tensors"
+        return None, "llama.cpp over several GPUs, by layers or by rows is not stated"
     if model is None:
         encoder = any(e in row["model"].casefold() for e in ENCODERS)
         return None, "encoder-decoder" if encoder else "model has no bundled config"
@@ -169,7 +171,7 @@ def _setup(row: dict[str, Any], model: ModelSpec | None, device: Device | None) 
     dtype, reason = _dtype(row.get("quant"), source, model, device)
     if dtype is None:
         return None, reason
-    ep, reason = _experts(note, tp, row.get("n_gpus"))
+    ep, reason = _experts(note, tp * pp, row.get("n_gpus"))
     if reason:
         return None, reason
     timed = _time(row)
@@ -198,6 +200,7 @@ def _setup(row: dict[str, Any], model: ModelSpec | None, device: Device | None) 
         "dtype": dtype,
         "kv_dtype": "fp8" if fp8 else "auto",
         "tp": int(tp),
+        "pp": pp,
         "ep": ep,
         "batch": float(row["batch"]),
         "prompt": prompt * mean,

@@ -50,7 +50,8 @@ def group_of(row: Mapping[str, str], engine: Engine) -> Group:
     kv = row["kv_dtype"]
     if kv == "auto":
         kv = model.kv_dtype or engine.kv_dtype(fmt)
-    group = Group(model, device, Policies(), engine, fmt, kv, tp=int(row["tp"]), ep=int(row["ep"]), ignore_context=True)
+    tp, pp, ep = (int(row[name]) for name in ("tp", "pp", "ep"))
+    group = Group(model, device, Policies(), engine, fmt, kv, tp, pp, ep, ignore_context=True)
     if row["loop"] == "static" or not starts(group):
         return replace(group, utilisation=STATIC_UTILISATION)
     return group

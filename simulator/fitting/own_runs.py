@@ -37,8 +37,8 @@ class Setup:
     ----------
     engine, model, device, dtype, kv_dtype : str
         Names as on the command line, resolved.
-    tp, ep : int
-        GPUs a layer, and its experts, are split over [-].
+    tp, ep, pp : int
+        GPUs a layer, and its experts, are split over, and stages that layers are shared out to [-].
     """
 
     engine: str
@@ -48,6 +48,7 @@ class Setup:
     kv_dtype: str
     tp: int = 1
     ep: int = 1
+    pp: int = 1
 
 
 def read_runs(paths: Iterable[Path], setup: Setup) -> tuple[pd.DataFrame, dict[str, int]]:

@@ -103,8 +103,7 @@ class Points:
     @property
     def passes(self) -> Array:
         """Whole-pipeline passes of one prefill [-]."""
-        micro = np.minimum(self.batch, float(self.group.pp))
-        return (micro + self.group.pp - 1.0) / self.group.pp
+        return self.group.passes(self.batch, self.prompt + self.group.image_tokens)
 
     @cached_property
     def power_w(self) -> np.ndarray:
@@ -214,8 +213,7 @@ def evaluate(group: Group, batch: Array, prompt: Array, output: Array) -> Points
     prompt+output-1, from two points that have the mean and the variance of that range, which is exact for
     a step time that is cubic in the context; a step that verifies drafted tokens is shared by those it yields. With
     `pp` stages the batch is cut in ``min(batch, pp)`` micro-batches: decode takes a whole-pipeline pass of
-    ``batch/pp`` rows per token, prefill
-    ``(micro + pp - 1) / pp`` passes.
+    ``batch/pp`` rows per token, prefill ``(micro + pp - 1) / pp`` passes; `Group.passes` says what a layer split does.
 
     Raises
     ------
@@ -228,11 +226,10 @@ def evaluate(group: Group, batch: Array, prompt: Array, output: Array) -> Points
         np.reshape(np.asarray(x, float), (1,) * (ndim - np.ndim(x)) + np.shape(x)) for x in (batch, prompt, output)
     )
     asked, p = p, p + group.image_tokens
-    micro = np.minimum(b, float(group.pp))
-    rows = b / micro
+    rows = b / group.parts(b)
     images = _plain(rows * group.images) if group.images else 0.0
     prefill = step_time(group, prefill_step(_plain(rows), _plain(p), images=images))
-    passes = (micro + group.pp - 1.0) / group.pp
+    passes = group.passes(b, p)
     steps = o - 1.0
     centre = p + o / 2.0
     spread = np.sqrt(np.maximum(steps * steps - 1.0, 0.0) / 12.0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+from simulator.base.arrays import Array, maximum, minimum
 from simulator.base.dtypes import AUTO, KV_FORMATS, DType, Format
 from simulator.base.errors import NothingFeasibleError, UnsupportedError
 from simulator.device.catalogue import Device
@@ -125,6 +126,21 @@ class Group:
     def attention_tp(self) -> int:
         """GPUs that share each attention block [-]."""
         return max(self.tp // self.dp_attention, 1)
+
+    def parts(self, batch: Array) -> Array:
+        """Parts that a batch is cut in, so that every stage of the pipeline has one [-]."""
+        return 1.0 if self.engine.piece_tokens else minimum(batch, float(self.pp))
+
+    def passes(self, batch: Array, prompt: Array) -> Array:
+        """Passes of one of the `parts` through the whole pipeline that a prefill takes, in time [-].
+
+        ``(m + pp - 1) / pp`` of m parts; where m pieces of the prompts follow each other, that by m.
+        """
+        piece, stages = self.engine.piece_tokens, float(self.pp)
+        if not piece:
+            return (self.parts(batch) + stages - 1.0) / stages
+        pieces = maximum(batch * prompt / piece, 1.0)
+        return (pieces + stages - 1.0) / (stages * pieces)
 
     @cached_property
     def lowering(self) -> Lowering:

@@ -242,7 +242,7 @@ class Sums:
         safe = True
         for t in times:
             op, count = t.op, t.op.count
-            least = least + least_math_s(op, group.device)
+            least = least + least_math_s(op, group.device, engine)
             gpu = gpu + t.total_s
             mine = submitted(op, engine)
             launches = launches + mine
@@ -412,23 +412,27 @@ def finished(group: Group, step: Step, sums: Sums, times: tuple[OpTime, ...] = (
     return StepTime(parts, sums, mode, floor, sigma, times)
 
 
-def least_math_s(op: Op, device: Device) -> Array:
+def least_math_s(op: Op, device: Device, engine: Engine) -> Array:
     """Products of an op at the peak of the highest clock, or of what may run in its place where those take less [s]."""
     if isinstance(op, Linear):
-        own = op.flop * (op.count / _most_flop_per_s(device, op.fmt.math, op.nm24))
-    elif isinstance(op, Attention | Moe):
-        own = op.flop * (op.count / _most_flop_per_s(device, op.fmt.math if isinstance(op, Moe) else op.math, False))
+        fast = engine.adds_fast(op.fmt)
+        own = op.flop * (op.count / _most_flop_per_s(device, op.fmt.math, op.nm24, fp16_accumulate=fast))
+    elif isinstance(op, Moe):
+        fast = engine.adds_fast(op.fmt)
+        own = op.flop * (op.count / _most_flop_per_s(device, op.fmt.math, fp16_accumulate=fast))
+    elif isinstance(op, Attention):
+        own = op.flop * (op.count / _most_flop_per_s(device, op.math))
     elif isinstance(op, AttentionModule):
-        return op.demand().projection_flop * (op.count / _most_flop_per_s(device, op.fmt.math, False))
+        return op.demand().projection_flop * (op.count / _most_flop_per_s(device, op.fmt.math))
     else:
         return 0.0
-    return own if op.instead is None else minimum(own, least_math_s(op.instead, device))
+    return own if op.instead is None else minimum(own, least_math_s(op.instead, device, engine))
 
 
 @lru_cache(maxsize=1024)
-def _most_flop_per_s(device: Device, math: DType, nm24: bool) -> float:
+def _most_flop_per_s(device: Device, math: DType, nm24: bool = False, *, fp16_accumulate: bool = False) -> float:
     """Peak of the highest clock [flop/s]; 2:4 skips half of the operations."""
-    hw = hardware(device, math_of(device, math))
+    hw = hardware(device, math_of(device, math), fp16_accumulate=fp16_accumulate)
     return hw.math_flop_per_s * hw.max_clock_ratio * (2.0 if nm24 else 1.0)
 
 

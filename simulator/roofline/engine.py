@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from simulator.base.arrays import Array, maximum
-from simulator.base.dtypes import FORMATS, KV_FORMATS, Format
+from simulator.base.dtypes import FORMATS, KV_FORMATS, DType, Format
 from simulator.base.errors import InputError, UnknownNameError, reason
 from simulator.base.files import read_limited
 from simulator.base.memo import Stamp, stamp
@@ -100,6 +100,11 @@ class Engine:
         that overlaps the kernel before [s]; below the least time of any kernel, about 2 us.
     decode_stretch, prefill_stretch : float
         Kernel time inside the engine over the sum of the kernels' own timings [-].
+    fp16_accumulate : bool
+        Products of FP16 add up in FP16, those of fewer bits in integers: see `adds_fast`.
+    piece_tokens : float
+        Pieces of a prompt that follow each other through the stages of a pipeline, while generating sequences pass
+        them all at once (layer split); 0: sequences are shared out among the stages [tokens].
     burst_bytes, burst_s_per_byte : float
         Messages of at least so many bytes take ``burst_s_per_byte log2(ranks/2)`` longer per byte [B, s/B].
     queue_share, queue_alike : float
@@ -153,6 +158,8 @@ class Engine:
     hidden_s: float = 0.0
     decode_stretch: float = 1.0
     prefill_stretch: float = 1.0
+    fp16_accumulate: bool = False
+    piece_tokens: float = 0.0
     burst_bytes: float = float("inf")
     burst_s_per_byte: float = 0.0
     queue_share: float = 0.0
@@ -185,6 +192,10 @@ class Engine:
             rate = self.burst_s_per_byte * math.log2(ranks / 2.0)
             extra = extra + rate * message_bytes * (message_bytes >= self.burst_bytes)
         return extra
+
+    def adds_fast(self, fmt: Format) -> bool:
+        """Whether products in `fmt` do not wait for an FP32 accumulator, half as fast on GeForce cards."""
+        return self.fp16_accumulate and (fmt.math is DType.FP16 or fmt.weight_bits < 16)
 
     def step(
         self,

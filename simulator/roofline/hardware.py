@@ -81,8 +81,11 @@ class Hardware:
 
 
 @lru_cache(maxsize=1024)
-def hardware(device: Device, dtype: Format | DType | str) -> Hardware:
-    """Numbers of `device` for products in `dtype` (a format name, a `Format` or a math type)."""
+def hardware(device: Device, dtype: Format | DType | str, *, fp16_accumulate: bool = False) -> Hardware:
+    """Numbers of `device` for products in `dtype` (a format name, a `Format` or a math type).
+
+    With `fp16_accumulate` 16-bit products run at the rate of an FP16 accumulator, twice the other on GeForce cards.
+    """
     if isinstance(dtype, DType):
         math = dtype
     else:
@@ -92,7 +95,7 @@ def hardware(device: Device, dtype: Format | DType | str) -> Hardware:
     hbm = device.tier("hbm")
     return Hardware(
         sm_count=float(device.sm_count),
-        math_flop_per_s=device.peak_flop_per_s(math),
+        math_flop_per_s=_rate(device, math, fp16_accumulate),
         vector_flop_per_s=device.vector_flop_per_s,
         hbm_bytes_per_s=device.hbm_bytes_per_s,
         l2_bytes=float(device.l2_bytes),
@@ -105,6 +108,11 @@ def hardware(device: Device, dtype: Format | DType | str) -> Hardware:
         max_clock_ratio=device.clock_hz.max / device.clock_hz.boost,
         **_measured(device),
     )
+
+
+def _rate(device: Device, math: DType, fp16_accumulate: bool) -> float:
+    faster = device.fp16_accumulate_flop_per_s if math in (DType.FP16, DType.BF16) and fp16_accumulate else None
+    return faster or device.peak_flop_per_s(math)
 
 
 def _measured(device: Device) -> dict[str, Any]:

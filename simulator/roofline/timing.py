@@ -248,7 +248,8 @@ def _faster(first: _Raw, other: _Raw) -> _Raw:
 
 
 def _product(op: Linear, device: Device, engine: Engine, touched: Array) -> _Raw:
-    hw = _among(hardware(device, math_of(device, op.fmt.math)), touched)
+    hw = hardware(device, math_of(device, op.fmt.math), fp16_accumulate=engine.adds_fast(op.fmt))
+    hw = _among(hw, touched)
     found = _answer(op, device, engine)
     fit = found.fit
     weight = gathered_bytes(op.weight_read_bytes, op.run_bytes, hw)
@@ -350,7 +351,7 @@ def _moe(op: Moe, device: Device, engine: Engine, touched: Array) -> _Raw:
 
 
 def _experts(op: Moe, device: Device, engine: Engine, touched: Array) -> _Raw:
-    hw = hardware(device, op.fmt.math)
+    hw = hardware(device, op.fmt.math, fp16_accumulate=engine.adds_fast(op.fmt))
     found = _answer(op, device, engine)
     fit = found.fit
     per = op.fmt.weight_bytes if op.bytes_per_weight is None else op.bytes_per_weight

@@ -9,6 +9,7 @@ from simulator.base.errors import InputError, UnknownNameError, UnsupportedError
 from simulator.inference.group import Group, group_of
 from simulator.inference.kvpool import KvPool, kv_pool
 from simulator.policies import Aspect
+from simulator.roofline.engine import get_engine
 from simulator.scenario.fields import FIELDS, STATIC, flag
 from simulator.scenario.scenario import Scenario
 from simulator.serving.scheduler import Scheduler
@@ -54,6 +55,11 @@ class Deployment:
         if self.scenario.images:
             raise InputError(
                 "serving knows prompts of text alone; add the images' tokens to the prompts", where="--images"
+            )
+        if self.scenario.pp > 1 and get_engine(self.scenario.engine).piece_tokens:
+            raise InputError(
+                f"{self.scenario.engine} runs its stages one after another, which serving does not know; use 1",
+                where="--pp",
             )
         if self.router not in ROUTERS:
             raise UnknownNameError("router", self.router, ROUTERS, where="--router")

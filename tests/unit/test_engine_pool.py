@@ -127,7 +127,15 @@ def test_who_surely_has_no_room_is_not_told_perhaps() -> None:
 
 def test_a_row_that_ran_was_started_with_room() -> None:
     """DeepSeek-V3's 168 GB a GPU are above SGLang's default share of a B200, which public rows with TP 4 ran on."""
-    row = {"model": "deepseek-v3", "device": "b200", "dtype": "fp8_block", "kv_dtype": "auto", "tp": "4", "ep": "1"}
+    row = {
+        "model": "deepseek-v3",
+        "device": "b200",
+        "dtype": "fp8_block",
+        "kv_dtype": "auto",
+        "tp": "4",
+        "pp": "1",
+        "ep": "1",
+    }
     large = judged_group({**row, "loop": "closed"}, get_engine("sglang"))
     assert large.utilisation == STATIC_UTILISATION
     assert starts(large)
