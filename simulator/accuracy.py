@@ -30,7 +30,7 @@ TARGETS = {
     "gemm": (0.04, 0.14),
     "attention": (0.04, 0.14),
     "collective": (0.10, 0.25),
-    "moe": (0.10, 0.25),
+    "moe": (0.07, 0.22),
     "elementwise": (None, None),
     "sparse_attention": (0.10, 0.30),
     "linear_attention": (0.08, 0.25),
