@@ -89,7 +89,7 @@ class Fields:
         str, About("format of the dense model's KV cache; auto = as the checkpoint states, else 16 bit", _COMMAS)
     ] = AUTO
     tp: Annotated[int, About("tensor-parallel GPUs", "e.g. 1,2,4", bounds=_whole(1024))] = 1
-    pp: Annotated[int, About("pipeline stages; llama.cpp: GPUs its layers are split over", "e.g. 1,2,4", bounds=_whole(1024))] = 1
+    pp: Annotated[int, About("pipeline stages; llama.cpp: its layer split", "e.g. 1,2,4", bounds=_whole(1024))] = 1
     speculate: Annotated[
         str,
         About("drafted tokens: draft(model=M,k=4,accept=0.7), or eagle3, eagle, mtp, ngram with k= and accept=|tau="),
