@@ -121,6 +121,18 @@ def _traffic() -> tuple[dict[str, Any], dict[str, bytes]]:
         "They come", [AT_A_RATE, FROM_USERS], default=AT_A_RATE, required=True, key="q.asked", bind="query-params"
     )
     with st.container(horizontal=True):
+        lengths = "A number, lognormal(mean=,cv=), uniform(low=,high=) or exponential(mean=)."
+        talk = "1"
+        if kind == SYNTHETIC:
+            talk = st.text_input(
+                "Turns of a conversation",
+                "1",
+                key="q.turns",
+                bind="query-params",
+                max_chars=60,
+                help="Each brings all before it and waits for the answer; a rate counts conversations. " + lengths,
+                width=230,
+            ).strip()
         if asked == FROM_USERS:
             flags["users"] = st.number_input(
                 "Users",
@@ -137,7 +149,7 @@ def _traffic() -> tuple[dict[str, Any], dict[str, bytes]]:
             None
             if asked == FROM_USERS
             else st.number_input(
-                "Requests per second",
+                "Requests per second" if talk == "1" else "Conversations per second",
                 0.001,
                 1e5,
                 10.0 if kind == SYNTHETIC else None,
@@ -164,7 +176,6 @@ def _traffic() -> tuple[dict[str, Any], dict[str, bytes]]:
             help="The first ones of a file; a search takes more of synthetic ones until its answer is settled.",
         )
         if kind == SYNTHETIC:
-            lengths = "A number, lognormal(mean=,cv=), uniform(low=,high=) or exponential(mean=)."
             for key, label, start in (
                 ("prompt_tokens", "Prompt tokens", "lognormal(mean=1000,cv=1)"),
                 ("output_tokens", "Output tokens", "lognormal(mean=200,cv=0.5)"),
@@ -172,16 +183,7 @@ def _traffic() -> tuple[dict[str, Any], dict[str, bytes]]:
                 flags[key] = st.text_input(
                     label, start, key=f"q.{key}", bind="query-params", max_chars=80, help=lengths, width=230
                 )
-            talk = st.text_input(
-                "Turns of a conversation",
-                "1",
-                key="q.turns",
-                bind="query-params",
-                max_chars=60,
-                help="Each brings all before it and waits for the answer; a rate counts conversations. " + lengths,
-                width=230,
-            )
-            if talk.strip() != "1":
+            if talk != "1":
                 flags["turns"] = talk
                 if asked == AT_A_RATE:
                     flags["think_time"] = _think()

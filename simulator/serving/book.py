@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from copy import copy
+from dataclasses import dataclass, field, fields
 
 
 @dataclass(slots=True)
@@ -62,3 +63,21 @@ class Book:
         self.reused = self.reused or [0] * n
         self.admitted, self.first, self.finish = [nan] * n, [nan] * n, [nan] * n
         self.preemptions, self.hits = [0] * n, [0] * n
+
+    def copy(self) -> Book:
+        """One that changes by itself."""
+        again = copy(self)
+        for name in CHANGES:
+            setattr(again, name, copy(getattr(self, name)))
+        return again
+
+    def extend(self, longer: Book) -> None:
+        """Add the requests of `longer` beyond these, which it begins with."""
+        n = len(self.arrival)
+        for f in fields(self):
+            if f.name != "ready":
+                setattr(self, f.name, [*getattr(self, f.name), *getattr(longer, f.name)[n:]])
+
+
+CHANGES = ("arrival", "length", "left", "reused", "ready", "admitted", "first", "finish", "preemptions", "hits")
+"""Attributes of a book that a simulation changes."""

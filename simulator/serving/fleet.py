@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from heapq import heappop, heappush
+from itertools import chain
 
 import numpy as np
 
@@ -16,14 +16,11 @@ from simulator.inference.kvpool import reserved_blocks
 from simulator.serving.book import Book
 from simulator.serving.deployment import Deployment
 from simulator.serving.prefix import PrefixCache
-from simulator.serving.replica import EVENT, FOREVER, Replica
+from simulator.serving.replica import EVENT, Replica
 from simulator.serving.requests import Requests
+from simulator.serving.routing import route
 from simulator.serving.steptime import StepTable
 from simulator.serving.tabulate import busy_shares, through_stages_s
-
-CACHE_THRESHOLD, IMBALANCE = 0.5, 32
-"""Prefix-aware routing: least share of a prompt that must match, and the difference in requests above which the
-least loaded replica is taken; defaults of SGLang's router (``--cache-threshold``, ``--balance-abs-threshold``)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,11 +103,7 @@ def simulate(deployment: Deployment, requests: Requests, end: str = "mid") -> Ou
     """
     from time import process_time
 
-    deployment.check()
-    _refuse_prefix(deployment, requests)
-    refuse_long(deployment, requests)
-    longest = int(np.max(requests.prompt + requests.output))
-    table = deployment.table(longest, end)
+    table = ready(deployment, requests, end)
     began = process_time()
     if requests.answered and (deployment.prefill_replicas or deployment.group.pp > 1):
         where = "--prefill-replicas" if deployment.prefill_replicas else "--pp"
@@ -120,13 +113,21 @@ def simulate(deployment: Deployment, requests: Requests, end: str = "mid") -> Ou
     if deployment.prefill_replicas:
         found = _split(deployment, requests, table)
     else:
-        book = _book(deployment, requests)
-        replicas = _replicas(deployment, table, book, deployment.replicas, requests.id_tokens)
+        book = book_of(deployment, requests)
+        replicas = replicas_of(deployment, table, book, deployment.replicas, requests.id_tokens)
         if requests.answered:
             found = _answered(deployment, requests, book, replicas)
         else:
-            found = _collect(deployment, requests, book, replicas, route(deployment, replicas, book))
+            found = collect(deployment, requests, book, replicas, route(deployment, replicas, book))
     return replace(found, seconds=process_time() - began)
+
+
+def ready(deployment: Deployment, requests: Requests, end: str) -> StepTable:
+    """Refuse what cannot be served, as `simulate` does; the times of steps otherwise."""
+    deployment.check()
+    _refuse_prefix(deployment, requests)
+    refuse_long(deployment, requests)
+    return deployment.table(int(np.max(requests.prompt + requests.output)), end)
 
 
 def _answered(deployment: Deployment, requests: Requests, book: Book, replicas: Sequence[Replica]) -> Outcome:
@@ -161,7 +162,7 @@ def _answered(deployment: Deployment, requests: Requests, book: Book, replicas: 
         by_session[of[heads]] = taken
         chosen = by_session[of]
     came = np.argsort(book.arrival, kind="stable")
-    found = _collect(deployment, requests, book, replicas, chosen.tolist())
+    found = collect(deployment, requests, book, replicas, chosen.tolist())
     arrival = np.array(book.arrival)[came]
     per_request = ("replica", "admitted_s", "first_s", "finish_s", "preemptions", "hits")
     return replace(
@@ -172,65 +173,8 @@ def _answered(deployment: Deployment, requests: Requests, book: Book, replicas: 
     )
 
 
-def route(
-    deployment: Deployment, replicas: Sequence[Replica], book: Book, which: Sequence[int] | None = None
-) -> list[int]:
-    """Run every request of `book` in order of arrival, or `which` and what follows them; the replica each went to.
-
-    Round robin looks at nothing, so every replica runs alone. The other routers see the replicas as they are at
-    the arrival.
-    """
-    count = len(replicas)
-    asked = range(len(book.arrival)) if which is None else which
-    if deployment.router == "round-robin" or count == 1:
-        chosen = [r % count for r in range(len(asked))]
-        for i, k in zip(asked, chosen, strict=True):
-            replicas[k].add(i)
-        for replica in replicas:
-            replica.run()
-        return chosen
-    pick = _prefix_aware if deployment.router == "prefix-aware" else _least_loaded
-    # Only a replica that a sequence can have left since is run on; the others' loads are what they were.
-    chosen, loads = [], [0] * count
-    quiet = [FOREVER] * count
-    due: list[tuple[float, int]] = []
-    for i in asked:
-        arrival = book.arrival[i]
-        while due and due[0][0] < arrival:
-            until, k = heappop(due)
-            if quiet[k] == until:
-                replicas[k].run(arrival)
-                loads[k], quiet[k] = replicas[k].load, replicas[k].quiet_s()
-                heappush(due, (quiet[k], k))
-        k = pick(replicas, loads, book, i)
-        replicas[k].run(arrival)
-        replicas[k].add(i)
-        loads[k], quiet[k] = loads[k] + 1, replicas[k].clock
-        heappush(due, (quiet[k], k))
-        chosen.append(k)
-    for replica in replicas:
-        replica.run()
-    return chosen
-
-
-def _least_loaded(replicas: Sequence[Replica], loads: list[int], book: Book, i: int) -> int:
-    """Fewest requests; equal ones take turns."""
-    least, turn = min(loads), i % len(loads)
-    return loads.index(least, turn) if least in loads[turn:] else loads.index(least)
-
-
-def _prefix_aware(replicas: Sequence[Replica], loads: list[int], book: Book, i: int) -> int:
-    """The longest match if it is long and that replica not far behind, else the least loaded."""
-    if not book.ids or max(loads) - min(loads) > IMBALANCE:
-        return _least_loaded(replicas, loads, book, i)
-    matches = [r.prefix.match(book.ids[i])[0] if r.prefix else 0 for r in replicas]
-    best = max(range(len(replicas)), key=lambda k: (matches[k], -loads[k]))
-    if not book.ids[i] or matches[best] / len(book.ids[i]) < CACHE_THRESHOLD:
-        return _least_loaded(replicas, loads, book, i)
-    return best
-
-
-def _book(deployment: Deployment, requests: Requests) -> Book:
+def book_of(deployment: Deployment, requests: Requests) -> Book:
+    """What is known of `requests` when they come to `deployment`."""
     pool = deployment.pool
     reserve: list[int] = []
     if not pool.grows:
@@ -247,7 +191,8 @@ def _book(deployment: Deployment, requests: Requests) -> Book:
     )
 
 
-def _replicas(deployment: Deployment, table: StepTable, book: Book, count: int, id_tokens: int = 0) -> list[Replica]:
+def replicas_of(deployment: Deployment, table: StepTable, book: Book, count: int, id_tokens: int = 0) -> list[Replica]:
+    """`count` idle replicas of `deployment`."""
     pool = deployment.pool
     swap = 0.0
     device = deployment.group.device
@@ -268,9 +213,10 @@ def _replicas(deployment: Deployment, table: StepTable, book: Book, count: int, 
     ]
 
 
-def _collect(
+def collect(
     deployment: Deployment, requests: Requests, book: Book, replicas: Sequence[Replica], chosen: Sequence[int]
 ) -> Outcome:
+    """What happened to `requests`, which `replicas` have served."""
     behind = _through_stages_s(deployment, replicas, chosen, book)
     return Outcome(
         deployment=deployment,
@@ -282,10 +228,17 @@ def _collect(
         queues=((requests.arrival_s, np.array(book.admitted)),),
         preemptions=np.array(book.preemptions),
         hits=np.array(book.hits),
-        events=tuple(np.array(r.events, EVENT) for r in replicas),
+        events=tuple(_events(r) for r in replicas),
         gaps=np.array([g for r in replicas for g in r.gaps]),
         seconds=0.0,
     )
+
+
+def _events(replica: Replica) -> np.ndarray:
+    """Steps of `replica`, of `EVENT`."""
+    names = len(EVENT.names or ())
+    flat = np.fromiter(chain.from_iterable(replica.events), float, names * len(replica.events))
+    return flat.view(EVENT)
 
 
 def _through_stages_s(
@@ -297,7 +250,7 @@ def _through_stages_s(
         return out
     first, at = np.array(book.first), np.array(chosen)
     for k, replica in enumerate(replicas):
-        events = np.array(replica.events, EVENT)
+        events = _events(replica)
         events = events[events["chunks"] > 0]
         mine = np.flatnonzero(at == k)
         # A prompt ends with a step: its first token's time is that step's start and duration, to the last bit.
@@ -312,10 +265,10 @@ def _split(deployment: Deployment, requests: Requests, table: StepTable) -> Outc
     A prefill replica never waits for a decode replica to take the KV, so the first half does not depend on the
     second. The KV of a prompt goes over each GPU's link while other steps run.
     """
-    prompts = _book(deployment, requests)
+    prompts = book_of(deployment, requests)
     prompts.left = [1] * len(requests)
     prompts.output = [1] * len(requests)
-    first = _replicas(deployment, table, prompts, deployment.prefill_replicas, requests.id_tokens)
+    first = replicas_of(deployment, table, prompts, deployment.prefill_replicas, requests.id_tokens)
     prefilled = route(deployment, first, prompts)
     behind = _through_stages_s(deployment, first, prefilled, prompts)
     arrival = np.array(prompts.finish) + behind + _transfer_s(deployment, requests)
@@ -330,9 +283,9 @@ def _split(deployment: Deployment, requests: Requests, table: StepTable) -> Outc
         reserve=[prompts.reserve[i] for i in order] if prompts.reserve else (),
         ready=set(range(len(order))),
     )
-    second = _replicas(deployment, table, rest, deployment.replicas)
+    second = replicas_of(deployment, table, rest, deployment.replicas)
     chosen = route(deployment, second, rest)
-    whole = _collect(deployment, requests, prompts, [*first, *second], prefilled)
+    whole = collect(deployment, requests, prompts, [*first, *second], prefilled)
     finish, preemptions, replica = whole.finish_s.copy(), whole.preemptions.copy(), np.full(len(requests), -1)
     finish[order], replica[order] = rest.finish, np.array(chosen, int) + len(first)
     preemptions[order] += np.array(rest.preemptions, int)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 
 
 class PrefixCache:
@@ -27,6 +28,12 @@ class PrefixCache:
         self.tokens, self.blocks = tokens, tokens // block_tokens
         self._pins: dict[int, int] = {}
         self._idle: dict[int, None] = {}
+
+    def copy(self) -> PrefixCache:
+        """One that changes by itself."""
+        again = copy(self)
+        again._pins, again._idle = dict(self._pins), dict(self._idle)
+        return again
 
     @property
     def pinned_blocks(self) -> int:

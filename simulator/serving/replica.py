@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from bisect import insort
 from collections import deque
+from copy import copy
 from heapq import heappop, heappush
 from typing import NamedTuple
 
@@ -112,6 +113,16 @@ class Replica:
         self._keys = [0] * pool.block_tokens
         self._dropped: dict[int, float] = {}
         self._swaps_s = 0.0
+
+    def copy(self, book: Book) -> Replica:
+        """One that goes on by itself, and writes to `book`."""
+        again = copy(self)
+        again.book = book
+        again.prefix = None if self.prefix is None else self.prefix.copy()
+        for name, value in vars(self).items():
+            if isinstance(value, list | dict | deque):
+                setattr(again, name, value.copy())
+        return again
 
     def add(self, request: int) -> None:
         """Queue a request; their arrivals must not fall, next turns that wait apart."""

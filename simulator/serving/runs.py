@@ -91,7 +91,7 @@ def run(task: Task) -> Run:
     row["answered_elsewhere"] = answered
     row["table_error"] = _table_error(task.deployment, requests)
     if task.interval:
-        row |= interval(task.deployment, requests, task.slo)
+        row |= interval(task.deployment, requests, task.slo, miss(outcome, task.slo))
     return Run(row, outcome if task.keep else None)
 
 
@@ -170,24 +170,23 @@ def serve(
     return run(Task(deployment, traffic, rate_scale, promises, reuse, capacity, interval, keep=True, seed=seed))
 
 
-def interval(deployment: Deployment, requests: Requests, slo: Sequence[Promise] = ()) -> dict[str, Any]:
+def interval(deployment: Deployment, requests: Requests, slo: Sequence[Promise], missed: float) -> dict[str, Any]:
     """All statistics when all steps are at the lower, and at the upper end of their interval; None at an end that
-    is overloaded. With `slo` also the probability that the promises hold, steps anywhere in their interval.
+    is overloaded. With `slo` also the probability that the promises hold, steps anywhere in their interval; `missed`
+    is `miss` of the run with steps in its middle.
     """
     out: dict[str, Any] = {}
     ratios = {}
-    for end in ("lo", "hi", *(("mid",) if slo else ())):
+    for end in ("lo", "hi"):
         outcome = simulate(deployment, requests, end)
         ratios[end] = miss(outcome, slo)
-        if end == "mid":
-            continue
         overloaded = status(outcome) == "OVERLOADED"
         for metric in METRICS:
             for name in STATISTICS:
                 figure = statistic(*values_of(outcome, metric), name)
                 out[f"{metric}_{name}_{end}_s"] = None if overloaded else figure
     if slo:
-        out["p_slo"] = with_model([ratios[end] for end in ("lo", "mid", "hi")])
+        out["p_slo"] = with_model([ratios["lo"], missed, ratios["hi"]])
     return out
 
 

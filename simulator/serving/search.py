@@ -22,9 +22,9 @@ from simulator.serving.steady import needed
 
 OBJECTIVES = {"cheapest": "usd_per_h", "fastest": "e2e_p50_s", "energy": "energy_j_per_token"}
 KINDS = 3
-WAVE = 4
-"""Candidates simulated between two looks at the best so far: fixed, so that the points searched do not depend on
-how many workers there are [-]."""
+FIRST_WAVE, WAVE = 2, 4
+"""Candidates simulated before the first look at the best so far, which bounds all others, and between two later ones:
+fixed, so that the points searched do not depend on how many workers there are [-]."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -200,8 +200,9 @@ def search(
     survivors = list(left)
     sized: list[Sized] = []
     best = [math.inf] * KINDS
+    looks = FIRST_WAVE
     while left:
-        wave, left = left[:WAVE], left[WAVE:]
+        wave, left, looks = left[:looks], left[looks:], WAVE
         questions = []
         for c in wave:
             most = _most(c, best[_kind(c.deployment.scenario.policy, c.deployment.scenario.device)], max_gpus)
@@ -228,7 +229,7 @@ def search(
     good = [s.row for s in keeping]
     if keeping:
         fleet = keeping[0].fleet
-        good[0] |= interval(fleet, requests.longer(good[0]["requests"]), slo)
+        good[0] |= interval(fleet, requests.longer(good[0]["requests"]), slo, keeping[0].miss)
         slow = size(Question(fleet, requests, slo, fleet.replicas, max_gpus // fleet.group.gpus, "hi"))
         good[0]["sure_gpus"] = slow.row["gpus"] if slow.ok else None
     nearest = min(sized, key=lambda s: s.miss).row if sized and not good else None

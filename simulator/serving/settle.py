@@ -8,7 +8,8 @@ from math import ceil
 
 from simulator.base.errors import InputError
 from simulator.serving.deployment import Deployment
-from simulator.serving.fleet import Outcome, simulate
+from simulator.serving.fleet import Outcome
+from simulator.serving.growing import Growing
 from simulator.serving.metrics import meets, probability, probability_seen
 from simulator.serving.requests import Requests
 from simulator.serving.slo import Promise
@@ -44,16 +45,16 @@ def settle(deployment: Deployment, requests: Requests, slo: Sequence[Promise], e
     with `DECIDED`, or are missed with it or by a queue that only grows. Requests that end, those of a file, count as
     they are. `end` is that of `simulate`.
     """
-    want = needed(slo)
+    want, fleet = needed(slo), Growing(deployment, end)
     count, last = ceil(want * FIRST_LOOK), None
     while True:
         try:
-            outcome = simulate(deployment, requests.longer(count), end)
+            outcome = fleet.serve(requests.longer(count))
         except InputError as error:
             # Further on the stream may hold a request that is too long; what is given has been accepted.
             if count <= len(requests):
                 raise
-            outcome = last.outcome if last is not None else simulate(deployment, requests, end)
+            outcome = last.outcome if last is not None else fleet.serve(requests)
             return Settled(outcome, meets(outcome, slo), probability(outcome, slo), error.message)
         sure, part = probability(outcome, slo), window(outcome)
         last = Settled(outcome, sure >= SURE, sure)

@@ -11,7 +11,7 @@ import argparse
 import json
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from time import sleep
 from typing import Any
@@ -59,12 +59,19 @@ class Question:
     device: str
     tp: str = "1,2,4,8"
     policy: tuple[str, ...] = ()
-    more: dict[str, str] = field(default_factory=dict)
+    dtype: str = "auto"
 
     @property
     def words(self) -> list[str]:
         """What follows ``python -m simulator.plan``, but for length and seed."""
-        given = {"model": self.model, "device": self.device, "tp": self.tp, "slo": self.slo, **self.load, **self.more}
+        given = {
+            "model": self.model,
+            "device": self.device,
+            "tp": self.tp,
+            "slo": self.slo,
+            **self.load,
+            "dtype": self.dtype,
+        }
         words = [word for key, value in given.items() for word in (flag(key), str(value))]
         return words + [word for policy in self.policy for word in ("--policy", policy)]
 
@@ -72,7 +79,7 @@ class Question:
     def link(self) -> dict[str, str]:
         """Query parameters of the serving page, but for length."""
         load = {k: str(v) for k, v in self.load.items()}
-        out = {"model": self.model, **self.more, "q.what": "the cheapest", "q.tp": self.tp}
+        out = {"model": self.model, "dtype": self.dtype, "q.what": "the cheapest", "q.tp": self.tp}
         out |= {"q.policy": "\n".join(self.policy), "q.think": load.pop("think_time", "0")}
         out |= {"q.asked": "from users who wait"} if "users" in load else {}
         out |= {f"q.{key}": value for key, value in load.items()}
@@ -128,7 +135,7 @@ QUESTIONS = (
         "ttft:p95<600ms;tpot:p95<40ms",
         {"users": 200, "prompt_tokens": "500", "output_tokens": "200"},
         "h100-sxm",
-        more={"dtype": "fp8"},
+        dtype="fp8",
     ),
     Question(
         "C25",
@@ -172,7 +179,7 @@ def by_python(q: Question, count: int, seed: int) -> dict[str, Any] | None:
         device=tuple(q.device.split(",")),
         tp=tuple(int(n) for n in q.tp.split(",")),
         policy=("dense", *q.policy),
-        **{k: (v,) for k, v in q.more.items()},
+        dtype=(q.dtype,),
     )
     return _best(plan(grid, traffic(count=count, seed=seed, **q.load), q.slo).rows)
 

@@ -171,3 +171,14 @@ def test_a_jobs_folder_goes_with_it():
     assert "--model" in job.problem()
     del job
     assert not folder.exists()
+
+
+def test_a_rate_of_conversations_is_called_one():
+    rate = opened(LINK + "&q.rate=3").number_input(key="q.rate")
+    assert (rate.label, rate.value) == ("Requests per second", 3.0)
+    at = opened(LINK + "&q.rate=3&q.turns=uniform(low=2,high=4)")
+    rate = at.number_input(key="q.rate")
+    assert (rate.label, rate.value) == ("Conversations per second", 3.0)
+    assert "--turns 'uniform(low=2,high=4)'" in at.main.code[0].value
+    ran(at.text_input(key="q.turns").set_value("1"))
+    assert (at.number_input(key="q.rate").label, at.number_input(key="q.rate").value) == ("Requests per second", 3.0)
