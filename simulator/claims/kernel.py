@@ -12,7 +12,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from simulator.base.errors import InputError, UnsupportedError, suggest
 from simulator.inference.group import Group
-from simulator.inference.lowering import require
 from simulator.inference.step import Changed, Sums, alone_of
 from simulator.model.layer import AttentionSpec, FfnSpec, LayerSpec
 from simulator.model.spec import ModelSpec
@@ -142,7 +141,6 @@ def kernel_time(kernel: KernelScenario) -> KernelTime:
     group = kernel.group
     if group.problem is not None:
         raise UnsupportedError(group.problem[1])
-    require(group.lowering)
     lowered = group.lowering.lowered(kernel.step)
     ops = _chosen([of.op for of in lowered], kernel.ops)
     by = [of.by for of in lowered if _matches(of.op, kernel.ops)]

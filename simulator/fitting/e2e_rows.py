@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 NEEDED = ("source", "engine", "model", "device", "metric", "value", "batch", "input_len", "output_len")
 SETUP = (
-    *("engine", "release", "device", "model", "dtype", "kv_dtype", "tp", "pp", "ep"),
+    *("engine", "release", "device", "model", "dtype", "kv_dtype", "tp", "pp", "ep", "dp"),
     *("batch", "prompt", "output", "loop", "shortest", "rounds", "wait_steps"),
 )
 """Columns that say what ran; rows that share them are repeats. Lengths are means, drawn from ``shortest`` of the
@@ -171,9 +171,12 @@ def _setup(row: dict[str, Any], model: ModelSpec | None, device: Device | None) 
     dtype, reason = _dtype(row.get("quant"), source, model, device)
     if dtype is None:
         return None, reason
-    ep, reason = _experts(note, tp * pp, row.get("n_gpus"))
-    if reason:
+    cut, reason = _cut(note, int(tp), pp, row.get("n_gpus"))
+    if cut is None:
         return None, reason
+    tp, ep, dp = cut
+    # Rows of attention data parallel count the sequences of one rank.
+    row = {**row, "tp": tp, "batch": float(row["batch"]) * dp}
     timed = _time(row)
     if timed is None:
         return None, f"metric {row['metric']} without what it needs"
@@ -199,9 +202,10 @@ def _setup(row: dict[str, Any], model: ModelSpec | None, device: Device | None) 
         "model": model.name,
         "dtype": dtype,
         "kv_dtype": "fp8" if fp8 else "auto",
-        "tp": int(tp),
+        "tp": tp,
         "pp": pp,
         "ep": ep,
+        "dp": dp,
         "batch": float(row["batch"]),
         "prompt": prompt * mean,
         "output": output * mean,
@@ -270,17 +274,19 @@ def _dtype(quant: str | None, source: str, model: ModelSpec, device: Device) -> 
     return dtype, ""
 
 
-def _experts(note: str, tp: float, gpus: float | None) -> tuple[int, str]:
-    """Expert parallelism of a silicon_sample row; elsewhere 1."""
+def _cut(note: str, tp: int, pp: int, gpus: float | None) -> tuple[tuple[int, int, int] | None, str]:
+    """GPUs of a stage, groups of its experts, and of its attention (1: tensor parallel); or why that is not known."""
     found = re.search(r"attention_dp=(\d+); moe_tp=(\d+); moe_ep=(\d+)", note)
     if not found:
-        return 1, "pipeline or data parallel" if gpus is not None and gpus > tp else ""
+        whole = gpus is None or gpus <= tp * pp
+        return ((tp, 1, 1), "") if whole else (None, "pipeline or data parallel")
     dp, moe_tp, moe_ep = (int(x) for x in found.groups())
-    if dp > 1 or (gpus is not None and gpus > tp):
-        return 1, "data-parallel attention or replicas"
-    if moe_ep > 1 and moe_tp * moe_ep != tp:
-        return 1, "expert split does not match the tensor split"
-    return max(moe_ep, 1), ""
+    ranks = tp * dp
+    if gpus is not None and gpus > ranks * pp:
+        return None, "replicas"
+    if moe_ep * dp > 1 and moe_tp * moe_ep != ranks:
+        return None, "expert split does not match the tensor split"
+    return (ranks, max(moe_ep, 1), dp), ""
 
 
 def _time(row: dict[str, Any]) -> tuple[str, float, float, float] | None:

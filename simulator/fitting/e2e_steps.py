@@ -50,8 +50,8 @@ def group_of(row: Mapping[str, str], engine: Engine) -> Group:
     kv = row["kv_dtype"]
     if kv == "auto":
         kv = model.kv_dtype or engine.kv_dtype(fmt)
-    tp, pp, ep = (int(row[name]) for name in ("tp", "pp", "ep"))
-    group = Group(model, device, Policies(), engine, fmt, kv, tp, pp, ep, ignore_context=True)
+    tp, pp, ep, dp = (int(row[name]) for name in ("tp", "pp", "ep", "dp"))
+    group = Group(model, device, Policies(), engine, fmt, kv, tp, pp, ep, ignore_context=True, dp_attention=dp)
     if row["loop"] == "static" or not starts(group):
         return replace(group, utilisation=STATIC_UTILISATION)
     return group
@@ -221,12 +221,22 @@ def static_sums(group: Group, part: pd.DataFrame) -> tuple[Sums, Sums]:
     spread = np.sqrt(np.maximum((o - 1.0) ** 2 - 1.0, 0.0) / 12.0)
     nodes = np.stack([p + o / 2.0 - spread, p + o / 2.0 + spread])
     later = decode_step(b, np.maximum(nodes, p + 1.0))
-    return (sums(step_time(group, first), first, b.shape), sums(step_time(group, later), decode_step(b, p), b.shape))
+    kept = group.lowering.ran
+    return (
+        sums(step_time(group, first), kept(first), b.shape),
+        sums(step_time(group, later), kept(decode_step(b, p)), b.shape),
+    )
 
 
 def closed_sums(group: Group, part: pd.DataFrame) -> tuple[Sums, Sums, Cycle]:
     """(mixed, decode) steps of a closed loop, with a `bare` engine in `group`."""
     c, p, o = _points(part)
     found = cycle(group, c, p, o, run_of(part))
-    mixed = Step(decode_rows=found.running, prefill_rows=1.0, prefill_tokens=p, prefills=True)
-    return (sums(found.mixed, mixed, c.shape), sums(found.decode, decode_step(found.running, p), c.shape), found)
+    at_once = found.running / found.turns
+    mixed = Step(decode_rows=found.running, prefill_rows=at_once, prefill_tokens=p, prefills=True)
+    kept = group.lowering.ran
+    return (
+        sums(found.mixed, kept(mixed), c.shape),
+        sums(found.decode, kept(decode_step(found.running, p)), c.shape),
+        found,
+    )

@@ -37,8 +37,9 @@ class Setup:
     ----------
     engine, model, device, dtype, kv_dtype : str
         Names as on the command line, resolved.
-    tp, ep, pp : int
-        GPUs a layer, and its experts, are split over, and stages that layers are shared out to [-].
+    tp, ep, pp, dp : int
+        GPUs a layer, and its experts, are split over, stages that layers are shared out to, and groups of the tp GPUs
+        that attend apart [-].
     """
 
     engine: str
@@ -49,6 +50,7 @@ class Setup:
     tp: int = 1
     ep: int = 1
     pp: int = 1
+    dp: int = 1
 
 
 def read_runs(paths: Iterable[Path], setup: Setup) -> tuple[pd.DataFrame, dict[str, int]]:

@@ -71,13 +71,16 @@ class Cycle:
     Attributes
     ----------
     decode, mixed : StepTime
-        All running clients generate; one of them has its prompt computed instead.
+        All running clients generate; one of them (on each rank of attention) has its prompt computed instead.
     clients, running : Array
         Clients, and how many of them fit in memory at once [-].
     prompt, output : Array
         Tokens computed and generated per request [-].
+    turns : Array
+        Prompts of each rank of attention data parallelism, of which one of every rank is computed in one step; without
+        it those of all running clients [-].
     together : Array
-        Prompts that one step of the engine has room for [-].
+        Prompts of a rank that one step of the engine has room for [-].
     run : Run
         What the mean is over.
     """
@@ -88,6 +91,7 @@ class Cycle:
     running: Array
     prompt: Array
     output: Array
+    turns: Array
     together: Array
     run: Run
 
@@ -102,25 +106,27 @@ def cycle(group: Group, clients: Array, prompt: Array, output: Array, run: Run =
     running = np.minimum(c, np.maximum(most, 1.0))
     context = p + o / 2.0
     # Nobody else there: small enough to vanish beside a prompt token, whole tiles stay whole.
-    mixed = mixed_step(np.maximum(running - 1.0, 1e-14), context, 1.0, p, p)
+    at_once = np.minimum(float(group.dp_attention), running)
+    mixed = mixed_step(np.maximum(running - at_once, 1e-14), context, at_once, p, p)
+    turns = running / at_once
     decode = step_time(group, decode_step(running, context))
     room = group.start.tokens if group.start is not None else STEP_TOKENS
-    together = np.minimum(np.maximum(np.floor(room / p), 1.0), running)
-    return Cycle(decode, step_time(group, mixed), c, running, p, o, together, run)
+    together = np.minimum(np.maximum(np.floor(room / p), 1.0), turns)
+    return Cycle(decode, step_time(group, mixed), c, running, p, o, turns, together, run)
 
 
 def solve(steps: Cycle, engine: Engine, decode_s: Array, mixed_s: Array) -> tuple[np.ndarray, np.ndarray]:
     """TTFT and TPOT [s] of a cycle whose steps take `decode_s` and `mixed_s`.
 
-    ``TTFT = mixed ((1 - 1/rounds) (1 + ahead) + 1/rounds (running + together) / 2)`` with `Engine.ahead`, plus
+    ``TTFT = mixed ((1 - 1/rounds) (1 + ahead) + 1/rounds (turns + together) / 2)`` with `Engine.ahead`, plus
     ``wait_steps decode``, ``cycle (clients / running - 1)`` where not all clients fit, and `Engine.request_s` and
     `frontend_s` per prompt token; ``TPOT = (cycle - TTFT) / (output - 1)``, at least a decode step.
     """
     own = np.maximum(np.asarray(mixed_s) - decode_s, 0.0)
-    whole = steps.running * own + steps.output * decode_s
+    whole = steps.turns * own + steps.output * decode_s
     first = 1.0 / steps.run.rounds
-    ahead = np.minimum(engine.ahead(steps.running, steps.run.alike), steps.running - 1.0)
-    ttft = mixed_s * ((1.0 - first) * (1.0 + ahead) + first * (steps.running + steps.together) / 2.0)
+    ahead = np.minimum(engine.ahead(steps.turns, steps.run.alike), steps.turns - 1.0)
+    ttft = mixed_s * ((1.0 - first) * (1.0 + ahead) + first * (steps.turns + steps.together) / 2.0)
     ttft = ttft + steps.run.wait_steps * np.asarray(decode_s)
     tpot = np.maximum((whole - ttft) / np.maximum(steps.output - 1.0, 1.0), decode_s)
     ttft = ttft + whole * (steps.clients / steps.running - 1.0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from functools import partial
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from simulator.base.dtypes import Format
 from simulator.model.formats import LATENT
@@ -15,6 +15,18 @@ from simulator.ops.part import OpPart
 from simulator.ops.step import Step
 
 _neurons = partial(Linear, part=OpPart.FFN)
+
+
+class Cut(NamedTuple):
+    """How GPUs share a layer: `tp` each block, `dp` of those side by side, `ep` groups of all split the experts.
+
+    `routed`: tokens travel to the ranks of their experts alone, and not to all.
+    """
+
+    tp: int
+    dp: int
+    ep: int
+    routed: bool
 
 
 def dense(
@@ -37,13 +49,7 @@ def dense(
 
 
 def experts(
-    moe: MoeSpec,
-    hidden: int,
-    cut: tuple[int, int, int],
-    fmt: Mapping[str, Format],
-    half: Format,
-    step: Step,
-    count: float,
+    moe: MoeSpec, hidden: int, cut: Cut, fmt: Mapping[str, Format], half: Format, step: Step, count: float
 ) -> Iterator[Op]:
     """Router, routed experts between the matrices that narrow and widen, shared experts.
 
@@ -51,12 +57,12 @@ def experts(
 
     Parameters
     ----------
-    cut : tuple of int
-        Ranks of each attention block, attention blocks side by side, groups that the experts are split between.
+    cut : Cut
+        How the ranks share the layer.
     half : Format
         Format of the router.
     """
-    tp, dp, ep = cut
+    tp, dp, ep, _ = cut
     every_token = partial(_neurons, m=step.rows, count=count)
     yield every_token(role="moe.router", n=moe.n_experts, k=hidden, fmt=half)
     narrower, wider = LATENT
@@ -91,18 +97,18 @@ def _sent(
     op: Literal["dispatch", "combine"],
     moe: MoeSpec,
     width: int,
-    cut: tuple[int, int, int],
+    cut: Cut,
     element_bytes: float,
     step: Step,
     count: float,
 ) -> Op:
-    """Tokens to their experts or results back: routed where every rank has experts of its own, else to all ranks.
+    """Tokens to their experts or results back, or with no all-to-all of the engine those of all ranks to every rank.
 
     Decoding takes low-latency kernels, which send a copy for every expert; a step with prompts one for every rank.
     """
-    tp, dp, ep = cut
+    tp, dp, _, routed = cut
     ranks, role = tp * dp, f"moe.{op}"
-    if ep < ranks:
+    if not routed:
         # Every rank's tokens are padded to the fullest one's.
         whole = step.rows * dp * width * ACT_BYTES
         gathers = "all_gather" if op == "dispatch" else "reduce_scatter"

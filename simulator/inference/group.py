@@ -64,6 +64,8 @@ class Group:
     """The model that drafts, where one is named."""
     dp_attention: int = 1
     """Groups of the `tp` GPUs that attend to sequences of their own."""
+    a2a: str = "none"
+    """How tokens reach experts of other ranks, of `A2A`."""
 
     @classmethod
     def of(cls, scenario: Scenario, model: ModelSpec, device: Device) -> Group:
@@ -95,6 +97,7 @@ class Group:
             speculation=speculates,
             drafts=CATALOGUE.model(speculates.model) if speculates and speculates.model else None,
             dp_attention=scenario.dp_attention,
+            a2a=scenario.moe_a2a_backend,
         )
 
     @cached_property
@@ -156,6 +159,7 @@ class Group:
             self.as_modules,
             self.transferred,
             dp=self.dp_attention,
+            routed=self.a2a == "deepep",
         )
         if self.speculation is None:
             return alone

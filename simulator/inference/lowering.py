@@ -9,7 +9,6 @@ from typing import Protocol
 
 from simulator.base.arrays import some
 from simulator.base.dtypes import DType, Format, sixteen_bit
-from simulator.base.errors import UnsupportedError
 from simulator.inference import blocks, compressed, feed_forward, latent, modules, state, tower
 from simulator.inference.kv_shape import kv_bytes_per_token, kv_heads_here, sequences
 from simulator.inference.lowered import Follows, Lowered, folded
@@ -77,6 +76,8 @@ class Lowering:
         What drafts the tokens that a decode step verifies.
     dp : int
         Groups of `tp` ranks that each hold everything but the routed experts whole and attend to their own sequences.
+    routed : bool
+        Tokens travel by all-to-all to the ranks of their experts, and are not gathered on every rank.
     """
 
     model: ModelSpec
@@ -90,6 +91,7 @@ class Lowering:
     transferred: bool = False
     drafting: Drafts | None = None
     dp: int = 1
+    routed: bool = False
 
     @property
     def ranks(self) -> int:
@@ -115,6 +117,8 @@ class Lowering:
                 return f"{layer.ffn.n_experts} experts cannot be split over ep={self.ep}"
         if self.ranks % self.ep:
             return f"ep={self.ep} does not divide tp={self.ranks}"
+        if self.routed and not self.ep == self.ranks > self.tp:
+            return "all-to-all needs attention data parallel and whole experts on every rank: --ep equal to --tp"
         if self.dp > 1 and not any(isinstance(layer.ffn, MoeSpec) for layer in self.model.layers):
             return (
                 f"{self.model.name} has no experts to share: attention data parallel of it is replicas of tp={self.tp}"
@@ -354,7 +358,9 @@ class Lowering:
             yield self._all_reduce("attn.all_reduce", step, count)
         if isinstance(layer.ffn, MoeSpec):
             routes = self.model.rest or sixteen_bit(self.fmt)
-            yield from feed_forward.experts(layer.ffn, hidden, (self.tp, self.dp, self.ep), fmt, routes, step, count)
+            yield from feed_forward.experts(
+                layer.ffn, hidden, feed_forward.Cut(self.tp, self.dp, self.ep, self.routed), fmt, routes, step, count
+            )
         elif layer.ffn is not None:
             yield from feed_forward.dense(layer.ffn, hidden, self.tp, fmt, step, count)
         if self.tp > 1 and layer.ffn is not None:
@@ -491,10 +497,3 @@ class Lowering:
             count=count,
             message_bytes=step.rows * self.model.hidden * ACT_BYTES,
         )
-
-
-def require(lowering: Lowering) -> None:
-    """Raise the reason a lowering does not apply."""
-    reason = lowering.why_not()
-    if reason:
-        raise UnsupportedError(reason)

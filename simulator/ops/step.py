@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from simulator.base.arrays import Array, ceil
+from simulator.base.arrays import Array, ceil, maximum
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,9 +64,9 @@ class Step:
             return self
         return replace(
             self,
-            decode_rows=ceil(self.decode_rows / ranks),
-            prefill_rows=ceil(self.prefill_rows / ranks),
-            images=ceil(self.images / ranks),
+            decode_rows=_fullest(self.decode_rows / ranks),
+            prefill_rows=_fullest(self.prefill_rows / ranks),
+            images=_fullest(self.images / ranks),
             group_rows=self.rows,
         )
 
@@ -85,6 +85,11 @@ class Step:
             return prompts
         decoded = self.decode_rows if isinstance(each, float) and each == 1.0 else self.decode_rows * each
         return decoded + prompts if self.prefills else decoded
+
+
+def _fullest(mean: Array) -> Array:
+    """Whole sequences of the fullest rank; a number next to 0, which stands for nobody, stays."""
+    return maximum(ceil(mean - 1e-9), mean)
 
 
 def decode_step(rows: Array, context: Array, prompt: Array | None = None) -> Step:

@@ -98,13 +98,19 @@ class Fields:
     dp_attention: Annotated[
         int,
         About(
-            "attention data parallel: groups of the tp GPUs with their own sequences and all weights but the experts';"
-            " with --ep equal to --tp tokens reach their experts by all-to-all",
+            "attention data parallel: groups of the tp GPUs with their own sequences and all weights but the experts'",
             "e.g. 1,8",
             more=("--dp-size",),
             bounds=_whole(1024),
         ),
     ] = 1
+    moe_a2a_backend: Annotated[
+        str,
+        About(
+            "how tokens reach other ranks' experts under --dp-attention: none gathers them all, the engines' default;"
+            " deepep sends each to its own, by low-latency kernels in decode"
+        ),
+    ] = "none"
     batch: Annotated[
         int, About("sequences in the static batch", "e.g. 1,4,16 or 1:64:x2", bounds=_whole(MAX_BATCH))
     ] = 1
@@ -189,7 +195,9 @@ def _known(name: str, hint: Any) -> Known:
 
 
 FIELDS = {name: _known(name, hint) for name, hint in Fields.__annotations__.items()}
-STATIC = ("speculate", "dp_attention")
+A2A = ("none", "deepep")
+"""Values of `Fields.moe_a2a_backend`, SGLang's."""
+STATIC = ("speculate", "dp_attention", "moe_a2a_backend")
 """Fields that a scheduler of requests does not follow."""
 SCHEDULED = ("max_num_seqs", "max_num_batched_tokens")
 """Fields that a scheduler of requests holds instead."""

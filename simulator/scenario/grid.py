@@ -60,6 +60,7 @@ class Grid:
     block_size: int = FIELDS["block_size"].default
     ignore_context_limit: bool = False
     images: int = 0
+    moe_a2a_backend: str = FIELDS["moe_a2a_backend"].default
     text_only: bool = False
     trace: tuple[str, ...] = ()
     trace_transfer: bool = False
@@ -149,7 +150,7 @@ OUTER = (
 SIZES = ("tp", "pp", "ep", "dp_attention", "batch", "prompt_tokens", "output_tokens")
 ENGINE = ("gpu_memory_utilization", "max_num_seqs", "max_num_batched_tokens", "max_model_len")
 """What an engine is started with; None: its own default."""
-SETTINGS = (*ENGINE, "block_size", "ignore_context_limit", "images", "text_only")
+SETTINGS = (*ENGINE, "block_size", "ignore_context_limit", "images", "text_only", "moe_a2a_backend")
 """Fields of one value."""
 
 

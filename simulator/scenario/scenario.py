@@ -14,7 +14,7 @@ from simulator.base.dtypes import AUTO, KV_FORMATS
 from simulator.base.errors import InputError, UnknownNameError, suggest
 from simulator.model.formats import choose
 from simulator.policies import PUBLISHED, Aspect, Policies, parse
-from simulator.scenario.fields import LOAD, Fields, flag
+from simulator.scenario.fields import A2A, LOAD, Fields, flag
 from simulator.scenario.speculation import speculation
 
 
@@ -68,6 +68,13 @@ class Scenario(Fields, BaseModel):
     def _known_kv(cls, text: str) -> str:
         if text.casefold() not in (*KV_FORMATS, AUTO):
             raise UnknownNameError("KV dtype", text, (*KV_FORMATS, AUTO), where="--kv-cache-dtype")
+        return text.casefold()
+
+    @field_validator("moe_a2a_backend")
+    @classmethod
+    def _known_a2a(cls, text: str) -> str:
+        if text.casefold() not in A2A:
+            raise UnknownNameError("all-to-all backend", text, A2A, where="--moe-a2a-backend")
         return text.casefold()
 
     @model_validator(mode="after")

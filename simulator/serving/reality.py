@@ -132,6 +132,9 @@ def judge_file(path: Path, *, workers: int = 1, cluster: str | None = None, quie
     rows, reasons = prepare(raw)
     excluded = Counter(reasons)
     table = rows[(rows["loop"] == "closed") & rows["metric"].isin(("ttft", "tpot"))].reset_index(drop=True)
+    if apart := int((table["dp"] > 1).sum()):
+        excluded["attention data parallel, which no scheduler of requests follows"] += apart
+        table = table[table["dp"] == 1].reset_index(drop=True)
     if table.empty:
         raise InputError(f"{path} holds no row with a concurrency and a complete setup", where="--judge")
     engines = load_engines()

@@ -8,7 +8,9 @@ import pytest
 
 from simulator.base.dtypes import FORMATS
 from simulator.base.errors import NothingFeasibleError, UnsupportedError
+from simulator.fitting import e2e_rows
 from simulator.inference import memory
+from simulator.inference.closed_loop import cycle
 from simulator.inference.evaluate import evaluate
 from simulator.inference.group import Group, group_of, runnable
 from simulator.inference.kvpool import kv_pool
@@ -27,7 +29,16 @@ EXPERTS = 58 * 256 * 3 * 7168 * 2048
 
 def lowered(tp: int, dp: int, ep: int) -> Lowering:
     """DeepSeek-V3 in 16 bit, its MLA as single ops."""
-    return Lowering(find_model("deepseek-v3").in_one_format(), parse("dense"), FORMATS["fp16"], 2.0, tp, ep, dp=dp)
+    return Lowering(
+        find_model("deepseek-v3").in_one_format(),
+        parse("dense"),
+        FORMATS["fp16"],
+        2.0,
+        tp,
+        ep,
+        dp=dp,
+        routed=ep == tp * dp > tp,
+    )
 
 
 def scenario(**more: object) -> Scenario:
@@ -59,7 +70,7 @@ def test_the_latent_of_a_sequence_lies_on_every_tensor_parallel_rank_and_on_one_
 
 def test_a_pool_holds_what_all_ranks_hold() -> None:
     """SGLang on 8 H200: each of 8 ranks has blocks of its own; a tensor-parallel pool has those of one GPU."""
-    group = group_of(scenario(dp_attention=8, ep=8))
+    group = group_of(scenario(dp_attention=8, ep=8, moe_a2a_backend="deepep"))
     assert group.start is not None
     own = memory.pool_bytes(group.lowering, group.device, group.start, 1).mid
     pool = kv_pool(group, group.start.seqs, group.start.tokens)
@@ -77,13 +88,13 @@ def test_decoding_sends_a_copy_for_every_expert_and_a_prompt_one_for_every_rank(
         (prefill_step(256.0, 64.0), 7.0 * (1.0 - 0.875**8), 32.0 * 64.0),
     ):
         sent = {op.op: op for op in low.ops(step) if isinstance(op, ExpertExchange)}
-        assert {o.count for o in sent.values()} == {58.0}
+        assert {float(o.count) for o in sent.values()} == {58.0}
         for op in ("dispatch", "combine"):
             assert float(sent[op].link_bytes) == pytest.approx(tokens * copies * 7168 * 2.0)
 
 
 def test_fp8_experts_receive_8_bits_and_give_back_16() -> None:
-    ops = group_of(scenario(dp_attention=8, ep=8)).lowering.ops(decode_step(256.0, 2048.0))
+    ops = group_of(scenario(dp_attention=8, ep=8, moe_a2a_backend="deepep")).lowering.ops(decode_step(256.0, 2048.0))
     assert {op.op: op.element_bytes for op in ops if isinstance(op, ExpertExchange)} == {
         "dispatch": 1.0,
         "combine": 2.0,
@@ -97,14 +108,14 @@ def test_ranks_attend_to_their_own_and_share_the_experts() -> None:
     assert (core.batch, core.n_heads) == (13.0, 128)
     experts = next(op for op in ops if isinstance(op, Moe))
     assert (experts.tokens, experts.tp, experts.ep) == (100.0, 1, 8)
-    assert {op.m for op in ops if isinstance(op, Linear) and op.role in ("mlp.gate_up", "attn.o", "lm_head")} == {13.0}
+    assert {float(op.m) for op in ops if isinstance(op, Linear) and op.role in ("mlp.gate_up", "lm_head")} == {13.0}
     assert not any(isinstance(op, Collective) for op in ops)
 
 
 def test_experts_cut_over_the_ranks_gather_every_token_and_scatter_the_sums() -> None:
     """ep 1: 13 rows of each of 8 ranks, padded to the fullest, 7168 values of 16 bit."""
     ops = [op for op in lowered(1, 8, 1).ops(decode_step(100.0, 2048.0)) if isinstance(op, Collective)]
-    assert {(op.op, op.message_bytes, op.n_ranks) for op in ops} == {
+    assert {(op.op, float(op.message_bytes), op.n_ranks) for op in ops} == {
         ("all_gather", 13 * 8 * 7168 * 2.0, 8),
         ("reduce_scatter", 13 * 8 * 7168 * 2.0, 8),
     }
@@ -125,7 +136,8 @@ def test_one_group_is_plain_tensor_parallel() -> None:
 def test_a_full_batch_decodes_faster_than_under_tensor_parallel_which_reads_every_latent_on_every_gpu() -> None:
     """As DeepSeek's own report and SGLang's (2025-05) have it: beyond a few sequences latents must not be copied."""
     tensor, data = (
-        evaluate(group_of(scenario(**more)), 256.0, 4096.0, 512.0) for more in ({}, {"dp_attention": 8, "ep": 8})
+        evaluate(group_of(scenario(**more)), 256.0, 4096.0, 512.0)
+        for more in ({}, {"dp_attention": 8, "ep": 8, "moe_a2a_backend": "deepep"})
     )
     assert float(data.tpot_s.mid) < float(tensor.tpot_s.mid)
 
@@ -134,6 +146,8 @@ def test_a_full_batch_decodes_faster_than_under_tensor_parallel_which_reads_ever
     ("more", "words"),
     [
         ({"dp_attention": 3}, "does not divide --tp 8"),
+        ({"ep": 8, "moe_a2a_backend": "deepep"}, "all-to-all needs attention data parallel"),
+        ({"dp_attention": 8, "moe_a2a_backend": "deepep"}, "--ep equal to --tp"),
         ({"dp_attention": 8, "ep": 16}, "ep=16 does not divide tp=8"),
         ({"dp_attention": 8, "ep": 8, "speculate": "mtp(k=1,accept=0.8)"}, "drop --speculate"),
         ({"dp_attention": 8, "model": "llama-3.1-70b"}, "has no experts to share"),
@@ -147,12 +161,52 @@ def test_what_cannot_be_spread_is_refused_in_one_line(more: dict[str, object], w
 
 def test_sequences_of_each_rank_take_the_host_s_time() -> None:
     """A group of 8 ranks of 4 sequences is scheduled as one of 4: every rank has a scheduler of its own."""
-    group: Group = group_of(scenario(dp_attention=8, ep=8))
+    group: Group = group_of(scenario(dp_attention=8, ep=8, moe_a2a_backend="deepep"))
     assert group.lowering.ran(decode_step(32.0, 64.0)).sequences == 4.0
     assert replace(group, dp_attention=1).lowering.ran(decode_step(32.0, 64.0)).sequences == 32.0
 
 
-@pytest.mark.parametrize("more", [{"dp_attention": 8, "ep": 8}, {"speculate": "mtp(k=1,accept=0.8)"}])
+@pytest.mark.parametrize(
+    "more", [{"dp_attention": 8, "ep": 8, "moe_a2a_backend": "deepep"}, {"speculate": "mtp(k=1,accept=0.8)"}]
+)
 def test_a_scheduler_of_requests_refuses_what_it_does_not_follow(more: dict[str, object]) -> None:
     with pytest.raises(UnsupportedError, match="does not follow it; ask predict"):
         Deployment(scenario(**more)).check()
+
+
+def test_prompts_of_all_ranks_are_computed_side_by_side_in_a_closed_loop() -> None:
+    """64 clients on 8 ranks take 8 turns of 8 prompts, without data parallel 64 of one."""
+    spread, together = (group_of(scenario(**more)) for more in ({"dp_attention": 8, "ep": 8}, {"ep": 8}))
+    steps = cycle(spread, 64.0, 1024.0, 256.0)
+    assert (float(steps.turns), float(steps.running)) == (8.0, 64.0)
+    moe = next(op for op in steps.mixed.ops if op.op.role == "moe.experts").op
+    assert isinstance(moe, Moe)
+    assert float(moe.tokens) == 56.0 + 8.0 * 1024.0
+    assert float(cycle(together, 64.0, 1024.0, 256.0).turns) == 64.0
+
+
+def test_a_client_alone_decodes_beside_nobody() -> None:
+    """The stand-in for no decoding sequence stays next to 0 on a rank; half a sequence is a whole one."""
+    rank = mixed_step(1e-14, 64.0, 1.0, 64.0, 64.0).of_rank(8)
+    assert float(rank.decode_rows) == pytest.approx(1e-14 / 8)
+    assert decode_step(4.0, 64.0).of_rank(8).rows == 1.0
+
+
+@pytest.mark.parametrize(
+    ("note", "tp", "gpus", "cut"),
+    [
+        ("agg; attention_dp=8; moe_tp=1; moe_ep=8", 1, 8.0, (8, 8, 8)),
+        ("agg; attention_dp=2; moe_tp=1; moe_ep=4", 2, 4.0, (4, 4, 2)),
+        ("agg; attention_dp=16; moe_tp=4; moe_ep=4", 1, 16.0, (16, 4, 16)),
+        ("agg; attention_dp=1; moe_tp=1; moe_ep=4", 4, 4.0, (4, 4, 1)),
+        ("agg; attention_dp=1; moe_tp=8; moe_ep=1", 8, 8.0, (8, 1, 1)),
+        ("agg; attention_dp=2; moe_tp=1; moe_ep=2", 2, 4.0, "expert split does not match the tensor split"),
+        ("agg; attention_dp=8; moe_tp=1; moe_ep=8", 1, 16.0, "replicas"),
+        ("", 1, 2.0, "pipeline or data parallel"),
+        ("", 2, 2.0, (2, 1, 1)),
+    ],
+)
+def test_a_measured_row_says_how_its_ranks_share_the_model(note: str, tp: int, gpus: float, cut: object) -> None:
+    """(GPUs, expert groups, groups of attention): tp of a row is that of one attention group."""
+    found, reason = e2e_rows._cut(note, tp, 1, gpus)
+    assert (found or reason) == cut

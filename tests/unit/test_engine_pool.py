@@ -135,6 +135,7 @@ def test_a_row_that_ran_was_started_with_room() -> None:
         "tp": "4",
         "pp": "1",
         "ep": "1",
+        "dp": "1",
     }
     large = judged_group({**row, "loop": "closed"}, get_engine("sglang"))
     assert large.utilisation == STATIC_UTILISATION
