@@ -83,6 +83,14 @@ NVFP4_BESIDE_MLA = "attention=bf16,ffn=nvfp4,experts=nvfp4,shared_expert=nvfp4"
 """NVIDIA's checkpoints of DeepSeek and Kimi leave the attention blocks in 16 bit."""
 NVFP4_BESIDE_STATES = "experts=nvfp4"
 """Its checkpoints of Qwen3.5 leave all but the routed experts in 16 bit."""
+SPREAD = re.compile(r"attention_dp=(\d+); moe_tp=(\d+); moe_ep=(\d+)")
+"""What a silicon_sample row says of its ranks."""
+SQUARED = re.compile(r"source_file=2026-04-06\.csv|db-dump/2026-04-27")
+"""Dumps that hold runs of ``--tp N --ep N`` as moe_tp N, moe_ep N on N x N GPUs.
+
+Neither has a run of N experts' groups on N GPUs, and 26 of their rows are, to the last digit, rows that the dump of
+2026-03-25 gives N GPUs.
+"""
 NOT_EXACT = {
     "w4a16 g32": "quant int4 with groups of 32 is not a format of ours",
     "w4a16 g64": "quant int4 with groups of 64 is not a format of ours",
@@ -112,7 +120,7 @@ def prepare(raw: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, int]]:
     models = {text: _model(text) for text in raw["model"].dropna().unique()}
     devices = {text: _device(text) for text in raw["device"].dropna().unique()}
     for row in raw.to_dict("records"):
-        given = {str(k): (None if pd.isna(v) else v) for k, v in row.items()}
+        given = _as_run({str(k): (None if pd.isna(v) else v) for k, v in row.items()})
         setup, reason = _setup(given, models.get(given["model"]), devices.get(given["device"]))
         if setup is None:
             reasons[reason] += 1
@@ -274,9 +282,25 @@ def _dtype(quant: str | None, source: str, model: ModelSpec, device: Device) -> 
     return dtype, ""
 
 
+def _as_run(row: dict[str, Any]) -> dict[str, Any]:
+    """`row` with the GPUs it ran on, where its dump says their square: see `SQUARED`."""
+    note = row.get("note") or ""
+    found = SPREAD.search(note)
+    if not found or not SQUARED.search(note):
+        return row
+    dp, moe_tp, ranks = (int(x) for x in found.groups())
+    if moe_tp != ranks or ranks == 1:
+        return row
+    spread = dp > 1
+    ran = SPREAD.sub(f"attention_dp={ranks if spread else 1}; moe_tp=1; moe_ep={ranks}", note)
+    # The dump's batch is that of one of as many ranks as it says.
+    batch = row["batch"] * dp / ranks if spread else row["batch"]
+    return {**row, "note": ran, "tp": 1.0 if spread else float(ranks), "n_gpus": float(ranks), "batch": batch}
+
+
 def _cut(note: str, tp: int, pp: int, gpus: float | None) -> tuple[tuple[int, int, int] | None, str]:
     """GPUs of a stage, groups of its experts, and of its attention (1: tensor parallel); or why that is not known."""
-    found = re.search(r"attention_dp=(\d+); moe_tp=(\d+); moe_ep=(\d+)", note)
+    found = SPREAD.search(note)
     if not found:
         whole = gpus is None or gpus <= tp * pp
         return ((tp, 1, 1), "") if whole else (None, "pipeline or data parallel")

@@ -210,3 +210,22 @@ def test_a_measured_row_says_how_its_ranks_share_the_model(note: str, tp: int, g
     """(GPUs, expert groups, groups of attention): tp of a row is that of one attention group."""
     found, reason = e2e_rows._cut(note, tp, 1, gpus)
     assert (found or reason) == cut
+
+
+@pytest.mark.parametrize(
+    ("dump", "dp", "tp", "gpus", "batch"),
+    [
+        ("source_file=2026-04-06.csv", 1, 8.0, 8.0, 32.0),
+        ("db-dump/2026-04-27", 64, 1.0, 8.0, 256.0),
+        ("source_file=2026-03-25.csv", 1, 64.0, 64.0, 32.0),
+    ],
+)
+def test_dumps_that_square_the_gpus_of_tp_8_ep_8_are_read_as_the_other_dump_has_the_run(
+    dump: str, dp: int, tp: float, gpus: float, batch: float
+) -> None:
+    """32 sequences of each of 64 ranks said are 256 of each of 8; of a dump that squares nothing a row stays."""
+    said = {"note": f"agg; attention_dp={dp}; moe_tp=8; moe_ep=8; {dump}", "tp": 64.0 if dp == 1 else 1.0}
+    ran = e2e_rows._as_run({**said, "n_gpus": 64.0, "batch": 32.0})
+    assert (ran["tp"], ran["n_gpus"], ran["batch"]) == (tp, gpus, batch)
+    if gpus == 8.0:
+        assert e2e_rows._cut(ran["note"], int(ran["tp"]), 1, 8.0) == ((8, 8, 8 if dp > 1 else 1), "")
