@@ -108,16 +108,16 @@ def write(kind: str, fits: list[Fit], out: Path, *, pooled: bool) -> list[Path]:
 
 def _rows(kind: str, data: list[Path] | None, origin: str | None, device: str | None) -> Any:
     if (not data) == (origin is None):
-        raise InputError("give either --data FILE or --from aiconfigurator-core", where="--data")
+        raise InputError("give either --data FILE or --from aisimulate", where="--data")
     if data:
         return read_tables(data)[0]
     from simulator.fitting import aiconfigurator
 
-    if origin != aiconfigurator.PACKAGE:
-        raise UnknownNameError("origin", str(origin), [aiconfigurator.PACKAGE], where="--from")
+    if origin not in aiconfigurator.PACKAGES:
+        raise UnknownNameError("origin", str(origin), aiconfigurator.PACKAGES, where="--from")
     from simulator.device.catalogue import resolve
 
-    return aiconfigurator.rows(kind, resolve(device) if device else None)
+    return aiconfigurator.rows(origin, kind, resolve(device) if device else None)
 
 
 @app.command()
@@ -132,7 +132,8 @@ def command(
         ),
     ] = None,
     from_: Annotated[
-        str | None, typer.Option("--from", help="'aiconfigurator-core': the rows of that installed wheel")
+        str | None,
+        typer.Option("--from", help="'aisimulate' (or 'aiconfigurator-core'): the rows of that installed wheel"),
     ] = None,
     device: Annotated[str | None, typer.Option(help="fit one device only; e2e: the one that was measured")] = None,
     engine: Annotated[str | None, typer.Option(help="e2e: the shipped engine that was measured, e.g. vllm")] = None,

@@ -1,6 +1,6 @@
-"""Measured kernel rows of the `aiconfigurator-core` wheel (Apache-2.0), in the columns our fits read.
+"""Measured kernel rows of the `aisimulate` wheel (Apache-2.0), formerly `aiconfigurator-core`, as our fits read them.
 
-Optional: ``pip install aiconfigurator-core``. The committed coefficients never use it, so that judging them
+Optional: ``pip install --pre --no-deps aisimulate``. The committed coefficients never use it, so that judging them
 on unseen rows stays honest; anyone may refit from it.
 """
 
@@ -17,7 +17,8 @@ from simulator.base.errors import InputError
 if TYPE_CHECKING:
     import pandas as pd
 
-PACKAGE = "aiconfigurator-core"
+PACKAGES = ("aisimulate", "aiconfigurator-core")
+"""Names of the wheel, newest first; their tables differ in the folders they lie in alone."""
 DTYPES = {
     "bfloat16": "bf16",
     "float16": "fp16",
@@ -58,8 +59,10 @@ MOST_ROWS = 1000
 """Rows taken of a kernel in one format: where the learning curves are flat (`validate --learning-curve`)."""
 
 
-def rows(kind: str, device: str | None = None) -> pd.DataFrame:
+def rows(package: str, kind: str, device: str | None = None) -> pd.DataFrame:
     """Rows of one family, optionally of one device: at most `MOST_ROWS` of each kernel, the same in every run.
+
+    A table is thinned before the next is read, so that memory does not grow with the wheel.
 
     Raises
     ------
@@ -69,10 +72,10 @@ def rows(kind: str, device: str | None = None) -> pd.DataFrame:
     import pandas as pd
 
     if kind not in FILES:
-        raise InputError(f"{PACKAGE} has no {kind} rows; it has {', '.join(FILES)}", where="--kind")
+        raise InputError(f"{package} has no {kind} rows; it has {', '.join(FILES)}", where="--kind")
     systems = {s: d for s, d in SYSTEMS.items() if device in (None, d)}
     tables = []
-    for path in _paths():
+    for path in _paths(package):
         parts = path.parts
         system = parts[parts.index("data") + 1]
         if system not in systems or path.stem not in FILES[kind]:
@@ -83,11 +86,11 @@ def rows(kind: str, device: str | None = None) -> pd.DataFrame:
             continue
         version = f"{parts[-3]}-{parts[-2]}"
         read["kernel"] = version + ":" + read["kernel"].astype(str)
-        read["device"], read["source"], read["flag"] = systems[system], PACKAGE, ""
-        tables.append(read)
+        read["device"], read["source"], read["flag"] = systems[system], package, ""
+        tables.append(_thinned(read.reset_index(drop=True)))
     if not tables:
-        raise InputError(f"{PACKAGE} has no {kind} rows for {device}", where="--device")
-    return _thinned(pd.concat(tables, ignore_index=True))
+        raise InputError(f"{package} has no {kind} rows for {device}", where="--device")
+    return pd.concat(tables, ignore_index=True)
 
 
 def _thinned(table: pd.DataFrame) -> pd.DataFrame:
@@ -101,11 +104,12 @@ def _thinned(table: pd.DataFrame) -> pd.DataFrame:
     return table.loc[kept.sort_values()].reset_index(drop=True)
 
 
-def _paths() -> list[Path]:
+def _paths(package: str) -> list[Path]:
     try:
-        files = metadata.files(PACKAGE) or []
+        files = metadata.files(package) or []
     except metadata.PackageNotFoundError:
-        raise InputError(f"{PACKAGE} is not installed; run `pip install {PACKAGE}`", where="--from") from None
+        how = f"pip install --pre --no-deps {package}"
+        raise InputError(f"{package} is not installed; run `{how}`", where="--from") from None
     found = [Path(str(f.locate())) for f in files if f.suffix == ".parquet"]
     return sorted(p for p in found if "data" in p.parts)
 

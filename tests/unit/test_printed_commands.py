@@ -37,7 +37,7 @@ NOT_RUN = {
     "kernels: the tests of kernels run these verbs, timing needs a GPU": r"python -m sparse_kernels\.",
     "reads measured tables, which do not ship": r"--(data|judge) [\w.]+",
     "writes pages of the checkout": r"--docs docs",
-    "asks the network": r"--from aiconfigurator-core|--cluster tcp:",
+    "asks the network": r"--from aisimulate|--cluster tcp:",
     "an engine calibrated on one's own server": r"--engine vllm@mine",
     "reads the trace of a gated model": r"--trace out/llama-2-7b",
 }
