@@ -132,8 +132,7 @@ def command(
         ),
     ] = None,
     from_: Annotated[
-        str | None,
-        typer.Option("--from", help="'aisimulate' (or 'aiconfigurator-core'): the rows of that installed wheel"),
+        str | None, typer.Option("--from", help="'aisimulate' or 'aiconfigurator-core': rows of that wheel")
     ] = None,
     device: Annotated[str | None, typer.Option(help="fit one device only; e2e: the one that was measured")] = None,
     engine: Annotated[str | None, typer.Option(help="e2e: the shipped engine that was measured, e.g. vllm")] = None,
