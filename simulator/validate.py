@@ -16,7 +16,7 @@ from simulator.fitting.tables import read_tables
 if TYPE_CHECKING:
     import pandas as pd
 
-KINDS = (*KERNEL_KINDS, "sparse", "e2e")
+KINDS = (*KERNEL_KINDS, "sparse", "e2e", "disaggregated")
 JUDGES = {"sparse": "sparse_judged"}
 """Module of `simulator.fitting` that judges a kind, where another one fits it."""
 GROUP = ("source", "device", "dtype", "module", "phase", "kernel_family")

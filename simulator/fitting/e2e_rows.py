@@ -117,8 +117,8 @@ def prepare(raw: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, int]]:
         raise InputError(f"e2e rows lack the columns {missing}", where="--data")
     kept: list[dict[str, Any]] = []
     reasons: Counter[str] = Counter()
-    models = {text: _model(text) for text in raw["model"].dropna().unique()}
-    devices = {text: _device(text) for text in raw["device"].dropna().unique()}
+    models = {text: model_of(text) for text in raw["model"].dropna().unique()}
+    devices = {text: device_of(text) for text in raw["device"].dropna().unique()}
     for row in raw.to_dict("records"):
         given = _as_run({str(k): (None if pd.isna(v) else v) for k, v in row.items()})
         setup, reason = _setup(given, models.get(given["model"]), devices.get(given["device"]))
@@ -154,7 +154,7 @@ def _setup(row: dict[str, Any], model: ModelSpec | None, device: Device | None) 
     note = row.get("note") or ""
     if "pcap" in note or "power-limited" in note:
         return None, "power limited below the device's own limit"
-    engine, release = _engine(row.get("engine") or "")
+    engine, release = engine_of(row.get("engine") or "")
     if engine is None:
         return None, "engine is not modelled"
     if row["metric"] == "request_latency_ms":
@@ -176,7 +176,7 @@ def _setup(row: dict[str, Any], model: ModelSpec | None, device: Device | None) 
         return None, "encoder-decoder" if encoder else "model has no bundled config"
     if device is None:
         return None, "device has no profile"
-    dtype, reason = _dtype(row.get("quant"), source, model, device)
+    dtype, reason = dtype_of(row.get("quant"), source, model, device)
     if dtype is None:
         return None, reason
     cut, reason = _cut(note, int(tp), pp, row.get("n_gpus"))
@@ -226,7 +226,7 @@ def _setup(row: dict[str, Any], model: ModelSpec | None, device: Device | None) 
     }, ""
 
 
-def _engine(text: str) -> tuple[str | None, str]:
+def engine_of(text: str) -> tuple[str | None, str]:
     """Table of the engine, and the release that the row says; "" where it says none."""
     if found := RELEASED.match(text):
         family, release = found[1].casefold(), found[2]
@@ -238,7 +238,7 @@ def _engine(text: str) -> tuple[str | None, str]:
     return next((name for pattern, name in ENGINES if re.match(pattern, text)), None), ""
 
 
-def _model(text: str) -> ModelSpec | None:
+def model_of(text: str) -> ModelSpec | None:
     """Bundled model, never the network: a row must mean the same on every machine."""
     try:
         return CATALOGUE.model(hub.resolve(MODELS.get(text, text)))
@@ -246,14 +246,15 @@ def _model(text: str) -> ModelSpec | None:
         return None
 
 
-def _device(text: str) -> Device | None:
+def device_of(text: str) -> Device | None:
+    """Profile of a row's device."""
     try:
         return CATALOGUE.device(text)
     except InputError:
         return None
 
 
-def _dtype(quant: str | None, source: str, model: ModelSpec, device: Device) -> tuple[str | None, str]:
+def dtype_of(quant: str | None, source: str, model: ModelSpec, device: Device) -> tuple[str | None, str]:
     """Our format, where the source's words name exactly one."""
     if quant is None:
         if model.quantised:

@@ -139,10 +139,11 @@ def _naive(
 ) -> tuple[Array, Array]:
     """Bare roofline of a prefill and of a mean decode step: ``max(flop/peak, bytes/bandwidth)`` [s]."""
     rows = b if prefills is None else prefills
-    return _bare(group, prefill_step(rows, p)), _bare(group, decode_step(b, p + o / 2.0))
+    return bare_s(group, prefill_step(rows, p)), bare_s(group, decode_step(b, p + o / 2.0))
 
 
-def _bare(group: Group, step: Step) -> Array:
+def bare_s(group: Group, step: Step) -> Array:
+    """Bare roofline of a step, ``max(flop/peak, bytes/bandwidth)`` [s]."""
     flop_s: Array = 0.0
     moved: Array = 0.0
     for op in group.lowering.ops(step):
