@@ -96,16 +96,31 @@ def spread(values: np.ndarray, weights: np.ndarray) -> float:
     return float(sqrt(len(edges) / (len(edges) - 1.0) * float(off @ off)) / mass.sum())
 
 
-def beyond(values: np.ndarray, weights: np.ndarray, limit: float) -> tuple[float, float]:
-    """Share of the values at or above `limit`, and how many independent ones it is worth [-].
+def beyond(values: np.ndarray, weights: np.ndarray, limit: float, q: float) -> tuple[float, float]:
+    """Share of the values at or above `limit`, and how many independent ones all are worth [-].
 
     Neighbours that wait together count for less than their number: binomial over batch variance, at most their number.
+    Where fewer are beyond `limit` than the quantile `q` allows, too few of them say how much they repeat each other;
+    those beyond the quantile itself do.
     """
+    share, independent = _beyond(values, weights, limit)
+    if share < 1.0 - q:
+        independent = min(independent, _beyond(values, weights, _quantile(values, weights, q))[1])
+    return share, independent
+
+
+def _beyond(values: np.ndarray, weights: np.ndarray, limit: float) -> tuple[float, float]:
     late = (values >= limit).astype(float)
     total = float(weights.sum())
     share = float(weights @ late) / total
     plain, seen = share * (1.0 - share), spread(late, weights) ** 2
     return share, total if plain == 0.0 or seen <= plain / total else plain / seen
+
+
+def _quantile(values: np.ndarray, weights: np.ndarray, share: float) -> float:
+    order = np.argsort(values, kind="stable")
+    reached = np.cumsum(weights[order]) / weights.sum()
+    return float(values[order][min(int(np.searchsorted(reached, share)), len(values) - 1)])
 
 
 def stays_below(values: np.ndarray, weights: np.ndarray, statistic: str, limit: float) -> float:
@@ -121,8 +136,9 @@ def stays_below(values: np.ndarray, weights: np.ndarray, statistic: str, limit: 
     if statistic == "mean":
         mean, error = float(np.average(values, weights=weights)), spread(values, weights)
         return float(mean < limit) if error == 0.0 else float(ndtr((limit - mean) / error))
-    share, n = beyond(values, weights, limit)
-    return float(betainc(share * n + 0.5, (1.0 - share) * n + 0.5, 1.0 - QUANTILES[statistic]))
+    q = QUANTILES[statistic]
+    share, n = beyond(values, weights, limit, q)
+    return float(betainc(share * n + 0.5, (1.0 - share) * n + 0.5, 1.0 - q))
 
 
 def statistical(values: np.ndarray, weights: np.ndarray, statistic: str, at: float) -> tuple[float, float]:
@@ -137,15 +153,10 @@ def statistical(values: np.ndarray, weights: np.ndarray, statistic: str, at: flo
         error = Z * spread(values, weights)
         return at - error, at + error
     q = QUANTILES[statistic]
-    _, n = beyond(values, weights, at)
+    _, n = beyond(values, weights, at, q)
     error = Z * sqrt(q * (1.0 - q) / max(n, 1.0))
-    order = np.argsort(values, kind="stable")
-    reached = np.cumsum(weights[order]) / weights.sum()
-
-    def quantile(share: float) -> float:
-        return float(values[order][min(int(np.searchsorted(reached, share)), len(values) - 1)])
-
-    return min(quantile(max(q - error, 0.0)), at), max(quantile(q + error), at) if q + error < 1.0 else float("inf")
+    high = max(_quantile(values, weights, q + error), at) if q + error < 1.0 else float("inf")
+    return min(_quantile(values, weights, max(q - error, 0.0)), at), high
 
 
 def with_model(ratios: Sequence[float]) -> float:

@@ -80,7 +80,7 @@ class Question:
         """Query parameters of the serving page, but for length."""
         load = {k: str(v) for k, v in self.load.items()}
         out = {"model": self.model, "dtype": self.dtype, "q.what": "the cheapest", "q.tp": self.tp}
-        out |= {"q.policy": "\n".join(self.policy), "q.think": load.pop("think_time", "0")}
+        out |= {"q.think": load.pop("think_time", "0")}
         out |= {"q.asked": "from users who wait"} if "users" in load else {}
         out |= {f"q.{key}": value for key, value in load.items()}
         for promise in parse_slo(self.slo):
@@ -198,9 +198,10 @@ def by_dashboard(q: Question, count: int, seed: int) -> dict[str, Any] | None:
     at = AppTest.from_file(str(Path(app.__file__).with_name("main.py")), default_timeout=600)
     for key, value in (q.link | {"q.count": str(count)}).items():
         at.query_params[key] = value
-    at.query_params["q.device"] = q.device.split(",")
     at.run()
     at.switch_page("views/serving.py").run()
+    at.multiselect(key="q.device").set_value(q.device.split(","))
+    at.text_area(key="q.policy").set_value("\n".join(q.policy)).run()
     at.button[[b.label for b in at.button].index("Search")].click().run()
     job: Job = at.session_state.q_job
     while job.running:

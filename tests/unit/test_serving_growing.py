@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from simulator.serving.requests import Requests
 from simulator.serving.scheduler import Scheduler
 
 FLEET = Deployment(Scenario(model="llama-3.1-8b", device="l40s"), replicas=3, router="least-loaded")
-LOAD = {"prompt_tokens": "lognormal(mean=900,cv=1)", "output_tokens": "lognormal(mean=150,cv=1)"}
+LOAD: dict[str, Any] = {"prompt_tokens": "lognormal(mean=900,cv=1)", "output_tokens": "lognormal(mean=150,cv=1)"}
 FIELDS = ("replica", "admitted_s", "first_s", "finish_s", "preemptions", "hits", "gaps")
 
 

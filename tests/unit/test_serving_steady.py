@@ -141,3 +141,12 @@ def test_the_same_question_has_the_same_fleet_at_any_length():
     fleet = replace(fleet, scheduler=replace(fleet.scheduler, max_num_batched_tokens=rows[0]["max_num_batched_tokens"]))
     longer = simulate(fleet, traffic(count=40_000, **asked))
     assert summary(longer, parse_slo(slo))["meets_slo"]
+
+
+def test_a_limit_nobody_passed_is_no_more_certain_than_the_run_is_long():
+    # Twenty spells of 200 requests that are all alike: twenty independent ones, not 4,000, say nothing of a p99.
+    spells = np.repeat(np.arange(20.0), 200)
+    ones = np.ones(len(spells))
+    assert stays_below(spells, ones, "p99", 20.0) < 0.6
+    apart = np.random.default_rng(0).permutation(spells)
+    assert stays_below(apart, ones, "p99", 20.0) > 0.999
