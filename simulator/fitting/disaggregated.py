@@ -180,7 +180,10 @@ def _judge(row: Mapping[str, Any], engines: Mapping[str, Engine]) -> list[dict[s
     mean = (1.0 + inferencex.SHORTEST) / 2.0
     workers = [int(row[f"{pool}_num_workers"]) for pool in POOLS]
     pools = Pools(
-        *(first, second, *workers),
+        first,
+        second,
+        workers[0],
+        workers[1],
         float(clients[1]),
         float(row["isl"]) * mean,
         float(row["osl"]) * mean,
