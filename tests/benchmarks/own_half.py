@@ -1,4 +1,4 @@
-"""Own-server calibration judged: half the runs of one set-up fitted, the other half told by it and by an engine without.
+"""Own-server calibration judged: half the runs of one set-up fitted, the other half told by it.
 
     python tests/benchmarks/own_half.py $SHADOWLINE_DATA/e2e.parquet [--setups 6]
 
