@@ -125,6 +125,10 @@ class MemoryTier:
         return self.line.value
 
 
+LARGEST_DOMAIN = 72
+"""Devices of the largest NVLink domain that is sold, NVL72 [-]."""
+
+
 @dataclass(frozen=True, slots=True)
 class Link:
     """Connection to other devices of its kind.
@@ -132,7 +136,8 @@ class Link:
     Attributes
     ----------
     bandwidth : Sourced
-        One way, per device, over all its lanes [B/s].
+        One way, per device, over all its lanes; between machines that of all adapters of one, which a ring enters once
+        on each [B/s].
     switched : bool
         Every pair may use the full rate at once (NVSwitch).
     max_ranks : int
@@ -147,6 +152,11 @@ class Link:
     switched: bool
     max_ranks: int
     nvls: bool
+
+    @property
+    def joins_nodes(self) -> bool:
+        """Whether it is the network between machines."""
+        return self.max_ranks > LARGEST_DOMAIN
 
     @property
     def bandwidth_bytes_per_s(self) -> float:

@@ -297,6 +297,8 @@ class Group:
         """Why sequences cannot be spread over ranks of attention, None where they can."""
         if self.tp % self.dp_attention:
             return f"--dp-attention {self.dp_attention} does not divide --tp {self.tp}, the GPUs of all its ranks"
+        if self.a2a == "deepep" and self.device.links and self.device.link_for(self.tp).joins_nodes:
+            return f"all-to-all between machines was not measured; {self.device.link.max_ranks} GPUs share a link"
         if self.dp_attention > 1 and self.speculation is not None:
             return "what a drafting model costs under attention data parallel is not known; drop --speculate"
         return None

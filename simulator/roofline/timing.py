@@ -447,7 +447,7 @@ def _collective(op: Collective, device: Device, engine: Engine, touched: Array) 
     found = _answer(op, device, engine)
     fit = found.fit
     t = collective_time(op.op, op.message_bytes, op.n_ranks, hw=hw, coef=fit.coefficients, surface=fit.surface)
-    beyond = op.nodes == 1 and op.n_ranks > link.max_ranks
+    beyond = op.nodes == 1 and (op.n_ranks > link.max_ranks or link.joins_nodes)
     return _Raw(t.total_s, 0.0, 0.0, t.link_s, t.latency_s, found, "collective", beyond)
 
 
