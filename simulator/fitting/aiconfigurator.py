@@ -1,11 +1,13 @@
 """Measured kernel rows of the `aisimulate` wheel (Apache-2.0), formerly `aiconfigurator-core`, as our fits read them.
 
 Optional: ``pip install --pre --no-deps aisimulate``. The committed coefficients never use it, so that judging them
-on unseen rows stays honest; anyone may refit from it.
+on unseen rows stays honest; anyone may refit from it. Tables of one model's own builds (``systems/profiles``) are
+left out.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,8 +19,10 @@ from simulator.base.errors import InputError
 if TYPE_CHECKING:
     import pandas as pd
 
-PACKAGES = ("aisimulate", "aiconfigurator-core")
-"""Names of the wheel, newest first; their tables differ in the folders they lie in alone."""
+PACKAGES = {"aisimulate": "aisimulate", "aiconfigurator-core": "aiconfigurator"}
+"""Names of the wheel, newest first, and the source of the public tables drawn from it: they are the same rows."""
+TABLES = ("systems", "data")
+"""Folders inside the wheel's package that hold one folder for each system."""
 DTYPES = {
     "bfloat16": "bf16",
     "float16": "fp16",
@@ -31,7 +35,7 @@ DTYPES = {
     "sq": "int8",
     "w4a16_mxfp4": "w4a16_mxfp4",
 }
-"""Their number formats to ours; others are left out."""
+"""Their number formats to ours; others keep their name: their family reads it, or they are counted as unknown."""
 SYSTEMS = {
     "a100_pcie": "a100-pcie-80g",
     "a100_sxm": "a100-sxm-80g",
@@ -57,12 +61,14 @@ FILES = {
 """Table names of each kernel family."""
 MOST_ROWS = 1000
 """Rows taken of a kernel in one format: where the learning curves are flat (`validate --learning-curve`)."""
+BATCH_ROWS = 65_536
+"""Rows read at once: one table alone has 0.4 million."""
 
 
 def rows(package: str, kind: str, device: str | None = None) -> pd.DataFrame:
     """Rows of one family, optionally of one device: at most `MOST_ROWS` of each kernel, the same in every run.
 
-    A table is thinned before the next is read, so that memory does not grow with the wheel.
+    A batch of rows is thinned before the next is read, so that memory does not grow with the wheel.
 
     Raises
     ------
@@ -75,53 +81,60 @@ def rows(package: str, kind: str, device: str | None = None) -> pd.DataFrame:
         raise InputError(f"{package} has no {kind} rows; it has {', '.join(FILES)}", where="--kind")
     systems = {s: d for s, d in SYSTEMS.items() if device in (None, d)}
     tables = []
-    for path in _paths(package):
-        parts = path.parts
-        system = parts[parts.index("data") + 1]
+    for system, path in _paths(package):
         if system not in systems or path.stem not in FILES[kind]:
             continue
-        table = pd.read_parquet(path)
-        read = _READ[kind](table, path.stem)
-        if len(read) == 0:
+        parts = [_thinned(part) for part in _batches(path, kind) if len(part)]
+        if not parts:
             continue
-        version = f"{parts[-3]}-{parts[-2]}"
-        read["kernel"] = version + ":" + read["kernel"].astype(str)
-        read["device"], read["source"], read["flag"] = systems[system], package, ""
-        tables.append(_thinned(read.reset_index(drop=True)))
+        read = _thinned(pd.concat(parts, ignore_index=True))
+        read["kernel"] = "-".join(path.parts[-3:-1]) + ":" + read["kernel"].astype(str)
+        read["device"], read["source"], read["flag"] = systems[system], PACKAGES[package], ""
+        tables.append(read)
     if not tables:
         raise InputError(f"{package} has no {kind} rows for {device}", where="--device")
     return pd.concat(tables, ignore_index=True)
+
+
+def _batches(path: Path, kind: str) -> Iterator[pd.DataFrame]:
+    """Rows of one table in our columns, a batch at a time."""
+    from pyarrow import parquet
+
+    with parquet.ParquetFile(path) as table:
+        for batch in table.iter_batches(BATCH_ROWS):
+            yield _READ[kind](batch.to_pandas(), path.stem)
 
 
 def _thinned(table: pd.DataFrame) -> pd.DataFrame:
     """Shapes drawn by the hash of what they are, so that kernels keep common ones."""
     from pandas.util import hash_pandas_object
 
-    cell = [c for c in ("device", "dtype", "kernel", "phase") if c in table]
+    cell = [c for c in ("dtype", "kernel", "phase") if c in table]
     shape = hash_pandas_object(table.drop(columns=["time_s", *cell]), index=False)
     order = table.assign(shape=shape).sort_values("shape", kind="stable")
     kept = order.groupby(cell, sort=False).head(MOST_ROWS).index
     return table.loc[kept.sort_values()].reset_index(drop=True)
 
 
-def _paths(package: str) -> list[Path]:
+def _paths(package: str) -> list[tuple[str, Path]]:
+    """Tables of the installed wheel, each with its system."""
     try:
         files = metadata.files(package) or []
     except metadata.PackageNotFoundError:
         how = f"pip install --pre --no-deps {package}"
         raise InputError(f"{package} is not installed; run `{how}`", where="--from") from None
-    found = [Path(str(f.locate())) for f in files if f.suffix == ".parquet"]
-    return sorted(p for p in found if "data" in p.parts)
+    tables = [f for f in files if f.suffix == ".parquet" and f.parts[1:3] == TABLES]
+    return sorted((f.parts[3], Path(str(f.locate()))) for f in tables)
 
 
 def _columns(table: pd.DataFrame, dtype: str, **renamed: str) -> pd.DataFrame:
     import pandas as pd
 
     out = pd.DataFrame({new: table[old] for new, old in renamed.items()})
-    out["dtype"] = table[dtype].map(DTYPES)
+    out["dtype"] = table[dtype].map(DTYPES).fillna(table[dtype])
     out["time_s"] = table["latency"].astype(float) * 1e-3
     out["kernel"] = table["kernel_source"]
-    return out[out["dtype"].notna()].copy()
+    return out
 
 
 def _gemm(table: pd.DataFrame, name: str) -> pd.DataFrame:
@@ -141,7 +154,6 @@ def _attention(table: pd.DataFrame, name: str) -> pd.DataFrame:
         n_kv_heads="num_key_value_heads",
         head_dim="head_dim",
     )
-    table = table.loc[out.index]
     out["n_kv_heads"] = np.where(out["n_kv_heads"] == 0, out["n_heads"], out["n_kv_heads"])
     out["kv_dtype"] = table["kv_cache_dtype"].map(DTYPES)
     out["window"] = table.get("window_size", 0)
