@@ -215,17 +215,7 @@ def search(
         if objective == "cheapest":
             rents = [(_kind(r["policy"], r["device"]), r["usd_per_h"] / 3600.0) for r in (s.row for s in sized if s.ok)]
             best = [min((r for k, r in rents if k <= kind), default=math.inf) for kind in range(KINDS)]
-    # What costs the same goes to dense, then to what can be started, since a policy that saves nothing only costs
-    # quality; then to what keeps the promises by the widest margin.
-    keeping = sorted(
-        (s for s in sized if s.ok),
-        key=lambda s: (
-            s.row[OBJECTIVES[objective]],
-            s.row["usd_per_h"],
-            _kind(s.row["policy"], s.row["device"]),
-            s.miss,
-        ),
-    )
+    keeping = sorted((s for s in sized if s.ok), key=lambda s: rank(s, objective))
     good = [s.row for s in keeping]
     if keeping:
         fleet = keeping[0].fleet
@@ -247,6 +237,18 @@ def search(
         len(sized),
         sum(s.simulations for s in sized),
     )
+
+
+def rank(sized: Sized, objective: str) -> tuple[float, ...]:
+    """What is told first has the least of this.
+
+    What costs the same goes to dense, then to what can be started, since a policy that saves nothing costs quality;
+    then to what keeps the promises by the wider margin, in tenths of their limits, since a run knows it no better; then
+    to fewer GPUs a replica and fewer tokens a step, so that the arrivals' seed decides nothing.
+    """
+    row = sized.row
+    kind, margin = _kind(row["policy"], row["device"]), round(sized.miss, 1)
+    return row[OBJECTIVES[objective]], row["usd_per_h"], kind, margin, row["tp"], row["max_num_batched_tokens"]
 
 
 def pareto(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -15,6 +15,7 @@ from simulator.serving.deployment import Deployment
 from simulator.serving.fleet import simulate
 from simulator.serving.metrics import summary
 from simulator.serving.requests import Requests
+from simulator.serving.search import Sized, rank
 from simulator.serving.settle import settle
 from simulator.serving.slo import parse_slo
 from simulator.serving.steady import needed, spread, statistical, stays_below, window, with_model
@@ -150,3 +151,15 @@ def test_a_limit_nobody_passed_is_no_more_certain_than_the_run_is_long():
     assert stays_below(spells, ones, "p99", 20.0) < 0.6
     apart = np.random.default_rng(0).permutation(spells)
     assert stays_below(apart, ones, "p99", 20.0) > 0.999
+
+
+def test_margins_that_no_run_knows_decide_nothing():
+    def sized(tokens: int, miss: float) -> Sized:
+        row = {"usd_per_h": 3.6, "policy": "dense", "device": "l40s", "tp": 1, "max_num_batched_tokens": tokens}
+        return Sized(row, True, miss, 1, FLEET)
+
+    for noise in (-0.01, 0.01):
+        two = (sized(8192, 0.33), sized(2048, 0.33 + noise))
+        assert min(two, key=lambda s: rank(s, "cheapest")) is two[1]
+    clear = (sized(8192, 0.3), sized(2048, 0.8))
+    assert min(clear, key=lambda s: rank(s, "cheapest")) is clear[0]
