@@ -37,10 +37,11 @@ longest up to it; a closed loop's mean is over ``rounds`` requests per client, o
 STEP_SOURCES = ("splitwise-sim", "FasterTransformer-docs")
 CLOSED_SOURCES = ("aiconfigurator-silicon_sample",)
 LOADS = {
-    "IBM-LLM-Pilot": "batch is an offered load of variable lengths",
-    "MLPerf-inference-v4.1": "batch is an offered load",
-    "MLPerf-inference-v5.1": "batch is an offered load",
-    "LLMServingSim-bench": "batch is an offered load",
+    # Read as `tgi` under closed clients it would answer twice as fast as measured.
+    "IBM-LLM-Pilot": "TGIS of 2023 is not modelled",
+    "MLPerf-inference-v4.1": "offered load without input lengths, batch and tensor parallelism",
+    "MLPerf-inference-v5.1": "offered load without input lengths, batch and tensor parallelism",
+    "LLMServingSim-bench": "offered load whose requests' lengths the row leaves out",
 }
 
 RELEASED = re.compile(r"(vllm|sglang|trtllm|tensorrt-llm) v?(\d[\w.]*)", re.IGNORECASE)

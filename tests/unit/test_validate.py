@@ -164,7 +164,10 @@ E2E |= {"unit": "ms", "batch": 4, "input_len": 512, "output_len": 128, "tp": 1, 
 
 @pytest.mark.parametrize(
     ("changes", "told"),
-    [({"tp": 64, "n_gpus": 64}, "2 tensor parallelism over several nodes"), ({"engine": "mystery"}, "2 engine is not")],
+    [
+        ({"device": "L40S", "tp": 16, "n_gpus": 16}, "2 tensor parallelism over several nodes"),
+        ({"engine": "mystery"}, "2 engine is not"),
+    ],
 )
 def test_rows_that_are_all_refused_are_one_line(changes: dict[str, object], told: str) -> None:
     """A KeyError before."""
