@@ -290,6 +290,9 @@ def _server(
         path.parent.mkdir(parents=True, exist_ok=True)
         with replaced(path, "$SHADOWLINE_HOME") as file:
             file.write_text(to_toml({own.engine.name: own.engine}), encoding="utf-8")
+    if own.helps and own.worse:
+        told = ", ".join(m.upper() for m in own.worse)
+        console.say(f"{told} of unseen runs is farther off than by {shipped.name}: for it, ask that one")
     rows_of = [
         {"engine": e, "metric": m, **found}
         for e, by in ((shipped.name, own.before), (own.engine.name, own.after))

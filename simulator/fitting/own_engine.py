@@ -47,6 +47,11 @@ class Own:
     helps: bool
     excluded: dict[str, int]
 
+    @property
+    def worse(self) -> tuple[str, ...]:
+        """Metrics whose median error on runs that a fit has not seen is larger than before."""
+        return tuple(m for m, found in sorted(self.after.items()) if found["median_ape"] > self.before[m]["median_ape"])
+
 
 def fit_own(rows: pd.DataFrame, shipped: Engine, label: str, date: str) -> Own:
     """Fit the figures of `shipped` that measurements tell, each held near what it is by its prior.

@@ -169,6 +169,22 @@ def test_from_result_files_to_an_answer(home, tmp_path, capsys):
             engines.read_own(broken)
 
 
+def test_a_metric_that_calibration_tells_worse_is_named(home, tmp_path, capsys, monkeypatch):
+    truth = replace(get_engine("vllm"), decode_stretch=1.25, schedule_s=2.5e-3)
+    own = fit_own(runs_of(truth, tmp_path), get_engine("vllm"), "own", "2026-12-01")
+    better = {m: {**found, "median_ape": 0.10} for m, found in own.after.items()}
+    before = {"tpot": {**own.before["tpot"], "median_ape": 0.20}, "ttft": {**own.before["ttft"], "median_ape": 0.05}}
+    own = replace(own, before=before, after=better)
+    assert own.worse == ("ttft",)
+    monkeypatch.setattr("simulator.fitting.own_engine.fit_own", lambda *_: own)
+    (path,) = written(tmp_path, SERVED, name="one.json")
+    arguments = ["--kind", "e2e", "--data", str(path), "--engine", "vllm", "--model", "llama-3.1-8b"]
+    app([*arguments, "--device", "h100-sxm", "--dtype", "bf16"], standalone_mode=False)
+    told = capsys.readouterr()
+    assert "TTFT of unseen runs is farther off than by vllm" in told.err
+    assert "TPOT" not in told.err
+
+
 def test_flags_of_the_other_kind_are_refused():
     for arguments, words in (
         (["--kind", "gemm", "--data", "x.parquet", "--engine", "vllm"], "is for --kind e2e"),
