@@ -235,8 +235,8 @@ def test_time_scales_with_the_unit_of_time(policy: str, monkeypatch: pytest.Monk
     before = [step_time(g, s) for s in steps]
     real_hardware, real_lookup = timing.hardware, timing.lookup
 
-    def hardware(dev: Device, dtype: Any) -> Any:
-        hw = real_hardware(dev, dtype)
+    def hardware(dev: Device, dtype: Any, **how: Any) -> Any:
+        hw = real_hardware(dev, dtype, **how)
         rates = {
             f.name: getattr(hw, f.name) / unit
             for f in dataclasses.fields(hw)

@@ -141,7 +141,7 @@ def test_the_flag(monkeypatch, capsys):
 
 
 def test_one_scenario_says_how_sure_and_why(monkeypatch, capsys):
-    run(monkeypatch, "--device", "rtx-4090", "--policy", "kv_quant(bits=4)")
+    run(monkeypatch, "--device", "rtx-4090", "--policy", "snapkv")
     first, second = capsys.readouterr().out.splitlines()[:2]
     assert "; as fast as dense, " in first
     assert second.startswith("how sure: extrapolated, 9")

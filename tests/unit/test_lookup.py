@@ -245,8 +245,9 @@ def test_what_validation_judges_is_what_a_prediction_answers(family: str) -> Non
         of, key = key_of(op)
         assert of == family
         for device in devices:
-            # A row is one kernel; an eager engine runs several of them for one op.
-            libraries = {e.kernel(device, family, key): replace(e, eager={}) for e in load_engines().values()}
+            # A row is one kernel that adds up in FP32; an eager engine runs several, llama.cpp's adds up in FP16.
+            own = {"eager": {}, "fp16_accumulate": False}
+            libraries = {e.kernel(device, family, key): replace(e, **own) for e in load_engines().values()}
             for name, engine in libraries.items():
                 try:
                     t = time_op(op, device, engine)
