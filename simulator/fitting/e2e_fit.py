@@ -223,7 +223,7 @@ def fit(rows: pd.DataFrame, engines: Mapping[str, Engine]) -> dict[str, Engine]:
         # Elsewhere the kernels are borrowed, and their error would end up in the engine's figures.
         known = {d: CATALOGUE.device(d).vendor == "nvidia" for d in mine["device"].unique()}
         own = mine["device"].map(known).to_numpy(bool)
-        usable = mine[runs & (own if (runs & own).any() else True)]
+        usable = mine[runs & _as_most_run(mine) & (own if (runs & own).any() else True)]
         if len(usable) < 2 * len(FREE[name]):
             continue
         fitted = fit_engine(engines[name], blocks(usable, engines), FREE[name])
@@ -236,6 +236,14 @@ def fit(rows: pd.DataFrame, engines: Mapping[str, Engine]) -> dict[str, Engine]:
         archs = tuple(sorted({CATALOGUE.device(d).arch for d in usable["device"].unique()}))
         out[name] = replace(fitted, n=len(usable), archs=archs, **spreads(alone))
     return out
+
+
+def _as_most_run(rows: pd.DataFrame) -> np.ndarray:
+    """Rows whose error is the engine's: recipes of attention ranks wait as no row says, networks are assumed."""
+    devices = {d: CATALOGUE.device(d) for d in rows["device"].unique()}
+    sizes = ((devices[d], int(tp)) for d, tp in zip(rows["device"], rows["tp"], strict=True))
+    over = [bool(device.links) and device.link_for(tp).joins_nodes for device, tp in sizes]
+    return (rows["dp"] == 1).to_numpy() & ~np.array(over, bool)
 
 
 def paces(judged: pd.DataFrame) -> dict[str, tuple[float, float]]:
