@@ -1,7 +1,7 @@
 # Two commands matter: `make demo` and `make test`. PIP_ARGS is handed to every `pip install`.
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-core setup setup-core lint format bench bench-peers mutation app docs hooks clean
+.PHONY: help demo test test-core packages setup setup-core lint format bench bench-peers mutation app docs hooks clean
 
 PYTHON ?= python3
 PIP_ARGS ?=
@@ -62,6 +62,9 @@ setup: .venv/.stamp-test  ## everything into .venv: all extras and the developer
 
 test: setup  ## all tests, and why any were skipped; TEST_ARGS='-k name' picks some
 	$(PYTEST) $(TEST_ARGS)
+
+packages: $(BIN)/python  ## wheel and sdist, installed alone under each Python 3.11 and later found here, run from a folder of somebody else's
+	$(BIN)/python tests/packaging.py --pip-args '$(PIP_ARGS)'
 
 lint: setup  ## ruff, import rules, types, spelling
 	$(BIN)/ruff check $(CODE)
