@@ -25,7 +25,7 @@ COMMANDS = (
     "shadowline",
     "shadowline predict --model llama-3.1-8b --device h100-sxm --policy quest",
     "shadowline sweep --model opt-125m --device l40s --policy w4a16 --batch 1,8 --quiet --out s.parquet",
-    "shadowline serve --model llama-3.1-8b --device h100-sxm --rate 2 --count 50 --prompt-tokens 512 --output-tokens 64",
+    "shadowline serve --model llama-3.1-8b --device h100-sxm --rate 2 --count 50 --prompt-tokens 512 --output-tokens 8",
     "shadowline traces.collect --help",
     "shadowline doctor",
 )

@@ -1,4 +1,4 @@
-"""``shadowline VERB``: the same verbs as ``python -m simulator``, from a folder whose own modules are never imported."""
+"""``shadowline VERB``: the same verbs as ``python -m simulator``, from a folder whose own modules are not imported."""
 
 from __future__ import annotations
 
