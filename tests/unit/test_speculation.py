@@ -62,7 +62,7 @@ def test_tokens_per_step(text: str, k: int, tokens: float, nodes: int) -> None:
         ("eagle3(k=4,nodes=3,topk=2,tau=2)", "at least one path"),
         ("eagle3(k=4,topk=2,accept=0.5)", "of a tree give tau"),
         ("draft(k=4,accept=0.5)", "needs the model that drafts"),
-        ("mtp(k=1,acept=0.5)", "did you mean 'accept'"),
+        ("mtp(k=1,accepts=0.5)", "did you mean 'accept'"),
         ("mtp(k=1,model=llama-2-7b,accept=0.5)", "no parameter 'model'"),
         ("mtp(k=1,accept=0.5", "brackets do not match|cannot read"),
     ],
