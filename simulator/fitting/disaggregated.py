@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -226,8 +226,8 @@ def _worker(
     if experts and moe_tp * ep != gpus:
         raise InputError("expert split does not match the tensor split")
     told = {"device": device.name, "model": model.name, "dtype": dtype, "kv_dtype": kv, "loop": "static"}
-    group = group_of(told | {"tp": str(gpus), "pp": "1", "ep": str(ep if experts else 1)}, engine)
-    group = replace(group, dp_attention=dp)
+    cut = {"tp": gpus, "pp": 1, "ep": ep if experts else 1, "dp": dp}
+    group = group_of(told | {size: str(n) for size, n in cut.items()}, engine)
     if group.problem is not None:
         raise InputError(f"{pool}: {group.problem[1].partition(';')[0]}")
     return group
