@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -227,7 +227,9 @@ def _worker(
         raise InputError("expert split does not match the tensor split")
     told = {"device": device.name, "model": model.name, "dtype": dtype, "kv_dtype": kv, "loop": "static"}
     cut = {"tp": gpus, "pp": 1, "ep": ep if experts else 1, "dp": dp}
-    group = group_of(told | {size: str(n) for size, n in cut.items()}, engine)
+    # Recipes of pools route tokens: SGLang's --moe-a2a-backend deepep, TensorRT-LLM's wide EP.
+    routed = "deepep" if dp > 1 and experts and ep == gpus else "none"
+    group = replace(group_of(told | {size: str(n) for size, n in cut.items()}, engine), a2a=routed)
     if group.problem is not None:
         raise InputError(f"{pool}: {group.problem[1].partition(';')[0]}")
     return group
