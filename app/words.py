@@ -37,14 +37,21 @@ def answer(p: Prediction, dense: Prediction) -> str:
         return f"Dense **{a.model}** puts out {rate} on {where} at batch {a.batch:,.0f}. {_bound(p)}"
     if not dense.answer.ok:
         return (
-            f"**{a.policy}** lets **{a.model}** run on {where}: {rate} at batch {a.batch:,.0f}, where dense cannot"
+            f"**{named(a)}** lets **{a.model}** run on {where}: {rate} at batch {a.batch:,.0f}, where dense cannot"
             f" ({dense.answer.reason}); {plain(a.loss_in_words)}. {_bound(p)}"
         )
     return (
-        f"**{a.policy}** {verdict(a.speedup).verb} on **{a.model}** and {where}: {rate} instead of"
+        f"**{named(a)}** {verdict(a.speedup).verb} on **{a.model}** and {where}: {rate} instead of"
         f" {number(dense.answer.tokens_per_s.mid)}, {strong(a.speedup)}, at batch {a.batch:,.0f};"
         f" {plain(a.loss_in_words)}. {_bound(p)}"
     )
+
+
+def named(a: Row) -> str:
+    """What is done to the model: the policy, who drafts, or both; ``dense`` where nothing is."""
+    if not a.speculate:
+        return a.policy
+    return a.speculate if a.policy == "dense" else f"{a.policy} with {a.speculate}"
 
 
 def strong(speedup: Interval[float]) -> str:
@@ -58,7 +65,7 @@ def told(p: Prediction) -> str:
     a = p.answer
     rate = f", {number(a.tokens_per_s.mid)} tokens/s" if isfinite(a.tokens_per_s.mid) else ""
     load = f"batch {a.batch:,.0f}, {a.prompt_tokens:,.0f} + {a.output_tokens:,.0f} tokens"
-    return f"{a.model} on {_gpus(a)}{a.device}, {a.policy}, {load}{rate}"
+    return f"{a.model} on {_gpus(a)}{a.device}, {named(a)}, {load}{rate}"
 
 
 def refusal(a: Row) -> str:
@@ -69,7 +76,7 @@ def refusal(a: Row) -> str:
         Status.NOT_APPLICABLE: "cannot be used here",
         Status.UNSUPPORTED_DTYPE: "has a format the device cannot compute",
     }
-    what = f"**{a.model}** with **{a.policy}**" if a.policy != "dense" else f"**{a.model}**"
+    what = f"**{a.model}**" if a.is_dense else f"**{a.model}** with **{named(a)}**"
     return f"{what} on {_gpus(a)}**{a.device}** {words[Status[a.status.upper()]]}: {a.reason}."
 
 

@@ -36,10 +36,12 @@ def page() -> None:
     told.markdown(f"#### {words.answer(answer, dense)}")
     if known := run_in(answer):
         st.caption(words.plain("; ".join(known)))
+    if answer.speculation:
+        st.caption(words.plain(answer.speculation))
     blocks.pinned(scenario)
     if base is not None and pinned is not None:
         st.caption(f"Changes are against the baseline: {words.told(pinned)}")
-    shown = {"dense": dense, scenario.policy: answer}
+    shown = {"dense": dense, words.named(answer.answer): answer}
     if pinned is not None:
         shown = {"A, baseline": pinned, **shown}
     if answer.ops:
@@ -121,7 +123,7 @@ def time(shown: dict[str, Prediction]) -> None:
 def roofline(scenario: Scenario, answer: Prediction, dense: Prediction) -> None:
     """Ops under the device's roof."""
     blocks.heading("Under the roof", "roofline")
-    drawn = Roofline.of(group_of(scenario), (dense, answer) if scenario.policy != "dense" else (answer,))
+    drawn = Roofline.of(group_of(scenario), (answer,) if answer.answer.is_dense else (dense, answer))
     blocks.chart(figures.roofline(drawn), drawn.alt, "roofline", drawn.caption)
 
 

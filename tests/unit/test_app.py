@@ -94,6 +94,14 @@ def test_a_link_shows_what_predict_says_of_it():
     assert not told(at)
 
 
+def test_a_link_that_drafts_names_who_and_says_what_it_gives():
+    link = "model=llama-3.1-8b&device=h100-sxm&batch=8&speculate=eagle3(k%3D4,accept%3D0.62)"
+    at = opened(link)
+    agrees(at, Scenario.from_query(link))
+    assert "**eagle3(k=4,accept=0.62)** wins on **llama-3.1-8b**" in texts(at)
+    assert any("tokens per step" in c.value for c in at.caption)
+
+
 class Sidebar:
     """The what-if page, whose numbers agree with the simulator's after every change."""
 
