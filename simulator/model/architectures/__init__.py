@@ -92,7 +92,7 @@ def from_config(
         raise with_where(error, where) from None
     check(model, reader)
     if reader.whole("num_nextn_predict_layers", "mtp_num_hidden_layers", default=0, low=0):
-        notes += ("multi-token-prediction layers are left out",)
+        notes += ("multi-token-prediction layers count only where they draft (--speculate)",)
     if model.n_state_layers:
         where_kept = "beside" if any(layer.state and layer.attention for layer in model.layers) else "in place of"
         kept = f"{format_bytes(model.state_bytes())} of each sequence"
